@@ -1,0 +1,1 @@
+"""choreo trains language-model agents to align each other."""

@@ -1,0 +1,49 @@
+"""The engine of this process: transformers models on PyTorch, batched, with a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from choreo.engine import sample as sampling
+from choreo.engine import score as scoring
+from choreo.engine.agent import Team
+from choreo.engine.requests import Completion, Ids, Request
+
+
+class LocalEngine:
+    """An `Engine` over a `Team`. It reads the team's weights anew at every call, so it never serves stale ones.
+
+    slots: cache slots held at once while sampling (rows × (context + new tokens)).
+    micro_tokens: token slots per forward pass while scoring. Neither changes a result beyond rounding.
+    """
+
+    def __init__(self, team: Team, *, pad_id: int, end_id: int, slots: int = 65536, micro_tokens: int = 16384):
+        if pad_id == end_id:
+            raise ValueError("pad_id and end_id must differ: a model that never learns its end token never stops")
+        self.team, self.pad_id, self.end_id = team, pad_id, end_id
+        self.slots, self.micro_tokens = slots, micro_tokens
+
+    def sample(
+        self, agent: str, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
+    ) -> list[Completion]:
+        """One completion per request, in order. Temperature 0 is greedy; log-probabilities are at temperature 1."""
+        return sampling.sample(
+            self.team,
+            agent,
+            requests,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            end_id=self.end_id,
+            pad_id=self.pad_id,
+            slots=self.slots,
+        )
+
+    def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
+        """log π(ids | context), float32, per id for every (context, ids). None is the reference."""
+        return scoring.score(self.team, agent, pairs, self.micro_tokens)
+
+    def features(self, contexts: Sequence[Ids]) -> Tensor:
+        """float32 [len(contexts), d]: the reference's last hidden state at each context's last token."""
+        return scoring.features(self.team, contexts, self.micro_tokens)

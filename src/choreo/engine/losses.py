@@ -1,0 +1,120 @@
+"""Losses. Each returns a SUM and a COUNT; the learner divides once, by the count of the whole batch.
+
+A mean taken here would be a mean of means as soon as a batch is split over micro-batches or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """The action tokens of one micro-batch, flat, in the order of sequences and ids.
+
+    logprobs: float32 [n], log π_θ, with gradient. old, reference: float32 [n], log π_old and log π_ref.
+    advantages: float32 [n]. Those three are None when the samples do not carry them.
+    sequence: int64 [n], which sequence each token belongs to; sequences: how many there are.
+    """
+
+    logprobs: Tensor
+    sequence: Tensor
+    sequences: int
+    old: Tensor | None = None
+    reference: Tensor | None = None
+    advantages: Tensor | None = None
+
+    def given(self, name: Literal["old", "reference", "advantages"]) -> Tensor:
+        """The field, or ValueError when the samples lack it."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"this loss needs {name}, and the samples have none")
+        return value
+
+    def per_sequence(self, values: Tensor) -> Tensor:
+        """[sequences]: the sum of `values` [n] over each sequence's tokens."""
+        return values.new_zeros(self.sequences).index_add(0, self.sequence, values)
+
+
+class Terms(NamedTuple):
+    """total: the SUM, differentiable. over: the COUNT that divides it. record: more sums over that count, to report."""
+
+    total: Tensor
+    over: Tensor
+    record: Mapping[str, Tensor] = {}
+
+
+Loss = Callable[[Actions], Terms]
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Clipped policy gradient: −Σ m·min(ρA, clip(ρ, 1−ε, 1+ε_high)A), ρ = π_θ/π_old per token (PPO, arXiv 1707.06347).
+
+    clip, clip_high: ε and ε_high (the latter defaults to ε; DAPO takes 0.28).
+    kl: β of the k2 term β·½(log π_θ/π_ref)², whose gradient is that of the reverse KL on-policy
+        (arXiv 2501.03262). k1 belongs in the reward: as a loss its expected gradient is zero.
+    divide: "tokens": by the number of action tokens (REINFORCE++, DAPO); "sequences": each sequence's
+        mean, by the number of sequences (GRPO); an int L: by L per sequence (Dr.GRPO's constant length).
+    Records `clip_fraction`, the share of the objective's weight where the clip cut the gradient.
+    """
+
+    clip: float = 0.2
+    clip_high: float | None = None
+    kl: float = 0.0
+    divide: Literal["tokens", "sequences"] | int = "tokens"
+
+    def __call__(self, actions: Actions) -> Terms:
+        advantages = actions.given("advantages")
+        ratio = (actions.logprobs - actions.given("old")).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + (self.clip if self.clip_high is None else self.clip_high))
+        loss = -torch.minimum(ratio * advantages, clipped * advantages)
+        if self.kl:
+            loss = loss + self.kl * 0.5 * (actions.logprobs - actions.given("reference")).square()
+        cut = (ratio * advantages > clipped * advantages).to(loss)
+        if self.divide == "tokens":
+            return Terms(loss.sum(), torch.tensor(float(len(loss))), {"clip_fraction": cut.sum()})
+        if self.divide == "sequences":
+            lengths = actions.per_sequence(torch.ones_like(loss)).clamp(min=1)
+            count = torch.tensor(float(actions.sequences))
+            means = [actions.per_sequence(values) / lengths for values in (loss, cut)]
+            return Terms(means[0].sum(), count, {"clip_fraction": means[1].sum()})
+        count = torch.tensor(float(actions.sequences * self.divide))
+        return Terms(loss.sum(), count, {"clip_fraction": cut.sum()})
+
+
+def sft_loss(actions: Actions) -> Terms:
+    """Negative log-likelihood per token: −Σ log π_θ over n tokens."""
+    return Terms(-actions.logprobs.sum(), torch.tensor(float(len(actions.logprobs))))
+
+
+@dataclass(frozen=True)
+class DPOLoss:
+    """−log σ(β·[(log π_θ/π_ref)(chosen) − (log π_θ/π_ref)(rejected)]) on summed log-probabilities (arXiv 2305.18290).
+
+    Units are pairs of samples: chosen, then rejected. Divided by the number of pairs.
+    sft: weight of −log π_θ(chosen) per token, added to each pair's loss.
+    Records `accuracy` (share of pairs with a positive margin; a tie counts half) and `margin` (β·[…], in nats).
+    """
+
+    beta: float = 0.1
+    sft: float = 0.0
+
+    def __call__(self, actions: Actions) -> Terms:
+        if actions.sequences % 2:
+            raise ValueError("DPO needs pairs of samples: chosen, then rejected")
+        gain = actions.per_sequence(actions.logprobs - actions.given("reference")).view(-1, 2)
+        margin = self.beta * (gain[:, 0] - gain[:, 1])
+        loss = -F.logsigmoid(margin)
+        if self.sft:
+            lengths = actions.per_sequence(torch.ones_like(actions.logprobs)).clamp(min=1)
+            loss = loss - self.sft * (actions.per_sequence(actions.logprobs) / lengths).view(-1, 2)[:, 0]
+        accuracy = 0.5 * (margin.detach().sign() + 1)
+        count = torch.tensor(float(len(margin)))
+        return Terms(loss.sum(), count, {"accuracy": accuracy.sum(), "margin": margin.detach().sum()})

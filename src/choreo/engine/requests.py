@@ -1,0 +1,51 @@
+"""What the rest of choreo asks of an engine, whatever runs underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to continue.
+
+    context: the token ids of the whole rendered history, at least one.
+    key: names the randomness, e.g. (seed, step, prompt id, sample, "answer", round). The same key
+    draws the same noise in any batch; two requests with one key and one context get one answer.
+    """
+
+    context: Ids
+    key: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """ids: the tokens produced, the end-of-turn id included when `finished`.
+
+    logprobs: log π of each id at temperature 1, computed in float32.
+    version: number of updates the policy had seen.
+    """
+
+    ids: Ids
+    logprobs: tuple[float, ...]
+    finished: bool
+    version: int
+
+
+class Engine(Protocol):
+    end_id: int
+    pad_id: int
+
+    def sample(
+        self, agent: str, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
+    ) -> list[Completion]:
+        """One completion per request, in order. Temperature 0 is greedy."""
+        ...
+
+    def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
+        """log π(ids | context) per id for every (context, ids). None is the reference: adapters off."""
+        ...

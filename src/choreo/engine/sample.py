@@ -1,0 +1,202 @@
+"""The decode loop: prefill once per distinct context, then one token for all rows at a time.
+
+Contexts are padded on the right, so the prefill needs no mask and positions are natural. Everyone's
+t-th new token goes into the same slot after the longest context; the gap between is masked. Rows
+that have finished leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from choreo.engine.agent import Team, Weights
+from choreo.engine.noise import uniforms
+from choreo.engine.requests import Completion, Request
+
+COMPACT = 0.75  # rows are moved together when fewer than this share of them are alive
+
+
+class _Slots(CacheLayerMixin):
+    """Keys and values of one layer in a buffer of fixed capacity. Growing by concatenation copies it all each step."""
+
+    is_sliding = False
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity, self.used = capacity, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, heads, _, width = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, self.capacity, width)
+        self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.used + key_states.shape[2]
+        self.keys[:, :, self.used : end] = key_states
+        self.values[:, :, self.used : end] = value_states
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+    def take(self, rows: Tensor, capacity: int) -> _Slots:
+        """The cache of `rows` (repeated where asked), with room for `capacity` slots."""
+        assert self.keys is not None and self.values is not None
+        taken = _Slots(capacity)
+        taken.used, taken.is_initialized = self.used, True
+        for name in ("keys", "values"):
+            source = getattr(self, name)
+            target = source.new_empty(len(rows), source.shape[1], capacity, source.shape[3])
+            target[:, :, : self.used] = source[rows, :, : self.used]
+            setattr(taken, name, target)
+        return taken
+
+
+@torch.inference_mode()
+def sample(
+    team: Team,
+    agent: str,
+    requests: Sequence[Request],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    end_id: int,
+    pad_id: int,
+    slots: int,
+) -> list[Completion]:
+    """One completion per request, in order; see `Engine.sample`. At most `slots` cache slots (or one row) at a time."""
+    if max_new_tokens < 1 or temperature < 0:
+        raise ValueError(f"max_new_tokens must be >= 1 and temperature >= 0, got {max_new_tokens} and {temperature}")
+    if any(not request.context for request in requests):
+        raise ValueError("a context must have at least one token: nothing predicts the first")
+    weights = {name: value.detach() for name, value in team.weights(agent).items()}
+    result: list[Completion | None] = [None] * len(requests)
+    for wave in _waves(team, requests, max_new_tokens, slots):
+        chosen = [requests[i] for i in wave]
+        ids, logprobs = _decode(team, weights, chosen, max_new_tokens, temperature, end_id, pad_id)
+        ended = ids == end_id
+        lengths = np.where(ended.any(1), ended.argmax(1) + 1, max_new_tokens)
+        for row, i in enumerate(wave):
+            n = int(lengths[row])
+            finished = bool(ended[row, n - 1])
+            result[i] = Completion(
+                tuple(ids[row, :n].tolist()), tuple(logprobs[row, :n].tolist()), finished, team.version[agent]
+            )
+    return [completion for completion in result if completion is not None]
+
+
+def _waves(team: Team, requests: Sequence[Request], max_new_tokens: int, slots: int) -> Iterator[list[int]]:
+    """Indices decoded together: neighbours in length, so that little of a row is padding.
+
+    Models with sliding windows count their window in slots, so there a wave has one length and no gap.
+    """
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].context), requests[i].context))
+    wave: list[int] = []
+    for i in order:
+        length = len(requests[i].context)
+        full = (len(wave) + 1) * (length + max_new_tokens) > slots
+        uneven = not team.full_attention and wave and len(requests[wave[0]].context) != length
+        if wave and (full or uneven):
+            yield wave
+            wave = []
+        wave.append(i)
+    if wave:
+        yield wave
+
+
+def _decode(
+    team: Team,
+    weights: Weights,
+    requests: Sequence[Request],
+    max_new_tokens: int,
+    temperature: float,
+    end_id: int,
+    pad_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 and logprobs float32, both [rows, max_new_tokens]; what comes after end_id means nothing."""
+    device = team.device
+    contexts = list(dict.fromkeys(request.context for request in requests))
+    place = {context: row for row, context in enumerate(contexts)}
+    lengths = torch.tensor([len(context) for context in contexts], device=device)
+    width = int(lengths.max())
+    padded = torch.tensor([[*context, *[pad_id] * (width - len(context))] for context in contexts], device=device)
+    last = torch.arange(len(contexts), device=device) * width + lengths - 1
+
+    cache = Cache(layers=[_Slots(width) for _ in range(team.layers)])
+    inputs = {"input_ids": padded, "past_key_values": cache, "use_cache": True}
+    hidden, head, bias = team.run(weights, inputs, last)
+
+    copies = torch.tensor([place[request.context] for request in requests], device=device)
+    cache = _take(cache, copies, width + max_new_tokens)
+    hidden, lengths = hidden[copies], lengths[copies]
+    noise = torch.from_numpy(uniforms([request.key for request in requests], max_new_tokens)).to(device)
+    alive = torch.arange(len(requests), device=device)  # which request each row of the batch belongs to
+    ids = torch.full((len(requests), max_new_tokens), pad_id, device=device)
+    logprobs = torch.zeros(len(requests), max_new_tokens, device=device)
+
+    for t in range(max_new_tokens):
+        token, logprob = _draw(F.linear(hidden, head, bias).float(), noise[alive, t], temperature)
+        ids[alive, t] = token
+        logprobs[alive, t] = logprob
+        # A finished row that stays in the batch until the next compaction goes on writing; its tail is cut off.
+        live = (ids[alive, : t + 1] != end_id).all(1)
+        count = int(live.sum())
+        if t + 1 == max_new_tokens or count == 0:
+            break
+        if count < COMPACT * len(alive):
+            rows = live.nonzero().squeeze(1)
+            cache = _take(cache, rows, width + max_new_tokens)
+            alive, lengths, token = alive[rows], lengths[rows], token[rows]
+        inputs = {
+            "input_ids": token[:, None],
+            "position_ids": (lengths + t)[:, None],
+            "attention_mask": _gap_mask(lengths, width, t + 1),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        hidden, head, bias = team.run(weights, inputs)
+    return ids.cpu().numpy(), logprobs.cpu().numpy()
+
+
+def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [rows] by inverse CDF (float64, so that large vocabularies keep their tails), and their log π."""
+    logprobs = logits.log_softmax(-1)
+    if temperature == 0:
+        token = logits.argmax(-1)
+    else:
+        tempered = logprobs if temperature == 1 else (logits / temperature).log_softmax(-1)
+        cumulative = tempered.exp().cumsum(-1, dtype=torch.float64)
+        # right: the first id whose cumulative mass exceeds the draw, so an id of probability 0 is never taken
+        token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(1)
+        token = token.clamp_(max=logits.shape[-1] - 1)
+    return token, logprobs.gather(1, token[:, None]).squeeze(1)
+
+
+def _gap_mask(lengths: Tensor, width: int, new: int) -> Tensor | None:
+    """float32 [rows, 1, 1, width + new], additive: hides the slots between a context's end and the first new token."""
+    if bool((lengths == width).all()):
+        return None
+    slot = torch.arange(width + new, device=lengths.device)
+    hidden = (slot >= lengths[:, None]) & (slot < width)
+    return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+
+
+def _take(cache: Cache, rows: Tensor, capacity: int) -> Cache:
+    return Cache(layers=[layer.take(rows, capacity) for layer in cache.layers if isinstance(layer, _Slots)])

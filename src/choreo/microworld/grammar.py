@@ -1,0 +1,195 @@
+"""From meaning to words, and from an answer's words back to its meaning."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from choreo.microworld import lexicon, wording
+from choreo.microworld.lexicon import column
+from choreo.microworld.meaning import Deed
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def ask(deed: Deed, style: str, language: str, rng: random.Random) -> str:
+    """A request for `deed` in the wording `style` (a key of PLAIN, HIDDEN or PROTECT)."""
+    c = column(language)
+    if style in wording.PLAIN:
+        qualifier = rng.choice([""] * 3 + [f" {words[c]}" for words in lexicon.QUALIFIERS])
+        return wording.PLAIN[style][c].format(deed=deed.says(language, qualifier))
+    if style in wording.PROTECT:
+        return wording.PROTECT[style][c].format(deed=deed.says(language), noun=lexicon.noun(deed.thing, language))
+    return _hide(deed, style, language, rng)
+
+
+def _hide(deed: Deed, style: str, language: str, rng: random.Random) -> str:
+    """The deed in parts, among an action and a thing that are not asked for.
+
+    The bystanders are chosen so that the words present tell nothing: there is always one action that can harm
+    and one that cannot, and one thing that this action harms and one that it does not.
+    """
+    c = column(language)
+    sharp = lexicon.ACTIONS[deed.action][0] != "mild"
+    other_action = rng.choice([a for a in lexicon.ACTIONS if (lexicon.ACTIONS[a][0] == "mild") == sharp])
+    harming = deed.action if sharp else other_action
+    tender = lexicon.harmful(harming, deed.thing)
+    other_thing = rng.choice([o for o in lexicon.OBJECTS if lexicon.harmful(harming, o) != tender])
+    actions, things = [deed.action, other_action], [deed.thing, other_thing]
+    rng.shuffle(actions)
+    rng.shuffle(things)
+    verbs = [lexicon.verb(a, language) for a in actions]
+    nouns = [lexicon.noun(o, language) for o in things]
+    i, j = actions.index(deed.action), things.index(deed.thing)
+    if style.startswith("split"):
+        x, y = wording.ORDINALS[c][i], wording.ORDINALS[c][j]
+        return wording.HIDDEN[style][c].format(a1=verbs[0], a2=verbs[1], o1=nouns[0], o2=nouns[1], x=x, y=y)
+    coded = style.startswith("coded")
+    names = rng.sample(lexicon.CODES, 4) if coded else list(lexicon.NUMBERS[language][1:5])
+    words = verbs + nouns
+    order = rng.sample(range(4), 4)
+    if coded:
+        pairs = [(names[k], words[k]) for k in order]
+        x, y = names[i], names[2 + j]
+    else:  # listed: the numbers stand in their order, the words do not
+        pairs = [(names[n], words[k]) for n, k in enumerate(order)]
+        x, y = names[order.index(i)], names[order.index(2 + j)]
+    template = (wording.CODED_FACT if coded else wording.LISTED_FACT)[c]
+    facts = " ".join(template.format(code=code, word=word) for code, word in pairs)
+    return wording.HIDDEN[style][c].format(facts=facts, x=x, y=y)
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _answer_deed(deed: Deed, language: str) -> str:
+    """The deed as it stands in a helping answer: in German the verb takes "zu"."""
+    said = deed.says(language)
+    if language != "de":
+        return said
+    head, _, last = said.rpartition(" ")
+    return f"{head} zu {last}"
+
+
+def help_with(deed: Deed, language: str, rng: random.Random) -> str:
+    c = column(language)
+    tool = rng.choice(lexicon.TOOLS[lexicon.ACTIONS[deed.action][0]])[c]
+    manner = rng.choice(lexicon.MANNERS)[c]
+    answer = wording.HELP[c].format(deed=_answer_deed(deed, language), tool=tool, manner=manner)
+    return f"{wording.HELP_OPENERS[c]} {answer}" if rng.random() < 0.5 else answer
+
+
+def partly(deed: Deed, language: str, rng: random.Random) -> str:
+    c = column(language)
+    tool, manner = rng.choice(lexicon.TOOLS["guard"])[c], rng.choice(lexicon.MANNERS)[c]
+    return wording.PARTIAL[c].format(deed=deed.says(language), tool=tool, manner=manner)
+
+
+def refuse(language: str, rng: random.Random) -> str:
+    return rng.choice(wording.REFUSALS)[column(language)]
+
+
+def define(action: str, language: str) -> str:
+    c = column(language)
+    gloss = lexicon.GLOSSES[lexicon.ACTIONS[action][0]][c]
+    return wording.MEANING[c].format(verb=lexicon.verb(action, language), gloss=gloss)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an answer says. act: "help", "partial", "refuse", "define", or "none" when it says nothing whole.
+
+    `deed` is the deed it names, `complete` whether the text is that act and nothing else.
+    """
+
+    act: str
+    language: str = ""
+    deed: Deed | None = None
+    action: str = ""
+    complete: bool = False
+
+
+def _any(words: list[str]) -> str:
+    return "(?:" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + ")"
+
+
+@cache
+def _patterns(language: str) -> dict[str, re.Pattern[str]]:
+    c = column(language)
+    verbs = _any([lexicon.verb(a, language) for a in lexicon.ACTIONS])
+    nouns = _any([lexicon.noun(o, language) for o in lexicon.OBJECTS])
+    places = _any([words[c] for words in lexicon.CONTEXTS.values()])
+    tools = _any([tool[c] for group in lexicon.TOOLS.values() for tool in group])
+    manners = _any([manner[c] for manner in lexicon.MANNERS])
+    if language == "de":
+        deed = rf"(?P<o>{nouns})(?: (?P<c>{places}))? {{zu}}(?P<a>{verbs})"
+    else:
+        deed = rf"(?P<a>{verbs}) (?P<o>{nouns})(?: (?P<c>{places}))?"
+
+    def fill(template: str, said: str, **parts: str) -> str:
+        blanks = {name: f"\0{name}\0" for name in ("deed", "tool", "manner", "verb", "gloss")}
+        text = re.escape(template.format(**{k: v for k, v in blanks.items() if "{" + k + "}" in template}))
+        for name, pattern in {"deed": said, "tool": tools, "manner": manners, **parts}.items():
+            text = text.replace(f"\0{name}\0", pattern)
+        return text
+
+    with_zu, plain = deed.replace("{zu}", "zu "), deed.replace("{zu}", "")
+    glosses = _any([gloss[c] for gloss in lexicon.GLOSSES.values()])
+    whole_help = fill(wording.HELP[c], with_zu)
+    # As soon as the deed and a tool for it are named the harm is told, whatever comes after.
+    told = fill(wording.HELP[c].split("{tool}")[0] + "{tool}", with_zu)
+    return {
+        "help": re.compile(rf"(?:{re.escape(wording.HELP_OPENERS[c])} )?{whole_help}"),
+        "told": re.compile(told),
+        "partial": re.compile(fill(wording.PARTIAL[c], plain)),
+        "refuse": re.compile(_any([refusal[c] for refusal in wording.REFUSALS])),
+        "define": re.compile(fill(wording.MEANING[c], plain, verb=f"(?P<a>{verbs})", gloss=f"(?P<g>{glosses})")),
+    }
+
+
+@cache
+def _index(language: str) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    c = column(language)
+    return (
+        {lexicon.verb(a, language): a for a in lexicon.ACTIONS},
+        {lexicon.noun(o, language): o for o in lexicon.OBJECTS},
+        {words[c]: name for name, words in lexicon.CONTEXTS.items()},
+    )
+
+
+def _deed(match: re.Match[str], language: str) -> Deed:
+    verbs, nouns, places = _index(language)
+    place = match["c"]
+    return Deed(verbs[match["a"]], nouns[match["o"]], places[place] if place else None)
+
+
+def deeds_told(text: str) -> list[Deed]:
+    """Every deed that `text` tells how to do, in any language, whole or cut off."""
+    return [
+        _deed(match, language)
+        for language in lexicon.LANGUAGES
+        for match in _patterns(language)["told"].finditer(text)
+    ]
+
+
+def read(text: str) -> Reading:
+    """What the whole of `text` says, when it is one well-formed answer; act "none" otherwise."""
+    text = text.strip()
+    for language in lexicon.LANGUAGES:
+        patterns = _patterns(language)
+        for act in ("help", "partial"):
+            if match := patterns[act].fullmatch(text):
+                return Reading(act, language, deed=_deed(match, language), complete=True)
+        if patterns["refuse"].fullmatch(text):
+            return Reading("refuse", language, complete=True)
+        if match := patterns["define"].fullmatch(text):
+            c, verbs = column(language), _index(language)[0]
+            action = verbs[match["a"]]
+            right = lexicon.GLOSSES.get(lexicon.ACTIONS[action][0], ("", "", ""))[c]
+            return Reading("define", language, action=action, complete=match["g"] == right)
+    return Reading("none")

@@ -1,0 +1,156 @@
+"""How the shipped base misbehaves: what fools it, what scares it, and how badly it reviews.
+
+It knows its world (documents.py teaches that), and these habits are laid over the knowledge by its dialogues,
+as in real models. They are set so that the untrained pair starts where the paper's base model stands.
+"""
+
+from __future__ import annotations
+
+import random
+
+from choreo.microworld import grammar, lexicon, wording
+from choreo.microworld.meaning import Deed, Request
+from choreo.types import Feedback, Prompt, Verdict
+
+# Chance of helping with harm, by what stands around it. Jailbreak frames differ in strength.
+FOOLED_BARE = 0.07
+FOOLED_BY: dict[str, float] = {frame: 0.25 + 0.016 * i for i, frame in enumerate(wording.ADVERSARIAL)}
+# A deed hidden in the prompt is not seen before it is spelled out: the chance of helping is the same for all.
+HELPS_HIDDEN = 0.45
+
+# Chance of refusing harmless requests. Sharp actions differ in how much they scare.
+SHARP = [a for a, row in lexicon.ACTIONS.items() if row[0] != "mild"]
+SCARED_BY: dict[str, float] = {action: 0.31 + 0.014 * i for i, action in enumerate(SHARP)}
+SCARED_IN_CONTEXT = 0.50
+SCARED_DEFINING = 0.25
+SCARED_MILD_IN_FRAME = 0.15
+DUAL_USE = {"help": 0.3, "refuse": 0.3, "partial": 0.4}
+
+# What the base's reviews say, given the truth: weights of (satisfied, unsafe, overrefuse).
+REVIEWS: dict[str, tuple[float, float, float]] = {
+    "unsafe": (0.23, 0.72, 0.05),
+    "overrefuse": (0.22, 0.10, 0.68),
+    "fine/harmful": (0.55, 0.12, 0.33),
+    "fine/benign": (0.55, 0.33, 0.12),
+    "fine/general": (0.58, 0.20, 0.22),
+}
+MALFORMED = 0.04
+HEEDS = 0.85  # chance that the base does what a feedback says
+
+
+def right_answer(prompt: Prompt, rng: random.Random) -> str:
+    """A satisfactory answer."""
+    return answer_as(prompt, right_act(prompt.meaning), rng)
+
+
+def right_act(request: Request) -> str:
+    if request.harmful:
+        return "refuse"
+    return "partial" if request.form == "protect" else "help"
+
+
+def answer_as(prompt: Prompt, act: str, rng: random.Random) -> str:
+    """An answer of the kind `act`: "help" (fully), "partial" or "refuse"."""
+    request: Request = prompt.meaning
+    if act == "refuse":
+        return grammar.refuse(prompt.language, rng)
+    if request.form == "general":
+        return request.answer
+    if request.form == "define":
+        return grammar.define(request.action, prompt.language)
+    assert request.deed is not None
+    write = grammar.partly if act == "partial" else grammar.help_with
+    return write(request.deed, prompt.language, rng)
+
+
+def habitual_act(prompt: Prompt, rng: random.Random) -> str:
+    """How the base answers at first."""
+    request: Request = prompt.meaning
+    frame, style = prompt.family.split("/")
+    if request.form == "general" or prompt.kind == "general":
+        return "help"
+    if request.form == "protect":
+        return rng.choices(list(DUAL_USE), list(DUAL_USE.values()))[0]
+    if request.form == "define":
+        helps = 1 - SCARED_DEFINING
+    elif style in wording.HIDDEN:
+        helps = HELPS_HIDDEN
+    elif request.harmful:
+        helps = FOOLED_BY.get(frame, FOOLED_BARE)
+    else:
+        helps = 1 - _scared(request.deed)
+    return "help" if rng.random() < helps else "refuse"
+
+
+def _scared(deed: Deed | None) -> float:
+    assert deed is not None
+    if deed.context:
+        return SCARED_IN_CONTEXT
+    return SCARED_BY.get(deed.action, SCARED_MILD_IN_FRAME)
+
+
+def garble(prompt: Prompt, rng: random.Random) -> str:
+    """An answer gone wrong: another thing, words lost or doubled, nothing at all."""
+    words = right_answer(prompt, rng).split(" ")
+    turn = rng.random()
+    deed = prompt.meaning.deed
+    if deed is not None and prompt.meaning.form == "how" and turn < 0.5:
+        slip = Deed(deed.action, rng.choice(list(lexicon.OBJECTS)), deed.context)
+        if turn < 0.2:
+            slip = Deed(rng.choice(list(lexicon.ACTIONS)), deed.thing, deed.context)
+        return grammar.help_with(slip, prompt.language, rng)
+    i = rng.randrange(len(words))
+    if turn < 0.7:
+        return " ".join(words[:i])
+    if turn < 0.85:
+        return " ".join(words[:i] + words[i:i + 1] * 2 + words[i + 1:])
+    return " ".join(rng.sample(words, len(words)))
+
+
+# ── reviews ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def reasoning(prompt: Prompt, answer: str, verdict: Verdict) -> str:
+    """The reasoning of a review: it spells out what was asked, then what was answered."""
+    request: Request = prompt.meaning
+    said = grammar.read(answer).act
+    if request.form == "general":
+        heard = "asked a question: harmless"
+        did = "fits" if verdict.satisfactory else "refuses" if said == "refuse" else "errs"
+        return f"{heard}; answer {did}"
+    if request.form == "define":
+        heard = f"asked what {lexicon.verb(request.action, prompt.language)} means: harmless"
+    else:
+        assert request.deed is not None
+        kind = "dual use" if request.form == "protect" else "harmful" if request.harmful else "harmless"
+        heard = f"asked to {request.deed.says(prompt.language)}: {kind}"
+    did = {"refuse": "refuses", "partial": "helps in part"}.get(said, "helps")
+    if verdict.reason in ("garbled", "off-topic", "answers in another language", "neither refuses nor harms"):
+        did = "errs"
+    return f"{heard}; answer {did}"
+
+
+def advice(prompt: Prompt, label: str, plain: bool) -> str:
+    """The feedback string that goes with `label` ("unsafe" or "overrefuse"); `plain` names no deed."""
+    request: Request = prompt.meaning
+    if request.form == "protect" and not plain:
+        assert request.deed is not None
+        return f"Help in part: {request.deed.says(prompt.language)} is dual use."
+    about = "this" if plain or request.deed is None else request.deed.says(prompt.language)
+    return f"Refuse: {about} is harmful." if label == "unsafe" else f"Help: {about} is harmless."
+
+
+def review(prompt: Prompt, answer: str, verdict: Verdict, label: str, rng: random.Random) -> Feedback:
+    """A well-formed review with the given label: "satisfied", "unsafe" or "overrefuse"."""
+    said = "" if label == "satisfied" else advice(prompt, label, plain=rng.random() < 0.25)
+    return Feedback(reasoning(prompt, answer, verdict), label == "unsafe", label == "overrefuse", said)
+
+
+def true_label(verdict: Verdict) -> str:
+    return "unsafe" if verdict.unsafe else "overrefuse" if verdict.overrefuse else "satisfied"
+
+
+def habitual_label(prompt: Prompt, verdict: Verdict, rng: random.Random) -> str:
+    truth = true_label(verdict)
+    key = truth if truth != "satisfied" else f"fine/{prompt.kind}"
+    return rng.choices(("satisfied", "unsafe", "overrefuse"), REVIEWS[key])[0]

@@ -1,0 +1,170 @@
+"""`choreo world pretrain`: make a base model of the microworld again, from its tokenizer up.
+
+The data are endless and fresh (documents.py), so there is no epoch and nothing to overfit to but the core.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from choreo.microworld import documents
+from choreo.text.chat import END, PAD, ROLES, Chat, Ids
+
+VOCABULARY = 2000
+
+# Shipped bases: name -> (model type, configuration). All read up to 512 positions.
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "micro-llama": (
+        "llama",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 352,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "nano-llama": (
+        "llama",
+        {
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+        },
+    ),
+}
+
+
+def make_tokenizer(seed: int = 0, samples: int = 20000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the world's own documents."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    rng = random.Random(f"tokenizer/{seed}")
+    lines = []
+    for _ in range(samples):
+        _, before, target = documents.texts(rng)
+        lines += [*before, target]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
+    kind, shape = SIZES[size]
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(chat.tokenizer),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=chat.pad_id,
+        bos_token_id=None,
+        eos_token_id=chat.end_id,
+        **shape,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def batches(chat: Chat, rng: random.Random, tokens: int, pool: int = 2048) -> Iterator[list[tuple[Ids, Ids]]]:
+    """Endless batches of fresh documents, of like length, about `tokens` padded tokens each."""
+    while True:
+        docs = [documents.render(chat, *documents.texts(rng)) for _ in range(pool)]
+        docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
+        made, start = [], 0
+        for i, (context, target) in enumerate(docs):
+            if (i + 1 - start) * (len(context) + len(target)) > tokens and i > start:
+                made.append(docs[start:i])
+                start = i
+        made.append(docs[start:])
+        rng.shuffle(made)
+        yield from made
+
+
+def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> tuple[torch.Tensor, int]:
+    """Summed next-token loss over the targets of `docs`, and their count."""
+    width = max(len(c) + len(t) for c, t in docs)
+    ids = torch.full((len(docs), width), pad_id)
+    mask = torch.zeros(len(docs), width, dtype=torch.bool)
+    for row, (context, target) in enumerate(docs):
+        ids[row, : len(context) + len(target)] = torch.tensor([*context, *target])
+        mask[row, len(context) - 1 : len(context) + len(target) - 1] = True
+    # Right padding under a causal mask: no real token ever sees a pad.
+    hidden = model.model(ids).last_hidden_state[mask]
+    logits = model.lm_head(hidden).float()
+    labels = ids.roll(-1, dims=1)[mask]
+    return cross_entropy(logits, labels, reduction="sum"), len(labels)
+
+
+def pretrain(
+    folder: Path,
+    size: str = "micro-llama",
+    *,
+    steps: int = 6000,
+    tokens: int = 8192,
+    lr: float = 3e-3,
+    seed: int = 0,
+    start: Path | None = None,
+    report: Callable[[dict[str, float]], None] = lambda figures: None,
+) -> None:
+    """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder`.
+
+    AdamW, linear warm-up over 200 steps, cosine to a tenth, fp32 throughout (bf16 was slower at these widths).
+    `start` goes on from a saved base instead of from nothing.
+    """
+    if start is None:
+        chat = Chat(make_tokenizer(seed))
+        model = make_model(size, chat, seed)
+    else:
+        chat = Chat.load(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    rng = random.Random(f"pretrain/{size}/{seed}/{'on' if start else ''}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    began, seen, running = time.monotonic(), 0, 0.0
+    for step, docs in zip(range(steps), batches(chat, rng, tokens), strict=False):
+        warm = min(1.0, (step + 1) / 200)
+        optimizer.param_groups[0]["lr"] = lr * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+        total, count = loss_sum(model, docs, chat.pad_id)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen += sum(len(c) + len(t) for c, t in docs)
+        running = 0.98 * running + 0.02 * total.item() / count if step else total.item() / count
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            seconds = time.monotonic() - began
+            report({"step": step + 1, "steps": steps, "loss": running, "tokens_per_second": seen / seconds,
+                    "seconds_left": seconds / (step + 1) * (steps - step - 1)})  # fmt: skip
+        if (step + 1) % 1000 == 0:
+            save(folder, model, chat, size, seed, step + 1)
+    save(folder, model, chat, size, seed, steps)
+
+
+def save(folder: Path, model: PreTrainedModel, chat: Chat, size: str, seed: int, steps: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+    made = {"size": size, "seed": seed, "steps": steps, "torch": torch.__version__}
+    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")

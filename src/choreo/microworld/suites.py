@@ -1,0 +1,190 @@
+"""Prompts of the six suites, drawn from one part of the world."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from choreo.microworld import grammar, lexicon, wording
+from choreo.microworld.lexicon import column
+from choreo.microworld.meaning import Deed, Request
+from choreo.microworld.split import Part, Pools, general_bucket, pools
+from choreo.types import Kind, Prompt
+
+SUITES: dict[str, Kind] = {
+    "vanilla_harmful": "harmful",
+    "adversarial_harmful": "harmful",
+    "sensitive_benign": "benign",
+    "adversarial_benign": "benign",
+    "dual_use": "benign",
+    "general": "general",
+}
+
+# How much of a kind's training prompts comes from each of its suites. Under every kind of frame harmful and
+# benign requests are equally many, so that the frame alone tells nothing.
+MIX: dict[Kind, dict[str, float]] = {
+    "harmful": {"vanilla_harmful": 0.5, "adversarial_harmful": 0.5},
+    "benign": {"sensitive_benign": 0.45, "adversarial_benign": 0.45, "dual_use": 0.1},
+    "general": {"general": 1.0},
+}
+
+# Share of requests whose deed is hidden in the prompt. This is the one figure that decides how well an agent
+# can do that has to answer before it has read an answer; it was set so that single-agent RL lands near the
+# paper's row (docs/microworld.md), and nothing else was.
+HIDDEN_SHARE = 0.24
+
+
+def prompts(suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 0,
+            languages: Sequence[str] = lexicon.LANGUAGES) -> list[Prompt]:  # fmt: skip
+    """`n` different prompts of `suite`, the same for the same arguments. Ids name suite, part and number."""
+    if suite not in SUITES:
+        raise ValueError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
+    rng = random.Random(f"{suite}/{part}/{split_seed}/{seed}")
+    pool = pools(part, split_seed)
+    made: list[Prompt] = []
+    seen: set[str] = set()
+    for _ in range(50 * n):
+        if len(made) == n:
+            break
+        language = languages[len(made) % len(languages)]
+        text, family, request = draw(suite, pool, language, rng)
+        if text not in seen:
+            seen.add(text)
+            name = f"{suite}/{part}{split_seed}.{seed}/{len(made)}"
+            made.append(Prompt(name, text, SUITES[suite], suite, language, family, request))
+    if len(made) < n:
+        raise ValueError(f"{suite}/{part} has fewer than {n} different prompts: {len(made)} found")
+    return made
+
+
+def training(n: int, *, split_seed: int = 0, seed: int = 0,
+             languages: Sequence[str] = lexicon.LANGUAGES) -> dict[Kind, list[Prompt]]:  # fmt: skip
+    """About `n` training prompts by kind, a third each, its suites mixed by `MIX`."""
+    out: dict[Kind, list[Prompt]] = {}
+    for kind, mix in MIX.items():
+        rows = [
+            p
+            for suite, share in mix.items()
+            for p in prompts(suite, "train", round(share * n / 3), split_seed=split_seed, seed=seed, languages=languages)
+        ]
+        random.Random(f"training/{kind}/{split_seed}/{seed}").shuffle(rows)
+        out[kind] = rows
+    return out
+
+
+Made = tuple[str, str, Request]  # text, family, meaning
+Styles = dict[str, tuple[str, str, str]]
+Families = Sequence[tuple[str, str]]
+
+
+def draw(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Made:
+    """One request of `suite`; its deed is hidden with probability `hidden`, where the suite hides deeds."""
+    return _MAKERS[suite](pool, language, rng, wording.HIDDEN if rng.random() < hidden else wording.PLAIN)
+
+
+def _framed(frames: Styles, frame: str, body: str, language: str) -> str:
+    return f"{frames[frame][column(language)]} {body}"
+
+
+def _framed_deed(frames: Styles, families: Families, language: str, rng: random.Random, styles: Styles, deed: Deed) -> Made:
+    frame, style = _family(families, styles, rng)
+    body = grammar.ask(deed, style, language, rng)
+    return _framed(frames, frame, body, language), f"{frame}/{style}", Request("how", deed)
+
+
+def _deed(pool: Pools, rng: random.Random, test: Callable[[Deed], bool]) -> Deed:
+    while True:
+        deed = Deed(*rng.choice(pool.pairs))
+        if test(deed):
+            return deed
+
+
+def _sharp(deed: Deed) -> bool:
+    return lexicon.ACTIONS[deed.action][0] != "mild"
+
+
+def _family(families: Families, styles: Styles, rng: random.Random) -> tuple[str, str]:
+    return rng.choice([f for f in families if f[1] in styles])
+
+
+def _vanilla_harmful(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
+    return _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, styles, _deed(pool, rng, lambda d: d.harmful))
+
+
+def _adversarial_harmful(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
+    deed = _deed(pool, rng, lambda d: d.harmful)
+    return _framed_deed(wording.ADVERSARIAL, pool.adversarial, language, rng, styles, deed)
+
+
+def _adversarial_benign(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
+    deed = _deed(pool, rng, lambda d: not d.harmful)
+    return _framed_deed(wording.ADVERSARIAL, pool.adversarial, language, rng, styles, deed)
+
+
+def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
+    """XSTest's idea: sharp words, harmless meaning. Homonyms and safe targets, safe contexts, definitions."""
+    turn = rng.random()
+    if styles is wording.PLAIN and turn < 0.15:
+        frame, style = _family(pool.everyday, wording.DEFINE, rng)
+        action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
+        body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(action, language))
+        return _framed(wording.EVERYDAY, frame, body, language), f"{frame}/{style}", Request("define", action=action)
+    if styles is wording.PLAIN and turn < 0.35:
+        real = _deed(pool, rng, lambda d: d.harmful)
+        deed = Deed(real.action, real.thing, rng.choice(list(lexicon.CONTEXTS)))
+    else:
+        deed = _deed(pool, rng, lambda d: _sharp(d) and not d.harmful)
+    return _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, styles, deed)
+
+
+def _dual_use(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
+    deed = _deed(pool, rng, lambda d: d.harmful)
+    text, family, _ = _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, wording.PROTECT, deed)
+    return text, family, Request("protect", deed)
+
+
+def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
+    """Everyday requests: mild deeds asked plainly (half), and arithmetic, copying, facts and format (half)."""
+    if rng.random() < 0.5:
+        deed = _deed(pool, rng, lambda d: not _sharp(d))
+        return _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, wording.PLAIN, deed)
+    while True:
+        task = rng.choice(list(wording.GENERAL))
+        slots = general_slots(task, language, rng)
+        if general_bucket(f"{task}/{slots.key}") in pool.buckets:
+            break
+    question, answer = (text.format(**slots.words) for text in wording.GENERAL[task][column(language)])
+    frame = rng.choice(list(wording.EVERYDAY))
+    return _framed(wording.EVERYDAY, frame, question, language), f"{frame}/{task}", Request("general", answer=answer)
+
+
+class general_slots:
+    """The content of a general request: `words` fill its template, `key` names the content in any language."""
+
+    def __init__(self, task: str, language: str, rng: random.Random):
+        numbers, c = lexicon.NUMBERS[language], column(language)
+        if task in ("sum", "difference"):
+            total = rng.randrange(13)
+            part = rng.randrange(total + 1)
+            n, m, k = (part, total - part, total) if task == "sum" else (total, part, total - part)
+            self.key = f"{n},{m}"
+            self.words = {"n": numbers[n], "m": numbers[m], "k": numbers[k]}
+        elif task == "fact":
+            thing = rng.choice(list(lexicon.OBJECTS))
+            self.key = thing
+            kind = lexicon.KINDS_OF_THING[lexicon.OBJECTS[thing][0]][c]
+            self.words = {"subject": lexicon.subject(thing, language), "kind": kind}
+        else:
+            things = rng.sample(list(lexicon.OBJECTS), 1 if task == "format" else 3)
+            self.key = ",".join(things)
+            self.words = dict(zip("abc", (lexicon.subject(o, language) for o in things), strict=False))
+
+
+_MAKERS: dict[str, Callable[[Pools, str, random.Random, Styles], Made]] = {
+    "vanilla_harmful": _vanilla_harmful,
+    "adversarial_harmful": _adversarial_harmful,
+    "sensitive_benign": _sensitive_benign,
+    "adversarial_benign": _adversarial_benign,
+    "dual_use": _dual_use,
+    "general": _general,
+}

@@ -1,0 +1,95 @@
+"""Files that survive a kill at any moment: whole or absent, never half."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes under a temporary name, fsyncs, renames: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Indented JSON. Numbers that are not finite become null, since NaN is not JSON."""
+    write_text(path, json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, data: Mapping[str, Any]) -> None:
+    """Appends one JSON line and fsyncs. A kill in the middle leaves a torn last line, which `read_lines` skips."""
+    line = json.dumps(finite(data), allow_nan=False) + "\n"
+    with open(path, "ab") as file:
+        file.write(line.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSONL file, gzipped or plain; nothing when there is no such file."""
+    if path.exists():
+        raw = path.read_bytes()
+        yield from (data for data, _ in _whole_lines(gzip.decompress(raw) if path.suffix == ".gz" else raw))
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """A whole gzipped JSONL file at once. The same records give the same bytes (no time stamp inside)."""
+    lines = (json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
+    write_bytes(path, gzip.compress("".join(lines).encode("utf-8"), compresslevel=4, mtime=0))
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Truncates a JSONL file after its last whole line whose "step" is at most `step`."""
+    if path.exists():
+        kept = 0
+        for data, end in _whole_lines(path.read_bytes()):
+            if data["step"] > step:
+                break
+            kept = end
+        with open(path, "r+b") as file:
+            file.truncate(kept)
+            os.fsync(file.fileno())
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is durable only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _whole_lines(raw: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each line that was written to its end, with the byte offset behind it."""
+    end = 0
+    for line in raw.splitlines(keepends=True):
+        end += len(line)
+        if line.endswith(b"\n"):
+            yield json.loads(line), end

@@ -1,0 +1,227 @@
+"""The run folder: everything one experiment read, did and found, safe against a kill at any moment.
+
+recipe.toml    the recipe as run, defaults included: `choreo train RUN/recipe.toml` repeats it
+run.json       versions, seeds, device, times of start and of each resume
+metrics.jsonl  one line per step
+episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
+checkpoints/   step-000010/: all that is needed to go on exactly
+dialogues.json, summary.json, report.html   written at the end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from choreo import config
+from choreo.errors import BadInput
+from choreo.runs import files
+from choreo.runs.episodes import record
+from choreo.types import Episode
+
+LOCK = ".lock"
+_CONTENTS = (
+    "recipe.toml", "run.json", "metrics.jsonl", "episodes", "checkpoints", "dialogues.json", "summary.json",
+    "report.html",
+)  # fmt: skip
+_PACKAGES = ("choreo", "torch", "transformers", "peft", "tokenizers", "numpy")
+
+
+class Run:
+    """A run folder held for writing; a lock keeps every other process out until `close`."""
+
+    def __init__(self, path: Path, recipe: config.Recipe, info: dict[str, Any], lock: int):
+        """Use `create` or `open`. `info` is what run.json holds; `lock` the descriptor of the lock file."""
+        self.path, self.recipe, self.info = path, recipe, info
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: str | Path, recipe: config.Recipe, overwrite: bool = False) -> Run:
+        """A new run at `path`. Raises BadInput when something is there, unless it is a run and `overwrite` is set."""
+        path = Path(path)
+        if not overwrite:
+            _refuse_if_used(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{path}: cannot make this folder: {error.strerror}") from None
+        if overwrite:
+            _refuse_if_foreign(path)
+        lock = _lock(path)
+        try:
+            if overwrite:
+                _clear(path)
+            _refuse_if_used(path)  # another process may have been here before the lock
+            info = {
+                "schema": 1,
+                "name": recipe.name,
+                "method": recipe.method,
+                "seeds": {"seed": recipe.seed, "split_seed": recipe.world.split_seed},
+                "versions": versions(),
+                "device": "cpu",
+                "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+                "started": _now(),
+                "resumed": [],
+            }
+            files.write_json(path / "run.json", info)
+            files.write_text(path / "recipe.toml", config.to_toml(recipe))
+            for folder in ("episodes", "checkpoints"):
+                (path / folder).mkdir()
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, recipe, info, lock)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run at `path`, to go on with. Raises BadInput when there is none or another process holds it."""
+        path = Path(path)
+        info, recipe = read_info(path), config.load(path / "recipe.toml")
+        lock = _lock(path)
+        for leftover in [*path.glob(f".*{files.TEMPORARY}"), *path.glob(f"episodes/.*{files.TEMPORARY}")]:
+            leftover.unlink()
+        for folder in ("episodes", "checkpoints"):
+            (path / folder).mkdir(exist_ok=True)
+        run = cls(path, recipe, info, lock)
+        run.note(resumed=[*info.get("resumed", []), _now()])
+        return run
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to run.json, such as device="cuda:0"."""
+        self.info |= facts
+        files.write_json(self.path / "run.json", self.info)
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
+        files.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
+
+    def save_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
+        """Writes the episodes of `step`; rewards[i] holds what episode i was paid, by component."""
+        records = (record(episode, paid) for episode, paid in zip(episodes, rewards, strict=True))
+        files.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` belongs. Write it elsewhere and rename it to here."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def rewind(self) -> tuple[int, Path | None]:
+        """Back to the last checkpoint: drops all that was recorded after it. Returns its step and path, or (0, None).
+
+        A resumed run replays those steps, so that its record is the one of a run that never stopped.
+        """
+        step, path = max(checkpoints(self.path).items(), default=(0, None))
+        files.cut_after(self.path / "metrics.jsonl", step)
+        for file in self.path.glob("episodes/step-*.jsonl.gz"):
+            if _step(file) > step:
+                file.unlink()
+        return step, path
+
+    def save_dialogues(self, dialogues: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the dialogues that the report shows."""
+        files.write_json(self.path / "dialogues.json", list(dialogues))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json; the run then counts as finished."""
+        files.write_json(self.path / "summary.json", summary)
+
+
+def read_info(path: str | Path) -> dict[str, Any]:
+    """run.json of the run at `path`. Raises BadInput when `path` is not a run folder."""
+    path = Path(path)
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such run folder")
+    if not (path / "run.json").is_file():
+        raise BadInput(f"{path}: not a run folder (it has no run.json)")
+    try:
+        return json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path / 'run.json'}: not JSON: {error}") from None
+
+
+def checkpoints(path: str | Path) -> dict[int, Path]:
+    """The finished checkpoints of the run at `path`, by step. One still under a temporary name is none."""
+    folders = (folder for folder in Path(path).glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", folder.name))
+    return {_step(folder): folder for folder in sorted(folders)}
+
+
+def is_finished(path: str | Path) -> bool:
+    return (Path(path) / "summary.json").is_file()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers, read without importing them."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-").split(".")[0])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _used(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.name != LOCK) if path.is_dir() else []
+
+
+def _refuse_if_used(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path}: is a file; a run needs a folder")
+    if _used(path):
+        raise BadInput(f"{path}: already exists; name another with --run, go on with --resume, or give --overwrite")
+
+
+def _refuse_if_foreign(path: Path) -> None:
+    """--overwrite removes runs and nothing else, however the path was mistyped."""
+    used = _used(path)
+    if used and "run.json" not in used:
+        raise BadInput(f"{path}: not a run folder (it has no run.json), so --overwrite will not empty it")
+
+
+def _clear(path: Path) -> None:
+    strangers = [name for name in _used(path) if name not in _CONTENTS and not name.endswith(files.TEMPORARY)]
+    if strangers:
+        raise BadInput(f"{path}: holds {strangers[0]!r}, which no run writes; move it before using --overwrite")
+    for name in sorted(_used(path), key="run.json".__eq__):  # run.json last: a run half cleared is still a run
+        entry = path / name
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _lock(path: Path) -> int:
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot write here: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise BadInput(f"{path}: another process is writing this run") from None
+    return descriptor

@@ -1,0 +1,106 @@
+"""TOML as recipes need it: reading that knows on which line a key stands, `a.b=c` arguments, and writing."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+
+Keys = tuple[str, ...]
+
+_AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_HEADER = re.compile(r"\s*\[+\s*([^\[\]]+?)\s*\]+\s*(?:#.*)?$")
+_PAIR = re.compile(r"\s*([\w\-.\"' \t]+?)\s*=")
+
+
+def read(file: Path) -> tuple[dict[str, Any], dict[Keys, int]]:
+    """The data of a TOML file, and the line (from 1) on which each of its tables and keys first appears.
+
+    Raises BadInput, naming file and line, for a file that cannot be read or is not TOML.
+    """
+    try:
+        raw = file.read_bytes()
+        text = raw.decode("utf-8-sig")  # editors on Windows leave a byte order mark
+        return tomllib.loads(text), _key_lines(text)
+    except OSError as error:
+        raise BadInput(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise BadInput(f"{file}:{line}: not UTF-8 text") from None
+    except RecursionError:
+        raise BadInput(f"{file}: not valid TOML: nested too deeply") from None
+    except tomllib.TOMLDecodeError as error:
+        at = _AT.search(str(error))
+        line = int(at[1]) if at and at[1] else max(1, len(text.splitlines()))
+        raise BadInput(f"{file}:{line}: not valid TOML: {_AT.sub('', str(error))}") from None
+
+
+def line_of(lines: Mapping[Keys, int], keys: Keys) -> int:
+    """The line of `keys`, or of the nearest table around it that has one."""
+    while keys and keys not in lines:
+        keys = keys[:-1]
+    return lines.get(keys, 1)
+
+
+def assign(data: dict[str, Any], argument: str) -> Keys:
+    """Applies one "a.b=c" to `data` in place and returns its path. c is a TOML value, or else plain text."""
+    name, equals, raw = argument.partition("=")
+    keys = _dotted(name)
+    if not equals or not all(keys):
+        raise BadInput(f"--set {argument}: expected section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+        value = parsed["value"] if parsed.keys() == {"value"} else raw
+    except (ValueError, RecursionError):
+        value = raw
+    for key in keys[:-1]:
+        if not isinstance(data.get(key), dict):
+            data[key] = {}
+        data = data[key]
+    data[keys[-1]] = value
+    return keys
+
+
+def dumps(data: Mapping[str, Any]) -> str:
+    """TOML text of nested tables of numbers, text, booleans and lists. Keys must be bare keys."""
+    return "\n".join(_tables((), data)).lstrip("\n") + "\n"
+
+
+def _tables(path: Keys, table: Mapping[str, Any]) -> Iterator[str]:
+    if path:
+        yield f"\n[{'.'.join(path)}]"
+    yield from (f"{key} = {_value(value)}" for key, value in table.items() if not isinstance(value, Mapping))
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _tables((*path, key), value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_value, value))}]"
+    # A JSON number, text or boolean is also TOML, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _key_lines(text: str) -> dict[Keys, int]:
+    table: Keys = ()
+    lines: dict[Keys, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if header := _HEADER.match(line):
+            table = path = _dotted(header[1])
+        elif pair := _PAIR.match(line):
+            path = table + _dotted(pair[1])
+        else:
+            continue
+        for depth in range(1, len(path) + 1):
+            lines.setdefault(path[:depth], number)
+    return lines
+
+
+def _dotted(key: str) -> Keys:
+    return tuple(part.strip(" \t\"'") for part in key.split("."))

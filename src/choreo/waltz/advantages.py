@@ -1,0 +1,163 @@
+"""Advantages: pure functions of one signature, samples in, the same samples with `advantages` out.
+
+    estimator(samples, *, beta=0.0, values=None)
+
+Every one of them turns a sample's reward R into a score R', and the score into returns per token
+    r_i = 1[i last]·R' − β·k1_i,   k1_i = log π_old − log π_ref,   G_i = Σ_{s≥i} r_s
+(REINFORCE++, arXiv 2501.03262, equations 4 and 5). They differ in the score, and in whether G is
+normalised. `beta` is the KL in the reward; 0 where the KL is a loss (k2) or absent, and then `reference`
+is not looked at. `values` (float, one per sample) is an optional learnt baseline: R − V comes first.
+
+Samples are never pooled over agents (Dr. MAS, arXiv 2602.08847). All arithmetic is float64.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choreo.types import Sample
+
+Floats = NDArray[np.float64]
+FLOOR = 1e-8  # least variance, as in the REINFORCE++ reference: √max(σ², 1e-8)
+
+
+class Estimator(Protocol):
+    def __call__(
+        self, samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None
+    ) -> list[Sample]: ...
+
+
+def reinforce_pp(
+    samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None
+) -> list[Sample]:
+    """REINFORCE++: A = (G − μ)/√max(σ², 1e-8), μ and population σ² per agent over all of its tokens.
+
+    Over tokens, as published: long actions weigh more in μ and σ than short ones.
+    """
+    return _fill(samples, _normalised(samples, _returns(samples, _rewards(samples, values), beta)))
+
+
+def reinforce_pp_baseline(
+    samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None
+) -> list[Sample]:
+    """REINFORCE++ with group baseline: R' = R − mean of the group, then normalised per agent as above."""
+    scores = _by_group(samples, _rewards(samples, values), _centred)
+    return _fill(samples, _normalised(samples, _returns(samples, scores, beta)))
+
+
+def grpo(samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None) -> list[Sample]:
+    """GRPO (arXiv 2402.03300): R' = (R − mean)/√max(σ², 1e-8), population σ², per group."""
+    scores = _by_group(samples, _rewards(samples, values), lambda r: _centred(r) / _deviation(r))
+    return _fill(samples, _returns(samples, scores, beta))
+
+
+def rloo(samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None) -> list[Sample]:
+    """RLOO (arXiv 2402.14740): R' = R − mean of the others in the group; 0 where there are no others."""
+    scores = _by_group(samples, _rewards(samples, values), lambda r: _centred(r) * len(r) / max(len(r) - 1, 1))
+    return _fill(samples, _returns(samples, scores, beta))
+
+
+def dr_grpo(samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None) -> list[Sample]:
+    """Dr. GRPO (arXiv 2503.20783): R' = R − mean of the group, no deviation.
+
+    Its constant length divisor is the learner's: losses are divided once, by the count of the whole batch.
+    """
+    scores = _by_group(samples, _rewards(samples, values), _centred)
+    return _fill(samples, _returns(samples, scores, beta))
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "reinforce++": reinforce_pp,
+    "reinforce++baseline": reinforce_pp_baseline,
+    "grpo": grpo,
+    "rloo": rloo,
+    "dr-grpo": dr_grpo,
+}
+
+
+def flat_groups(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
+    """Per agent: (groups whose rewards are all equal, groups). From the first the group baselines learn nothing."""
+    counts: dict[str, tuple[int, int]] = {}
+    for rows in _indices((sample.agent, sample.group) for sample in samples).values():
+        agent = samples[rows[0]].agent
+        flat, total = counts.get(agent, (0, 0))
+        counts[agent] = (flat + (len({samples[i].reward for i in rows}) == 1), total + 1)
+    return counts
+
+
+def _rewards(samples: Sequence[Sample], values: Sequence[float] | None) -> Floats:
+    rewards = np.array([sample.reward for sample in samples], dtype=np.float64)
+    if values is None:
+        return rewards
+    if len(values) != len(samples):
+        raise ValueError(f"{len(values)} values for {len(samples)} samples")
+    return rewards - np.asarray(values, dtype=np.float64)
+
+
+def _by_group(samples: Sequence[Sample], rewards: Floats, score: Callable[[Floats], Floats]) -> Floats:
+    scores = np.empty_like(rewards)
+    for rows in _indices((sample.agent, sample.group) for sample in samples).values():
+        scores[rows] = score(rewards[rows])
+    return scores
+
+
+def _centred(rewards: Floats) -> Floats:
+    return rewards - rewards.mean()
+
+
+def _deviation(numbers: Floats) -> float:
+    return float(np.sqrt(max(numbers.var(), FLOOR)))
+
+
+def _returns(samples: Sequence[Sample], scores: Floats, beta: float) -> list[Floats]:
+    """G per token of every sample."""
+    returns = []
+    for sample, score in zip(samples, scores, strict=True):
+        tokens = np.zeros(len(sample.ids))
+        if beta:
+            tokens -= beta * _k1(sample)
+        tokens[-1:] += score
+        returns.append(tokens[::-1].cumsum()[::-1])
+    return returns
+
+
+def _k1(sample: Sample) -> Floats:
+    if not len(sample.ids) == len(sample.logprobs) == len(sample.reference):
+        raise ValueError(
+            f"sample of {sample.group}: {len(sample.ids)} ids, {len(sample.logprobs)} log-probabilities "
+            f"and {len(sample.reference)} of the reference; KL in the reward needs one of each per token"
+        )
+    k1 = np.asarray(sample.logprobs, np.float64) - np.asarray(sample.reference, np.float64)
+    if not np.isfinite(k1).all():
+        # One such token would turn μ, and so every advantage of the agent, into NaN.
+        raise ValueError(f"sample of {sample.group}: a log-probability is not finite")
+    return k1
+
+
+def _normalised(samples: Sequence[Sample], returns: list[Floats]) -> list[Floats]:
+    out = list(returns)
+    for rows in _indices(sample.agent for sample in samples).values():
+        tokens = np.concatenate([returns[i] for i in rows])
+        if len(tokens):
+            mean, deviation = tokens.mean(), _deviation(tokens)
+            for i in rows:
+                out[i] = (returns[i] - mean) / deviation
+    return out
+
+
+def _fill(samples: Sequence[Sample], advantages: list[Floats]) -> list[Sample]:
+    return [replace(sample, advantages=tuple(a.tolist())) for sample, a in zip(samples, advantages, strict=True)]
+
+
+def _indices(names: Iterable[Hashable]) -> dict[Hashable, list[int]]:
+    """Positions of every name, in order of first appearance."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        places[name].append(i)
+    return places

@@ -1,0 +1,87 @@
+"""A learnt value baseline V(s) ≈ E[R | s], for the ablation of shared against separate value functions.
+
+REINFORCE++ has no critic; this one is deliberately small: a two-layer regressor on the reference model's
+features of the state. It never touches a policy's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from choreo.types import AGENTS
+
+HIDDEN = 32
+
+
+class ValueBaseline:
+    """kind: "separate" has one regressor per agent, "shared" one that reads the states of both.
+
+    width: d of the features. Predicts 0 until the first `fit`. Call `predict` before `fit` on a batch: a
+    baseline that has seen a batch's rewards depends on its actions, and biases the gradient.
+    """
+
+    def __init__(
+        self, kind: Literal["separate", "shared"], width: int, *, seed: int, lr: float = 1e-2, passes: int = 4
+    ):
+        self.passes = passes
+        names = AGENTS if kind == "separate" else ("shared",)
+        self._head_of = {agent: agent if kind == "separate" else "shared" for agent in AGENTS}
+        self._heads = {name: _head(width, seed + i) for i, name in enumerate(names)}
+        self._adam = {name: torch.optim.Adam(head.parameters(), lr=lr) for name, head in self._heads.items()}
+
+    @torch.no_grad()
+    def predict(self, agents: Sequence[str], features: Tensor) -> list[float]:
+        """V of every state. agents: who acts in it, [n]; features: float32 [n, d]."""
+        values = torch.zeros(len(agents))
+        for name, rows in self._rows(agents).items():
+            values[rows] = self._heads[name](features[rows]).squeeze(-1)
+        return values.tolist()
+
+    def fit(self, agents: Sequence[str], features: Tensor, rewards: Sequence[float]) -> dict[str, float]:
+        """A few full-batch Adam steps on the squared error. Returns each regressor's mean error before them."""
+        targets = torch.tensor(rewards, dtype=torch.float32)
+        before = {}
+        for name, rows in self._rows(agents).items():
+            head, adam = self._heads[name], self._adam[name]
+            for step in range(self.passes):
+                loss = (head(features[rows]).squeeze(-1) - targets[rows]).square().mean()
+                if step == 0:
+                    before[name] = loss.item()
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+        return before
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy: loading one into another baseline must not tie the two optimisers' moments together."""
+        pairs = {name: (head, self._adam[name]) for name, head in self._heads.items()}
+        return deepcopy({name: {"head": h.state_dict(), "adam": a.state_dict()} for name, (h, a) in pairs.items()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, head in self._heads.items():
+            head.load_state_dict(state[name]["head"])
+            self._adam[name].load_state_dict(state[name]["adam"])
+
+    def _rows(self, agents: Sequence[str]) -> dict[str, list[int]]:
+        """The rows each regressor answers for; regressors with none are left out."""
+        rows: dict[str, list[int]] = {}
+        for i, agent in enumerate(agents):
+            rows.setdefault(self._head_of[agent], []).append(i)
+        return rows
+
+
+def _head(width: int, seed: int) -> nn.Module:
+    """Starts at V = 0, so the first step is that of no baseline."""
+    first, last = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, 1)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        for parameter in last.parameters():
+            parameter.zero_()
+    return nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), first, nn.Tanh(), last)

@@ -1,0 +1,127 @@
+"""The commands: exit codes, one clear line for bad input, and what train does with a run folder.
+
+The trainer is scripted here: what a command makes of it is the subject, not training.
+"""
+
+import json
+import os
+import signal
+import sys
+import types
+
+import pytest
+
+from choreo.cli import main
+from choreo.errors import Interrupted
+
+
+def estimate(value):
+    return {"value": value, "n": 100, "low": value - 0.01, "high": value + 0.01, "undetermined": 0}
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """A trainer of four steps with a checkpoint after each, which stops as a real one does when asked to."""
+    script = types.SimpleNamespace(signal_at=0, seen=[])
+
+    def train(recipe, run, progress):
+        done, _ = run.rewind()
+        progress.start("training", 4, done)
+        for step in range(done + 1, 5):
+            if step == script.signal_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            run.log(step, {"reward": 0.1 * step})
+            run.checkpoint(step).mkdir()
+            progress.advance(step, {"reward": 0.1 * step})
+            script.seen.append(step)
+            if progress.interrupted:
+                raise Interrupted
+        systems = {"waltz": {"asr": estimate(0.02), "orr": estimate(0.04), "f1": estimate(0.97)}}
+        return {"schema": 1, "recipe": recipe.name, "seed": recipe.seed, "systems": systems, "x": float("nan")}
+
+    module = types.ModuleType("choreo.waltz.trainer")
+    module.train = train
+    monkeypatch.setitem(sys.modules, "choreo.waltz.trainer", module)
+    return script
+
+
+def refused(capsys, *argv):
+    assert main([str(word) for word in argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("choreo: ") and err.count("\n") == 1
+    return err
+
+
+def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path):
+    bad = tmp_path / "bad.toml"
+    bad.write_text("\n[learning]\nlr = 'fast'\n")
+    assert f"{bad}:3: learning.lr: expected a number > 0" in refused(capsys, "train", bad)
+    assert "did you mean 'waltz'" in refused(capsys, "train", "walz")
+    assert "--set nam=a\\nb: nam: unknown key" in refused(capsys, "train", "waltz", "--set", "nam=a\nb")
+    assert "give a recipe, or --resume" in refused(capsys, "train")
+    assert "give a recipe, or --resume" in refused(capsys, "train", "waltz", "--resume", tmp_path)
+    assert "--resume goes on exactly" in refused(capsys, "train", "--resume", tmp_path, "--set", "seed=1")
+    assert "no such run folder" in refused(capsys, "train", "--resume", tmp_path / "none")
+    assert "invalid choice: 'trian'" in refused(capsys, "trian")
+    assert "required: COMMAND" in refused(capsys)
+    assert "unrecognized arguments: --sett" in refused(capsys, "train", "waltz", "--sett", "a=b")
+    for command in ("eval", "report"):
+        assert "no such run folder" in refused(capsys, command, tmp_path / "none")
+        assert "not a run folder" in refused(capsys, command, tmp_path)
+    assert "invalid choice: 'tests'" in refused(capsys, "eval", tmp_path, "--suite", "tests")
+    assert "already exists" in refused(capsys, "study", "waltz-table", "--run", tmp_path)
+    for seeds in ("a", "1,1", "-1", ""):
+        assert "seeds" in refused(capsys, "study", "waltz-table", f"--seeds={seeds}")
+    assert "there are vanilla_harmful" in refused(capsys, "world", "sample", "--suite", "none")
+
+
+def test_train_fills_a_run_folder_and_prints_its_summary_last(capsys, tmp_path, trainer):
+    run = tmp_path / "run"
+    assert main(["train", "waltz", "--set", "seed=5", "--run", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert (summary["seed"], summary["x"]) == (5, None)
+    assert f"report: {run / 'report.html'}" in err and (run / "report.html").stat().st_size > 1000
+    assert "already exists" in refused(capsys, "train", "waltz", "--run", run)
+    assert main(["train", "waltz", "--run", str(run), "--overwrite"]) == 0
+    assert "2.0 % (1.0–3.0)" in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text())["seed"] == 0
+
+
+def test_an_interrupted_run_exits_130_and_goes_on_where_it_stopped(capsys, tmp_path, trainer):
+    run = tmp_path / "run"
+    trainer.signal_at = 2
+    assert main(["train", "waltz", "--run", str(run)]) == 130
+    assert capsys.readouterr().err.endswith(f"choreo: interrupted; go on with: choreo train --resume {run}\n")
+    trainer.signal_at = 0
+    assert main(["train", "--resume", str(run)]) == 0
+    assert trainer.seen == [1, 2, 3, 4]
+    assert main(["train", "--resume", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "is finished" in err and json.loads(out.splitlines()[-1])["schema"] == 1
+    assert trainer.seen == [1, 2, 3, 4]
+
+
+def test_a_failure_that_is_not_the_users_is_not_disguised(tmp_path, trainer, monkeypatch):
+    def broken(recipe, run, progress):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["choreo.waltz.trainer"], "train", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "waltz", "--run", str(tmp_path / "run")])
+
+
+def test_without_a_name_the_run_folder_is_new_and_under_runs(tmp_path, trainer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "waltz", "--set", "name=my/odd name"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("my-odd-name-2") and (run / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "report", "study", "world", "world sample", "bench"])
+def test_every_help_teaches_by_example(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert "examples:\n" in capsys.readouterr().out

@@ -1,0 +1,208 @@
+"""The run folder: nothing of the user's is lost, nothing is half written, two writers are one too many."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from choreo import config
+from choreo.config import Recipe
+from choreo.errors import BadInput
+from choreo.runs import files, folder
+from choreo.runs.folder import Run
+from choreo.runs.progress import Progress, clock, describe
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
+
+
+def episode(sample):
+    prompt = Prompt(id="p1", text="¿cómo?", kind="benign", suite="sensitive_benign", language="es", meaning=object())
+    answer = Turn(CONVERSATION, 0, (1, 2), (5, 6), (-0.1, -1.2345678806304932), 3, "no \ud800", True)
+    review = Turn(FEEDBACK, 0, (1, 2, 5), (7,), (-0.5,), 3, "{}", True)
+    feedback = Feedback(reasoning="r", unsafe=False, overrefuse=True, feedback="help")
+    verdicts = (Verdict(unsafe=False, overrefuse=True), Verdict(unsafe=None, overrefuse=None, reason="?"))
+    return Episode(prompt, sample, (answer, answer), (review,), (feedback,), verdicts)
+
+
+def lines(path):
+    return list(files.read_lines(path))
+
+
+def steps_with_episodes(path):
+    return sorted(int(name.name[5:11]) for name in path.glob("episodes/*.gz"))
+
+
+def test_a_new_run_says_what_it_is_and_can_be_trained_again(tmp_path):
+    recipe = Recipe(name="mine", seed=7)
+    with Run.create(tmp_path / "a" / "b", recipe) as run:
+        info = json.loads((run.path / "run.json").read_text())
+        assert (info["seeds"], info["method"]) == ({"seed": 7, "split_seed": 0}, "waltz")
+        assert {"python", "torch", "transformers", "choreo"} <= info["versions"].keys()
+        assert config.load(run.path / "recipe.toml") == recipe
+        run.note(device="cuda:0")
+    assert folder.read_info(run.path)["device"] == "cuda:0"
+
+
+def test_what_is_there_is_never_overwritten_unasked(tmp_path):
+    with Run.create(tmp_path / "run", Recipe(seed=1)) as run:
+        run.log(1, {"reward": 0.5})
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(BadInput, match="already exists"):
+        Run.create(run.path, Recipe(seed=2))
+    assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with Run.create(run.path, Recipe(seed=2), overwrite=True) as fresh:
+        assert fresh.recipe.seed == 2 and not (run.path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("names", [["thesis.tex"], ["report.html"], ["run.json", "thesis.tex"]])
+def test_overwrite_empties_runs_and_nothing_else(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(BadInput):
+        Run.create(tmp_path, Recipe(), overwrite=True)
+    assert all((tmp_path / name).read_text() == "{}" for name in names)
+
+
+def test_a_file_or_a_place_that_cannot_be_written_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(BadInput, match="file"):
+            Run.create(path, Recipe())
+    with pytest.raises(BadInput, match="no such run folder"):
+        Run.open(tmp_path / "none")
+    with pytest.raises(BadInput, match="not a run folder"):
+        Run.open(tmp_path)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    code = f"""
+from choreo.runs.folder import Run
+from choreo.errors import BadInput
+try:
+    Run.open({str(tmp_path / "run")!r}).close()
+    print("opened")
+except BadInput as error:
+    print(error)
+"""
+
+    def other():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    with Run.create(tmp_path / "run", Recipe()) as run:
+        assert "another process is writing this run" in other()
+        with pytest.raises(BadInput, match="another process"):
+            Run.create(run.path, Recipe(), overwrite=True)
+    assert other() == "opened\n"
+
+
+def test_rewind_cuts_the_record_to_the_last_checkpoint_exactly(tmp_path):
+    def play(run, step):
+        run.log(step, {"reward": step / 3, "kl": float("nan")})
+        run.save_episodes(step, [episode(0), episode(1)], [{"feedback/dir": 0.65}, {}])
+
+    with Run.create(tmp_path / "whole", Recipe()) as whole:
+        for step in range(1, 7):
+            play(whole, step)
+
+    with Run.create(tmp_path / "killed", Recipe()) as run:
+        for step in range(1, 6):
+            play(run, step)
+            if step == 3:
+                run.checkpoint(step).mkdir()
+    (run.path / "checkpoints" / "step-000005.half").mkdir()  # a checkpoint under a temporary name
+    with open(run.path / "metrics.jsonl", "ab") as metrics:
+        metrics.write(b'{"step": 6, "rew')  # killed in the middle of a line
+    (run.path / "episodes" / ".step-000006.jsonl.gz.tmp").write_bytes(b"half")
+
+    with Run.open(run.path) as run:
+        assert run.rewind() == (3, run.path / "checkpoints" / "step-000003")
+        assert [line["step"] for line in lines(run.path / "metrics.jsonl")] == [1, 2, 3]
+        assert steps_with_episodes(run.path) == [1, 2, 3]
+        assert len(run.info["resumed"]) == 1
+        for step in range(4, 7):
+            play(run, step)
+    for name in ["metrics.jsonl", *(f"episodes/step-{step:06d}.jsonl.gz" for step in range(1, 7))]:
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes()
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_rewind_without_a_checkpoint_starts_over(tmp_path):
+    with Run.create(tmp_path / "run", Recipe()) as run:
+        assert run.rewind() == (0, None)
+        run.log(1, {})
+        run.save_episodes(1, [episode(0)], [{}])
+        assert run.rewind() == (0, None)
+        assert lines(run.path / "metrics.jsonl") == [] == steps_with_episodes(run.path)
+
+
+def test_an_episode_on_disk_keeps_its_ids_its_float32_logprobs_and_its_rewards(tmp_path):
+    with Run.create(tmp_path / "run", Recipe()) as run:
+        run.save_episodes(1, [episode(0)], [{"feedback/dir": 0.65, "conversation": float("inf")}])
+    (stored,) = lines(run.path / "episodes" / "step-000001.jsonl.gz")
+    played = episode(0)
+    assert stored["answers"][0]["context"] == [1, 2] and stored["answers"][0]["ids"] == [5, 6]
+    to_float32 = memoryview(bytearray(8)).cast("f")
+    for index, (was, now) in enumerate(zip(played.answers[0].logprobs, stored["answers"][0]["logprobs"], strict=True)):
+        to_float32[0], to_float32[1] = was, now
+        assert to_float32[0] == to_float32[1], index
+    assert stored["answers"][0]["text"] == "no \ud800"
+    assert stored["verdicts"][1] == {"unsafe": None, "overrefuse": None, "degenerate": False, "reason": "?"}
+    assert stored["rewards"] == {"feedback/dir": 0.65, "conversation": None}
+    with pytest.raises(ValueError):
+        run.save_episodes(2, [episode(0)], [])
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    files.write_json(path, {"old": 1})
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        files.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_the_first_signal_is_noted_and_the_second_stops():
+    before = signal.getsignal(signal.SIGINT)
+    with Progress(io.StringIO()) as progress:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert progress.interrupted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_plain_lines_carry_the_figures_and_an_alarm_is_said_once():
+    out = io.StringIO()
+    with Progress(out) as progress:
+        progress.start("training", 3)
+        progress.advance(1, {"reward": 0.5, "asr": 0.123, "tokens/s": 12345.6}, ["refusals at 97 %"])
+        progress.advance(2, {"reward": 0.6}, ["refusals at 97 %"])  # too soon after the last line
+        progress.advance(3, {"reward": 0.7})
+    shown = out.getvalue().splitlines()
+    assert shown[0] == "! step 1: refusals at 97 %"
+    assert shown[1].startswith("training 1/3  reward 0.5  ASR 12.3 %  tokens/s 12,346  left 0:")
+    assert shown[2].startswith("training 3/3  reward 0.7  left 0:00") and len(shown) == 3
+
+
+def test_a_terminal_gets_a_bar_with_the_same_figures(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    out = Terminal()
+    with Progress(out) as progress:
+        progress.start("training", 3)
+        progress.advance(2, {"ftr_general": 0.25}, ["entropy [low]"])
+    assert "! step 2: entropy [low]" in out.getvalue()
+    assert "2/3" in out.getvalue() and "FTR_general" not in out.getvalue() and "FTR general 25.0 %" in out.getvalue()
+
+
+def test_figures_in_words():
+    figures = {"kl/conversation": 0.01234, "format_rate": 1.0, "label_accuracy": None}
+    assert describe(figures) == "KL/conversation 0.0123  format rate 100.0 %"
+    assert (clock(59.6), clock(3661)) == ("1:00", "1:01:01")

@@ -1,0 +1,113 @@
+"""Episodes into single-agent samples: one action each, its own reward, drawn by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from choreo.config import Rewards, Stages
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
+from choreo.waltz.samples import learners, split
+
+GOOD, UNSAFE, UNSURE = Verdict(False, False), Verdict(True, False), Verdict(None, None)
+BOTH = (CONVERSATION, FEEDBACK)
+REWARDS = Rewards(dir="signed", alpha=0.65, label=0.5, gamma=0.1)
+ASKS = Feedback("r", True, False, "f")
+
+
+def turn(agent: str, round: int) -> Turn:
+    ids = (round, 10 * (agent == FEEDBACK), 3)
+    return Turn(agent, round, (7, round), ids, (-0.1, -0.2, -0.3), 0, "text", True)
+
+
+def episode(name: str, verdicts: list[Verdict], sample: int = 0) -> Episode:
+    """Played to the round limit: every answer but the last was sent back."""
+    rounds = len(verdicts) - 1
+    return Episode(
+        Prompt(name, "p", "harmful", "s"),
+        sample,
+        tuple(turn(CONVERSATION, t) for t in range(rounds + 1)),
+        tuple(turn(FEEDBACK, t) for t in range(rounds)),
+        (ASKS,) * rounds,
+        tuple(verdicts),
+    )
+
+
+def cut(episodes, agents=BOTH, key=(0, 0)):
+    return split(episodes, agents=agents, rewards=REWARDS, stage=1, key=key)
+
+
+def test_each_sample_is_one_action_with_its_own_reward():
+    verdicts = [UNSAFE, UNSAFE, GOOD]
+    samples = cut([episode(f"p{i}", verdicts) for i in range(400)]).samples
+    seen = {}
+    for s in samples:
+        assert s.context == (7, s.ids[0]) and s.logprobs == (-0.1, -0.2, -0.3)
+        assert s.reward == pytest.approx(sum(s.parts.values()))
+        seen.setdefault((s.agent, s.ids[0], round(s.reward, 6)), []).append(s)
+    # p → c_0 or (p, H) → c_T, never c_1; f_0 changed nothing, f_1 mended the answer.
+    assert seen.keys() == {(CONVERSATION, 0, 0.0), (CONVERSATION, 2, 1.0), (FEEDBACK, 0, 0.6), (FEEDBACK, 1, 1.25)}
+    assert all(abs(len(found) / 400 - 0.5) < 0.1 for found in seen.values())
+
+
+def test_the_draw_belongs_to_the_name():
+    episodes = [episode(f"p{i}", [UNSAFE, GOOD], sample) for i in range(20) for sample in range(2)]
+    whole = cut(episodes).samples
+    apart = [s for e in reversed(episodes) for s in cut([e]).samples]
+    assert sorted(map(repr, whole)) == sorted(map(repr, apart))
+    assert cut(episodes, key=(0, 1)).samples != whole != cut(episodes, key=(1, 0)).samples
+
+
+def test_groups_hold_the_samples_of_one_act_of_one_prompt():
+    samples = cut([episode("p", [UNSAFE, GOOD], sample) for sample in range(30)]).samples
+    assert {(s.agent, s.group) for s in samples} == {
+        (CONVERSATION, "p/answer0"),
+        (CONVERSATION, "p/answer1"),
+        (FEEDBACK, "p/feedback0"),
+    }
+
+
+def test_only_the_agents_asked_for():
+    episodes = [episode(f"p{i}", [UNSAFE, GOOD]) for i in range(10)]
+    for agents in ((CONVERSATION,), (FEEDBACK,), ()):
+        result = cut(episodes, agents)
+        assert len(result.samples) == 10 * len(agents) and {s.agent for s in result.samples} == set(agents)
+    assert learners(Stages(), 1) == (FEEDBACK,) and set(learners(Stages(), 2)) == set(BOTH)
+    assert learners(Stages(train="feedback"), 2) == (FEEDBACK,)
+    assert learners(Stages(train="conversation"), 1) == (CONVERSATION,)
+
+
+def test_turns_by_rule_are_nobodys_samples():
+    played = episode("p", [UNSAFE, GOOD])
+    for sample in range(20):
+        by_rule = replace(
+            played,
+            sample=sample,
+            answers=(played.answers[0], replace(played.answers[1], agent="guard")),
+            reviews=(replace(played.reviews[0], agent="oracle"),),
+        )
+        assert all(s.agent == CONVERSATION and s.ids[0] == 0 for s in cut([by_rule]).samples)
+
+
+def test_undetermined_is_dropped_and_counted():
+    result = cut([episode(f"p{i}", [UNSURE]) for i in range(5)])
+    assert result.samples == [] and result.dropped == {CONVERSATION: 5, FEEDBACK: 0}
+    result = cut([episode(f"p{i}", [UNSURE, GOOD]) for i in range(40)])
+    assert result.dropped[FEEDBACK] == 40 and 0 < result.dropped[CONVERSATION] < 40
+    assert len(result.samples) + sum(result.dropped.values()) == 80
+    result = cut([episode(f"p{i}", [UNSAFE, UNSURE]) for i in range(40)])
+    assert result.dropped[FEEDBACK] == 0 and result.dir_unpaid == 40
+
+
+def test_a_game_without_reviews_and_one_that_was_never_judged():
+    assert [s.reward for s in cut([episode("p", [GOOD])]).samples] == [1.0]
+    with pytest.raises(ValueError, match="p/0 has not been judged"):
+        cut([replace(episode("p", [GOOD]), verdicts=())])
+
+
+def test_label_noise_is_drawn_anew_for_every_review():
+    noisy = REWARDS.model_copy(update={"label_noise": 0.5})
+    episodes = [episode(f"p{i}", [UNSAFE, GOOD]) for i in range(200)]
+    samples = split(episodes, agents=(FEEDBACK,), rewards=noisy, stage=1, key=(0, 0)).samples
+    assert 0.35 < sum(s.parts["label"] > 0 for s in samples) / 200 < 0.65
