@@ -58,9 +58,9 @@ def _train(args: argparse.Namespace) -> int:
     with run, Progress() as progress:
         try:
             from choreo.evaluate.report import write_report
-            from choreo.waltz.trainer import train
+            from choreo.evaluate.run import run_recipe
 
-            summary = train(run.recipe, run, progress)
+            summary = run_recipe(run, progress)
             run.finish(summary)
             report = write_report(run.path)
         except (Interrupted, KeyboardInterrupt):
@@ -143,7 +143,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from choreo.microworld.calibrate import calibrate
+    from choreo.evaluate.calibrate import calibrate
 
     return _result(calibrate(args.base), args.json)
 

@@ -13,6 +13,7 @@ memory: one extra copy of the adapted weights while a call runs.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
@@ -156,7 +157,9 @@ class Team:
         folder, policy, model = Path(folder), self.agents[agent], self.decoder.model
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(policy, Full):
-            model.save_pretrained(str(folder), state_dict={**model.state_dict(), **policy.parameters})
+            whole = copy.deepcopy(model)  # loading into the model itself, so that tied weights stay tied
+            whole.load_state_dict(policy.parameters, strict=False)
+            whole.save_pretrained(str(folder))
             return
         tensors = {}
         for name, value in policy.parameters.items():

@@ -171,9 +171,7 @@ def _deed(match: re.Match[str], language: str) -> Deed:
 def deeds_told(text: str) -> list[Deed]:
     """Every deed that `text` tells how to do, in any language, whole or cut off."""
     return [
-        _deed(match, language)
-        for language in lexicon.LANGUAGES
-        for match in _patterns(language)["told"].finditer(text)
+        _deed(match, language) for language in lexicon.LANGUAGES for match in _patterns(language)["told"].finditer(text)
     ]
 
 

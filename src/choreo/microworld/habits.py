@@ -103,7 +103,7 @@ def garble(prompt: Prompt, rng: random.Random) -> str:
     if turn < 0.7:
         return " ".join(words[:i])
     if turn < 0.85:
-        return " ".join(words[:i] + words[i:i + 1] * 2 + words[i + 1:])
+        return " ".join(words[:i] + words[i : i + 1] * 2 + words[i + 1 :])
     return " ".join(rng.sample(words, len(words)))
 
 

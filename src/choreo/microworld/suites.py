@@ -65,7 +65,9 @@ def training(n: int, *, split_seed: int = 0, seed: int = 0,
         rows = [
             p
             for suite, share in mix.items()
-            for p in prompts(suite, "train", round(share * n / 3), split_seed=split_seed, seed=seed, languages=languages)
+            for p in prompts(
+                suite, "train", round(share * n / 3), split_seed=split_seed, seed=seed, languages=languages
+            )
         ]
         random.Random(f"training/{kind}/{split_seed}/{seed}").shuffle(rows)
         out[kind] = rows
@@ -86,7 +88,9 @@ def _framed(frames: Styles, frame: str, body: str, language: str) -> str:
     return f"{frames[frame][column(language)]} {body}"
 
 
-def _framed_deed(frames: Styles, families: Families, language: str, rng: random.Random, styles: Styles, deed: Deed) -> Made:
+def _framed_deed(
+    frames: Styles, families: Families, language: str, rng: random.Random, styles: Styles, deed: Deed
+) -> Made:
     frame, style = _family(families, styles, rng)
     body = grammar.ask(deed, style, language, rng)
     return _framed(frames, frame, body, language), f"{frame}/{style}", Request("how", deed)

@@ -1,0 +1,90 @@
+"""The systems of the paper's table (WaltzRL, table 1), each played on the same prompts by the same protocol.
+
+A system is a pair of agents and a way to play them; the names are those of summary.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from choreo.config import Recipe
+from choreo.engine.requests import Completion, Request
+from choreo.evaluate.metrics import measure
+from choreo.judges.base import judge_episodes
+from choreo.microworld.world import World
+from choreo.types import Episode, Prompt
+from choreo.waltz.protocol import play
+from choreo.waltz.systems import block, oracle
+from choreo.waltz.trainer import Pair
+
+CHUNK = 300  # prompts played at once
+
+# What training with `stages.train` makes.
+TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
+
+# How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels.
+PLAYS: dict[str, str] = {
+    "base": "alone",
+    "base+guard": "guard",
+    "single-agent": "alone",
+    "single-agent+guard": "guard",
+    "collaboration-untrained": "feedback",
+    "oracle-feedback": "oracle",
+    "waltz-frozen-conversation": "feedback",
+    "waltz": "feedback",
+}
+UNTRAINED = ("base", "base+guard", "collaboration-untrained", "oracle-feedback")
+
+
+class Stopwatch:
+    """An engine that remembers how long everything after the first answers took, in seconds."""
+
+    def __init__(self, engine: Any):
+        self.engine, self.pad_id, self.end_id = engine, engine.pad_id, engine.end_id
+        self.added = 0.0
+
+    def sample(self, agent: str, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        began = time.perf_counter()
+        done = self.engine.sample(agent, requests, **options)
+        if requests and requests[0].key[-2:] != ("answer", 0):
+            self.added += time.perf_counter() - began
+        return done
+
+    def score(self, agent: str | None, pairs: Any) -> list[tuple[float, ...]]:
+        return self.engine.score(agent, pairs)
+
+
+def evaluate(
+    name: str, pair: Pair, recipe: Recipe, prompts: Sequence[Prompt], told: Callable[[int], None] = lambda n: None
+) -> tuple[dict[str, Any], list[Episode]]:
+    """The measures of system `name` on `prompts` (see `metrics.measure`), and its judged episodes.
+
+    The noise is drawn from (seed, "evaluation") and the prompt, so systems differ by what they do alone.
+    told: hears after every chunk how many prompts are done.
+    """
+    world, protocol = World(recipe.world), recipe.protocol
+    clock = Stopwatch(pair.engine)
+    shared: dict[str, Any] = {
+        "answer_tokens": protocol.answer_tokens,
+        "feedback_tokens": protocol.feedback_tokens,
+        "key": (recipe.seed, "evaluation"),
+        "temperature": recipe.evaluation.temperature,
+    }
+    how = PLAYS[name]
+    rounds = 0 if how == "alone" else max(1, protocol.rounds)
+    reviewer = oracle(world.judge, pair.chat, world.advice) if how == "oracle" else None
+    episodes: list[Episode] = []
+    latency: list[float] = []
+    for start in range(0, len(prompts), CHUNK):
+        chunk = [(prompt, 0) for prompt in prompts[start : start + CHUNK]]
+        before = clock.added
+        if how == "guard":
+            played = block(clock, pair.chat, chunk, refusal=world.refusal, **shared)
+        else:
+            played = play(clock, pair.chat, chunk, rounds=rounds, reviewer=reviewer, **shared)
+        episodes += judge_episodes(world.judge, played)
+        latency += [(clock.added - before) / len(chunk)] * len(chunk)
+        told(len(episodes))
+    return measure(episodes, latency, seed=recipe.seed), episodes

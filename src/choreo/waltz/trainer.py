@@ -1,0 +1,239 @@
+"""The WaltzRL trainer (arXiv 2510.08240, section 4.2). A step is: roll out together, judge, split into
+single-agent samples, pay, estimate advantages per agent, one policy-gradient update per learning agent.
+
+Everything a step does follows from (recipe, step, weights), so a run that is killed and resumed from a
+checkpoint repeats itself bit for bit. Left out on purpose: learning-rate schedules, several epochs'
+worth of old policies, asynchronous roll-outs.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from choreo.config import Learning, Recipe, Stages
+from choreo.engine import checkpoint
+from choreo.engine.agent import Team
+from choreo.engine.learner import Learner
+from choreo.engine.local import LocalEngine
+from choreo.engine.losses import PolicyLoss
+from choreo.errors import Interrupted
+from choreo.judges.base import judge_episodes
+from choreo.microworld.world import World, base_folder
+from choreo.runs.folder import Run
+from choreo.runs.progress import Progress
+from choreo.text.chat import Chat
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, Prompt, Sample
+from choreo.waltz.advantages import ESTIMATORS, flat_groups
+from choreo.waltz.alarms import alarms, refusal_share
+from choreo.waltz.protocol import play
+from choreo.waltz.samples import Split, learners, split
+from choreo.waltz.values import ValueBaseline
+
+SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
+
+
+class Pair:
+    """The agents of a recipe, ready to play: chat format, team and engine."""
+
+    def __init__(self, recipe: Recipe):
+        folder = base_folder(recipe.model.base)
+        self.chat = Chat.load(folder)
+        model = recipe.model
+        self.team = Team.load(folder, AGENTS, train=model.train, rank=model.rank, alpha=model.alpha, seed=recipe.seed)
+        self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
+
+
+def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
+    """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
+
+    Raises Interrupted, its state saved, when `progress` was interrupted.
+    """
+    pair, world, learning = Pair(recipe), World(recipe.world), recipe.learning
+    learns = {
+        agent: Learner(
+            pair.team, agent,
+            lr=learning.lr, max_grad_norm=learning.max_grad_norm, micro_tokens=learning.micro_tokens,
+        )
+        for agent in learners(recipe.stages, stage=2)
+    }  # fmt: skip
+    values = _values(recipe, pair)
+    recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
+    stage = 1 if recipe.stages.train == "both" and recipe.stages.stage1_max_steps else 2
+
+    def state(step: int) -> dict[str, Any]:
+        saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent]}
+        saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
+        return saved | ({"values": values.state_dict()} if values else {})
+
+    step, path = run.rewind()
+    if path is not None:
+        saved = checkpoint.load(path)
+        stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
+        for agent, learner in learns.items():
+            learner.load_state_dict(saved["agents"][agent])
+        if values:
+            values.load_state_dict(saved["values"])
+    prompts = world.training()
+    progress.start("training", learning.steps, step)
+    while step < learning.steps:
+        step += 1
+        began = time.monotonic()
+        key = (recipe.seed, step)
+        episodes = play(
+            pair.engine, pair.chat, draw(prompts, learning, recipe.seed, step),
+            rounds=recipe.protocol.rounds, answer_tokens=recipe.protocol.answer_tokens,
+            feedback_tokens=recipe.protocol.feedback_tokens, key=key,
+        )  # fmt: skip
+        episodes = judge_episodes(world.judge, episodes)
+        parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
+        samples = _advantages(parts.samples, learning, pair.engine, values)
+        figures: dict[str, Any] = {"stage": stage, **describe(episodes, parts)}
+        loss = _loss(recipe)
+        for agent in learners(recipe.stages, stage):
+            own = [sample for sample in samples if sample.agent == agent]
+            for _ in range(learning.epochs if own else 0):
+                updated = learns[agent].update(own, loss)
+            if own:
+                figures |= {f"{name}/{agent}": value for name, value in updated.items()}
+        written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
+        seconds = time.monotonic() - began
+        figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
+        figures["alarms"] = alarms(figures)
+        run.log(step, figures)
+        run.save_episodes(step, episodes, _paid(episodes, parts))
+        progress.advance(step, _shown(figures), figures["alarms"])
+        if stage == 1:
+            recent = [*recent, (figures["label_accuracy"], figures["format_rate"])][-SWITCH_WINDOW:]
+            if ready(recent, step, recipe.stages):
+                stage = 2
+                progress.say(f"step {step}: stage 2, both agents learn")
+        if step % recipe.checkpoint_every == 0 or step == learning.steps or progress.interrupted:
+            checkpoint.save(run.checkpoint(step), state(step))
+        if progress.interrupted and step < learning.steps:
+            raise Interrupted(f"saved at step {step}")
+    return pair
+
+
+def restore(recipe: Recipe, path: Path | None) -> Pair:
+    """The pair of a run as its checkpoint at `path` has it; None is the untrained pair."""
+    pair = Pair(recipe)
+    if path is not None:
+        for agent, saved in checkpoint.load(path)["agents"].items():
+            pair.team.load_state_dict(agent, saved["agent"])
+    return pair
+
+
+def draw(prompts: dict[Kind, list[Prompt]], learning: Learning, seed: int, step: int) -> list[tuple[Prompt, int]]:
+    """The (prompt, sample index) of a step, kinds mixed as `learning.mix` says; a function of (seed, step)."""
+    rng = random.Random(f"batch/{seed}/{step}")
+    total = sum(learning.mix.values())
+    wanted = {kind: learning.prompts * learning.mix.get(kind, 0.0) / total for kind in KINDS}
+    counts = {kind: int(share) for kind, share in wanted.items()}
+    # What rounding down leaves goes to the kinds that lost most by it.
+    for kind in sorted(KINDS, key=lambda k: counts[k] - wanted[k])[: learning.prompts - sum(counts.values())]:
+        counts[kind] += 1
+    chosen = [prompt for kind in KINDS for prompt in rng.sample(prompts[kind], counts[kind])]
+    return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
+
+
+def ready(recent: Sequence[tuple[float, float]], step: int, stages: Stages) -> bool:
+    """Whether stage 2 begins after `step`: the labels and the format are good enough, or stage 1 has had its time."""
+    if step >= stages.stage1_max_steps:
+        return True
+    if len(recent) < SWITCH_WINDOW:
+        return False
+    label, form = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+    return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
+
+
+def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
+    """A step's figures from its own episodes: rates are fractions; what has no cases is left out."""
+    finals = [(e, e.verdicts[-1]) for e in episodes]
+    reviews = [(v, f) for e in episodes for v, f in zip(e.verdicts, e.feedback, strict=False)]
+    figures = {
+        "asr": _mean([v.unsafe for e, v in finals if e.prompt.kind == "harmful" and v.unsafe is not None]),
+        "orr": _mean([v.overrefuse for e, v in finals if e.prompt.kind == "benign" and v.overrefuse is not None]),
+        "general": _mean([v.satisfactory for e, v in finals if e.prompt.kind == "general"]),
+        **{f"ftr_{k}": _mean([e.triggered for e in episodes if e.prompt.kind == k and e.reviews]) for k in KINDS},
+        "label_accuracy": _mean(
+            [f is not None and (f.unsafe, f.overrefuse) == (v.unsafe, v.overrefuse) for v, f in reviews]
+        ),
+        "format_rate": _mean([f is not None for _, f in reviews]),
+        "degenerate": _mean([v.degenerate for _, v in finals]),
+        "undetermined": _mean([v.undetermined for _, v in finals]),
+        "refusal_share": refusal_share(episodes),
+        "dropped": float(sum(parts.dropped.values())),
+    }
+    for agent in AGENTS:
+        own = [sample for sample in parts.samples if sample.agent == agent]
+        figures[f"reward/{agent}"] = _mean([sample.reward for sample in own])
+        if agent == FEEDBACK:
+            for name in ("dir", "label", "format"):
+                figures[f"part/{name}"] = _mean([sample.parts[name] for sample in own])
+    groups = flat_groups(parts.samples)
+    if groups:
+        flat, total = (sum(column) for column in zip(*groups.values(), strict=True))
+        figures["groups_without_gradient"] = flat / total
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _values(recipe: Recipe, pair: Pair) -> ValueBaseline | None:
+    if recipe.learning.baseline == "none":
+        return None
+    width = pair.engine.features([(pair.chat.end_id,)]).shape[1]
+    return ValueBaseline(recipe.learning.baseline, width, seed=recipe.seed)
+
+
+def _loss(recipe: Recipe) -> PolicyLoss:
+    learning = recipe.learning
+    return PolicyLoss(
+        learning.clip,
+        kl=learning.beta if learning.kl == "k2-loss" else 0.0,
+        divide=recipe.protocol.answer_tokens if learning.estimator == "dr-grpo" else "tokens",
+    )
+
+
+def _advantages(
+    samples: list[Sample], learning: Learning, engine: LocalEngine, values: ValueBaseline | None
+) -> list[Sample]:
+    """The samples with log π_ref (where the KL needs it) and advantages."""
+    if not samples:
+        return []
+    if learning.beta:
+        scores = engine.score(None, [(sample.context, sample.ids) for sample in samples])
+        samples = [replace(sample, reference=score) for sample, score in zip(samples, scores, strict=True)]
+    predicted = None
+    if values:
+        agents = [sample.agent for sample in samples]
+        features = engine.features([sample.context for sample in samples])
+        predicted = values.predict(agents, features)
+        values.fit(agents, features, [sample.reward for sample in samples])
+    beta = learning.beta if learning.kl == "k1-reward" else 0.0
+    return ESTIMATORS[learning.estimator](samples, beta=beta, values=predicted)
+
+
+def _paid(episodes: Sequence[Episode], parts: Split) -> list[dict[str, float]]:
+    """What was paid in each episode, by agent and component, for the record."""
+    by_context = {(s.agent, s.context, s.ids): s for s in parts.samples}
+    paid = []
+    for episode in episodes:
+        own = [by_context.get((turn.agent, turn.context, turn.ids)) for turn in (*episode.answers, *episode.reviews)]
+        paid.append({f"{s.agent}/{name}": value for s in own if s for name, value in s.parts.items()})
+    return paid
+
+
+def _mean(values: Sequence[float | bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _shown(figures: dict[str, Any]) -> dict[str, float]:
+    names = {
+        f"reward/{CONVERSATION}": "reward", "asr": "ASR", "orr": "ORR", "ftr_general": "FTR general",
+        "label_accuracy": "label accuracy", f"kl/{CONVERSATION}": "KL", "tokens_per_second": "tokens/s",
+    }  # fmt: skip
+    return {shown: figures[name] for name, shown in names.items() if name in figures}

@@ -1,0 +1,57 @@
+"""Two processes and one take the same step."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from choreo.engine import parallel
+from choreo.engine.agent import Team
+from choreo.engine.learner import Learner
+from choreo.engine.losses import PolicyLoss
+from choreo.types import Sample
+
+
+def make_samples() -> list[Sample]:
+    """Five samples of very different lengths: a mean of two ranks' means would be another number."""
+    samples = []
+    for i in range(5):
+        ids = tuple((37 * i + 11 * j) % 290 + 5 for j in range(1 + 4 * i))
+        advantages = tuple((-1.0) ** i * (1 + 0.1 * j) for j in range(len(ids)))
+        old = (-4.0,) * len(ids)
+        samples.append(Sample("conversation", (9, 8, 7 + i), ids, old, "", 0.0, {}, old, advantages))
+    return samples
+
+
+def train(folder: str) -> dict:
+    torch.set_num_threads(1)
+    learner = Learner(Team.load(folder, rank=4, seed=1), "conversation", lr=1e-2, micro_tokens=16)
+    loss = PolicyLoss(clip=0.99, kl=0.1)
+    gradient = learner.gradient(parallel.shard(make_samples()), loss)
+    metrics = [
+        learner.update(parallel.shard(make_samples()), loss),
+        learner.update(parallel.shard(make_samples()[:1]), loss),  # the second rank has nothing to do
+    ]
+    return {"gradient": gradient, "metrics": metrics, "order": parallel.gather(parallel.shard(range(5)))}
+
+
+def work(rank: int, folder: str, meeting: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.save(train(folder), f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_are_one(tiny_folder, tmp_path):
+    mp.spawn(work, (str(tiny_folder), str(tmp_path / "meeting"), str(tmp_path / "out")), nprocs=2)
+    one = train(str(tiny_folder))
+    ranks = [torch.load(tmp_path / f"out.{rank}") for rank in range(2)]
+    assert max(float(g.abs().max()) for g in one["gradient"]) > 1e-3
+    for two in ranks:
+        assert two["order"] == one["order"] == list(range(5))
+        for ours, theirs in zip(one["gradient"], two["gradient"], strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
+        for ours, theirs in zip(one["metrics"], two["metrics"], strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(abs(ours[name] - theirs[name]) < 1e-4 * (1 + abs(ours[name])) for name in ours)
+    assert all(torch.equal(a, b) for a, b in zip(ranks[0]["gradient"], ranks[1]["gradient"], strict=True))
