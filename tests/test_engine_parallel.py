@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -37,14 +39,22 @@ def train(folder: str) -> dict:
 
 
 def work(rank: int, folder: str, meeting: str, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    torch.save(train(folder), f"{out}.{rank}")
-    dist.destroy_process_group()
+    wait = timedelta(seconds=90)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=wait)
+    try:
+        torch.save(train(folder), f"{out}.{rank}")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_two_ranks_are_one(tiny_folder, tmp_path):
-    mp.spawn(work, (str(tiny_folder), str(tmp_path / "meeting"), str(tmp_path / "out")), nprocs=2)
-    one = train(str(tiny_folder))
+    places = (str(tiny_folder), str(tmp_path / "meeting"), str(tmp_path / "out"))
+    other = mp.get_context("spawn").Process(target=work, args=(1, *places), daemon=True)
+    other.start()
+    one = train(str(tiny_folder))  # before this process joins the group: the answer to compare with
+    work(0, *places)
+    other.join(90)
+    assert other.exitcode == 0
     ranks = [torch.load(tmp_path / f"out.{rank}") for rank in range(2)]
     assert max(float(g.abs().max()) for g in one["gradient"]) > 1e-3
     for two in ranks:

@@ -7,7 +7,15 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
@@ -155,6 +163,16 @@ def test_bad_input_is_refused(tiny_folder):
     with pytest.raises(ValueError, match="differ"):
         LocalEngine(engine.team, pad_id=1, end_id=1)
     assert engine.sample("conversation", [], max_new_tokens=3) == [] and engine.score(None, []) == []
+
+
+def test_a_model_that_scales_its_logits_after_the_output_layer_is_refused(tmp_path):
+    config = CohereConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, logit_scale=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    CohereForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="changes its logits"):
+        Team.load(tmp_path)
 
 
 def test_the_fixture_speaks_the_chat_format(tiny_folder):

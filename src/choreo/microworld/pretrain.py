@@ -21,6 +21,7 @@ from choreo.microworld import documents
 from choreo.text.chat import END, PAD, ROLES, Chat, Ids
 
 VOCABULARY = 2000
+SAVE_EVERY = 300  # steps
 
 # Shipped bases: name -> (model type, configuration). All read up to 512 positions.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -122,8 +123,8 @@ def pretrain(
     folder: Path,
     size: str = "micro-llama",
     *,
-    steps: int = 6000,
-    tokens: int = 8192,
+    steps: int = 1800,
+    tokens: int = 7168,
     lr: float = 3e-3,
     seed: int = 0,
     start: Path | None = None,
@@ -157,7 +158,7 @@ def pretrain(
             seconds = time.monotonic() - began
             report({"step": step + 1, "steps": steps, "loss": running, "tokens_per_second": seen / seconds,
                     "seconds_left": seconds / (step + 1) * (steps - step - 1)})  # fmt: skip
-        if (step + 1) % 1000 == 0:
+        if (step + 1) % SAVE_EVERY == 0:
             save(folder, model, chat, size, seed, step + 1)
     save(folder, model, chat, size, seed, steps)
 

@@ -42,18 +42,28 @@ def _divide(stratum: Sequence[tuple[str, str]], part: Part, split_seed: int) -> 
     """The members of one stratum that belong to `part`."""
     fixed = sorted(stratum, key=lambda item: _rank("core", *item))
     n_core = round(CORE_SHARE * len(fixed))
-    if part == "core":
-        return fixed[:n_core]
-    reserve = sorted(fixed[n_core:], key=lambda item: _rank("reserve", split_seed, *item))
+    return fixed[:n_core] if part == "core" else _halve(fixed[n_core:], part, split_seed)
+
+
+def _halve(reserve: Sequence[tuple[str, str]], part: Part, split_seed: int) -> list[tuple[str, str]]:
+    """The half of a stratum's reserve that is `part`: train or heldout."""
+    shuffled = sorted(reserve, key=lambda item: _rank("reserve", split_seed, *item))
     # An odd member goes to either side by chance, so that no part is always the larger one.
-    first = _rank("odd", split_seed, *stratum[0]) % 2
-    return reserve[(part == "heldout") ^ first :: 2]
+    first = _rank("odd", split_seed, *sorted(reserve)[0]) % 2
+    return shuffled[(part == "heldout") ^ first :: 2]
 
 
 def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple[str, str], ...]:
-    styles = [*wording.PLAIN, *wording.HIDDEN, *wording.PROTECT, *wording.DEFINE]
-    names = list(frames)
-    return tuple(f for style in styles for f in _divide([(frame, style) for frame in names], part, split_seed))
+    """Wrapper families of `part`, stratified by wording. The core is a rotation: every frame is in it equally often."""
+    names = sorted(frames, key=lambda frame: _rank("core", frame))
+    n_core = round(CORE_SHARE * len(names))
+    members: list[tuple[str, str]] = []
+    for styles in (wording.PLAIN, wording.HIDDEN, wording.PROTECT, wording.DEFINE):
+        for turn, style in enumerate(styles):
+            start = turn * n_core % len(names)
+            rotated = [(frame, style) for frame in names[start:] + names[:start]]
+            members += rotated[:n_core] if part == "core" else _halve(rotated[n_core:], part, split_seed)
+    return tuple(members)
 
 
 @cache

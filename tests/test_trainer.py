@@ -1,0 +1,129 @@
+"""The trainer on the real microworld: exact resume after a real kill, exact start, stages, batches, alarms."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from choreo.config import Learning, Recipe, Stages
+from choreo.engine import checkpoint
+from choreo.microworld.world import World
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.types import CONVERSATION, FEEDBACK
+from choreo.waltz.alarms import alarms
+from choreo.waltz.trainer import draw, ready, train
+
+CLOCKS = {"seconds", "tokens_per_second"}
+
+
+def small(**learning) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "seed": 3,
+            "world": {"train_prompts": 90, "heldout_prompts": 3},
+            "stages": {"stage1_max_steps": 2},
+            "learning": {"steps": 5, "prompts": 5, "samples": 2, **learning},
+            "checkpoint_every": 2,
+        }
+    )
+
+
+def lines(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in CLOCKS} for row in rows]
+
+
+def episodes(run: Path) -> dict[str, str]:
+    return {f.name: gzip.decompress(f.read_bytes()).decode() for f in sorted(run.glob("episodes/*.gz"))}
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that was never disturbed."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    with Run.create(path, small()) as run, Progress() as progress:
+        train(run.recipe, run, progress)
+    return path
+
+
+def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_path):
+    path = tmp_path / "killed"
+    with Run.create(path, small()):
+        pass
+    command = [sys.executable, "-m", "choreo.cli", "train", "--resume", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (path / "metrics.jsonl").exists() or len((path / "metrics.jsonl").read_text().splitlines()) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)  # step 3 is logged, the last checkpoint is of step 2
+    process.wait()
+    assert max(checkpoints(path)) == 2
+    with Run.open(path) as run, Progress() as progress:
+        train(run.recipe, run, progress)
+    assert lines(path) == lines(whole)
+    assert episodes(path) == episodes(whole)
+    last = max(checkpoints(whole))
+    assert last == 5
+    assert same(checkpoint.load(checkpoints(path)[last]), checkpoint.load(checkpoints(whole)[last]))
+
+
+def test_starts_at_the_reference_and_stage_1_moves_the_feedback_agent_alone(whole):
+    rows = lines(whole)
+    assert [row["stage"] for row in rows] == [1, 1, 2, 2, 2]
+    assert rows[0]["kl/feedback"] == pytest.approx(0, abs=1e-6)
+    assert rows[0]["ratio/feedback"] == pytest.approx(0, abs=1e-4)  # mean |ρ − 1|: the sampler's own π_old
+    assert rows[2]["kl/conversation"] == pytest.approx(0, abs=1e-6)
+    assert rows[2]["kl/feedback"] > 0
+    assert not any(name.endswith(f"/{CONVERSATION}") and name.startswith("loss") for name in rows[0])
+    after = checkpoint.load(checkpoints(whole)[2])["agents"]
+    assert after[CONVERSATION]["agent"]["version"] == 0 and after[FEEDBACK]["agent"]["version"] == 2
+    moved = [name for name, value in after[CONVERSATION]["agent"]["weights"].items() if "lora_B" in name and value.any()]
+    assert moved == []
+
+
+def test_a_batch_is_mixed_as_asked_and_repeatable():
+    prompts = World(small().world).training()
+    learning = Learning(prompts=10, samples=3, mix={"harmful": 2, "benign": 2, "general": 1})
+    batch = draw(prompts, learning, seed=0, step=4)
+    assert [sum(p.kind == kind for p, _ in batch) for kind in ("harmful", "benign", "general")] == [12, 12, 6]
+    assert len({(p.id, k) for p, k in batch}) == 30
+    assert batch == draw(prompts, learning, seed=0, step=4) != draw(prompts, learning, seed=0, step=5)
+
+
+def test_stage_2_begins_when_labels_and_format_are_good_or_time_is_up():
+    stages = Stages(stage1_max_steps=10, switch_label_accuracy=0.9, switch_format_rate=0.95)
+    good, poor = [(0.92, 0.99)] * 5, [(0.99, 0.99)] * 4 + [(0.5, 0.99)]
+    assert ready(good, 5, stages)
+    assert not ready(good[:4], 4, stages)  # not yet a window of steps
+    assert not ready(poor, 5, stages)
+    assert ready(poor, 10, stages)
+
+
+def test_alarms_name_what_is_wrong_and_are_silent_otherwise():
+    assert alarms({"refusal_share": 0.45, "entropy/feedback": 0.1, "degenerate": 0.02}) == []
+    assert "refuses 95%" in alarms({"refusal_share": 0.95})[0]
+    assert "refuses only 1%" in alarms({"refusal_share": 0.01})[0]
+    assert "feedback" in alarms({"entropy/feedback": 0.001})[0]
+    assert "30%" in alarms({"degenerate": 0.3})[0]
+    assert "no gradient" in alarms({"groups_without_gradient": 1.0})[0]
