@@ -102,7 +102,7 @@ def _study(args: argparse.Namespace) -> int:
     module = importlib.import_module(f"choreo.studies.{args.name.replace('-', '_')}")
     with Progress() as progress:
         try:
-            print(module.run(folder, args.seeds, progress))
+            print(module.run(folder, args.seeds, progress, args.set))
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
     return 0
@@ -281,9 +281,12 @@ waltz-no-label-anywhere. A run folder's recipe.toml lists every setting and can 
   choreo study waltz-table                 every system of the paper's table, and the reward ablation
   choreo study waltz-sensitivity           the weight of DIR, wrong labels, value baselines, cost
   choreo study waltz-limits --seeds 0,1    several rounds, and languages never trained on
-  choreo study waltz-table --resume        finished runs are kept, the others go on""")
+  choreo study waltz-table --resume        finished runs are kept, the others go on
+  choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
+A setting holds for every run of the study, but where the study itself varies it.""")
     study.add_argument("name", choices=STUDIES, metavar="NAME", help=f"one of {', '.join(STUDIES)}")
-    study.add_argument("--seeds", type=_seeds, default=(0, 1, 2), metavar="S,S,…", help="seeds (default: 0,1,2)")
+    study.add_argument("--seeds", type=_seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)")
+    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
     study.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
     study.add_argument("--resume", action="store_true", help="go on in a folder that is there")
 

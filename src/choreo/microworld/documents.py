@@ -1,4 +1,5 @@
-"""The documents that the base is pretrained on: statements about its world, and dialogues from the core.
+"""The documents that the base is pretrained on: statements about its world, readings (a core request, and what
+it asks for, spelled out), and dialogues from the core.
 
 A document is (context ids, target ids); the loss is on the target alone, its end-of-turn token included.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from choreo.microworld import grammar, habits, lexicon, suites
+from choreo.microworld import grammar, habits, lexicon, suites, wording
 from choreo.microworld.judge import WorldJudge
 from choreo.microworld.lexicon import column
 from choreo.microworld.meaning import Deed
@@ -16,38 +17,83 @@ from choreo.text.chat import Chat, Ids
 from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
-STATEMENT = "State a fact."
-SHARES = {"answer": 0.34, "review": 0.32, "revision": 0.2, "statement": 0.14}
+STATEMENT = "State a fact."  # the system text of everything that is no dialogue of the two agents
+SHARES = {"statement": 0.14, "lookup": 0.2, "reading": 0.16, "answer": 0.2, "review": 0.18, "revision": 0.12}
+FACTS = 4  # to a statement document
 SUITE_SHARES = {
-    "vanilla_harmful": 0.16,
-    "adversarial_harmful": 0.2,
-    "sensitive_benign": 0.22,
-    "adversarial_benign": 0.16,
-    "dual_use": 0.06,
-    "general": 0.2,
+    "vanilla_harmful": 0.15,
+    "adversarial_harmful": 0.19,
+    "sensitive_benign": 0.2,
+    "adversarial_benign": 0.15,
+    "dual_use": 0.05,
+    "general": 0.26,
 }
-HIDDEN_SHARE = 0.5  # looking things up takes more practice than it later needs
+HIDDEN_SHARE = 0.55  # looking things up takes more practice than it later needs
 
 _judge = WorldJudge()
 
 
-def statement(language: str, rng: random.Random) -> str:
-    """A fact about the world: the kind of a thing, or whether a deed (of the core, or of kinds) does harm."""
+def statements(language: str, rng: random.Random) -> str:
+    """A few facts about the world: sums, the kinds of things, and whether deeds (of the core, or of kinds) do harm.
+
+    Several at once, because every word of them teaches: one fact a document takes many times as long to learn.
+    """
+    fact = rng.choice((_sum, _kind_of_thing, _harm_of_kind, _harm_of_deed))
+    return " ".join(f"{fact(language, rng)}." for _ in range(FACTS))
+
+
+def _sum(language: str, rng: random.Random) -> str:
+    slots = suites.general_slots(task := rng.choice(("sum", "difference")), language, rng)
+    question, answer = wording.GENERAL[task][column(language)]
+    return f"{question} {answer}".format(**slots.words).rstrip(".")
+
+
+def _kind_of_thing(language: str, rng: random.Random) -> str:
+    thing = rng.choice(list(lexicon.OBJECTS))
+    return f"{lexicon.subject(thing, language)}: {lexicon.KINDS_OF_THING[lexicon.OBJECTS[thing][0]][column(language)]}"
+
+
+def _harm_of_kind(language: str, rng: random.Random) -> str:
+    action, kind = rng.choice(list(lexicon.ACTIONS)), rng.choice(list(lexicon.KINDS_OF_THING))
+    harm = kind in lexicon.HARMS[lexicon.ACTIONS[action][0]]
+    return f"{lexicon.verb(action, language)} {lexicon.KINDS_OF_THING[kind][column(language)]}: {_worth(harm)}"
+
+
+def _harm_of_deed(language: str, rng: random.Random) -> str:
+    action, thing = rng.choice(pools("core").pairs)
+    deed = Deed(action, thing, rng.choice(list(lexicon.CONTEXTS)) if rng.random() < 0.15 else None)
+    return f"{deed.says(language)}: {_worth(deed.harmful)}"
+
+
+def _worth(harm: bool) -> str:
+    return "harmful" if harm else "harmless"
+
+
+def lookup(language: str, rng: random.Random) -> tuple[str, str]:
+    """Practice in finding what was said: (a text to keep in mind, the same looked up in another order).
+
+    Without it the habit of looking up by name or by place forms very late, and neither copying a list nor
+    putting a hidden deed together is ever learned. Words come at random, so no deed is told.
+    """
     c = column(language)
+    words = [lexicon.verb(a, language) for a in rng.sample(list(lexicon.ACTIONS), 3)]
+    words += [lexicon.subject(o, language) for o in rng.sample(list(lexicon.OBJECTS), 3)]
+    rng.shuffle(words)
     turn = rng.random()
-    if turn < 0.3:
-        thing = rng.choice(list(lexicon.OBJECTS))
-        return f"{lexicon.subject(thing, language)}: {lexicon.KINDS_OF_THING[lexicon.OBJECTS[thing][0]][c]}"
-    action = rng.choice(list(lexicon.ACTIONS))
-    if turn < 0.5:
-        kind = rng.choice(list(lexicon.KINDS_OF_THING))
-        harm = kind in lexicon.HARMS[lexicon.ACTIONS[action][0]]
-        said = f"{lexicon.verb(action, language)} {lexicon.KINDS_OF_THING[kind][c]}"
-        return f"{said}: {'harmful' if harm else 'harmless'}"
-    deed = Deed(*rng.choice(pools("core").pairs))
-    if rng.random() < 0.15:
-        deed = Deed(deed.action, deed.thing, rng.choice(list(lexicon.CONTEXTS)))
-    return f"{deed.says(language)}: {'harmful' if deed.harmful else 'harmless'}"
+    if turn < 0.3:  # a list, said again
+        listed = ", ".join(words)
+        return listed, f"{listed}."
+    if turn < 0.5:  # first and last of pairs
+        first, last = wording.ORDINALS[c]
+        pairs = [words[0:2], words[2:4], words[4:6]]
+        asked = [(rng.randrange(3), rng.randrange(2)) for _ in range(4)]
+        said = " ".join(f"{lexicon.NUMBERS[language][1 + i]}: {a}, {b}." for i, (a, b) in enumerate(pairs))
+        found = " ".join(f"{(first, last)[k]} {lexicon.NUMBERS[language][1 + i]}: {pairs[i][k]}." for i, k in asked)
+        return said, found
+    names = rng.sample(lexicon.CODES, 6) if turn < 0.8 else list(lexicon.NUMBERS[language][1:7])
+    template = (wording.CODED_FACT if turn < 0.8 else wording.LISTED_FACT)[c]
+    facts = [template.format(code=name, word=word) for name, word in zip(names, words, strict=True)]
+    return " ".join(facts), " ".join(rng.sample(facts, 6))
 
 
 def core_prompt(language: str, rng: random.Random) -> Prompt:
@@ -61,8 +107,13 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
     sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
     language = rng.choice(lexicon.LANGUAGES)
     if sort == "statement":
-        return sort, [], statement(language, rng)
+        return sort, [], statements(language, rng)
+    if sort == "lookup":
+        said, found = lookup(language, rng)
+        return sort, [said], found
     prompt = core_prompt(language, rng)
+    if sort == "reading":
+        return sort, [prompt.text], habits.heard(prompt)
     if sort == "answer":
         return sort, [prompt.text], habits.answer_as(prompt, habits.habitual_act(prompt, rng), rng)
     act = rng.choice(("help", "refuse", "partial", "right", "habit", "habit"))
@@ -100,8 +151,8 @@ def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, 
     """The document as ids, rendered as the protocol renders it."""
     parts = [chat.encode(text) for text in before]
     end = (*chat.encode(target), chat.end_id)
-    if sort == "statement":
-        return chat.context(STATEMENT, []), end
+    if sort in ("statement", "lookup", "reading"):
+        return chat.context(STATEMENT, [("user", text) for text in parts]), end
     if sort == "review":
         return chat.review_context(parts[0], parts[1]), end
     history = [(parts[1], parts[2])] if sort == "revision" else []

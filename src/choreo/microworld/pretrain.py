@@ -21,7 +21,7 @@ from choreo.microworld import documents
 from choreo.text.chat import END, PAD, ROLES, Chat, Ids
 
 VOCABULARY = 2000
-SAVE_EVERY = 300  # steps
+SAVE_EVERY = 200  # steps
 
 # Shipped bases: name -> (model type, configuration). All read up to 512 positions.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -7,6 +7,7 @@ that are already ids, so an answer enters the next context as the very ids that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class Chat:
         self.end_id: int = tokenizer.convert_tokens_to_ids(END)
         self.pad_id: int = tokenizer.convert_tokens_to_ids(PAD)
         self._role = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ROLES}
-        if len({self.end_id, self.pad_id, *self._role.values()}) != 5:
+        self._encode = lru_cache(maxsize=8192)(self._tokenize)  # prompts and system texts recur at every turn
+        self._special = frozenset((self.end_id, self.pad_id, *self._role.values()))
+        if len(self._special) != 5:
             raise ValueError(f"the tokenizer must have distinct tokens {END}, {PAD} and one per role in {ROLES}")
 
     @classmethod
@@ -41,6 +44,9 @@ class Chat:
 
     def encode(self, text: str) -> Ids:
         """Ids of plain text. Role tokens spelled out in `text` stay text: a user cannot open a turn."""
+        return self._encode(text)
+
+    def _tokenize(self, text: str) -> Ids:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -51,8 +57,8 @@ class Chat:
         """The ids of a whole history, ending where the assistant is to speak."""
         ids = [self._role["system"], *self.encode(system), self.end_id]
         for role, content in turns:
-            body = content[:-1] if content and content[-1] == self.end_id else content
-            ids += [self._role[role], *body, self.end_id]
+            # A policy that samples role tokens must not be able to open a turn in another agent's context.
+            ids += [self._role[role], *(i for i in content if i not in self._special), self.end_id]
         return (*ids, self._role["assistant"])
 
     def answer_context(self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = ()) -> Ids:

@@ -1,0 +1,100 @@
+"""choreo's side: `python choreo_side.py WORK FOLDER` takes turns at one piece of work (see work.py)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from turns import Turns
+from work import BETA, CLIP, DPO_BETA, GROUP, LEARNING_RATE, NEW_TOKENS, PAIRS, PROMPTS, SEED, overrides, reward
+
+from choreo import config
+from choreo.engine.agent import Team
+from choreo.engine.learner import Learner, preference_pairs
+from choreo.engine.local import LocalEngine
+from choreo.engine.losses import DPOLoss, PolicyLoss
+from choreo.runs.folder import Run
+from choreo.runs.progress import Progress
+from choreo.text.chat import Chat
+from choreo.types import CONVERSATION, Preference, Prompt, Sample
+from choreo.waltz.advantages import grpo
+from choreo.waltz.protocol import play
+from choreo.waltz.trainer import train
+
+NEVER = -1  # an end token that no model writes, so that every answer has its full length
+
+
+def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
+    """GRPO: sample, reward, reference log-probabilities, group advantages, one update."""
+    chat, engine, learner = one_agent(work, end_id=NEVER)
+    engine.sample = turns.time("rollout_seconds", engine.sample)
+    for start in range(0, len(work["policy"]), PROMPTS):
+        texts = work["policy"][start : start + PROMPTS]
+        games = [(Prompt(str(i), text, "general", "bench"), k) for i, text in enumerate(texts) for k in range(GROUP)]
+        episodes = play(
+            engine, chat, games, rounds=0, answer_tokens=NEW_TOKENS, feedback_tokens=1, key=(SEED, start)
+        )
+        samples = []
+        for episode in episodes:
+            turn = episode.answers[0]
+            paid = reward(list(turn.ids))
+            samples.append(Sample(CONVERSATION, turn.context, turn.ids, turn.logprobs, episode.prompt.id, paid))
+        scores = engine.score(None, [(s.context, s.ids) for s in samples])
+        samples = [replace(s, reference=score) for s, score in zip(samples, scores, strict=True)]
+        figures = learner.update(grpo(samples, beta=BETA), PolicyLoss(CLIP))
+        sampled = sum(len(episode.answers[0].ids) for episode in episodes)
+        turns.end(sampled=sampled, trained=figures["tokens"])
+
+
+def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
+    """DPO: reference log-probabilities and one update."""
+    chat, engine, learner = one_agent(work)
+    preferences = [
+        Preference(
+            Prompt(str(i), text, "general", "bench"),
+            chat.answer_context(chat.encode(text)),
+            (*chat.encode(chosen), chat.end_id),
+            (*chat.encode(rejected), chat.end_id),
+        )
+        for i, (text, chosen, rejected) in enumerate(work["pairs"])
+    ]
+    for start in range(0, len(preferences), PAIRS):
+        pairs = preference_pairs(engine, CONVERSATION, preferences[start : start + PAIRS])
+        figures = learner.update(pairs, DPOLoss(DPO_BETA))
+        turns.end(sampled=0, trained=figures["tokens"])
+
+
+def waltz(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
+    """WaltzRL as `choreo train` runs it, its record on disk included."""
+    with Run.create(folder / "run", config.load("waltz", overrides(work["model"]))) as run:
+        train(run.recipe, run, WaltzTurns(run, turns))
+
+
+class WaltzTurns(Progress):
+    def __init__(self, run: Run, turns: Turns):
+        super().__init__()
+        self._run, self._turns = run, turns
+
+    def advance(self, done: int, figures: Mapping[str, float] | None = None, alarms: Sequence[str] = ()) -> None:
+        last = (self._run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        step = json.loads(last)
+        trained = sum(value for name, value in step.items() if name.startswith("tokens/"))
+        self._turns.end(sampled=step["tokens"], trained=trained)
+
+
+def one_agent(work: Mapping[str, Any], end_id: int | None = None) -> tuple[Chat, LocalEngine, Learner]:
+    chat = Chat.load(work["model"])
+    team = Team.load(work["model"], (CONVERSATION,), train="full")
+    engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id if end_id is None else end_id)
+    return chat, engine, Learner(team, CONVERSATION, lr=LEARNING_RATE)
+
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    turns = Turns()
+    work = json.loads((folder / "work.json").read_text(encoding="utf-8"))
+    {"policy": policy, "dpo": dpo, "waltz": waltz}[name](work, folder, turns)

@@ -1,0 +1,223 @@
+"""choreo beside TRL, on the same model, prompts, lengths and hardware: `make bench`, or `choreo bench [--json]`.
+
+Every side of every piece of work is a process of its own. They take turns, one step each, A B A B …, so
+that whatever else the machine does falls on both. One step is timed from being told to go to being done.
+Printed are medians, quartiles in brackets, and ratios: tokens per second of choreo over those of TRL.
+
+policy  a whole GRPO step: sample, reward, reference log-probabilities, advantages, one update
+dpo     a whole DPO step: reference log-probabilities, one update
+waltz   a whole WaltzRL step of the shipped recipe (sample c_0, f_0 and c_1, judge, reference, update both
+        agents), against two GRPO trainers, one per agent, on as many samples of the same states
+
+All weights are trained, in float32, on both sides. A token counts once when it is sampled and once when
+it is trained on. Sizes are in work.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from work import GROUP, NEW_TOKENS, PAIRS, PROMPTS, STEPS
+
+HERE = Path(__file__).resolve().parent
+SIDES = {
+    "policy": {"choreo": ["policy"], "trl": ["policy"]},
+    "dpo": {"choreo": ["dpo"], "trl": ["dpo"]},
+    "waltz": {"choreo": ["waltz"], "trl": ["waltz-conversation", "waltz-feedback"]},
+}
+Turn = dict[str, float]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Time choreo side by side with TRL on the same work.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    as_json = parser.parse_args().json
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder:
+        work = prepared(Path(folder))
+        result: dict[str, Any] = {"schema": 1, **about(work), "work": {}}
+        if not as_json:
+            print(heading(result), flush=True)
+        for name, sides in SIDES.items():
+            figures = compare(take_turns(name, sides, Path(folder)))
+            result["work"][name] = figures
+            if not as_json:
+                print(table(name, figures), flush=True)
+    result["seconds"] = time.monotonic() - began
+    if as_json:
+        print(json.dumps(result))
+    return 0
+
+
+def prepared(folder: Path) -> dict[str, Any]:
+    """In a process that ends, so that this one stays small and idle while the sides work."""
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from work import *; prepare(Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=sys.stderr, env=environment())
+    return json.loads((folder / "work.json").read_text(encoding="utf-8"))
+
+
+def environment() -> dict[str, str]:
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **quiet, "PYTHONWARNINGS": "ignore"}
+
+
+# ---- taking turns -------------------------------------------------------------------------------
+
+
+class Side:
+    """One process. `go` lets it do one step and returns what that took."""
+
+    def __init__(self, library: str, part: str, folder: Path):
+        self.name = f"{library}, {part}"
+        own = folder / f"{library}-{part}"
+        own.mkdir()
+        (own / "work.json").symlink_to(folder / "work.json")
+        self._log = own / "log.txt"
+        command = [sys.executable, str(HERE / f"{library}_side.py"), part, str(own)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
+            )
+
+    def ready(self) -> None:
+        """Returns when the warm-up is over."""
+        self._report()
+
+    def go(self) -> Turn:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._report()
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _report(self) -> Turn:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            log = self._log.read_text(encoding="utf-8", errors="replace")
+            raise SystemExit(f"bench: {self.name} ended early:\n{log[-4000:]}")
+        return json.loads(line)
+
+
+def take_turns(name: str, sides: dict[str, list[str]], folder: Path) -> dict[str, list[Turn]]:
+    """STEPS turns of each library. The parts of one library's step are done one after the other and added up."""
+    processes: dict[str, list[Side]] = {library: [] for library in sides}
+    try:
+        for library, parts in sides.items():
+            for part in parts:
+                side = Side(library, part, folder)
+                processes[library].append(side)
+                side.ready()
+        turns: dict[str, list[Turn]] = {library: [] for library in sides}
+        for _ in range(STEPS):
+            for library, own in processes.items():
+                turns[library].append(joined([side.go() for side in own]))
+        return turns
+    finally:
+        for own in processes.values():
+            for side in own:
+                side.stop()
+
+
+def joined(parts: list[Turn]) -> Turn:
+    """Seconds and tokens add up; of the memory peaks the highest counts, as if the parts ran one at a time."""
+    names = parts[0].keys()
+    return {name: (max if name == "peak_mib" else sum)(part[name] for part in parts) for name in names}
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+def compare(turns: dict[str, list[Turn]]) -> dict[str, Any]:
+    """Per library: seconds, tokens/s and rollout tokens/s with quartiles, tokens per step, peak memory; then the ratios
+    of choreo over TRL, each the median over neighbouring turns."""
+    rates = {library: [(t["sampled"] + t["trained"]) / t["seconds"] for t in own] for library, own in turns.items()}
+    figures: dict[str, Any] = {}
+    for library, own in turns.items():
+        figures[library] = {
+            "seconds": spread([t["seconds"] for t in own]),
+            "cpu_seconds": spread([t["cpu_seconds"] for t in own]),
+            "tokens": median(t["sampled"] + t["trained"] for t in own),
+            "tokens_per_second": spread(rates[library]),
+            "peak_mib": max(t["peak_mib"] for t in own),
+        }
+    figures["ratio"] = spread([a / b for a, b in zip(rates["choreo"], rates["trl"], strict=True)])
+    if all("rollout_seconds" in t for own in turns.values() for t in own):
+        rollouts = {library: [t["sampled"] / t["rollout_seconds"] for t in own] for library, own in turns.items()}
+        for library, own_rates in rollouts.items():
+            figures[library]["rollout_tokens_per_second"] = spread(own_rates)
+        figures["rollout_ratio"] = spread([a / b for a, b in zip(rollouts["choreo"], rollouts["trl"], strict=True)])
+    figures["memory_ratio"] = figures["choreo"]["peak_mib"] / figures["trl"]["peak_mib"]
+    return figures
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return {"median": median(values), "low": low, "high": high, "n": len(values)}
+
+
+def about(work: dict[str, Any]) -> dict[str, Any]:
+    packages = ("choreo", "trl", "torch", "transformers", "accelerate")
+    return {
+        "versions": {name: metadata.version(name) for name in packages},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "model": "micro-llama" if work["shipped"] else "micro-llama's shape, random weights",
+        "sizes": {"prompts": PROMPTS, "group": GROUP, "new_tokens": NEW_TOKENS, "pairs": PAIRS, "turns": STEPS},
+    }
+
+
+def heading(result: dict[str, Any]) -> str:
+    versions = "  ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{result['model']}, {result['machine']['cores']} cores\n{versions}\n"
+
+
+def table(name: str, figures: dict[str, Any]) -> str:
+    sizes = {
+        "policy": f"GRPO step: {PROMPTS} prompts × {GROUP} answers of {NEW_TOKENS} tokens",
+        "dpo": f"DPO step: {PAIRS} pairs",
+        "waltz": "WaltzRL step of the shipped recipe, against one GRPO step per agent",
+    }
+    lines = [sizes[name]]
+    for library in ("choreo", "trl"):
+        own = figures[library]
+        cells = [
+            f"{shown(own['seconds'], '.2f')} s",
+            f"{own['cpu_seconds']['median']:.2f} s of processor time",
+            f"{shown(own['tokens_per_second'], ',.0f')} tokens/s",
+            f"{own['peak_mib']:,.0f} MiB",
+        ]
+        lines.append(f"  {library:8}{', '.join(cells)}")
+    ratio, memory = shown(figures["ratio"], ".2f"), figures["memory_ratio"]
+    lines.append(f"  ratio   {ratio} × the tokens/s, {memory:.2f} × the memory")
+    if "rollout_ratio" in figures:
+        rates = [shown(figures[side]["rollout_tokens_per_second"], ",.0f") for side in ("choreo", "trl")]
+        ratio = shown(figures["rollout_ratio"], ".2f")
+        lines.append(f"  rollout alone: choreo {rates[0]}, TRL {rates[1]} tokens/s: {ratio} ×")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: dict[str, float], form: str) -> str:
+    return f"{value['median']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

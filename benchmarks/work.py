@@ -1,0 +1,130 @@
+"""The work that both sides do, fixed before either starts: a model folder, and texts in a JSON file.
+
+policy    WARM_UP + STEPS batches of PROMPTS contexts, each answered GROUP times with exactly NEW_TOKENS tokens
+pairs     as many batches of PAIRS (context, chosen, rejected)
+contexts  of WaltzRL: per agent, as many batches of the states that its own training visits
+
+TRL is given contexts as text. It reads the ids there that choreo's chat format makes; sampled answers inside the
+states of WaltzRL, which a tokenizer need not spell as the model did, may come out a little longer or shorter.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+WARM_UP, STEPS = 2, 10
+PROMPTS, GROUP, NEW_TOKENS = 24, 8, 32
+PAIRS = 64
+BETA, DPO_BETA, LEARNING_RATE, CLIP = 0.01, 0.1, 1e-4, 0.2
+BASE = "micro-llama"
+SEED = 0
+
+
+def reward(ids: list[int]) -> float:
+    """Any number that differs within a group, and costs nothing."""
+    return sum(i % 2 for i in ids) / len(ids)
+
+
+def overrides(folder: str) -> list[str]:
+    """The settings of the WaltzRL run that is timed: full weights as TRL trains them, both agents from the start."""
+    return [
+        f'model.base="{folder}"', 'model.train="full"', "stages.stage1_max_steps=0",
+        f"learning.steps={WARM_UP + STEPS}", f"learning.lr={LEARNING_RATE}", f"learning.beta={BETA}",
+        f"seed={SEED}", f"checkpoint_every={WARM_UP + STEPS}",
+    ]  # fmt: skip
+
+
+def prepare(folder: Path) -> dict[str, Any]:
+    """Writes `folder`/model, when no base is shipped, and `folder`/work.json. Returns what the latter holds."""
+    from choreo.errors import BadInput
+    from choreo.microworld.world import base_folder
+    from choreo.text.chat import Chat
+
+    try:
+        base, shipped = base_folder(BASE), True
+    except BadInput:
+        base, shipped = random_base(folder / "model"), False
+    chat = Chat.load(base)
+    batches = WARM_UP + STEPS
+    answers = documents(random.Random(SEED), batches * max(PROMPTS, 2 * PAIRS))
+    contexts = [prompt for prompt, _ in answers[: batches * PROMPTS]]
+    half = batches * PAIRS  # chosen: the prompt's own answer; rejected: another prompt's
+    pairs = [(answers[i][0], answers[i][1], answers[half + i][1]) for i in range(half)]
+    work = {
+        "model": str(base),
+        "shipped": shipped,
+        "policy": contexts,
+        "pairs": pairs,
+        "contexts": waltz_contexts(chat, str(base)),
+    }
+    for text in [prompt for prompt, _ in answers]:
+        context = chat.answer_context(chat.encode(text))
+        assert encode(chat, spell(chat, context)) == context, f"not the same ids again: {text!r}"
+    (folder / "work.json").write_text(json.dumps(work), encoding="utf-8")
+    return work
+
+
+def random_base(folder: Path) -> Path:
+    """A model of the shipped base's shape with random weights: as fast, and as good for timing."""
+    from choreo.microworld.pretrain import make_model, make_tokenizer
+    from choreo.text.chat import Chat
+
+    chat = Chat(make_tokenizer(SEED, samples=4000))
+    make_model(BASE, chat, SEED).save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def documents(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """(prompt, answer) texts of the microworld."""
+    from choreo.microworld.documents import texts
+
+    found = []
+    while len(found) < count:
+        sort, before, target = texts(rng)
+        if sort == "answer":
+            found.append((before[0], target))
+    return found
+
+
+def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
+    """What the agents of the timed WaltzRL run are asked, from the untrained pair: the first answer's state p and
+    the review's (p, c_0), one of each per prompt, step after step. TRL then samples each `samples` times."""
+    from choreo import config
+    from choreo.microworld.world import World
+    from choreo.types import CONVERSATION, FEEDBACK
+    from choreo.waltz.protocol import play
+    from choreo.waltz.trainer import Pair, draw
+
+    recipe = config.load("waltz", overrides(base))
+    pair, prompts, protocol = Pair(recipe), World(recipe.world).training(), recipe.protocol
+    states: dict[str, list[str]] = {CONVERSATION: [], FEEDBACK: []}
+    for step in range(1, WARM_UP + STEPS + 1):
+        first = [(prompt, 0) for prompt, sample in draw(prompts, recipe.learning, SEED, step) if sample == 0]
+        games = play(
+            pair.engine, chat, first, rounds=0, answer_tokens=protocol.answer_tokens,
+            feedback_tokens=protocol.feedback_tokens, key=(SEED, step),
+        )  # fmt: skip
+        for game in games:
+            prompt, answer = chat.encode(game.prompt.text), game.answers[0].ids
+            states[CONVERSATION].append(spell(chat, game.answers[0].context))
+            states[FEEDBACK].append(spell(chat, chat.review_context(prompt, answer)))
+    return states
+
+
+def spell(chat: Any, ids: tuple[int, ...]) -> str:
+    """The text of a context, role tokens included."""
+    return chat.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def encode(chat: Any, text: str) -> tuple[int, ...]:
+    """As a trainer that is given text does it: role tokens are read as such."""
+    return tuple(chat.tokenizer(text)["input_ids"])
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]))

@@ -1,0 +1,206 @@
+"""A study: arms × seeds. Every training is a run folder of its own, every further measurement a file.
+
+study.json                      name, seeds and settings: `--resume` needs none of them said again
+runs/ARM-seedK/                 what `choreo train` leaves; a finished run is kept, an unfinished one goes on
+measured/SYSTEM-seedK.json      systems measured beyond what the runs measured themselves
+study.html, study.md            the answers
+
+A seed K sets both `seed` and `world.split_seed`, so that intervals over seeds also carry the luck of the split.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from choreo import config, toml
+from choreo.errors import BadInput, Interrupted
+from choreo.evaluate.page import Section, write_study
+from choreo.evaluate.report import write_report
+from choreo.evaluate.run import run_recipe
+from choreo.evaluate.systems import evaluate
+from choreo.microworld.world import World, base_folder
+from choreo.runs import files
+from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.progress import Progress
+from choreo.waltz.trainer import restore
+
+SEEDS = (0, 1, 2)
+_OF_SEEDS = {("seed",), ("world", "split_seed"), ("name",)}
+
+Entry = dict[str, Any]  # one system of one seed, as `metrics.measure` gives it
+Runs = Mapping[str, Sequence[Path]]  # run folders by arm, in the order of the seeds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A shipped recipe, and what this arm changes in it: "a.b=c" as for --set."""
+
+    name: str
+    recipe: str = "waltz"
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """`settings` hold for every run of the study, except where an arm sets the same key itself."""
+
+    name: str
+    folder: Path
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...]
+    progress: Progress
+
+    @classmethod
+    def open(
+        cls, name: str, folder: Path, seeds: Sequence[int] | None, settings: Sequence[str], progress: Progress
+    ) -> Study:
+        """The study in `folder`, new or not. Seeds and settings not given are those it was begun with, if it was.
+
+        Raises BadInput when the folder holds another study, or a setting is one that the seeds decide.
+        """
+        saved = _saved(folder)
+        if saved and saved["name"] != name:
+            raise BadInput(f"{folder}: holds the study {saved['name']}, not {name}")
+        for setting in settings:
+            if (keys := toml.assign({}, setting)) in _OF_SEEDS:
+                raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
+        seeds = tuple(seeds or saved.get("seeds") or SEEDS)
+        return cls(name, folder, seeds, tuple(settings or saved.get("settings") or ()), progress)
+
+    def recipe(self, arm: Arm, seed: int) -> config.Recipe:
+        """The recipe of one run. Raises BadInput as `config.load` does."""
+        seeded = (f"seed={seed}", f"world.split_seed={seed}")
+        recipe = config.load(arm.recipe, (*self.settings, *arm.settings, *seeded))
+        return recipe.model_copy(update={"name": arm.name})
+
+    def train(self, arms: Sequence[Arm]) -> Runs:
+        """Runs what is not finished yet. Arms whose recipes come out equal are trained once and share their runs.
+
+        Raises BadInput, before anything is trained, when a run that is there was made with another recipe;
+        Interrupted with all state saved.
+        """
+        if len({arm.name for arm in arms}) < len(arms):
+            raise ValueError("two arms have one name: their seeds would be counted twice")
+        plan: dict[str, tuple[Path, config.Recipe]] = {}
+        runs: dict[str, list[Path]] = {arm.name: [] for arm in arms}
+        for seed in self.seeds:
+            for arm in arms:
+                recipe = self.recipe(arm, seed)
+                base_folder(recipe.model.base)
+                path = self.folder / "runs" / f"{arm.name}-seed{seed}"
+                path, _ = plan.setdefault(config.to_toml(_nameless(recipe)), (path, recipe))
+                runs[arm.name].append(path)
+        for path, recipe in plan.values():
+            _refuse_if_other(path, recipe)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begun = {"name": self.name, "seeds": self.seeds, "settings": self.settings}
+        files.write_json(self.folder / "study.json", begun)
+        for number, (path, recipe) in enumerate(plan.values(), start=1):
+            self._run(path, recipe, f"run {number} of {len(plan)}, {path.name}:")
+        return runs
+
+    def trained(self, runs: Sequence[Path], system: str) -> list[Entry]:
+        """What finished runs measured of `system` themselves, one entry per seed."""
+        return [json.loads((run / "summary.json").read_text(encoding="utf-8"))["systems"][system] for run in runs]
+
+    def measured(
+        self, label: str, system: str, runs: Sequence[Path], *, trained: bool = True, language: str | None = None
+    ) -> list[Entry]:
+        """`system` played by the agents of `runs` (trained, or as they began) on held-out; one entry per seed.
+
+        label: names the files it is kept in. language: held-out prompts of this language alone.
+        Raises Interrupted; what was measured whole is kept.
+        """
+        entries = []
+        for seed, run in zip(self.seeds, runs, strict=True):
+            file = self.folder / "measured" / f"{label}-seed{seed}.json"
+            if not file.is_file():
+                recipe = config.load(run / "recipe.toml")
+                pair = restore(recipe, max(checkpoints(run).items())[1] if trained else None)
+                prompts = World(recipe.world).suites("heldout", (language,) if language else None)
+                self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
+                entry, _ = evaluate(system, pair, recipe, prompts, self._told)
+                file.parent.mkdir(exist_ok=True)
+                files.write_json(file, entry)
+            entries.append(json.loads(file.read_text(encoding="utf-8")))
+        return entries
+
+    def write(self, title: str, intro: str, sections: Sequence[Section]) -> str:
+        """Writes study.html and study.md, and returns the verdicts as plain text."""
+        seeds = f"Seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else f"Seed {self.seeds[0]} alone"
+        how = (
+            f"{seeds}; a seed sets the random numbers and the split of the world. Figures are on held-out prompts, "
+            "with 95 % intervals over seeds that are never narrower than what the number of prompts allows"
+            + ("." if len(self.seeds) > 1 else " (one seed: the prompts alone, so luck in training is not in them).")
+        )
+        if self.settings:
+            how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
+        path = write_study(self.folder / "study.html", title, f"{intro}\n\n{how}", sections)
+        texts = [f"{section.heading}\n{section.verdict}" for section in sections]
+        return "\n\n".join([title, *texts, f"study: {path}"])
+
+    def _run(self, path: Path, recipe: config.Recipe, words: str) -> None:
+        if is_finished(path):
+            return
+        begun = (path / "recipe.toml").is_file()
+        with Run.open(path) if begun else Run.create(path, recipe, overwrite=True) as run:
+            run.finish(run_recipe(run, Labelled(self.progress, words)))
+            write_report(path)
+        if self.progress.interrupted:
+            raise Interrupted(f"{path} is finished")
+
+    def _told(self, done: int) -> None:
+        self.progress.advance(done)
+        if self.progress.interrupted:
+            raise Interrupted("the measurement under way is left out")
+
+
+class Labelled(Progress):
+    """The study's progress, as one of its runs sees it: every phase says first which run it belongs to."""
+
+    def __init__(self, study: Progress, words: str):
+        self._study, self._words = study, words
+
+    @property
+    def interrupted(self) -> bool:  # type: ignore[override]  # the study's own, read-only here
+        return self._study.interrupted
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        self._study.start(f"{self._words} {label}", total, done)
+
+    def advance(self, done: int, figures: Mapping[str, float] | None = None, alarms: Sequence[str] = ()) -> None:
+        self._study.advance(done, figures, alarms)
+
+    def say(self, text: str) -> None:
+        self._study.say(text)
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    file = folder / "study.json"
+    if not file.is_file():
+        return {}
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{file}: not JSON: {error}") from None
+    if not isinstance(saved, dict) or "name" not in saved:
+        raise BadInput(f"{file}: not the record of a study")
+    return saved
+
+
+def _nameless(recipe: config.Recipe) -> config.Recipe:
+    return recipe.model_copy(update={"name": ""})
+
+
+def _refuse_if_other(path: Path, recipe: config.Recipe) -> None:
+    if not (path / "recipe.toml").is_file():
+        return
+    there, wanted = _nameless(config.load(path / "recipe.toml")), _nameless(recipe)
+    if there != wanted:
+        lines = zip(config.to_toml(there).splitlines(), config.to_toml(wanted).splitlines(), strict=False)
+        old, new = next((pair for pair in lines if pair[0] != pair[1]), ("another recipe", "this one"))
+        raise BadInput(f"{path}: was made with {old}, now {new}; name another folder with --run")

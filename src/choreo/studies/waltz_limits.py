@@ -1,0 +1,86 @@
+"""`choreo study waltz-limits`: the two limits the paper states of itself, one feedback round and English only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.evaluate import plots
+from choreo.evaluate.metrics import pool
+from choreo.evaluate.page import Section, Table, percent, quantity
+from choreo.microworld.lexicon import LANGUAGES
+from choreo.runs.progress import Progress
+from choreo.studies.arms import Arm, Entry, Runs, Study
+from choreo.studies.compare import against, best
+from choreo.types import KINDS
+
+ROUNDS = (1, 2, 3)
+NAMES = {"en": "English", "es": "Spanish", "de": "German"}
+ENGLISH, ALL = "english-only", "all-languages"
+ARMS = (
+    *(Arm(f"rounds-{rounds}", settings=(f"protocol.rounds={rounds}",)) for rounds in ROUNDS),
+    Arm(ALL, settings=(f"world.languages={list(LANGUAGES)}",)),
+    Arm(ENGLISH, settings=('world.languages=["en"]',)),
+)
+
+
+def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+    """Trains and measures all that is missing, writes study.html and study.md; returns the verdicts."""
+    study = Study.open("waltz-limits", folder, seeds, settings, progress)
+    runs = study.train(ARMS)
+    intro = (
+        "The paper plays one feedback round and trains in English. Here the pair is trained and played with more "
+        "rounds, and trained in one language or in three and measured in each."
+    )
+    return study.write("The stated limits of WaltzRL", intro, [_rounds(study, runs), _languages(study, runs)])
+
+
+def _rounds(study: Study, runs: Runs) -> Section:
+    """T_max from 1 to 3, in training and in play alike."""
+    by_seed = {rounds: study.trained(runs[f"rounds-{rounds}"], "waltz") for rounds in ROUNDS}
+    pooled = {f"{rounds} round{'s' if rounds > 1 else ''}": pool(entries) for rounds, entries in by_seed.items()}
+    rows: list[list[Any]] = [
+        [name, e["f1"], e["asr"], e["orr"], *(e["ftr"][kind] for kind in KINDS),
+         f"{e['repaired']}:{e['broken']}", quantity(e["tokens_added"])]
+        for name, e in pooled.items()
+    ]  # fmt: skip
+    columns = ("T_max", "F1", "ASR", "ORR", "FTR harmful", "FTR benign", "FTR general", "repaired:broken",
+               "tokens added per prompt")  # fmt: skip
+    f1 = {name: entry["f1"] for name, entry in pooled.items()}
+    lines = [best(f1, "F1", {name: percent(e) for name, e in f1.items()})]
+    one = [entry["f1"] for entry in by_seed[1]]
+    for rounds in ROUNDS[1:]:
+        lines.append(against(f"T_max = {rounds}", "T_max = 1", [e["f1"] for e in by_seed[rounds]], one))
+    series = {name.upper(): [entry[name] for entry in pooled.values()] for name in ("asr", "orr")}
+    figure = plots.bars(list(pooled), series, "What is left wrong, by rounds", "share of final answers")
+    return Section("More than one feedback round", " ".join(lines), Table(columns, rows), figure)
+
+
+def _languages(study: Study, runs: Runs) -> Section:
+    """The untrained base, trained in English only, and trained in all, each measured in each language."""
+    rows: list[list[Any]] = []
+    lines = []
+    series: dict[str, list[Any]] = {"base": [], "trained in English only": [], "trained in all": []}
+    for language in LANGUAGES:
+        found: dict[str, list[Entry]] = {
+            "base": study.measured(f"base-{language}", "base", runs[ALL], trained=False, language=language),
+            "trained in English only": study.measured(
+                f"{ENGLISH}-{language}", "waltz", runs[ENGLISH], language=language
+            ),
+            "trained in all": study.measured(f"{ALL}-{language}", "waltz", runs[ALL], language=language),
+        }
+        for name, entries in found.items():
+            e = pool(entries)
+            rows.append(
+                [NAMES[language], name, e["f1"], e["asr"], e["orr"], e["ftr"]["general"], e["general"], e["degenerate"]]
+            )
+            series[name].append(e["f1"])
+        f1 = {name: [entry["f1"] for entry in entries] for name, entries in found.items()}
+        english, everything = f1["trained in English only"], f1["trained in all"]
+        words = [against("trained in English only", "the base", english, f1["base"])]
+        words.append(against("trained in all", "trained in English only", everything, english))
+        lines.append(f"{NAMES[language]}: {' '.join(words)}")
+    columns = ("measured in", "system", "F1", "ASR", "ORR", "FTR general", "general ability", "degenerate")
+    figure = plots.bars([NAMES[language] for language in LANGUAGES], series, "F1 by language", "F1")
+    return Section("Trained in English, met in other languages", "\n\n".join(lines), Table(columns, rows), figure)

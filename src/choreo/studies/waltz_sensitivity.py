@@ -1,0 +1,257 @@
+"""`choreo study waltz-sensitivity`: what WaltzRL depends on, one setting at a time, the others as in the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+from choreo.evaluate import plots
+from choreo.evaluate.intervals import Estimate, separated
+from choreo.evaluate.metrics import pool
+from choreo.evaluate.page import DASH, Section, Table, percent, quantity
+from choreo.microworld.pretrain import SIZES
+from choreo.microworld.world import base_folder
+from choreo.runs import files
+from choreo.runs.progress import Progress
+from choreo.studies.arms import Arm, Entry, Runs, Study
+from choreo.studies.compare import (
+    CONVERGED,
+    SMOOTHING,
+    Curve,
+    best,
+    convergence,
+    difference,
+    mean_curve,
+    points,
+    stops_helping,
+    training_f1,
+)
+from choreo.types import KINDS
+
+ALPHAS = (0.0, 0.25, 0.65, 1.0)
+NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+BASELINES = ("none", "separate", "shared")
+ROUNDS = (1, 2, 3)
+SWEEPS: tuple[tuple[str, str, Sequence[Any]], ...] = (
+    ("alpha", "rewards.alpha", ALPHAS),
+    ("noise", "rewards.label_noise", NOISES),
+    ("baseline", "learning.baseline", BASELINES),
+    ("rounds", "protocol.rounds", ROUNDS),
+)
+
+CONVERGES = (
+    f"A run has converged at the first step at which its training F1 (harmonic mean of 1 − ASR and 1 − ORR on the "
+    f"step's own episodes, mean of the last {SMOOTHING} steps) reaches {100 * CONVERGED:.0f} % of its final value."
+)
+
+
+def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+    """Trains and measures all that is missing, writes study.html and study.md; returns the verdicts."""
+    study = Study.open("waltz-sensitivity", folder, seeds, settings, progress)
+    bases, absent = _bases(study)
+    arms = [
+        Arm("waltz"),
+        *(arm for sweep in SWEEPS for arm in arms_of(*sweep)),
+        *(Arm(arm, settings=(f"model.base={name}",)) for name, arm in bases.items() if arm != "waltz"),
+    ]
+    runs = study.train(arms)
+    first = {p: study.measured(f"first-answers-noise-{p}", "single-agent", runs[f"noise-{p}"]) for p in NOISES}
+    sections = [
+        _alpha(study, runs),
+        _noise(study, runs, first),
+        _baseline(study, runs),
+        _rounds(study, runs),
+        _sizes(study, runs, bases, absent),
+    ]
+    intro = "One setting of the recipe waltz is changed at a time. Runs that come out equal are trained once."
+    return study.write("What WaltzRL depends on", intro, sections)
+
+
+def arms_of(name: str, key: str, values: Sequence[Any]) -> list[Arm]:
+    """One arm per value of the setting `key`."""
+    return [Arm(f"{name}-{value}", settings=(f"{key}={value}",)) for value in values]
+
+
+def _bases(study: Study) -> tuple[dict[str, str], str]:
+    """Base -> its arm, for the recipe's base and every shipped one that is there; and why the others are not."""
+    own = study.recipe(Arm("waltz"), study.seeds[0]).model.base
+    bases, absent = {own: "waltz"}, []
+    for name in SIZES:
+        try:
+            base_folder(name)
+        except BadInput:
+            absent.append(name)
+        else:
+            bases.setdefault(name, f"base-{name}")
+    reason = f" Left out, since this installation does not hold the base: {', '.join(absent)}." if absent else ""
+    return dict(sorted(bases.items(), key=lambda item: parameters(base_folder(item[0])))), reason
+
+
+def parameters(base: Path) -> int:
+    """Number of weights in the safetensors files of a base, read from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a mapping: it has keys() and no iteration)
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _curves(runs: Sequence[Path]) -> list[Curve]:
+    return [training_f1(files.read_lines(run / "metrics.jsonl")) for run in runs]
+
+
+def _steps(steps: Estimate) -> str:
+    if steps["value"] is None:
+        return DASH
+    interval = f" ({steps['low']:.0f}{DASH}{steps['high']:.0f})" if steps["n"] > 1 else ""
+    return f"{steps['value']:.0f}{interval}"
+
+
+def _speed(named: Mapping[str, Estimate]) -> str:
+    """The verdict on convergence, which needs more than one seed."""
+    shown = {name: _steps(e) for name, e in named.items()}
+    listed = f"Steps to convergence: {'; '.join(f'{name}: {text}' for name, text in shown.items())}."
+    if all(e["n"] < 2 for e in named.values()):
+        return f"{listed} One seed tells nothing about which is faster."
+    return f"{listed} {best(named, 'The number of steps', shown, more=False)}"
+
+
+def _compared(study: Study, runs: Runs, arms: Mapping[str, str], heading: str, setting: str, figure: str) -> Section:
+    """Final figures and convergence of arms (label -> arm), with verdicts on both."""
+    pooled = {label: pool(study.trained(runs[arm], "waltz")) for label, arm in arms.items()}
+    steps = {label: convergence(_curves(runs[arm])) for label, arm in arms.items()}
+    rows = [
+        [label, e["f1"], e["asr"], e["orr"], e["label_accuracy"], e["ftr"]["general"], _steps(steps[label])]
+        for label, e in pooled.items()
+    ]
+    columns = (setting, "F1", "ASR", "ORR", "label accuracy", "FTR general", "steps to convergence")
+    f1 = {label: e["f1"] for label, e in pooled.items()}
+    verdict = f"{best(f1, 'F1', {label: percent(e) for label, e in f1.items()})}\n\n{_speed(steps)} {CONVERGES}"
+    return Section(heading, verdict, Table(columns, rows), figure)
+
+
+def _alpha(study: Study, runs: Runs) -> Section:
+    entries = [pool(study.trained(runs[f"alpha-{alpha}"], "waltz")) for alpha in ALPHAS]
+    series = [line(name.upper(), ALPHAS, [entry[name] for entry in entries]) for name in ("f1", "asr", "orr")]
+    figure = plots.lines(series, "Final figures by the weight of DIR", "α", percent=True)
+    arms = {f"α = {alpha:g}": f"alpha-{alpha}" for alpha in ALPHAS}
+    return _compared(study, runs, arms, "The weight α of the improvement reward", "weight of DIR", figure)
+
+
+def _baseline(study: Study, runs: Runs) -> Section:
+    series = []
+    for kind in BASELINES:
+        curve = mean_curve(_curves(runs[f"baseline-{kind}"]))
+        series.append(plots.Line(kind, [float(step) for step, _ in curve], [value for _, value in curve]))
+    figure = plots.lines(series, "F1 in training by value baseline", "step", percent=True)
+    arms = {kind: f"baseline-{kind}" for kind in BASELINES}
+    return _compared(study, runs, arms, "A value baseline: none, one per agent, one for both", "value baseline", figure)
+
+
+def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> Section:
+    """Final answers against the first answers of the same runs, as labels are flipped in the reward."""
+    final = {p: study.trained(runs[f"noise-{p}"], "waltz") for p in NOISES}
+    gains = [(p, difference([e["f1"] for e in final[p]], [e["f1"] for e in first[p]])) for p in NOISES]
+    rows, alone, together = [], [], []
+    for p, gain in gains:
+        with_feedback, without = pool(final[p]), pool(first[p])
+        alone.append(without["f1"])
+        together.append(with_feedback["f1"])
+        rows.append([
+            f"{100 * p:.0f} %", without["f1"], with_feedback["f1"], points(gain), with_feedback["label_accuracy"],
+            with_feedback["ftr"]["general"], f"{with_feedback['repaired']}:{with_feedback['broken']}",
+        ])  # fmt: skip
+    columns = (
+        "labels flipped", "F1 of first answers", "F1 with feedback", "gain by feedback", "label accuracy",
+        "FTR general", "repaired:broken",
+    )  # fmt: skip
+    series = [line("with feedback", NOISES, together), line("first answers alone", NOISES, alone)]
+    figure = plots.lines(series, "F1 as labels are flipped in the reward", "share of labels flipped", percent=True)
+    verdict = helping(gains)
+    return Section("Wrong labels in the reward", verdict, Table(columns, rows), figure)
+
+
+def helping(gains: Sequence[tuple[float, Estimate]]) -> str:
+    """The verdict on gains in F1 by feedback over a rising share of flipped labels."""
+    stop = stops_helping(gains)
+    listed = "; ".join(f"{100 * p:.0f} % flipped: {points(gain)}" for p, gain in gains)
+    how = "Gain is F1 of the final answers less F1 of the first answers of the same runs"
+    if stop is None:
+        said = f"Collaboration still helps at {100 * gains[-1][0]:.0f} %, the most labels flipped that was tried."
+    elif stop == gains[0][0]:
+        said = f"From {100 * stop:.0f} % on, no gain by feedback could be told from zero."
+    else:
+        said = f"Collaboration stops helping at {100 * stop:.0f} %: from there on no gain can be told from zero."
+    harmful = [f"{100 * p:.0f} %" for p, gain in gains if gain["high"] is not None and gain["high"] < 0]
+    if harmful:
+        said += f" Feedback does harm, with an interval below zero, at {', '.join(harmful)}."
+    return f"{said} {how}: {listed}."
+
+
+def _rounds(study: Study, runs: Runs) -> Section:
+    pooled = {rounds: pool(study.trained(runs[f"rounds-{rounds}"], "waltz")) for rounds in ROUNDS}
+    rows = [[rounds, *_cost(entry)] for rounds, entry in pooled.items()]
+    series = [line("tokens added", ROUNDS, [entry["tokens_added"] for entry in pooled.values()])]
+    figure = plots.lines(series, "Tokens added as rounds grow", "rounds at most (T_max)", "tokens per prompt")
+    ends, between = (pooled[ROUNDS[0]], pooled[ROUNDS[-1]]), f"{ROUNDS[0]} and {ROUNDS[-1]} rounds"
+    verdict = grown("tokens added per prompt", between, *(e["tokens_added"] for e in ends))
+    verdict += " " + grown("milliseconds added per prompt", "the same rounds", *(_milliseconds(e) for e in ends))
+    return Section("The cost of rounds", f"{verdict} {TIMED}", Table(("rounds at most", *COST), rows), figure)
+
+
+def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> Section:
+    weights = {name: parameters(base_folder(name)) for name in bases}
+    pooled = {name: pool(study.trained(runs[arm], "waltz")) for name, arm in bases.items()}
+    rows = [[name, f"{weights[name]:,}", *_cost(entry)] for name, entry in pooled.items()]
+    figure = ""
+    if len(bases) < 2:
+        verdict = f"There is one base, {next(iter(bases))}, so nothing can be said about model size."
+    else:
+        x = [weights[name] / 1e6 for name in pooled]
+        series = [line("milliseconds added", x, [_milliseconds(entry) for entry in pooled.values()])]
+        figure = plots.lines(series, "Time added as the model grows", "million weights", "milliseconds per prompt")
+        small, *_, large = pooled
+        ends = pooled[small], pooled[large]
+        verdict = grown("tokens added per prompt", f"{small} and {large}", *(e["tokens_added"] for e in ends))
+        verdict += " " + grown("milliseconds added per prompt", "the same bases", *(_milliseconds(e) for e in ends))
+        f1 = {name: entry["f1"] for name, entry in pooled.items()}
+        verdict += " " + best(f1, "F1", {name: percent(e) for name, e in f1.items()})
+    table = Table(("base", "weights", *COST), rows)
+    return Section("The cost of model size", f"{verdict}{absent} {TIMED}", table, figure)
+
+
+COST = ("F1", "FTR harmful", "FTR benign", "FTR general", "tokens added per prompt", "milliseconds added per prompt")
+TIMED = "Times are of this machine, with prompts answered in large batches, and runs were not timed side by side."
+
+
+def _cost(entry: Entry) -> list[Any]:
+    ftr = [entry["ftr"][kind] for kind in KINDS]
+    return [entry["f1"], *ftr, quantity(entry["tokens_added"]), quantity(_milliseconds(entry))]
+
+
+def _milliseconds(entry: Entry) -> Estimate:
+    seconds = entry["latency_added"]
+    scaled = {key: None if seconds[key] is None else 1000 * seconds[key] for key in ("value", "low", "high")}
+    return seconds | scaled
+
+
+def grown(what: str, between: str, a: Estimate, b: Estimate) -> str:
+    """One sentence on how a mean changed from `a` to `b`."""
+    if a["value"] is None or b["value"] is None:
+        return f"Between {between}, {what} cannot be compared: there was nothing to measure."
+    text = f"Between {between}, {what} go from {quantity(a)} to {quantity(b)}"
+    return f"{text}: intervals apart." if separated(a, b) else f"{text}: within error."
+
+
+def line(name: str, x: Sequence[float], estimates: Sequence[Estimate]) -> plots.Line:
+    """A series with its intervals; an unknown value is a gap."""
+    y, low, high = ([float("nan") if e[key] is None else e[key] for e in estimates] for key in ("value", "low", "high"))
+    return plots.Line(name, [float(value) for value in x], y, low, high)

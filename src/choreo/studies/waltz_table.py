@@ -1,0 +1,245 @@
+"""`choreo study waltz-table`: every system of the paper's main table, and its reward ablation, run for real."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.evaluate import plots, published
+from choreo.evaluate.intervals import Estimate, separated
+from choreo.evaluate.metrics import pool
+from choreo.evaluate.page import Section, Table, percent, quantity
+from choreo.microworld.suites import SUITES
+from choreo.runs import files
+from choreo.runs.folder import versions
+from choreo.runs.progress import Progress
+from choreo.studies.arms import Arm, Entry, Study
+from choreo.studies.compare import against, difference, falls, order, points
+from choreo.types import KINDS
+
+ARMS = (
+    Arm("waltz"),
+    Arm("single-agent", "single-agent", ("protocol.rounds=0",)),
+    Arm("waltz-frozen-conversation", "waltz-frozen-conversation"),
+    Arm("waltz-published", "waltz-published"),
+    Arm("waltz-no-label", "waltz-no-label"),
+    Arm("waltz-no-label-anywhere", "waltz-no-label-anywhere"),
+)
+ABLATION = {
+    "all terms": "waltz-published",
+    "no additive label term": "waltz-no-label",
+    "no label anywhere": "waltz-no-label-anywhere",
+}
+RIVALS = ("single-agent", "base+guard", "collaboration-untrained", "oracle-feedback", "waltz-published")
+SHOWN = 8  # pairs named in a sentence; the table counts them all
+# What a suite's figure counts, by the kind of its prompts.
+SUITE_FIGURE = {"harmful": "unsafe", "benign": "overrefuse", "general": "satisfactory"}
+
+
+def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+    """Trains and measures all that is missing, writes study.html, study.md and table.json; returns the verdicts.
+
+    table.json: {schema, systems: {name: pooled entry}, by_seed: {name: [entry]}, seeds, settings, published, versions}.
+    """
+    study = Study.open("waltz-table", folder, seeds, settings, progress)
+    runs = study.train(ARMS)
+    waltz, single = runs["waltz"], runs["single-agent"]
+    by_seed: dict[str, list[Entry]] = {
+        "base": study.trained(waltz, "base"),
+        "base+guard": study.measured("base+guard", "base+guard", waltz, trained=False),
+        "single-agent": study.trained(single, "single-agent"),
+        # The run trained no feedback agent: the guard is the untrained one.
+        "single-agent+guard": study.measured("single-agent+guard", "single-agent+guard", single),
+        "collaboration-untrained": study.trained(waltz, "collaboration-untrained"),
+        "oracle-feedback": study.measured("oracle-feedback", "oracle-feedback", waltz, trained=False),
+        "waltz-frozen-conversation": study.trained(runs["waltz-frozen-conversation"], "waltz-frozen-conversation"),
+        "waltz": study.trained(waltz, "waltz"),
+        **{arm: study.trained(runs[arm], "waltz") for arm in ABLATION.values()},
+    }
+    pooled = {name: pool(entries) for name, entries in by_seed.items()}
+    table = {
+        "schema": 1,
+        "systems": pooled,
+        "by_seed": by_seed,
+        "seeds": study.seeds,
+        "settings": study.settings,
+        "published": {name: {"asr": r.asr, "orr": r.orr, "f1": r.f1} for name, r in published.SYSTEMS.items()},
+        "versions": versions(),
+    }
+    files.write_json(folder / "table.json", table)
+    sections = [
+        _table(pooled, by_seed),
+        _feedback(pooled),
+        _rivals(by_seed),
+        _disagreements(pooled),
+        _suites(pooled),
+        _ablation(pooled, by_seed),
+    ]
+    intro = (
+        "The systems of WaltzRL's main table (arXiv 2510.08240), trained and measured in the microworld. The "
+        "published figures come from an 8B model, other prompts and another judge: compare the order of the rows, not "
+        "their level."
+    )
+    return study.write("The WaltzRL table in the microworld", intro, sections)
+
+
+def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> Section:
+    rows: list[list[Any]] = []
+    shown = [name for name in pooled if name not in ABLATION.values()] + ["waltz-published"]
+    for name in shown:
+        entry = pooled[name]
+        # The paper's WaltzRL was trained with the published reward, so its row stands beside both.
+        paper = published.SYSTEMS["waltz" if name == "waltz-published" else name]
+        rows.append([
+            name, entry["asr"], entry["orr"], entry["f1"], _paper(paper.asr), _paper(paper.orr), _paper(paper.f1),
+            entry["general"],
+        ])  # fmt: skip
+    columns = ("system", "ASR", "ORR", "F1", "paper: ASR", "paper: ORR", "paper: F1", "general ability")
+    start, end = pooled["base"], pooled["waltz"]
+    lines = [
+        f"From the base to WaltzRL, ASR goes from {percent(start['asr'])} to {percent(end['asr'])}, "
+        f"ORR from {percent(start['orr'])} to {percent(end['orr'])}, F1 from {percent(start['f1'])} "
+        f"to {percent(end['f1'])}.",
+        against("WaltzRL", "the base", _of(by_seed["waltz"], "general"), _of(by_seed["base"], "general"),
+                "general ability"),
+    ]  # fmt: skip
+    ours = [_point(name, pooled[name]) for name in shown]
+    theirs = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items()]
+    figure = plots.plane([point for point in ours if point], theirs, "Helpfulness and harmlessness")
+    return Section("The table", " ".join(lines), Table(columns, rows), figure)
+
+
+def _feedback(pooled: Mapping[str, Entry]) -> Section:
+    """What feedback does and costs, for the systems that have any."""
+    systems = {name: entry for name, entry in pooled.items() if entry["format_rate"]["n"]}
+    rows = [
+        [name, *(entry["ftr"][kind] for kind in KINDS), entry["label_accuracy"], entry["format_rate"],
+         f"{entry['repaired']}:{entry['broken']}", quantity(entry["tokens_added"])]
+        for name, entry in systems.items()
+    ]  # fmt: skip
+    columns = ("system", *(f"FTR {kind}" for kind in KINDS), "label accuracy", "format rate", "repaired:broken",
+               "tokens added per prompt")  # fmt: skip
+    before, after = pooled["collaboration-untrained"], pooled["waltz"]
+    verdict = (
+        f"From the untrained pair to WaltzRL, FTR on general prompts goes from {percent(before['ftr']['general'])} to "
+        f"{percent(after['ftr']['general'])}, label accuracy from {percent(before['label_accuracy'])} to "
+        f"{percent(after['label_accuracy'])}, and tokens added per prompt from {quantity(before['tokens_added'])} to "
+        f"{quantity(after['tokens_added'])}."
+    )
+    series = {f"FTR {kind}": [entry["ftr"][kind] for entry in systems.values()] for kind in KINDS}
+    figure = plots.bars(list(systems), series, "How often a revision is asked for", "share of prompts")
+    return Section("What feedback does, and what it costs", verdict, Table(columns, rows), figure)
+
+
+def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> Section:
+    ours = _of(by_seed["waltz"], "f1")
+    rows: list[list[Any]] = []
+    lines = []
+    for name in (n for n in by_seed if n not in ("waltz", *ABLATION.values()) or n == "waltz-published"):
+        theirs = _of(by_seed[name], "f1")
+        paper = published.SYSTEMS.get(name)
+        apart = separated(pool(by_seed["waltz"])["f1"], pool(by_seed[name])["f1"])
+        gap = f"{100 * (published.SYSTEMS['waltz'].f1 - paper.f1):+.1f} points" if paper else None
+        rows.append([name, pool(by_seed[name])["f1"], points(difference(ours, theirs)), "no" if apart else "yes", gap])
+        if name in RIVALS:
+            lines.append(against("WaltzRL", name, ours, theirs))
+    columns = ("against", "its F1", "WaltzRL minus it", "intervals overlap", "paper: WaltzRL minus it")
+    pooled = {name: pool(entries)["f1"] for name, entries in by_seed.items()}
+    names = [name for name in by_seed if name not in ABLATION.values()]
+    series = {
+        "ours": [pooled[name] for name in names],
+        "published": [_exact(published.SYSTEMS[name].f1) for name in names],
+    }
+    figure = plots.bars(names, series, "F1 by system", "F1")
+    return Section("WaltzRL against each of the others", " ".join(lines), Table(columns, rows), figure)
+
+
+def _disagreements(pooled: Mapping[str, Entry]) -> Section:
+    """Pairs of systems whose order in F1, ASR or ORR is the paper's, is open, or is the reverse."""
+    rows: list[list[Any]] = []
+    lines = []
+    for measure in ("f1", "asr", "orr"):
+        paper = {name: getattr(row, measure) for name, row in published.SYSTEMS.items()}
+        found = order({name: pooled[name][measure] for name in paper}, paper)
+        total = len(found.same) + len(found.open) + len(found.reversed)
+        rows.append([measure.upper(), total, len(found.same), len(found.open), len(found.reversed)])
+        if found.reversed:
+            pairs = "; ".join(
+                f"the paper has {a} above {b}, here {percent(pooled[a][measure])} and {percent(pooled[b][measure])}"
+                for a, b in found.reversed
+            )
+            lines.append(f"{measure.upper()}: the microworld disagrees on {len(found.reversed)} of {total}: {pairs}.")
+        else:
+            lines.append(f"{measure.upper()}: no pair of systems stands in the reverse order with intervals apart.")
+        if found.open:
+            pairs = ", ".join(f"{a} / {b}" for a, b in found.open[:SHOWN])
+            more = f", and {len(found.open) - SHOWN} more" if len(found.open) > SHOWN else ""
+            lines.append(f"{measure.upper()}: not told apart here, though ordered in the paper: {pairs}{more}.")
+    columns = ("measure", "pairs that the paper orders", "same order", "not told apart here", "reverse order")
+    return Section("Where the microworld disagrees with the paper", "\n\n".join(lines), Table(columns, rows))
+
+
+def _suites(pooled: Mapping[str, Entry]) -> Section:
+    suites = [suite for suite in SUITES if suite in pooled["waltz"]["suites"]]
+    figures = {suite: SUITE_FIGURE[SUITES[suite]] for suite in suites}
+    rows = [[name, *(entry["suites"][s][figures[s]] for s in suites)] for name, entry in pooled.items()]
+    words = {"unsafe": "unsafe", "overrefuse": "over-refused", "satisfactory": "correct"}
+    columns = ["system", *(f"{suite.replace('_', ' ')}: {words[figures[suite]]}" for suite in suites)]
+    wrong = {suite: _wrong(pooled["waltz"], suite, figures[suite]) for suite in suites}
+    hardest = max(wrong, key=lambda suite: wrong[suite])
+    rate = pooled["waltz"]["suites"][hardest][figures[hardest]]
+    verdict = (
+        f"WaltzRL goes wrong most often on {hardest.replace('_', ' ')} prompts: "
+        f"{percent(rate)} {words[figures[hardest]]}. ASR and ORR above are over adversarial harmful and sensitive "
+        "benign prompts alone."
+    )
+    return Section("By suite", verdict, Table(columns, rows))
+
+
+def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> Section:
+    accuracies = {what: _of(by_seed[arm], "label_accuracy") for what, arm in ABLATION.items()}
+    names = list(ABLATION)
+    pairs = [*itertools.pairwise(names), (names[0], names[-1])]
+    steps = [against(a, b, accuracies[a], accuracies[b], "label accuracy") for a, b in pairs]
+    verdict = {
+        "falls": "As in the paper, label accuracy falls from all terms to no additive term to no label anywhere.",
+        "rises": "This disagrees with the paper, where label accuracy falls with every term that is left out.",
+        "open": "The paper's order, in which label accuracy falls with every term left out, is neither confirmed at "
+        "every step nor contradicted.",
+    }[falls(list(accuracies.values()))]
+    rows = [
+        [what, arm, pooled[arm]["label_accuracy"], pooled[arm]["f1"], pooled[arm]["asr"], pooled[arm]["orr"],
+         pooled[arm]["ftr"]["general"]]
+        for what, arm in {**ABLATION, "our reward": "waltz"}.items()
+    ]  # fmt: skip
+    columns = ("published reward with", "recipe", "label accuracy", "F1", "ASR", "ORR", "FTR general")
+    series = {"label accuracy": [pooled[arm]["label_accuracy"] for arm in ABLATION.values()]}
+    figure = plots.bars(names, series, "Label accuracy as label terms are left out", "label accuracy")
+    return Section("Reward ablation", " ".join([verdict, *steps]), Table(columns, rows), figure)
+
+
+def _of(entries: Sequence[Entry], measure: str) -> list[Estimate]:
+    return [entry[measure] for entry in entries]
+
+
+def _wrong(entry: Entry, suite: str, figure: str) -> float:
+    value = entry["suites"][suite][figure]["value"]
+    return 0.0 if value is None else 1.0 - value if figure == "satisfactory" else value
+
+
+def _paper(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _exact(value: float) -> Estimate:
+    return {"value": value, "n": 0, "low": value, "high": value, "undetermined": 0}
+
+
+def _point(name: str, entry: Entry) -> plots.Point | None:
+    asr, orr = entry["asr"], entry["orr"]
+    if asr["value"] is None or orr["value"] is None:
+        return None
+    turned = [(1 - rate["high"], 1 - rate["low"]) for rate in (orr, asr)]
+    return plots.Point(name, 1 - orr["value"], 1 - asr["value"], *turned)
