@@ -37,7 +37,7 @@ def tiny_bases(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("bases")
     chat = Chat(pretrain.make_tokenizer(samples=300))
-    pretrain.save(folder / "micro-llama", pretrain.make_model("nano-llama", chat, 0), chat, "nano-llama", 0, 0)
+    pretrain.save(folder / "micro-llama", pretrain.make_model("nano-llama", chat, 0), chat, {"size": "nano-llama"})
     return folder
 
 
@@ -122,7 +122,7 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
     """Two rounds and English only are trained; the other runs and their measurements are there already."""
     folder = tmp_path / "limits"
     there = {arm.name: entry(10, 20) for arm in waltz_limits.ARMS if arm.name in ("rounds-1", "rounds-3")}
-    labels = [f"{name}-{language}" for name in ("base", "all-languages") for language in ("en", "es", "de")]
+    labels = [f"{name}-{language}" for name in ("untrained", "all-languages") for language in ("en", "es", "de")]
     made("waltz-limits", folder, waltz_limits.ARMS, there, dict.fromkeys(labels, entry(90, 90)), (), (3,), SHORT)
     with open(tmp_path / "progress", "w", encoding="utf-8") as stream:
         progress = Stopped(stream, "run 2 of 4, rounds-2-seed3: training", 1)

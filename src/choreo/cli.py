@@ -125,6 +125,8 @@ def _pretrain(args: argparse.Namespace) -> int:
 
     if args.size not in SIZES:
         raise BadInput(f"world pretrain: no size {args.size!r}; there are {', '.join(SIZES)}")
+    if args.start is not None and not (args.start / "made.json").is_file():
+        raise BadInput(f"{args.start}: not a base made by `choreo world pretrain` (it has no made.json)")
     if args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
     with Progress() as progress:
@@ -138,7 +140,8 @@ def _pretrain(args: argparse.Namespace) -> int:
             if progress.interrupted:
                 raise KeyboardInterrupt
 
-        pretrain(args.out, args.size, seed=args.seed, report=report)
+        steps = {} if args.steps is None else {"steps": args.steps}
+        pretrain(args.out, args.size, seed=args.seed, start=args.start, report=report, **steps)
     return 0
 
 
@@ -309,6 +312,8 @@ A setting holds for every run of the study, but where the study itself varies it
   choreo train waltz --set model.base=bases/mine""", worlds)
     pretrain.add_argument("--size", default="micro-llama", metavar="NAME", help="which base (default: micro-llama)")
     pretrain.add_argument("--seed", type=int, default=0, help="another seed makes another base (default: 0)")
+    pretrain.add_argument("--steps", type=_count, help="batches of about 7,000 tokens (default: as shipped)")
+    pretrain.add_argument("--start", type=Path, metavar="DIR", help="go on from this base instead of from nothing")
     pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the base is written")
     pretrain.add_argument("--overwrite", action="store_true", help="replace what is there")
 

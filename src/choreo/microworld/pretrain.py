@@ -141,6 +141,9 @@ def pretrain(
     else:
         chat = Chat.load(start)
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    made: dict[str, Any] = {"size": size, "seed": seed, "lr": lr, "tokens": tokens, "torch": torch.__version__}
+    if start is not None:
+        made["start"] = json.loads((start / "made.json").read_text())
     rng = random.Random(f"pretrain/{size}/{seed}/{'on' if start else ''}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     began, seen, running = time.monotonic(), 0, 0.0
@@ -159,13 +162,13 @@ def pretrain(
             report({"step": step + 1, "steps": steps, "loss": running, "tokens_per_second": seen / seconds,
                     "seconds_left": seconds / (step + 1) * (steps - step - 1)})  # fmt: skip
         if (step + 1) % SAVE_EVERY == 0:
-            save(folder, model, chat, size, seed, step + 1)
-    save(folder, model, chat, size, seed, steps)
+            save(folder, model, chat, {**made, "steps": step + 1})
+    save(folder, model, chat, {**made, "steps": steps})
 
 
-def save(folder: Path, model: PreTrainedModel, chat: Chat, size: str, seed: int, steps: int) -> None:
+def save(folder: Path, model: PreTrainedModel, chat: Chat, made: dict[str, Any]) -> None:
+    """Writes model and tokenizer in Hugging Face format, and made.json: how the base was made."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
-    made = {"size": size, "seed": seed, "steps": steps, "torch": torch.__version__}
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")

@@ -58,13 +58,18 @@ def _rounds(study: Study, runs: Runs) -> Section:
 
 
 def _languages(study: Study, runs: Runs) -> Section:
-    """The untrained base, trained in English only, and trained in all, each measured in each language."""
+    """The untrained pair, trained in English only, and trained in all, each measured in each language.
+
+    The pair is where training starts from; the base alone would count what feedback does untrained as learnt.
+    """
     rows: list[list[Any]] = []
     lines = []
-    series: dict[str, list[Any]] = {"base": [], "trained in English only": [], "trained in all": []}
+    series: dict[str, list[Any]] = {"untrained pair": [], "trained in English only": [], "trained in all": []}
     for language in LANGUAGES:
         found: dict[str, list[Entry]] = {
-            "base": study.measured(f"base-{language}", "base", runs[ALL], trained=False, language=language),
+            "untrained pair": study.measured(
+                f"untrained-{language}", "collaboration-untrained", runs[ALL], trained=False, language=language
+            ),
             "trained in English only": study.measured(
                 f"{ENGLISH}-{language}", "waltz", runs[ENGLISH], language=language
             ),
@@ -78,7 +83,7 @@ def _languages(study: Study, runs: Runs) -> Section:
             series[name].append(e["f1"])
         f1 = {name: [entry["f1"] for entry in entries] for name, entries in found.items()}
         english, everything = f1["trained in English only"], f1["trained in all"]
-        words = [against("trained in English only", "the base", english, f1["base"])]
+        words = [against("trained in English only", "the untrained pair", english, f1["untrained pair"])]
         words.append(against("trained in all", "trained in English only", everything, english))
         lines.append(f"{NAMES[language]}: {' '.join(words)}")
     columns = ("measured in", "system", "F1", "ASR", "ORR", "FTR general", "general ability", "degenerate")
