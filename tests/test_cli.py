@@ -24,7 +24,7 @@ def trainer(monkeypatch):
     """A trainer of four steps with a checkpoint after each, which stops as a real one does when asked to."""
     script = types.SimpleNamespace(signal_at=0, seen=[])
 
-    def train(recipe, run, progress):
+    def run_recipe(run, progress):
         done, _ = run.rewind()
         progress.start("training", 4, done)
         for step in range(done + 1, 5):
@@ -37,11 +37,11 @@ def trainer(monkeypatch):
             if progress.interrupted:
                 raise Interrupted
         systems = {"waltz": {"asr": estimate(0.02), "orr": estimate(0.04), "f1": estimate(0.97)}}
-        return {"schema": 1, "recipe": recipe.name, "seed": recipe.seed, "systems": systems, "x": float("nan")}
+        return {"schema": 1, "recipe": run.recipe.name, "seed": run.recipe.seed, "systems": systems, "x": float("nan")}
 
-    module = types.ModuleType("choreo.waltz.trainer")
-    module.train = train
-    monkeypatch.setitem(sys.modules, "choreo.waltz.trainer", module)
+    module = types.ModuleType("choreo.evaluate.run")
+    module.run_recipe = run_recipe
+    monkeypatch.setitem(sys.modules, "choreo.evaluate.run", module)
     return script
 
 
@@ -104,10 +104,10 @@ def test_an_interrupted_run_exits_130_and_goes_on_where_it_stopped(capsys, tmp_p
 
 
 def test_a_failure_that_is_not_the_users_is_not_disguised(tmp_path, trainer, monkeypatch):
-    def broken(recipe, run, progress):
+    def broken(run, progress):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["choreo.waltz.trainer"], "train", broken)
+    monkeypatch.setattr(sys.modules["choreo.evaluate.run"], "run_recipe", broken)
     with pytest.raises(ZeroDivisionError):
         main(["train", "waltz", "--run", str(tmp_path / "run")])
 

@@ -124,6 +124,6 @@ def _name(name: str) -> str:
 
 
 def _figure(name: str, value: float) -> str:
-    if not _RATES.isdisjoint(re.split("[_/ ]", name)):
+    if not _RATES.isdisjoint(re.split("[_/ ]", name.lower())):
         return f"{100 * value:.1f} %"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
