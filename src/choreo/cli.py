@@ -60,6 +60,7 @@ def _train(args: argparse.Namespace) -> int:
             from choreo.evaluate.report import write_report
             from choreo.evaluate.run import run_recipe
 
+            _quiet()
             summary = run_recipe(run, progress)
             run.finish(summary)
             report = write_report(run.path)
@@ -75,6 +76,7 @@ def _eval(args: argparse.Namespace) -> int:
     read_info(args.run)
     from choreo.evaluate.run import evaluate_run
 
+    _quiet()
     return _result(evaluate_run(args.run, args.suite), args.json)
 
 
@@ -99,6 +101,7 @@ def _study(args: argparse.Namespace) -> int:
         raise BadInput(f"{folder}: is a file; a study needs a folder")
     if not args.resume and folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: already exists; name another with --run, or go on with --resume")
+    _quiet()
     module = importlib.import_module(f"choreo.studies.{args.name.replace('-', '_')}")
     with Progress() as progress:
         try:
@@ -148,6 +151,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 def _calibrate(args: argparse.Namespace) -> int:
     from choreo.evaluate.calibrate import calibrate
 
+    _quiet()
     return _result(calibrate(args.base), args.json)
 
 
@@ -161,6 +165,13 @@ def _bench(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("trl") is None:
         raise BadInput("bench: TRL, which choreo is measured against, is not installed; `make bench` installs it")
     return subprocess.run([sys.executable, str(script), *(["--json"] if args.json else [])], check=False).returncode
+
+
+def _quiet() -> None:
+    """transformers shows a bar for every model it loads, in the middle of ours."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 # ---- output -------------------------------------------------------------------------------------
