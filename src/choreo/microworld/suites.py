@@ -29,8 +29,7 @@ MIX: dict[Kind, dict[str, float]] = {
 }
 
 # Share of requests whose deed is hidden in the prompt. This is the one figure that decides how well an agent
-# can do that has to answer before it has read an answer; it was set so that single-agent RL lands near the
-# paper's row (docs/microworld.md), and nothing else was.
+# can do that has to answer before it has read an answer, and so the one to calibrate single-agent RL with.
 HIDDEN_SHARE = 0.24
 
 

@@ -2,8 +2,7 @@
 single-agent samples, pay, estimate advantages per agent, one policy-gradient update per learning agent.
 
 Everything a step does follows from (recipe, step, weights), so a run that is killed and resumed from a
-checkpoint repeats itself bit for bit. Left out on purpose: learning-rate schedules, several epochs'
-worth of old policies, asynchronous roll-outs.
+checkpoint repeats itself bit for bit. Left out on purpose: learning-rate schedules and asynchronous roll-outs.
 """
 
 from __future__ import annotations
