@@ -33,7 +33,7 @@ _CONTENTS = (
     "recipe.toml", "run.json", "metrics.jsonl", "episodes", "checkpoints", "dialogues.json", "summary.json",
     "report.html",
 )  # fmt: skip
-_PACKAGES = ("choreo", "torch", "transformers", "peft", "tokenizers", "numpy")
+_PACKAGES = ("choreo", "torch", "transformers", "tokenizers", "numpy")
 
 
 class Run:
