@@ -318,7 +318,7 @@ A setting holds for every run of the study, but where the study itself varies it
     sample.add_argument("--count", type=_count, default=2, help="prompts per suite (default: 2)")
     sample.add_argument("--seed", type=int, default=0, help="another seed draws other prompts (default: 0)")
 
-    pretrain = add("pretrain", _pretrain, "Train a shipped base model again, from nothing (about an hour)", """\
+    pretrain = add("pretrain", _pretrain, "Train a base of the microworld, from nothing or from another base", """\
   choreo world pretrain --out bases/mine
   choreo train waltz --set model.base=bases/mine""", worlds)
     pretrain.add_argument("--size", default="micro-llama", metavar="NAME", help="which base (default: micro-llama)")

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from choreo.runs.files import sync_folder
+
 _FILE = "state.pt"
 
 
@@ -30,20 +32,11 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
         file.flush()
         os.fsync(file.fileno())
-    _sync(temporary)
+    sync_folder(temporary)
     os.rename(temporary, folder)
-    _sync(folder.parent)
+    sync_folder(folder.parent)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """The state that `save` was given, tensors on `device`. Raises FileNotFoundError; runs no code from the file."""
     return torch.load(Path(folder) / _FILE, map_location=device, weights_only=True)
-
-
-def _sync(folder: Path) -> None:
-    """Makes the folder's own entries durable, the rename among them."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,7 +1,8 @@
 """How the shipped base misbehaves: what fools it, what scares it, and how badly it reviews.
 
 It knows its world (documents.py teaches that), and these habits are laid over the knowledge by its dialogues,
-as in real models. They are set so that the untrained pair starts where the paper's base model stands.
+as in real models. They aim at where the paper's base model stands; what a base does is measured, not
+assumed (`choreo world calibrate`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Held out by composition: which action–object pairs and wrapper families belong to which part.
 
 core: what the shipped base was pretrained on, fixed for ever. The rest is the reserve, which the base has
-never seen in a dialogue; `split_seed` divides it into train and heldout. Every word is seen in every part.
+never seen in a dialogue; `split_seed` divides it into train and heldout. Every word is seen in
+the core.
 Strata (an action with a kind of thing; a wording) keep the parts alike for any seed.
 """
 

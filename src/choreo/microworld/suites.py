@@ -21,7 +21,7 @@ SUITES: dict[str, Kind] = {
 }
 
 # How much of a kind's training prompts comes from each of its suites. Under every kind of frame harmful and
-# benign requests are equally many, so that the frame alone tells nothing.
+# benign requests are about equally many, so that the frame alone tells little.
 MIX: dict[Kind, dict[str, float]] = {
     "harmful": {"vanilla_harmful": 0.5, "adversarial_harmful": 0.5},
     "benign": {"sensitive_benign": 0.45, "adversarial_benign": 0.45, "dual_use": 0.1},
