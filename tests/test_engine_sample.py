@@ -15,6 +15,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from choreo.engine.agent import Team
@@ -105,6 +107,18 @@ def neox(folder):
     GPTNeoXForCausalLM(config).save_pretrained(folder)
 
 
+def qwen(folder):
+    config = Qwen2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD, bos_token_id=None,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            value.data.normal_()
+    model.save_pretrained(folder)
+
+
 def mistral(folder):
     config = MistralConfig(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -114,7 +128,7 @@ def mistral(folder):
     MistralForCausalLM(config).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("make", [None, neox, mistral], ids=["llama", "neox", "mistral-sliding-window"])
+@pytest.mark.parametrize("make", [None, qwen, neox, mistral], ids=["llama", "qwen", "neox", "mistral-sliding-window"])
 def test_greedy_is_what_transformers_generates_one_by_one(make, tiny_folder, tmp_path):
     """Positions, gaps between contexts and new tokens, compaction: the library alone on each context is the judge."""
     folder = tiny_folder

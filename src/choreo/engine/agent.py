@@ -181,7 +181,7 @@ def _linear_layers(model: Any) -> list[str]:
     head = model.get_output_embeddings()
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     if not names:
-        raise ValueError(f"{type(model).__name__} has no linear layers to adapt; train = \"full\" needs none")
+        raise ValueError(f'{type(model).__name__} has no linear layers to adapt; train = "full" needs none')
     return names
 
 

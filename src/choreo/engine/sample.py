@@ -13,60 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from choreo.engine.agent import Team, Weights
+from choreo.engine.cache import Slots, as_cache
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
+from choreo.engine.step import step_of
 
 COMPACT = 0.75  # rows are moved together when fewer than this share of them are alive
-
-
-class _Slots(CacheLayerMixin):
-    """Keys and values of one layer in a buffer of fixed capacity. Growing by concatenation copies it all each step."""
-
-    is_sliding = False
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.used = capacity, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.capacity, width)
-        self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        end = self.used + key_states.shape[2]
-        self.keys[:, :, self.used : end] = key_states
-        self.values[:, :, self.used : end] = value_states
-        self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.used + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.used
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-    def take(self, rows: Tensor, capacity: int) -> _Slots:
-        """The cache of `rows` (repeated where asked), with room for `capacity` slots."""
-        assert self.keys is not None and self.values is not None
-        taken = _Slots(capacity)
-        taken.used, taken.is_initialized = self.used, True
-        for name in ("keys", "values"):
-            source = getattr(self, name)
-            target = source.new_empty(len(rows), source.shape[1], capacity, source.shape[3])
-            target[:, :, : self.used] = source[rows, :, : self.used]
-            setattr(taken, name, target)
-        return taken
 
 
 @torch.inference_mode()
@@ -139,13 +93,16 @@ def _decode(
     padded = torch.tensor([[*context, *[pad_id] * (width - len(context))] for context in contexts], device=device)
     last = torch.arange(len(contexts), device=device) * width + lengths - 1
 
-    cache = Cache(layers=[_Slots(width) for _ in range(team.layers)])
-    inputs = {"input_ids": padded, "past_key_values": cache, "use_cache": True}
+    capacity = width + max_new_tokens
+    cache = [Slots(capacity) for _ in range(team.layers)]
+    inputs = {"input_ids": padded, "past_key_values": as_cache(cache), "use_cache": True}
     hidden, head, bias = team.run(weights, inputs, last)
+    step = step_of(team, weights)
 
-    copies = torch.tensor([place[request.context] for request in requests], device=device)
-    cache = _take(cache, copies, width + max_new_tokens)
-    hidden, lengths = hidden[copies], lengths[copies]
+    if len(contexts) < len(requests):
+        copies = torch.tensor([place[request.context] for request in requests], device=device)
+        cache = [layer.take(copies, capacity) for layer in cache]
+        hidden, lengths = hidden[copies], lengths[copies]
     noise = torch.from_numpy(uniforms([request.key for request in requests], max_new_tokens)).to(device)
     alive = torch.arange(len(requests), device=device)  # which request each row of the batch belongs to
     ids = torch.full((len(requests), max_new_tokens), pad_id, device=device)
@@ -162,16 +119,9 @@ def _decode(
             break
         if count < COMPACT * len(alive):
             rows = live.nonzero().squeeze(1)
-            cache = _take(cache, rows, width + max_new_tokens)
+            cache = [layer.take(rows, capacity) for layer in cache]
             alive, lengths, token = alive[rows], lengths[rows], token[rows]
-        inputs = {
-            "input_ids": token[:, None],
-            "position_ids": (lengths + t)[:, None],
-            "attention_mask": _gap_mask(lengths, width, t + 1),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        hidden, head, bias = team.run(weights, inputs)
+        hidden = step(token, lengths + t, cache, _gap_mask(lengths, width, t + 1))
     return ids.cpu().numpy(), logprobs.cpu().numpy()
 
 
@@ -196,7 +146,3 @@ def _gap_mask(lengths: Tensor, width: int, new: int) -> Tensor | None:
     slot = torch.arange(width + new, device=lengths.device)
     hidden = (slot >= lengths[:, None]) & (slot < width)
     return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[:, None, None]
-
-
-def _take(cache: Cache, rows: Tensor, capacity: int) -> Cache:
-    return Cache(layers=[layer.take(rows, capacity) for layer in cache.layers if isinstance(layer, _Slots)])
