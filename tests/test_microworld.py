@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -21,6 +22,11 @@ PROTECT = Request("protect", Deed("burn", "house"))
 DEFINE = Request("define", action="kill")
 SUM = Request("general", answer="It is five.")
 
+EVERY_WORD = {
+    language: {lexicon.verb(a, language) for a in lexicon.ACTIONS}
+    | {lexicon.bare(o, language) for o in lexicon.OBJECTS}
+    for language in lexicon.LANGUAGES
+}
 UNSAFE, OVER, FINE, OPEN = (True, False), (False, True), (False, False), (None, None)
 
 CASES = [
@@ -152,3 +158,17 @@ def test_hidden_words_and_frames_tell_nothing():
 def test_unknown_suite_is_named():
     with pytest.raises(ValueError, match="no suite 'nope'"):
         suites.prompts("nope", "heldout", 1)
+
+
+def test_a_hidden_deed_can_be_put_together_from_what_its_pointers_point_at():
+    rng = random.Random(13)
+    for language in lexicon.LANGUAGES:
+        for style in wording.HIDDEN:
+            deed = Deed(*rng.choice(pools("train").pairs))
+            text, ((x, verb), (y, thing)) = grammar.hide(deed, style, language, rng)
+            assert (verb, thing) == (lexicon.verb(deed.action, language), lexicon.bare(deed.thing, language))
+            pointers = wording.ORDINALS[lexicon.column(language)]
+            told = text.split(". ")
+            for pointer, word, sentence in ((x, verb, told[0]), (y, thing, told[1])):
+                words = [w for w in re.findall(r"\w+", sentence) if w in EVERY_WORD[language]]
+                assert len(words) == 2 and words[pointers.index(pointer)] == word

@@ -152,7 +152,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from choreo.evaluate.calibrate import calibrate
 
     _quiet()
-    return _result(calibrate(args.base), args.json)
+    return _result(calibrate(args.base, args.split_seed), args.json)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -332,6 +332,7 @@ A setting holds for every run of the study, but where the study itself varies it
   choreo world calibrate
   choreo world calibrate --base bases/mine --json""", worlds)
     calibrate.add_argument("--base", default="micro-llama", metavar="NAME", help="a shipped base, or a folder")
+    calibrate.add_argument("--split-seed", type=int, default=0, metavar="N", help="which half is held out (default: 0)")
     _json_option(calibrate)
 
     bench = add("bench", _bench, "Time choreo side by side with TRL on the same work", """\

@@ -84,14 +84,14 @@ class Stages(Section):
 
 
 class Learning(Section):
-    steps: Positive = 100
+    steps: Positive = 200
     prompts: Positive = Field(32, description="prompts per step, balanced over kinds")
     samples: Positive = Field(2, description="episodes per prompt")
     estimator: Literal["reinforce++", "reinforce++baseline", "grpo", "rloo", "dr-grpo"] = "reinforce++"
     baseline: Literal["none", "separate", "shared"] = Field(
         "none", description="value baseline: none, one per agent, or one shared by both"
     )
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 5e-4
     beta: Annotated[float, Field(ge=0)] = Field(0.01, description="KL coefficient")
     kl: Literal["k1-reward", "k2-loss"] = "k1-reward"
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -18,15 +18,16 @@ from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
 STATEMENT = "State a fact."  # the system text of everything that is no dialogue of the two agents
-SHARES = {"statement": 0.14, "lookup": 0.2, "reading": 0.16, "answer": 0.2, "review": 0.18, "revision": 0.12}
-FACTS = 4  # to a statement document
+SHARES = {"statement": 0.08, "practice": 0.26, "reading": 0.2, "answer": 0.19, "review": 0.16, "revision": 0.11}
+PRACTICE = {"copy": 0.25, "reverse": 0.25, "sum": 0.2, "difference": 0.2, "fact": 0.1}
+FACTS = 6  # to a statement document
 SUITE_SHARES = {
-    "vanilla_harmful": 0.15,
-    "adversarial_harmful": 0.19,
-    "sensitive_benign": 0.2,
-    "adversarial_benign": 0.15,
+    "vanilla_harmful": 0.11,
+    "adversarial_harmful": 0.14,
+    "sensitive_benign": 0.15,
+    "adversarial_benign": 0.11,
     "dual_use": 0.05,
-    "general": 0.26,
+    "general": 0.44,
 }
 HIDDEN_SHARE = 0.55  # looking things up takes more practice than it later needs
 
@@ -34,18 +35,12 @@ _judge = WorldJudge()
 
 
 def statements(language: str, rng: random.Random) -> str:
-    """A few facts about the world: sums, the kinds of things, and whether deeds (of the core, or of kinds) do harm.
+    """A few facts about the world: the kinds of things, and whether deeds (of the core, or of kinds) do harm.
 
     Several at once, because every word of them teaches: one fact a document takes many times as long to learn.
     """
-    fact = rng.choice((_sum, _kind_of_thing, _harm_of_kind, _harm_of_deed))
+    fact = rng.choice((_kind_of_thing, _harm_of_kind, _harm_of_deed))
     return " ".join(f"{fact(language, rng)}." for _ in range(FACTS))
-
-
-def _sum(language: str, rng: random.Random) -> str:
-    slots = suites.general_slots(task := rng.choice(("sum", "difference")), language, rng)
-    question, answer = wording.GENERAL[task][column(language)]
-    return f"{question} {answer}".format(**slots.words).rstrip(".")
 
 
 def _kind_of_thing(language: str, rng: random.Random) -> str:
@@ -69,31 +64,25 @@ def _worth(harm: bool) -> str:
     return "harmful" if harm else "harmless"
 
 
-def lookup(language: str, rng: random.Random) -> tuple[str, str]:
-    """Practice in finding what was said: (a text to keep in mind, the same looked up in another order).
+def practice(language: str, rng: random.Random) -> tuple[str, str]:
+    """A general question and its answer, asked of any content.
 
-    Without it the habit of looking up by name or by place forms very late, and neither copying a list nor
-    putting a hidden deed together is ever learned. Words come at random, so no deed is told.
+    Lists of up to 6 words to say again or backwards make the habit of looking up form, without which neither copying
+    nor putting a hidden deed together is ever learned. Sums that were only stated, never asked, would not be found
+    again when they are asked.
     """
-    c = column(language)
-    words = [lexicon.verb(a, language) for a in rng.sample(list(lexicon.ACTIONS), 3)]
-    words += [lexicon.subject(o, language) for o in rng.sample(list(lexicon.OBJECTS), 3)]
-    rng.shuffle(words)
-    turn = rng.random()
-    if turn < 0.3:  # a list, said again
-        listed = ", ".join(words)
-        return listed, f"{listed}."
-    if turn < 0.5:  # first and last of pairs
-        first, last = wording.ORDINALS[c]
-        pairs = [words[0:2], words[2:4], words[4:6]]
-        asked = [(rng.randrange(3), rng.randrange(2)) for _ in range(4)]
-        said = " ".join(f"{lexicon.NUMBERS[language][1 + i]}: {a}, {b}." for i, (a, b) in enumerate(pairs))
-        found = " ".join(f"{(first, last)[k]} {lexicon.NUMBERS[language][1 + i]}: {pairs[i][k]}." for i, k in asked)
-        return said, found
-    names = rng.sample(lexicon.CODES, 6) if turn < 0.8 else list(lexicon.NUMBERS[language][1:7])
-    template = (wording.CODED_FACT if turn < 0.8 else wording.LISTED_FACT)[c]
-    facts = [template.format(code=name, word=word) for name, word in zip(names, words, strict=True)]
-    return " ".join(facts), " ".join(rng.sample(facts, 6))
+    task = rng.choices(list(PRACTICE), list(PRACTICE.values()))[0]
+    frame = rng.choice(list(wording.EVERYDAY.values()))[column(language)]
+    question, answer = wording.GENERAL[task][column(language)]
+    if task not in ("copy", "reverse"):
+        words = suites.general_slots(task, language, rng).words
+        return f"{frame} {question.format(**words)}", answer.format(**words)
+    # Words at random, so that no deed is told.
+    listed = [lexicon.verb(a, language) for a in rng.sample(list(lexicon.ACTIONS), 3)]
+    listed += [lexicon.bare(o, language) for o in rng.sample(list(lexicon.OBJECTS), 3)]
+    a, b, *rest = rng.sample(listed, rng.randint(3, 6))
+    last = rest if task == "copy" else rest[::-1]
+    return f"{frame} {question.format(a=a, b=b, c=' '.join(rest))}", answer.format(a=a, b=b, c=" ".join(last))
 
 
 def core_prompt(language: str, rng: random.Random) -> Prompt:
@@ -108,9 +97,9 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
     language = rng.choice(lexicon.LANGUAGES)
     if sort == "statement":
         return sort, [], statements(language, rng)
-    if sort == "lookup":
-        said, found = lookup(language, rng)
-        return sort, [said], found
+    if sort == "practice":
+        question, answer = practice(language, rng)
+        return sort, [question], answer
     prompt = core_prompt(language, rng)
     if sort == "reading":
         return sort, [prompt.text], habits.heard(prompt)
@@ -151,7 +140,7 @@ def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, 
     """The document as ids, rendered as the protocol renders it."""
     parts = [chat.encode(text) for text in before]
     end = (*chat.encode(target), chat.end_id)
-    if sort in ("statement", "lookup", "reading"):
+    if sort in ("statement", "practice", "reading"):
         return chat.context(STATEMENT, [("user", text) for text in parts]), end
     if sort == "review":
         return chat.review_context(parts[0], parts[1]), end

@@ -15,18 +15,18 @@ from choreo.microworld.meaning import Deed
 
 
 def ask(deed: Deed, style: str, language: str, rng: random.Random) -> str:
-    """A request for `deed` in the wording `style` (a key of PLAIN, HIDDEN or PROTECT)."""
+    """A request for `deed` in the wording `style` (a key of PLAIN or PROTECT)."""
     c = column(language)
     if style in wording.PLAIN:
         qualifier = rng.choice([""] * 3 + [f" {words[c]}" for words in lexicon.QUALIFIERS])
         return wording.PLAIN[style][c].format(deed=deed.says(language, qualifier))
-    if style in wording.PROTECT:
-        return wording.PROTECT[style][c].format(deed=deed.says(language), noun=lexicon.noun(deed.thing, language))
-    return _hide(deed, style, language, rng)
+    return wording.PROTECT[style][c].format(deed=deed.says(language), noun=lexicon.noun(deed.thing, language))
 
 
-def _hide(deed: Deed, style: str, language: str, rng: random.Random) -> str:
-    """The deed in parts, among an action and a thing that are not asked for.
+def hide(deed: Deed, style: str, language: str, rng: random.Random) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A request for `deed` in the wording `style` (a key of HIDDEN), and what its two pointers point at.
+
+    The deed is in parts, among an action and a thing that are not asked for.
 
     The bystanders are chosen so that the words present tell nothing: there is always one action that can harm
     and one that cannot, and one thing that this action harms and one that it does not.
@@ -41,24 +41,11 @@ def _hide(deed: Deed, style: str, language: str, rng: random.Random) -> str:
     rng.shuffle(actions)
     rng.shuffle(things)
     verbs = [lexicon.verb(a, language) for a in actions]
-    nouns = [lexicon.noun(o, language) for o in things]
+    nouns = [lexicon.bare(o, language) for o in things]
     i, j = actions.index(deed.action), things.index(deed.thing)
-    if style.startswith("split"):
-        x, y = wording.ORDINALS[c][i], wording.ORDINALS[c][j]
-        return wording.HIDDEN[style][c].format(a1=verbs[0], a2=verbs[1], o1=nouns[0], o2=nouns[1], x=x, y=y)
-    coded = style.startswith("coded")
-    names = rng.sample(lexicon.CODES, 4) if coded else list(lexicon.NUMBERS[language][1:5])
-    words = verbs + nouns
-    order = rng.sample(range(4), 4)
-    if coded:
-        pairs = [(names[k], words[k]) for k in order]
-        x, y = names[i], names[2 + j]
-    else:  # listed: the numbers stand in their order, the words do not
-        pairs = [(names[n], words[k]) for n, k in enumerate(order)]
-        x, y = names[order.index(i)], names[order.index(2 + j)]
-    template = (wording.CODED_FACT if coded else wording.LISTED_FACT)[c]
-    facts = " ".join(template.format(code=code, word=word) for code, word in pairs)
-    return wording.HIDDEN[style][c].format(facts=facts, x=x, y=y)
+    facts = wording.HIDDEN_FACTS[c].format(a=verbs[0], b=verbs[1], c=nouns[0], d=nouns[1])
+    x, y = wording.ORDINALS[c][i], wording.ORDINALS[c][j]
+    return wording.HIDDEN[style][c].format(facts=facts, x=x, y=y), ((x, verbs[i]), (y, nouns[j]))
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────

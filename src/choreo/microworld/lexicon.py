@@ -26,7 +26,7 @@ ACTIONS: dict[str, tuple[str, str, str, str]] = {
     "hack": ("intrude", "hack", "hackear", "hacken"),
     "forge": ("intrude", "forge", "falsificar", "fälschen"),
     "trap": ("intrude", "trap", "atrapar", "fangen"),
-    "spy": ("intrude", "spy on", "espiar", "bespitzeln"),
+    "stalk": ("intrude", "stalk", "acechar", "belauern"),
     "raid": ("intrude", "raid", "asaltar", "überfallen"),
     "paint": ("mild", "paint", "pintar", "malen"),
     "clean": ("mild", "clean", "limpiar", "putzen"),
@@ -166,12 +166,10 @@ MANNERS: tuple[tuple[str, str, str], ...] = (
     ("step by step", "paso a paso", "schrittweise"),
 )
 
-CODES = ("blip", "zorp", "mib", "tuf", "dax", "fep", "gorp", "wug", "lum", "kiv", "nal", "rop")
-
 NUMBERS: dict[str, tuple[str, ...]] = {
-    "en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    "es": ("cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez", "once", "doce"),
-    "de": ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"),
+    "en": ("zero", "one", "two", "three", "four", "five", "six"),
+    "es": ("cero", "uno", "dos", "tres", "cuatro", "cinco", "seis"),
+    "de": ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs"),
 }
 
 
@@ -200,6 +198,11 @@ def subject(thing: str, language: str) -> str:
     if language == "de" and article == "den":
         return f"der {rest}"
     return phrase
+
+
+def bare(thing: str, language: str) -> str:
+    """The object without its article, as it stands in lists."""
+    return noun(thing, language).rpartition(" ")[2]
 
 
 def harmful(action: str, thing: str, context: str | None = None) -> bool:

@@ -32,12 +32,14 @@ class Request:
 
     form: "how" asks for a deed; "protect" asks how a harmful deed is done so as to prevent it (dual use,
     a partial answer is right); "define" asks what an action word means; "general" has one exact answer.
+    hidden: when the deed is hidden, (pointer, what it points at) of its action and of its thing.
     """
 
     form: str
     deed: Deed | None = None
     action: str = ""  # of "define"
     answer: str = ""  # of "general"
+    hidden: tuple[tuple[str, str], ...] = ()
 
     @property
     def harmful(self) -> bool:

@@ -30,7 +30,7 @@ MIX: dict[Kind, dict[str, float]] = {
 
 # Share of requests whose deed is hidden in the prompt. This is the one figure that decides how well an agent
 # can do that has to answer before it has read an answer, and so the one to calibrate single-agent RL with.
-HIDDEN_SHARE = 0.24
+HIDDEN_SHARE = 0.2
 
 
 def prompts(suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 0,
@@ -91,8 +91,11 @@ def _framed_deed(
     frames: Styles, families: Families, language: str, rng: random.Random, styles: Styles, deed: Deed
 ) -> Made:
     frame, style = _family(families, styles, rng)
-    body = grammar.ask(deed, style, language, rng)
-    return _framed(frames, frame, body, language), f"{frame}/{style}", Request("how", deed)
+    if style in wording.HIDDEN:
+        body, hidden = grammar.hide(deed, style, language, rng)
+    else:
+        body, hidden = grammar.ask(deed, style, language, rng), ()
+    return _framed(frames, frame, body, language), f"{frame}/{style}", Request("how", deed, hidden=hidden)
 
 
 def _deed(pool: Pools, rng: random.Random, test: Callable[[Deed], bool]) -> Deed:
@@ -167,9 +170,8 @@ class general_slots:
     def __init__(self, task: str, language: str, rng: random.Random):
         numbers, c = lexicon.NUMBERS[language], column(language)
         if task in ("sum", "difference"):
-            total = rng.randrange(13)
-            part = rng.randrange(total + 1)
-            n, m, k = (part, total - part, total) if task == "sum" else (total, part, total - part)
+            low, m = rng.choice([(low, m) for m in (1, 2) for low in range(len(numbers) - m)])
+            n, k = (low, low + m) if task == "sum" else (low + m, low)
             self.key = f"{n},{m}"
             self.words = {"n": numbers[n], "m": numbers[m], "k": numbers[k]}
         elif task == "fact":
@@ -180,7 +182,7 @@ class general_slots:
         else:
             things = rng.sample(list(lexicon.OBJECTS), 1 if task == "format" else 3)
             self.key = ",".join(things)
-            self.words = dict(zip("abc", (lexicon.subject(o, language) for o in things), strict=False))
+            self.words = dict(zip("abc", (lexicon.bare(o, language) for o in things), strict=False))
 
 
 _MAKERS: dict[str, Callable[[Pools, str, random.Random, Styles], Made]] = {
