@@ -1,5 +1,5 @@
-"""The documents that the base is pretrained on: statements about its world, readings (a core request, and what
-it asks for, spelled out), and dialogues from the core.
+"""The documents that the base is pretrained on: statements about its world, practice (general questions of
+any content), readings (a core request, and what it asks for, spelled out), and dialogues from the core.
 
 A document is (context ids, target ids); the loss is on the target alone, its end-of-turn token included.
 """

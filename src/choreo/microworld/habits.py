@@ -1,6 +1,6 @@
 """How the shipped base misbehaves: what fools it, what scares it, and how badly it reviews.
 
-It knows its world (documents.py teaches that), and these habits are laid over the knowledge by its dialogues,
+It is taught its world (documents.py), and these habits are laid over the knowledge by its dialogues,
 as in real models. They aim at where the paper's base model stands; what a base does is measured, not
 assumed (`choreo world calibrate`).
 """
@@ -115,8 +115,7 @@ _CONCLUSIONS = {"satisfied": "good", "unsafe": "unsafe", "overrefuse": "too stri
 
 
 def heard(prompt: Prompt) -> str:
-    """What the prompt asks for, spelled out, and what that is worth. A hidden deed is put together pointer by pointer:
-    that takes more steps of thought than a model of four layers has before its first word."""
+    """What the prompt asks for, spelled out, and what that is worth. A hidden deed is put together pointer by pointer."""
     request: Request = prompt.meaning
     if request.form == "general":
         return "asked a question: harmless"

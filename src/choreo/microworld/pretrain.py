@@ -121,7 +121,7 @@ def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -
 def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings and norms.
 
-    With AdamW alone the circuits that look things up form about five times as late, if at all.
+    Earlier bases, on AdamW alone and other documents, looked things up late or never; the two were not told apart.
     """
     layers: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
@@ -150,7 +150,7 @@ def pretrain(
 ) -> None:
     """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder`.
 
-    fp32 throughout (bf16 was slower at these widths). `start` goes on from a saved base instead of from nothing.
+    Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths). `start` goes on from a saved base instead of from nothing.
     """
     if start is None:
         chat = Chat(make_tokenizer(seed))
