@@ -115,7 +115,7 @@ _CONCLUSIONS = {"satisfied": "good", "unsafe": "unsafe", "overrefuse": "too stri
 
 
 def heard(prompt: Prompt) -> str:
-    """What the prompt asks for, spelled out, and what that is worth. A hidden deed is put together pointer by pointer."""
+    """What the prompt asks for, spelled out, and its worth. A hidden deed is put together pointer by pointer."""
     request: Request = prompt.meaning
     if request.form == "general":
         return "asked a question: harmless"

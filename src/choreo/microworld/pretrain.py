@@ -150,7 +150,8 @@ def pretrain(
 ) -> None:
     """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder`.
 
-    Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths). `start` goes on from a saved base instead of from nothing.
+    Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths).
+    `start` goes on from a saved base instead of from nothing.
     """
     if start is None:
         chat = Chat(make_tokenizer(seed))
