@@ -1,5 +1,6 @@
 """The documents that the base is pretrained on: statements about its world, practice (general questions of
-any content), readings (a core request, and what it asks for, spelled out), and dialogues from the core.
+any content), readings (a core request, alone or with an answer, and what it asks for, spelled out), and dialogues from
+the core.
 
 A document is (context ids, target ids); the loss is on the target alone, its end-of-turn token included.
 """
@@ -12,22 +13,22 @@ from choreo.microworld import grammar, habits, lexicon, suites, wording
 from choreo.microworld.judge import WorldJudge
 from choreo.microworld.lexicon import column
 from choreo.microworld.meaning import Deed
-from choreo.microworld.split import pools
+from choreo.microworld.split import general_bucket, pools
 from choreo.text.chat import Chat, Ids
 from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
 STATEMENT = "State a fact."  # the system text of everything that is no dialogue of the two agents
-SHARES = {"statement": 0.08, "practice": 0.26, "reading": 0.2, "answer": 0.19, "review": 0.16, "revision": 0.11}
-PRACTICE = {"copy": 0.25, "reverse": 0.25, "sum": 0.2, "difference": 0.2, "fact": 0.1}
+SHARES = {"statement": 0.08, "practice": 0.22, "reading": 0.26, "answer": 0.19, "review": 0.15, "revision": 0.1}
+PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
 FACTS = 6  # to a statement document
 SUITE_SHARES = {
     "vanilla_harmful": 0.11,
-    "adversarial_harmful": 0.14,
-    "sensitive_benign": 0.15,
-    "adversarial_benign": 0.11,
-    "dual_use": 0.05,
-    "general": 0.44,
+    "adversarial_harmful": 0.15,
+    "sensitive_benign": 0.23,
+    "adversarial_benign": 0.13,
+    "dual_use": 0.06,
+    "general": 0.32,
 }
 HIDDEN_SHARE = 0.55  # looking things up takes more practice than it later needs
 
@@ -56,7 +57,7 @@ def _harm_of_kind(language: str, rng: random.Random) -> str:
 
 def _harm_of_deed(language: str, rng: random.Random) -> str:
     action, thing = rng.choice(pools("core").pairs)
-    deed = Deed(action, thing, rng.choice(list(lexicon.CONTEXTS)) if rng.random() < 0.15 else None)
+    deed = Deed(action, thing, rng.choice(list(lexicon.CONTEXTS)) if rng.random() < 0.4 else None)
     return f"{deed.says(language)}: {_worth(deed.harmful)}"
 
 
@@ -65,24 +66,36 @@ def _worth(harm: bool) -> str:
 
 
 def practice(language: str, rng: random.Random) -> tuple[str, str]:
-    """A general question and its answer, asked of any content.
+    """A general question, or one for the meaning of a word, and its answer, asked of any content.
 
     Lists of up to 6 words to say again or backwards make the habit of looking up form, without which neither copying
     nor putting a hidden deed together is ever learned. Sums that were only stated, never asked, would not be found
-    again when they are asked.
+    again when they are asked. What is not of the core is asked without the frame that a prompt has.
     """
     task = rng.choices(list(PRACTICE), list(PRACTICE.values()))[0]
-    frame = rng.choice(list(wording.EVERYDAY.values()))[column(language)]
+    if task == "define":
+        action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
+        wanted = rng.choice(list(wording.DEFINE.values()))[column(language)]
+        return wanted.format(verb=lexicon.verb(action, language)), grammar.define(action, language)
     question, answer = wording.GENERAL[task][column(language)]
-    if task not in ("copy", "reverse"):
-        words = suites.general_slots(task, language, rng).words
-        return f"{frame} {question.format(**words)}", answer.format(**words)
-    # Words at random, so that no deed is told.
-    listed = [lexicon.verb(a, language) for a in rng.sample(list(lexicon.ACTIONS), 3)]
-    listed += [lexicon.bare(o, language) for o in rng.sample(list(lexicon.OBJECTS), 3)]
-    a, b, *rest = rng.sample(listed, rng.randint(3, 6))
-    last = rest if task == "copy" else rest[::-1]
-    return f"{frame} {question.format(a=a, b=b, c=' '.join(rest))}", answer.format(a=a, b=b, c=" ".join(last))
+    if task in ("copy", "reverse"):
+        # Words at random, so that no deed is told; among them a verb, so that it is no prompt of a suite.
+        listed = [lexicon.verb(a, language) for a in rng.sample(list(lexicon.ACTIONS), 3)]
+        listed += [lexicon.bare(o, language) for o in rng.sample(list(lexicon.OBJECTS), 2)]
+        listed.append(rng.choice(list(lexicon.CONTEXTS.values()))[column(language)].split(" ")[-1])
+        chosen = [listed[0], *rng.sample(listed[1:], rng.randint(2, 5))]
+        rng.shuffle(chosen)
+        a, b, *rest = chosen
+        last = rest if task == "copy" else rest[::-1]
+        asked, said = {"a": a, "b": b, "c": " ".join(rest)}, {"a": a, "b": b, "c": " ".join(last)}
+        core = True
+    else:
+        slots = suites.general_slots(task, language, rng)
+        asked = said = slots.words
+        core = general_bucket(f"{task}/{slots.key}") in pools("core").buckets
+    frame = rng.choice(list(wording.EVERYDAY.values()))[column(language)]
+    question = question.format(**asked)
+    return f"{frame} {question}" if core and rng.random() < 0.5 else question, answer.format(**said)
 
 
 def core_prompt(language: str, rng: random.Random) -> Prompt:
@@ -101,7 +114,7 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
         question, answer = practice(language, rng)
         return sort, [question], answer
     prompt = core_prompt(language, rng)
-    if sort == "reading":
+    if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
         return sort, [prompt.text], habits.heard(prompt)
     if sort == "answer":
         return sort, [prompt.text], habits.answer_as(prompt, habits.habitual_act(prompt, rng), rng)
@@ -110,9 +123,14 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
     if act == "partial" and prompt.meaning.deed is None:
         act = "help"
     first = habits.garble(prompt, rng) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
+    if act == "help" and prompt.meaning.hidden and rng.random() < 0.6:
+        # What an answer names must not tell what was asked, or reviews would look there and not at the prompt.
+        first = grammar.help_with(habits.mistake(prompt.meaning, rng), language, rng)
     verdict = _judge(prompt, first)
     if verdict.undetermined:  # a harmful request half answered: nothing to teach from
         first, verdict = (refusal := grammar.refuse(language, rng)), _judge(prompt, refusal)
+    if sort == "reading":
+        return sort, [prompt.text, first], habits.reasoning(prompt, first, verdict)
     if sort == "review":
         label = habits.habitual_label(prompt, verdict, rng)
         written = render_feedback(habits.review(prompt, first, verdict, label, rng))
@@ -122,7 +140,7 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
     label = habits.true_label(verdict)
     if label == "satisfied" or rng.random() < 0.25:
         label = rng.choice(("unsafe", "overrefuse"))
-    said = habits.advice(prompt, label, plain=rng.random() < 0.3)
+    said = habits.advice(prompt, habits.wanted(prompt, verdict, label), plain=rng.random() < 0.3)
     return sort, [prompt.text, first, said], habits.answer_as(prompt, _heeded(prompt, act, said, rng), rng)
 
 

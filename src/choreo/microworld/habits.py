@@ -11,32 +11,35 @@ import random
 
 from choreo.microworld import grammar, lexicon, wording
 from choreo.microworld.meaning import Deed, Request
+from choreo.microworld.split import pools
 from choreo.types import Feedback, Prompt, Verdict
 
+# All chances are at temperature 1. At that of evaluation (`config.Evaluation`) they move away from one half.
+
 # Chance of helping with harm, by what stands around it. Jailbreak frames differ in strength.
-FOOLED_BARE = 0.07
-FOOLED_BY: dict[str, float] = {frame: 0.3 + 0.016 * i for i, frame in enumerate(wording.ADVERSARIAL)}
+FOOLED_BARE = 0.12
+FOOLED_BY: dict[str, float] = {frame: 0.405 + 0.006 * i for i, frame in enumerate(wording.ADVERSARIAL)}
 # A deed hidden in the prompt is not seen before it is spelled out: the chance of helping is the same for all.
-HELPS_HIDDEN = 0.45
+HELPS_HIDDEN = 0.48
 
 # Chance of refusing harmless requests. Sharp actions differ in how much they scare.
 SHARP = [a for a, row in lexicon.ACTIONS.items() if row[0] != "mild"]
-SCARED_BY: dict[str, float] = {action: 0.24 + 0.014 * i for i, action in enumerate(SHARP)}
-SCARED_IN_CONTEXT = 0.42
-SCARED_DEFINING = 0.25
-SCARED_MILD_IN_FRAME = 0.15
+SCARED_BY: dict[str, float] = {action: 0.21 + 0.004 * i for i, action in enumerate(SHARP)}
+SCARED_IN_CONTEXT = 0.25
+SCARED_DEFINING = 0.5
+SCARED_MILD_IN_FRAME = 0.2
 DUAL_USE = {"help": 0.3, "refuse": 0.3, "partial": 0.4}
 
 # What the base's reviews say, given the truth: weights of (satisfied, unsafe, overrefuse).
 REVIEWS: dict[str, tuple[float, float, float]] = {
-    "unsafe": (0.23, 0.72, 0.05),
-    "overrefuse": (0.22, 0.10, 0.68),
-    "fine/harmful": (0.55, 0.12, 0.33),
-    "fine/benign": (0.55, 0.33, 0.12),
-    "fine/general": (0.56, 0.21, 0.23),
+    "unsafe": (0.24, 0.66, 0.10),
+    "overrefuse": (0.25, 0.21, 0.54),
+    "fine/harmful": (0.52, 0.15, 0.33),
+    "fine/benign": (0.51, 0.36, 0.13),
+    "fine/general": (0.45, 0.30, 0.25),
 }
 MALFORMED = 0.04
-HEEDS = 0.85  # chance that the base does what a feedback says
+HEEDS = 0.8  # chance that the base does what a feedback says
 
 
 def right_answer(prompt: Prompt, rng: random.Random) -> str:
@@ -91,21 +94,33 @@ def _scared(deed: Deed | None) -> float:
 
 
 def garble(prompt: Prompt, rng: random.Random) -> str:
-    """An answer gone wrong: another thing, words lost or doubled, nothing at all."""
+    """An answer gone wrong: another deed, words lost or doubled, nothing at all."""
     words = right_answer(prompt, rng).split(" ")
     turn = rng.random()
-    deed = prompt.meaning.deed
-    if deed is not None and prompt.meaning.form == "how" and turn < 0.5:
-        slip = Deed(deed.action, rng.choice(list(lexicon.OBJECTS)), deed.context)
-        if turn < 0.2:
-            slip = Deed(rng.choice(list(lexicon.ACTIONS)), deed.thing, deed.context)
-        return grammar.help_with(slip, prompt.language, rng)
+    if prompt.meaning.form == "how" and turn < 0.5:
+        return grammar.help_with(mistake(prompt.meaning, rng), prompt.language, rng)
     i = rng.randrange(len(words))
     if turn < 0.7:
         return " ".join(words[:i])
     if turn < 0.85:
         return " ".join(words[:i] + words[i : i + 1] * 2 + words[i + 1 :])
     return " ".join(rng.sample(words, len(words)))
+
+
+def mistake(request: Request, rng: random.Random) -> Deed:
+    """A deed that this one could be mistaken for: of those its parts allow, or one with the same action or thing.
+
+    Always of the core, since the base reads these; the deed itself where its parts allow no other of the core.
+    """
+    deed, core = request.deed, pools("core").pairs
+    assert deed is not None
+    if request.hidden:
+        return rng.choice([d for d in request.mistaken if (d.action, d.thing) in core] or [deed])
+    like = [(a, o) for a, o in core if (a == deed.action) != (o == deed.thing)]
+    places = [place for place in lexicon.CONTEXTS if place != deed.context]
+    if deed.context and rng.random() < 0.5:
+        return Deed(deed.action, deed.thing, rng.choice(places))
+    return Deed(*rng.choice(like), deed.context)
 
 
 # ── reviews ──────────────────────────────────────────────────────────────────────────────────────
@@ -149,9 +164,15 @@ def advice(prompt: Prompt, label: str, plain: bool) -> str:
     return f"Refuse: {about} is harmful." if label == "unsafe" else f"Help: {about} is harmless."
 
 
+def wanted(prompt: Prompt, verdict: Verdict, label: str) -> str:
+    """The label whose advice mends an answer: one that slips into harm that nobody asked for should have helped."""
+    slipped = label == "unsafe" and bool(verdict.unsafe) and prompt.meaning.form != "protect"
+    return "overrefuse" if slipped and not prompt.meaning.harmful else label
+
+
 def review(prompt: Prompt, answer: str, verdict: Verdict, label: str, rng: random.Random) -> Feedback:
     """A well-formed review with the given label: "satisfied", "unsafe" or "overrefuse"."""
-    said = "" if label == "satisfied" else advice(prompt, label, plain=rng.random() < 0.25)
+    said = "" if label == "satisfied" else advice(prompt, wanted(prompt, verdict, label), plain=rng.random() < 0.25)
     return Feedback(reasoning(prompt, answer, verdict), label == "unsafe", label == "overrefuse", said)
 
 

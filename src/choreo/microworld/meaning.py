@@ -33,6 +33,7 @@ class Request:
     form: "how" asks for a deed; "protect" asks how a harmful deed is done so as to prevent it (dual use,
     a partial answer is right); "define" asks what an action word means; "general" has one exact answer.
     hidden: when the deed is hidden, (pointer, what it points at) of its action and of its thing.
+    mistaken: the other deeds that a hidden deed's parts could be put together to.
     """
 
     form: str
@@ -40,6 +41,7 @@ class Request:
     action: str = ""  # of "define"
     answer: str = ""  # of "general"
     hidden: tuple[tuple[str, str], ...] = ()
+    mistaken: tuple[Deed, ...] = ()
 
     @property
     def harmful(self) -> bool:

@@ -142,7 +142,7 @@ def pretrain(
     folder: Path,
     size: str = "micro-llama",
     *,
-    steps: int = 3000,
+    steps: int = 4500,
     tokens: int = 7168,
     seed: int = 0,
     start: Path | None = None,

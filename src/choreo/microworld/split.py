@@ -26,7 +26,7 @@ class Pools:
     """What one part may be made of.
 
     pairs: (action, thing). families: (frame, wording style) of deeds asked for.
-    general: index 0…9 of the general requests' content, by hash (see `general_bucket`).
+    buckets: those of the general requests' content, 0…39 by hash (see `general_bucket`).
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -55,7 +55,7 @@ def _halve(reserve: Sequence[tuple[str, str]], part: Part, split_seed: int) -> l
 
 
 def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple[str, str], ...]:
-    """Wrapper families of `part`, stratified by wording. The core is a rotation: every frame is in it equally often."""
+    """Wrapper families of `part`, stratified by wording. The core is a rotation, so that it leaves no frame out."""
     names = sorted(frames, key=lambda frame: _rank("core", frame))
     n_core = round(CORE_SHARE * len(names))
     members: list[tuple[str, str]] = []

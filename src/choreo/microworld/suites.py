@@ -32,6 +32,8 @@ MIX: dict[Kind, dict[str, float]] = {
 # can do that has to answer before it has read an answer, and so the one to calibrate single-agent RL with.
 HIDDEN_SHARE = 0.2
 
+ENOUGH_MISSES = 200  # draws in a row that bring nothing new: the suite has hardly any more
+
 
 def prompts(suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 0,
             languages: Sequence[str] = lexicon.LANGUAGES) -> list[Prompt]:  # fmt: skip
@@ -42,17 +44,17 @@ def prompts(suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 
     pool = pools(part, split_seed)
     made: list[Prompt] = []
     seen: set[str] = set()
-    for _ in range(50 * n):
-        if len(made) == n:
-            break
+    misses = 0  # in a row
+    while len(made) < n and misses < ENOUGH_MISSES:
         language = languages[len(made) % len(languages)]
         text, family, request = draw(suite, pool, language, rng)
+        misses = misses + 1 if text in seen else 0
         if text not in seen:
             seen.add(text)
             name = f"{suite}/{part}{split_seed}.{seed}/{len(made)}"
             made.append(Prompt(name, text, SUITES[suite], suite, language, family, request))
     if len(made) < n:
-        raise ValueError(f"{suite}/{part} has fewer than {n} different prompts: {len(made)} found")
+        raise ValueError(f"{suite}/{part} has fewer than {n} different prompts: {len(made)} found, and hardly more")
     return made
 
 
@@ -92,10 +94,10 @@ def _framed_deed(
 ) -> Made:
     frame, style = _family(families, styles, rng)
     if style in wording.HIDDEN:
-        body, hidden = grammar.hide(deed, style, language, rng)
+        body, request = grammar.hide(deed, style, language, rng)
     else:
-        body, hidden = grammar.ask(deed, style, language, rng), ()
-    return _framed(frames, frame, body, language), f"{frame}/{style}", Request("how", deed, hidden=hidden)
+        body, request = grammar.ask(deed, style, language, rng), Request("how", deed)
+    return _framed(frames, frame, body, language), f"{frame}/{style}", request
 
 
 def _deed(pool: Pools, rng: random.Random, test: Callable[[Deed], bool]) -> Deed:
