@@ -32,7 +32,7 @@ def reward(ids: list[int]) -> float:
 def overrides(folder: str) -> list[str]:
     """The settings of the WaltzRL run that is timed: full weights as TRL trains them, both agents from the start."""
     return [
-        f'model.base="{folder}"', 'model.train="full"', "stages.stage1_max_steps=0",
+        f'model.base="{folder}"', 'model.train="full"', "stages.stage1_share=0",
         f"learning.steps={WARM_UP + STEPS}", f"learning.lr={LEARNING_RATE}", f"learning.beta={BETA}",
         f"seed={SEED}", f"checkpoint_every={WARM_UP + STEPS}",
     ]  # fmt: skip

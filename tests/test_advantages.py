@@ -131,7 +131,7 @@ def test_groups_without_gradient_are_counted_per_agent():
         sample(1, group="alone"),
         sample(0, group="mixed", agent=FEEDBACK),
     ]
-    assert flat_groups(samples) == {CONVERSATION: (2, 3), FEEDBACK: (1, 1)}
+    assert flat_groups(samples) == {CONVERSATION: (1, 2)}  # alone in its group is no group
     assert flat_groups([]) == {}
 
 

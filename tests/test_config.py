@@ -118,7 +118,7 @@ def test_a_recipe_written_out_reads_back_equal(recipe_file):
             {
                 "name": "".join(rng.choices(alphabet, k=rng.randrange(12))),
                 "seed": rng.randrange(2**40),
-                "world": {"languages": tuple(rng.sample(["en", "es", "de"], rng.randrange(4)))},
+                "world": {"languages": tuple(rng.sample(["en", "es", "de"], rng.randrange(1, 4)))},
                 "rewards": {"alpha": 10 ** rng.uniform(-20, 20), "mask_by_label": rng.random() < 0.5},
                 "learning": {"mix": {"harmful": rng.random() + 0.1}},
             }

@@ -111,3 +111,10 @@ def test_label_noise_is_drawn_anew_for_every_review():
     episodes = [episode(f"p{i}", [UNSAFE, GOOD]) for i in range(200)]
     samples = split(episodes, agents=(FEEDBACK,), rewards=noisy, stage=1, key=(0, 0)).samples
     assert 0.35 < sum(s.parts["label"] > 0 for s in samples) / 200 < 0.65
+
+
+def test_what_is_paid_is_kept_by_episode_even_where_two_samples_are_alike():
+    twins = [episode("p", [UNSAFE, GOOD], 0), episode("p", [UNSAFE, UNSAFE], 1), episode("q", [UNSURE], 0)]
+    paid = cut(twins, (FEEDBACK,)).paid
+    assert [sum(parts.values()) for parts in paid] == [pytest.approx(1.25), pytest.approx(0.6), 0]
+    assert paid[0].keys() == {"feedback/dir", "feedback/label", "feedback/format"}

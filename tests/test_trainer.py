@@ -21,7 +21,7 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK
 from choreo.waltz.alarms import alarms
-from choreo.waltz.trainer import draw, ready, train
+from choreo.waltz.trainer import draw, rate, ready, stage1_steps, train
 
 CLOCKS = {"seconds", "tokens_per_second"}
 
@@ -31,7 +31,7 @@ def small(**learning) -> Recipe:
         {
             "seed": 3,
             "world": {"train_prompts": 90, "heldout_prompts": 3},
-            "stages": {"stage1_max_steps": 2},
+            "stages": {"stage1_share": 0.4},
             "learning": {"steps": 5, "prompts": 5, "samples": 2, **learning},
             "checkpoint_every": 2,
         }
@@ -114,18 +114,55 @@ def test_a_batch_is_mixed_as_asked_and_repeatable():
 
 
 def test_stage_2_begins_when_labels_and_format_are_good_or_time_is_up():
-    stages = Stages(stage1_max_steps=10, switch_label_accuracy=0.9, switch_format_rate=0.95)
+    stages = Stages(switch_label_accuracy=0.9, switch_format_rate=0.95)
     good, poor = [(0.92, 0.99)] * 5, [(0.99, 0.99)] * 4 + [(0.5, 0.99)]
-    assert ready(good, 5, stages)
-    assert not ready(good[:4], 4, stages)  # not yet a window of steps
-    assert not ready(poor, 5, stages)
-    assert ready(poor, 10, stages)
+    assert ready(good, stages)
+    assert not ready(good[:4], stages)  # not yet a window of steps
+    assert not ready(poor, stages)
+    assert stage1_steps(small()) == 2
 
 
 def test_alarms_name_what_is_wrong_and_are_silent_otherwise():
     assert alarms({"refusal_share": 0.45, "entropy/feedback": 0.1, "degenerate": 0.02}) == []
-    assert "refuses 95%" in alarms({"refusal_share": 0.95})[0]
-    assert "refuses only 1%" in alarms({"refusal_share": 0.01})[0]
+    assert "refuses more than 90%" in alarms({"refusal_share": 0.95})[0]
+    assert alarms({"refusal_share": 0.95}) == alarms({"refusal_share": 0.96})  # said once while it lasts
+    assert "refuses less than 5%" in alarms({"refusal_share": 0.01})[0]
     assert "feedback" in alarms({"entropy/feedback": 0.001})[0]
-    assert "30%" in alarms({"degenerate": 0.3})[0]
+    assert "degenerate" in alarms({"degenerate": 0.3})[0]
     assert "no gradient" in alarms({"groups_without_gradient": 1.0})[0]
+
+
+def test_the_learning_rate_falls_to_nothing_or_stays():
+    linear, constant = Learning(lr=0.4, steps=4), Learning(lr=0.4, steps=4, schedule="constant")
+    assert [rate(linear, step) for step in (1, 2, 3, 4)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert {rate(constant, step) for step in (1, 2, 3, 4)} == {0.4}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning": {"kl": "k2-loss"}},
+        {"learning": {"estimator": "grpo", "baseline": "separate"}},
+        {"learning": {"estimator": "dr-grpo", "baseline": "shared"}},
+        {"stages": {"train": "feedback"}},
+        {"stages": {"train": "conversation"}, "protocol": {"rounds": 0}},
+        {"model": {"train": "full"}, "protocol": {"rounds": 2}},
+    ],
+    ids=str,
+)
+def test_every_way_to_learn_trains_the_agents_it_names(change, tmp_path):
+    settings = small(steps=2, prompts=3).model_dump() | {}
+    for section, values in change.items():
+        settings[section] |= values
+    recipe = Recipe.model_validate(settings)
+    with Run.create(tmp_path / "run", recipe) as run, Progress() as progress:
+        train(recipe, run, progress)
+    rows = lines(tmp_path / "run")
+    learning = {"feedback": {FEEDBACK}, "conversation": {CONVERSATION}, "both": {CONVERSATION, FEEDBACK}}
+    updated = {name.removeprefix("grad_norm/") for row in rows for name in row if name.startswith("grad_norm/")}
+    assert updated == learning[recipe.stages.train]
+    assert [row["stage"] for row in rows] == {"feedback": [1, 1], "both": [1, 2]}.get(recipe.stages.train, [2, 2])
+    # KL in the reward or as a loss, never both, never neither.
+    from choreo.waltz.trainer import _loss
+
+    assert (_loss(recipe, FEEDBACK).kl > 0) == (recipe.learning.kl == "k2-loss")

@@ -6,11 +6,11 @@ Imports no torch: a recipe is checked, and a mistake reported, before anything h
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from choreo import toml
 from choreo.errors import BadInput
@@ -27,7 +27,7 @@ class World(Section):
     """The microworld's data: which reserve pairs and wrapper families are held out, and how many prompts."""
 
     split_seed: Annotated[int, Field(ge=0)] = Field(0, description="divides the reserve into training and held-out")
-    languages: tuple[Literal["en", "es", "de"], ...] = ("en", "es", "de")
+    languages: Annotated[tuple[Literal["en", "es", "de"], ...], Field(min_length=1)] = ("en", "es", "de")
     train_prompts: Positive = Field(6000, description="prompts drawn from the training part")
     heldout_prompts: Positive = Field(300, description="prompts per held-out suite")
 
@@ -76,7 +76,7 @@ class Stages(Section):
         "both",
         description="conversation: single-agent RL (no feedback agent); feedback: conversation agent frozen throughout",
     )
-    stage1_max_steps: Annotated[int, Field(ge=0)] = Field(30, description="stage 2 starts at the latest here")
+    stage1_share: Fraction = Field(0.15, description="stage 2 starts at the latest after this share of the steps")
     switch_label_accuracy: Fraction = Field(
         0.9, description="stage 2 starts once label accuracy and format rate reach these"
     )
@@ -91,7 +91,10 @@ class Learning(Section):
     baseline: Literal["none", "separate", "shared"] = Field(
         "none", description="value baseline: none, one per agent, or one shared by both"
     )
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "linear"] = Field(
+        "linear", description="the learning rate stays, or falls linearly to nothing over the steps"
+    )
     beta: Annotated[float, Field(ge=0)] = Field(0.01, description="KL coefficient")
     kl: Literal["k1-reward", "k2-loss"] = "k1-reward"
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -123,8 +126,9 @@ class Learning(Section):
 
 
 class Evaluation(Section):
-    temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="0 is greedy")
-    suites: Literal["heldout", "train"] = "heldout"
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.6, description="0 is greedy; 0.6 is what Llama 3.1 ships in its generation_config.json"
+    )
 
 
 class Recipe(Section):
@@ -137,10 +141,17 @@ class Recipe(Section):
     model: Model = Model()
     protocol: Protocol = Protocol()
     rewards: Rewards = Rewards()
-    stages: Stages = Stages()
+    stages: Stages = Field(Stages(), validate_default=True)
     learning: Learning = Learning()
     evaluation: Evaluation = Evaluation()
     checkpoint_every: Positive = Field(10, description="steps between checkpoints")
+
+    @field_validator("stages")
+    @classmethod
+    def _feedback_is_played(cls, value: Stages, info: ValidationInfo) -> Stages:
+        if value.train != "conversation" and "protocol" in info.data and info.data["protocol"].rounds == 0:
+            raise ValueError(f'train = "{value.train}" needs feedback, and protocol.rounds = 0 plays without')
+        return value
 
 
 # ---- reading and writing ------------------------------------------------------------------------
@@ -177,6 +188,13 @@ def find(path: str | Path) -> Path:
     return file
 
 
+def unsaid(file: Path) -> list[str]:
+    """The settings that the recipe in `file` leaves to their defaults, as dotted keys."""
+    data, _ = toml.read(file)
+    said = set(_leaves(data))
+    return [".".join(keys) for keys in _leaves(_check(data, lambda keys: str(file)).model_dump()) if keys not in said]
+
+
 def to_toml(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as TOML that `load` reads back to an equal recipe."""
     return toml.dumps(recipe.model_dump())
@@ -199,6 +217,11 @@ def _check(data: dict[str, Any], where: Callable[[toml.Keys], str]) -> Recipe:
     else:
         problem = f"expected {_expected(_schema(keys))}, got {_shown(first['input'])}"
     raise BadInput(f"{where(keys)}: {'.'.join(keys)}: {problem}{more}")
+
+
+def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> Iterator[toml.Keys]:
+    for key, value in table.items():
+        yield from _leaves(value, (*above, key)) if isinstance(value, Mapping) else [(*above, key)]
 
 
 def _tuples(value: Any) -> Any:

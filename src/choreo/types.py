@@ -109,6 +109,11 @@ class Episode:
     verdicts: tuple[Verdict, ...] = ()
 
     @property
+    def reviewed(self) -> tuple[tuple[Verdict, Feedback | None], ...]:
+        """Per review: the verdict on the answer it read, and its parse."""
+        return tuple(zip(self.verdicts, self.feedback, strict=False))
+
+    @property
     def triggered(self) -> bool:
         """A revision was asked for (the T of FTR)."""
         return any(f is not None and not f.satisfied for f in self.feedback)

@@ -32,9 +32,10 @@ class Learner:
         self.parameters = list(team.agents[agent].parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
 
-    def update(self, samples: Sequence[Unit], loss: Loss) -> dict[str, float]:
+    def update(self, samples: Sequence[Unit], loss: Loss, *, lr: float | None = None) -> dict[str, float]:
         """One step on `samples` (this rank's share). A unit of several samples reaches the loss whole, e.g. a DPO pair.
 
+        lr: the learning rate from here on; None leaves it as it is.
         Returns loss, grad_norm (before clipping), tokens, sequences, what the loss records, and, where the
         samples carry what it takes: kl (k3 estimate of KL(π_θ‖π_ref), nats per token), entropy (−log π_old per
         token: unbiased when sampled at temperature 1), ratio (mean |π_θ/π_old − 1|).
@@ -47,6 +48,8 @@ class Learner:
         count = figures.pop("count")
         if count == 0:
             return {"tokens": tokens, "sequences": sequences}
+        if lr is not None:
+            self.optimizer.param_groups[0]["lr"] = lr
         norm = self._step(count)
         metrics = {name: value / (tokens if name in _PER_TOKEN else count) for name, value in figures.items()}
         return {**metrics, "grad_norm": norm, "tokens": tokens, "sequences": sequences}

@@ -82,9 +82,14 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def flat_groups(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
-    """Per agent: (groups whose rewards are all equal, groups). From the first the group baselines learn nothing."""
+    """Per agent: (groups whose rewards are all equal, groups), of two samples or more.
+
+    From the first the group baselines learn nothing; nor do they from a sample that is alone in its group.
+    """
     counts: dict[str, tuple[int, int]] = {}
     for rows in _indices((sample.agent, sample.group) for sample in samples).values():
+        if len(rows) < 2:
+            continue
         agent = samples[rows[0]].agent
         flat, total = counts.get(agent, (0, 0))
         counts[agent] = (flat + (len({samples[i].reward for i in rows}) == 1), total + 1)

@@ -8,37 +8,37 @@ from choreo.types import AGENTS, Episode
 
 # Limits: beyond them a run is rarely worth going on with (docs/architecture.md, "Alarms").
 REFUSES_ALL, REFUSES_NONE = 0.9, 0.05
-LEAST_ENTROPY = 0.01  # nats per token
+LEAST_ENTROPY = 0.002  # nats per token; reviews are mostly form, and a good feedback agent comes near 0.01
 DEGENERATE = 0.2
 FLAT = 0.98
 
 
 def refusal_share(episodes: Sequence[Episode]) -> float:
-    """Share of final answers that refuse: harmful requests not answered, benign ones turned down in whole text."""
-    if not episodes:
+    """Share of final answers to harmful and benign prompts that refuse: harm not told, or help denied in whole text.
+
+    General prompts, which nobody has cause to refuse, are left out: there a wrong answer is no refusal.
+    """
+    finals = [(e.prompt.kind, e.verdicts[-1]) for e in episodes if e.prompt.kind != "general"]
+    if not finals:
         return float("nan")
-    refused = 0
-    for episode in episodes:
-        verdict = episode.verdicts[-1]
-        if verdict.degenerate or verdict.undetermined:
-            continue
-        refused += not verdict.unsafe if episode.prompt.kind == "harmful" else bool(verdict.overrefuse)
-    return refused / len(episodes)
+    whole = [(kind, v) for kind, v in finals if not (v.degenerate or v.undetermined)]
+    return sum(not v.unsafe if kind == "harmful" else bool(v.overrefuse) for kind, v in whole) / len(finals)
 
 
 def alarms(figures: Mapping[str, float]) -> list[str]:
-    """The alarms that a step's figures raise, as sentences. Missing figures raise none."""
+    """The alarms that a step's figures raise, as sentences that stay the same while they last. Missing figures raise
+    none."""
     found = []
     share = figures.get("refusal_share", 0.5)
     if share > REFUSES_ALL:
-        found.append(f"refuses {share:.0%} of all prompts: the policy is turning constant")
+        found.append(f"refuses more than {REFUSES_ALL:.0%} of all prompts: the policy is turning constant")
     if share < REFUSES_NONE:
-        found.append(f"refuses only {share:.0%} of all prompts: the policy is turning constant")
+        found.append(f"refuses less than {REFUSES_NONE:.0%} of all prompts: the policy is turning constant")
     for agent in AGENTS:
         if figures.get(f"entropy/{agent}", 1.0) < LEAST_ENTROPY:
             found.append(f"entropy of the {agent} agent below {LEAST_ENTROPY} nats a token: it has stopped exploring")
     if figures.get("degenerate", 0.0) > DEGENERATE:
-        found.append(f"{figures['degenerate']:.0%} of the answers are degenerate")
+        found.append(f"more than {DEGENERATE:.0%} of the answers are degenerate")
     if figures.get("groups_without_gradient", 0.0) > FLAT:
-        found.append("nearly all groups have equal rewards: no gradient is left in them")
+        found.append("nearly all groups have equal rewards: group baselines find no gradient in them")
     return found

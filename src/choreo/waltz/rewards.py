@@ -30,11 +30,17 @@ def improvement(before: Verdict, after: Verdict | None) -> float:
     return float(after.satisfactory) - float(before.satisfactory)
 
 
+def labels_right(feedback: Feedback | None, verdict: Verdict) -> bool | None:
+    """Whether both labels equal the verdict on c_t: label accuracy counts these. Feedback that did not parse is wrong;
+    None where the verdict is undetermined: no label is then right or wrong."""
+    if verdict.undetermined:
+        return None
+    return feedback is not None and (feedback.unsafe, feedback.overrefuse) == (verdict.unsafe, verdict.overrefuse)
+
+
 def label_reward(feedback: Feedback | None, verdict: Verdict) -> float:
-    """R_label: 1 if both labels equal the verdict on c_t, else 0 (so too without labels or verdict)."""
-    return float(
-        feedback is not None and (feedback.unsafe, feedback.overrefuse) == (verdict.unsafe, verdict.overrefuse)
-    )
+    """R_label: 1 if both labels equal the verdict on c_t, else 0 (so too where it is undetermined)."""
+    return float(bool(labels_right(feedback, verdict)))
 
 
 def format_reward(feedback: Feedback | None) -> float:

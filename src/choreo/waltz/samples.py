@@ -15,11 +15,13 @@ from choreo.waltz.rewards import conversation_reward, feedback_reward
 class Split:
     """samples: of all agents, in the order of the episodes.
 
+    paid: per episode, what its samples were paid, by "agent/component".
     dropped: per agent, samples left out because the judge could not decide on them.
     dir_unpaid: feedback samples kept, but without DIR, because the judge could not decide on the revision.
     """
 
     samples: list[Sample]
+    paid: list[dict[str, float]]
     dropped: dict[str, int]
     dir_unpaid: int
 
@@ -49,20 +51,22 @@ def split(
     key: e.g. (seed, step). Raises ValueError for an episode without its verdicts.
     """
     samples: list[Sample] = []
+    paid: list[dict[str, float]] = []
     dropped = dict.fromkeys(agents, 0)
     dir_unpaid = 0
     for episode in episodes:
         if len(episode.verdicts) != len(episode.answers):
             raise ValueError(f"episode {episode.prompt.id}/{episode.sample} has not been judged")
         name = (*key, episode.prompt.id, episode.sample)
+        own: list[Sample] = []
         last = len(episode.answers) - 1
         t = last if uniform(*name, "answer") < 0.5 else 0
         if CONVERSATION in agents and episode.answers[t].agent == CONVERSATION:
-            paid = conversation_reward(episode.verdicts[t])
-            if paid is None:
+            reward = conversation_reward(episode.verdicts[t])
+            if reward is None:
                 dropped[CONVERSATION] += 1
             else:
-                samples.append(_sample(episode, episode.answers[t], "answer", paid, {"answer": paid}))
+                own.append(_sample(episode, episode.answers[t], "answer", reward, {"answer": reward}))
         t = int(uniform(*name, "feedback") * len(episode.reviews))
         if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
             revised = episode.verdicts[t + 1] if t < last else None
@@ -73,12 +77,14 @@ def split(
                 dropped[FEEDBACK] += 1
             else:
                 dir_unpaid += revised is not None and revised.undetermined
-                samples.append(_sample(episode, episode.reviews[t], "feedback", *earned))
-    return Split(samples, dropped, dir_unpaid)
+                own.append(_sample(episode, episode.reviews[t], "feedback", *earned))
+        samples += own
+        paid.append({f"{sample.agent}/{name}": value for sample in own for name, value in sample.parts.items()})
+    return Split(samples, paid, dropped, dir_unpaid)
 
 
 def _sample(episode: Episode, turn: Turn, act: str, reward: float, parts: dict[str, float]) -> Sample:
     # Later states differ between the samples of one prompt. They share a group all the same: a baseline
-    # is unbiased as long as it does not depend on the action, and a group of one would have none.
+    # is unbiased as long as it does not depend on the action, and a group of one has none.
     group = f"{episode.prompt.id}/{act}{turn.round}"
     return Sample(turn.agent, turn.context, turn.ids, turn.logprobs, group, reward, parts)

@@ -2,7 +2,7 @@
 single-agent samples, pay, estimate advantages per agent, one policy-gradient update per learning agent.
 
 Everything a step does follows from (recipe, step, weights), so a run that is killed and resumed from a
-checkpoint repeats itself bit for bit. Left out on purpose: learning-rate schedules and asynchronous roll-outs.
+checkpoint repeats itself bit for bit. Left out on purpose: asynchronous roll-outs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from choreo.config import Learning, Recipe, Stages
 from choreo.engine import checkpoint
@@ -30,6 +30,7 @@ from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, P
 from choreo.waltz.advantages import ESTIMATORS, flat_groups
 from choreo.waltz.alarms import alarms, refusal_share
 from choreo.waltz.protocol import play
+from choreo.waltz.rewards import labels_right
 from choreo.waltz.samples import Split, learners, split
 from choreo.waltz.values import ValueBaseline
 
@@ -62,7 +63,8 @@ def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
     }  # fmt: skip
     values = _values(recipe, pair)
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
-    stage = 1 if recipe.stages.train == "both" and recipe.stages.stage1_max_steps else 2
+    # A conversation agent frozen throughout is stage 1 throughout.
+    stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
 
     def state(step: int) -> dict[str, Any]:
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent]}
@@ -92,11 +94,10 @@ def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
         parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
         samples = _advantages(parts.samples, learning, pair.engine, values)
         figures: dict[str, Any] = {"stage": stage, **describe(episodes, parts)}
-        loss = _loss(recipe)
         for agent in learners(recipe.stages, stage):
-            own = [sample for sample in samples if sample.agent == agent]
+            own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
             for _ in range(learning.epochs if own else 0):
-                updated = learns[agent].update(own, loss)
+                updated = learns[agent].update(own, loss, lr=rate(learning, step))
             if own:
                 figures |= {f"{name}/{agent}": value for name, value in updated.items()}
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
@@ -104,11 +105,11 @@ def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
         figures["alarms"] = alarms(figures)
         run.log(step, figures)
-        run.save_episodes(step, episodes, _paid(episodes, parts))
+        run.save_episodes(step, episodes, parts.paid)
         progress.advance(step, _shown(figures), figures["alarms"])
-        if stage == 1:
-            recent = [*recent, (figures["label_accuracy"], figures["format_rate"])][-SWITCH_WINDOW:]
-            if ready(recent, step, recipe.stages):
+        if stage == 1 and recipe.stages.train == "both":
+            recent = [*recent, (figures.get("label_accuracy", 0.0), figures["format_rate"])][-SWITCH_WINDOW:]
+            if step >= stage1_steps(recipe) or ready(recent, recipe.stages):
                 stage = 2
                 progress.say(f"step {step}: stage 2, both agents learn")
         if step % recipe.checkpoint_every == 0 or step == learning.steps or progress.interrupted:
@@ -128,7 +129,10 @@ def restore(recipe: Recipe, path: Path | None) -> Pair:
 
 
 def draw(prompts: dict[Kind, list[Prompt]], learning: Learning, seed: int, step: int) -> list[tuple[Prompt, int]]:
-    """The (prompt, sample index) of a step, kinds mixed as `learning.mix` says; a function of (seed, step)."""
+    """The (prompt, sample index) of a step, kinds mixed as `learning.mix` says; a function of (seed, step).
+
+    Raises ValueError where there are fewer prompts than a step wants.
+    """
     rng = random.Random(f"batch/{seed}/{step}")
     total = sum(learning.mix.values())
     wanted = {kind: learning.prompts * learning.mix.get(kind, 0.0) / total for kind in KINDS}
@@ -136,14 +140,26 @@ def draw(prompts: dict[Kind, list[Prompt]], learning: Learning, seed: int, step:
     # What rounding down leaves goes to the kinds that lost most by it.
     for kind in sorted(KINDS, key=lambda k: counts[k] - wanted[k])[: learning.prompts - sum(counts.values())]:
         counts[kind] += 1
+    for kind, count in counts.items():
+        if count > len(prompts[kind]):
+            raise ValueError(f"a step wants {count} {kind} prompts, and train_prompts gives {len(prompts[kind])}")
     chosen = [prompt for kind in KINDS for prompt in rng.sample(prompts[kind], counts[kind])]
     return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
 
 
-def ready(recent: Sequence[tuple[float, float]], step: int, stages: Stages) -> bool:
-    """Whether stage 2 begins after `step`: the labels and the format are good enough, or stage 1 has had its time."""
-    if step >= stages.stage1_max_steps:
-        return True
+def rate(learning: Learning, step: int) -> float:
+    """The learning rate of `step` (1, 2, …): constant, or falling linearly, to nothing after the last step."""
+    left = 1.0 if learning.schedule == "constant" else 1 - (step - 1) / learning.steps
+    return learning.lr * left
+
+
+def stage1_steps(recipe: Recipe) -> int:
+    """How many steps stage 1 takes at most."""
+    return round(recipe.stages.stage1_share * recipe.learning.steps)
+
+
+def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
+    """Whether labels and format, as the last steps of stage 1 had them, are good enough for stage 2."""
     if len(recent) < SWITCH_WINDOW:
         return False
     label, form = (sum(column) / len(recent) for column in zip(*recent, strict=True))
@@ -153,20 +169,21 @@ def ready(recent: Sequence[tuple[float, float]], step: int, stages: Stages) -> b
 def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
     """A step's figures from its own episodes: rates are fractions; what has no cases is left out."""
     finals = [(e, e.verdicts[-1]) for e in episodes]
-    reviews = [(v, f) for e in episodes for v, f in zip(e.verdicts, e.feedback, strict=False)]
+    reviews = [reviewed for e in episodes for reviewed in e.reviewed]
+    labels = [right for v, f in reviews if (right := labels_right(f, v)) is not None]
+    general = [v for e, v in finals if e.prompt.kind == "general" and not v.undetermined]
     figures = {
         "asr": _mean([v.unsafe for e, v in finals if e.prompt.kind == "harmful" and v.unsafe is not None]),
         "orr": _mean([v.overrefuse for e, v in finals if e.prompt.kind == "benign" and v.overrefuse is not None]),
-        "general": _mean([v.satisfactory for e, v in finals if e.prompt.kind == "general"]),
+        "general": _mean([v.satisfactory for v in general]),
         **{f"ftr_{k}": _mean([e.triggered for e in episodes if e.prompt.kind == k and e.reviews]) for k in KINDS},
-        "label_accuracy": _mean(
-            [f is not None and (f.unsafe, f.overrefuse) == (v.unsafe, v.overrefuse) for v, f in reviews]
-        ),
+        "label_accuracy": _mean(labels),
         "format_rate": _mean([f is not None for _, f in reviews]),
         "degenerate": _mean([v.degenerate for _, v in finals]),
         "undetermined": _mean([v.undetermined for _, v in finals]),
         "refusal_share": refusal_share(episodes),
         "dropped": float(sum(parts.dropped.values())),
+        "dir_unpaid": float(parts.dir_unpaid),
     }
     for agent in AGENTS:
         own = [sample for sample in parts.samples if sample.agent == agent]
@@ -175,7 +192,7 @@ def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
             for name in ("dir", "label", "format"):
                 figures[f"part/{name}"] = _mean([sample.parts[name] for sample in own])
     groups = flat_groups(parts.samples)
-    if groups:
+    if any(total for _, total in groups.values()):
         flat, total = (sum(column) for column in zip(*groups.values(), strict=True))
         figures["groups_without_gradient"] = flat / total
     return {name: value for name, value in figures.items() if value is not None}
@@ -188,13 +205,14 @@ def _values(recipe: Recipe, pair: Pair) -> ValueBaseline | None:
     return ValueBaseline(recipe.learning.baseline, width, seed=recipe.seed)
 
 
-def _loss(recipe: Recipe) -> PolicyLoss:
-    learning = recipe.learning
-    return PolicyLoss(
-        learning.clip,
-        kl=learning.beta if learning.kl == "k2-loss" else 0.0,
-        divide=recipe.protocol.answer_tokens if learning.estimator == "dr-grpo" else "tokens",
-    )
+def _loss(recipe: Recipe, agent: str) -> PolicyLoss:
+    learning, protocol = recipe.learning, recipe.protocol
+    divide: Literal["tokens", "sequences"] | int = "tokens"
+    if learning.estimator == "grpo":
+        divide = "sequences"
+    elif learning.estimator == "dr-grpo":
+        divide = protocol.answer_tokens if agent == CONVERSATION else protocol.feedback_tokens
+    return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
 
 
 def _advantages(
@@ -214,16 +232,6 @@ def _advantages(
         values.fit(agents, features, [sample.reward for sample in samples])
     beta = learning.beta if learning.kl == "k1-reward" else 0.0
     return ESTIMATORS[learning.estimator](samples, beta=beta, values=predicted)
-
-
-def _paid(episodes: Sequence[Episode], parts: Split) -> list[dict[str, float]]:
-    """What was paid in each episode, by agent and component, for the record."""
-    by_context = {(s.agent, s.context, s.ids): s for s in parts.samples}
-    paid = []
-    for episode in episodes:
-        own = [by_context.get((turn.agent, turn.context, turn.ids)) for turn in (*episode.answers, *episode.reviews)]
-        paid.append({f"{s.agent}/{name}": value for s in own if s for name, value in s.parts.items()})
-    return paid
 
 
 def _mean(values: Sequence[float | bool]) -> float | None:
