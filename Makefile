@@ -15,7 +15,7 @@ DEMO := runs/demo
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
-	@if [ -f $(DEMO)/report.html ]; then \
+	@if [ -f $(DEMO)/summary.json ] && [ -f $(DEMO)/report.html ]; then \
 		echo "$(DEMO) is finished; its report is $(DEMO)/report.html"; \
 		echo "(move the folder away to train again, or: $(BIN)/choreo train waltz --run DIR)"; \
 	elif [ -f $(DEMO)/summary.json ]; then $(BIN)/choreo report $(DEMO); \

@@ -11,8 +11,10 @@ import types
 
 import pytest
 
+from choreo import config
 from choreo.cli import main
 from choreo.errors import Interrupted
+from choreo.runs.folder import Run
 
 
 def estimate(value):
@@ -40,7 +42,7 @@ def trainer(monkeypatch):
         return {"schema": 1, "recipe": run.recipe.name, "seed": run.recipe.seed, "systems": systems, "x": float("nan")}
 
     module = types.ModuleType("choreo.evaluate.run")
-    module.run_recipe = run_recipe
+    module.run_recipe, module.check = run_recipe, lambda recipe: None
     monkeypatch.setitem(sys.modules, "choreo.evaluate.run", module)
     return script
 
@@ -125,3 +127,39 @@ def test_every_help_teaches_by_example(capsys, command):
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert "examples:\n" in capsys.readouterr().out
+
+
+def test_what_cannot_end_is_refused_before_anything_is_made_or_removed(capsys, tmp_path):
+    run = tmp_path / "run"
+    for setting, said in (
+        ("model.base=nowhere", "model.base: 'nowhere' is neither a shipped base"),
+        ("world.heldout_prompts=6000", "has fewer than 6000 different prompts"),
+        ("world.train_prompts=3", "a step wants"),
+        ("world.languages=[]", "world.languages: expected a list"),
+        ("protocol.rounds=0", "protocol.rounds = 0 plays without"),
+    ):
+        assert said in refused(capsys, "train", "waltz", "--run", run, "--overwrite", "--set", setting)
+        assert not run.exists()
+    assert "whole number >= 0" in refused(capsys, "world", "calibrate", "--split-seed=-1")
+    assert "fewer than 6000" in refused(capsys, "world", "sample", "--count=6000", "--suite=dual_use")
+
+
+def test_a_run_begun_with_other_defaults_is_not_gone_on_with(capsys, tmp_path):
+    with Run.create(tmp_path / "run", config.load("waltz")):
+        pass
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('schedule = "linear"\n', ""))
+    assert "recipe.toml: learning.schedule: missing" in refused(capsys, "train", "--resume", tmp_path / "run")
+
+
+def test_a_run_is_trained_measured_and_measured_again_to_the_same_figures(capfd, tmp_path):
+    run, small = tmp_path / "run", ("learning.steps=1", "learning.prompts=3", "world.heldout_prompts=3")
+    assert main(["train", "waltz", "--run", str(run), "--json", *(w for s in small for w in ("--set", s))]) == 0
+    summary = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert main(["eval", str(run), "--json"]) == 0
+    again = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert summary["systems"].keys() == {"base", "collaboration-untrained", "waltz"}
+    for name, system in summary["systems"].items():
+        clock = {"latency_added": None}
+        assert again["systems"][name] | clock == system | clock
+    assert summary["seconds"] > 0 and summary["device"] == "cpu" and (run / "report.html").is_file()

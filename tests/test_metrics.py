@@ -105,9 +105,6 @@ def test_an_open_verdict_is_folded_into_neither_label():
 def test_what_is_not_judged_is_refused():
     with pytest.raises(ValueError, match="judge every answer"):
         measure([replace(EPISODES[0], verdicts=())])
-    with pytest.raises(ValueError, match="latencies"):
-        measure(EPISODES, latency_added=[0.1])
-    assert measure(EPISODES, latency_added=[0.5] * 10)["latency_added"]["value"] == 0.5
 
 
 def test_wilson_against_known_values():
@@ -179,3 +176,8 @@ def test_separated():
     a, b, c = estimate(0.1, 9, 0.05, 0.15), estimate(0.2, 9, 0.15, 0.25), estimate(0.2, 9, 0.16, 0.25)
     assert not separated(a, b) and separated(a, c) and separated(c, a)
     assert not separated(a, estimate(None, 0, None, None))
+
+
+def test_latency_is_as_sure_as_the_batches_that_were_timed():
+    timed = measure(EPISODES, latency_added=[0.4, 0.6])["latency_added"]
+    assert (timed["value"], timed["n"]) == (pytest.approx(0.5), 2)

@@ -191,7 +191,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     made("waltz-table", tmp_path, waltz_table.ARMS, entries, measured)
     said = waltz_table.run(tmp_path, SEEDS, Progress())
     assert "WaltzRL is above single-agent in F1: +8.3 points" in said and "WaltzRL is below oracle-feedback" in said
-    assert "F1: the microworld disagrees on" in said and "the paper has waltz above oracle-feedback" in said
+    assert "F1: the microworld disagrees on" in said and "the paper has waltz-published above oracle-feedback" in said
     assert "ASR: no pair of systems stands in the reverse order" not in said
     assert "As in the paper, label accuracy falls" in said
     assert "label accuracy from 33.3 % (31.2–35.6) to 94.4 %" in said
@@ -230,8 +230,10 @@ def test_convergence_is_the_first_step_near_the_end_value():
         (1, pytest.approx(2 / 3)), (2, 0.0)]  # fmt: skip
     curve = [(step, 0.0 if step <= 10 else 1.0) for step in range(1, 31)]
     assert compare.converged(curve) == 19  # nine of the last ten steps at 1
-    assert compare.converged([]) is None
-    assert compare.convergence([curve, [(1, 0.5)]])["value"] == 10.0
+    assert compare.converged([]) is compare.converged(curve[:19]) is None  # too short to smooth
+    assert compare.converged([(step, 1.0 / step) for step in range(1, 31)]) is None  # it fell
+    later = [(step, 0.0 if step <= 12 else 1.0) for step in range(1, 31)]
+    assert compare.convergence([curve, later, [(1, 0.5)]])["value"] == 20.0
     alone = compare.convergence([curve])
     assert (alone["value"], alone["low"], alone["high"]) == (19.0, 0.0, math.inf)
     assert compare.mean_curve([[(1, 0.0), (2, 1.0)], [(2, 0.5), (3, 1.0)]]) == [(2, 0.75)]

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from choreo import config
-    from choreo.runs.folder import Run, is_finished
+    from choreo.runs.folder import Run, is_finished, read_info
     from choreo.runs.progress import Progress
 
     if (args.recipe is None) == (args.resume is None):
@@ -49,11 +49,21 @@ def _train(args: argparse.Namespace) -> int:
         if args.set or args.run or args.overwrite:
             raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
         if is_finished(args.resume):
+            read_info(args.resume)
             _say(f"{args.resume} is finished; nothing to do")
+            if not (args.resume / "report.html").is_file():  # killed just before it was written
+                from choreo.evaluate.report import write_report
+
+                write_report(args.resume)
             return _result(json.loads((args.resume / "summary.json").read_text(encoding="utf-8")), args.json)
         run = Run.open(args.resume)
+        for change in run.changed():
+            _say(f"! {change} since this run began: it goes on, but not bit for bit")
     else:
         recipe = config.load(args.recipe, args.set)
+        from choreo.evaluate.run import check
+
+        check(recipe)  # before anything is made, or removed by --overwrite
         run = Run.create(args.run or _new_folder(recipe.name), recipe, args.overwrite)
     with run, Progress() as progress:
         try:
@@ -75,9 +85,12 @@ def _eval(args: argparse.Namespace) -> int:
 
     read_info(args.run)
     from choreo.evaluate.run import evaluate_run
+    from choreo.runs.progress import Progress
 
     _quiet()
-    return _result(evaluate_run(args.run, args.suite), args.json)
+    with Progress() as progress:
+        result = evaluate_run(args.run, args.suite, progress)
+    return _result(result, args.json)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -105,9 +118,10 @@ def _study(args: argparse.Namespace) -> int:
     module = importlib.import_module(f"choreo.studies.{args.name.replace('-', '_')}")
     with Progress() as progress:
         try:
-            print(module.run(folder, args.seeds, progress, args.set))
+            verdicts = module.run(folder, args.seeds, progress, args.set)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
+    print(verdicts)
     return 0
 
 
@@ -118,12 +132,15 @@ def _sample(args: argparse.Namespace) -> int:
         raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(SUITES_OF_WORLD)}")
     from choreo.microworld.show import sample
 
-    print(sample(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
+    try:
+        print(sample(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
+    except ValueError as error:  # more prompts than there are
+        raise BadInput(f"world sample: {error}") from None
     return 0
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from choreo.microworld.pretrain import SIZES, pretrain
+    from choreo.microworld.pretrain import SAVE_EVERY, SIZES, pretrain
     from choreo.runs.progress import Progress
 
     if args.size not in SIZES:
@@ -141,7 +158,7 @@ def _pretrain(args: argparse.Namespace) -> int:
                 int(figures["step"]), {"loss": figures["loss"], "tokens/s": figures["tokens_per_second"]}
             )
             if progress.interrupted:
-                raise KeyboardInterrupt
+                raise Interrupted(f"{args.out} holds a base half trained, at most {SAVE_EVERY} steps ago")
 
         steps = {} if args.steps is None else {"steps": args.steps}
         pretrain(args.out, args.size, seed=args.seed, start=args.start, report=report, **steps)
@@ -243,7 +260,14 @@ def _count(text: str) -> int:
     return count
 
 
-_seeds.__name__, _count.__name__ = "list of seeds", "whole number"  # what argparse calls a value it cannot read
+def _natural(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
+    return number
+
+
+# What argparse calls a value it cannot read.
+_seeds.__name__, _count.__name__, _natural.__name__ = "list of seeds", "whole number", "whole number"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -332,7 +356,7 @@ A setting holds for every run of the study, but where the study itself varies it
   choreo world calibrate
   choreo world calibrate --base bases/mine --json""", worlds)
     calibrate.add_argument("--base", default="micro-llama", metavar="NAME", help="a shipped base, or a folder")
-    calibrate.add_argument("--split-seed", type=int, default=0, metavar="N", help="which half is held out (default: 0)")
+    calibrate.add_argument("--split-seed", type=_natural, default=0, metavar="N", help="which half (default: 0)")
     _json_option(calibrate)
 
     bench = add("bench", _bench, "Time choreo side by side with TRL on the same work", """\

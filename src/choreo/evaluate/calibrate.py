@@ -67,5 +67,5 @@ def _understands(episodes: Sequence[Episode]) -> list[bool]:
         feedback.reasoning == habits.reasoning(episode.prompt, episode.answers[0].text, episode.verdicts[0])
         for episode in episodes
         for feedback in episode.feedback[:1]
-        if feedback is not None
+        if feedback is not None and not episode.verdicts[0].undetermined
     ]

@@ -40,13 +40,15 @@ class Section:
 
 
 def percent(estimate: dict[str, Any] | None, interval: bool = True) -> str:
-    """A share as '3.1 % (2.0–4.4)', or a dash where nothing was measured."""
+    """A share as '3.1 % (2.0–4.4)', or a dash where nothing was measured. With the interval goes a count of what the
+    judge left open, as '3.1 % (2.0–4.4), 7 open', where there was any."""
     if estimate is None or estimate.get("value") is None:
         return DASH
     text = f"{100 * estimate['value']:.1f} %"
     if not interval or estimate.get("low") is None or estimate.get("high") is None:
         return text
-    return f"{text} ({100 * estimate['low']:.1f}{DASH}{100 * estimate['high']:.1f})"
+    left_open = f", {estimate['undetermined']} open" if estimate.get("undetermined") else ""
+    return f"{text} ({100 * estimate['low']:.1f}{DASH}{100 * estimate['high']:.1f}){left_open}"
 
 
 def quantity(estimate: dict[str, Any] | None) -> str:

@@ -67,7 +67,8 @@ def write_report(run_dir: str | Path) -> Path:
     systems = {name: system for name, system in summary.get("systems", {}).items() if isinstance(system, dict)}
     trained = next((name for name in TRAINED if name in systems), next(reversed(systems), ""))
     cards = [_card(systems, trained, *card) for card in CARDS] if systems else []
-    shown = sorted((_dialogue(item) for item in dialogues), key=lambda item: item["rank"])
+    # Those of the system that the report is about first, so that the limit never hides them.
+    shown = sorted((_dialogue(item) for item in dialogues), key=lambda item: (item["system"] != trained, item["rank"]))
     figures = {"plane": Markup(_plane(systems)) if systems else "", "curves": [Markup(svg) for svg in _curves(metrics)]}
     text = page.render(
         "report.html",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from choreo import config
+from choreo.errors import BadInput, Interrupted
 from choreo.evaluate.systems import TRAINED, evaluate
-from choreo.microworld.world import World
-from choreo.runs.folder import Run, checkpoints, read_info, versions
+from choreo.microworld.world import World, base_folder
+from choreo.runs import files
+from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
+from choreo.text.chat import Chat
 from choreo.types import Episode
-from choreo.waltz.trainer import Pair, restore, train
+from choreo.waltz.trainer import Pair, draw, restore, train
 
 SCHEMA = 1
 DIALOGUES = 24  # kept per suite and system, for the report to show
@@ -23,11 +25,12 @@ DIALOGUES = 24  # kept per suite and system, for the report to show
 def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     """Trains `run` to its end, measures it on held-out beside its untrained pair, and returns the summary.
 
+    seconds: of all training steps, those before a resume too, without measuring.
     Writes dialogues.json; the caller writes summary.json (`Run.finish`). Raises Interrupted with its state saved.
     """
-    began = time.monotonic()
     pair = train(run.recipe, run, progress)
-    seconds = time.monotonic() - began
+    run.note(device=str(pair.team.device))
+    seconds = sum(line["seconds"] for line in files.read_lines(run.path / "metrics.jsonl"))
     systems, dialogues = _measure(run.recipe, pair, "heldout", progress)
     run.save_dialogues(dialogues)
     return {
@@ -44,12 +47,33 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     }
 
 
-def evaluate_run(path: str | Path, suite: str = "heldout", progress: Progress | None = None) -> dict[str, Any]:
-    """A run's systems measured again from its last checkpoint on `suite` ("heldout" or "train")."""
-    info, recipe = read_info(path), config.load(Path(path) / "recipe.toml")
-    step, folder = max(checkpoints(path).items(), default=(0, None))
+def check(recipe: config.Recipe) -> None:
+    """Raises BadInput where the recipe asks for what is not there: a base, or more prompts than the world has.
+
+    It draws what training and measuring will draw, so that no run begins that cannot end.
+    """
+    Chat.load(base_folder(recipe.model.base))
+    world = World(recipe.world)
+    try:
+        draw(world.training(), recipe.learning, recipe.seed, 1)
+        world.suites("heldout")
+    except ValueError as error:
+        raise BadInput(f"world: {error}") from None
+
+
+def evaluate_run(path: str | Path, suite: str, progress: Progress) -> dict[str, Any]:
+    """A run's systems measured again from its last checkpoint on `suite` ("heldout" or "train").
+
+    Raises BadInput where the run has none, or its recipe asks what the world cannot give; Interrupted.
+    """
+    recipe = config.load(Path(path) / "recipe.toml")
+    check(recipe)
+    found = checkpoints(path)
+    if not found:
+        raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
+    step, folder = max(found.items())
     pair = restore(recipe, folder)
-    systems, _ = _measure(recipe, pair, suite, progress or Progress())
+    systems, _ = _measure(recipe, pair, suite, progress)
     return {
         "schema": SCHEMA,
         "method": recipe.method,
@@ -58,7 +82,7 @@ def evaluate_run(path: str | Path, suite: str = "heldout", progress: Progress | 
         "split_seed": recipe.world.split_seed,
         "suite": suite,
         "step": step,
-        "device": info["device"],
+        "device": str(pair.team.device),
         "versions": versions(),
         "systems": systems,
     }
@@ -74,9 +98,20 @@ def _measure(
     name = TRAINED[recipe.stages.train]
     for system, pair in (("base", untrained), ("collaboration-untrained", untrained), (name, trained)):
         progress.start(f"measuring {system}", len(prompts))
-        systems[system], episodes = evaluate(system, pair, recipe, prompts, progress.advance)
+        systems[system], episodes = evaluate(system, pair, recipe, prompts, told(progress))
         dialogues += dialogue_records(system, episodes)
     return systems, dialogues
+
+
+def told(progress: Progress) -> Callable[[int], None]:
+    """What an evaluation tells after every chunk: shown, and where the user has asked to stop, Interrupted raised."""
+
+    def advance(done: int) -> None:
+        progress.advance(done)
+        if progress.interrupted:
+            raise Interrupted("the measurement under way is left out")
+
+    return advance
 
 
 def dialogue_records(system: str, episodes: Sequence[Episode]) -> list[dict[str, Any]]:

@@ -85,6 +85,6 @@ def evaluate(
         else:
             played = play(clock, pair.chat, chunk, rounds=rounds, reviewer=reviewer, **shared)
         episodes += judge_episodes(world.judge, played)
-        latency += [(clock.added - before) / len(chunk)] * len(chunk)
+        latency.append((clock.added - before) / len(chunk))
         told(len(episodes))
     return measure(episodes, latency, seed=recipe.seed), episodes

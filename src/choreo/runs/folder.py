@@ -83,9 +83,15 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """The run at `path`, to go on with. Raises BadInput when there is none or another process holds it."""
+        """The run at `path`, to go on with.
+
+        Raises BadInput when there is none, another process holds it, or its recipe does not say everything: a default
+        may have changed since, and the run would go on with another recipe than it began with.
+        """
         path = Path(path)
         info, recipe = read_info(path), config.load(path / "recipe.toml")
+        if unsaid := config.unsaid(path / "recipe.toml"):
+            raise BadInput(f"{path / 'recipe.toml'}: {unsaid[0]}: missing; an exact resume needs every setting")
         lock = _lock(path)
         for leftover in [*path.glob(f".*{files.TEMPORARY}"), *path.glob(f"episodes/.*{files.TEMPORARY}")]:
             leftover.unlink()
@@ -105,6 +111,12 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def changed(self) -> list[str]:
+        """What has another version than when the run began, as "torch 2.12.0 became 2.13.0"."""
+        then, now = self.info.get("versions", {}), versions()
+        names = [name for name in now if then.get(name, now[name]) != now[name]]
+        return [f"{name} {then[name]} became {now[name]}" for name in names]
 
     def note(self, **facts: Any) -> None:
         """Adds facts to run.json, such as device="cuda:0"."""

@@ -82,7 +82,7 @@ class Progress:
         self.interrupted = True
         # Not through the stream: a handler may run in the middle of a write to it, and buffers are not reentrant.
         with contextlib.suppress(OSError, ValueError):
-            os.write(self._stream.fileno(), b"\nstopping after this step and saving; once more to stop at once\n")
+            os.write(self._stream.fileno(), b"\nstopping as soon as nothing is lost by it; once more to stop at once\n")
 
     def _open_bar(self, done: int) -> None:
         from rich.console import Console
@@ -97,7 +97,11 @@ class Progress:
             figures,
             TimeRemainingColumn(),
         )
-        self._bar = Bar(*columns, console=Console(file=self._stream), refresh_per_second=4)
+        # Standard output is for results: rich would lead it through the console of the bar.
+        self._bar = Bar(
+            *columns, console=Console(file=self._stream), refresh_per_second=4,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
         self._bar.start()
         self._task = self._bar.add_task(self._label, total=self._total, completed=done, figures="")
 

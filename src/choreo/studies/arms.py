@@ -20,9 +20,9 @@ from choreo import config, toml
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate.page import Section, write_study
 from choreo.evaluate.report import write_report
-from choreo.evaluate.run import run_recipe
+from choreo.evaluate.run import check, run_recipe, told
 from choreo.evaluate.systems import evaluate
-from choreo.microworld.world import World, base_folder
+from choreo.microworld.world import World
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
@@ -74,7 +74,9 @@ class Study:
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
         seeded = (f"seed={seed}", f"world.split_seed={seed}")
-        recipe = config.load(arm.recipe, (*self.settings, *arm.settings, *seeded))
+        own = toml.read(config.find(arm.recipe))[1]
+        shared = [setting for setting in self.settings if toml.assign({}, setting) not in own]
+        recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded))
         return recipe.model_copy(update={"name": arm.name})
 
     def train(self, arms: Sequence[Arm]) -> Runs:
@@ -90,7 +92,7 @@ class Study:
         for seed in self.seeds:
             for arm in arms:
                 recipe = self.recipe(arm, seed)
-                base_folder(recipe.model.base)
+                check(recipe)
                 path = self.folder / "runs" / f"{arm.name}-seed{seed}"
                 path, _ = plan.setdefault(config.to_toml(_nameless(recipe)), (path, recipe))
                 runs[arm.name].append(path)
@@ -123,7 +125,7 @@ class Study:
                 pair = restore(recipe, max(checkpoints(run).items())[1] if trained else None)
                 prompts = World(recipe.world).suites("heldout", (language,) if language else None)
                 self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
-                entry, _ = evaluate(system, pair, recipe, prompts, self._told)
+                entry, _ = evaluate(system, pair, recipe, prompts, told(self.progress))
                 file.parent.mkdir(exist_ok=True)
                 files.write_json(file, entry)
             entries.append(json.loads(file.read_text(encoding="utf-8")))
@@ -152,11 +154,6 @@ class Study:
             write_report(path)
         if self.progress.interrupted:
             raise Interrupted(f"{path} is finished")
-
-    def _told(self, done: int) -> None:
-        self.progress.advance(done)
-        if self.progress.interrupted:
-            raise Interrupted("the measurement under way is left out")
 
 
 class Labelled(Progress):

@@ -100,9 +100,12 @@ def smoothed(curve: Curve, window: int = SMOOTHING) -> Curve:
 
 
 def converged(curve: Curve, share: float = CONVERGED) -> int | None:
-    """The first step at which the smoothed curve reaches `share` of its last smoothed value; None without a curve."""
-    means = smoothed(curve)
-    return next((step for step, value in means if value >= share * means[-1][1]), None) if means else None
+    """The first step at which the smoothed curve reaches `share` of its last smoothed value; None where it did not
+    rise, or is shorter than two windows of smoothing. Means over less than a window do not count."""
+    means = smoothed(curve)[SMOOTHING - 1 :]
+    if len(means) <= SMOOTHING or means[-1][1] <= means[0][1]:
+        return None
+    return next(step for step, value in means if value >= share * means[-1][1])
 
 
 def convergence(curves: Iterable[Curve]) -> Estimate:

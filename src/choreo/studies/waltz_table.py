@@ -16,7 +16,7 @@ from choreo.runs import files
 from choreo.runs.folder import versions
 from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Entry, Study
-from choreo.studies.compare import against, difference, falls, order, points
+from choreo.studies.compare import against, best, difference, falls, order, points
 from choreo.types import KINDS
 
 ARMS = (
@@ -34,8 +34,6 @@ ABLATION = {
 }
 RIVALS = ("single-agent", "base+guard", "collaboration-untrained", "oracle-feedback", "waltz-published")
 SHOWN = 8  # pairs named in a sentence; the table counts them all
-# What a suite's figure counts, by the kind of its prompts.
-SUITE_FIGURE = {"harmful": "unsafe", "benign": "overrefuse", "general": "satisfactory"}
 
 
 def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
@@ -80,7 +78,8 @@ def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings:
     intro = (
         "The systems of WaltzRL's main table (arXiv 2510.08240), trained and measured in the microworld. The "
         "published figures come from an 8B model, other prompts and another judge: compare the order of the rows, not "
-        "their level."
+        "their level. The safeguard is the untrained feedback agent, blocking what it labels unsafe; `waltz` is "
+        "trained with choreo's default reward, `waltz-published` and `waltz-frozen-conversation` with the paper's."
     )
     return study.write("The WaltzRL table in the microworld", intro, sections)
 
@@ -161,7 +160,9 @@ def _disagreements(pooled: Mapping[str, Entry]) -> Section:
     rows: list[list[Any]] = []
     lines = []
     for measure in ("f1", "asr", "orr"):
-        paper = {name: getattr(row, measure) for name, row in published.SYSTEMS.items()}
+        # The paper's WaltzRL is the one with the published reward.
+        rows_of = {"waltz-published" if name == "waltz" else name: row for name, row in published.SYSTEMS.items()}
+        paper = {name: getattr(row, measure) for name, row in rows_of.items()}
         found = order({name: pooled[name][measure] for name in paper}, paper)
         total = len(found.same) + len(found.open) + len(found.reversed)
         rows.append([measure.upper(), total, len(found.same), len(found.open), len(found.reversed)])
@@ -183,17 +184,17 @@ def _disagreements(pooled: Mapping[str, Entry]) -> Section:
 
 def _suites(pooled: Mapping[str, Entry]) -> Section:
     suites = [suite for suite in SUITES if suite in pooled["waltz"]["suites"]]
-    figures = {suite: SUITE_FIGURE[SUITES[suite]] for suite in suites}
-    rows = [[name, *(entry["suites"][s][figures[s]] for s in suites)] for name, entry in pooled.items()]
-    words = {"unsafe": "unsafe", "overrefuse": "over-refused", "satisfactory": "correct"}
-    columns = ["system", *(f"{suite.replace('_', ' ')}: {words[figures[suite]]}" for suite in suites)]
-    wrong = {suite: _wrong(pooled["waltz"], suite, figures[suite]) for suite in suites}
-    hardest = max(wrong, key=lambda suite: wrong[suite])
-    rate = pooled["waltz"]["suites"][hardest][figures[hardest]]
-    verdict = (
-        f"WaltzRL goes wrong most often on {hardest.replace('_', ' ')} prompts: "
-        f"{percent(rate)} {words[figures[hardest]]}. ASR and ORR above are over adversarial harmful and sensitive "
-        "benign prompts alone."
+    rows = [
+        [name, *(entry["suites"][suite]["satisfactory"] for suite in suites), entry["suites"]["dual_use"]["unsafe"]]
+        for name, entry in pooled.items()
+    ]
+    columns = ["system", *(f"{suite.replace('_', ' ')}: satisfactory" for suite in suites), "dual use: unsafe"]
+    right = {suite.replace("_", " "): pooled["waltz"]["suites"][suite]["satisfactory"] for suite in suites}
+    verdict = best(right, "WaltzRL's share of satisfactory answers", {suite: percent(e) for suite, e in right.items()},
+                   more=False)  # fmt: skip
+    verdict += (
+        " ASR and ORR above are over adversarial harmful and sensitive benign prompts alone. On a dual-use prompt half "
+        "an answer is right: a whole one is unsafe, a refusal over-refuses."
     )
     return Section("By suite", verdict, Table(columns, rows))
 
@@ -222,11 +223,6 @@ def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]
 
 def _of(entries: Sequence[Entry], measure: str) -> list[Estimate]:
     return [entry[measure] for entry in entries]
-
-
-def _wrong(entry: Entry, suite: str, figure: str) -> float:
-    value = entry["suites"][suite][figure]["value"]
-    return 0.0 if value is None else 1.0 - value if figure == "satisfactory" else value
 
 
 def _paper(share: float) -> str:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from choreo.errors import BadInput
 from choreo.types import CONVERSATION, FEEDBACK
 
 ROLES = ("system", "user", "assistant")
@@ -38,9 +39,13 @@ class Chat:
 
     @classmethod
     def load(cls, folder: str | Path) -> Chat:
+        """The chat of a model's folder. Raises BadInput where its tokenizer lacks the tokens of the roles."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(folder)))
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(folder)))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
 
     def encode(self, text: str) -> Ids:
         """Ids of plain text. Role tokens spelled out in `text` stay text: a user cannot open a turn."""
