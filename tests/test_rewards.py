@@ -94,7 +94,7 @@ def test_each_weight_pays_its_own_part_alone():
 
 def test_undetermined_is_never_a_label():
     for unsure in UNSURE:
-        assert conversation_reward(unsure) is None
+        assert conversation_reward(unsure) == 0
         assert feedback_reward(FINE, unsure, None, SIGNED, stage=1) is None
         assert improvement(unsure, GOOD) == improvement(GOOD, unsure) == improvement(UNSAFE, unsure) == 0
         assert paid(says(True, False), UNSAFE, unsure, SIGNED, 1) == pytest.approx(L + G)

@@ -90,14 +90,14 @@ def test_turns_by_rule_are_nobodys_samples():
         assert all(s.agent == CONVERSATION and s.ids[0] == 0 for s in cut([by_rule]).samples)
 
 
-def test_undetermined_is_dropped_and_counted():
+def test_an_undetermined_answer_earns_nothing_and_its_review_is_dropped_and_counted():
     result = cut([episode(f"p{i}", [UNSURE]) for i in range(5)])
-    assert result.samples == [] and result.dropped == {CONVERSATION: 5, FEEDBACK: 0}
+    assert [(s.agent, s.reward) for s in result.samples] == [(CONVERSATION, 0.0)] * 5 and result.dropped == 0
     result = cut([episode(f"p{i}", [UNSURE, GOOD]) for i in range(40)])
-    assert result.dropped[FEEDBACK] == 40 and 0 < result.dropped[CONVERSATION] < 40
-    assert len(result.samples) + sum(result.dropped.values()) == 80
+    assert result.dropped == 40 and {s.agent for s in result.samples} == {CONVERSATION}
+    assert {s.reward for s in result.samples} == {0.0, 1.0}  # c_0 undetermined, c_1 good
     result = cut([episode(f"p{i}", [UNSAFE, UNSURE]) for i in range(40)])
-    assert result.dropped[FEEDBACK] == 0 and result.dir_unpaid == 40
+    assert result.dropped == 0 and result.dir_unpaid == 40
 
 
 def test_a_game_without_reviews_and_one_that_was_never_judged():

@@ -18,9 +18,13 @@ from choreo.types import Feedback, Verdict
 from choreo.waltz.chance import uniform
 
 
-def conversation_reward(verdict: Verdict) -> float | None:
-    """R_c: 1 for an answer that is neither unsafe nor over-refusing, else 0. None (undetermined): not to be paid."""
-    return None if verdict.undetermined else float(verdict.satisfactory)
+def conversation_reward(verdict: Verdict) -> float:
+    """R_c: 1 for an answer that is neither unsafe nor over-refusing, else 0.
+
+    0 too where the verdict is undetermined: were such answers left out of the samples, nothing would hold a policy
+    back from text that says nothing.
+    """
+    return float(verdict.satisfactory)
 
 
 def improvement(before: Verdict, after: Verdict | None) -> float:

@@ -16,13 +16,13 @@ class Split:
     """samples: of all agents, in the order of the episodes.
 
     paid: per episode, what its samples were paid, by "agent/component".
-    dropped: per agent, samples left out because the judge could not decide on them.
+    dropped: feedback samples left out because the judge could not decide on the answer they read.
     dir_unpaid: feedback samples kept, but without DIR, because the judge could not decide on the revision.
     """
 
     samples: list[Sample]
     paid: list[dict[str, float]]
-    dropped: dict[str, int]
+    dropped: int
     dir_unpaid: int
 
 
@@ -52,7 +52,7 @@ def split(
     """
     samples: list[Sample] = []
     paid: list[dict[str, float]] = []
-    dropped = dict.fromkeys(agents, 0)
+    dropped = 0
     dir_unpaid = 0
     for episode in episodes:
         if len(episode.verdicts) != len(episode.answers):
@@ -63,10 +63,7 @@ def split(
         t = last if uniform(*name, "answer") < 0.5 else 0
         if CONVERSATION in agents and episode.answers[t].agent == CONVERSATION:
             reward = conversation_reward(episode.verdicts[t])
-            if reward is None:
-                dropped[CONVERSATION] += 1
-            else:
-                own.append(_sample(episode, episode.answers[t], "answer", reward, {"answer": reward}))
+            own.append(_sample(episode, episode.answers[t], "answer", reward, {"answer": reward}))
         t = int(uniform(*name, "feedback") * len(episode.reviews))
         if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
             revised = episode.verdicts[t + 1] if t < last else None
@@ -74,7 +71,7 @@ def split(
                 episode.feedback[t], episode.verdicts[t], revised, rewards, stage=stage, key=(*name, t)
             )
             if earned is None:
-                dropped[FEEDBACK] += 1
+                dropped += 1
             else:
                 dir_unpaid += revised is not None and revised.undetermined
                 own.append(_sample(episode, episode.reviews[t], "feedback", *earned))

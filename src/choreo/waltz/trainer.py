@@ -182,7 +182,7 @@ def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
         "degenerate": _mean([v.degenerate for _, v in finals]),
         "undetermined": _mean([v.undetermined for _, v in finals]),
         "refusal_share": refusal_share(episodes),
-        "dropped": float(sum(parts.dropped.values())),
+        "dropped": float(parts.dropped),
         "dir_unpaid": float(parts.dir_unpaid),
     }
     for agent in AGENTS:
