@@ -21,7 +21,7 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK
 from choreo.waltz.alarms import alarms
-from choreo.waltz.trainer import draw, rate, ready, stage1_steps, train
+from choreo.waltz.trainer import _loss, draw, rate, ready, stage1_steps, train
 
 CLOCKS = {"seconds", "tokens_per_second"}
 
@@ -151,7 +151,7 @@ def test_the_learning_rate_falls_to_nothing_or_stays():
     ids=str,
 )
 def test_every_way_to_learn_trains_the_agents_it_names(change, tmp_path):
-    settings = small(steps=2, prompts=3).model_dump() | {}
+    settings = small(steps=2, prompts=3).model_dump()
     for section, values in change.items():
         settings[section] |= values
     recipe = Recipe.model_validate(settings)
@@ -162,7 +162,5 @@ def test_every_way_to_learn_trains_the_agents_it_names(change, tmp_path):
     updated = {name.removeprefix("grad_norm/") for row in rows for name in row if name.startswith("grad_norm/")}
     assert updated == learning[recipe.stages.train]
     assert [row["stage"] for row in rows] == {"feedback": [1, 1], "both": [1, 2]}.get(recipe.stages.train, [2, 2])
-    # KL in the reward or as a loss, never both, never neither.
-    from choreo.waltz.trainer import _loss
-
+    # KL is a loss where the recipe says so, and else in the reward.
     assert (_loss(recipe, FEEDBACK).kl > 0) == (recipe.learning.kl == "k2-loss")
