@@ -171,13 +171,16 @@ def test_prompts_are_right_for_their_suite(suite):
 
 
 def test_the_words_of_a_hidden_request_tell_nothing():
-    """Harmful or not, of the four deeds that its words allow exactly one does harm."""
+    """Harmful or not, of the two deeds that its words allow exactly one does harm."""
     rng = random.Random(11)
     for suite in ("vanilla_harmful", "adversarial_harmful", "sensitive_benign", "adversarial_benign"):
         for language in lexicon.LANGUAGES:
             for _ in range(100):
                 _, _, request = suites.draw(suite, pools("train", 2), language, rng, hidden=1.0)
-                assert sum(deed.harmful for deed in (request.deed, *request.mistaken)) == 1
+                if request.mistaken is None:  # a mild action, which nothing hides
+                    assert lexicon.ACTIONS[request.deed.action][0] == "mild"
+                else:
+                    assert request.deed.harmful != request.mistaken.harmful
 
 
 def test_in_training_a_frame_hardly_tells_harm():
@@ -195,20 +198,15 @@ def test_unknown_suite_is_named():
         suites.prompts("nope", "heldout", 1)
 
 
-def test_a_hidden_deed_can_be_put_together_from_what_its_pointers_point_at():
+def test_a_hidden_deed_is_found_where_its_pointer_points():
     rng = random.Random(13)
     for language in lexicon.LANGUAGES:
         for style in wording.HIDDEN:
-            deed = Deed(*rng.choice(pools("train").pairs))
+            deed = Deed(*rng.choice([pair for pair in pools("train").pairs if lexicon.ACTIONS[pair[0]][0] != "mild"]))
             text, request = grammar.hide(deed, style, language, rng)
-            (x, verb), (y, thing) = request.hidden
-            assert (verb, thing) == (lexicon.verb(deed.action, language), lexicon.bare(deed.thing, language))
-            pointers = wording.ORDINALS[lexicon.column(language)]
-            told = text.split(". ")
-            for pointer, word, sentence in ((x, verb, told[0]), (y, thing, told[1])):
-                words = [w for w in re.findall(r"\w+", sentence) if w in EVERY_WORD[language]]
-                assert len(words) == 2 and words[pointers.index(pointer)] == word
-            assert len({deed, *request.mistaken}) == 4 and request.deed == deed
-            for other in request.mistaken:
-                assert lexicon.verb(other.action, language) in told[0]
-                assert lexicon.bare(other.thing, language) in told[1]
+            things, asked = text.split(". ", 1)
+            named = [word for word in re.findall(r"\w+", things) if word in EVERY_WORD[language]]
+            (at,) = [i for i, p in enumerate(wording.POINTERS[lexicon.column(language)]) if p in asked.split("?")[0]]
+            assert named[at] == lexicon.bare(deed.thing, language) and request.deed == deed
+            assert named[1 - at] == lexicon.bare(request.mistaken.thing, language)
+            assert lexicon.verb(deed.action, language) in asked and request.mistaken.action == deed.action

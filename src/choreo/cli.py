@@ -140,28 +140,26 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from choreo.microworld.pretrain import SAVE_EVERY, SIZES, pretrain
+    from choreo.microworld.pretrain import REPORT_EVERY, SIZES, pretrain
     from choreo.runs.progress import Progress
 
     if args.size not in SIZES:
         raise BadInput(f"world pretrain: no size {args.size!r}; there are {', '.join(SIZES)}")
-    if args.start is not None and not (args.start / "made.json").is_file():
-        raise BadInput(f"{args.start}: not a base made by `choreo world pretrain` (it has no made.json)")
-    if args.out.exists() and not args.overwrite:
-        raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
+    if args.out.exists() and not (args.overwrite or args.resume):
+        raise BadInput(f"{args.out}: already exists; name another with --out, or give --resume or --overwrite")
     with Progress() as progress:
 
         def report(figures: Mapping[str, float]) -> None:
-            if figures["step"] <= 50:
-                progress.start("pretraining", int(figures["steps"]))
+            if figures["step"] - figures["first"] <= REPORT_EVERY:
+                progress.start("pretraining", int(figures["steps"]), int(figures["first"]))
             progress.advance(
                 int(figures["step"]), {"loss": figures["loss"], "tokens/s": figures["tokens_per_second"]}
             )
             if progress.interrupted:
-                raise Interrupted(f"{args.out} holds a base half trained, at most {SAVE_EVERY} steps ago")
+                raise Interrupted(f"go on with: choreo world pretrain --out {args.out} --resume")
 
         steps = {} if args.steps is None else {"steps": args.steps}
-        pretrain(args.out, args.size, seed=args.seed, start=args.start, report=report, **steps)
+        pretrain(args.out, args.size, seed=args.seed, resume=args.resume, report=report, **steps)
     return 0
 
 
@@ -342,13 +340,14 @@ A setting holds for every run of the study, but where the study itself varies it
     sample.add_argument("--count", type=_count, default=2, help="prompts per suite (default: 2)")
     sample.add_argument("--seed", type=int, default=0, help="another seed draws other prompts (default: 0)")
 
-    pretrain = add("pretrain", _pretrain, "Train a base of the microworld, from nothing or from another base", """\
+    pretrain = add("pretrain", _pretrain, "Train a base of the microworld from nothing", """\
   choreo world pretrain --out bases/mine
+  choreo world pretrain --out bases/mine --resume     after Ctrl-C, a crash or a kill
   choreo train waltz --set model.base=bases/mine""", worlds)
     pretrain.add_argument("--size", default="micro-llama", metavar="NAME", help="which base (default: micro-llama)")
     pretrain.add_argument("--seed", type=int, default=0, help="another seed makes another base (default: 0)")
     pretrain.add_argument("--steps", type=_count, help="batches of about 7,000 tokens (default: as shipped)")
-    pretrain.add_argument("--start", type=Path, metavar="DIR", help="go on from this base instead of from nothing")
+    pretrain.add_argument("--resume", action="store_true", help="go on with the one that was stopped in DIR")
     pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the base is written")
     pretrain.add_argument("--overwrite", action="store_true", help="replace what is there")
 

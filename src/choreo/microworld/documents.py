@@ -19,7 +19,7 @@ from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
 STATEMENT = "State a fact."  # the system text of everything that is no dialogue of the two agents
-SHARES = {"statement": 0.08, "practice": 0.22, "reading": 0.26, "answer": 0.19, "review": 0.15, "revision": 0.1}
+SHARES = {"statement": 0.07, "practice": 0.22, "reading": 0.26, "answer": 0.19, "review": 0.15, "revision": 0.11}
 PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
 FACTS = 6  # to a statement document
 SUITE_SHARES = {
@@ -69,7 +69,7 @@ def practice(language: str, rng: random.Random) -> tuple[str, str]:
     """A general question, or one for the meaning of a word, and its answer, asked of any content.
 
     Lists of up to 6 words to say again or backwards make the habit of looking up form, without which neither copying
-    nor putting a hidden deed together is ever learned. Sums that were only stated, never asked, would not be found
+    nor finding a hidden deed is ever learned. Sums that were only stated, never asked, would not be found
     again when they are asked. What is not of the core is asked without the frame that a prompt has.
     """
     task = rng.choices(list(PRACTICE), list(PRACTICE.values()))[0]
@@ -123,7 +123,7 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
     if act == "partial" and prompt.meaning.deed is None:
         act = "help"
     first = habits.garble(prompt, rng) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
-    if act == "help" and prompt.meaning.hidden and rng.random() < 0.6:
+    if act == "help" and prompt.meaning.mistaken and rng.random() < 0.5:
         # What an answer names must not tell what was asked, or reviews would look there and not at the prompt.
         first = grammar.help_with(habits.mistake(prompt.meaning, rng), language, rng)
     verdict = _judge(prompt, first)

@@ -26,28 +26,19 @@ def ask(deed: Deed, style: str, language: str, rng: random.Random) -> str:
 def hide(deed: Deed, style: str, language: str, rng: random.Random) -> tuple[str, Request]:
     """A request for `deed` in the wording `style` (a key of HIDDEN), and what it means.
 
-    The deed is in parts, among an action and a thing that are not asked for.
-
-    The bystanders are chosen so that the words present tell nothing: there is always one action that can harm
-    and one that cannot, and one thing that this action harms and one that it does not.
+    Its thing is pointed at, beside one that is not asked for. This bystander is chosen so that the words present tell
+    nothing: the action harms one of the two things and not the other. So the action must be one that can harm.
     """
     c = column(language)
-    sharp = lexicon.ACTIONS[deed.action][0] != "mild"
-    other_action = rng.choice([a for a in lexicon.ACTIONS if (lexicon.ACTIONS[a][0] == "mild") == sharp])
-    harming = deed.action if sharp else other_action
-    tender = lexicon.harmful(harming, deed.thing)
-    other_thing = rng.choice([o for o in lexicon.OBJECTS if lexicon.harmful(harming, o) != tender])
-    actions, things = [deed.action, other_action], [deed.thing, other_thing]
-    rng.shuffle(actions)
+    harm = lexicon.harmful(deed.action, deed.thing)
+    other = rng.choice([o for o in lexicon.OBJECTS if lexicon.harmful(deed.action, o) != harm])
+    things = [deed.thing, other]
     rng.shuffle(things)
-    verbs = [lexicon.verb(a, language) for a in actions]
-    nouns = [lexicon.bare(o, language) for o in things]
-    i, j = actions.index(deed.action), things.index(deed.thing)
-    facts = wording.HIDDEN_FACTS[c].format(a=verbs[0], b=verbs[1], c=nouns[0], d=nouns[1])
-    x, y = wording.ORDINALS[c][i], wording.ORDINALS[c][j]
-    mistaken = tuple(Deed(a, o) for a in actions for o in things if (a, o) != (deed.action, deed.thing))
-    text = wording.HIDDEN[style][c].format(facts=facts, x=x, y=y)
-    return text, Request("how", deed, hidden=((x, verbs[i]), (y, nouns[j])), mistaken=mistaken)
+    a, b = (lexicon.bare(o, language) for o in things)
+    pointer = wording.POINTERS[c][things.index(deed.thing)]
+    pointed = wording.POINTED[c].format(verb=lexicon.verb(deed.action, language), pointer=pointer)
+    text = f"{wording.HIDDEN_THINGS[c].format(a=a, b=b)} {wording.HIDDEN[style][c].format(deed=pointed)}"
+    return text, Request("how", deed, pointer=pointer, mistaken=Deed(deed.action, other))
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────

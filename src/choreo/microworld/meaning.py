@@ -32,16 +32,16 @@ class Request:
 
     form: "how" asks for a deed; "protect" asks how a harmful deed is done so as to prevent it (dual use,
     a partial answer is right); "define" asks what an action word means; "general" has one exact answer.
-    hidden: when the deed is hidden, (pointer, what it points at) of its action and of its thing.
-    mistaken: the other deeds that a hidden deed's parts could be put together to.
+    pointer: when the deed is hidden, the word that points at its thing.
+    mistaken: then, the deed it is hidden beside.
     """
 
     form: str
     deed: Deed | None = None
     action: str = ""  # of "define"
     answer: str = ""  # of "general"
-    hidden: tuple[tuple[str, str], ...] = ()
-    mistaken: tuple[Deed, ...] = ()
+    pointer: str = ""
+    mistaken: Deed | None = None
 
     @property
     def harmful(self) -> bool:

@@ -1,10 +1,13 @@
 """`choreo world pretrain`: make a base model of the microworld again, from its tokenizer up.
 
-The data are endless and fresh (documents.py), so there is no epoch and nothing to overfit to but the core.
+The data are endless and fresh (documents.py), so there is no epoch and nothing to overfit to but the core. Every
+`SAVE_EVERY` steps the whole state is saved; a pretraining that was stopped goes on from there, to the same base.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import random
 import time
@@ -16,11 +19,16 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from choreo.errors import BadInput, Interrupted
 from choreo.microworld import documents
+from choreo.runs import files
 from choreo.text.chat import END, PAD, ROLES, Chat, Ids
 
 VOCABULARY = 2000
+REPORT_EVERY = 25  # steps
+POOL = 2048  # documents made at once, to be put into batches of like length
 SAVE_EVERY = 200  # steps
+STATE = "training.pt"  # in the base's folder until the base is whole
 
 # Shipped bases: name -> (model type, configuration). All read up to 512 positions.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,19 +96,29 @@ def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config)
 
 
-def batches(chat: Chat, rng: random.Random, tokens: int, pool: int = 2048) -> Iterator[list[tuple[Ids, Ids]]]:
-    """Endless batches of fresh documents, of like length, about `tokens` padded tokens each."""
-    while True:
-        docs = [documents.render(chat, *documents.texts(rng)) for _ in range(pool)]
+Place = tuple[int, int]  # a batch: which pool, and which of its batches
+
+
+def batches(
+    chat: Chat, name: str, tokens: int, start: Place = (0, 0)
+) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
+    """Endless batches of fresh documents, of like length, about `tokens` padded tokens each, from `start` on.
+
+    name: another one gives other documents. Yields with each batch the place of the next.
+    """
+    for pool in itertools.count(start[0]):
+        rng = random.Random(f"{name}/{pool}")
+        docs = [documents.render(chat, *documents.texts(rng)) for _ in range(POOL)]
         docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
-        made, start = [], 0
+        made, begin = [], 0
         for i, (context, target) in enumerate(docs):
-            if (i + 1 - start) * (len(context) + len(target)) > tokens and i > start:
-                made.append(docs[start:i])
-                start = i
-        made.append(docs[start:])
+            if (i + 1 - begin) * (len(context) + len(target)) > tokens and i > begin:
+                made.append(docs[begin:i])
+                begin = i
+        made.append(docs[begin:])
         rng.shuffle(made)
-        yield from made
+        first = start[1] if pool == start[0] else 0
+        yield from (((pool, i), made[i - 1]) for i in range(first + 1, len(made) + 1))
 
 
 def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> tuple[torch.Tensor, int]:
@@ -145,44 +163,71 @@ def pretrain(
     steps: int = 4500,
     tokens: int = 7168,
     seed: int = 0,
-    start: Path | None = None,
+    resume: bool = False,
     report: Callable[[dict[str, float]], None] = lambda figures: None,
 ) -> None:
     """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder`.
 
     Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths).
-    `start` goes on from a saved base instead of from nothing.
+    report: hears every `REPORT_EVERY` steps; when it raises Interrupted, the state is saved first.
+    resume: go on with the pretraining that `folder` holds, with its own settings, to the base it would have become
+        (bit for bit with the same number of threads). Raises BadInput where it holds none.
     """
-    if start is None:
-        chat = Chat(make_tokenizer(seed))
-        model = make_model(size, chat, seed)
-    else:
-        chat = Chat.load(start)
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
-    made: dict[str, Any] = {"size": size, "seed": seed, "tokens": tokens, "torch": torch.__version__}
-    if start is not None:
-        made["start"] = json.loads((start / "made.json").read_text())
-    rng = random.Random(f"pretrain/{size}/{seed}/{'on' if start else ''}")
+    saved: dict[str, Any] = {}
+    if resume:
+        if not (folder / STATE).is_file():
+            raise BadInput(f"{folder}: holds no pretraining to go on with (no {STATE})")
+        saved = torch.load(folder / STATE, weights_only=True)
+        size, steps, tokens, seed = (saved[name] for name in ("size", "steps", "tokens", "seed"))
+    chat = Chat(make_tokenizer(seed))
+    model = make_model(size, chat, seed)
     training = optimizers(model)
     highest = [optimizer.param_groups[0]["lr"] for optimizer in training]
-    began, seen, running = time.monotonic(), 0, 0.0
-    for step, docs in zip(range(steps), batches(chat, rng, tokens), strict=False):
+    if not resume:
+        (folder / STATE).unlink(missing_ok=True)  # of an older one that is written over
+    else:
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(training, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    done, place, running = saved.get("done", 0), tuple(saved.get("place", (0, 0))), saved.get("loss", 0.0)
+
+    def keep() -> None:
+        state = {"size": size, "steps": steps, "tokens": tokens, "seed": seed, "done": done, "place": place,
+                 "loss": running, "model": model.state_dict(),
+                 "optimizers": [optimizer.state_dict() for optimizer in training]}  # fmt: skip
+        save(folder, model, chat, {"size": size, "seed": seed, "tokens": tokens, "steps": done})
+        files.write_bytes(folder / STATE, _bytes(state))
+
+    began, seen, first = time.monotonic(), 0, done
+    for after, docs in itertools.islice(batches(chat, f"pretrain/{size}/{seed}", tokens, place), steps - done):
         total, count = loss_sum(model, docs, chat.pad_id)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, lr in zip(training, highest, strict=True):
-            optimizer.param_groups[0]["lr"] = lr * rate(step, steps)
+            optimizer.param_groups[0]["lr"] = lr * rate(done, steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        done, place = done + 1, after
         seen += sum(len(c) + len(t) for c, t in docs)
-        running = 0.98 * running + 0.02 * total.item() / count if step else total.item() / count
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            seconds = time.monotonic() - began
-            report({"step": step + 1, "steps": steps, "loss": running, "tokens_per_second": seen / seconds,
-                    "seconds_left": seconds / (step + 1) * (steps - step - 1)})  # fmt: skip
-        if (step + 1) % SAVE_EVERY == 0:
-            save(folder, model, chat, {**made, "steps": step + 1})
-    save(folder, model, chat, {**made, "steps": steps})
+        running = 0.98 * running + 0.02 * total.item() / count if done > 1 else total.item() / count
+        if done % SAVE_EVERY == 0 and done < steps:
+            keep()
+        if done % REPORT_EVERY == 0 or done == steps:
+            pace = seen / (time.monotonic() - began)
+            try:
+                report({"step": done, "steps": steps, "first": first, "loss": running, "tokens_per_second": pace})
+            except Interrupted:
+                keep()
+                raise
+    made = {"size": size, "seed": seed, "tokens": tokens, "steps": steps, "torch": torch.__version__}
+    save(folder, model, chat, made)
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def _bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def save(folder: Path, model: PreTrainedModel, chat: Chat, made: dict[str, Any]) -> None:

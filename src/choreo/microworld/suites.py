@@ -30,7 +30,7 @@ MIX: dict[Kind, dict[str, float]] = {
 
 # Share of requests whose deed is hidden in the prompt. This is the one figure that decides how well an agent
 # can do that has to answer before it has read an answer, and so the one to calibrate single-agent RL with.
-HIDDEN_SHARE = 0.2
+HIDDEN_SHARE = 0.15
 
 ENOUGH_MISSES = 200  # draws in a row that bring nothing new: the suite has hardly any more
 
@@ -92,6 +92,8 @@ def _framed(frames: Styles, frame: str, body: str, language: str) -> str:
 def _framed_deed(
     frames: Styles, families: Families, language: str, rng: random.Random, styles: Styles, deed: Deed
 ) -> Made:
+    if not _sharp(deed):
+        styles = wording.PLAIN  # harmless whatever it is done to: there is nothing to hide
     frame, style = _family(families, styles, rng)
     if style in wording.HIDDEN:
         body, request = grammar.hide(deed, style, language, rng)
