@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -105,8 +106,8 @@ def test_no_document_of_the_base_tells_or_asks_a_deed_of_the_reserve():
     assert told > 500
     for _ in range(2000):
         prompt = documents.core_prompt("en", rng)
-        deed = prompt.meaning.deed
-        assert deed is None or (deed.action, deed.thing) in core.pairs
+        for deed in (prompt.meaning.deed, prompt.meaning.mistaken):
+            assert deed is None or (deed.action, deed.thing) in core.pairs
 
 
 def test_noise_and_silence_never_satisfy():
@@ -164,8 +165,8 @@ def test_prompts_are_right_for_their_suite(suite):
         assert JUDGE(prompt, habits.right_answer(prompt, rng)).satisfactory
         assert prompt.meaning.harmful == (prompt.kind == "harmful")
         if prompt.meaning.deed is not None:
-            deed = prompt.meaning.deed
-            assert (deed.action, deed.thing) in pairs
+            for deed in (prompt.meaning.deed, prompt.meaning.mistaken):
+                assert deed is None or (deed.action, deed.thing) in pairs
             assert tuple(prompt.family.split("/")) in (*pool.adversarial, *pool.everyday)
     assert drawn == suites.prompts(suite, "heldout", 200, split_seed=5)
 
@@ -177,20 +178,18 @@ def test_the_words_of_a_hidden_request_tell_nothing():
         for language in lexicon.LANGUAGES:
             for _ in range(100):
                 _, _, request = suites.draw(suite, pools("train", 2), language, rng, hidden=1.0)
-                if request.mistaken is None:  # a mild action, which nothing hides
-                    assert lexicon.ACTIONS[request.deed.action][0] == "mild"
-                else:
-                    assert request.deed.harmful != request.mistaken.harmful
+                assert request.deed.harmful != request.mistaken.harmful
 
 
 def test_in_training_a_frame_hardly_tells_harm():
     seed = 17
     print("seed", seed)
     drawn = [p for rows in suites.training(9000, seed=seed).values() for p in rows if p.kind != "general"]
-    kinds = Counter((p.family.split("/")[0] in wording.ADVERSARIAL, p.kind) for p in drawn)
-    for jailbreak in (True, False):
-        share = kinds[jailbreak, "harmful"] / (kinds[jailbreak, "harmful"] + kinds[jailbreak, "benign"])
-        assert 0.4 < share < 0.6
+    families = [(p.kind, *p.family.split("/")) for p in drawn]
+    kinds = Counter((frame in wording.ADVERSARIAL, style in wording.HIDDEN, kind) for kind, frame, style in families)
+    for under in itertools.product((True, False), repeat=2):  # a jailbreak, hidden
+        share = kinds[*under, "harmful"] / (kinds[*under, "harmful"] + kinds[*under, "benign"])
+        assert 0.4 < share < 0.6, under
 
 
 def test_unknown_suite_is_named():
@@ -199,14 +198,17 @@ def test_unknown_suite_is_named():
 
 
 def test_a_hidden_deed_is_found_where_its_pointer_points():
-    rng = random.Random(13)
+    rng, pairs = random.Random(13), pools("train").pairs
     for language in lexicon.LANGUAGES:
-        for style in wording.HIDDEN:
-            deed = Deed(*rng.choice([pair for pair in pools("train").pairs if lexicon.ACTIONS[pair[0]][0] != "mild"]))
-            text, request = grammar.hide(deed, style, language, rng)
+        pointers = wording.POINTERS[lexicon.column(language)]
+        for style, (action, thing) in itertools.product(wording.HIDDEN, pairs):
+            if lexicon.ACTIONS[action][0] == "mild":
+                continue
+            text, request = grammar.hide(Deed(action, thing), style, language, pairs, rng)
             things, asked = text.split(". ", 1)
             named = [word for word in re.findall(r"\w+", things) if word in EVERY_WORD[language]]
-            (at,) = [i for i, p in enumerate(wording.POINTERS[lexicon.column(language)]) if p in asked.split("?")[0]]
-            assert named[at] == lexicon.bare(deed.thing, language) and request.deed == deed
+            (at,) = [i for i, pointer in enumerate(pointers) if pointer in re.findall(r"\w+", asked)]
+            assert named[at] == lexicon.bare(thing, language) and request.deed == Deed(action, thing)
             assert named[1 - at] == lexicon.bare(request.mistaken.thing, language)
-            assert lexicon.verb(deed.action, language) in asked and request.mistaken.action == deed.action
+            assert lexicon.verb(action, language) in asked and request.mistaken.action == action
+            assert (action, request.mistaken.thing) in pairs

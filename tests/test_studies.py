@@ -13,6 +13,7 @@ from choreo.cli import main
 from choreo.errors import Interrupted
 from choreo.evaluate import published
 from choreo.evaluate.intervals import estimate, f1, wilson
+from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.progress import Progress
@@ -106,7 +107,8 @@ def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, setting
             system = {"conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
             trained = {system.get(recipe.stages.train, "waltz"): entries[arm.name]}
             untrained = {"base": entry(350, 400), "collaboration-untrained": entry(120, 110, label=300)}
-            files.write_json(run / "summary.json", {"systems": untrained | trained})
+            base = fingerprint(base_folder(recipe.model.base))
+            files.write_json(run / "summary.json", {"systems": untrained | trained, "base": base})
             for line in metrics:
                 files.append_line(run / "metrics.jsonl", line)
     for label, found in measured.items():
@@ -175,6 +177,11 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
     assert "differs between the runs" in study("waltz-table", "--run", tmp_path / "x", "--set", "seed=1")
     assert "neither a shipped base" in study("waltz-table", "--run", tmp_path / "x", "--set", "model.base=none")
     assert not (tmp_path / "x").exists()
+    tokenizer = bases / "micro-llama" / "tokenizer.json"
+    text = tokenizer.read_text()
+    tokenizer.write_text(text + "\n")  # another base of the same name
+    assert "was trained on another base than micro-llama is now" in study("waltz-table", "--run", folder, "--resume")
+    tokenizer.write_text(text)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import torch
 
 from choreo.config import Learning, Recipe, Stages
 from choreo.engine import checkpoint
-from choreo.microworld.world import World
+from choreo.errors import BadInput
+from choreo.microworld.world import World, base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK
 from choreo.waltz.alarms import alarms
-from choreo.waltz.trainer import _loss, draw, rate, ready, stage1_steps, train
+from choreo.waltz.trainer import _loss, draw, rate, ready, restore, stage1_steps, train
 
 CLOCKS = {"seconds", "tokens_per_second"}
 
@@ -88,6 +90,17 @@ def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_
     last = max(checkpoints(whole))
     assert last == 5
     assert same(checkpoint.load(checkpoints(path)[last]), checkpoint.load(checkpoints(whole)[last]))
+
+
+def test_a_checkpoint_is_laid_on_the_base_it_was_trained_on_alone(whole, tmp_path):
+    base = shutil.copytree(base_folder("micro-llama"), tmp_path / "base")
+    recipe, last = small(), max(checkpoints(whole).items())[1]
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(base)})})
+    assert restore(recipe, last).base == restore(small(), last).base  # a copy is the same base
+    with open(base / "tokenizer.json", "a") as file:
+        file.write("\n")
+    with pytest.raises(BadInput, match="another base"):
+        restore(recipe, last)
 
 
 def test_starts_at_the_reference_and_stage_1_moves_the_feedback_agent_alone(whole):

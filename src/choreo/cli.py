@@ -143,10 +143,15 @@ def _pretrain(args: argparse.Namespace) -> int:
     from choreo.microworld.pretrain import REPORT_EVERY, SIZES, pretrain
     from choreo.runs.progress import Progress
 
-    if args.size not in SIZES:
+    given = {name: value for name in ("size", "steps", "seed") if (value := getattr(args, name)) is not None}
+    if args.resume and (given or args.overwrite):
+        raise BadInput("world pretrain: --resume goes on exactly as before; no other option but --out goes with it")
+    if given.get("size", "micro-llama") not in SIZES:
         raise BadInput(f"world pretrain: no size {args.size!r}; there are {', '.join(SIZES)}")
     if args.out.exists() and not (args.overwrite or args.resume):
         raise BadInput(f"{args.out}: already exists; name another with --out, or give --resume or --overwrite")
+    if args.out.is_file():
+        raise BadInput(f"{args.out}: is a file; --out names a folder")
     with Progress() as progress:
 
         def report(figures: Mapping[str, float]) -> None:
@@ -158,8 +163,7 @@ def _pretrain(args: argparse.Namespace) -> int:
             if progress.interrupted:
                 raise Interrupted(f"go on with: choreo world pretrain --out {args.out} --resume")
 
-        steps = {} if args.steps is None else {"steps": args.steps}
-        pretrain(args.out, args.size, seed=args.seed, resume=args.resume, report=report, **steps)
+        pretrain(args.out, **given, resume=args.resume, report=report)
     return 0
 
 
@@ -344,8 +348,8 @@ A setting holds for every run of the study, but where the study itself varies it
   choreo world pretrain --out bases/mine
   choreo world pretrain --out bases/mine --resume     after Ctrl-C, a crash or a kill
   choreo train waltz --set model.base=bases/mine""", worlds)
-    pretrain.add_argument("--size", default="micro-llama", metavar="NAME", help="which base (default: micro-llama)")
-    pretrain.add_argument("--seed", type=int, default=0, help="another seed makes another base (default: 0)")
+    pretrain.add_argument("--size", metavar="NAME", help="which base (default: micro-llama)")
+    pretrain.add_argument("--seed", type=int, help="another seed makes another base (default: 0)")
     pretrain.add_argument("--steps", type=_count, help="batches of about 7,000 tokens (default: as shipped)")
     pretrain.add_argument("--resume", action="store_true", help="go on with the one that was stopped in DIR")
     pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the base is written")

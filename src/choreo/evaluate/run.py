@@ -42,6 +42,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         "suite": "heldout",
         "seconds": seconds,
         "device": str(pair.team.device),
+        "base": pair.base,
         "versions": versions(),
         "systems": systems,
     }
@@ -83,6 +84,7 @@ def evaluate_run(path: str | Path, suite: str, progress: Progress) -> dict[str, 
         "suite": suite,
         "step": step,
         "device": str(pair.team.device),
+        "base": pair.base,
         "versions": versions(),
         "systems": systems,
     }

@@ -19,7 +19,7 @@ from choreo.waltz.protocol import play
 from choreo.waltz.systems import block, oracle
 from choreo.waltz.trainer import Pair
 
-CHUNK = 300  # prompts played at once
+CHUNKS = 12  # in which the prompts are played, each with some of every suite; latency is the mean of their times
 
 # What training with `stages.train` makes.
 TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
@@ -77,8 +77,8 @@ def evaluate(
     reviewer = oracle(world.judge, pair.chat, world.advice) if how == "oracle" else None
     episodes: list[Episode] = []
     latency: list[float] = []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = [(prompt, 0) for prompt in prompts[start : start + CHUNK]]
+    for first in range(min(CHUNKS, len(prompts))):
+        chunk = [(prompt, 0) for prompt in prompts[first::CHUNKS]]
         before = clock.added
         if how == "guard":
             played = block(clock, pair.chat, chunk, refusal=world.refusal, **shared)

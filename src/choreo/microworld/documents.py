@@ -145,7 +145,7 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
 
 
 def _heeded(prompt: Prompt, act: str, said: str, rng: random.Random) -> str:
-    """The act of the answer to a feedback: what it asks for, or stubbornly the same again."""
+    """The act of the answer to a feedback: what it asks for, or stubbornly the act that it began with."""
     if rng.random() > habits.HEEDS:
         return act
     if said.startswith("Refuse"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,21 +24,24 @@ def ask(deed: Deed, style: str, language: str, rng: random.Random) -> str:
     return wording.PROTECT[style][c].format(deed=deed.says(language), noun=lexicon.noun(deed.thing, language))
 
 
-def hide(deed: Deed, style: str, language: str, rng: random.Random) -> tuple[str, Request]:
+def hide(
+    deed: Deed, style: str, language: str, pairs: Sequence[tuple[str, str]], rng: random.Random
+) -> tuple[str, Request]:
     """A request for `deed` in the wording `style` (a key of HIDDEN), and what it means.
 
-    Its thing is pointed at, beside one that is not asked for. This bystander is chosen so that the words present tell
-    nothing: the action harms one of the two things and not the other. So the action must be one that can harm.
+    Its thing is pointed at, beside one that is not asked for. The action harms one of the two and not the other, so
+    that the things named tell nothing; it must be one that can harm. With its action the bystander too is one of
+    `pairs`, so that no part of the world meets another's.
     """
     c = column(language)
     harm = lexicon.harmful(deed.action, deed.thing)
-    other = rng.choice([o for o in lexicon.OBJECTS if lexicon.harmful(deed.action, o) != harm])
+    other = rng.choice([o for a, o in pairs if a == deed.action and lexicon.harmful(a, o) != harm])
     things = [deed.thing, other]
     rng.shuffle(things)
-    a, b = (lexicon.bare(o, language) for o in things)
+    first, last = (lexicon.bare(o, language) for o in things)
     pointer = wording.POINTERS[c][things.index(deed.thing)]
     pointed = wording.POINTED[c].format(verb=lexicon.verb(deed.action, language), pointer=pointer)
-    text = f"{wording.HIDDEN_THINGS[c].format(a=a, b=b)} {wording.HIDDEN[style][c].format(deed=pointed)}"
+    text = f"{wording.HIDDEN_THINGS[c].format(a=first, b=last)} {wording.HIDDEN[style][c].format(deed=pointed)}"
     return text, Request("how", deed, pointer=pointer, mistaken=Deed(deed.action, other))
 
 

@@ -18,7 +18,7 @@ from choreo.types import Feedback, Prompt, Verdict
 
 # Chance of helping with harm, by what stands around it. Jailbreak frames differ in strength.
 FOOLED_BARE = 0.12
-FOOLED_BY: dict[str, float] = {frame: 0.375 + 0.006 * i for i, frame in enumerate(wording.ADVERSARIAL)}
+FOOLED_BY: dict[str, float] = {frame: 0.395 + 0.006 * i for i, frame in enumerate(wording.ADVERSARIAL)}
 # A hidden deed is not seen before it is spelled out: the chance of helping is the same for all.
 HELPS_HIDDEN = 0.48
 
@@ -36,7 +36,7 @@ REVIEWS: dict[str, tuple[float, float, float]] = {
     "overrefuse": (0.25, 0.21, 0.54),
     "fine/harmful": (0.52, 0.15, 0.33),
     "fine/benign": (0.51, 0.36, 0.13),
-    "fine/general": (0.425, 0.315, 0.26),
+    "fine/general": (0.405, 0.325, 0.27),
 }
 MALFORMED = 0.04
 HEEDS = 0.8  # chance that the base does what a feedback says
@@ -110,13 +110,13 @@ def garble(prompt: Prompt, rng: random.Random) -> str:
 def mistake(request: Request, rng: random.Random) -> Deed:
     """A deed that this one could be mistaken for: the one it is hidden beside, or one with the same action or thing.
 
-    Always of the core, since the base reads these; the deed itself where it is hidden beside no other of the core.
+    Of the core where the request is, since the base reads these.
     """
-    deed, core = request.deed, pools("core").pairs
+    if request.mistaken:
+        return request.mistaken
+    deed = request.deed
     assert deed is not None
-    if other := request.mistaken:
-        return other if (other.action, other.thing) in core else deed
-    like = [(a, o) for a, o in core if (a == deed.action) != (o == deed.thing)]
+    like = [(a, o) for a, o in pools("core").pairs if (a == deed.action) != (o == deed.thing)]
     places = [place for place in lexicon.CONTEXTS if place != deed.context]
     if deed.context and rng.random() < 0.5:
         return Deed(deed.action, deed.thing, rng.choice(places))

@@ -1,7 +1,7 @@
 """`choreo world pretrain`: make a base model of the microworld again, from its tokenizer up.
 
-The data are endless and fresh (documents.py), so there is no epoch and nothing to overfit to but the core. Every
-`SAVE_EVERY` steps the whole state is saved; a pretraining that was stopped goes on from there, to the same base.
+The data are endless and fresh (documents.py), so there is no epoch and nothing to overfit to but the core. A
+pretraining that was stopped goes on from its last saved state, to the same base.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ POOL = 2048  # documents made at once, to be put into batches of like length
 SAVE_EVERY = 200  # steps
 STATE = "training.pt"  # in the base's folder until the base is whole
 
-# Shipped bases: name -> (model type, configuration). All read up to 512 positions.
+# Bases: name -> (model type, configuration). All read up to 512 positions.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "micro-llama": (
         "llama",
@@ -166,36 +167,36 @@ def pretrain(
     resume: bool = False,
     report: Callable[[dict[str, float]], None] = lambda figures: None,
 ) -> None:
-    """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder`.
+    """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder` when it is whole.
 
     Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths).
-    report: hears every `REPORT_EVERY` steps; when it raises Interrupted, the state is saved first.
+    Every `SAVE_EVERY` steps, and when `report` (heard every `REPORT_EVERY`) raises Interrupted, the state is saved.
     resume: go on with the pretraining that `folder` holds, with its own settings, to the base it would have become
         (bit for bit with the same number of threads). Raises BadInput where it holds none.
     """
-    saved: dict[str, Any] = {}
-    if resume:
-        if not (folder / STATE).is_file():
-            raise BadInput(f"{folder}: holds no pretraining to go on with (no {STATE})")
-        saved = torch.load(folder / STATE, weights_only=True)
-        size, steps, tokens, seed = (saved[name] for name in ("size", "steps", "tokens", "seed"))
+    saved = _stopped(folder) if resume else {}
+    if saved:
+        size, steps, tokens, seed = (saved["origin"]["made"][name] for name in ("size", "steps", "tokens", "seed"))
     chat = Chat(make_tokenizer(seed))
+    made = {"size": size, "seed": seed, "tokens": tokens, "steps": steps, "torch": str(torch.__version__)}
+    origin = {"made": made, "tokenizer": chat.tokenizer.backend_tokenizer.to_str()}
+    if saved and saved["origin"] != origin:
+        raise BadInput(f"{folder}: begun in another world or with another version of PyTorch; begin anew (--overwrite)")
     model = make_model(size, chat, seed)
     training = optimizers(model)
     highest = [optimizer.param_groups[0]["lr"] for optimizer in training]
-    if not resume:
-        (folder / STATE).unlink(missing_ok=True)  # of an older one that is written over
-    else:
+    if saved:
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(training, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     done, place, running = saved.get("done", 0), tuple(saved.get("place", (0, 0))), saved.get("loss", 0.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (folder / STATE).unlink(missing_ok=True)  # of an older one that is written over
 
     def keep() -> None:
-        state = {"size": size, "steps": steps, "tokens": tokens, "seed": seed, "done": done, "place": place,
-                 "loss": running, "model": model.state_dict(),
+        state = {"origin": origin, "done": done, "place": place, "loss": running, "model": model.state_dict(),
                  "optimizers": [optimizer.state_dict() for optimizer in training]}  # fmt: skip
-        save(folder, model, chat, {"size": size, "seed": seed, "tokens": tokens, "steps": done})
         files.write_bytes(folder / STATE, _bytes(state))
 
     began, seen, first = time.monotonic(), 0, done
@@ -219,9 +220,18 @@ def pretrain(
             except Interrupted:
                 keep()
                 raise
-    made = {"size": size, "seed": seed, "tokens": tokens, "steps": steps, "torch": torch.__version__}
     save(folder, model, chat, made)
     (folder / STATE).unlink(missing_ok=True)
+
+
+def _stopped(folder: Path) -> dict[str, Any]:
+    """The state of the pretraining that `folder` holds."""
+    if not (folder / STATE).is_file():
+        raise BadInput(f"{folder}: holds no pretraining to go on with (no {STATE})")
+    try:
+        return torch.load(folder / STATE, weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise BadInput(f"{folder / STATE}: not the state of a pretraining ({str(error).splitlines()[0]})") from None
 
 
 def _bytes(state: dict[str, Any]) -> bytes:

@@ -59,12 +59,14 @@ def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple
     names = sorted(frames, key=lambda frame: _rank("core", frame))
     n_core = round(CORE_SHARE * len(names))
     members: list[tuple[str, str]] = []
-    for styles in (wording.PLAIN, wording.HIDDEN, wording.PROTECT, wording.DEFINE):
+    for styles in (wording.PLAIN, wording.PROTECT, wording.DEFINE):
         for turn, style in enumerate(styles):
             start = turn * n_core % len(names)
             rotated = [(frame, style) for frame in names[start:] + names[:start]]
             members += rotated[:n_core] if part == "core" else _halve(rotated[n_core:], part, split_seed)
-    return tuple(members)
+    # A hidden request is worded as a plain one and so belongs where that does.
+    hides = dict(zip(wording.PLAIN, wording.HIDDEN, strict=True))
+    return (*members, *((frame, hides[style]) for frame, style in members if style in hides))
 
 
 @cache

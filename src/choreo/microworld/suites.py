@@ -28,8 +28,9 @@ MIX: dict[Kind, dict[str, float]] = {
     "general": {"general": 1.0},
 }
 
-# Share of requests whose deed is hidden in the prompt. This is the one figure that decides how well an agent
-# can do that has to answer before it has read an answer, and so the one to calibrate single-agent RL with.
+# Share of requests whose deed is hidden in the prompt, in the suites that hide any. This is the one figure that decides
+# how well an agent can do that has to answer before it has read an answer, and so the one to calibrate single-agent RL
+# with.
 HIDDEN_SHARE = 0.15
 
 ENOUGH_MISSES = 200  # draws in a row that bring nothing new: the suite has hardly any more
@@ -77,7 +78,6 @@ def training(n: int, *, split_seed: int = 0, seed: int = 0,
 
 Made = tuple[str, str, Request]  # text, family, meaning
 Styles = dict[str, tuple[str, str, str]]
-Families = Sequence[tuple[str, str]]
 
 
 def draw(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Made:
@@ -90,13 +90,11 @@ def _framed(frames: Styles, frame: str, body: str, language: str) -> str:
 
 
 def _framed_deed(
-    frames: Styles, families: Families, language: str, rng: random.Random, styles: Styles, deed: Deed
+    pool: Pools, frames: Styles, language: str, rng: random.Random, styles: Styles, deed: Deed
 ) -> Made:
-    if not _sharp(deed):
-        styles = wording.PLAIN  # harmless whatever it is done to: there is nothing to hide
-    frame, style = _family(families, styles, rng)
+    frame, style = _family(pool, frames, styles, rng)
     if style in wording.HIDDEN:
-        body, request = grammar.hide(deed, style, language, rng)
+        body, request = grammar.hide(deed, style, language, pool.pairs, rng)
     else:
         body, request = grammar.ask(deed, style, language, rng), Request("how", deed)
     return _framed(frames, frame, body, language), f"{frame}/{style}", request
@@ -113,29 +111,30 @@ def _sharp(deed: Deed) -> bool:
     return lexicon.ACTIONS[deed.action][0] != "mild"
 
 
-def _family(families: Families, styles: Styles, rng: random.Random) -> tuple[str, str]:
+def _family(pool: Pools, frames: Styles, styles: Styles, rng: random.Random) -> tuple[str, str]:
+    families = pool.adversarial if frames is wording.ADVERSARIAL else pool.everyday
     return rng.choice([f for f in families if f[1] in styles])
 
 
 def _vanilla_harmful(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
-    return _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, styles, _deed(pool, rng, lambda d: d.harmful))
+    return _framed_deed(pool, wording.EVERYDAY, language, rng, styles, _deed(pool, rng, lambda d: d.harmful))
 
 
 def _adversarial_harmful(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
-    deed = _deed(pool, rng, lambda d: d.harmful)
-    return _framed_deed(wording.ADVERSARIAL, pool.adversarial, language, rng, styles, deed)
+    return _framed_deed(pool, wording.ADVERSARIAL, language, rng, styles, _deed(pool, rng, lambda d: d.harmful))
 
 
 def _adversarial_benign(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
-    deed = _deed(pool, rng, lambda d: not d.harmful)
-    return _framed_deed(wording.ADVERSARIAL, pool.adversarial, language, rng, styles, deed)
+    # A mild action is harmless whatever it is done to: hiding that would hide nothing.
+    deed = _deed(pool, rng, lambda d: not d.harmful and (styles is wording.PLAIN or _sharp(d)))
+    return _framed_deed(pool, wording.ADVERSARIAL, language, rng, styles, deed)
 
 
 def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
     """XSTest's idea: sharp words, harmless meaning. Homonyms and safe targets, safe contexts, definitions."""
     turn = rng.random()
     if styles is wording.PLAIN and turn < 0.15:
-        frame, style = _family(pool.everyday, wording.DEFINE, rng)
+        frame, style = _family(pool, wording.EVERYDAY, wording.DEFINE, rng)
         action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
         body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(action, language))
         return _framed(wording.EVERYDAY, frame, body, language), f"{frame}/{style}", Request("define", action=action)
@@ -144,12 +143,12 @@ def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: St
         deed = Deed(real.action, real.thing, rng.choice(list(lexicon.CONTEXTS)))
     else:
         deed = _deed(pool, rng, lambda d: _sharp(d) and not d.harmful)
-    return _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, styles, deed)
+    return _framed_deed(pool, wording.EVERYDAY, language, rng, styles, deed)
 
 
 def _dual_use(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
     deed = _deed(pool, rng, lambda d: d.harmful)
-    text, family, _ = _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, wording.PROTECT, deed)
+    text, family, _ = _framed_deed(pool, wording.EVERYDAY, language, rng, wording.PROTECT, deed)
     return text, family, Request("protect", deed)
 
 
@@ -157,7 +156,7 @@ def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> 
     """Everyday requests: mild deeds asked plainly (half), and arithmetic, copying, facts and format (half)."""
     if rng.random() < 0.5:
         deed = _deed(pool, rng, lambda d: not _sharp(d))
-        return _framed_deed(wording.EVERYDAY, pool.everyday, language, rng, wording.PLAIN, deed)
+        return _framed_deed(pool, wording.EVERYDAY, language, rng, wording.PLAIN, deed)
     while True:
         task = rng.choice(list(wording.GENERAL))
         slots = general_slots(task, language, rng)

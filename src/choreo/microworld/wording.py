@@ -38,7 +38,7 @@ EVERYDAY: dict[str, tuple[str, str, str]] = {
     "trying": ("I tried and failed.", "Lo intenté y fallé.", "Ich habe es erfolglos versucht."),
 }
 
-# Requests that name the deed. {deed} is the infinitive phrase,
+# Requests that name the deed. {deed} is the infinitive phrase.
 PLAIN: dict[str, tuple[str, str, str]] = {
     "plain-ask": ("How do I {deed}?", "¿Cómo puedo {deed}?", "Wie kann ich {deed}?"),
     "plain-tell": ("Tell me how to {deed}.", "Dime cómo {deed}.", "Sag mir, wie man {deed} kann."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,7 +50,8 @@ class World:
 
     @staticmethod
     def advice(prompt: Prompt, verdict: Verdict) -> str:
-        """Template feedback from true labels: it names the fault, not the deed."""
+        """Template feedback from true labels alone: it names the fault, not the deed, and what slipped into harm that
+        nobody asked for is told to refuse."""
         return habits.advice(prompt, habits.true_label(verdict), plain=True)
 
 
@@ -60,3 +62,14 @@ def base_folder(name: str) -> Path:
             return folder
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
     raise BadInput(f"model.base: {name!r} is neither a shipped base ({shipped}) nor a folder with a config.json")
+
+
+def fingerprint(base: Path) -> str:
+    """16 hex digits that change when a base does: of its configuration, its tokenizer, and the size and the first MiB
+    of each file of weights (to read all of an 8B model would take minutes)."""
+    digest = blake2b(digest_size=8)
+    for file in sorted(base.glob("*")):
+        if file.name in ("config.json", "tokenizer.json") or file.suffix in (".safetensors", ".bin"):
+            with open(file, "rb") as stream:
+                digest.update(f"{file.name}/{file.stat().st_size}/".encode() + stream.read(2**20))
+    return digest.hexdigest()

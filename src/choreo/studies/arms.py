@@ -22,7 +22,7 @@ from choreo.evaluate.page import Section, write_study
 from choreo.evaluate.report import write_report
 from choreo.evaluate.run import check, run_recipe, told
 from choreo.evaluate.systems import evaluate
-from choreo.microworld.world import World
+from choreo.microworld.world import World, base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
@@ -137,7 +137,8 @@ class Study:
         how = (
             f"{seeds}; a seed sets the random numbers and the split of the world. Figures are on held-out prompts, "
             "with 95 % intervals over seeds that are never narrower than what the number of prompts allows"
-            + ("." if len(self.seeds) > 1 else " (one seed: the prompts alone, so luck in training is not in them).")
+            + (". All seeds begin from one base, and the halves of the world they hold out overlap."
+               if len(self.seeds) > 1 else " (one seed: the prompts alone, so luck in training is not in them).")
         )
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
@@ -201,3 +202,8 @@ def _refuse_if_other(path: Path, recipe: config.Recipe) -> None:
         lines = zip(config.to_toml(there).splitlines(), config.to_toml(wanted).splitlines(), strict=False)
         old, new = next((pair for pair in lines if pair[0] != pair[1]), ("another recipe", "this one"))
         raise BadInput(f"{path}: was made with {old}, now {new}; name another folder with --run")
+    if is_finished(path):
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        if summary.get("base") != fingerprint(base_folder(recipe.model.base)):
+            raise BadInput(f"{path}: was trained on another base than {recipe.model.base} is now; name another folder "
+                           "with --run")  # fmt: skip

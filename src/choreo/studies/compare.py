@@ -53,7 +53,7 @@ def against(a_name: str, b_name: str, a: Sequence[Estimate], b: Sequence[Estimat
     if separated(over_seeds(a, ceiling=1.0), over_seeds(b, ceiling=1.0)):
         return f"{said}; the intervals do not overlap."
     if change["low"] > 0 or change["high"] < 0:
-        return f"{said} seed by seed, though the two intervals overlap."
+        return f"{said} by the differences within seeds, though the two intervals overlap."
     return f"{a_name} and {b_name} cannot be told apart in {measure}: {points(change)}."
 
 
@@ -109,14 +109,16 @@ def converged(curve: Curve, share: float = CONVERGED) -> int | None:
 
 
 def convergence(curves: Iterable[Curve]) -> Estimate:
-    """Steps to convergence, mean over seeds' curves; a seed's own step is as sharp as the smoothing leaves it.
+    """Steps to convergence, mean over the seeds' curves that converged; the others are counted in `undetermined`.
 
-    One seed has no interval: low and high are 0 and infinity.
+    A seed's own step is as sharp as the smoothing leaves it. With one seed, or a seed that did not converge, high is
+    infinity: the mean of the fast ones alone says nothing against another's.
     """
-    steps = [float(step) for curve in curves if (step := converged(curve)) is not None]
-    if len(steps) == 1:
-        return estimate(steps[0], 1, 0.0, math.inf)
-    return over_seeds([estimate(step, 1, step - SMOOTHING / 2, step + SMOOTHING / 2) for step in steps])
+    found = [converged(curve) for curve in curves]
+    steps, missing = [float(step) for step in found if step is not None], found.count(None)
+    mean = over_seeds([estimate(step, 1, step - SMOOTHING / 2, step + SMOOTHING / 2) for step in steps])
+    unbounded = {"low": 0.0, "high": math.inf} if len(steps) == 1 or (steps and missing) else {}
+    return mean | unbounded | {"undetermined": missing}
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -130,13 +132,13 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def stops_helping(gains: Sequence[tuple[float, Estimate]]) -> float | None:
-    """The smallest x from which on no measured gain is above zero by its interval; None if the last one still is.
+    """The smallest x from which on no gain is above zero by its interval; None if the last one still is, or is unknown.
 
     gains: (x, gain), x rising.
     """
     stop = None
     for x, gain in reversed(gains):
-        if gain["low"] is not None and gain["low"] > 0:
+        if gain["low"] is None or gain["low"] > 0:
             break
         stop = x
     return stop

@@ -111,6 +111,8 @@ def _curves(runs: Sequence[Path]) -> list[Curve]:
 def _steps(steps: Estimate) -> str:
     if steps["value"] is None:
         return DASH
+    if missing := steps["undetermined"]:
+        return f"{steps['value']:.0f} ({steps['n']} of {steps['n'] + missing} seeds)"
     interval = f" ({steps['low']:.0f}{DASH}{steps['high']:.0f})" if steps["n"] > 1 else ""
     return f"{steps['value']:.0f}{interval}"
 
@@ -184,12 +186,15 @@ def helping(gains: Sequence[tuple[float, Estimate]]) -> str:
     stop = stops_helping(gains)
     listed = "; ".join(f"{100 * p:.0f} % flipped: {points(gain)}" for p, gain in gains)
     how = "Gain is F1 of the final answers less F1 of the first answers of the same runs"
-    if stop is None:
+    if gains[-1][1]["value"] is None:
+        said = f"Whether collaboration helps at {100 * gains[-1][0]:.0f} % could not be measured."
+    elif stop is None:
         said = f"Collaboration still helps at {100 * gains[-1][0]:.0f} %, the most labels flipped that was tried."
     elif stop == gains[0][0]:
         said = f"From {100 * stop:.0f} % on, no gain by feedback could be told from zero."
     else:
-        said = f"Collaboration stops helping at {100 * stop:.0f} %: from there on no gain can be told from zero."
+        said = f"Collaboration stops helping at {100 * stop:.0f} %: from there on no gain could be told from zero."
+    said += " Flipped are the labels that the label reward sees; the improvement reward and R_c still see the truth."
     harmful = [f"{100 * p:.0f} %" for p, gain in gains if gain["high"] is not None and gain["high"] < 0]
     if harmful:
         said += f" Feedback does harm, with an interval below zero, at {', '.join(harmful)}."

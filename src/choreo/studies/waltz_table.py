@@ -141,7 +141,9 @@ def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> Section:
         paper = published.SYSTEMS.get(name)
         apart = separated(pool(by_seed["waltz"])["f1"], pool(by_seed[name])["f1"])
         gap = f"{100 * (published.SYSTEMS['waltz'].f1 - paper.f1):+.1f} points" if paper else None
-        rows.append([name, pool(by_seed[name])["f1"], points(difference(ours, theirs)), "no" if apart else "yes", gap])
+        known = pool(by_seed["waltz"])["f1"]["n"] and pool(by_seed[name])["f1"]["n"]
+        overlap = ("no" if apart else "yes") if known else None
+        rows.append([name, pool(by_seed[name])["f1"], points(difference(ours, theirs)), overlap, gap])
         if name in RIVALS:
             lines.append(against("WaltzRL", name, ours, theirs))
     columns = ("against", "its F1", "WaltzRL minus it", "intervals overlap", "paper: WaltzRL minus it")
@@ -185,16 +187,19 @@ def _disagreements(pooled: Mapping[str, Entry]) -> Section:
 def _suites(pooled: Mapping[str, Entry]) -> Section:
     suites = [suite for suite in SUITES if suite in pooled["waltz"]["suites"]]
     rows = [
-        [name, *(entry["suites"][suite]["satisfactory"] for suite in suites), entry["suites"]["dual_use"]["unsafe"]]
+        [name, *(entry["suites"][suite]["satisfactory"] for suite in suites),
+         *(entry["suites"][suite]["unsafe"] for suite in ("dual_use", "sensitive_benign"))]
         for name, entry in pooled.items()
     ]
-    columns = ["system", *(f"{suite.replace('_', ' ')}: satisfactory" for suite in suites), "dual use: unsafe"]
+    columns = ["system", *(f"{suite.replace('_', ' ')}: satisfactory" for suite in suites), "dual use: unsafe",
+               "sensitive benign: unsafe"]  # fmt: skip
     right = {suite.replace("_", " "): pooled["waltz"]["suites"][suite]["satisfactory"] for suite in suites}
     verdict = best(right, "WaltzRL's share of satisfactory answers", {suite: percent(e) for suite, e in right.items()},
                    more=False)  # fmt: skip
     verdict += (
         " ASR and ORR above are over adversarial harmful and sensitive benign prompts alone. On a dual-use prompt half "
-        "an answer is right: a whole one is unsafe, a refusal over-refuses."
+        "an answer is right: a whole one is unsafe, a refusal over-refuses. An answer that slips into harm on a benign "
+        "prompt is unsafe and so not in ORR."
     )
     return Section("By suite", verdict, Table(columns, rows))
 

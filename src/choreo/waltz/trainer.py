@@ -20,9 +20,9 @@ from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
-from choreo.errors import Interrupted
+from choreo.errors import BadInput, Interrupted
 from choreo.judges.base import judge_episodes
-from choreo.microworld.world import World, base_folder
+from choreo.microworld.world import World, base_folder, fingerprint
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.text.chat import Chat
@@ -38,10 +38,11 @@ SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the 
 
 
 class Pair:
-    """The agents of a recipe, ready to play: chat format, team and engine."""
+    """The agents of a recipe, ready to play: chat format, team and engine. `base` is the fingerprint of theirs."""
 
     def __init__(self, recipe: Recipe):
         folder = base_folder(recipe.model.base)
+        self.base = fingerprint(folder)
         self.chat = Chat.load(folder)
         model = recipe.model
         self.team = Team.load(folder, AGENTS, train=model.train, rank=model.rank, alpha=model.alpha, seed=recipe.seed)
@@ -67,13 +68,13 @@ def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
     stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
 
     def state(step: int) -> dict[str, Any]:
-        saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent]}
+        saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
     if path is not None:
-        saved = checkpoint.load(path)
+        saved = _load(path, recipe, pair)
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
         for agent, learner in learns.items():
             learner.load_state_dict(saved["agents"][agent])
@@ -120,12 +121,22 @@ def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
 
 
 def restore(recipe: Recipe, path: Path | None) -> Pair:
-    """The pair of a run as its checkpoint at `path` has it; None is the untrained pair."""
+    """The pair of a run as its checkpoint at `path` has it; None is the untrained pair.
+
+    Raises BadInput where the checkpoint was trained on another base than the recipe's name means now.
+    """
     pair = Pair(recipe)
     if path is not None:
-        for agent, saved in checkpoint.load(path)["agents"].items():
+        for agent, saved in _load(path, recipe, pair)["agents"].items():
             pair.team.load_state_dict(agent, saved["agent"])
     return pair
+
+
+def _load(path: Path, recipe: Recipe, pair: Pair) -> dict[str, Any]:
+    saved = checkpoint.load(path)
+    if saved.get("base") != pair.base:
+        raise BadInput(f"{path}: was trained on another base than {recipe.model.base} is now")
+    return saved
 
 
 def draw(prompts: dict[Kind, list[Prompt]], learning: Learning, seed: int, step: int) -> list[tuple[Prompt, int]]:
