@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
+from choreo.cli import main
 from choreo.errors import BadInput, Interrupted
 from choreo.microworld import pretrain
 
 
-def test_stopped_and_gone_on_with_is_bit_identical(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "REPORT_EVERY", 1)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    pretrain.pretrain(whole, "nano-llama", steps=4, tokens=512)
+@pytest.fixture
+def short(monkeypatch):
+    """Few documents for the tokenizer, pools of two or three batches, and a state at every step."""
+    monkeypatch.setattr(pretrain, "make_tokenizer", functools.partial(pretrain.make_tokenizer, samples=300))
+    for name, value in (("POOL", 8), ("SAVE_EVERY", 1), ("REPORT_EVERY", 1)):
+        monkeypatch.setattr(pretrain, name, value)
 
-    def stop(figures):
-        if figures["step"] == 2:
+
+def stop_at(step):
+    def report(figures):
+        if figures["step"] == step:
             raise Interrupted
 
-    with pytest.raises(Interrupted):
-        pretrain.pretrain(stopped, "nano-llama", steps=4, tokens=512, report=stop)
-    assert (stopped / pretrain.STATE).is_file()
+    return report
+
+
+@pytest.mark.parametrize("stops", [(1, 4), (5, 6)], ids=str)
+def test_stopped_and_gone_on_with_is_bit_identical(short, tmp_path, stops):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    pretrain.pretrain(whole, "nano-llama", steps=6, tokens=512)
+    for step in stops:
+        with pytest.raises(Interrupted):
+            resume = {"resume": True} if stopped.exists() else {"size": "nano-llama", "steps": 6, "tokens": 512}
+            pretrain.pretrain(stopped, **resume, report=stop_at(step))
+        assert [file.name for file in stopped.iterdir()] == [pretrain.STATE], "no half base is left for one to use"
     pretrain.pretrain(stopped, resume=True)
     assert {f.name: f.read_bytes() for f in stopped.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
+
+
+def test_what_cannot_be_gone_on_with_is_refused(short, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "base"
+    with pytest.raises(Interrupted):
+        pretrain.pretrain(folder, "nano-llama", steps=3, tokens=512, report=stop_at(1))
+    assert main(["world", "pretrain", "--out", str(folder), "--resume", "--steps", "9"]) == 2
+    assert "no other option" in capsys.readouterr().err
+    monkeypatch.setattr(pretrain, "VOCABULARY", 1900)
+    with pytest.raises(BadInput, match="begun in another world"):
+        pretrain.pretrain(folder, resume=True)
+    (folder / pretrain.STATE).write_bytes(b"torn")
+    with pytest.raises(BadInput, match="not the state of a pretraining"):
+        pretrain.pretrain(folder, resume=True)
+    (folder / pretrain.STATE).unlink()
     with pytest.raises(BadInput, match="no pretraining to go on with"):
-        pretrain.pretrain(whole, resume=True)
+        pretrain.pretrain(folder, resume=True)

@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -230,7 +229,7 @@ def _stopped(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{folder}: holds no pretraining to go on with (no {STATE})")
     try:
         return torch.load(folder / STATE, weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # a foreign file fails the unpickler in any way it likes
         raise BadInput(f"{folder / STATE}: not the state of a pretraining ({str(error).splitlines()[0]})") from None
 
 
