@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from choreo.errors import BadInput, Interrupted
 from choreo.microworld import documents
+from choreo.microworld.muon import Muon
 from choreo.runs import files
 from choreo.text.chat import END, PAD, ROLES, Chat, Ids
 
@@ -146,7 +147,7 @@ def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     for name, parameter in model.named_parameters():
         (layers if parameter.ndim == 2 and "embed" not in name else rest).append(parameter)
     return [
-        torch.optim.Muon(layers, lr=0.02, weight_decay=0.0, momentum=0.95),
+        Muon(layers, lr=0.02),
         torch.optim.AdamW(rest, lr=6e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
