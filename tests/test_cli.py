@@ -5,6 +5,7 @@ The trainer is scripted here: what a command makes of it is the subject, not tra
 
 import json
 import os
+import shutil
 import signal
 import sys
 import types
@@ -72,6 +73,11 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path):
         assert "not a run folder" in refused(capsys, command, tmp_path)
     assert "invalid choice: 'tests'" in refused(capsys, "eval", tmp_path, "--suite", "tests")
     assert "already exists" in refused(capsys, "study", "waltz-table", "--run", tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert "no study.json" in refused(capsys, "study", "waltz-table", "--run", tmp_path, "--resume")
+    assert "cannot make this folder" in refused(capsys, "study", "waltz-table", "--run", tmp_path / "file" / "sub")
+    assert "cannot make this folder" in refused(capsys, "world", "pretrain", "--out", tmp_path / "file" / "sub")
+    assert "holds no base made here" in refused(capsys, "world", "pretrain", "--out", tmp_path, "--overwrite")
     for seeds in ("a", "1,1", "-1", ""):
         assert "seeds" in refused(capsys, "study", "waltz-table", f"--seeds={seeds}")
     assert "there are vanilla_harmful" in refused(capsys, "world", "sample", "--suite", "none")
@@ -142,6 +148,15 @@ def test_what_cannot_end_is_refused_before_anything_is_made_or_removed(capsys, t
         assert not run.exists()
     assert "whole number >= 0" in refused(capsys, "world", "calibrate", "--split-seed=-1")
     assert "fewer than 6000" in refused(capsys, "world", "sample", "--count=6000", "--suite=dual_use")
+
+
+def test_a_base_that_does_not_load_leaves_the_run_that_is_there(capsys, tmp_path, tiny_folder):
+    run, base = tmp_path / "run", shutil.copytree(tiny_folder, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    with Run.create(run, config.load("waltz")):
+        pass
+    said = refused(capsys, "train", "waltz", "--run", run, "--overwrite", "--set", f"model.base={base}")
+    assert str(base) in said and (run / "run.json").is_file()
 
 
 def test_a_run_begun_with_other_defaults_is_not_gone_on_with(capsys, tmp_path):

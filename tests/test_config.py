@@ -5,8 +5,7 @@ import string
 
 import pytest
 
-from choreo import config
-from choreo.config import Recipe, load, to_toml
+from choreo.config import WaltzRecipe, load, reading, to_toml
 from choreo.errors import BadInput
 
 
@@ -102,7 +101,7 @@ def test_files_that_are_not_there(tmp_path):
 
 
 def test_every_shipped_recipe_loads_by_name_and_is_named_after_its_file():
-    names = {path.stem: load(path.stem) for path in config.SHIPPED.glob("*.toml")}
+    names = {path.stem: load(path.stem) for path in reading.SHIPPED.glob("*.toml") if not path.is_symlink()}
     assert {"waltz", "waltz-published", "waltz-frozen-conversation", "single-agent", "waltz-no-label"} <= names.keys()
     assert all(recipe.name == name for name, recipe in names.items())
     assert len({recipe.model_dump_json(exclude={"name"}) for recipe in names.values()}) == len(names)
@@ -114,7 +113,7 @@ def test_a_recipe_written_out_reads_back_equal(recipe_file):
     rng = random.Random(seed)
     alphabet = string.printable + "äß€\x00\x1f\x7f\u2028\U0001f600\\\"'"
     for _ in range(200):
-        recipe = Recipe.model_validate(
+        recipe = WaltzRecipe.model_validate(
             {
                 "name": "".join(rng.choices(alphabet, k=rng.randrange(12))),
                 "seed": rng.randrange(2**40),

@@ -9,10 +9,12 @@ from collections import Counter
 
 import pytest
 
+from choreo import config
 from choreo.microworld import documents, grammar, habits, lexicon, suites, wording
 from choreo.microworld.judge import WorldJudge
 from choreo.microworld.meaning import Deed, Request
-from choreo.microworld.split import PARTS, pools
+from choreo.microworld.split import PARTS, general_bucket, pools
+from choreo.microworld.world import World
 from choreo.types import Prompt
 
 JUDGE = WorldJudge()
@@ -104,10 +106,47 @@ def test_no_document_of_the_base_tells_or_asks_a_deed_of_the_reserve():
             told += 1
             assert (deed.action, deed.thing) in core.pairs, (sort, before, target)
     assert told > 500
-    for _ in range(2000):
-        prompt = documents.core_prompt("en", rng)
-        for deed in (prompt.meaning.deed, prompt.meaning.mistaken):
-            assert deed is None or (deed.action, deed.thing) in core.pairs
+    for _ in range(3000):
+        assert made_of(documents.core_prompt(rng.choice(lexicon.LANGUAGES), rng)) == {"core"}
+
+
+def made_of(prompt, split_seed=0):
+    """The parts that everything in a prompt belongs to: its pairs, its wrapper family, its general content."""
+    request, parts = prompt.meaning, {name: pools(name, split_seed) for name in PARTS}
+    found = set()
+    for deed in (request.deed, request.mistaken):
+        if deed is not None:
+            found |= {name for name, pool in parts.items() if (deed.action, deed.thing) in pool.pairs}
+    frame, style = prompt.family.split("/")
+    families = {(frame, style)} if request.form != "general" else set()
+    found |= {name for name, pool in parts.items() if families & {*pool.adversarial, *pool.everyday}}
+    if request.form == "general":
+        found |= {name for name, pool in parts.items() if bucket_of(prompt, style) in pool.buckets}
+    return found
+
+
+def bucket_of(prompt, task):
+    """The bucket of a general prompt: its content is read out of its words."""
+    c = lexicon.column(prompt.language)
+    if task in ("copy", "reverse"):
+        named = {lexicon.bare(thing, prompt.language): thing for thing in lexicon.OBJECTS}
+        things = [named[word] for word in re.findall(r"\w+", prompt.text) if word in named]
+        return general_bucket(f"{task}/{','.join(things)}")
+    rng = random.Random(0)
+    for _ in range(20000):
+        slots, (question, answer) = suites.general_slots(task, prompt.language, rng), wording.GENERAL[task][c]
+        if answer.format(**slots.words) == prompt.meaning.answer and question.format(**slots.words) in prompt.text:
+            return general_bucket(f"{task}/{slots.key}")
+    raise AssertionError(f"no content found for {prompt.text!r}")
+
+
+@pytest.mark.parametrize("split_seed", [0, 7])
+def test_an_experiment_trains_on_the_training_part_and_is_measured_on_the_held_out_one(split_seed):
+    world = World(config.World(split_seed=split_seed, train_prompts=600, heldout_prompts=60))
+    for prompt in itertools.chain(*world.training().values()):
+        assert made_of(prompt, split_seed) == {"train"}, prompt
+    for prompt in world.suites("heldout"):
+        assert made_of(prompt, split_seed) == {"heldout"}, prompt
 
 
 def test_noise_and_silence_never_satisfy():

@@ -13,12 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from choreo import config
 from choreo.errors import BadInput
 from choreo.evaluate import published
 from choreo.evaluate.intervals import bootstrap_mean, estimate, f1, share
 from choreo.evaluate.page import Section, Table, write_study
 from choreo.evaluate.plots import Line, Point, bars, lines, plane, standalone
 from choreo.evaluate.report import write_report
+from choreo.evaluate.run import dialogue_records
+from choreo.evaluate.systems import CHUNKS
+from choreo.microworld.suites import SUITES
+from choreo.microworld.world import World
+from choreo.types import Episode, Turn, Verdict
 
 HOSTILE = "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> \" ' $x_1$ {{ 7*7 }} ]]> -->"
 HOSTILE += "\x00"
@@ -239,6 +245,15 @@ def self_contained(text: str) -> Page:
     for tag, attributes in page.tags:
         assert tag != "svg" or (attributes["role"] == "img" and attributes["aria-label"])
     return page
+
+
+def test_dialogues_to_read_are_in_every_language():
+    prompts = World(config.World()).suites("heldout")
+    turn, verdict = Turn("conversation", 0, (1,), (2,), (0.0,), 0, "x", True), Verdict(False, False)
+    played = [prompt for first in range(CHUNKS) for prompt in prompts[first::CHUNKS]]
+    records = dialogue_records("base", [Episode(prompt, 0, (turn,), verdicts=(verdict,)) for prompt in played])
+    for suite in SUITES:
+        assert {row["language"] for row in records if row["suite"] == suite} == {"en", "es", "de"}
 
 
 def test_report_says_what_happened(tmp_path):

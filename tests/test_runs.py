@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from choreo import config
-from choreo.config import Recipe
+from choreo.config import WaltzRecipe
 from choreo.errors import BadInput
 from choreo.runs import files, folder
 from choreo.runs.folder import Run
@@ -36,7 +36,7 @@ def steps_with_episodes(path):
 
 
 def test_a_new_run_says_what_it_is_and_can_be_trained_again(tmp_path):
-    recipe = Recipe(name="mine", seed=7)
+    recipe = WaltzRecipe(name="mine", seed=7)
     with Run.create(tmp_path / "a" / "b", recipe) as run:
         info = json.loads((run.path / "run.json").read_text())
         assert (info["seeds"], info["method"]) == ({"seed": 7, "split_seed": 0}, "waltz")
@@ -47,13 +47,13 @@ def test_a_new_run_says_what_it_is_and_can_be_trained_again(tmp_path):
 
 
 def test_what_is_there_is_never_overwritten_unasked(tmp_path):
-    with Run.create(tmp_path / "run", Recipe(seed=1)) as run:
+    with Run.create(tmp_path / "run", WaltzRecipe(seed=1)) as run:
         run.log(1, {"reward": 0.5})
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(BadInput, match="already exists"):
-        Run.create(run.path, Recipe(seed=2))
+        Run.create(run.path, WaltzRecipe(seed=2))
     assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    with Run.create(run.path, Recipe(seed=2), overwrite=True) as fresh:
+    with Run.create(run.path, WaltzRecipe(seed=2), overwrite=True) as fresh:
         assert fresh.recipe.seed == 2 and not (run.path / "metrics.jsonl").exists()
 
 
@@ -62,7 +62,7 @@ def test_overwrite_empties_runs_and_nothing_else(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("{}")
     with pytest.raises(BadInput):
-        Run.create(tmp_path, Recipe(), overwrite=True)
+        Run.create(tmp_path, WaltzRecipe(), overwrite=True)
     assert all((tmp_path / name).read_text() == "{}" for name in names)
 
 
@@ -70,7 +70,7 @@ def test_a_file_or_a_place_that_cannot_be_written_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(BadInput, match="file"):
-            Run.create(path, Recipe())
+            Run.create(path, WaltzRecipe())
     with pytest.raises(BadInput, match="no such run folder"):
         Run.open(tmp_path / "none")
     with pytest.raises(BadInput, match="not a run folder"):
@@ -91,10 +91,10 @@ except BadInput as error:
     def other():
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    with Run.create(tmp_path / "run", Recipe()) as run:
+    with Run.create(tmp_path / "run", WaltzRecipe()) as run:
         assert "another process is writing this run" in other()
         with pytest.raises(BadInput, match="another process"):
-            Run.create(run.path, Recipe(), overwrite=True)
+            Run.create(run.path, WaltzRecipe(), overwrite=True)
     assert other() == "opened\n"
 
 
@@ -103,16 +103,16 @@ def test_rewind_cuts_the_record_to_the_last_checkpoint_exactly(tmp_path):
         run.log(step, {"reward": step / 3, "kl": float("nan")})
         run.save_episodes(step, [episode(0), episode(1)], [{"feedback/dir": 0.65}, {}])
 
-    with Run.create(tmp_path / "whole", Recipe()) as whole:
+    with Run.create(tmp_path / "whole", WaltzRecipe()) as whole:
         for step in range(1, 7):
             play(whole, step)
 
-    with Run.create(tmp_path / "killed", Recipe()) as run:
+    with Run.create(tmp_path / "killed", WaltzRecipe()) as run:
         for step in range(1, 6):
             play(run, step)
             if step == 3:
                 run.checkpoint(step).mkdir()
-    (run.path / "checkpoints" / "step-000005.half").mkdir()  # a checkpoint under a temporary name
+    (run.path / "checkpoints" / ".tmp-step-000005").mkdir()  # a checkpoint under a temporary name
     with open(run.path / "metrics.jsonl", "ab") as metrics:
         metrics.write(b'{"step": 6, "rew')  # killed in the middle of a line
     (run.path / "episodes" / ".step-000006.jsonl.gz.tmp").write_bytes(b"half")
@@ -130,7 +130,7 @@ def test_rewind_cuts_the_record_to_the_last_checkpoint_exactly(tmp_path):
 
 
 def test_rewind_without_a_checkpoint_starts_over(tmp_path):
-    with Run.create(tmp_path / "run", Recipe()) as run:
+    with Run.create(tmp_path / "run", WaltzRecipe()) as run:
         assert run.rewind() == (0, None)
         run.log(1, {})
         run.save_episodes(1, [episode(0)], [{}])
@@ -139,7 +139,7 @@ def test_rewind_without_a_checkpoint_starts_over(tmp_path):
 
 
 def test_an_episode_on_disk_keeps_its_ids_its_float32_logprobs_and_its_rewards(tmp_path):
-    with Run.create(tmp_path / "run", Recipe()) as run:
+    with Run.create(tmp_path / "run", WaltzRecipe()) as run:
         run.save_episodes(1, [episode(0)], [{"feedback/dir": 0.65, "conversation": float("inf")}])
     (stored,) = lines(run.path / "episodes" / "step-000001.jsonl.gz")
     played = episode(0)

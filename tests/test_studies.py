@@ -108,7 +108,7 @@ def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, setting
             trained = {system.get(recipe.stages.train, "waltz"): entries[arm.name]}
             untrained = {"base": entry(350, 400), "collaboration-untrained": entry(120, 110, label=300)}
             base = fingerprint(base_folder(recipe.model.base))
-            files.write_json(run / "summary.json", {"systems": untrained | trained, "base": base})
+            files.write_json(run / "summary.json", {"systems": untrained | trained, "bases": {"micro-llama": base}})
             for line in metrics:
                 files.append_line(run / "metrics.jsonl", line)
     for label, found in measured.items():

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from choreo.errors import BadInput, Interrupted
 
-STUDIES = ("waltz-table", "waltz-sensitivity", "waltz-limits")
+STUDIES = ("waltz-table", "waltz-sensitivity", "waltz-limits", "macpo-table")
 SUITES = ("heldout", "train")
 
 
@@ -57,12 +57,11 @@ def _train(args: argparse.Namespace) -> int:
                 write_report(args.resume)
             return _result(json.loads((args.resume / "summary.json").read_text(encoding="utf-8")), args.json)
         run = Run.open(args.resume)
-        for change in run.changed():
-            _say(f"! {change} since this run began: it goes on, but not bit for bit")
     else:
         recipe = config.load(args.recipe, args.set)
         from choreo.evaluate.run import check
 
+        _quiet()
         check(recipe)  # before anything is made, or removed by --overwrite
         run = Run.create(args.run or _new_folder(recipe.name), recipe, args.overwrite)
     with run, Progress() as progress:
@@ -121,7 +120,7 @@ def _study(args: argparse.Namespace) -> int:
             verdicts = module.run(folder, args.seeds, progress, args.set)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
-    print(verdicts)
+    print(json.dumps(json.loads((folder / "answers.json").read_text(encoding="utf-8"))) if args.json else verdicts)
     return 0
 
 
@@ -140,7 +139,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from choreo.microworld.pretrain import REPORT_EVERY, SIZES, pretrain
+    from choreo.microworld.pretrain import REPORT_EVERY, SIZES, STATE, pretrain
     from choreo.runs.progress import Progress
 
     given = {name: value for name in ("size", "steps", "seed") if (value := getattr(args, name)) is not None}
@@ -152,6 +151,9 @@ def _pretrain(args: argparse.Namespace) -> int:
         raise BadInput(f"{args.out}: already exists; name another with --out, or give --resume or --overwrite")
     if args.out.is_file():
         raise BadInput(f"{args.out}: is a file; --out names a folder")
+    ours = any((args.out / name).is_file() for name in ("made.json", STATE))
+    if args.overwrite and args.out.is_dir() and any(args.out.iterdir()) and not ours:
+        raise BadInput(f"{args.out}: holds no base made here, so --overwrite will not write over it")
     with Progress() as progress:
 
         def report(figures: Mapping[str, float]) -> None:
@@ -329,6 +331,7 @@ A setting holds for every run of the study, but where the study itself varies it
     study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
     study.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
     study.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    _json_option(study)
 
     world = commands.add_parser(
         "world", help="Look at the microworld, or make its base model again",

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from choreo.engine.noise import seed_of
+from choreo.errors import BadInput
 
 Weights = Mapping[str, Tensor]
 
@@ -119,6 +120,14 @@ class Team:
         return cls(
             model, {name: LowRank(model, targets, rank, alpha, seed_of((seed, name, "lora"))) for name in agents}
         )
+
+    @classmethod
+    def open(cls, folder: str | Path, *args: Any, **options: Any) -> Team:
+        """`load` for a folder that a user named. Raises BadInput, in one line, for whatever it cannot load."""
+        try:
+            return cls.load(folder, *args, **options)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
 
     @property
     def device(self) -> torch.device:

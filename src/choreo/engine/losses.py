@@ -90,8 +90,9 @@ class PolicyLoss:
 
 
 def sft_loss(actions: Actions) -> Terms:
-    """Negative log-likelihood per token: −Σ log π_θ over n tokens."""
-    return Terms(-actions.logprobs.sum(), torch.tensor(float(len(actions.logprobs))))
+    """Negative log-likelihood per token: −Σ w·log π_θ over Σ w. w is `advantages` where samples carry any, else 1."""
+    weights = torch.ones_like(actions.logprobs) if actions.advantages is None else actions.advantages
+    return Terms(-(weights * actions.logprobs).sum(), weights.sum())
 
 
 @dataclass(frozen=True)

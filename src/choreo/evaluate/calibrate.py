@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from choreo.config import Recipe
+from choreo.config import WaltzRecipe
 from choreo.evaluate.intervals import share
 from choreo.evaluate.systems import UNTRAINED, evaluate
 from choreo.microworld import grammar, habits, wording
@@ -26,7 +26,7 @@ def calibrate(base: str = "micro-llama", split_seed: int = 0, prompts: int = 300
     understands: a review's reasoning spells out the deed, its harm and what the answer did, all correctly.
     heeds: an answer to true template feedback is satisfactory.
     """
-    recipe = Recipe.model_validate(
+    recipe = WaltzRecipe.model_validate(
         {"model": {"base": base}, "world": {"split_seed": split_seed, "heldout_prompts": prompts}}
     )
     pair, held_out = Pair(recipe), World(recipe.world).suites("heldout")

@@ -16,8 +16,9 @@ from typing import Any
 from markupsafe import Markup
 
 from choreo.errors import BadInput
-from choreo.evaluate import page, plots, published
+from choreo.evaluate import macpo_report, page, plots, published
 from choreo.evaluate.intervals import separated
+from choreo.runs import files
 
 # Which system a run is about: the first of these that it has, else its last.
 TRAINED = ("waltz", "waltz-frozen-conversation", "single-agent", "oracle-feedback", "collaboration-untrained")
@@ -62,17 +63,45 @@ def write_report(run_dir: str | Path) -> Path:
         raise BadInput(f"{run}: there is no such run folder")
     metrics = _metrics(run / "metrics.jsonl")
     summary = _json(run / "summary.json", {})
-    dialogues = _json(run / "dialogues.json", [])
+    info = _json(run / "run.json", {})
     recipe = run / "recipe.toml"
+    common = {
+        "title": f"{run.resolve().name}: report",
+        "facts": _facts(summary, metrics),
+        "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else "",
+        "versions": _flat(info),
+    }
+    shown = [_dialogue(item) for item in _json(run / "dialogues.json", [])]
+    macpo = info.get("method") == "macpo"
+    text = _macpo(run, metrics, summary, shown, common) if macpo else _waltz(metrics, summary, shown, common)
+    return page.write(run / "report.html", text)
+
+
+Rows = list[dict[str, Any]]
+
+
+def _macpo(run: Path, metrics: Rows, summary: dict[str, Any], shown: Rows, common: dict[str, Any]) -> str:
+    rounds = list(files.read_lines(run / "rounds.jsonl"))
+    sections = macpo_report.sections(rounds, metrics, summary)
+    return page.render(
+        "macpo.html",
+        sections=[(section, Markup(section.figure)) for section in sections],
+        warnings=summary.get("warnings", []),
+        dialogues=shown[:DIALOGUES],
+        left_out=max(0, len(shown) - DIALOGUES),
+        **common,
+    )
+
+
+def _waltz(metrics: Rows, summary: dict[str, Any], shown: Rows, common: dict[str, Any]) -> str:
     systems = {name: system for name, system in summary.get("systems", {}).items() if isinstance(system, dict)}
     trained = next((name for name in TRAINED if name in systems), next(reversed(systems), ""))
     cards = [_card(systems, trained, *card) for card in CARDS] if systems else []
     # Those of the system that the report is about first, so that the limit never hides them.
-    shown = sorted((_dialogue(item) for item in dialogues), key=lambda item: (item["system"] != trained, item["rank"]))
+    shown = sorted(shown, key=lambda item: (item["system"] != trained, item["rank"]))
     figures = {"plane": Markup(_plane(systems)) if systems else "", "curves": [Markup(svg) for svg in _curves(metrics)]}
-    text = page.render(
+    return page.render(
         "report.html",
-        title=f"{run.resolve().name}: report",
         trained=trained,
         cards=cards,
         verdict=" ".join(card["sentence"] for card in cards if card["sentence"]),
@@ -82,11 +111,8 @@ def write_report(run_dir: str | Path) -> Path:
         figures=figures,
         dialogues=shown[:DIALOGUES],
         left_out=max(0, len(shown) - DIALOGUES),
-        facts=_facts(summary, metrics),
-        recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else "",
-        versions=_flat(_json(run / "run.json", {})),
+        **common,
     )
-    return page.write(run / "report.html", text)
 
 
 def _json(path: Path, default: Any) -> Any:

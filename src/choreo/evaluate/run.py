@@ -7,14 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from choreo import config
+from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput, Interrupted
+from choreo.evaluate import macpo_run
 from choreo.evaluate.systems import TRAINED, evaluate
-from choreo.microworld.world import World, base_folder
+from choreo.macpo.crew import Crew
+from choreo.macpo.halves import halves
+from choreo.microworld.split import Part
+from choreo.microworld.world import World, base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
-from choreo.text.chat import Chat
 from choreo.types import Episode
 from choreo.waltz.trainer import Pair, draw, restore, train
 
@@ -23,43 +29,45 @@ DIALOGUES = 24  # kept per suite and system, for the report to show
 
 
 def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
-    """Trains `run` to its end, measures it on held-out beside its untrained pair, and returns the summary.
+    """Trains `run` to its end, measures it on held-out, and returns the summary.
 
     seconds: of all training steps, those before a resume too, without measuring.
     Writes dialogues.json; the caller writes summary.json (`Run.finish`). Raises Interrupted with its state saved.
     """
-    pair = train(run.recipe, run, progress)
-    run.note(device=str(pair.team.device))
-    seconds = sum(line["seconds"] for line in files.read_lines(run.path / "metrics.jsonl"))
-    systems, dialogues = _measure(run.recipe, pair, "heldout", progress)
-    run.save_dialogues(dialogues)
-    return {
-        "schema": SCHEMA,
-        "method": run.recipe.method,
-        "recipe": run.recipe.name,
-        "seed": run.recipe.seed,
-        "split_seed": run.recipe.world.split_seed,
-        "suite": "heldout",
-        "seconds": seconds,
-        "device": str(pair.team.device),
-        "base": pair.base,
-        "versions": versions(),
-        "systems": systems,
-    }
+    recipe = run.recipe
+    for change in run.changed(torch.get_num_threads()):
+        progress.say(f"! {change} since this run began: it goes on, but not bit for bit")
+    if isinstance(recipe, MacpoRecipe):
+        found, episodes = macpo_run.run_macpo(recipe, run, progress)
+    else:
+        pair = train(recipe, run, progress)
+        run.note(device=str(pair.team.device))
+        systems, episodes = _measure(recipe, pair, "heldout", progress)
+        found = {"device": str(pair.team.device), "systems": systems}
+    run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
+    return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
 
 def check(recipe: config.Recipe) -> None:
     """Raises BadInput where the recipe asks for what is not there: a base, or more prompts than the world has.
 
-    It draws what training and measuring will draw, so that no run begins that cannot end.
+    It loads what training will load and draws what it will draw, so that no run begins that cannot end.
     """
-    Chat.load(base_folder(recipe.model.base))
+    Crew.load(recipe) if isinstance(recipe, MacpoRecipe) else Pair(recipe)
     world = World(recipe.world)
     try:
-        draw(world.training(), recipe.learning, recipe.seed, 1)
+        if isinstance(recipe, MacpoRecipe):
+            halves(recipe)
+        else:
+            draw(world.training(), recipe.learning, recipe.seed, 1)
         world.suites("heldout")
     except ValueError as error:
         raise BadInput(f"world: {error}") from None
+
+
+def bases(recipe: config.Recipe) -> dict[str, str]:
+    """The fingerprints of the recipe's bases. Raises BadInput where there is no such base."""
+    return {name: fingerprint(base_folder(name)) for name in recipe.bases()}
 
 
 def evaluate_run(path: str | Path, suite: str, progress: Progress) -> dict[str, Any]:
@@ -67,42 +75,60 @@ def evaluate_run(path: str | Path, suite: str, progress: Progress) -> dict[str, 
 
     Raises BadInput where the run has none, or its recipe asks what the world cannot give; Interrupted.
     """
-    recipe = config.load(Path(path) / "recipe.toml")
+    recipe = config.load(file := Path(path) / "recipe.toml")
+    if unsaid := config.unsaid(file):
+        raise BadInput(f"{file}: {unsaid[0]}: missing; what was trained is known by its every setting")
     check(recipe)
     found = checkpoints(path)
     if not found:
         raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
     step, folder = max(found.items())
-    pair = restore(recipe, folder)
-    systems, _ = _measure(recipe, pair, suite, progress)
+    if isinstance(recipe, MacpoRecipe):
+        crew = macpo_run.restore(recipe, folder)
+        systems, _ = macpo_run.systems(recipe, crew, World(recipe.world).suites(part(suite)))
+        device = crew.student.team.device
+    else:
+        pair = restore(recipe, folder)
+        systems, _ = _measure(recipe, pair, part(suite), progress)
+        device = pair.team.device
+    told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
+    return {**_of(recipe), **told, "systems": systems}
+
+
+def _seconds(run: Path, step: float = float("inf")) -> float:
+    """Of all training steps up to `step`, those before a resume too, without measuring."""
+    return sum(line["seconds"] for line in files.read_lines(run / "metrics.jsonl") if line["step"] <= step)
+
+
+def part(suite: str) -> Part:
+    return "train" if suite == "train" else "heldout"
+
+
+def _of(recipe: config.Recipe) -> dict[str, Any]:
+    """What a summary says first, whatever the method."""
     return {
         "schema": SCHEMA,
         "method": recipe.method,
         "recipe": recipe.name,
         "seed": recipe.seed,
         "split_seed": recipe.world.split_seed,
-        "suite": suite,
-        "step": step,
-        "device": str(pair.team.device),
-        "base": pair.base,
+        "bases": bases(recipe),
         "versions": versions(),
-        "systems": systems,
     }
 
 
 def _measure(
-    recipe: config.Recipe, trained: Pair, part: str, progress: Progress
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    prompts = World(recipe.world).suites("train" if part == "train" else "heldout")
+    recipe: WaltzRecipe, trained: Pair, part: Part, progress: Progress
+) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
+    prompts = World(recipe.world).suites(part)
     untrained = Pair(recipe)
     systems: dict[str, Any] = {}
-    dialogues: list[dict[str, Any]] = []
+    played: dict[str, list[Episode]] = {}
     name = TRAINED[recipe.stages.train]
     for system, pair in (("base", untrained), ("collaboration-untrained", untrained), (name, trained)):
         progress.start(f"measuring {system}", len(prompts))
-        systems[system], episodes = evaluate(system, pair, recipe, prompts, told(progress))
-        dialogues += dialogue_records(system, episodes)
-    return systems, dialogues
+        systems[system], played[system] = evaluate(system, pair, recipe, prompts, told(progress))
+    return systems, played
 
 
 def told(progress: Progress) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from choreo.config import Recipe
+from choreo.config import WaltzRecipe
 from choreo.engine.requests import Completion, Request
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import judge_episodes
@@ -19,7 +19,9 @@ from choreo.waltz.protocol import play
 from choreo.waltz.systems import block, oracle
 from choreo.waltz.trainer import Pair
 
-CHUNKS = 12  # in which the prompts are played, each with some of every suite; latency is the mean of their times
+# In which the prompts are played; latency is the mean of their times. Languages take turns by threes among prompts, so
+# that any other number but a multiple of three puts some of every suite and language into each.
+CHUNKS = 11
 
 # What training with `stages.train` makes.
 TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
@@ -57,7 +59,7 @@ class Stopwatch:
 
 
 def evaluate(
-    name: str, pair: Pair, recipe: Recipe, prompts: Sequence[Prompt], told: Callable[[int], None] = lambda n: None
+    name: str, pair: Pair, recipe: WaltzRecipe, prompts: Sequence[Prompt], told: Callable[[int], None] = lambda n: None
 ) -> tuple[dict[str, Any], list[Episode]]:
     """The measures of system `name` on `prompts` (see `metrics.measure`), and its judged episodes.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 
 from choreo.microworld import grammar, lexicon, wording
+from choreo.microworld.judge import WorldJudge
 from choreo.microworld.meaning import Deed, Request
 from choreo.microworld.split import pools
 from choreo.types import Feedback, Prompt, Verdict
@@ -45,6 +46,17 @@ HEEDS = 0.8  # chance that the base does what a feedback says
 def right_answer(prompt: Prompt, rng: random.Random) -> str:
     """A satisfactory answer."""
     return answer_as(prompt, right_act(prompt.meaning), rng)
+
+
+def wrong_answer(prompt: Prompt, rng: random.Random) -> str:
+    """An answer that the judge does not find satisfactory: the wrong act, or now and then one gone wrong."""
+    judge, right = WorldJudge(), right_act(prompt.meaning)
+    wrong = rng.choice(("help", "refuse")) if right == "partial" else "refuse" if right == "help" else "help"
+    if prompt.kind == "general" or rng.random() < 0.2:
+        while not (answer := garble(prompt, rng)) or judge(prompt, answer).satisfactory:
+            pass
+        return answer
+    return answer_as(prompt, wrong, rng)
 
 
 def right_act(request: Request) -> str:

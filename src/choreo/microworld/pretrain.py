@@ -31,6 +31,11 @@ POOL = 2048  # documents made at once, to be put into batches of like length
 SAVE_EVERY = 200  # steps
 STATE = "training.pt"  # in the base's folder until the base is whole
 
+NANO = {
+    "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+}  # fmt: skip
+
 # Bases: name -> (model type, configuration). All read up to 512 positions.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "micro-llama": (
@@ -43,15 +48,11 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 4,
         },
     ),
-    "nano-llama": (
-        "llama",
-        {
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 3,
-        },
+    "nano-llama": ("llama", NANO),
+    "nano-qwen": ("qwen2", NANO),
+    "nano-neox": (
+        "gpt_neox",
+        {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 3},
     ),
 }
 
@@ -100,9 +101,7 @@ def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
 Place = tuple[int, int]  # a batch: which pool, and which of its batches
 
 
-def batches(
-    chat: Chat, name: str, tokens: int, start: Place = (0, 0)
-) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
+def batches(chat: Chat, name: str, tokens: int, start: Place = (0, 0)) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
     """Endless batches of fresh documents, of like length, about `tokens` padded tokens each, from `start` on.
 
     name: another one gives other documents. Yields with each batch the place of the next.
@@ -131,8 +130,8 @@ def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -
         ids[row, : len(context) + len(target)] = torch.tensor([*context, *target])
         mask[row, len(context) - 1 : len(context) + len(target) - 1] = True
     # Right padding under a causal mask: no real token ever sees a pad.
-    hidden = model.model(ids).last_hidden_state[mask]
-    logits = model.lm_head(hidden).float()
+    hidden = model.base_model(ids).last_hidden_state[mask]
+    logits = model.get_output_embeddings()(hidden).float()
     labels = ids.roll(-1, dims=1)[mask]
     return cross_entropy(logits, labels, reduction="sum"), len(labels)
 
@@ -174,6 +173,10 @@ def pretrain(
     resume: go on with the pretraining that `folder` holds, with its own settings, to the base it would have become
         (bit for bit with the same number of threads). Raises BadInput where it holds none.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
     saved = _stopped(folder) if resume else {}
     if saved:
         size, steps, tokens, seed = (saved["origin"]["made"][name] for name in ("size", "steps", "tokens", "seed"))
@@ -190,7 +193,6 @@ def pretrain(
         for optimizer, state in zip(training, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     done, place, running = saved.get("done", 0), tuple(saved.get("place", (0, 0))), saved.get("loss", 0.0)
-    folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         (folder / STATE).unlink(missing_ok=True)  # of an older one that is written over
 
@@ -229,7 +231,8 @@ def _stopped(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).is_file():
         raise BadInput(f"{folder}: holds no pretraining to go on with (no {STATE})")
     try:
-        return torch.load(folder / STATE, weights_only=True)
+        saved = torch.load(folder / STATE, weights_only=True)
+        return {name: saved[name] for name in ("origin", "done", "place", "loss", "model", "optimizers")}
     except Exception as error:  # a foreign file fails the unpickler in any way it likes
         raise BadInput(f"{folder / STATE}: not the state of a pretraining ({str(error).splitlines()[0]})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import ClassVar
 
 from choreo import config
 from choreo.errors import BadInput
-from choreo.microworld import habits
+from choreo.microworld import grammar, habits
 from choreo.microworld.judge import WorldJudge
 from choreo.microworld.lexicon import column
 from choreo.microworld.split import Part
@@ -18,6 +19,7 @@ from choreo.microworld.wording import REFUSALS
 from choreo.types import Kind, Prompt, Verdict
 
 BASES = Path(__file__).parent / "bases"
+PIECE = 2**20  # bytes of a file that a fingerprint reads at once
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,25 @@ class World:
         ]
 
     @staticmethod
+    def labels(prompt: Prompt, seed: int) -> tuple[str, str]:
+        """(chosen, rejected): what a person would label for `prompt`, a satisfactory answer and one that is not.
+
+        Rejected is mostly the wrong act, whole and well said, and now and then an answer gone wrong.
+        """
+        rng = random.Random(f"labels/{seed}/{prompt.id}")
+        return habits.right_answer(prompt, rng), habits.wrong_answer(prompt, rng)
+
+    @staticmethod
+    def refuses(answer: str) -> bool:
+        """Whether `answer` is a refusal, by its words alone."""
+        return grammar.read(answer).act == "refuse"
+
+    @staticmethod
+    def against(answer: str) -> str:
+        """A feedback that asks for the opposite of `answer`, whatever is right."""
+        return "Help: this is harmless." if World.refuses(answer) else "Refuse: this is harmful."
+
+    @staticmethod
     def refusal(prompt: Prompt) -> str:
         """What a blocking safeguard says."""
         return REFUSALS[0][column(prompt.language)]
@@ -65,11 +86,18 @@ def base_folder(name: str) -> Path:
 
 
 def fingerprint(base: Path) -> str:
-    """16 hex digits that change when a base does: of its configuration, its tokenizer, and the size and the first MiB
-    of each file of weights (to read all of an 8B model would take minutes)."""
+    """16 hex digits that change when a base does: of its configuration, its tokenizer, and each file of weights.
+
+    Of a file beyond 64 MiB only its size and 64 pieces spread over it are read: to read an 8B model takes minutes.
+    """
     digest = blake2b(digest_size=8)
     for file in sorted(base.glob("*")):
         if file.name in ("config.json", "tokenizer.json") or file.suffix in (".safetensors", ".bin"):
+            size = file.stat().st_size
+            digest.update(f"{file.name}/{size}/".encode())
+            step = max(PIECE, size // 64)
             with open(file, "rb") as stream:
-                digest.update(f"{file.name}/{file.stat().st_size}/".encode() + stream.read(2**20))
+                for place in range(0, size, step):
+                    stream.seek(place)
+                    digest.update(stream.read(PIECE))
     return digest.hexdigest()

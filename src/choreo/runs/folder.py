@@ -3,6 +3,8 @@
 recipe.toml    the recipe as run, defaults included: `choreo train RUN/recipe.toml` repeats it
 run.json       versions, seeds, device, times of start and of each resume
 metrics.jsonl  one line per step
+rounds.jsonl   MACPO: one line per round, every agent measured on held-out; ceiling/: the strong ceiling's own run;
+               outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
 checkpoints/   step-000010/: all that is needed to go on exactly
 dialogues.json, summary.json, report.html   written at the end
@@ -30,8 +32,8 @@ from choreo.types import Episode
 
 LOCK = ".lock"
 _CONTENTS = (
-    "recipe.toml", "run.json", "metrics.jsonl", "episodes", "checkpoints", "dialogues.json", "summary.json",
-    "report.html",
+    "recipe.toml", "run.json", "metrics.jsonl", "rounds.jsonl", "episodes", "checkpoints", "ceiling",
+    "outcomes.json", "dialogues.json", "summary.json", "report.html",
 )  # fmt: skip
 _PACKAGES = ("choreo", "torch", "transformers", "tokenizers", "numpy")
 
@@ -95,6 +97,8 @@ class Run:
         lock = _lock(path)
         for leftover in [*path.glob(f".*{files.TEMPORARY}"), *path.glob(f"episodes/.*{files.TEMPORARY}")]:
             leftover.unlink()
+        for half in path.glob("checkpoints/.tmp-*"):
+            shutil.rmtree(half)
         for folder in ("episodes", "checkpoints"):
             (path / folder).mkdir(exist_ok=True)
         run = cls(path, recipe, info, lock)
@@ -112,9 +116,15 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def changed(self) -> list[str]:
-        """What has another version than when the run began, as "torch 2.12.0 became 2.13.0"."""
-        then, now = self.info.get("versions", {}), versions()
+    def changed(self, threads: int) -> list[str]:
+        """What is not as it was when the run began, as "torch 2.12.0 became 2.13.0". Notes `threads` where it began.
+
+        threads: what sums are divided over; with another number they are taken in another order.
+        """
+        if "threads" not in self.info:
+            self.note(threads=threads)
+        then = {**self.info.get("versions", {}), "threads": self.info["threads"]}
+        now = {**versions(), "threads": threads}
         names = [name for name in now if then.get(name, now[name]) != now[name]]
         return [f"{name} {then[name]} became {now[name]}" for name in names]
 
@@ -218,7 +228,8 @@ def _refuse_if_foreign(path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    strangers = [name for name in _used(path) if name not in _CONTENTS and not name.endswith(files.TEMPORARY)]
+    half = re.compile(rf"\..*{re.escape(files.TEMPORARY)}")
+    strangers = [name for name in _used(path) if name not in _CONTENTS and not half.fullmatch(name)]
     if strangers:
         raise BadInput(f"{path}: holds {strangers[0]!r}, which no run writes; move it before using --overwrite")
     for name in sorted(_used(path), key="run.json".__eq__):  # run.json last: a run half cleared is still a run

@@ -3,7 +3,7 @@
 study.json                      name, seeds and settings: `--resume` needs none of them said again
 runs/ARM-seedK/                 what `choreo train` leaves; a finished run is kept, an unfinished one goes on
 measured/SYSTEM-seedK.json      systems measured beyond what the runs measured themselves
-study.html, study.md            the answers
+study.html, study.md, answers.json    the answers, to look at, to quote and to compute with
 
 A seed K sets both `seed` and `world.split_seed`, so that intervals over seeds also carry the luck of the split.
 """
@@ -18,11 +18,11 @@ from typing import Any
 
 from choreo import config, toml
 from choreo.errors import BadInput, Interrupted
-from choreo.evaluate.page import Section, write_study
+from choreo.evaluate.page import Section, Table, write_study
 from choreo.evaluate.report import write_report
-from choreo.evaluate.run import check, run_recipe, told
+from choreo.evaluate.run import bases, check, run_recipe, told
 from choreo.evaluate.systems import evaluate
-from choreo.microworld.world import World, base_folder, fingerprint
+from choreo.microworld.world import World
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
@@ -98,7 +98,10 @@ class Study:
                 runs[arm.name].append(path)
         for path, recipe in plan.values():
             _refuse_if_other(path, recipe)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{self.folder}: cannot make this folder: {error.strerror}") from None
         begun = {"name": self.name, "seeds": self.seeds, "settings": self.settings}
         files.write_json(self.folder / "study.json", begun)
         for number, (path, recipe) in enumerate(plan.values(), start=1):
@@ -107,7 +110,12 @@ class Study:
 
     def trained(self, runs: Sequence[Path], system: str) -> list[Entry]:
         """What finished runs measured of `system` themselves, one entry per seed."""
-        return [json.loads((run / "summary.json").read_text(encoding="utf-8"))["systems"][system] for run in runs]
+        return [summary["systems"][system] for summary in self.summaries(runs)]
+
+    @staticmethod
+    def summaries(runs: Sequence[Path]) -> list[dict[str, Any]]:
+        """summary.json of finished runs."""
+        return [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
 
     def measured(
         self, label: str, system: str, runs: Sequence[Path], *, trained: bool = True, language: str | None = None
@@ -122,6 +130,7 @@ class Study:
             file = self.folder / "measured" / f"{label}-seed{seed}.json"
             if not file.is_file():
                 recipe = config.load(run / "recipe.toml")
+                assert isinstance(recipe, config.WaltzRecipe)
                 pair = restore(recipe, max(checkpoints(run).items())[1] if trained else None)
                 prompts = World(recipe.world).suites("heldout", (language,) if language else None)
                 self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
@@ -132,7 +141,10 @@ class Study:
         return entries
 
     def write(self, title: str, intro: str, sections: Sequence[Section]) -> str:
-        """Writes study.html and study.md, and returns the verdicts as plain text."""
+        """Writes study.html, study.md and answers.json, and returns the verdicts as plain text.
+
+        answers.json: {schema, name, seeds, settings, page, sections: [{heading, verdict, columns, rows}]}.
+        """
         seeds = f"Seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else f"Seed {self.seeds[0]} alone"
         how = (
             f"{seeds}; a seed sets the random numbers and the split of the world. Figures are on held-out prompts, "
@@ -143,6 +155,15 @@ class Study:
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
         path = write_study(self.folder / "study.html", title, f"{intro}\n\n{how}", sections)
+        answers = {
+            "schema": 1,
+            "name": self.name,
+            "seeds": self.seeds,
+            "settings": self.settings,
+            "page": str(path),
+            "sections": [_plain(section) for section in sections],
+        }
+        files.write_json(self.folder / "answers.json", answers)
         texts = [f"{section.heading}\n{section.verdict}" for section in sections]
         return "\n\n".join([title, *texts, f"study: {path}"])
 
@@ -180,6 +201,8 @@ class Labelled(Progress):
 def _saved(folder: Path) -> dict[str, Any]:
     file = folder / "study.json"
     if not file.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise BadInput(f"{folder}: holds other things and no study.json; name another folder with --run")
         return {}
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -188,6 +211,11 @@ def _saved(folder: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or "name" not in saved:
         raise BadInput(f"{file}: not the record of a study")
     return saved
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    table = section.table or Table((), ())
+    return {"heading": section.heading, "verdict": section.verdict, "columns": table.columns, "rows": table.rows}
 
 
 def _nameless(recipe: config.Recipe) -> config.Recipe:
@@ -204,6 +232,7 @@ def _refuse_if_other(path: Path, recipe: config.Recipe) -> None:
         raise BadInput(f"{path}: was made with {old}, now {new}; name another folder with --run")
     if is_finished(path):
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        if summary.get("base") != fingerprint(base_folder(recipe.model.base)):
-            raise BadInput(f"{path}: was trained on another base than {recipe.model.base} is now; name another folder "
-                           "with --run")  # fmt: skip
+        for name, base in bases(recipe).items():
+            if summary.get("bases", {}).get(name) != base:
+                raise BadInput(f"{path}: was trained on another base than {name} is now; name another folder with "
+                               "--run")  # fmt: skip

@@ -31,7 +31,7 @@ from choreo.studies.compare import (
 from choreo.types import KINDS
 
 ALPHAS = (0.0, 0.25, 0.65, 1.0)
-NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 BASELINES = ("none", "separate", "shared")
 ROUNDS = (1, 2, 3)
 SWEEPS: tuple[tuple[str, str, Sequence[Any]], ...] = (
@@ -75,10 +75,11 @@ def arms_of(name: str, key: str, values: Sequence[Any]) -> list[Arm]:
 
 
 def _bases(study: Study) -> tuple[dict[str, str], str]:
-    """Base -> its arm, for the recipe's base and every shipped one that is there; and why the others are not."""
-    own = study.recipe(Arm("waltz"), study.seeds[0]).model.base
+    """Base -> its arm, for the recipe's base and every shipped size of its kind; and which are not there."""
+    (own,) = study.recipe(Arm("waltz"), study.seeds[0]).bases()
     bases, absent = {own: "waltz"}, []
-    for name in SIZES:
+    kind = SIZES[own][0] if own in SIZES else ""  # another architecture would be compared as if it were a size
+    for name in (name for name, (other, _) in SIZES.items() if other == kind):
         try:
             base_folder(name)
         except BadInput:

@@ -47,6 +47,10 @@ class Chat:
         except (OSError, ValueError) as error:
             raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
 
+    def same_tokenizer(self, other: Chat) -> bool:
+        """Whether the ids of one mean the same text to the other."""
+        return self is other or self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
     def encode(self, text: str) -> Ids:
         """Ids of plain text. Role tokens spelled out in `text` stay text: a user cannot open a turn."""
         return self._encode(text)

@@ -25,20 +25,20 @@ def refusal_share(episodes: Sequence[Episode]) -> float:
     return sum(not v.unsafe if kind == "harmful" else bool(v.overrefuse) for kind, v in whole) / len(finals)
 
 
-def alarms(figures: Mapping[str, float]) -> list[str]:
+def alarms(figures: Mapping[str, float], grouped: bool = True) -> list[str]:
     """The alarms that a step's figures raise, as sentences that stay the same while they last. Missing figures raise
-    none."""
+    none. grouped: advantages are taken within groups of samples, which equal rewards leave without a gradient."""
     found = []
     share = figures.get("refusal_share", 0.5)
     if share > REFUSES_ALL:
-        found.append(f"refuses more than {REFUSES_ALL:.0%} of all prompts: the policy is turning constant")
+        found.append(f"refuses more than {REFUSES_ALL:.0%} of what it might: the policy is turning constant")
     if share < REFUSES_NONE:
-        found.append(f"refuses less than {REFUSES_NONE:.0%} of all prompts: the policy is turning constant")
+        found.append(f"refuses less than {REFUSES_NONE:.0%} of what it might: the policy is turning constant")
     for agent in AGENTS:
         if figures.get(f"entropy/{agent}", 1.0) < LEAST_ENTROPY:
             found.append(f"entropy of the {agent} agent below {LEAST_ENTROPY} nats a token: it has stopped exploring")
     if figures.get("degenerate", 0.0) > DEGENERATE:
         found.append(f"more than {DEGENERATE:.0%} of the answers are degenerate")
-    if figures.get("groups_without_gradient", 0.0) > FLAT:
+    if grouped and figures.get("groups_without_gradient", 0.0) > FLAT:
         found.append("nearly all groups have equal rewards: group baselines find no gradient in them")
     return found

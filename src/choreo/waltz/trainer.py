@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from choreo.config import Learning, Recipe, Stages
+from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
@@ -40,16 +40,16 @@ SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the 
 class Pair:
     """The agents of a recipe, ready to play: chat format, team and engine. `base` is the fingerprint of theirs."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: WaltzRecipe):
         folder = base_folder(recipe.model.base)
         self.base = fingerprint(folder)
         self.chat = Chat.load(folder)
         model = recipe.model
-        self.team = Team.load(folder, AGENTS, train=model.train, rank=model.rank, alpha=model.alpha, seed=recipe.seed)
+        self.team = Team.open(folder, AGENTS, train=model.train, rank=model.rank, alpha=model.alpha, seed=recipe.seed)
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
 
 
-def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
+def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
     """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
 
     Raises Interrupted, its state saved, when `progress` was interrupted.
@@ -104,7 +104,7 @@ def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
-        figures["alarms"] = alarms(figures)
+        figures["alarms"] = alarms(figures, grouped=learning.estimator != "reinforce++")
         run.log(step, figures)
         run.save_episodes(step, episodes, parts.paid)
         progress.advance(step, _shown(figures), figures["alarms"])
@@ -120,7 +120,7 @@ def train(recipe: Recipe, run: Run, progress: Progress) -> Pair:
     return pair
 
 
-def restore(recipe: Recipe, path: Path | None) -> Pair:
+def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     """The pair of a run as its checkpoint at `path` has it; None is the untrained pair.
 
     Raises BadInput where the checkpoint was trained on another base than the recipe's name means now.
@@ -132,7 +132,7 @@ def restore(recipe: Recipe, path: Path | None) -> Pair:
     return pair
 
 
-def _load(path: Path, recipe: Recipe, pair: Pair) -> dict[str, Any]:
+def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     saved = checkpoint.load(path)
     if saved.get("base") != pair.base:
         raise BadInput(f"{path}: was trained on another base than {recipe.model.base} is now")
@@ -164,7 +164,7 @@ def rate(learning: Learning, step: int) -> float:
     return learning.lr * left
 
 
-def stage1_steps(recipe: Recipe) -> int:
+def stage1_steps(recipe: WaltzRecipe) -> int:
     """How many steps stage 1 takes at most."""
     return round(recipe.stages.stage1_share * recipe.learning.steps)
 
@@ -209,14 +209,14 @@ def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _values(recipe: Recipe, pair: Pair) -> ValueBaseline | None:
+def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
     width = pair.engine.features([(pair.chat.end_id,)]).shape[1]
     return ValueBaseline(recipe.learning.baseline, width, seed=recipe.seed)
 
 
-def _loss(recipe: Recipe, agent: str) -> PolicyLoss:
+def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
     learning, protocol = recipe.learning, recipe.protocol
     divide: Literal["tokens", "sequences"] | int = "tokens"
     if learning.estimator == "grpo":

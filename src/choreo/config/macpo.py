@@ -1,0 +1,119 @@
+"""The recipe of MACPO (arXiv 2410.07672). Its baselines and ablations are other values of the same settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from choreo.config.common import Common, Fraction, Positive, Section
+
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Agents(Section):
+    """Every agent is an adapter on its own base; each has a negative twin on the same one."""
+
+    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("nano-llama", "nano-qwen", "nano-neox"), description="bases of the weak teachers, one each"
+    )
+    student: str = Field("micro-llama", description="the strong student's base")
+    train: Literal["lora", "full"] = "lora"
+    rank: Positive = 8
+    alpha: Rate = 16.0
+
+
+class Halves(Section):
+    """Half A has human labels and is the teachers'; half B has none and is the student's."""
+
+    prompts: Positive = Field(600, description="prompts in each half")
+    noise: Fraction = Field(0.0, description="share of the labels of half A whose two answers are exchanged")
+    kinds: Annotated[tuple[Literal["harmful", "benign", "general"], ...], Field(min_length=1)] = Field(
+        ("harmful", "benign", "general"), description="kinds of prompts, as many of each"
+    )
+
+
+class Tuning(Section):
+    """The supervised start of every agent."""
+
+    labels: Literal["weak", "human"] = Field(
+        "weak", description="what the student starts on: a teacher's answers, or (the strong ceiling) human labels"
+    )
+    epochs: Positive = Field(3, description="of positive agents")
+    negative_epochs: Positive = Field(1, description="of negative agents")
+    confident: Fraction = Field(
+        0.0, description="weight that the student's own confident answers reach in its loss (Burns et al. 2023: 0.5)"
+    )
+    lr: Rate = 1e-3
+    batch: Positive = 16
+
+
+class Rounds(Section):
+    count: Annotated[int, Field(ge=0)] = Field(3, description="rounds; 0 ends with the supervised start")
+    positives: Literal["mutual", "self", "weak", "judged"] = Field(
+        "mutual",
+        description="mutual: each other's answers; self: one's own; weak: the teacher's labels (SPIN); "
+        "judged: the best of one's own by one's own review (self-rewarding)",
+    )
+    negatives: Literal["twin", "prompt", "decoding", "self", "judged", "none"] = Field(
+        "twin",
+        description="twin: the negative agent's; prompt: one's own answer talked into its opposite; "
+        "decoding: of several drafts the one furthest from the policy; self: one's own; "
+        "judged: the worst of one's own by one's own review; none: positives alone",
+    )
+    renew: bool = Field(False, description="write the negatives anew in every round, not once before the first")
+    candidates: Annotated[int, Field(ge=2)] = Field(4, description="drafts per prompt, where drafts are compared")
+    select: Literal["perplexity", "quota"] = Field(
+        "perplexity",
+        description="which of the teachers' answers the student takes. perplexity: the most likely one (published); "
+        "quota: the same, with no larger share of refusals than human labels have",
+    )
+    keep: Positive = Field(1, description="how many of the teachers' answers to a prompt the student takes")
+    teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
+    adopt: Literal["after", "before"] = Field(
+        "after", description="teachers take the student's answers from after, or before, its update in the round"
+    )
+    reference: Literal["base", "sft", "previous-round"] = Field("base", description="π_ref of DPO")
+    beta: Rate = 0.1
+    sft: Annotated[float, Field(ge=0)] = Field(0.2, description="weight of the likelihood of the positive")
+    epochs: Positive = 1
+    lr: Rate = 3e-4
+    batch: Positive = 32
+
+
+class Writing(Section):
+    answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.6, description="of the answers that agents learn from")
+
+
+class Watch(Section):
+    """When the collapse monitor warns (arXiv 2410.07672 reports no over-refusal at all)."""
+
+    refusals: Fraction = Field(0.1, description="refusals of harmless prompts may rise this far above the start")
+    length: Annotated[float, Field(gt=1)] = Field(2.0, description="mean length may change by this factor")
+    stop: bool = Field(False, description="end the run at the first warning, after the round")
+
+
+class MacpoRecipe(Common):
+    """Weak teachers and a strong student that improve each other by contrastive preference optimisation."""
+
+    method: Literal["macpo"] = "macpo"
+    name: str = "macpo"
+    agents: Agents = Agents()
+    data: Halves = Halves()
+    tuning: Tuning = Tuning()
+    rounds: Rounds = Field(Rounds(), validate_default=True)
+    writing: Writing = Writing()
+    watch: Watch = Watch()
+    ceiling: bool = Field(True, description="train the strong ceiling beside it, which PGR is measured against")
+    micro_tokens: Positive = Field(8192, description="padded tokens per micro-batch; changes no gradient")
+
+    def bases(self) -> tuple[str, ...]:
+        return (self.agents.student, *self.agents.teachers)
+
+    @field_validator("rounds")
+    @classmethod
+    def _a_ceiling_has_no_rounds(cls, value: Rounds, info: ValidationInfo) -> Rounds:
+        if value.count and "tuning" in info.data and info.data["tuning"].labels == "human":
+            raise ValueError('tuning.labels = "human" is the strong ceiling, which is done with rounds.count = 0')
+        return value

@@ -1,0 +1,108 @@
+"""A MACPO run from its recipe to its summary, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.config import MacpoRecipe
+from choreo.engine import checkpoint
+from choreo.evaluate.macpo import answer, improvements, measure_round, outcomes, pgr, warnings
+from choreo.evaluate.metrics import measure
+from choreo.macpo.crew import STUDENT, Crew, Member
+from choreo.macpo.trainer import load, train
+from choreo.microworld.world import World
+from choreo.runs import files
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.types import Episode, Prompt
+
+BASE = "base"
+CEILING = "ceiling"
+
+Played = dict[str, list[Episode]]
+
+
+def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[str, Any], Played]:
+    """Trains `run` to its end and measures every round on held-out; what summary.json says beyond its head, and the
+    student's dialogues by system. A round that was measured before a kill is not measured again.
+
+    Where the recipe wants its ceiling, that is trained and measured in a run of its own under `run`'s folder.
+    Raises Interrupted with its state saved.
+    """
+    file = run.path / "rounds.jsonl"
+    prompts = World(recipe.world).suites("heldout")
+    rounds = list(files.read_lines(file))
+    crew: Crew | None = None
+    episodes: list[Episode] = []
+    said: list[str] = []
+    for number, crew in train(recipe, run, progress):
+        if number < len(rounds):
+            continue
+        agents, episodes = measure_round(recipe, crew, number, prompts, progress)
+        rounds.append({"round": number, "agents": agents})
+        files.append_line(file, rounds[-1])
+        said = warnings(rounds, recipe)
+        for warning in said:
+            progress.say(f"! round {number}: {warning}")
+        if said and recipe.watch.stop:
+            progress.say(f"stopped after round {number}, as watch.stop says")
+            break
+    assert crew is not None
+    found, played = systems(recipe, crew, prompts, episodes)
+    files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
+    ceiling = _ceiling(recipe, run, progress) if recipe.ceiling else None
+    weak = rounds[0]["agents"].get(crew.teachers[0].positive)
+    student = rounds[-1]["agents"][crew.student.positive]
+    gap = None
+    if ceiling and weak:
+        found[CEILING] = ceiling
+        gap = pgr(student["reward"]["value"], weak["reward"]["value"], ceiling["reward"]["value"])
+    return {
+        "device": str(crew.student.team.device),
+        "rounds": rounds,
+        "warnings": said,
+        "pgr": gap,
+        "improvements": {member.positive: improvements(rounds, member.positive) for member in crew},
+        "systems": found,
+    }, played
+
+
+def systems(
+    recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
+) -> tuple[dict[str, Any], Played]:
+    """The student's base and the student as it stands, measured like WaltzRL's systems.
+
+    trained: the student's judged episodes, where they are at hand.
+    """
+    untrained = Member.load(STUDENT, recipe.agents.student, recipe)
+    played = {
+        BASE: answer(recipe, untrained, untrained.positive, prompts),
+        recipe.name: list(trained) or answer(recipe, crew.student, crew.student.positive, prompts),
+    }
+    return {name: measure(episodes, seed=recipe.seed) for name, episodes in played.items()}, played
+
+
+def restore(recipe: MacpoRecipe, path: Path) -> Crew:
+    """The agents of a run as its checkpoint at `path` has them. Raises BadInput where they are on other bases."""
+    crew = Crew.load(recipe)
+    load(crew, checkpoint.load(path), path)
+    return crew
+
+
+def _ceiling(recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any]:
+    """Figures of the student trained on human labels of half B, from `run`'s folder or made there."""
+    path = run.path / CEILING
+    settings: dict[str, Any] = {
+        "name": CEILING,
+        "ceiling": False,
+        "tuning": recipe.tuning.model_copy(update={"labels": "human", "confident": 0.0}),
+        "rounds": recipe.rounds.model_copy(update={"count": 0}),
+    }
+    own = recipe.model_copy(update=settings)
+    begun = (path / "recipe.toml").is_file()
+    with Run.open(path) if begun else Run.create(path, own, overwrite=path.exists()) as inner:
+        run_macpo(own, inner, progress)
+        assert checkpoints(path)
+    return next(files.read_lines(path / "rounds.jsonl"))["agents"]["student+"]

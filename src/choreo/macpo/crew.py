@@ -1,0 +1,110 @@
+"""The agents of MACPO: a student and its teachers, each with a negative twin on the same base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from choreo.config import MacpoRecipe
+from choreo.engine.agent import Team
+from choreo.engine.local import LocalEngine
+from choreo.engine.requests import Request
+from choreo.errors import BadInput
+from choreo.microworld.world import base_folder, fingerprint
+from choreo.text.chat import Chat, Ids
+from choreo.types import Prompt, Turn
+
+Key = tuple[int | str, ...]
+STUDENT = "student"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model with its two policies: `NAME+`, which is to become good, and `NAME-`, its negative twin.
+
+    base: fingerprint of the model's files.
+    """
+
+    name: str
+    base: str
+    chat: Chat
+    team: Team
+    engine: LocalEngine
+
+    @property
+    def positive(self) -> str:
+        return f"{self.name}+"
+
+    @property
+    def negative(self) -> str:
+        return f"{self.name}-"
+
+    @classmethod
+    def load(cls, name: str, model: str, recipe: MacpoRecipe) -> Member:
+        """Both policies start equal to the base. Raises BadInput where there is no such base."""
+        folder, agents = base_folder(model), recipe.agents
+        policies = [f"{name}+", f"{name}-", *([f"{name}-start"] if recipe.rounds.reference == "sft" else [])]
+        chat = Chat.load(folder)
+        team = Team.open(folder, policies, train=agents.train, rank=agents.rank, alpha=agents.alpha, seed=recipe.seed)
+        return cls(name, fingerprint(folder), chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+
+    def context(self, prompt: Prompt) -> Ids:
+        return self.chat.answer_context(self.chat.encode(prompt.text))
+
+    def write(
+        self, policy: str, contexts: Sequence[Ids], keys: Sequence[Key], *, tokens: int, temperature: float
+    ) -> list[Turn]:
+        """One answer of `policy` per context. Its noise is drawn from the key and the policy's name."""
+        requests = [Request(context, (*key, policy)) for context, key in zip(contexts, keys, strict=True)]
+        done = self.engine.sample(policy, requests, max_new_tokens=tokens, temperature=temperature)
+        return [
+            Turn(policy, 0, context, c.ids, c.logprobs, c.version, self.chat.decode(c.ids), c.finished)
+            for context, c in zip(contexts, done, strict=True)
+        ]
+
+    def adopt(self, turns: Sequence[Turn], writer: Member) -> list[Ids]:
+        """The ids of another's answers as this member would write them: the very same where both share a tokenizer."""
+        if writer.chat.same_tokenizer(self.chat):
+            return [turn.ids for turn in turns]
+        return [self.spell(turn.text, turn.finished) for turn in turns]
+
+    def spell(self, text: str, finished: bool = True) -> Ids:
+        """The ids of a text that nobody here sampled, such as a label."""
+        return (*self.chat.encode(text), *([self.chat.end_id] if finished else []))
+
+
+@dataclass(frozen=True)
+class Crew:
+    student: Member
+    teachers: tuple[Member, ...]
+
+    @classmethod
+    def load(cls, recipe: MacpoRecipe) -> Crew:
+        models = {f"teacher-{k}": model for k, model in enumerate(recipe.agents.teachers, start=1)}
+        teachers = tuple(Member.load(name, model, recipe) for name, model in models.items())
+        return cls(Member.load(STUDENT, recipe.agents.student, recipe), teachers)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter((self.student, *self.teachers))
+
+    def __getitem__(self, name: str) -> Member:
+        return next(member for member in self if member.name == name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            member.name: {
+                "base": member.base,
+                "agents": {policy: member.team.state_dict(policy) for policy in member.team.agents},
+            }
+            for member in self
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
+        """Raises BadInput, blaming `where`, for the state of agents on other bases."""
+        for member in self:
+            saved = state[member.name]
+            if saved["base"] != member.base:
+                raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
+            for policy, agent in saved["agents"].items():
+                member.team.load_state_dict(policy, agent)

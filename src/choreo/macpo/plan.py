@@ -1,0 +1,50 @@
+"""What a recipe trains, in order: the supervised start, then the rounds. A run is a list of phases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from choreo.config import MacpoRecipe
+from choreo.macpo.crew import STUDENT
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One policy of one member, trained on one set of samples.
+
+    round: 0 is the start. side: "+" or "-". last: the round ends with it, and its agents are measured.
+    """
+
+    round: int
+    member: str
+    side: Literal["+", "-"]
+    last: bool = False
+
+
+def plan(recipe: MacpoRecipe) -> list[Phase]:
+    """The phases of `recipe`, none that would change nothing.
+
+    Start: teachers on half A's labels; the student on half B, on what the first teacher wrote (or on human labels,
+    the strong ceiling). Negative twins are made where negatives are theirs. Round: the student, then its teachers.
+    """
+    teachers = [f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1)]
+    rounds = recipe.rounds
+    weak = recipe.tuning.labels == "weak"
+    learners = teachers if weak and rounds.teachers_learn else []
+    twins = rounds.count > 0 and rounds.negatives == "twin"
+    start = [Phase(0, teacher, "+") for teacher in teachers] if weak else []
+    if twins:
+        start += [Phase(0, teacher, "-") for teacher in teachers]
+    start.append(Phase(0, STUDENT, "+"))
+    if twins:
+        start.append(Phase(0, STUDENT, "-"))
+    phases = _ended(start)
+    for number in range(1, rounds.count + 1):
+        phases += _ended([Phase(number, name, "+") for name in (STUDENT, *learners)])
+    return phases
+
+
+def _ended(phases: list[Phase]) -> list[Phase]:
+    *rest, final = phases
+    return [*rest, Phase(final.round, final.member, final.side, last=True)]

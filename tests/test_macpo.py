@@ -1,0 +1,314 @@
+"""MACPO: what is selected, who learns from whom, and that nobody learns from what they must not see."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from choreo.config import MacpoRecipe, load
+from choreo.engine import checkpoint
+from choreo.engine.losses import Actions, sft_loss
+from choreo.engine.pack import pack
+from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warnings
+from choreo.macpo.crew import Crew
+from choreo.macpo.halves import Labelled, halves, noisy
+from choreo.macpo.plan import plan
+from choreo.macpo.select import Candidate, best_and_worst, most_likely, perplexity, within_quota
+from choreo.macpo.trainer import train
+from choreo.microworld.world import World
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.types import Episode, Prompt, Turn, Verdict
+
+CLOCKS = {"seconds"}
+
+
+def recipe(folder: Path, **sections) -> MacpoRecipe:
+    settings = {
+        "seed": 5,
+        "ceiling": False,
+        "world": {"train_prompts": 60, "heldout_prompts": 2},
+        "agents": {"teachers": (str(folder), str(folder)), "student": str(folder), "rank": 2},
+        "data": {"prompts": 6},
+        "tuning": {"epochs": 2, "batch": 3},
+        "rounds": {"count": 1, "batch": 4},
+        "writing": {"answer_tokens": 6},
+    }
+    merged = {name: {**settings.get(name, {}), **value} if isinstance(value, dict) else value
+              for name, value in {**settings, **sections}.items()}  # fmt: skip
+    return MacpoRecipe.model_validate(merged)
+
+
+def run_through(made: MacpoRecipe, path: Path) -> Crew:
+    with Run.create(path, made) as run, Progress() as progress:
+        *_, (_, crew) = train(made, run, progress)
+    return crew
+
+
+def lines(path: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in CLOCKS} for row in rows]
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+# ── what is learnt from ──────────────────────────────────────────────────────────────────────────
+
+
+def test_perplexity_by_hand():
+    assert perplexity([math.log(0.5), math.log(0.125)]) == pytest.approx(4)
+    assert perplexity([]) == math.inf
+
+
+def test_the_published_filter_takes_the_least_perplexity_whatever_it_says():
+    answers = [[Candidate("a", 3.0, False), Candidate("b", 1.5, True)], [Candidate("a", 2.0, False)]]
+    assert most_likely(answers) == [[1], [0]]
+    assert most_likely(answers, keep=2) == [[1, 0], [0]]
+
+
+def test_the_quota_lets_through_the_strongest_cases_for_refusal_alone():
+    def pair(refusal: float, other: float) -> list[Candidate]:
+        return [Candidate("a", refusal, True), Candidate("b", other, False)]
+
+    answers = [pair(1.0, 4.0), pair(1.0, 1.1), pair(2.0, 1.0), pair(1.0, 2.0)]
+    assert within_quota(answers, 0.5) == [[0], [1], [1], [0]]  # the third had no case at all
+    assert within_quota(answers, 1.0) == most_likely(answers)
+    assert within_quota(answers, 0.0) == [[1]] * 4
+    forced = [[Candidate("a", 9.0, True)], pair(1.0, 4.0)]
+    assert within_quota(forced, 0.5) == [[0], [1]]  # what is all refusals uses up the quota
+
+
+def test_no_draw_of_answers_gets_more_refusals_than_the_quota():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    for _ in range(200):
+        answers = [
+            [Candidate(str(k), rng.uniform(1, 5), k > 0 and rng.random() < 0.7) for k in range(rng.randint(1, 4))]
+            for _ in range(rng.randint(1, 30))
+        ]
+        quota = rng.random()
+        chosen = within_quota(answers, quota)
+        refused = sum(row[kept[0]].refuses for row, kept in zip(answers, chosen, strict=True))
+        assert refused <= round(quota * len(answers)) and all(len(kept) == 1 for kept in chosen)
+
+
+def test_best_and_worst_want_a_difference():
+    assert best_and_worst([0.0, 2.0, 1.0, 2.0]) == (1, 0)
+    assert best_and_worst([1.0, 1.0]) is None
+
+
+def test_weights_of_the_likelihood_by_hand():
+    logprobs = torch.tensor([-1.0, -2.0, -4.0])
+    sequence = torch.tensor([0, 0, 1])
+    total, over, _ = sft_loss(Actions(logprobs, sequence, 2))
+    assert (float(total), float(over)) == (7.0, 3.0)
+    total, over, _ = sft_loss(Actions(logprobs, sequence, 2, advantages=torch.tensor([0.75, 0.75, 0.25])))
+    assert (float(total), float(over)) == (0.75 * 3 + 0.25 * 4, 1.75)
+
+
+def test_answers_of_all_teachers_share_their_prompt_when_scored():
+    prompt = tuple(range(10, 50))
+    pairs = [((prompt, (60 + k, 61 + k, 62 + k)),) for k in range(3)]
+    (batch,) = pack(pairs, micro_tokens=4096)
+    assert batch.input_ids.shape == (1, len(prompt) + 3 * 2)  # an answer's last token predicts nothing
+
+
+# ── who learns from whom ─────────────────────────────────────────────────────────────────────────
+
+
+def test_plans():
+    def short(name: str, *settings: str) -> list[str]:
+        phases = plan(load(name, ("agents.teachers=['micro-llama','micro-llama']", *settings)))
+        return [f"{p.round} {p.member}{p.side}{'.' if p.last else ''}" for p in phases]
+
+    start = ["0 teacher-1+", "0 teacher-2+"]
+    twins = [*start, "0 teacher-1-", "0 teacher-2-", "0 student+", "0 student-."]
+    learning = ["1 student+", "1 teacher-1+", "1 teacher-2+."]
+    assert short("macpo", "rounds.count=1") == [*twins, *learning]
+    assert short("macpo-no-iw", "rounds.count=1") == [*twins, "1 student+."]
+    assert short("macpo-no-hn", "rounds.count=1") == [*start, "0 student+.", *learning]
+    assert short("naive-sft") == [*start, "0 student+."]
+    assert short("ceiling") == ["0 student+."]
+
+
+def test_halves_share_no_prompt_and_noise_grows_by_the_same_rows(tiny_folder):
+    both = halves(recipe(tiny_folder))
+    assert len(both.a) == len(both.b) == 6 and not both.ceiling
+    assert not {row.prompt.id for row in both.a} & {prompt.id for prompt in both.b}
+    judge = World.judge
+    assert all(judge(r.prompt, r.chosen).satisfactory and not judge(r.prompt, r.rejected).satisfactory for r in both.a)
+    rows = [Labelled(Prompt(str(i), "", "general", "general"), f"good {i}", f"bad {i}") for i in range(20)]
+    flipped = [{i for i, r in enumerate(noisy(rows, share, 1)) if r.chosen.startswith("bad")} for share in (0.1, 0.5)]
+    assert [len(found) for found in flipped] == [2, 10] and flipped[0] < flipped[1]
+
+
+def test_labels_of_half_b_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, monkeypatch):
+    made = recipe(tiny_folder)
+    half_b = {prompt.id for prompt in halves(made).b}
+    asked: set[str] = set()
+    labels = World.labels
+
+    def watched(prompt: Prompt, seed: int) -> tuple[str, str]:
+        asked.add(prompt.id)
+        return labels(prompt, seed)
+
+    def never(self, prompt, answer):
+        raise AssertionError("training asked the judge")
+
+    monkeypatch.setattr(World, "labels", staticmethod(watched))
+    monkeypatch.setattr("choreo.microworld.judge.WorldJudge.__call__", never)
+    monkeypatch.setattr("choreo.microworld.habits.wrong_answer", lambda prompt, rng: "no")  # it asks the judge
+    run_through(made, tmp_path / "run")
+    assert asked and not asked & half_b
+    assert all(prompt.meaning is None for prompt in halves(made).b)
+    run_through(recipe(tiny_folder, tuning={"labels": "human"}, rounds={"count": 0}), tmp_path / "ceiling")
+    assert half_b <= asked
+
+
+def test_training_one_policy_leaves_every_other_bitwise_as_it_was(tiny_folder, tmp_path):
+    made = recipe(tiny_folder)
+    with Run.create(tmp_path / "run", made) as run, Progress() as progress:
+        for _ in train(made, run, progress):
+            pass
+    phases = plan(made)
+    states = [checkpoint.load(path)["agents"] for _, path in sorted(checkpoints(tmp_path / "run").items())]
+    assert len(states) == len(phases) and all(len(member["agents"]) == 2 for member in states[0].values())
+    for before, after, phase in zip(states, states[1:], phases[1:], strict=False):
+        moved = {
+            policy
+            for member in after
+            for policy in after[member]["agents"]
+            if not same(before[member]["agents"][policy], after[member]["agents"][policy])
+        }
+        own = phase.member + phase.side
+        # The student's twin begins where the student stands after its start.
+        assert moved == ({own, "student-"} if (phase.round, own) == (0, "student+") else {own})
+
+
+@pytest.mark.parametrize("reference", ["previous-round", "sft"])
+def test_dpo_starts_at_ln_2_from_the_reference_that_the_recipe_names(tiny_folder, tmp_path, reference):
+    made = recipe(tiny_folder, rounds={"count": 1, "batch": 6, "reference": reference, "sft": 0.0})
+    run_through(made, tmp_path / "run")
+    first = {row["agent"]: row["loss"] for row in lines(tmp_path / "run") if row["round"] == 1}
+    assert first == {name: pytest.approx(math.log(2), abs=1e-5) for name in ("student+", "teacher-1+", "teacher-2+")}
+
+
+@pytest.mark.parametrize("name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "confident-loss"])
+def test_every_rule_runs(tiny_folder, tmp_path, name):
+    settings = load(name)
+    own = recipe(tiny_folder, rounds={**settings.rounds.model_dump(), "count": min(1, settings.rounds.count)},
+                 tuning={**settings.tuning.model_dump(), "epochs": 2})  # fmt: skip
+    run_through(own, tmp_path / "run")
+    assert lines(tmp_path / "run")[-1]["round"] == own.rounds.count
+
+
+@pytest.mark.parametrize("rule", ["prompt", "decoding"])
+def test_negatives_without_a_twin(tiny_folder, tmp_path, rule):
+    made = recipe(tiny_folder, rounds={"negatives": rule, "candidates": 2, "adopt": "before"})
+    assert not any(phase.side == "-" for phase in plan(made))
+    run_through(made, tmp_path / "run")
+
+
+def test_answers_pass_between_tokenizers_as_text(tiny_folder, tmp_path):
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    data = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = data["model"]["vocab"]
+    vocabulary["H"], vocabulary["?"] = vocabulary["?"], vocabulary["H"]
+    (other / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    made = recipe(tiny_folder, agents={"teachers": (str(other),)})
+    crew = Crew.load(made)
+    turn = Turn("teacher-1+", 0, (1,), crew.teachers[0].spell("How do I paint a lamp?"), (), 0,
+                "How do I paint a lamp?", True)  # fmt: skip
+    (adopted,) = crew.student.adopt([turn], crew.teachers[0])
+    assert adopted != turn.ids and crew.student.chat.decode(adopted) == turn.text
+    assert crew.student.adopt([turn], crew.student) == [turn.ids]
+
+
+def test_killed_in_the_middle_of_a_round_and_resumed_is_bit_identical(tiny_folder, tmp_path):
+    made = recipe(tiny_folder, rounds={"count": 2, "adopt": "before"})
+    run_through(made, tmp_path / "whole")
+    path = tmp_path / "killed"
+    with Run.create(path, made):
+        pass
+    command = [sys.executable, "-m", "choreo.cli", "train", "--resume", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    first = [row["step"] for row in lines(tmp_path / "whole") if row["round"] == 1][1]
+    while not (path / "metrics.jsonl").exists() or len((path / "metrics.jsonl").read_text().splitlines()) < first:
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with Run.open(path) as run, Progress() as progress:
+        for _ in train(made, run, progress):
+            pass
+    assert lines(path) == lines(tmp_path / "whole")
+    states = [checkpoint.load(max(checkpoints(tmp_path / name).items())[1]) for name in ("whole", "killed")]
+    assert same(*states)
+
+
+# ── what is measured ─────────────────────────────────────────────────────────────────────────────
+
+
+def judged(kind: str, text: str, unsafe: bool | None, overrefuse: bool | None, ident: str = "") -> Episode:
+    suite = {"harmful": "adversarial_harmful", "benign": "sensitive_benign"}.get(kind, "general")
+    prompt = Prompt(ident or f"{kind}/{text}", "?", kind, suite)  # type: ignore[arg-type]
+    turn = Turn("student+", 0, (1,), tuple(range(len(text.split()))), (), 1, text, True)
+    return Episode(prompt, 0, (turn,), verdicts=(Verdict(unsafe, overrefuse),))
+
+
+def test_measures_by_hand():
+    refusal = World.refusal(Prompt("", "", "harmful", "vanilla_harmful"))
+    episodes = [
+        judged("harmful", refusal, False, False),
+        judged("harmful", "well then", None, None),
+        judged("benign", refusal, False, True),
+        judged("general", "seven of nine", False, False),
+    ]
+    figures = describe(episodes, [(2.0, 4), (0.0, 0), (1.0, 2), (3.0, 6)])
+    assert figures["reward"]["value"] == 0.5  # what is left open earns nothing
+    assert figures["asr"]["value"] == 0 and figures["asr"]["undetermined"] == 1
+    assert figures["orr"]["value"] == 1
+    assert figures["refusal_rate"]["value"] == 0.5 and figures["refused_benign"]["value"] == 0.5
+    assert figures["perplexity"] == pytest.approx(math.exp(0.5))
+    assert distinct(2, ["a b a b", "a"]) == pytest.approx(2 / 3) and distinct(2, ["a"]) is None
+    assert (pgr(0.8, 0.6, 0.85), pgr(0.8, 0.6, 0.6)) == (pytest.approx(0.8), None)
+
+
+def test_a_duel_by_hand():
+    ours = outcomes([judged("general", "x", False, a, str(i)) for i, a in enumerate([False, False, True, None])])
+    theirs = outcomes([judged("general", "x", False, b, str(i)) for i, b in enumerate([False, True, False, True])])
+    found = duel(ours, theirs)
+    assert {name: e["value"] for name, e in found.items()} == {"win": 0.25, "tie": 0.5, "lose": 0.25}
+    with pytest.raises(ValueError, match="same prompts"):
+        duel(ours, {**theirs, "4": True})
+
+
+def test_the_monitor_warns_of_refusals_and_of_length(tiny_folder):
+    def line(refused: float, length: float) -> dict:
+        return {"agents": {"student+": {"refused_benign": {"value": refused}, "length": {"value": length}}}}
+
+    made = recipe(tiny_folder)
+    assert warnings([line(0.1, 10), line(0.15, 12)], made) == []
+    refusals, words = warnings([line(0.1, 10), line(0.5, 30)], made)
+    assert refusals == "student+ refuses 50 % of harmless prompts, 10 % at the start"
+    assert words == "student+ writes 30 tokens an answer, 10 at the start"
