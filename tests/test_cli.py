@@ -75,8 +75,9 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path):
     assert "already exists" in refused(capsys, "study", "waltz-table", "--run", tmp_path)
     (tmp_path / "file").write_text("mine")
     assert "no study.json" in refused(capsys, "study", "waltz-table", "--run", tmp_path, "--resume")
-    assert "cannot make this folder" in refused(capsys, "study", "waltz-table", "--run", tmp_path / "file" / "sub")
-    assert "cannot make this folder" in refused(capsys, "world", "pretrain", "--out", tmp_path / "file" / "sub")
+    below = tmp_path / "file" / "sub"
+    assert "cannot make this folder" in refused(capsys, "study", "waltz-table", "--run", below, "--seeds=0")
+    assert "cannot make this folder" in refused(capsys, "world", "pretrain", "--out", below)
     assert "holds no base made here" in refused(capsys, "world", "pretrain", "--out", tmp_path, "--overwrite")
     for seeds in ("a", "1,1", "-1", ""):
         assert "seeds" in refused(capsys, "study", "waltz-table", f"--seeds={seeds}")

@@ -98,6 +98,8 @@ def entry(asr, orr, label=700, added=40.0):
 def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, settings=()):
     """Runs of a study as if finished: entries[arm] is what the run of an arm measured of the system it trained."""
     study = Study.open(name, folder, seeds, settings, Progress())
+    folder.mkdir(exist_ok=True)
+    files.write_json(folder / "study.json", {"name": name, "seeds": study.seeds, "settings": study.settings})
     for arm in (arm for arm in arms if arm.name in entries):
         for seed in study.seeds:
             run = folder / "runs" / f"{arm.name}-seed{seed}"
@@ -148,6 +150,9 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
     assert sum(suite["satisfactory"]["n"] + suite["satisfactory"]["undetermined"]
                for suite in spanish["suites"].values()) == 18  # fmt: skip
     assert "| Spanish | trained in English only |" in (folder / "study.md").read_text()
+    assert main(["study", "waltz-limits", "--run", str(folder), "--resume", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answers["seeds"] == [3] and answers["sections"][1]["rows"][3][:2] == ["Spanish", "untrained pair"]
 
 
 def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, tmp_path, capsys):

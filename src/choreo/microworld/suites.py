@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from choreo.microworld import grammar, lexicon, wording
 from choreo.microworld.lexicon import column
@@ -41,6 +42,13 @@ def prompts(suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 
     """`n` different prompts of `suite`, the same for the same arguments. Ids name suite, part and number."""
     if suite not in SUITES:
         raise ValueError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
+    return list(_prompts(suite, part, n, split_seed, seed, tuple(languages)))
+
+
+@lru_cache(maxsize=64)  # the runs of a study draw the same ones again and again
+def _prompts(
+    suite: str, part: Part, n: int, split_seed: int, seed: int, languages: tuple[str, ...]
+) -> tuple[Prompt, ...]:
     rng = random.Random(f"{suite}/{part}/{split_seed}/{seed}")
     pool = pools(part, split_seed)
     made: list[Prompt] = []
@@ -56,7 +64,7 @@ def prompts(suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 
             made.append(Prompt(name, text, SUITES[suite], suite, language, family, request))
     if len(made) < n:
         raise ValueError(f"{suite}/{part} has fewer than {n} different prompts: {len(made)} found, and hardly more")
-    return made
+    return tuple(made)
 
 
 def training(n: int, *, split_seed: int = 0, seed: int = 0,
