@@ -1,0 +1,26 @@
+"""The command line.
+
+Exit codes: 0 done, 1 failed, 2 bad input (one line on the error stream), 130 interrupted (state saved).
+Results go to standard output, progress to the error stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from choreo.cli.commands import say
+from choreo.cli.parser import parser
+from choreo.errors import BadInput, Interrupted
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. An error that is nobody's input keeps its traceback (code 1)."""
+    try:
+        args = parser().parse_args(argv)
+        return args.command(args) or 0
+    except BadInput as error:
+        say("choreo: " + str(error).replace("\n", "\\n"))  # one line, whatever the user typed
+        return 2
+    except (Interrupted, KeyboardInterrupt) as stop:
+        say(f"choreo: interrupted{f'; {stop}' if str(stop) else ''}")
+        return 130

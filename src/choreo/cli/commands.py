@@ -1,0 +1,222 @@
+"""What each command does, and how its result is printed. Nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput, Interrupted
+
+
+def train(args: argparse.Namespace) -> int:
+    from choreo import config
+    from choreo.runs.folder import Run, is_finished, read_info
+    from choreo.runs.progress import Progress
+
+    if (args.recipe is None) == (args.resume is None):
+        raise BadInput("train: give a recipe, or --resume RUN (choreo train --help)")
+    if args.resume:
+        if args.set or args.run or args.overwrite:
+            raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
+        if is_finished(args.resume):
+            read_info(args.resume)
+            say(f"{args.resume} is finished; nothing to do")
+            if not (args.resume / "report.html").is_file():  # killed just before it was written
+                from choreo.evaluate.report import write_report
+
+                write_report(args.resume)
+            return _result(json.loads((args.resume / "summary.json").read_text(encoding="utf-8")), args.json)
+        run = Run.open(args.resume)
+    else:
+        recipe = config.load(args.recipe, args.set)
+        from choreo.evaluate.run import check
+
+        _quiet()
+        check(recipe)  # before anything is made, or removed by --overwrite
+        run = Run.create(args.run or _new_folder(recipe.name), recipe, args.overwrite)
+    with run, Progress() as progress:
+        try:
+            from choreo.evaluate.report import write_report
+            from choreo.evaluate.run import run_recipe
+
+            _quiet()
+            summary = run_recipe(run, progress)
+            run.finish(summary)
+            report = write_report(run.path)
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted(f"go on with: choreo train --resume {run.path}") from None
+    say(f"run: {run.path}\nreport: {report}")
+    return _result(summary, args.json)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from choreo.runs.folder import read_info
+
+    read_info(args.run)
+    from choreo.evaluate.run import evaluate_run
+    from choreo.runs.progress import Progress
+
+    _quiet()
+    with Progress() as progress:
+        result = evaluate_run(args.run, args.suite, progress)
+    return _result(result, args.json)
+
+
+def report(args: argparse.Namespace) -> int:
+    from choreo.runs.folder import read_info
+
+    read_info(args.run)
+    from choreo.evaluate.report import write_report
+
+    try:
+        print(write_report(args.run))
+    except ValueError as error:  # a file of the run that is not JSON, named by the message
+        raise BadInput(str(error)) from None
+    return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    from choreo.runs.progress import Progress
+
+    folder = args.run or Path("runs") / args.name
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; a study needs a folder")
+    if not args.resume and folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: already exists; name another with --run, or go on with --resume")
+    _quiet()
+    module = importlib.import_module(f"choreo.studies.{args.name.replace('-', '_')}")
+    with Progress() as progress:
+        try:
+            verdicts = module.run(folder, args.seeds, progress, args.set)
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
+    print(json.dumps(json.loads((folder / "answers.json").read_text(encoding="utf-8"))) if args.json else verdicts)
+    return 0
+
+
+def sample(args: argparse.Namespace) -> int:
+    from choreo.microworld.suites import SUITES as SUITES_OF_WORLD
+
+    if args.suite is not None and args.suite not in SUITES_OF_WORLD:
+        raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(SUITES_OF_WORLD)}")
+    from choreo.microworld.show import sample
+
+    try:
+        print(sample(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
+    except ValueError as error:  # more prompts than there are
+        raise BadInput(f"world sample: {error}") from None
+    return 0
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    from choreo.microworld.pretrain import REPORT_EVERY, SIZES, STATE, pretrain
+    from choreo.runs.progress import Progress
+
+    given = {name: value for name in ("size", "steps", "seed") if (value := getattr(args, name)) is not None}
+    if args.resume and (given or args.overwrite):
+        raise BadInput("world pretrain: --resume goes on exactly as before; no other option but --out goes with it")
+    if given.get("size", "micro-llama") not in SIZES:
+        raise BadInput(f"world pretrain: no size {args.size!r}; there are {', '.join(SIZES)}")
+    if args.out.exists() and not (args.overwrite or args.resume):
+        raise BadInput(f"{args.out}: already exists; name another with --out, or give --resume or --overwrite")
+    if args.out.is_file():
+        raise BadInput(f"{args.out}: is a file; --out names a folder")
+    ours = any((args.out / name).is_file() for name in ("made.json", STATE))
+    if args.overwrite and args.out.is_dir() and any(args.out.iterdir()) and not ours:
+        raise BadInput(f"{args.out}: holds no base made here, so --overwrite will not write over it")
+    with Progress() as progress:
+
+        def report(figures: Mapping[str, float]) -> None:
+            if figures["step"] - figures["first"] <= REPORT_EVERY:
+                progress.start("pretraining", int(figures["steps"]), int(figures["first"]))
+            progress.advance(
+                int(figures["step"]), {"loss": figures["loss"], "tokens/s": figures["tokens_per_second"]}
+            )
+            if progress.interrupted:
+                raise Interrupted(f"go on with: choreo world pretrain --out {args.out} --resume")
+
+        pretrain(args.out, **given, resume=args.resume, report=report)
+    return 0
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    from choreo.evaluate.calibrate import calibrate
+
+    _quiet()
+    return _result(calibrate(args.base, args.split_seed), args.json)
+
+
+def check_data(args: argparse.Namespace) -> int:
+    from choreo.data.preferences import load
+
+    loaded = load(args.file, args.format)
+    figures = {
+        "format": loaded.format, "read": loaded.read, "used": len(loaded.pairs), "left_out": dict(loaded.left_out),
+        "with_rejected": sum(pair.rejected is not None for pair in loaded.pairs),
+    }  # fmt: skip
+    told = [f"{name.replace('_', ' ')}: {value}" for name, value in figures.items() if name != "left_out"]
+    told += [f"left out, {reason}: {count}" for reason, count in loaded.left_out.most_common()]
+    print(json.dumps(figures) if args.json else "\n".join(told))
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    import importlib.util
+    import subprocess
+
+    script = Path(__file__).resolve().parents[3] / "benchmarks" / "run.py"
+    if not script.is_file():
+        raise BadInput("bench: the benchmarks come with the source; run this from a checkout")
+    if importlib.util.find_spec("trl") is None:
+        raise BadInput("bench: TRL, which choreo is measured against, is not installed; `make bench` installs it")
+    return subprocess.run([sys.executable, str(script), *(["--json"] if args.json else [])], check=False).returncode
+
+
+def _quiet() -> None:
+    """transformers shows a bar for every model it loads, in the middle of ours."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+# ---- output -------------------------------------------------------------------------------------
+
+
+def _result(result: Mapping[str, Any], as_json: bool) -> int:
+    if as_json:
+        from choreo.runs.files import finite
+
+        print(json.dumps(finite(result), allow_nan=False))
+    else:
+        print(_table(result.get("systems", {})))
+    return 0
+
+
+def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
+    """The systems of a summary as plain columns, rates with their intervals."""
+    from choreo.evaluate.page import percent
+
+    rows: list[tuple[str, ...]] = [("system", "ASR", "ORR", "F1", "FTR general", "label accuracy", "general ability")]
+    for name, system in systems.items():
+        ftr = system.get("ftr", {}).get("general")
+        rates = [system.get("asr"), system.get("orr"), system.get("f1"), ftr]
+        rates += [system.get("label_accuracy"), system.get("general")]
+        rows.append((name, *map(percent, rates)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _new_folder(name: str) -> Path:
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    return Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"

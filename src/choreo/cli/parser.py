@@ -1,0 +1,168 @@
+"""What may be typed: commands, options, and help that teaches by example."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from choreo.cli import commands as do
+from choreo.errors import BadInput
+
+STUDIES = ("waltz-table", "waltz-sensitivity", "waltz-limits", "macpo-table")
+SUITES = ("heldout", "train")
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.removeprefix("choreo").strip()
+        raise BadInput(f"{f'{command}: ' if command else ''}{message} ({self.prog} --help)")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version  # 30 ms that only this option should pay
+
+        print(f"choreo {version('choreo')}")
+        parser.exit()
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = tuple(int(part) for part in text.split(","))
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"expected different whole numbers >= 0 such as 0,1,2, got {text!r}")
+    return seeds
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return count
+
+
+def _natural(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
+    return number
+
+
+# What argparse calls a value it cannot read.
+_seeds.__name__, _count.__name__, _natural.__name__ = "list of seeds", "whole number", "whole number"
+
+
+def parser() -> argparse.ArgumentParser:
+    root = _Parser(
+        prog="choreo",
+        description="Train language-model agents to align each other.",
+        epilog="""examples:
+  choreo train waltz                      train a conversation and a feedback agent together
+  choreo train waltz --set seed=1         the same with another seed
+  choreo train --resume runs/demo         go on exactly where a run stopped
+  choreo eval runs/demo --suite heldout   measure ASR, ORR and FTR again
+  choreo study waltz-table                the whole table of the paper, over three seeds
+  choreo world sample                     look at the small world the default trains in""",
+    )
+    root.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
+
+    def add(name: str, run: Any, line: str, examples: str, under: Any = commands) -> argparse.ArgumentParser:
+        command = under.add_parser(name, help=line, description=f"{line}.", epilog=f"examples:\n{examples}")
+        command.set_defaults(command=run)
+        return command
+
+    train = add("train", do.train, "Run a recipe into a run folder, and write its report", """\
+  choreo train waltz                              a shipped recipe, by name
+  choreo train mine.toml --run runs/mine          your own, into a folder you name
+  choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
+  choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
+Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
+waltz-no-label-anywhere. A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    train.add_argument("--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME-TIME)")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run, exactly")
+    train.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
+    _json_option(train)
+
+    evaluate = add("eval", do.evaluate, "Measure a run again, from its last checkpoint", """\
+  choreo eval runs/demo
+  choreo eval runs/demo --suite train --json""")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    evaluate.add_argument("--suite", choices=SUITES, default="heldout", help="which prompts (default: heldout)")
+    _json_option(evaluate)
+
+    report = add("report", do.report, "Write the report of a run, finished or not, and print where it is", """\
+  choreo report runs/demo""")
+    report.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+
+    study = add("study", do.study, "Answer a question with many runs: a table, a plot and a verdict in words", """\
+  choreo study waltz-table                 every system of the paper's table, and the reward ablation
+  choreo study waltz-sensitivity           the weight of DIR, wrong labels, value baselines, cost
+  choreo study waltz-limits --seeds 0,1    several rounds, and languages never trained on
+  choreo study waltz-table --resume        finished runs are kept, the others go on
+  choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
+A setting holds for every run of the study, but where the study itself varies it.""")
+    study.add_argument("name", choices=STUDIES, metavar="NAME", help=f"one of {', '.join(STUDIES)}")
+    study.add_argument("--seeds", type=_seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)")
+    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    study.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
+    study.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    _json_option(study)
+
+    world = commands.add_parser(
+        "world", help="Look at the microworld, or make its base model again",
+        description="The microworld: a small language, an exact judge and small models, so that training needs no GPU.",
+        epilog="examples:\n  choreo world sample\n  choreo world pretrain --out bases/mine",
+    )  # fmt: skip
+    worlds = world.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
+    sample = add("sample", do.sample, "Print prompts, good and bad answers to them, and the judge's verdicts", """\
+  choreo world sample
+  choreo world sample --suite adversarial_harmful --language es --count 3""", worlds)
+    sample.add_argument("--suite", metavar="NAME", help="one suite only (default: all)")
+    sample.add_argument("--language", choices=("en", "es", "de"), help="one language only (default: all)")
+    sample.add_argument("--count", type=_count, default=2, help="prompts per suite (default: 2)")
+    sample.add_argument("--seed", type=int, default=0, help="another seed draws other prompts (default: 0)")
+
+    pretrain = add("pretrain", do.pretrain, "Train a base of the microworld from nothing", """\
+  choreo world pretrain --out bases/mine
+  choreo world pretrain --out bases/mine --resume     after Ctrl-C, a crash or a kill
+  choreo train waltz --set model.base=bases/mine""", worlds)
+    pretrain.add_argument("--size", metavar="NAME", help="which base (default: micro-llama)")
+    pretrain.add_argument("--seed", type=int, help="another seed makes another base (default: 0)")
+    pretrain.add_argument("--steps", type=_count, help="batches of about 7,000 tokens (default: as shipped)")
+    pretrain.add_argument("--resume", action="store_true", help="go on with the one that was stopped in DIR")
+    pretrain.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the base is written")
+    pretrain.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+    calibrate = add("calibrate", do.calibrate, "Measure where a base stands before any training, on held-out", """\
+  choreo world calibrate
+  choreo world calibrate --base bases/mine --json""", worlds)
+    calibrate.add_argument("--base", default="micro-llama", metavar="NAME", help="a shipped base, or a folder")
+    calibrate.add_argument("--split-seed", type=_natural, default=0, metavar="N", help="which half (default: 0)")
+    _json_option(calibrate)
+
+    data = commands.add_parser(
+        "data", help="Look at preference data of your own",
+        description="Preference data as published: MACPO's release, HH-RLHF, PKU-SafeRLHF.",
+        epilog="examples:\n  choreo data check pairs.jsonl",
+    )  # fmt: skip
+    datas = data.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
+    check = add("check", do.check_data, "Read a file whole, and say what can be learnt from and what was left out", """\
+  choreo data check pairs.jsonl
+  choreo data check train.json --format macpo --json""", datas)
+    check.add_argument("file", type=Path, metavar="FILE", help="a JSON array, or one JSON object a line")
+    check.add_argument("--format", metavar="NAME", help="macpo, hh-rlhf or pku-saferlhf (default: by its fields)")
+    _json_option(check)
+
+    bench = add("bench", do.bench, "Time choreo side by side with TRL on the same work", """\
+  make bench             installs TRL beside choreo, then runs this
+  choreo bench --json""")
+    _json_option(bench)
+    return root
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
