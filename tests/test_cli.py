@@ -139,7 +139,7 @@ def test_every_help_teaches_by_example(capsys, command):
 def test_what_cannot_end_is_refused_before_anything_is_made_or_removed(capsys, tmp_path):
     run = tmp_path / "run"
     for setting, said in (
-        ("model.base=nowhere", "model.base: 'nowhere' is neither a shipped base"),
+        ("model.base=nowhere", "base 'nowhere': neither a shipped one"),
         ("world.heldout_prompts=6000", "has fewer than 6000 different prompts"),
         ("world.train_prompts=3", "a step wants"),
         ("world.languages=[]", "world.languages: expected a list"),

@@ -180,7 +180,7 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
     assert "was made with lr = " in changed and "now lr = 0.5" in changed
     assert "holds the study waltz-table" in study("waltz-limits", "--run", folder, "--resume")
     assert "differs between the runs" in study("waltz-table", "--run", tmp_path / "x", "--set", "seed=1")
-    assert "neither a shipped base" in study("waltz-table", "--run", tmp_path / "x", "--set", "model.base=none")
+    assert "neither a shipped one" in study("waltz-table", "--run", tmp_path / "x", "--set", "model.base=none")
     assert not (tmp_path / "x").exists()
     tokenizer = bases / "micro-llama" / "tokenizer.json"
     text = tokenizer.read_text()

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from choreo.cli import commands as do
 from choreo.errors import BadInput
 
-STUDIES = ("waltz-table", "waltz-sensitivity", "waltz-limits", "macpo-table")
+STUDIES = ("waltz-table", "waltz-sensitivity", "waltz-limits")
 SUITES = ("heldout", "train")
 
 

@@ -82,7 +82,7 @@ def base_folder(name: str) -> Path:
         if (folder / "config.json").is_file():
             return folder
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
-    raise BadInput(f"model.base: {name!r} is neither a shipped base ({shipped}) nor a folder with a config.json")
+    raise BadInput(f"base {name!r}: neither a shipped one ({shipped}) nor a folder with a config.json")
 
 
 def fingerprint(base: Path) -> str:
