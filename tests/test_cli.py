@@ -128,7 +128,10 @@ def test_without_a_name_the_run_folder_is_new_and_under_runs(tmp_path, trainer, 
     assert run.name.startswith("my-odd-name-2") and (run / "summary.json").is_file()
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "report", "study", "world", "world sample", "data check", "bench"])
+COMMANDS = ("train", "eval", "report", "study", "world", "world sample", "data check", "bench")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_teaches_by_example(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])

@@ -1,0 +1,50 @@
+"""`choreo study macpo-stability`: ten rounds, under the published filter and under the quota."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.evaluate import plots
+from choreo.evaluate.intervals import over_seeds
+from choreo.evaluate.page import Section, Table
+from choreo.runs.progress import Progress
+from choreo.studies.arms import Arm, Study
+from choreo.studies.compare import difference, points
+from choreo.studies.rounds import BySeed, at, by_round, path, rounds_of
+
+ROUNDS = 10
+RULES = ("perplexity", "quota")
+ARMS = tuple(Arm(rule, "macpo", ("ceiling=false", f"rounds.count={ROUNDS}", f"rounds.select={rule}")) for rule in RULES)
+
+
+def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+    """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
+    study = Study.open("macpo-stability", folder, seeds, settings, progress)
+    runs = study.train(ARMS)
+    rounds = {rule: rounds_of(study, runs[rule]) for rule in RULES}
+    intro = f"The paper ends after three rounds. Here there are {ROUNDS}, with the refusals beside the reward."
+    sections = [_ends(rounds), *(by_round(found, f"Round by round: {rule}") for rule, found in rounds.items())]
+    return study.write("MACPO over many rounds", intro, sections)
+
+
+def _ends(rounds: dict[str, BySeed]) -> Section:
+    rows: list[list[Any]] = []
+    lines, series = [], []
+    for rule, runs in rounds.items():
+        for measure in ("reward", "orr", "refused_benign"):
+            found = [at(runs, number, measure) for number in range(min(map(len, runs)))]
+            change, pooled = difference(found[-1], found[0]), [over_seeds(e, 1.0) for e in found]
+            best = max(pooled, key=lambda e: e["value"])
+            rows.append([rule, measure.upper() if measure == "orr" else measure.replace("_", " "), pooled[0], pooled[3],
+                         best, pooled[-1], points(change)])  # fmt: skip
+            series.append(path(f"{rule}: {measure.replace('_', ' ')}", pooled))
+            if measure != "refused_benign":
+                lines.append(f"{rule}, {measure} from start to end: {points(change)}.")
+        loss = difference(at(runs, -1), at(runs, 3))
+        kept = "no loss of reward after round 3" if loss["high"] >= 0 else "reward is lost after round 3"
+        lines.append(f"{rule}: {kept} ({points(loss)}).")
+    columns = ("selection", "measure", "start", "round 3", "highest", f"round {ROUNDS}", "change")
+    figure = plots.lines(series, "The student over ten rounds", "round", percent=True)
+    return Section("Does it hold?", " ".join(lines), Table(columns, rows), figure)

@@ -1,0 +1,64 @@
+"""`choreo study macpo-teachers`: how many teachers, how different, and how their negatives are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.evaluate import plots
+from choreo.evaluate.intervals import over_seeds
+from choreo.evaluate.metrics import pool
+from choreo.evaluate.page import Section, Table, percent
+from choreo.runs.progress import Progress
+from choreo.studies.arms import Arm, Study
+from choreo.studies.compare import best, difference, points
+from choreo.studies.rounds import STUDENT, BySeed, at, final, path, rounds_of
+
+TEACHERS = {
+    "one": ["nano-llama"],
+    "two": ["nano-llama", "nano-qwen"],
+    "three": ["nano-llama", "nano-qwen", "nano-neox"],
+    "three alike": ["nano-llama"] * 3,
+}
+NEGATIVES = ("twin", "prompt", "decoding")
+ALONE = "ceiling=false"
+ARMS = (
+    *(Arm(name, "macpo", (ALONE, f"agents.teachers={bases}")) for name, bases in TEACHERS.items()),
+    *(Arm(f"negatives-{rule}", "macpo", (ALONE, f"rounds.negatives={rule}")) for rule in NEGATIVES),
+)
+
+
+def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+    """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
+    study = Study.open("macpo-teachers", folder, seeds, settings, progress)
+    runs = study.train(ARMS)
+    rounds = {arm.name: rounds_of(study, runs[arm.name]) for arm in ARMS}
+    intro = (
+        "The paper has one teacher degrade after its second round and three improve over all of them; three teachers "
+        "of one base tell number from difference. Its authors leave open whether negatives can be had without a twin."
+    )
+    named = {f"negatives: {rule}": rounds[f"negatives-{rule}"] for rule in NEGATIVES}
+    sections = [
+        _compared({name: rounds[name] for name in TEACHERS}, "How many teachers, and how different?", "teachers"),
+        _compared(named, "Other ways to make negatives", "negatives"),
+    ]
+    return study.write("Teachers and negatives of MACPO", intro, sections)
+
+
+def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> Section:
+    rows: list[list[Any]] = []
+    lines, series = [], []
+    for name, runs in rounds.items():
+        found = [at(runs, number) for number in range(min(map(len, runs)))]
+        last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
+        pooled = [over_seeds(e, 1.0) for e in found]
+        rows.append([name, *pooled, last["orr"], last["refused_benign"]])
+        series.append(path(name, pooled))
+        lines.append(f"{name}: {points(difference(found[-1], found[0]))} from start to end.")
+    numbers = range(len(rows[0]) - 3)
+    columns = (what, *("start" if n == 0 else f"round {n}" for n in numbers), "ORR", "harmless prompts refused")
+    ends = {name: over_seeds(final(runs), 1.0) for name, runs in rounds.items()}
+    lines.append(best(ends, "Reward at the end", {name: percent(e) for name, e in ends.items()}))
+    figure = plots.lines(series, "Reward of the student", "round", percent=True)
+    return Section(heading, " ".join(lines), Table(columns, rows), figure)
