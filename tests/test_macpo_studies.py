@@ -1,0 +1,126 @@
+"""The MACPO studies: every verdict against rounds made by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from choreo import config
+from choreo.evaluate.intervals import estimate, wilson
+from choreo.microworld.world import fingerprint
+from choreo.runs import files
+from choreo.runs.progress import Progress
+from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
+from choreo.studies.arms import Study
+from choreo.studies.rounds import by_round, gap_recovered
+
+SEEDS = (0, 1, 2)
+POLICIES = ("student+", "teacher-1+", "teacher-2+")
+
+
+def rate(right: int, n: int = 600) -> dict:
+    return estimate(right / n, n, *wilson(right, n))
+
+
+def agent(right: int, refused: int = 60) -> dict:
+    length = estimate(12.0, 600, 11.5, 12.5)
+    return {
+        "reward": rate(right), "asr": rate(20), "orr": rate(refused), "f1": rate(right), "general": rate(right),
+        "degenerate": rate(0), "refusal_rate": rate(200), "refused_benign": rate(refused), "length": length,
+        "distinct_2": 0.5, "perplexity": 1.2,
+    }  # fmt: skip
+
+
+def rounds(*rights: int, refused: int = 0) -> list[dict]:
+    """One run whose student has `rights` of 600 right, round by round; its teachers 60 fewer."""
+    return [
+        {"round": number, "agents": {p: agent(r - 60 * (p != "student+"), 60 + refused * number) for p in POLICIES}}
+        for number, r in enumerate(rights)
+    ]
+
+
+@pytest.fixture
+def bases(tmp_path, monkeypatch):
+    """Folders by the names of the bases that the recipes want, with a fingerprint and nothing else."""
+    for name in ("micro-llama", "nano-llama", "nano-qwen", "nano-neox"):
+        (tmp_path / "bases" / name).mkdir(parents=True)
+        (tmp_path / "bases" / name / "config.json").write_text("{}")
+    monkeypatch.setattr("choreo.microworld.world.BASES", tmp_path / "bases")
+    monkeypatch.setattr("choreo.studies.arms.check", lambda recipe: None)  # it loads the bases
+    return tmp_path / "bases"
+
+
+def made(name, folder, arms, found, bases):
+    """Runs of a study as if finished: found(arm) is one run's rounds."""
+    study = Study.open(name, folder, SEEDS, (), Progress())
+    folder.mkdir()
+    files.write_json(folder / "study.json", {"name": name, "seeds": SEEDS, "settings": ()})
+    for arm in arms:
+        for seed in SEEDS:
+            run = folder / "runs" / f"{arm.name}-seed{seed}"
+            run.mkdir(parents=True)
+            recipe = study.recipe(arm, seed)
+            files.write_text(run / "recipe.toml", config.to_toml(recipe))
+            known = {base: fingerprint(bases / base) for base in recipe.bases()}
+            files.write_json(run / "summary.json", {"rounds": found(arm), "bases": known})
+            last = round(100 * found(arm)[-1]["agents"]["student+"]["reward"]["value"])
+            files.write_json(run / "outcomes.json", {f"p{i}": i < last for i in range(100)})
+
+
+def test_a_gap_is_recovered_against_the_weak_teacher_and_the_ceiling_of_its_own_seed():
+    macpo, ceiling = [rounds(480, 540), rounds(480, 546)], [rounds(570), rounds(570)]
+    found = gap_recovered(macpo, macpo, ceiling)  # the teachers began at 420
+    assert found["value"] == pytest.approx(((540 - 420) / 150 + (546 - 420) / 150) / 2) and found["n"] == 2
+    assert gap_recovered(macpo, macpo, [rounds(420), rounds(400)])["value"] is None
+
+
+def test_rounds_are_compared_within_seeds():
+    section = by_round([rounds(480, 540, 534), rounds(486, 546, 540)], "Up?")
+    assert "student+, round by round: +10.0 points" in section.verdict and "; -1.0 points" in section.verdict
+    assert [row[0] for row in section.table.rows] == list(POLICIES)
+
+
+def test_the_table_says_what_its_rounds_say(bases, tmp_path):
+    ends = {"naive-sft": (480,), "confident-loss": (492,), "ceiling": (570,), "macpo-no-iw": (480, 540, 559),
+            "macpo-quota": (480, 540, 558)}  # fmt: skip
+
+    def found(arm):
+        return rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-quota" else 60) if (
+            arm.name != "macpo") else rounds(480, 540, 564, refused=60)  # fmt: skip
+
+    made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
+    said = macpo_table.run(tmp_path / "study", SEEDS, Progress())
+    assert "MACPO is above naive-sft in reward: +14.0 points" in said
+    assert "PGR of MACPO: 0.96" in said
+    assert "naive-sft: 14.0 % won, 0.0 % lost" in said
+    assert "MACPO and MACPO with teachers stay as they began cannot be told apart" in said
+    assert "refusals of harmless prompts by MACPO's student change by +20.0 points" in said
+    assert "the quota is below the published filter in ORR: -20.0 points" in said
+    assert (tmp_path / "study" / "study.html").is_file()
+
+
+def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
+    def found(arm):
+        later = (560, 540, 520, 500, 480, 460, 440) if arm.name == "perplexity" else (560,) * 7
+        return rounds(480, 520, 540, 560, *later)
+
+    made("macpo-stability", tmp_path / "study", macpo_stability.ARMS, found, bases)
+    said = macpo_stability.run(tmp_path / "study", SEEDS, Progress())
+    assert "perplexity: reward is lost after round 3 (-20.0 points" in said
+    assert "quota: no loss of reward after round 3 (+0.0 points" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "study", "said"),
+    [
+        ("macpo-noise", macpo_noise, "At 50 %: MACPO is above naive-sft in reward: +10.0 points"),
+        ("macpo-teachers", macpo_teachers, "Reward at the end is highest for three: 93.3 %"),
+        ("macpo-transfer", macpo_transfer, "MACPO is above naive-sft in general ability: +10.0 points"),
+    ],
+)
+def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, study, said):
+    def found(arm):
+        best = arm.name.startswith("macpo") or arm.name == "three"
+        return rounds(480, 560) if best else rounds(480, 500)
+
+    made(name, tmp_path / "study", study.ARMS, found, bases)
+    assert said in study.run(tmp_path / "study", SEEDS, Progress())
