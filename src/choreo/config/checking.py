@@ -1,0 +1,88 @@
+"""What a user wrote, checked against a typed section: the section, or one line that says what is wrong where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from choreo.errors import BadInput
+from choreo.toml import Keys
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str]) -> Kind:
+    """`data`, made of dicts, lists and plain values, as a `kind`. `where` says where in the text a key stands.
+
+    Raises BadInput: the place, the dotted key, what is wrong with it, and how many more mistakes there are.
+    """
+    try:
+        return kind.model_validate(_tuples(data), strict=True)
+    except ValidationError as invalid:
+        first, *others = invalid.errors(include_url=False)
+    mapping_key = "[key]" in first["loc"]  # pydantic's mark of a wrong key in a free table
+    keys = tuple(str(part) for part in first["loc"] if part != "[key]")
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden" or mapping_key:
+        schema = _schema(kind, keys[:-1])
+        names = schema.get("propertyNames", {}).get("enum") or list(schema.get("properties", {}))
+        problem = f"unknown key{suggest(keys[-1], names)}"
+    elif first["type"] == "value_error":
+        problem = first["msg"].removeprefix("Value error, ")
+    elif first["type"] == "missing":
+        problem = f"missing; expected {_expected(_schema(kind, keys))}"
+    else:
+        problem = f"expected {_expected(_schema(kind, keys))}, got {shown(first['input'])}"
+    raise BadInput(f"{where(keys)}: {'.'.join(keys)}: {problem}{more}")
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """The end of a complaint about `name`: the nearest of `names`, or all of them."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def shown(value: Any) -> str:
+    """`value` as it is quoted in a complaint, cut to 60 characters."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "a table" if isinstance(value, dict) else repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples: strict validation, which keeps true from passing for 1, wants the very type."""
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _schema(kind: type[BaseModel], keys: Keys) -> dict[str, Any]:
+    """The JSON schema of the field at `keys` of a `kind`."""
+    root = kind.model_json_schema()
+    node: dict[str, Any] = root
+    for key in keys:
+        node = node.get("properties", {}).get(key) or node.get("items") or node.get("additionalProperties") or {}
+        # A field that may be left out is "this, or null" to pydantic; nobody writes the null.
+        node = next((part for part in node.get("anyOf", ()) if part.get("type") != "null"), node)
+        if "$ref" in node:
+            node = root["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
+
+
+_NOUNS = {
+    "number": "a number", "integer": "a whole number", "string": "text in quotes",
+    "boolean": "true or false", "array": "a list", "object": "a table",
+}  # fmt: skip
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+def _expected(schema: dict[str, Any]) -> str:
+    choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    if choices:
+        return ("one of " if len(choices) > 1 else "") + ", ".join(map(repr, choices))
+    bounds = [f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema]
+    return " ".join([_NOUNS.get(schema.get("type", ""), "another value"), " and ".join(bounds)]).strip()
