@@ -43,7 +43,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,swarm]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

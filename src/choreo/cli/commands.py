@@ -167,6 +167,42 @@ def check_data(args: argparse.Namespace) -> int:
     return 0
 
 
+def swarm_run(args: argparse.Namespace) -> int:
+    from choreo.swarm.extra import require
+
+    require("swarm run")
+    from choreo.runs.files import finite
+    from choreo.swarm import metrics, reports, show
+    from choreo.swarm.run import Job, run_all
+    from choreo.swarm.scenario import load_scenario
+
+    scenario = load_scenario(args.scenario)
+    seed = scenario.simulation.seed if args.seed is None else args.seed
+    arms = [scenario, *([reports.tax_free(scenario)] if reports.needs_tax_free_arm(scenario) else [])]
+    result, *beside = run_all([Job(arm, seed) for arm in arms])
+    notes = [metrics.degenerate(result.interactions, result.payoffs)]
+    notes += [reports.tax_artefact(result, free) for free in beside]
+    for note in filter(None, notes):
+        say(note)
+    figures = finite(show.figures(scenario, result))
+    print(json.dumps(figures, allow_nan=False) if args.json else show.tell(scenario, result))
+    return 0
+
+
+def swarm_annotate(args: argparse.Namespace) -> int:
+    from choreo.swarm.extra import require
+
+    require("swarm annotate", "PyYAML")
+    from choreo.swarm.annotations import to_yaml
+    from choreo.swarm.draft import draft
+    from choreo.swarm.reading import read_text
+
+    made = draft(read_text(args.file), str(args.file))
+    print("# A draft made by rules. Check every claim, fill in each ?, then set status: curated.")
+    print(to_yaml(made), end="")
+    return 0
+
+
 def bench(args: argparse.Namespace) -> int:
     import importlib.util
     import subprocess

@@ -157,6 +157,25 @@ A setting holds for every run of the study, but where the study itself varies it
     check.add_argument("--format", metavar="NAME", help="macpo, hh-rlhf or pku-saferlhf (default: by its fields)")
     _json_option(check)
 
+    swarm = commands.add_parser(
+        "swarm", help="Papers' claims under governance, on the SWARM simulator",
+        description="SWARM simulates typed agents under governance levers; needs `pip install 'choreo[swarm]'`.",
+        epilog="examples:\n  choreo swarm run strict_governance\n  choreo swarm annotate paper.txt > paper.yaml",
+    )  # fmt: skip
+    swarms = swarm.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
+    play = add("run", do.swarm_run, "Run a scenario, and measure what its agents accepted", """\
+  choreo swarm run collusion_detection                where there is a tax, an arm without it is run beside it
+  choreo swarm run security_evaluation --seed 7 --json
+  choreo swarm run mine.yaml
+Shipped scenarios: strict_governance, security_evaluation, collusion_detection, waltz_draft, macpo_draft.""", swarms)
+    play.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped scenario")
+    play.add_argument("--seed", type=_natural, metavar="N", help="another seed (default: the scenario's own)")
+    _json_option(play)
+    annotate = add("annotate", do.swarm_annotate, "Draft an annotation of a paper's text, for a person to finish", """\
+  choreo swarm annotate paper.txt > paper.yaml
+What is compared with what is left open ("?"). No model reads the text, and nothing is sent anywhere.""", swarms)
+    annotate.add_argument("file", type=Path, metavar="TEXTFILE", help="plain text or Markdown, UTF-8")
+
     bench = add("bench", do.bench, "Time choreo side by side with TRL on the same work", """\
   make bench             installs TRL beside choreo, then runs this
   choreo bench --json""")

@@ -1,0 +1,160 @@
+"""A paper's claims, made testable: a contrast between two arms in one metric, with where the paper says so.
+
+Two curated annotations ship (`papers/`). A draft may leave things open with "?"; a curated one may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from choreo.config.checking import check
+from choreo.config.common import Section
+from choreo.swarm.reading import find, load
+
+SHIPPED = Path(__file__).with_name("papers")
+OPEN = "?"
+
+# SWARM's metrics, what a trained pair is measured by beside them, and what its detectors report.
+Metric = Literal[
+    "toxicity_rate", "toxicity_rate_all", "quality_gap", "spread", "conditional_loss_initiator",
+    "conditional_loss_counterparty", "acceptance_rate", "total_welfare", "net_social_welfare",
+    "asr", "orr", "ftr", "ecosystem_collusion_risk", "ecosystem_threat_level", "none", "?",
+]  # fmt: skip
+# Those that SWARM's own annotations may name (swarm.research.annotator.SWARM_METRICS of 1.9.0) and we measure.
+SWARM_METRICS = frozenset({
+    "toxicity_rate", "quality_gap", "total_welfare", "conditional_loss_initiator", "conditional_loss_counterparty",
+    "spread",
+})  # fmt: skip
+# SWARM states the sign of a mean, we state the sign of a difference; the words are carried over, the test is not.
+_EXPECTED = {"lower": "negative", "higher": "positive", "same": "zero"}
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class RiskProfile(Section):
+    interaction_density: Literal["low", "medium", "high"]
+    failure_modes: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+
+class Claim(Section):
+    claim: Text
+    evidence: Text = Field(description="where in the paper it stands")
+    metric: Metric
+    arm: Text = Field(description="what the claim is about")
+    baseline: Text = Field(description="what it is compared with")
+    direction: Literal["lower", "higher", "same", "?"] = Field(description="of the arm beside the baseline")
+    margin: Annotated[float, Field(ge=0)] = Field(
+        description="smallest difference that counts; for `same`, the largest that does not. In the metric's units"
+    )
+    testable: bool = True
+    note: str = Field("", description="why it is not testable, or what a reader should know")
+
+
+class Role(Section):
+    """What plays a part of the paper in SWARM."""
+
+    agent: Literal["honest", "opportunistic", "deceptive", "adversarial", "none", "?"]
+    side: Literal["initiator", "counterparty", "none", "?"] = "none"
+    lever: str = Field("none", description="the governance lever that stands for it, where it is no agent")
+
+
+class Annotation(Section):
+    paper_id: Text
+    arxiv_id: Annotated[str, Field(pattern=r"^(\d{4}\.\d{4,5})?$")] = ""
+    title: Text
+    status: Literal["curated", "draft"]
+    risk_profile: RiskProfile
+    claims: tuple[Claim, ...]
+    roles: dict[str, Role] = Field({})
+    scenarios: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _curated_leaves_nothing_open(self) -> Annotation:
+        if self.status == "draft":
+            return self
+        for number, claim in enumerate(self.claims, 1):
+            said = {"metric": claim.metric, "arm": claim.arm, "baseline": claim.baseline, "direction": claim.direction}
+            for name, value in said.items():
+                if value == OPEN or (claim.testable and value == "none"):
+                    raise ValueError(f"claim {number}: {name} is {value!r}, and the annotation says that it is curated")
+            if not claim.testable and not claim.note:
+                raise ValueError(f"claim {number} is not testable, and its note does not say why")
+        for name, role in self.roles.items():
+            if OPEN in (role.agent, role.side, role.lever):
+                raise ValueError(f"role {name!r} is open, and the annotation says that it is curated")
+        return self
+
+
+def load_annotation(name: str | Path) -> Annotation:
+    """A shipped annotation by name, or the one in a YAML file. Raises BadInput with file, line, key, nearest name."""
+    return load(Annotation, find(name, SHIPPED, "annotation"))
+
+
+def to_yaml(annotation: Annotation) -> str:
+    """YAML that `load_annotation` reads back to an equal annotation."""
+    import yaml
+
+    said = annotation.model_dump(mode="json")
+    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
+
+
+def to_swarm(annotation: Annotation) -> dict[str, Any]:
+    """The annotation in the form of SWARM's PaperAnnotation: what its `from_dict` takes, and its YAML holds.
+
+    A claim's `parameters` carry what SWARM has no place for. `roles` and `status` stand beside its own keys; SWARM
+    reads past them, so they are lost where SWARM writes the annotation anew.
+    """
+    claims = []
+    for claim in annotation.claims:
+        known = claim.metric in SWARM_METRICS
+        ours = claim.model_dump(include={"evidence", "metric", "arm", "baseline", "direction", "margin", "note"})
+        claims.append({
+            "claim": claim.claim,
+            "testable": claim.testable,
+            "metric": claim.metric if known else "",
+            "expected": _EXPECTED.get(claim.direction, "positive"),
+            "parameters": ours,
+        })  # fmt: skip
+    return {
+        "paper_id": annotation.paper_id,
+        "arxiv_id": annotation.arxiv_id,
+        "title": annotation.title,
+        "risk_profile": annotation.risk_profile.model_dump(mode="json"),
+        "claims": claims,
+        "swarm_scenarios": list(annotation.scenarios),
+        "roles": {name: role.model_dump() for name, role in annotation.roles.items()},
+        "status": annotation.status,
+    }
+
+
+def from_swarm(said: Mapping[str, Any], where: str = "PaperAnnotation") -> Annotation:
+    """The annotation that a PaperAnnotation's `to_dict` or YAML describes. Raises BadInput.
+
+    One that we did not write is a draft: SWARM's claims name no arms and no margin, and its `expected` is about the
+    sign of a mean.
+    """
+    directions = {expected: direction for direction, expected in _EXPECTED.items()}
+    claims = []
+    for theirs in said.get("claims", ()):
+        metric = theirs.get("metric") or OPEN
+        ours = {
+            "evidence": OPEN, "metric": metric if metric in SWARM_METRICS else OPEN, "arm": OPEN, "baseline": OPEN,
+            "direction": directions.get(theirs.get("expected", ""), OPEN), "margin": 0.0, "note": "",
+        }  # fmt: skip
+        ours |= {name: value for name, value in theirs.get("parameters", {}).items() if name in ours}
+        claims.append({"claim": theirs.get("claim", ""), "testable": theirs.get("testable", True), **ours})
+    return check(Annotation, {
+        "paper_id": said.get("paper_id", ""),
+        "arxiv_id": said.get("arxiv_id", ""),
+        "title": said.get("title", ""),
+        "status": said.get("status", "draft"),
+        "risk_profile": said.get("risk_profile", {}),
+        "claims": claims,
+        "roles": said.get("roles", {}),
+        "scenarios": said.get("swarm_scenarios", []),
+    }, lambda keys: where)  # fmt: skip

@@ -1,0 +1,26 @@
+"""Whether the optional packages of `choreo[swarm]` are there, and which versions took part."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from choreo.errors import BadInput
+
+PACKAGES = ("choreo", "swarm-safety", "numpy", "pydantic")
+
+
+def require(command: str, package: str = "swarm-safety") -> None:
+    """Raises BadInput, naming the extra, where `package` is not installed.
+
+    The name that is asked for is the distribution's: another package on the index is imported as `swarm` too.
+    """
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise BadInput(f"{command}: {package} is not installed; pip install 'choreo[swarm]'") from None
+
+
+def versions() -> dict[str, str]:
+    """Version by package, and Python's."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
