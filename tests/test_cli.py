@@ -128,7 +128,8 @@ def test_without_a_name_the_run_folder_is_new_and_under_runs(tmp_path, trainer, 
     assert run.name.startswith("my-odd-name-2") and (run / "summary.json").is_file()
 
 
-COMMANDS = ("train", "eval", "report", "study", "world", "world sample", "data check", "bench")
+COMMANDS = ("train", "eval", "report", "study", "world", "world sample", "data check", "bench", "swarm", "swarm run",
+            "swarm annotate")  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

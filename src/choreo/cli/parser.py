@@ -63,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
   choreo train --resume runs/demo         go on exactly where a run stopped
   choreo eval runs/demo --suite heldout   measure ASR, ORR and FTR again
   choreo study waltz-table                the whole table of the paper, over three seeds
-  choreo world sample                     look at the small world the default trains in""",
+  choreo world sample                     look at the small world the default trains in
+  choreo swarm run strict_governance      simulate agents under governance, on SWARM""",
     )
     root.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)

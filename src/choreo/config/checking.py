@@ -22,7 +22,9 @@ def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str
     try:
         return kind.model_validate(_tuples(data), strict=True)
     except ValidationError as invalid:
-        first, *others = invalid.errors(include_url=False)
+        errors = invalid.errors(include_url=False)
+    # A misspelt key that has no default is missing too; what the user wrote is named first.
+    first, *others = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
     mapping_key = "[key]" in first["loc"]  # pydantic's mark of a wrong key in a free table
     keys = tuple(str(part) for part in first["loc"] if part != "[key]")
     more = f" (and {len(others)} more)" if others else ""

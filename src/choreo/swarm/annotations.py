@@ -5,15 +5,17 @@ Two curated annotations ship (`papers/`). A draft may leave things open with "?"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from choreo.config.checking import check
 from choreo.config.common import Section
-from choreo.swarm.reading import find, load
+from choreo.errors import BadInput
+from choreo.swarm.reading import find, read
+from choreo.toml import Keys, line_of
 
 SHIPPED = Path(__file__).with_name("papers")
 OPEN = "?"
@@ -73,26 +75,33 @@ class Annotation(Section):
     roles: dict[str, Role] = Field({})
     scenarios: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _curated_leaves_nothing_open(self) -> Annotation:
-        if self.status == "draft":
-            return self
-        for number, claim in enumerate(self.claims, 1):
-            said = {"metric": claim.metric, "arm": claim.arm, "baseline": claim.baseline, "direction": claim.direction}
-            for name, value in said.items():
-                if value == OPEN or (claim.testable and value == "none"):
-                    raise ValueError(f"claim {number}: {name} is {value!r}, and the annotation says that it is curated")
-            if not claim.testable and not claim.note:
-                raise ValueError(f"claim {number} is not testable, and its note does not say why")
-        for name, role in self.roles.items():
-            if OPEN in (role.agent, role.side, role.lever):
-                raise ValueError(f"role {name!r} is open, and the annotation says that it is curated")
-        return self
-
 
 def load_annotation(name: str | Path) -> Annotation:
     """A shipped annotation by name, or the one in a YAML file. Raises BadInput with file, line, key, nearest name."""
-    return load(Annotation, find(name, SHIPPED, "annotation"))
+    file = find(name, SHIPPED, "annotation")
+    data, lines = read(file)
+    return _checked(data, lambda keys: f"{file}:{line_of(lines, keys)}")
+
+
+def _checked(data: Mapping[str, Any], where: Callable[[Keys], str]) -> Annotation:
+    annotation = check(Annotation, data, where)
+    for keys, problem in _unfinished(annotation) if annotation.status == "curated" else ():
+        raise BadInput(f"{where(keys)}: {'.'.join(keys)}: {problem}, and the annotation says that it is curated")
+    return annotation
+
+
+def _unfinished(annotation: Annotation) -> Iterator[tuple[Keys, str]]:
+    """What a person still has to fill in before an annotation is curated."""
+    for number, claim in enumerate(annotation.claims):
+        for name, value in claim.model_dump(include={"evidence", "metric", "arm", "baseline", "direction"}).items():
+            if value == OPEN or (claim.testable and value == "none"):
+                yield ("claims", str(number), name), f"is {value!r}"
+        if not claim.testable and not claim.note:
+            yield ("claims", str(number), "note"), "does not say why the claim is not testable"
+    for role, played in annotation.roles.items():
+        for name, value in played.model_dump().items():
+            if value == OPEN:
+                yield ("roles", role, name), f"is {value!r}"
 
 
 def to_yaml(annotation: Annotation) -> str:
@@ -148,7 +157,7 @@ def from_swarm(said: Mapping[str, Any], where: str = "PaperAnnotation") -> Annot
         }  # fmt: skip
         ours |= {name: value for name, value in theirs.get("parameters", {}).items() if name in ours}
         claims.append({"claim": theirs.get("claim", ""), "testable": theirs.get("testable", True), **ours})
-    return check(Annotation, {
+    return _checked({
         "paper_id": said.get("paper_id", ""),
         "arxiv_id": said.get("arxiv_id", ""),
         "title": said.get("title", ""),

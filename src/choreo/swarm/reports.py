@@ -12,7 +12,6 @@ from choreo.swarm.metrics import toxicity_rate
 from choreo.swarm.records import HARMFUL, Run
 from choreo.swarm.scenario import Scenario, changed
 
-
 Named = TypeVar("Named", bound=Hashable)
 
 

@@ -9,12 +9,16 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from threading import Lock
 from typing import Any
 
 from choreo.swarm.extra import require
 from choreo.swarm.records import Run
 from choreo.swarm.scenario import Scenario
+
+# Starting a process asks after all others, and two threads that ask after one at once lose its exit code.
+_ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,19 @@ def _context() -> Any:
 def _in_a_process(job: Job, context: Any) -> Run:
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(job, there), daemon=True)
-    process.start()
+    with _ONE_AT_A_TIME:
+        process.start()
     there.close()  # so that a child that dies is an end of file here, not silence
     try:
         result = here.recv()
     except EOFError:
+        result = None
+    here.close()
+    wait([process.sentinel])
+    with _ONE_AT_A_TIME:
         process.join()
-        raise RuntimeError(f"the process of a run died with exit code {process.exitcode}: {_name(job)}") from None
-    finally:
-        here.close()
-    process.join()
+    if result is None:
+        raise RuntimeError(f"the process of a run died with exit code {process.exitcode}: {_name(job)}")
     if isinstance(result, str):
         raise RuntimeError(f"a run failed: {_name(job)}\n{result}")
     return result
