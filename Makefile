@@ -1,4 +1,4 @@
-# make demo    set up, then train the WaltzRL pair into runs/demo and write its report
+# make demo    set up, then train the WaltzRL pair into runs/demo (150 steps, not 200) and write its report
 # make test    set up, then lint, check types and run the tests
 # make lint    the first two of these
 # make bench   set up, with the reference library, then time choreo beside it
@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 		echo "(move the folder away to train again, or: $(BIN)/choreo train waltz --run DIR)"; \
 	elif [ -f $(DEMO)/summary.json ]; then $(BIN)/choreo report $(DEMO); \
 	elif [ -f $(DEMO)/recipe.toml ]; then $(BIN)/choreo train --resume $(DEMO); \
-	else $(BIN)/choreo train waltz --run $(DEMO); fi
+	else $(BIN)/choreo train waltz --run $(DEMO) --set learning.steps=150; fi
 
 test: lint
 	$(BIN)/python -m pytest

@@ -21,7 +21,8 @@ def train(args: argparse.Namespace) -> int:
     from choreo.runs.progress import Progress
 
     if (args.recipe is None) == (args.resume is None):
-        raise BadInput("train: give a recipe, or --resume RUN (choreo train --help)")
+        both = "not both" if args.recipe else "choreo train --help"
+        raise BadInput(f"train: give a recipe, or --resume RUN ({both})")
     if args.resume:
         if args.set or args.run or args.overwrite:
             raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
@@ -47,12 +48,13 @@ def train(args: argparse.Namespace) -> int:
             from choreo.evaluate.run import run_recipe
 
             _quiet()
+            say(f"run: {run.path}")
             summary = run_recipe(run, progress)
             run.finish(summary)
             report = write_report(run.path)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo train --resume {run.path}") from None
-    say(f"run: {run.path}\nreport: {report}")
+    say(f"report: {report}")
     return _result(summary, args.json)
 
 
@@ -66,6 +68,7 @@ def evaluate(args: argparse.Namespace) -> int:
     _quiet()
     with Progress() as progress:
         result = evaluate_run(args.run, args.suite, progress)
+    say(f"{args.run}, as it was after step {result['step']}, on {args.suite}")
     return _result(result, args.json)
 
 

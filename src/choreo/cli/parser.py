@@ -80,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
   choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
-waltz-no-label-anywhere. A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
+waltz-no-label-anywhere; and, with bases that `choreo world pretrain` makes, macpo and others (docs/macpo.md).
+A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
     train.add_argument("--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME-TIME)")
@@ -131,7 +132,7 @@ A setting holds for every run of the study, but where the study itself varies it
   choreo world pretrain --out bases/mine
   choreo world pretrain --out bases/mine --resume     after Ctrl-C, a crash or a kill
   choreo train waltz --set model.base=bases/mine""", worlds)
-    pretrain.add_argument("--size", metavar="NAME", help="which base (default: micro-llama)")
+    pretrain.add_argument("--size", metavar="NAME", help="micro-llama (default), nano-llama, nano-qwen or nano-neox")
     pretrain.add_argument("--seed", type=int, help="another seed makes another base (default: 0)")
     pretrain.add_argument("--steps", type=_count, help="batches of about 7,000 tokens (default: as shipped)")
     pretrain.add_argument("--resume", action="store_true", help="go on with the one that was stopped in DIR")
@@ -147,7 +148,7 @@ A setting holds for every run of the study, but where the study itself varies it
 
     data = commands.add_parser(
         "data", help="Look at preference data of your own",
-        description="Preference data as published: MACPO's release, HH-RLHF, PKU-SafeRLHF.",
+        description="Preference data as published (MACPO's release, HH-RLHF, PKU-SafeRLHF). Nothing trains on it yet.",
         epilog="examples:\n  choreo data check pairs.jsonl",
     )  # fmt: skip
     datas = data.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
@@ -160,7 +161,7 @@ A setting holds for every run of the study, but where the study itself varies it
 
     swarm = commands.add_parser(
         "swarm", help="Papers' claims under governance, on the SWARM simulator",
-        description="SWARM simulates typed agents under governance levers; needs `pip install 'choreo[swarm]'`.",
+        description="SWARM simulates typed agents under governance levers. It needs: pip install -e '.[swarm]'",
         epilog="examples:\n  choreo swarm run strict_governance\n  choreo swarm annotate paper.txt > paper.yaml",
     )  # fmt: skip
     swarms = swarm.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)

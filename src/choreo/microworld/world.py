@@ -82,7 +82,8 @@ def base_folder(name: str) -> Path:
         if (folder / "config.json").is_file():
             return folder
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
-    raise BadInput(f"base {name!r}: neither a shipped one ({shipped}) nor a folder with a config.json")
+    raise BadInput(f"base {name!r}: neither a shipped one ({shipped}) nor a folder with a "
+                   "config.json (choreo world pretrain makes one)")  # fmt: skip
 
 
 def fingerprint(base: Path) -> str:

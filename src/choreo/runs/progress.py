@@ -88,19 +88,21 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
-        figures = TextColumn("{task.fields[figures]}", markup=False)
+        # On a narrow terminal the figures are cut, which come last, and nothing else.
+        whole, rest = (lambda: Column(no_wrap=True)), Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(20),
-            MofNCompleteColumn(),
-            figures,
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=whole()),
+            BarColumn(12, table_column=whole()),
+            MofNCompleteColumn(table_column=whole()),
+            TimeRemainingColumn(table_column=whole()),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=rest),
         )
         # Standard output is for results: rich would lead it through the console of the bar.
         self._bar = Bar(
             *columns, console=Console(file=self._stream), refresh_per_second=4,
-            redirect_stdout=False, redirect_stderr=False,
+            redirect_stdout=False, redirect_stderr=False, expand=True,
         )  # fmt: skip
         self._bar.start()
         self._task = self._bar.add_task(self._label, total=self._total, completed=done, figures="")

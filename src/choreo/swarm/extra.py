@@ -18,7 +18,8 @@ def require(command: str, package: str = "swarm-safety") -> None:
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:
-        raise BadInput(f"{command}: {package} is not installed; pip install 'choreo[swarm]'") from None
+        how = "in a checkout: pip install -e '.[swarm]' --constraint constraints.txt"
+        raise BadInput(f"{command}: {package} is not installed ({how})") from None
 
 
 def versions() -> dict[str, str]:
