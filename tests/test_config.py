@@ -123,3 +123,12 @@ def test_a_recipe_written_out_reads_back_equal(recipe_file):
             }
         )
         assert load(recipe_file(to_toml(recipe))) == recipe
+
+
+def test_a_recipe_written_out_explains_every_setting():
+    for name in ("waltz", "macpo"):
+        lines = to_toml(load(name)).splitlines()
+        settings = [i for i, line in enumerate(lines) if " = " in line and not line.startswith("#")]
+        assert len(settings) > 25 and all(lines[i - 1].startswith("# ") for i in settings)
+    text = to_toml(load("waltz"))
+    assert "# a whole number >= 0: divides the reserve into training and held-out\nsplit_seed = 0" in text

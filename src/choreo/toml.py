@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,25 @@ def assign(data: dict[str, Any], argument: str) -> Keys:
     return keys
 
 
-def dumps(data: Mapping[str, Any]) -> str:
-    """TOML text of nested tables of numbers, text, booleans and lists. Keys must be bare keys."""
-    return "\n".join(_tables((), data)).lstrip("\n") + "\n"
+def dumps(data: Mapping[str, Any], comment: Callable[[Keys], str] = lambda keys: "") -> str:
+    """TOML text of nested tables of numbers, text, booleans and lists. Keys must be bare keys.
+
+    comment: one line that is written above the value at these keys, where it is not empty.
+    """
+    return "\n".join(_tables((), data, comment)).lstrip("\n") + "\n"
 
 
-def _tables(path: Keys, table: Mapping[str, Any]) -> Iterator[str]:
+def _tables(path: Keys, table: Mapping[str, Any], comment: Callable[[Keys], str]) -> Iterator[str]:
     if path:
         yield f"\n[{'.'.join(path)}]"
-    yield from (f"{key} = {_value(value)}" for key, value in table.items() if not isinstance(value, Mapping))
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            if said := comment((*path, key)):
+                yield f"# {said}"
+            yield f"{key} = {_value(value)}"
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _tables((*path, key), value)
+            yield from _tables((*path, key), value, comment)
 
 
 def _value(value: Any) -> str:

@@ -41,6 +41,18 @@ def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str
     raise BadInput(f"{where(keys)}: {'.'.join(keys)}: {problem}{more}")
 
 
+def meanings(kind: type[BaseModel]) -> Callable[[Keys], str]:
+    """What the field at some keys of a `kind` may be, and what it does, in one line."""
+    root = kind.model_json_schema()
+
+    def meaning(keys: Keys) -> str:
+        above, field = _node(root, keys[:-1]), _node(root, keys)
+        said = above.get("properties", {}).get(keys[-1], {}).get("description") or field.get("description", "")
+        return ": ".join(part for part in (_expected(field), " ".join(said.split())) if part)
+
+    return meaning
+
+
 def suggest(name: str, names: Sequence[str]) -> str:
     """The end of a complaint about `name`: the nearest of `names`, or all of them."""
     close = difflib.get_close_matches(name, names, n=1)
@@ -64,8 +76,11 @@ def _tuples(value: Any) -> Any:
 
 def _schema(kind: type[BaseModel], keys: Keys) -> dict[str, Any]:
     """The JSON schema of the field at `keys` of a `kind`."""
-    root = kind.model_json_schema()
-    node: dict[str, Any] = root
+    return _node(kind.model_json_schema(), keys)
+
+
+def _node(root: dict[str, Any], keys: Keys) -> dict[str, Any]:
+    node = root
     for key in keys:
         node = node.get("properties", {}).get(key) or node.get("items") or node.get("additionalProperties") or {}
         # A field that may be left out is "this, or null" to pydantic; nobody writes the null.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo import toml
-from choreo.config.checking import check, shown, suggest
+from choreo.config.checking import check, meanings, shown, suggest
 from choreo.config.macpo import MacpoRecipe
 from choreo.config.waltz import WaltzRecipe
 from choreo.errors import BadInput
@@ -55,8 +55,8 @@ def unsaid(file: Path) -> list[str]:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The whole recipe, defaults included, as TOML that `load` reads back to an equal recipe."""
-    return toml.dumps(recipe.model_dump())
+    """The whole recipe as TOML that `load` reads back to an equal one: defaults included, every setting explained."""
+    return toml.dumps(recipe.model_dump(), meanings(type(recipe)))
 
 
 def _check(data: dict[str, Any], where: Callable[[toml.Keys], str]) -> Recipe:
