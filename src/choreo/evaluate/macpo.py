@@ -4,7 +4,6 @@ that no judge's word on half B can reach training.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -144,9 +143,3 @@ def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[
     contexts = [student.context(episode.prompt) for episode in episodes]
     scores = student.engine.score(student.positive, list(zip(contexts, ids, strict=True)))
     return [(-math.fsum(row), len(row)) for row in scores]
-
-
-def improvements(rounds: Sequence[Mapping[str, Any]], policy: str) -> list[float]:
-    """Change in an agent's reward from each round to the next."""
-    values = [r["agents"][policy]["reward"]["value"] for r in rounds if policy in r["agents"]]
-    return [after - before for before, after in itertools.pairwise(values)]

@@ -10,7 +10,7 @@ from choreo.evaluate.intervals import Estimate, separated
 from choreo.evaluate.page import Section, Table, percent, quantity
 
 STUDENT = "student+"
-Round = Mapping[str, Any]  # a line of rounds.jsonl
+Round = Mapping[str, Any]  # an entry of rounds.json
 Line = Mapping[str, Any]  # of metrics.jsonl
 
 

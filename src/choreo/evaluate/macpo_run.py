@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
-from choreo.evaluate.macpo import answer, improvements, measure_round, outcomes, pgr, warnings
+from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, warnings
 from choreo.evaluate.metrics import measure
 from choreo.macpo.crew import STUDENT, Crew, Member
-from choreo.macpo.trainer import load, train
+from choreo.macpo.trainer import train
 from choreo.microworld.world import World
 from choreo.runs import files
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt
 
@@ -31,18 +32,17 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
     Where the recipe wants its ceiling, that is trained and measured in a run of its own under `run`'s folder.
     Raises Interrupted with its state saved.
     """
-    file = run.path / "rounds.jsonl"
+    file = run.path / "rounds.json"
     prompts = World(recipe.world).suites("heldout")
-    rounds = list(files.read_lines(file))
+    rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     crew: Crew | None = None
     episodes: list[Episode] = []
     said: list[str] = []
     for number, crew in train(recipe, run, progress):
-        if number < len(rounds):
-            continue
-        agents, episodes = measure_round(recipe, crew, number, prompts, progress)
-        rounds.append({"round": number, "agents": agents})
-        files.append_line(file, rounds[-1])
+        if number == len(rounds):
+            agents, episodes = measure_round(recipe, crew, number, prompts, progress)
+            rounds.append({"round": number, "agents": agents})
+            files.write_json(file, rounds)
         said = warnings(rounds, recipe)
         for warning in said:
             progress.say(f"! round {number}: {warning}")
@@ -64,7 +64,6 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
         "rounds": rounds,
         "warnings": said,
         "pgr": gap,
-        "improvements": {member.positive: improvements(rounds, member.positive) for member in crew},
         "systems": found,
     }, played
 
@@ -87,7 +86,7 @@ def systems(
 def restore(recipe: MacpoRecipe, path: Path) -> Crew:
     """The agents of a run as its checkpoint at `path` has them. Raises BadInput where they are on other bases."""
     crew = Crew.load(recipe)
-    load(crew, checkpoint.load(path), path)
+    crew.load_state_dict(checkpoint.load(path)["agents"], str(path))
     return crew
 
 
@@ -103,6 +102,5 @@ def _ceiling(recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any
     own = recipe.model_copy(update=settings)
     begun = (path / "recipe.toml").is_file()
     with Run.open(path) if begun else Run.create(path, own, overwrite=path.exists()) as inner:
-        run_macpo(own, inner, progress)
-        assert checkpoints(path)
-    return next(files.read_lines(path / "rounds.jsonl"))["agents"]["student+"]
+        found, _ = run_macpo(own, inner, progress)
+    return found["rounds"][0]["agents"]["student+"]

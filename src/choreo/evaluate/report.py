@@ -18,7 +18,6 @@ from markupsafe import Markup
 from choreo.errors import BadInput
 from choreo.evaluate import macpo_report, page, plots, published
 from choreo.evaluate.intervals import separated
-from choreo.runs import files
 
 # Which system a run is about: the first of these that it has, else its last.
 TRAINED = ("waltz", "waltz-frozen-conversation", "single-agent", "oracle-feedback", "collaboration-untrained")
@@ -81,7 +80,7 @@ Rows = list[dict[str, Any]]
 
 
 def _macpo(run: Path, metrics: Rows, summary: dict[str, Any], shown: Rows, common: dict[str, Any]) -> str:
-    rounds = list(files.read_lines(run / "rounds.jsonl"))
+    rounds = _json(run / "rounds.json", [])
     sections = macpo_report.sections(rounds, metrics, summary)
     return page.render(
         "macpo.html",

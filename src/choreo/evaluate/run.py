@@ -53,12 +53,13 @@ def check(recipe: config.Recipe) -> None:
 
     It loads what training will load and draws what it will draw, so that no run begins that cannot end.
     """
-    Crew.load(recipe) if isinstance(recipe, MacpoRecipe) else Pair(recipe)
     world = World(recipe.world)
     try:
         if isinstance(recipe, MacpoRecipe):
+            Crew.load(recipe)
             halves(recipe)
         else:
+            Pair(recipe)
             draw(world.training(), recipe.learning, recipe.seed, 1)
         world.suites("heldout")
     except ValueError as error:

@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from choreo.config import MacpoRecipe
@@ -57,7 +56,7 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
     if path is not None:
         saved = checkpoint.load(path)
         done = saved["phases"]
-        load(crew, saved, path)
+        crew.load_state_dict(saved["agents"], str(path))
         desk.book.load_state_dict(saved["book"])
         if phases[done - 1].last:
             yield phases[done - 1].round, crew
@@ -100,7 +99,7 @@ def teach(desk: Desk, data: Halves, phase: Phase, run: Run, progress: Progress, 
             seconds = time.monotonic() - began + (preparing if step == first + 1 else 0.0)
             line = {"round": phase.round, "agent": policy, "lr": lr, **figures, **extra, "seconds": seconds}
             run.log(step, line)
-            if step == first + 1:
+            if desk.book.fresh:
                 run.save_episodes(step, *_record(desk))
             progress.advance(step, {n: figures[n] for n in ("loss", "accuracy") if n in figures})
     if _is_student_start(phase):
@@ -155,11 +154,6 @@ def confident(desk: Desk, units: Sequence[Unit], epoch: int) -> Sequence[Unit]:
         for weak, turn in zip(units, own, strict=True)
         if isinstance(weak, Sample)
     ]
-
-
-def load(crew: Crew, saved: dict[str, Any], path: Path) -> None:
-    """Raises BadInput where a checkpoint is of agents on other bases."""
-    crew.load_state_dict(saved["agents"], str(path))
 
 
 def steps_of(recipe: MacpoRecipe, phase: Phase) -> int:

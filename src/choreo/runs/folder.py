@@ -3,7 +3,7 @@
 recipe.toml    the recipe as run, defaults included: `choreo train RUN/recipe.toml` repeats it
 run.json       versions, seeds, device, times of start and of each resume
 metrics.jsonl  one line per step
-rounds.jsonl   MACPO: one line per round, every agent measured on held-out; ceiling/: the strong ceiling's own run;
+rounds.json    MACPO: one entry per round, every agent measured on held-out; ceiling/: the strong ceiling's own run;
                outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
 checkpoints/   step-000010/: all that is needed to go on exactly
@@ -32,7 +32,7 @@ from choreo.types import Episode
 
 LOCK = ".lock"
 _CONTENTS = (
-    "recipe.toml", "run.json", "metrics.jsonl", "rounds.jsonl", "episodes", "checkpoints", "ceiling",
+    "recipe.toml", "run.json", "metrics.jsonl", "rounds.json", "episodes", "checkpoints", "ceiling",
     "outcomes.json", "dialogues.json", "summary.json", "report.html",
 )  # fmt: skip
 _PACKAGES = ("choreo", "torch", "transformers", "tokenizers", "numpy")
