@@ -148,8 +148,8 @@ A setting holds for every run of the study, but where the study itself varies it
 
     data = commands.add_parser(
         "data", help="Look at preference data of your own",
-        description="Preference data as published (MACPO's release, HH-RLHF, PKU-SafeRLHF). Nothing trains on it yet.",
-        epilog="examples:\n  choreo data check pairs.jsonl",
+        description="Preference data as published (MACPO's release, HH-RLHF, PKU-SafeRLHF); macpo recipes train on it.",
+        epilog="examples:\n  choreo data check pairs.jsonl\n  choreo train macpo --set data.file=pairs.jsonl",
     )  # fmt: skip
     datas = data.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
     check = add("check", do.check_data, "Read a file whole, and say what can be learnt from and what was left out", """\
