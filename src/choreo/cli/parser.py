@@ -110,6 +110,7 @@ A setting holds for every run of the study, but where the study itself varies it
     study.add_argument("name", choices=STUDIES, metavar="NAME", help=f"one of {', '.join(STUDIES)}")
     study.add_argument("--seeds", type=_seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)")
     study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    study.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs trained at once (default: 1)")
     study.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
     study.add_argument("--resume", action="store_true", help="go on in a folder that is there")
     _json_option(study)
