@@ -25,7 +25,7 @@ from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warni
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import Labelled, halves, noisy
 from choreo.macpo.plan import plan
-from choreo.macpo.select import Candidate, best_and_worst, most_likely, perplexity, within_quota
+from choreo.macpo.select import Candidate, Sides, balanced, best_and_worst, most_likely, perplexity
 from choreo.macpo.trainer import train
 from choreo.microworld.world import World
 from choreo.runs.folder import Run, checkpoints
@@ -84,31 +84,19 @@ def test_the_published_filter_takes_the_least_perplexity_whatever_it_says():
     assert most_likely(answers, keep=2) == [[1, 0], [0]]
 
 
-def test_the_quota_lets_through_the_strongest_cases_for_refusal_alone():
-    def pair(refusal: float, other: float) -> list[Candidate]:
-        return [Candidate("a", refusal, True), Candidate("b", other, False)]
-
-    answers = [pair(1.0, 4.0), pair(1.0, 1.1), pair(2.0, 1.0), pair(1.0, 2.0)]
-    assert within_quota(answers, 0.5) == [[0], [1], [1], [0]]  # the third had no case at all
-    assert within_quota(answers, 1.0) == most_likely(answers)
-    assert within_quota(answers, 0.0) == [[1]] * 4
-    forced = [[Candidate("a", 9.0, True)], pair(1.0, 4.0)]
-    assert within_quota(forced, 0.5) == [[0], [1]]  # what is all refusals uses up the quota
-
-
-def test_no_draw_of_answers_gets_more_refusals_than_the_quota():
+def test_balanced_pairs_teach_to_refuse_as_often_as_not_to_and_leave_out_the_most_doubtful():
+    refuse, comply = (True, False), (False, True)
+    pairs = [Sides(*refuse, 0.3), Sides(*refuse, -0.2), Sides(*comply, 0.9), Sides(True, True, 5.0)]
+    assert balanced(pairs) == [1, 2, 3]
+    assert balanced(pairs[:2]) == [] and balanced([]) == []
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
     for _ in range(200):
-        answers = [
-            [Candidate(str(k), rng.uniform(1, 5), k > 0 and rng.random() < 0.7) for k in range(rng.randint(1, 4))]
-            for _ in range(rng.randint(1, 30))
-        ]
-        quota = rng.random()
-        chosen = within_quota(answers, quota)
-        refused = sum(row[kept[0]].refuses for row, kept in zip(answers, chosen, strict=True))
-        assert refused <= round(quota * len(answers)) and all(len(kept) == 1 for kept in chosen)
+        drawn = [Sides(rng.random() < 0.6, rng.random() < 0.3, rng.gauss(0, 1)) for _ in range(rng.randint(0, 30))]
+        kept = [drawn[i] for i in balanced(drawn)]
+        assert sum(p.chosen_refuses for p in kept) == sum(p.rejected_refuses for p in kept)
+        assert all(p in kept for p in drawn if p.chosen_refuses == p.rejected_refuses)
 
 
 def test_best_and_worst_want_a_difference():
@@ -234,7 +222,9 @@ def test_dpo_starts_at_ln_2_from_the_reference_that_the_recipe_names(tiny_folder
     assert first == {name: pytest.approx(math.log(2), abs=1e-5) for name in ("student+", "teacher-1+", "teacher-2+")}
 
 
-@pytest.mark.parametrize("name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "confident-loss"])
+@pytest.mark.parametrize(
+    "name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-balanced", "confident-loss"]
+)
 def test_every_rule_runs(tiny_folder, tmp_path, name):
     settings = load(name)
     own = recipe(tiny_folder, rounds={**settings.rounds.model_dump(), "count": min(1, settings.rounds.count)},

@@ -66,12 +66,12 @@ class Rounds(Section):
     )
     renew: bool = Field(False, description="write the negatives anew in every round, not once before the first")
     candidates: Annotated[int, Field(ge=2)] = Field(4, description="drafts per prompt, where drafts are compared")
-    select: Literal["perplexity", "quota"] = Field(
-        "perplexity",
-        description="which of the teachers' answers the student takes. perplexity: the most likely one (published); "
-        "quota: the same, with no larger share of refusals than human labels have",
-    )
     keep: Positive = Field(1, description="how many of the teachers' answers to a prompt the student takes")
+    pairs: Literal["all", "balanced"] = Field(
+        "all",
+        description="which pairs are learnt from. all: every one (published); balanced: as many that teach to refuse as "
+        "teach not to, the most doubtful left out",
+    )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
     adopt: Literal["after", "before"] = Field(
         "after", description="teachers take the student's answers from after, or before, its update in the round"

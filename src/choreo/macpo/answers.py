@@ -12,7 +12,7 @@ from choreo.config import MacpoRecipe
 from choreo.engine.requests import Ids
 from choreo.macpo.book import Book
 from choreo.macpo.crew import STUDENT, Crew, Key, Member
-from choreo.macpo.select import Candidate, best_and_worst, most_likely, perplexity, within_quota
+from choreo.macpo.select import Candidate, best_and_worst, most_likely, perplexity
 from choreo.microworld.world import World
 from choreo.text.feedback import parse_feedback
 from choreo.types import Prompt, Turn
@@ -22,12 +22,11 @@ REVIEWS, REVIEW_TOKENS = 3, 96  # of each draft, and tokens of each: what self-r
 
 @dataclass(frozen=True)
 class Desk:
-    """Where a run writes: its agents, half B, what was written before, and the share of refusals that labels have."""
+    """Where a run writes: its agents, half B, and what was written before."""
 
     recipe: MacpoRecipe
     crew: Crew
     prompts: tuple[Prompt, ...]
-    quota: float
     book: Book = field(default_factory=Book)
 
     def write(
@@ -81,7 +80,7 @@ def positives(desk: Desk, round: int, member: Member) -> tuple[Chosen, dict[str,
 
 
 def from_teachers(desk: Desk, round: int) -> tuple[Chosen, dict[str, float]]:
-    """The teachers' answers that the student takes: ranked by its own perplexity, under the recipe's rule."""
+    """The teachers' answers that the student takes: those of lowest perplexity under itself."""
     student, rounds = desk.crew.student, desk.recipe.rounds
     written = [desk.write(round, teacher, teacher.positive) for teacher in desk.crew.teachers]
     adopted = [student.adopt(turns, teacher) for turns, teacher in zip(written, desk.crew.teachers, strict=True)]
@@ -92,10 +91,7 @@ def from_teachers(desk: Desk, round: int) -> tuple[Chosen, dict[str, float]]:
     rated = [Candidate(turn.agent, score, World.refuses(turn.text)) for turn, score in zip(flat, scores, strict=True)]
     n = len(desk.prompts)
     candidates = [rated[i::n] for i in range(n)]
-    if rounds.select == "quota":
-        picked = within_quota(candidates, desk.quota, rounds.keep)
-    else:
-        picked = most_likely(candidates, rounds.keep)
+    picked = most_likely(candidates, rounds.keep)
     chosen = [[adopted[k][i] for k in kept] for i, kept in enumerate(picked)]
     return chosen, _why(candidates, picked, adopted)
 

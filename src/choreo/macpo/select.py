@@ -26,26 +26,33 @@ def most_likely(candidates: Sequence[Sequence[Candidate]], keep: int = 1) -> lis
     return [_ranked(answers)[:keep] for answers in candidates]
 
 
-def within_quota(candidates: Sequence[Sequence[Candidate]], quota: float, keep: int = 1) -> list[list[int]]:
-    """`most_likely`, with refusals for at most the share `quota` of all prompts (this project's).
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What a pair teaches: whether its two sides refuse; and log PPL of the chosen less that of the rejected side, under
+    the one who learns: the lower, the more it is of the same mind."""
 
-    Low perplexity favours what is familiar, and nothing is as familiar as a stock refusal; where positives turn into
-    refusals round after round, the student does too. Here a prompt keeps its refusals only where the case for them
-    is among the strongest: prompts are ranked by log-perplexity of the best refusal less that of the best answer that
-    is none, lowest first, and the first `quota` of them may be refused. A prompt for which every answer is a
-    refusal takes its best one: there is nothing else to learn from, and it uses up the quota first.
+    chosen_refuses: bool
+    rejected_refuses: bool
+    doubt: float
+
+
+def balanced(pairs: Sequence[Sides]) -> list[int]:
+    """Indices of pairs of which as many teach to refuse as teach not to (this project's), in order.
+
+    DPO learns what all its pairs share before it learns what tells prompts apart. Where chosen answers refuse more
+    often than rejected ones do, on whatever prompts, that is to refuse; positives are then written by a policy that
+    refuses more, and so on. Of the two kinds of pair with one refusal, chosen or rejected, the larger one is cut to the
+    size of the other, the most doubtful first. Pairs that both refuse or both do not are kept.
     """
-    only_refusals = [all(c.refuses for c in answers) for answers in candidates]
-    allowed = max(0, round(quota * len(candidates)) - sum(only_refusals))
-    cases = sorted(
-        (case, i) for i, answers in enumerate(candidates) if (case := _case_for_refusal(answers)) is not None
-    )
-    refused = {i for case, i in cases[:allowed] if case < 0}
-    chosen = []
-    for i, answers in enumerate(candidates):
-        wants = i in refused or only_refusals[i]
-        chosen.append([k for k in _ranked(answers) if answers[k].refuses == wants][:keep])
-    return chosen
+    kinds: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    kept = []
+    for i, pair in enumerate(pairs):
+        if pair.chosen_refuses == pair.rejected_refuses:
+            kept.append(i)
+        else:
+            kinds[pair.chosen_refuses].append((pair.doubt, i))
+    fewer = min(map(len, kinds.values()))
+    return sorted([*kept, *(i for ranked in kinds.values() for _, i in sorted(ranked)[:fewer])])
 
 
 def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:
@@ -56,10 +63,3 @@ def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:
 
 def _ranked(answers: Sequence[Candidate]) -> list[int]:
     return sorted(range(len(answers)), key=lambda k: (answers[k].perplexity, k))
-
-
-def _case_for_refusal(answers: Sequence[Candidate]) -> float | None:
-    """log PPL of the best refusal less that of the best other answer; None unless there are both."""
-    refusals = [c.perplexity for c in answers if c.refuses]
-    others = [c.perplexity for c in answers if not c.refuses]
-    return math.log(min(refusals)) - math.log(min(others)) if refusals and others else None

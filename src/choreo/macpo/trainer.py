@@ -22,9 +22,9 @@ from choreo.engine.requests import Ids
 from choreo.errors import BadInput, Interrupted
 from choreo.macpo.answers import Desk, negatives, positives, weak_labels, weak_negatives
 from choreo.macpo.crew import STUDENT, Crew, Member
-from choreo.macpo.halves import Halves, Labelled, halves
+from choreo.macpo.halves import Halves, halves
 from choreo.macpo.plan import Phase, plan
-from choreo.macpo.select import perplexity
+from choreo.macpo.select import Sides, balanced, perplexity
 from choreo.microworld.world import World
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -50,7 +50,7 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
     stop early. Raises Interrupted, its state saved, when `progress` was interrupted.
     """
     data, crew = halves(recipe), Crew.load(recipe)
-    desk = Desk(recipe, crew, data.b, refusal_share(data.a))
+    desk = Desk(recipe, crew, data.b)
     if data.counts:
         run.note(data=data.counts)
         progress.say(f"{recipe.data.file}: {', '.join(f'{what} {count}' for what, count in data.counts.items())}")
@@ -137,6 +137,8 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
         for ids in kept
         if bad is not None
     ]
+    if rounds.pairs == "balanced":
+        preferences = _balanced(member, policy, preferences)
     references = {"base": None, "sft": f"{member.name}-start", "previous-round": policy}
     pairs = preference_pairs(member.engine, policy, preferences, references[rounds.reference])
     figures = {**figures, **_alike(preferences)}
@@ -171,11 +173,6 @@ def steps_of(recipe: MacpoRecipe, phase: Phase) -> int:
     return rounds.epochs * math.ceil(kept * n / rounds.batch)
 
 
-def refusal_share(rows: Sequence[Labelled]) -> float:
-    """Share of human-chosen answers that refuse: what a sound policy does with such prompts."""
-    return sum(World.refuses(row.chosen) for row in rows) / len(rows)
-
-
 def _start(desk: Desk, data: Halves, member: Member, positive: bool) -> list[tuple[Prompt, Ids]]:
     if member.name != STUDENT:
         return [(row.prompt, member.spell(row.chosen if positive else row.rejected)) for row in data.a]
@@ -200,6 +197,14 @@ def _weighted(sample: Sample, weight: float) -> Sample:
 
 def _sample(policy: str, context: Ids, ids: Ids) -> Sample:
     return Sample(policy, context, ids, logprobs=(), group="", reward=0.0)
+
+
+def _balanced(member: Member, policy: str, preferences: Sequence[Preference]) -> list[Preference]:
+    texts = [(p.context, ids) for p in preferences for ids in (p.chosen, p.rejected)]
+    mean = [math.log(perplexity(logprobs)) for logprobs in member.engine.score(policy, texts)]
+    refuses = [World.refuses(member.chat.decode(ids)) for _, ids in texts]
+    pairs = [Sides(refuses[i], refuses[i + 1], mean[i] - mean[i + 1]) for i in range(0, len(texts), 2)]
+    return [preferences[i] for i in balanced(pairs)]
 
 
 def _alike(preferences: Sequence[Preference]) -> dict[str, float]:

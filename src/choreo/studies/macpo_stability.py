@@ -1,4 +1,4 @@
-"""`choreo study macpo-stability`: ten rounds, under the published filter and under the quota."""
+"""`choreo study macpo-stability`: ten rounds, on all pairs and on balanced ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from choreo.studies.compare import difference, points
 from choreo.studies.rounds import BySeed, at, by_round, path, rounds_of
 
 ROUNDS = 10
-RULES = ("perplexity", "quota")
-ARMS = tuple(Arm(rule, "macpo", ("ceiling=false", f"rounds.count={ROUNDS}", f"rounds.select={rule}")) for rule in RULES)
+RULES = ("all", "balanced")
+ARMS = tuple(Arm(rule, "macpo", ("ceiling=false", f"rounds.count={ROUNDS}", f"rounds.pairs={rule}")) for rule in RULES)
 
 
 def run(study: Study) -> str:

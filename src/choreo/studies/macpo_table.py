@@ -22,7 +22,7 @@ ABLATIONS = {
     "macpo-no-hn": "no hard negatives",
     "macpo-no-iw": "teachers stay as they began",
 }
-NAMES = ("macpo", *BASELINES, *ABLATIONS, "macpo-quota", "ceiling")
+NAMES = ("macpo", *BASELINES, *ABLATIONS, "macpo-balanced", "ceiling")
 ARMS = tuple(Arm(name, name, ALONE) for name in NAMES)
 
 
@@ -70,7 +70,7 @@ def _table(rounds: Mapping[str, BySeed]) -> Section:
 def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
     rows: list[list[Any]] = []
     lines = []
-    for name in (*BASELINES, *ABLATIONS, "macpo-quota", "ceiling"):
+    for name in (*BASELINES, *ABLATIONS, "macpo-balanced", "ceiling"):
         met = pool([duel(ours, theirs) for ours, theirs in zip(answers["macpo"], answers[name], strict=True)])
         rows.append([name, met["win"], met["tie"], met["lose"]])
         if name in BASELINES:
@@ -93,10 +93,10 @@ def _ablations(rounds: Mapping[str, BySeed]) -> Section:
 
 
 def _refusals(rounds: Mapping[str, BySeed]) -> Section:
-    """Reward against over-refusal by round, under the published filter and under the quota."""
+    """Reward against over-refusal by round, on all pairs and on balanced ones."""
     rows: list[list[Any]] = []
     series = []
-    for name in ("macpo", "macpo-quota"):
+    for name in ("macpo", "macpo-balanced"):
         runs = rounds[name]
         pooled = [pool([seed[r]["agents"][STUDENT] for seed in runs]) for r in range(len(runs[0]))]
         rows += [
@@ -110,8 +110,8 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
     lines = [
         f"From the start to the last round, refusals of harmless prompts by MACPO's student change by "
         f"{points(difference(last, first))}.",
-        against("the quota", "the published filter", final(rounds["macpo-quota"]), final(rounds["macpo"]), "reward"),
-        against("the quota", "the published filter", final(rounds["macpo-quota"], "orr"), final(rounds["macpo"], "orr"),
+        against("MACPO on balanced pairs", "MACPO", final(rounds["macpo-balanced"]), final(rounds["macpo"]), "reward"),
+        against("MACPO on balanced pairs", "MACPO", final(rounds["macpo-balanced"], "orr"), final(rounds["macpo"], "orr"),
                 "ORR"),
     ]  # fmt: skip
     figure = plots.lines(series, "Reward and over-refusal by round", "round", percent=True)
