@@ -69,8 +69,8 @@ class Rounds(Section):
     keep: Positive = Field(1, description="how many of the teachers' answers to a prompt the student takes")
     pairs: Literal["all", "balanced"] = Field(
         "all",
-        description="which pairs are learnt from. all: every one (published); balanced: as many that teach to refuse as "
-        "teach not to, the most doubtful left out",
+        description="which pairs are learnt from. all: every one (published); balanced: as many that teach to "
+        "refuse as teach not to, the most doubtful left out",
     )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
     adopt: Literal["after", "before"] = Field(

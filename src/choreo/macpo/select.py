@@ -28,8 +28,8 @@ def most_likely(candidates: Sequence[Sequence[Candidate]], keep: int = 1) -> lis
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What a pair teaches: whether its two sides refuse; and log PPL of the chosen less that of the rejected side, under
-    the one who learns: the lower, the more it is of the same mind."""
+    """What a pair teaches: whether its two sides refuse. doubt: log PPL of the chosen less that of the rejected side,
+    under the one who learns: the lower, the more it is of the same mind."""
 
     chosen_refuses: bool
     rejected_refuses: bool

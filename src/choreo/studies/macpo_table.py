@@ -110,9 +110,8 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
     lines = [
         f"From the start to the last round, refusals of harmless prompts by MACPO's student change by "
         f"{points(difference(last, first))}.",
-        against("MACPO on balanced pairs", "MACPO", final(rounds["macpo-balanced"]), final(rounds["macpo"]), "reward"),
-        against("MACPO on balanced pairs", "MACPO", final(rounds["macpo-balanced"], "orr"), final(rounds["macpo"], "orr"),
-                "ORR"),
+        *(against("MACPO on balanced pairs", "MACPO", final(rounds["macpo-balanced"], m), final(rounds["macpo"], m), words)
+          for m, words in (("reward", "reward"), ("orr", "ORR"))),
     ]  # fmt: skip
     figure = plots.lines(series, "Reward and over-refusal by round", "round", percent=True)
     return Section("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)
