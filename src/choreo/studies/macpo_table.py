@@ -96,7 +96,8 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
     """Reward against over-refusal by round, on all pairs and on balanced ones."""
     rows: list[list[Any]] = []
     series = []
-    for name in ("macpo", "macpo-balanced"):
+    shown = ("macpo-balanced", "macpo")
+    for name in reversed(shown):
         runs = rounds[name]
         pooled = [pool([seed[r]["agents"][STUDENT] for seed in runs]) for r in range(len(runs[0]))]
         rows += [
@@ -110,8 +111,8 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
     lines = [
         f"From the start to the last round, refusals of harmless prompts by MACPO's student change by "
         f"{points(difference(last, first))}.",
-        *(against("MACPO on balanced pairs", "MACPO", final(rounds["macpo-balanced"], m), final(rounds["macpo"], m), words)
-          for m, words in (("reward", "reward"), ("orr", "ORR"))),
+        *(against("MACPO on balanced pairs", "MACPO", *(final(rounds[name], measure) for name in shown), words)
+          for measure, words in (("reward", "reward"), ("orr", "ORR"))),
     ]  # fmt: skip
     figure = plots.lines(series, "Reward and over-refusal by round", "round", percent=True)
     return Section("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)
