@@ -14,7 +14,7 @@ from choreo.swarm.scenario import Agents, Criteria, Governance, Payoff, Scenario
 LENGTH = {"low": (10, 10), "medium": (15, 10), "high": (20, 12)}
 
 # How many agents play a role: those that begin interactions, those that answer them, and those that mean harm.
-COUNT = {"initiator": 3, "counterparty": 2, "harmful": 1}
+COUNT = {"initiator": 2, "counterparty": 2, "harmful": 1}
 
 # What a failure mode asks governance to look at.
 LEVERS: dict[str, dict[str, object]] = {
