@@ -20,6 +20,7 @@ from choreo.config import MacpoRecipe, load
 from choreo.engine import checkpoint
 from choreo.engine.losses import Actions, sft_loss
 from choreo.engine.pack import pack
+from choreo.errors import BadInput
 from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warnings
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import Labelled, halves, noisy
@@ -158,6 +159,28 @@ def test_halves_share_no_prompt_and_noise_grows_by_the_same_rows(tiny_folder):
     rows = [Labelled(Prompt(str(i), "", "general", "general"), f"good {i}", f"bad {i}") for i in range(20)]
     flipped = [{i for i, r in enumerate(noisy(rows, share, 1)) if r.chosen.startswith("bad")} for share in (0.1, 0.5)]
     assert [len(found) for found in flipped] == [2, 10] and flipped[0] < flipped[1]
+
+
+def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder, tmp_path):
+    turns = "USER: Hi ASSISTANT: Hello USER: How do I paint it?"
+    rows = [{"instruction": f"How {i}?", "input": "", "output": [f"good {i}", f"bad {i}"]} for i in range(12)]
+    rows[5]["instruction"] = turns
+    rows += [rows[0], {**rows[1], "output": "good"}, {"instruction": "How?", "input": "", "output": ["a", "a"]}]
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    made = recipe(tiny_folder, data={"prompts": 6, "file": str(file)})
+    both = halves(made)
+    assert {row.prompt.text for row in both.a} | {p.text for p in both.b} == {r["instruction"] for r in rows[:12]}
+    assert all(row.chosen[5:] == row.rejected[4:] and row.chosen.startswith("good") for row in both.a)
+    assert both.counts == {"read": 15, "used": 12, "another pair of the same prompt": 1, "no rejected answer": 1,
+                           "the two answers are equal": 1}  # fmt: skip
+    run_through(made, tmp_path / "run")
+    file.write_text(json.dumps(rows[::-1]), encoding="utf-8")
+    other = pytest.raises(BadInput, match=r"trained on other prompts or labels than .*pairs.json has now")
+    with other, Run.open(tmp_path / "run") as run, Progress() as progress:
+        next(train(made, run, progress))
+    with pytest.raises(BadInput, match=r"two halves want 14 prompts.*it has 12; left out, .*: 1"):
+        halves(recipe(tiny_folder, data={"prompts": 7, "file": str(file)}))
 
 
 def test_labels_of_half_b_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, monkeypatch):

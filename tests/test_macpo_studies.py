@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import pytest
 
 from choreo import config
+from choreo.errors import BadInput, Interrupted
 from choreo.evaluate.intervals import estimate, wilson
+from choreo.evaluate.run import run_recipe
 from choreo.microworld.world import fingerprint
 from choreo.runs import files
+from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress
 from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
+from choreo.studies.apart import train_apart
 from choreo.studies.arms import Study
 from choreo.studies.rounds import by_round, gap_recovered
 
@@ -88,7 +95,7 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
             arm.name != "macpo") else rounds(480, 540, 564, refused=60)  # fmt: skip
 
     made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
-    said = macpo_table.run(tmp_path / "study", SEEDS, Progress())
+    said = macpo_table.run(Study.open("macpo-table", tmp_path / "study", SEEDS, (), Progress()))
     assert "MACPO is above naive-sft in reward: +14.0 points" in said
     assert "PGR of MACPO: 0.96" in said
     assert "naive-sft: 14.0 % won, 0.0 % lost" in said
@@ -104,7 +111,7 @@ def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
         return rounds(480, 520, 540, 560, *later)
 
     made("macpo-stability", tmp_path / "study", macpo_stability.ARMS, found, bases)
-    said = macpo_stability.run(tmp_path / "study", SEEDS, Progress())
+    said = macpo_stability.run(Study.open("macpo-stability", tmp_path / "study", SEEDS, (), Progress()))
     assert "perplexity: reward is lost after round 3 (-20.0 points" in said
     assert "quota: no loss of reward after round 3 (+0.0 points" in said
 
@@ -123,4 +130,32 @@ def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, stud
         return rounds(480, 560) if best else rounds(480, 500)
 
     made(name, tmp_path / "study", study.ARMS, found, bases)
-    assert said in study.run(tmp_path / "study", SEEDS, Progress())
+    assert said in study.run(Study.open(name, tmp_path / "study", SEEDS, (), Progress()))
+
+
+SHORT = (
+    "world.train_prompts=60", "world.heldout_prompts=2", "data.prompts=6", "writing.answer_tokens=6", "ceiling=false",
+)  # fmt: skip
+
+
+def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest(tiny_folder, tmp_path):
+    agents = (f'agents.student="{tiny_folder}"', f'agents.teachers=["{tiny_folder}"]')
+    paths = [tmp_path / f"run-{seed}" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        Run.create(path, config.load("naive-sft", (*SHORT, *agents, f"seed={seed}"))).close()
+    said = io.StringIO()
+    train_apart(paths[:2], 2, tmp_path / "logs", Progress(said))
+    assert [is_finished(path) for path in paths] == [True, True, False] and "runs, 2 at a time 2/2" in said.getvalue()
+    with Run.create(tmp_path / "alone", config.load(paths[1] / "recipe.toml")) as run:
+        run.finish(run_recipe(run, Progress(io.StringIO())))
+    alone, beside = (json.loads((path / "summary.json").read_text()) for path in (tmp_path / "alone", paths[1]))
+    assert alone["rounds"] == beside["rounds"]
+    (paths[2] / "recipe.toml").write_text("method = 1\n")
+    with pytest.raises(BadInput, match=r"run-2: its training failed and said: choreo: .*recipe.toml.*method"):
+        train_apart([paths[2]], 2, tmp_path / "logs", Progress(io.StringIO()))
+    stopped = Progress(io.StringIO())
+    stopped.interrupted = True
+    Run.create(tmp_path / "last", config.load(paths[1] / "recipe.toml")).close()
+    with pytest.raises(Interrupted):
+        train_apart([tmp_path / "last"], 2, tmp_path / "logs", stopped)
+    assert not is_finished(tmp_path / "last")

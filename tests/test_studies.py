@@ -131,7 +131,7 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
     with open(tmp_path / "progress", "w", encoding="utf-8") as stream:
         progress = Stopped(stream, "run 2 of 4, rounds-2-seed3: training", 1)
         with pytest.raises(Interrupted):
-            waltz_limits.run(folder, (3,), progress, SHORT)
+            waltz_limits.run(Study.open("waltz-limits", folder, (3,), SHORT, progress))
     two, english = folder / "runs" / "rounds-2-seed3", folder / "runs" / "english-only-seed3"
     assert list(checkpoints(two)) == [1] and not is_finished(two) and not english.exists()
     assert main(["study", "waltz-limits", "--run", str(folder), "--resume"]) == 0
@@ -201,7 +201,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     # The oracle stands above WaltzRL here, which the paper contradicts.
     measured = {"base+guard": entry(80, 430), "single-agent+guard": entry(50, 140), "oracle-feedback": entry(0, 0)}
     made("waltz-table", tmp_path, waltz_table.ARMS, entries, measured)
-    said = waltz_table.run(tmp_path, SEEDS, Progress())
+    said = waltz_table.run(Study.open("waltz-table", tmp_path, SEEDS, (), Progress()))
     assert "WaltzRL is above single-agent in F1: +8.3 points" in said and "WaltzRL is below oracle-feedback" in said
     assert "F1: the microworld disagrees on" in said and "the paper has waltz-published above oracle-feedback" in said
     assert "ASR: no pair of systems stands in the reverse order" not in said
@@ -227,7 +227,7 @@ def test_sensitivity_says_what_its_numbers_say(bases, tmp_path):
     ]
     first = {f"first-answers-noise-{p}": entry(100, 100) for p in waltz_sensitivity.NOISES}
     made("waltz-sensitivity", tmp_path, arms, entries, first, rising)
-    said = waltz_sensitivity.run(tmp_path, SEEDS, Progress())
+    said = waltz_sensitivity.run(Study.open("waltz-sensitivity", tmp_path, SEEDS, (), Progress()))
     assert "F1 is highest for α = 0.65: 98.3 %" in said and "Lower with intervals apart: α = 0." in said
     assert "Collaboration stops helping at 20 %" in said and "interval below zero, at 30 %, 40 %, 50 %" in said
     assert "Between 1 and 3 rounds, tokens added per prompt go from 40.0 (39.9–40.1) to 61.0" in said

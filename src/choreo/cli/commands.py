@@ -86,18 +86,19 @@ def report(args: argparse.Namespace) -> int:
 
 
 def study(args: argparse.Namespace) -> int:
-    from choreo.runs.progress import Progress
-
     folder = args.run or Path("runs") / args.name
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; a study needs a folder")
     if not args.resume and folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: already exists; name another with --run, or go on with --resume")
+    from choreo.runs.progress import Progress
+    from choreo.studies.arms import Study
+
     _quiet()
     module = importlib.import_module(f"choreo.studies.{args.name.replace('-', '_')}")
     with Progress() as progress:
         try:
-            verdicts = module.run(folder, args.seeds, progress, args.set)
+            verdicts = module.run(Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs))
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
     print(json.dumps(json.loads((folder / "answers.json").read_text(encoding="utf-8"))) if args.json else verdicts)

@@ -110,6 +110,7 @@ A setting holds for every run of the study, but where the study itself varies it
     study.add_argument("name", choices=STUDIES, metavar="NAME", help=f"one of {', '.join(STUDIES)}")
     study.add_argument("--seeds", type=_seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)")
     study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    study.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs trained at once (default: 1)")
     study.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
     study.add_argument("--resume", action="store_true", help="go on in a folder that is there")
     _json_option(study)
@@ -148,8 +149,8 @@ A setting holds for every run of the study, but where the study itself varies it
 
     data = commands.add_parser(
         "data", help="Look at preference data of your own",
-        description="Preference data as published (MACPO's release, HH-RLHF, PKU-SafeRLHF). Nothing trains on it yet.",
-        epilog="examples:\n  choreo data check pairs.jsonl",
+        description="Preference data as published (MACPO's release, HH-RLHF, PKU-SafeRLHF); macpo recipes train on it.",
+        epilog="examples:\n  choreo data check pairs.jsonl\n  choreo train macpo --set data.file=pairs.jsonl",
     )  # fmt: skip
     datas = data.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
     check = add("check", do.check_data, "Read a file whole, and say what can be learnt from and what was left out", """\

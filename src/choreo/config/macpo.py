@@ -29,7 +29,10 @@ class Halves(Section):
     prompts: Positive = Field(600, description="prompts in each half")
     noise: Fraction = Field(0.0, description="share of the labels of half A whose two answers are exchanged")
     kinds: Annotated[tuple[Literal["harmful", "benign", "general"], ...], Field(min_length=1)] = Field(
-        ("harmful", "benign", "general"), description="kinds of prompts, as many of each"
+        ("harmful", "benign", "general"), description="kinds of the microworld's prompts, as many of each"
+    )
+    file: str = Field(
+        "", description="pairs of your own in a published format (choreo data check), in place of the microworld's"
     )
 
 

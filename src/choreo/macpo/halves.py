@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 from choreo.config import MacpoRecipe
+from choreo.data.preferences import Turns, load
+from choreo.errors import BadInput
 from choreo.microworld.world import World
 from choreo.types import Prompt
 
@@ -23,31 +26,38 @@ class Labelled:
 @dataclass(frozen=True, slots=True)
 class Halves:
     """a: with labels, the teachers'. b: bare prompts, their meaning taken out, so that nothing can judge or label
-    them. ceiling: half B with labels where the recipe trains the strong ceiling, else empty."""
+    them. ceiling: half B with labels where the recipe trains the strong ceiling, else empty.
+    counts: of a file's rows: read, used, and left out by reason; empty where prompts are the microworld's.
+    """
 
     a: tuple[Labelled, ...]
     b: tuple[Prompt, ...]
     ceiling: tuple[Labelled, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change when anything does that is trained on."""
+        rows = [(row.prompt.text, row.chosen, row.rejected) for row in (*self.a, *self.ceiling)]
+        return blake2b(repr((rows, [prompt.text for prompt in self.b])).encode(), digest_size=8).hexdigest()
+
+
+Label = Callable[[Prompt], Labelled]
 
 
 def halves(recipe: MacpoRecipe) -> Halves:
-    """Training prompts of the recipe's kinds, as many of each, cut into halves that share no prompt.
+    """Training prompts cut into halves that share none: the microworld's, as many of each of the recipe's kinds, or
+    those of the recipe's file. The cut and the labels follow from (seed, split seed) and the file.
 
-    The cut and the labels follow from (seed, split seed). Raises ValueError where the world has too few prompts.
+    Raises ValueError where the world has too few prompts; BadInput where the file has, or does not fit its format.
     """
-    world, data = World(recipe.world), recipe.data
-    pools = world.training()
-    drawn: list[Prompt] = []
-    for i, kind in enumerate(data.kinds):
-        wanted = (2 * data.prompts + len(data.kinds) - 1 - i) // len(data.kinds)
-        if wanted > len(pools[kind]):
-            raise ValueError(f"two halves want {wanted} {kind} prompts, and train_prompts gives {len(pools[kind])}")
-        drawn += random.Random(f"halves/{recipe.seed}/{kind}").sample(pools[kind], wanted)
+    data = recipe.data
+    drawn, label, counts = _of_file(recipe) if data.file else _of_world(recipe)
     random.Random(f"halves/{recipe.seed}").shuffle(drawn)
     a, b = drawn[: data.prompts], drawn[data.prompts :]
-    labelled = noisy([Labelled(p, *world.labels(p, recipe.seed)) for p in a], data.noise, recipe.seed)
-    ceiling = [Labelled(p, *world.labels(p, recipe.seed)) for p in b] if recipe.tuning.labels == "human" else []
-    return Halves(tuple(labelled), tuple(replace(prompt, meaning=None) for prompt in b), tuple(ceiling))
+    labelled = noisy([label(prompt) for prompt in a], data.noise, recipe.seed)
+    ceiling = [label(prompt) for prompt in b] if recipe.tuning.labels == "human" else []
+    return Halves(tuple(labelled), tuple(replace(prompt, meaning=None) for prompt in b), tuple(ceiling), counts)
 
 
 def noisy(rows: Sequence[Labelled], share: float, seed: int) -> list[Labelled]:
@@ -56,3 +66,47 @@ def noisy(rows: Sequence[Labelled], share: float, seed: int) -> list[Labelled]:
     random.Random(f"noise/{seed}").shuffle(order)
     flipped = set(order[: round(share * len(rows))])
     return [Labelled(r.prompt, r.rejected, r.chosen) if i in flipped else r for i, r in enumerate(rows)]
+
+
+def flattened(turns: Turns) -> str:
+    """A dialogue as one prompt, the way MACPO's release writes it: USER: … ASSISTANT: … USER: …; one turn as it is."""
+    if len(turns) == 1:
+        return turns[0][1]
+    return " ".join(f"{who.upper()}: {said}" for who, said in turns)
+
+
+def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]:
+    world, data = World(recipe.world), recipe.data
+    pools = world.training()
+    drawn: list[Prompt] = []
+    for i, kind in enumerate(data.kinds):
+        wanted = (2 * data.prompts + len(data.kinds) - 1 - i) // len(data.kinds)
+        if wanted > len(pools[kind]):
+            raise ValueError(f"two halves want {wanted} {kind} prompts, and train_prompts gives {len(pools[kind])}")
+        drawn += random.Random(f"halves/{recipe.seed}/{kind}").sample(pools[kind], wanted)
+    return drawn, lambda prompt: Labelled(prompt, *world.labels(prompt, recipe.seed)), {}
+
+
+def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]:
+    """One pair of every prompt, so that no prompt can stand in both halves. Their kind is not known: "general"."""
+    data = recipe.data
+    loaded = load(data.file)
+    left_out = loaded.left_out.copy()
+    rows: dict[str, Labelled] = {}
+    for pair in loaded.pairs:
+        text = flattened(pair.turns)
+        if pair.rejected is None:
+            left_out["no rejected answer"] += 1
+        elif text in rows:
+            left_out["another pair of the same prompt"] += 1
+        else:
+            prompt = Prompt(f"line-{pair.line}", text, "general", "file")
+            rows[text] = Labelled(prompt, pair.chosen, pair.rejected)
+    if len(rows) < 2 * data.prompts:
+        why = "".join(f"; left out, {reason}: {count}" for reason, count in left_out.most_common())
+        raise BadInput(f"{data.file}: two halves want {2 * data.prompts} prompts with a chosen and a rejected answer "
+                       f"(data.prompts = {data.prompts}), and it has {len(rows)}{why}")  # fmt: skip
+    drawn = random.Random(f"halves/{recipe.seed}/file").sample([row.prompt for row in rows.values()], 2 * data.prompts)
+    left_out["more than data.prompts asks for"] = len(rows) - len(drawn)
+    counts = {"read": loaded.read, "used": len(drawn), **{why: count for why, count in left_out.items() if count}}
+    return drawn, lambda prompt: rows[prompt.text], counts

@@ -19,7 +19,7 @@ from choreo.engine import checkpoint
 from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
-from choreo.errors import Interrupted
+from choreo.errors import BadInput, Interrupted
 from choreo.macpo.answers import Desk, negatives, positives, weak_labels, weak_negatives
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, Labelled, halves
@@ -51,10 +51,16 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
     """
     data, crew = halves(recipe), Crew.load(recipe)
     desk = Desk(recipe, crew, data.b, refusal_share(data.a))
+    if data.counts:
+        run.note(data=data.counts)
+        progress.say(f"{recipe.data.file}: {', '.join(f'{what} {count}' for what, count in data.counts.items())}")
     phases = plan(recipe)
     done, (step, path) = 0, run.rewind()
     if path is not None:
         saved = checkpoint.load(path)
+        if saved["data"] != data.digest:
+            now = recipe.data.file or "the world"
+            raise BadInput(f"{path}: was trained on other prompts or labels than {now} has now")
         done = saved["phases"]
         crew.load_state_dict(saved["agents"], str(path))
         desk.book.load_state_dict(saved["book"])
@@ -64,7 +70,7 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
     for number, phase in enumerate(phases[done:], start=done + 1):
         progress.start(f"{_words(phase)}", total, step)
         step = teach(desk, data, phase, run, progress, step)
-        state = {"phases": number, "agents": crew.state_dict(), "book": desk.book.state_dict()}
+        state = {"phases": number, "data": data.digest, "agents": crew.state_dict(), "book": desk.book.state_dict()}
         checkpoint.save(run.checkpoint(step), state)
         if progress.interrupted:
             raise Interrupted(f"saved at step {step}")

@@ -1,6 +1,7 @@
 """A study: arms × seeds. Every training is a run folder of its own, every further measurement a file.
 
 study.json                      name, seeds and settings: `--resume` needs none of them said again
+logs/ARM-seedK.log              what a run said, where several are trained at once
 runs/ARM-seedK/                 what `choreo train` leaves; a finished run is kept, an unfinished one goes on
 measured/SYSTEM-seedK.json      systems measured beyond what the runs measured themselves
 study.html, study.md, answers.json    the answers, to look at, to quote and to compute with
@@ -26,6 +27,7 @@ from choreo.microworld.world import World
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
+from choreo.studies.apart import train_apart
 from choreo.waltz.trainer import restore
 
 SEEDS = (0, 1, 2)
@@ -46,18 +48,23 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """`settings` hold for every run of the study, except where an arm sets the same key itself."""
+    """`settings` hold for every run of the study, except where an arm sets the same key itself.
+
+    jobs: how many runs are trained at once, each in a process of its own.
+    """
 
     name: str
     folder: Path
     seeds: tuple[int, ...]
     settings: tuple[str, ...]
     progress: Progress
+    jobs: int = 1
 
     @classmethod
     def open(
-        cls, name: str, folder: Path, seeds: Sequence[int] | None, settings: Sequence[str], progress: Progress
-    ) -> Study:
+        cls, name: str, folder: Path, seeds: Sequence[int] | None, settings: Sequence[str], progress: Progress,
+        jobs: int = 1,
+    ) -> Study:  # fmt: skip
         """The study in `folder`, new or not. Seeds and settings not given are those it was begun with, if it was.
 
         Raises BadInput when the folder holds another study, or a setting is one that the seeds decide.
@@ -69,7 +76,7 @@ class Study:
             if (keys := toml.assign({}, setting)) in _OF_SEEDS:
                 raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
         seeds = tuple(seeds or saved.get("seeds") or SEEDS)
-        return cls(name, folder, seeds, tuple(settings or saved.get("settings") or ()), progress)
+        return cls(name, folder, seeds, tuple(settings or saved.get("settings") or ()), progress, jobs)
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
@@ -104,6 +111,13 @@ class Study:
             raise BadInput(f"{self.folder}: cannot make this folder: {error.strerror}") from None
         begun = {"name": self.name, "seeds": self.seeds, "settings": self.settings}
         files.write_json(self.folder / "study.json", begun)
+        if self.jobs > 1:
+            for path, recipe in plan.values():
+                if not (path / "recipe.toml").is_file():
+                    Run.create(path, recipe, overwrite=True).close()
+            unfinished = [path for path, _ in plan.values() if not is_finished(path)]
+            train_apart(unfinished, self.jobs, self.folder / "logs", self.progress)
+            return runs
         for number, (path, recipe) in enumerate(plan.values(), start=1):
             self._run(path, recipe, f"run {number} of {len(plan)}, {path.name}:")
         return runs

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
 from choreo.evaluate.page import Section, Table
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import final, path, rounds_of
@@ -20,9 +16,8 @@ ARMS = tuple(
 )
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
-    study = Study.open("macpo-noise", folder, seeds, settings, progress)
     runs = study.train(ARMS)
     found = {(n, p): final(rounds_of(study, runs[f"{n}-{p}"])) for p in NOISES for n in METHODS}
     rows = [

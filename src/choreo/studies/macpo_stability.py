@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
 from choreo.evaluate.page import Section, Table
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import difference, points
 from choreo.studies.rounds import BySeed, at, by_round, path, rounds_of
@@ -19,9 +16,8 @@ RULES = ("perplexity", "quota")
 ARMS = tuple(Arm(rule, "macpo", ("ceiling=false", f"rounds.count={ROUNDS}", f"rounds.select={rule}")) for rule in RULES)
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
-    study = Study.open("macpo-stability", folder, seeds, settings, progress)
     runs = study.train(ARMS)
     rounds = {rule: rounds_of(study, runs[rule]) for rule in RULES}
     intro = f"The paper ends after three rounds. Here there are {ROUNDS}, with the refusals beside the reward."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from choreo.evaluate import plots
@@ -12,7 +11,6 @@ from choreo.evaluate.intervals import over_seeds
 from choreo.evaluate.macpo import duel
 from choreo.evaluate.metrics import pool
 from choreo.evaluate.page import Section, Table, percent, quantity
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import STUDENT, BySeed, by_round, final, gap_recovered, path, plain, rounds_of
@@ -28,9 +26,8 @@ NAMES = ("macpo", *BASELINES, *ABLATIONS, "macpo-quota", "ceiling")
 ARMS = tuple(Arm(name, name, ALONE) for name in NAMES)
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
-    study = Study.open("macpo-table", folder, seeds, settings, progress)
     runs = study.train(ARMS)
     rounds = {name: rounds_of(study, runs[name]) for name in NAMES}
     answers = {name: [json.loads((run / "outcomes.json").read_text()) for run in runs[name]] for name in NAMES}

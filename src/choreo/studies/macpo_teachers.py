@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
 from choreo.evaluate.metrics import pool
 from choreo.evaluate.page import Section, Table, percent
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import best, difference, points
 from choreo.studies.rounds import STUDENT, BySeed, at, final, path, rounds_of
@@ -29,9 +27,8 @@ ARMS = (
 )
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
-    study = Study.open("macpo-teachers", folder, seeds, settings, progress)
     runs = study.train(ARMS)
     rounds = {arm.name: rounds_of(study, runs[arm.name]) for arm in ARMS}
     intro = (

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
 from choreo.evaluate.page import Section, Table
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import at, final, rounds_of
@@ -17,9 +13,8 @@ NAMES = ("macpo", "naive-sft", "confident-loss", "ceiling")
 ARMS = tuple(Arm(name, name, ("ceiling=false", 'data.kinds=["general"]')) for name in NAMES)
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
-    study = Study.open("macpo-transfer", folder, seeds, settings, progress)
     runs = study.train(ARMS)
     rounds = {name: rounds_of(study, runs[name]) for name in NAMES}
     ours = final(rounds["macpo"], "general")

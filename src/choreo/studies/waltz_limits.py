@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from choreo.evaluate import plots
 from choreo.evaluate.metrics import pool
 from choreo.evaluate.page import Section, Table, percent, quantity
 from choreo.microworld.lexicon import LANGUAGES
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Entry, Runs, Study
 from choreo.studies.compare import against, best
 from choreo.types import KINDS
@@ -25,9 +22,8 @@ ARMS = (
 )
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains and measures all that is missing, writes study.html and study.md; returns the verdicts."""
-    study = Study.open("waltz-limits", folder, seeds, settings, progress)
     runs = study.train(ARMS)
     intro = (
         "The paper plays one feedback round and trains in English. Here the pair is trained and played with more "

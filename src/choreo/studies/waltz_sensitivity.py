@@ -14,7 +14,6 @@ from choreo.evaluate.page import DASH, Section, Table, percent, quantity
 from choreo.microworld.pretrain import SIZES
 from choreo.microworld.world import base_folder
 from choreo.runs import files
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Entry, Runs, Study
 from choreo.studies.compare import (
     CONVERGED,
@@ -47,9 +46,8 @@ CONVERGES = (
 )
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains and measures all that is missing, writes study.html and study.md; returns the verdicts."""
-    study = Study.open("waltz-sensitivity", folder, seeds, settings, progress)
     bases, absent = _bases(study)
     arms = [
         Arm("waltz"),

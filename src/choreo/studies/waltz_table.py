@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from choreo.evaluate import plots, published
@@ -14,7 +13,6 @@ from choreo.evaluate.page import Section, Table, percent, quantity
 from choreo.microworld.suites import SUITES
 from choreo.runs import files
 from choreo.runs.folder import versions
-from choreo.runs.progress import Progress
 from choreo.studies.arms import Arm, Entry, Study
 from choreo.studies.compare import against, best, difference, falls, order, points
 from choreo.types import KINDS
@@ -36,12 +34,11 @@ RIVALS = ("single-agent", "base+guard", "collaboration-untrained", "oracle-feedb
 SHOWN = 8  # pairs named in a sentence; the table counts them all
 
 
-def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings: Sequence[str] = ()) -> str:
+def run(study: Study) -> str:
     """Trains and measures all that is missing, writes study.html, study.md and table.json; returns the verdicts.
 
     table.json: {schema, systems: {name: pooled entry}, by_seed: {name: [entry]}, seeds, settings, published, versions}.
     """
-    study = Study.open("waltz-table", folder, seeds, settings, progress)
     runs = study.train(ARMS)
     waltz, single = runs["waltz"], runs["single-agent"]
     by_seed: dict[str, list[Entry]] = {
@@ -66,7 +63,7 @@ def run(folder: Path, seeds: Sequence[int] | None, progress: Progress, settings:
         "published": {name: {"asr": r.asr, "orr": r.orr, "f1": r.f1} for name, r in published.SYSTEMS.items()},
         "versions": versions(),
     }
-    files.write_json(folder / "table.json", table)
+    files.write_json(study.folder / "table.json", table)
     sections = [
         _table(pooled, by_seed),
         _feedback(pooled),
