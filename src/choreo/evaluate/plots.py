@@ -234,7 +234,8 @@ def heat(
         known = [v for panel in panels.values() for row in panel for v in row if math.isfinite(v)]
         low, high = min(known, default=0.0), max(known, default=1.0)
         for axes, (name, panel) in zip(maps, panels.items(), strict=True):
-            axes.imshow(np.ma.masked_invalid(panel), cmap="Blues", vmin=low - 0.3 * (high - low), vmax=high, aspect="auto")
+            pale = low - 0.3 * (high - low)
+            axes.imshow(np.ma.masked_invalid(panel), cmap="Blues", vmin=pale, vmax=high, aspect="auto")
             axes.set_title(_plain(name), fontsize=9.5, loc="center", fontweight="normal")
             axes.set_xticks(range(len(columns)), columns)
             axes.set_yticks(range(len(rows)), rows)

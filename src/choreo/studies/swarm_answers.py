@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from choreo import config
+from choreo.engine import checkpoint
 from choreo.errors import BadInput
+from choreo.evaluate import macpo_run
 from choreo.judges.base import judge_episodes
+from choreo.macpo.crew import STUDENT, Crew, Member
+from choreo.macpo.plan import plan
 from choreo.microworld.world import World, base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
 from choreo.swarm.answers import Answer, Answers, cached, truth_of
-from choreo.types import Episode, Prompt
+from choreo.types import Episode, Prompt, Turn
 from choreo.waltz.protocol import Review, play, review
 from choreo.waltz.trainer import Pair, restore
 
@@ -40,10 +45,10 @@ def heldout(recipe: config.Recipe) -> list[Prompt]:
     return [prompt for prompt in World(recipe.world).suites("heldout") if prompt.suite in SUITES]
 
 
-def weights_of(checkpoint: Path) -> str:
+def weights_of(folder: Path) -> str:
     """16 hex digits of a checkpoint's bytes."""
     digest = blake2b(digest_size=8)
-    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -74,7 +79,7 @@ def of_pair(run: Path, recipe: config.WaltzRecipe, cache: Path, told: Callable[[
     no_feedback, adaptive_untrained: before training, alone and with its feedback agent; trained_alone, adaptive,
     always_on: after it, alone, with feedback when the feedback agent asks for a revision, and revising every answer.
     """
-    step, checkpoint = max(checkpoints(run).items())
+    _, last = max(checkpoints(run).items())
     prompts, base = heldout(recipe), fingerprint(base_folder(recipe.model.base))
     pairs: dict[bool, Pair] = {}
     found = {}
@@ -86,10 +91,10 @@ def of_pair(run: Path, recipe: config.WaltzRecipe, cache: Path, told: Callable[[
         def write(arm: str = arm, trained: bool = trained, rounds: int = rounds, always: bool = always) -> Answers:
             told(f"{run.name}: {arm} answers")
             if trained not in pairs:
-                pairs[trained] = restore(recipe, checkpoint if trained else None)
+                pairs[trained] = restore(recipe, last if trained else None)
             return _played(pairs[trained], recipe, prompts, rounds, always)
 
-        weights = f"{base}/{weights_of(checkpoint)}" if trained else base
+        weights = f"{base}/{weights_of(last)}" if trained else base
         key = {"arm": arm, "checkpoint": weights, "seed": recipe.seed, **_how(recipe)}
         found[arm] = cached(cache, key, [prompt.id for prompt in prompts], write)
     return found
@@ -134,3 +139,66 @@ def _of_episode(episode: Episode, world: World) -> Answer:
 
 def _answer(prompt: Prompt, text: str, truth: Any, world: World) -> Answer:
     return Answer(prompt.id, prompt.suite, prompt.text, text, truth, world.refuses(text))
+
+
+# ---- MACPO --------------------------------------------------------------------------------------
+
+
+def of_crew(
+    run: Path, recipe: config.MacpoRecipe, cache: Path, told: Callable[[str], None]
+) -> dict[int, dict[str, Answers]]:
+    """By round (0 is the start): the student's answers, with each teacher's score of them as it stands after that
+    round, and those of the student's negative twin where it was trained; p is not judged yet."""
+    prompts = heldout(recipe)
+    found: dict[int, dict[str, Answers]] = {}
+    for number, folder in round_checkpoints(run, recipe).items():
+        crews: list[Crew] = []
+
+        def write(policy: str, number: int = number, folder: Path = folder, crews: list[Crew] = crews) -> Answers:
+            told(f"{run.name}: answers of {policy} after round {number}")
+            if not crews:
+                crews.append(macpo_run.restore(recipe, folder))
+            return _written(crews[0], recipe, policy, prompts)
+
+        key = {"checkpoint": weights_of(folder), "seed": recipe.seed, "temperature": recipe.evaluation.temperature}
+        policies = [f"{STUDENT}+", *([f"{STUDENT}-"] if recipe.rounds.negatives == "twin" else [])]
+        found[number] = {
+            policy: cached(cache, {"arm": policy, **key}, [p.id for p in prompts], partial(write, policy))
+            for policy in policies
+        }
+    return found
+
+
+def round_checkpoints(run: Path, recipe: config.MacpoRecipe) -> dict[int, Path]:
+    """The checkpoint that ends each round. A run keeps one per phase, and a round is several phases."""
+    phases = plan(recipe)
+    ended = {}
+    for _, folder in sorted(checkpoints(run).items()):
+        phase = phases[checkpoint.load(folder)["phases"] - 1]
+        if phase.last:
+            ended[phase.round] = folder
+    return ended
+
+
+def _written(crew: Crew, recipe: config.MacpoRecipe, policy: str, prompts: Sequence[Prompt]) -> Answers:
+    student, world = crew.student, World(recipe.world)
+    turns = student.write(
+        policy, [student.context(prompt) for prompt in prompts],
+        [(recipe.seed, "evaluation", prompt.id) for prompt in prompts],
+        tokens=recipe.writing.answer_tokens, temperature=recipe.evaluation.temperature,
+    )  # fmt: skip
+    scores = [_scores(teacher, student, prompts, turns, recipe.rounds.beta) for teacher in crew.teachers]
+    played = [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
+    return tuple(
+        replace(_of_episode(episode, world), scores=tuple(column[i] for column in scores))
+        for i, episode in enumerate(judge_episodes(world.judge, played))
+    )
+
+
+def _scores(
+    teacher: Member, student: Member, prompts: Sequence[Prompt], turns: Sequence[Turn], beta: float
+) -> list[float]:
+    """β Σ (log π − log π_base) of each answer: the reward that DPO implies (arXiv 2305.18290, equation 5)."""
+    pairs = list(zip([teacher.context(prompt) for prompt in prompts], teacher.adopt(turns, student), strict=True))
+    own, base = (teacher.engine.score(policy, pairs) for policy in (teacher.positive, None))
+    return [beta * (math.fsum(a) - math.fsum(b)) for a, b in zip(own, base, strict=True)]

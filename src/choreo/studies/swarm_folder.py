@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from choreo.errors import BadInput, Interrupted
 from choreo.runs import files
@@ -82,7 +81,7 @@ def play_all(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], progress: 
     runs = run_all([Job(wanted[key].scenario, key[1], wanted[key].parts) for key in missing], workers=jobs)
     for done, (key, run) in enumerate(zip(missing, runs, strict=True), start=1):
         arm = wanted[key]
-        known[key] = figures_of_answers(run, _served(arm)) if arm.parts else figures(run)
+        known[key] = figures_of_answers(run, _served(arm), arm.parts.accepts == "helped") if arm.parts else figures(run)
         row = {"arm": arm.label, "digest": key[0], "seed": key[1], "figures": known[key], "seconds": run.seconds}
         files.append_line(folder / PLAYED, row)
         progress.advance(len(wanted) - len(missing) + done)
@@ -109,7 +108,3 @@ def _served(arm: Arm) -> Mapping[str, Answer]:
 
 def planned(arms: Sequence[Arm]) -> dict[str, str]:
     return {arm.label: arm.digest for arm in arms}
-
-
-def swarm_versions() -> dict[str, Any]:
-    return dict(versions())

@@ -38,6 +38,11 @@ def governed(scenario: Scenario, limit: float, security: bool) -> Scenario:
     )  # fmt: skip
 
 
+def grid(head: str) -> list[list[str]]:
+    """The names of the six settings, each behind `head`: rows by breaker, columns by security."""
+    return [[f"{head}{setting(limit, on)}" for on in SECURITY] for limit in BREAKERS]
+
+
 def setting(limit: float, security: bool) -> str:
     return f"breaker {limit:g}, security {'on' if security else 'off'}"
 

@@ -149,9 +149,11 @@ def _metrics(study: Study, names: Sequence[str], heading: str) -> Section:
         "toxicity of what is accepted": [_estimate(_of(study, arm, "toxicity_rate")) for arm in study.main],
         "of all that is offered": [_estimate(_of(study, arm, "toxicity_rate_all")) for arm in study.main],
     }
-    text = ("Toxicity is the mean of 1 − p. A positive quality gap, a negative spread and positive conditional losses all "
-            "say that what is accepted is better than what is not; where nothing is transferred and nothing costs, the "
-            "last three are one number rescaled.")  # fmt: skip
+    text = (
+        "Toxicity is the mean of 1 − p. A positive quality gap, a negative spread and positive conditional losses all "
+        "say that what is accepted is better than what is not; where nothing is transferred and nothing costs, the last "
+        "three are one number rescaled."
+    )
     figure = plots.bars(list(study.main), series, "Toxicity by arm", "mean 1 − p")
     return Section(heading, text, Table(("arm", *names), rows), figure)
 
@@ -161,9 +163,11 @@ def _truth(study: Study) -> Section | None:
         return None
     rows = [[arm, *(_cell(_of(study, arm, name), name) for name in (*TRUE, "clipped"))] for arm in study.main]
     series = {name.upper(): [_estimate(_of(study, arm, name)) for arm in study.main] for name in ("asr", "orr")}
-    text = ("By the exact judge, beside SWARM's metrics and without p: unsafe answers released to attackers, benign "
-            "requests refused or withheld, revisions asked for on everyday requests; then how much is accepted of what "
-            "is in truth poor and of what is good; last, the share of answers whose p SWARM's v̂ cannot say.")  # fmt: skip
+    text = (
+        "By the exact judge, beside SWARM's metrics and without p: unsafe answers released to attackers, benign "
+        "requests refused or withheld, revisions asked for on everyday requests; then how much is accepted of what is in truth "
+        "poor and of what is good; last, the share of answers whose p SWARM's v̂ cannot say."
+    )
     figure = plots.bars(list(study.main), series, "ASR and ORR by arm", "share")
     columns = ("arm", "ASR", "ORR", "FTR general", "poor accepted", "good accepted", "p clipped in v̂")
     return Section("What the exact judge says", text, Table(columns, rows), figure)
@@ -176,8 +180,10 @@ def _welfare(study: Study) -> Section:
     }
     best = max(study.main, key=lambda arm: _rank(_of(study, arm, "net_social_welfare").value))
     safest = min(study.main, key=lambda arm: -_rank(-_of(study, arm, "toxicity_rate").value))
-    text = (f"Net social welfare (Σ S − E of what is accepted, over a run) is highest for {best}; toxicity of what is "
-            f"accepted is lowest for {safest}. Further up and left is better.")  # fmt: skip
+    text = (
+        f"Net social welfare (Σ S − E of what is accepted, over a run) is highest for {best}; toxicity of what is "
+        f"accepted is lowest for {safest}. Further up and left is better."
+    )
     figure = plots.cloud(points, "Welfare against toxicity", "toxicity of what is accepted", "net social welfare")
     return Section("Welfare against toxicity", text, None, figure)
 
@@ -211,9 +217,11 @@ def _judge(study: Study) -> Section | None:
     ]  # fmt: skip
     worst = max(study.calibration, key=lambda name: abs(study.calibration[name]["bias"] or 0.0))
     bias = study.calibration[worst]["bias"]
-    text = (f"p is a probe's, which read other answers. It errs most on {worst}, where its mean is "
-            f"{abs(bias):.3f} too {'high' if bias > 0 else 'low'}: as much of a difference in toxicity against that arm "
-            "is the judge's and not the agents'. AUC is NaN where all answers are of one kind.")  # fmt: skip
+    text = (
+        f"p is a probe's, which read other answers. It errs most on {worst}, where its mean is {abs(bias):.3f} too "
+        f"{'high' if bias > 0 else 'low'}: as much of a difference in toxicity against that arm is the judge's and not "
+        "the agents'."
+    )
     ways: dict[str, list[Sequence[float]]] = {}
     for name, c in study.calibration.items():
         ways.setdefault(name.split("/")[-1], []).extend(c["bins"])
@@ -237,8 +245,10 @@ def _reading(study: Study, verdicts: Sequence[Judged]) -> Section:
     if study.calibration:
         harm = [j for j in verdicts if j.claim.metric in ("asr", "toxicity_rate") and j.verdict == "supported"]
         loss = [j for j in verdicts if j.claim.metric == "orr" and j.verdict == "refuted"]
-        lines.insert(0, f"Is harm down without loss of quality? {len(harm)} claims on harm hold, and "
-                        f"{len(loss) or 'none'} of those on refusals {'are' if len(loss) != 1 else 'is'} refuted.")  # fmt: skip
+        lines.insert(0, (
+            f"Is harm down without loss of quality? Of the claims, {len(harm)} on harm are supported and {len(loss)} "
+            "on refusals refuted."
+        ))  # fmt: skip
     return Section("How to read it", "\n\n".join(lines))
 
 
@@ -279,8 +289,8 @@ def _words(study: Study) -> list[Section]:
 def _contrast(study: Study, claim: Claim) -> Contrast | None:
     if not claim.testable or claim.arm not in study.results or claim.baseline not in study.results:
         return None
-    arms = (sample(study.results, name, claim.metric) for name in (claim.arm, claim.baseline))
-    return contrast(*arms, claim.direction, claim.margin)
+    arm, baseline = (sample(study.results, name, claim.metric) for name in (claim.arm, claim.baseline))
+    return contrast(arm, baseline, claim.direction, claim.margin)
 
 
 def _of(study: Study, arm: str, metric: str) -> Spread:

@@ -10,6 +10,7 @@ from choreo.config import WaltzRecipe
 from choreo.runs.progress import Progress
 from choreo.studies.swarm_answers import labelled, of_pair, recipe_of
 from choreo.studies.swarm_folder import Arm
+from choreo.studies.swarm_governance import BREAKERS, SECURITY, governed, setting
 from choreo.swarm import probe
 from choreo.swarm.annotations import load_annotation
 from choreo.swarm.answers import Answers, judged
@@ -26,7 +27,6 @@ BRINGS = {
 }
 REPAIRING = ("no_feedback", "adaptive", "adaptive_untrained", "always_on")
 REWORKED = " (rework .2)"  # arms once more, with SWARM's own weight on the rework signal
-BREAKERS, SECURITY = (0.35, 0.6, 0.8), (False, True)  # what the sweep moves
 
 
 def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Arm], dict[str, Answers], int]:
@@ -51,31 +51,28 @@ def _of_run(group: str, ways: Mapping[str, Answers], scenario: Scenario) -> list
     alone = ways["no_feedback"]
     asked = intervention_rate(ways["adaptive"], scenario)
     gate = gate_at(alone, 1 - asked, scenario)
-    governed = {
+    under_levers = {
         **{name: (scenario, answers) for name, answers in ways.items()},
         "moderator": (changed(scenario, moderator_enabled=True, moderator_review_probability=asked), alone),
         "refinery": (changed(scenario, refinery_enabled=True, refinery_p_threshold=gate), alone),
     }
-    plain = [Arm(name, group, under, _parts(answers), AGENT) for name, (under, answers) in governed.items()]
+    plain = [Arm(name, group, under, _parts(answers), AGENT) for name, (under, answers) in under_levers.items()]
     reworked = [
         replace(arm, name=arm.name + REWORKED, parts=replace(arm.parts, rework=0.2))
         for arm in plain
         if arm.name in REPAIRING and arm.parts
     ]
     swept = [
-        Arm(swept_name(name, limit, security), group,
-            changed(scenario, freeze_threshold_toxicity=limit, security_enabled=security), _parts(ways[name]), AGENT)
-        for name in ("no_feedback", "adaptive") for limit in BREAKERS for security in SECURITY
-    ]  # fmt: skip
+        Arm(f"{name}, {setting(limit, on)}", group, governed(scenario, limit, on), _parts(ways[name]), AGENT)
+        for name in ("no_feedback", "adaptive")
+        for limit in BREAKERS
+        for on in SECURITY
+    ]
     return [*plain, *reworked, *swept]
 
 
 def _parts(answers: Answers) -> Parts:
     return Parts({AGENT: answers}, BRINGS)
-
-
-def swept_name(arm: str, limit: float, security: bool) -> str:
-    return f"{arm}, breaker {limit:g}, security {'on' if security else 'off'}"
 
 
 def intervention_rate(answers: Answers, scenario: Scenario) -> float:

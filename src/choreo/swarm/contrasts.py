@@ -65,7 +65,8 @@ def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> Co
     rows = [row for row in rows if row]
     found = spread(pairs)
     # How far the difference lies beyond the margin, on the side that the claim is on.
-    ahead = {"lower": -margin - found.value, "higher": found.value - margin, "same": margin - abs(found.value)}[direction]
+    value = found.value
+    ahead = {"lower": -margin - value, "higher": value - margin, "same": margin - abs(value)}[direction]
     return Contrast(found, _effect([d for row in rows for d in row]), _p(ahead, _errors(rows)), ahead > 0)
 
 

@@ -1,4 +1,4 @@
-"""A scenario from an annotation, by rules that a reader can follow: roles become agents and levers, risks become levers.
+"""A scenario from an annotation, by rules that a reader can follow: roles become agents, risks become levers.
 
 What a paper does not say is SWARM's default. The result is a scenario of scripted agents, which any seed can play;
 `choreo swarm study` puts trained agents into the roles.
@@ -74,7 +74,7 @@ def to_yaml(scenario: Scenario, annotation: Annotation) -> str:
         lines.append(f"# {name}: {plays}{'' if role.lever == 'none' else f'; lever: {role.lever}'}")
     known = [mode for mode in annotation.risk_profile.failure_modes if mode in LEVERS]
     without = [mode for mode in annotation.risk_profile.failure_modes if mode not in LEVERS]
-    lines.append(f"# Levers for {', '.join(known) or 'no failure mode'}; SWARM has none for {', '.join(without) or 'none other'}.")
+    lines.append(f"# Levers are on for: {', '.join(known) or 'none'}; SWARM has none for: {', '.join(without) or 'none'}.")
     return "\n".join([*lines, body])
 
 

@@ -79,7 +79,8 @@ def _changes(first: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
     found = [f"{name} changed" for name in ("seeds", "metrics") if first[name] != now[name]]
     for name in sorted(first["arms"].keys() | now["arms"].keys()):
         if first["arms"].get(name) != now["arms"].get(name):
-            found.append(f"arm {name} {'changed' if name in first['arms'] and name in now['arms'] else 'added or left out'}")
+            both = name in first["arms"] and name in now["arms"]
+            found.append(f"arm {name} {'changed' if both else 'added or left out'}")
     found += [f"claim {c['arm']} against {c['baseline']} in {c['metric']} changed or added"
               for c in now["claims"] if c not in first["claims"]]  # fmt: skip
     return found

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from choreo.swarm.answers import WORTH, Answer
@@ -64,9 +65,9 @@ def tokens(prompt: str, answer: str) -> tuple[str, ...]:
     first = said[0] if said else ""
     return (
         *(f"p {word}" for word in asked),
-        *(f"p {a} {b}" for a, b in zip(asked, asked[1:], strict=False)),
+        *(f"p {a} {b}" for a, b in pairwise(asked)),
         *(f"a {word}" for word in said),
-        *(f"a {a} {b}" for a, b in zip(said, said[1:], strict=False)),
+        *(f"a {a} {b}" for a, b in pairwise(said)),
         *(f"x {word} {first}" for word in asked),
     )
 
