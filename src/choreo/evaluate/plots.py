@@ -141,7 +141,7 @@ def bars(
                     text, (max(e["high"], e["value"]), at), (5, 0), textcoords="offset points", va="center", fontsize=9
                 )
                 words.append(f"{categories[i]}, {name}: {text}.")
-        axes.set_yticks(range(len(categories)), [_plain(name) for name in categories])
+        axes.set_yticks(range(len(categories)), [_plain(name, 44) for name in categories])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.set_ylim(max(1, len(categories)) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -211,13 +211,13 @@ def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: 
             colour = COLOURS[index % len(COLOURS)]
             ends = [np.maximum([[e["value"] - e["low"]], [e["high"] - e["value"]]], 0) for e in (x, y)]
             axes.errorbar(x["value"], y["value"], *reversed(ends), fmt=_MARKERS[index % len(_MARKERS)], color=colour,
-                          elinewidth=1.2, markersize=6.5, label=f"{index + 1}  {_plain(name)}")  # fmt: skip
+                          elinewidth=1.2, markersize=6.5, label=f"{index + 1}  {_plain(name, 44)}")  # fmt: skip
             axes.annotate(str(index + 1), (x["value"], y["value"]), (6, 5), textcoords="offset points", fontsize=9)
             words.append(f"{name}: {x['value']:.3g}, {y['value']:.3g}.")
         axes.margins(0.12)
         if known:
             handles, labels = axes.get_legend_handles_labels()
-            figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=3)
+            figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=2)
         return _svg(figure, f"{title}. {' '.join(words)}")
 
 

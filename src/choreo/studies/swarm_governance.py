@@ -61,6 +61,11 @@ def claims(found: Sequence[Scenario]) -> list[Claim]:
             (setting(BREAKERS[-1], True), loose, "The security levers alone make what is accepted less harmful"),
         ):  # fmt: skip
             made.append(_claim(name, text, "toxicity_rate", arm, baseline, "lower", MARGIN))
+        if needs_tax_free_arm(scenario):
+            text = "The tax, by way of the collusion detector, makes what is accepted more harmful"
+            made.append(_claim(name, text, "toxicity_rate", BASELINE, TAX_FREE, "higher", MARGIN))
+            text = "The tax, by way of the collusion detector, costs welfare"
+            made.append(_claim(name, text, "net_social_welfare", BASELINE, TAX_FREE, "lower", 0.0))
         text = "The tightest governance costs welfare beside the published one"
         made.append(_claim(name, text, "net_social_welfare", tight, BASELINE, "lower", 0.0))
     return made

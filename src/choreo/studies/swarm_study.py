@@ -11,13 +11,14 @@ from choreo.errors import BadInput
 from choreo.runs.progress import Progress
 from choreo.studies import swarm_governance as governance
 from choreo.studies import swarm_pages as pages
+from choreo.studies import swarm_results as results
 from choreo.studies import swarm_words as words
 from choreo.studies.swarm_folder import Arm, open_folder, planned, play_all
 from choreo.swarm.annotations import Claim, load_annotation
 from choreo.swarm.answers import Answers
 from choreo.swarm.extra import versions
 from choreo.swarm.outcomes import FIGURES
-from choreo.swarm.plan import Plan, register, tested
+from choreo.swarm.plan import Plan, register, terms
 from choreo.swarm.probe import calibration
 
 NAMES = ("waltz", "macpo", "governance")
@@ -38,16 +39,16 @@ def run(
         raise BadInput(f"--seeds: a contrast is tested on pairs of seeds; give {LEAST} or more, better ten")
     cache = answers or folder / "answers"
     arms, shown, fitted, claims = _arms(name, what, cache, progress)
-    plan = Plan(name, planned(arms), tuple(seeds), FIGURES, tuple(tested(claim) for claim in claims))
+    plan = Plan(name, planned(arms), tuple(seeds), FIGURES, tuple(terms(claim) for claim in claims))
     registered = register(folder, plan)
     progress.say(f"plan: sha256 {registered.digest}")
-    results = play_all(folder, arms, seeds, progress, jobs)
-    sweeps, main = _layout(name, what, list(results))
-    pages.save(folder, pages.Study(
+    played = play_all(folder, arms, seeds, progress, jobs)
+    sweeps, main = _layout(name, what, list(played))
+    results.save(folder, results.Study(
         name=name, title=words.TITLES[name], intro=_intro(name, what, arms, seeds), seeds=tuple(seeds),
         plan={"digest": registered.digest, "changes": registered.changes,
               "exploratory": [registered.exploratory(claim) for claim in claims]},
-        claims=tuple(claims), results=results, main=main, sweeps=sweeps,
+        claims=tuple(claims), results=played, main=main, sweeps=sweeps,
         sweep_rows=tuple(f"breaker {limit:g}" for limit in governance.BREAKERS), sweep_columns=("off", "on"),
         calibration={name: asdict(calibration(answers)) for name, answers in shown.items()},
         methods=f"{words.METHODS[name].format(fitted=fitted)}\n\n{words.STATISTICS}",

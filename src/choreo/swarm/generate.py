@@ -74,7 +74,7 @@ def to_yaml(scenario: Scenario, annotation: Annotation) -> str:
         lines.append(f"# {name}: {plays}{'' if role.lever == 'none' else f'; lever: {role.lever}'}")
     known = [mode for mode in annotation.risk_profile.failure_modes if mode in LEVERS]
     without = [mode for mode in annotation.risk_profile.failure_modes if mode not in LEVERS]
-    lines.append(f"# Levers are on for: {', '.join(known) or 'none'}; SWARM has none for: {', '.join(without) or 'none'}.")
+    lines.append(f"# Levers for {', '.join(known) or 'none'}; SWARM has none for {', '.join(without) or 'the rest'}.")
     return "\n".join([*lines, body])
 
 

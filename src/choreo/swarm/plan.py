@@ -38,7 +38,7 @@ class Plan:
         }  # fmt: skip
 
 
-def tested(claim: Claim) -> dict[str, Any]:
+def terms(claim: Claim) -> dict[str, Any]:
     """What of a claim a verdict depends on."""
     return claim.model_dump(include={"metric", "arm", "baseline", "direction", "margin", "testable"})
 
@@ -53,7 +53,7 @@ class Registered:
 
     def exploratory(self, claim: Claim) -> bool:
         """Whether a verdict on `claim` is one that the first plan does not cover."""
-        return any(change.split()[0] != "claim" for change in self.changes) or tested(claim) not in self.claims
+        return any(change.split()[0] != "claim" for change in self.changes) or terms(claim) not in self.claims
 
 
 def register(folder: Path, plan: Plan) -> Registered:
@@ -68,7 +68,7 @@ def register(folder: Path, plan: Plan) -> Registered:
     try:
         first = json.loads(file.read_text(encoding="utf-8"))
         digest, study = first.pop("sha256"), first["study"]
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{file}: not the plan of a study") from None
     if study != plan.study:
         raise BadInput(f"{folder}: holds the study {study}, not {plan.study}; name another folder with --out")
