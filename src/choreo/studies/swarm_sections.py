@@ -20,6 +20,12 @@ SHARES = frozenset({
     "toxicity_rate", "toxicity_rate_all", "acceptance_rate", "asr", "orr", "ftr", "poor_accepted", "good_accepted",
     "clipped", "ecosystem_collusion_risk", "ecosystem_threat_level",
 })  # fmt: skip
+NAMES = {
+    "toxicity_rate": "toxicity", "toxicity_rate_all": "of all offered", "quality_gap": "quality gap",
+    "conditional_loss_initiator": "loss, initiator", "conditional_loss_counterparty": "loss, counterparty",
+    "acceptance_rate": "accepted", "net_social_welfare": "welfare", "ecosystem_collusion_risk": "collusion risk",
+    "flagged_pairs": "flagged pairs", "ecosystem_threat_level": "threat level",
+}  # fmt: skip
 SWEPT = ("toxicity_rate", "net_social_welfare", "acceptance_rate", "quarantined")
 SHOWN = ("toxicity_rate", "toxicity_rate_all", "quality_gap", "spread", "conditional_loss_initiator",
          "conditional_loss_counterparty", "acceptance_rate", "net_social_welfare")  # fmt: skip
@@ -66,12 +72,12 @@ def _metrics(study: Study) -> Section:
         "of all that is offered": [_estimate(spread_of(study, arm, "toxicity_rate_all")) for arm in study.main],
     }
     text = (
-        "Toxicity is the mean of 1 − p. A positive quality gap, a negative spread and positive conditional losses "
-        "all say that what is accepted is better than what is not; where nothing is transferred or costs, the last "
-        "three are one number rescaled."
+        "Toxicity is the mean of 1 − p over what is accepted, welfare the sum of S − E of it over a run. A positive "
+        "quality gap, a negative spread and positive conditional losses all say that what is accepted is better than "
+        "what is not; where nothing is transferred or costs, the last three are one number rescaled."
     )
     figure = plots.bars(list(study.main), series, "Toxicity by arm", "mean 1 − p")
-    return Section("SWARM's metrics by arm", text, Table(("arm", *SHOWN), rows), figure)
+    return Section("SWARM's metrics by arm", text, Table(("arm", *_named(SHOWN)), rows), figure)
 
 
 def _truth(study: Study) -> Section | None:
@@ -119,7 +125,7 @@ def _sweep(study: Study) -> Section | None:
         f"{change:.3f} in {name}" for name, change in moved.items()
     ) + "."  # fmt: skip
     figure = plots.heat(panels, study.sweep_rows, study.sweep_columns, "Toxicity: circuit breaker × security levers")
-    columns = ("", "breaker", "security", *SWEPT)
+    columns = ("", "breaker", "security", *_named(SWEPT))
     return Section("Governance: circuit breaker × security levers", text, Table(columns, rows), figure)
 
 
@@ -180,7 +186,7 @@ def _detectors(study: Study) -> Section:
     rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in DETECTED)] for arm in study.main]
     text = ("SWARM's own detectors over the whole run. Its collusion detector correlates costs; a tax or a fee that "
             "both parties pay in proportion makes honest pairs look like accomplices.")  # fmt: skip
-    return Section("Collusion and security", text, Table(("arm", *DETECTED), rows))
+    return Section("Collusion and security", text, Table(("arm", *_named(DETECTED)), rows))
 
 
 def _words(study: Study) -> list[Section]:
@@ -199,6 +205,10 @@ def _words(study: Study) -> list[Section]:
 
 
 # ---- cells --------------------------------------------------------------------------------------
+
+
+def _named(metrics: Sequence[str]) -> list[str]:
+    return [NAMES.get(metric, metric) for metric in metrics]
 
 
 def _estimate(found: Spread) -> Estimate:
