@@ -97,7 +97,10 @@ def _truth(study: Study) -> Section | None:
 
 def _welfare(study: Study) -> Section:
     points = {
-        arm: (_estimate(spread_of(study, arm, "toxicity_rate")), _estimate(spread_of(study, arm, "net_social_welfare")))
+        arm: (
+            _estimate(spread_of(study, arm, "toxicity_rate")),
+            _estimate(spread_of(study, arm, "net_social_welfare"), share=False),
+        )
         for arm in study.main
     }
     best = max(study.main, key=lambda arm: _rank(spread_of(study, arm, "net_social_welfare").value))
@@ -122,7 +125,7 @@ def _sweep(study: Study) -> Section | None:
                 rows.append([name, limit, column, *cells])
     moved = {name: max(map(max, panel)) - min(map(min, panel)) for name, panel in panels.items()}
     text = "Toxicity of what is accepted moves over the six settings by " + ", ".join(
-        f"{change:.3f} in {name}" for name, change in moved.items()
+        f"{100 * change:.1f} points in {name}" for name, change in moved.items()
     ) + "."  # fmt: skip
     figure = plots.heat(panels, study.sweep_rows, study.sweep_columns, "Toxicity: circuit breaker × security levers")
     columns = ("", "breaker", "security", *_named(SWEPT))
@@ -178,6 +181,8 @@ def _amplified(study: Study, metric: str, words: str) -> str:
     if not found:
         return f"{words} was not measured."
     high, low = max(found, key=lambda a: found[a].value), min(found, key=lambda a: found[a].value)
+    if found[high].value == found[low].value:
+        return f"{words} is the same in every arm: {_cell(found[high], metric)}."
     return (f"{words} is highest in {high}, {_cell(found[high], metric)}, and lowest in {low}, "
             f"{_cell(found[low], metric)}.")  # fmt: skip
 
@@ -211,19 +216,30 @@ def _named(metrics: Sequence[str]) -> list[str]:
     return [NAMES.get(metric, metric) for metric in metrics]
 
 
-def _estimate(found: Spread) -> Estimate:
+def _estimate(found: Spread, share: bool = True) -> Estimate:
     if not found.n:
         return estimate(None, 0, None, None)
-    ends = (found.low, found.high) if found.n > 1 else (found.value, found.value)
-    return estimate(found.value, found.n, *ends)
+    low, high = (found.low, found.high) if found.n > 1 else (found.value, found.value)
+    return estimate(found.value, found.n, *((max(0.0, low), min(1.0, high)) if share else (low, high)))
 
 
 def _cell(found: Spread, metric: str) -> str | None:
+    """A value with its interval; a share's ends within 0 and 100 %."""
     if not found.n:
         return None
+    share = metric in SHARES
+    low, high = (max(0.0, found.low), min(1.0, found.high)) if share else (found.low, found.high)
+    return _text(found.value, low, high, metric, "%")
+
+
+def _text(value: float, low: float, high: float, metric: str, unit: str) -> str:
     scale, digits = (100, 1) if metric in SHARES else (1, 1 if "welfare" in metric else 3)
-    text = f"{scale * found.value:.{digits}f}" + (" %" if metric in SHARES else "")
-    return text if found.n == 1 else f"{text} ({scale * found.low:.{digits}f} to {scale * found.high:.{digits}f})"
+    said = f"{scale * value:.{digits}f}" + (f" {unit}" if metric in SHARES else "")
+    if math.isnan(low):
+        return said
+    if low == high:  # the runs say nothing of what the next one would give
+        return f"{said} (in every run)"
+    return f"{said} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
 
 
 def _terms(j: Judged) -> str:
@@ -233,8 +249,12 @@ def _terms(j: Judged) -> str:
 
 
 def _difference(j: Judged) -> str | None:
-    text = _cell(j.contrast.difference, j.claim.metric) if j.contrast else None
-    return text.replace(" %", " points") if text else None
+    if j.contrast is None or not j.contrast.difference.n:
+        return None
+    d = j.contrast.difference
+    side = "lower" if d.value < 0 else "higher"
+    moved = f", {side} and not the same" if j.claim.direction == "same" and j.verdict == "refuted" else ""
+    return _text(d.value, d.low, d.high, j.claim.metric, "points") + moved
 
 
 def _number(value: float | None, digits: int) -> str | None:
