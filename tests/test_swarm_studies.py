@@ -231,6 +231,7 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
     assert set(report["arms"]) == {"k2_round_0", "k2_round_1"}  # no run of the paper's three teachers was given
     assert all(0 <= report["arms"][arm]["poor_accepted"]["value"] <= 1 for arm in report["arms"])
     assert {c["verdict"] for c in report["claims"]} == {"not testable"}
+    assert report["claims"][0]["why"] == "no run gives round_3 and round_0"
     assert len(list((out / "answers").iterdir())) == 4  # the student and its twin, after the start and round 1
     assert main(["swarm", "study", "waltz", str(run), "--out", str(tmp_path / "other")]) == 2
     assert "is a run of macpo, and this study takes runs of waltz" in capsys.readouterr().err

@@ -20,13 +20,15 @@ FILE = "results.json"
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim, what was found, and the verdict on it; contrast is None where an arm was not played."""
+    """A claim, what was found, and the verdict on it; contrast is None where it was not to be tested or an arm was not
+    played, and then `why` names the arm."""
 
     claim: Claim
     contrast: Contrast | None
     adjusted: float
     verdict: str
     exploratory: bool
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def judged(study: Study) -> list[Judged]:
     adjusted = holm([c.p if c else math.nan for c in found])
     exploratory = study.plan["exploratory"]
     return [
-        Judged(claim, c, p, verdict(c, p) if c else "not testable", open_)
+        Judged(claim, c, p, verdict(c, p) if c else "not testable", open_, _missing(study, claim))
         for claim, c, p, open_ in zip(study.claims, found, adjusted, exploratory, strict=True)
     ]
 
@@ -99,6 +101,11 @@ def _contrast(study: Study, claim: Claim) -> Contrast | None:
         return None
     arm, baseline = (sample(study.results, name, claim.metric) for name in (claim.arm, claim.baseline))
     return contrast(arm, baseline, claim.direction, claim.margin)
+
+
+def _missing(study: Study, claim: Claim) -> str:
+    absent = [name for name in (claim.arm, claim.baseline) if name not in study.results]
+    return f"no run gives {' and '.join(absent)}" if claim.testable and absent else ""
 
 
 def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:

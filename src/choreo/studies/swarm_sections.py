@@ -55,7 +55,7 @@ def _claims(verdicts: Sequence[Judged]) -> Section:
     rows = [
         [j.claim.claim, j.claim.evidence, _terms(j), f"{j.claim.margin:g}", _difference(j),
          _number(j.contrast.effect if j.contrast else math.nan, 2), _p(j.adjusted),
-         j.verdict + (", exploratory" if j.exploratory else ""), j.claim.note]
+         j.verdict + (", exploratory" if j.exploratory else ""), j.why or j.claim.note]
         for j in verdicts
     ]  # fmt: skip
     columns = ["claim", "where it stands", "contrast", "margin", "difference (95 %)", "effect d_z", "p (Holm)",
