@@ -217,7 +217,8 @@ def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: 
         axes.margins(0.12)
         if known:
             handles, labels = axes.get_legend_handles_labels()
-            figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=2)
+            narrow = max(map(len, labels)) <= 30
+            figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=1 + narrow)
         return _svg(figure, f"{title}. {' '.join(words)}")
 
 
@@ -234,8 +235,11 @@ def heat(
         known = [v for panel in panels.values() for row in panel for v in row if math.isfinite(v)]
         low, high = min(known, default=0.0), max(known, default=1.0)
         for axes, (name, panel) in zip(maps, panels.items(), strict=True):
-            pale = low - 0.3 * (high - low)
-            axes.imshow(np.ma.masked_invalid(panel), cmap="Blues", vmin=pale, vmax=high, aspect="auto")
+            # A mesh of paths, since a picture inside inline SVG would be a link. The lowest value is pale, not white.
+            ends = [np.arange(len(names) + 1) - 0.5 for names in (columns, rows)]
+            pale = low - 0.3 * (high - low or 1.0)
+            axes.pcolormesh(*ends, np.ma.masked_invalid(panel), cmap="Blues", vmin=pale, vmax=high, edgecolors=GROUND)
+            axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_title(_plain(name), fontsize=9.5, loc="center", fontweight="normal")
             axes.set_xticks(range(len(columns)), columns)
             axes.set_yticks(range(len(rows)), rows)

@@ -18,19 +18,23 @@ CITATIONS = (
 )
 SHARES = frozenset({
     "toxicity_rate", "toxicity_rate_all", "acceptance_rate", "asr", "orr", "ftr", "poor_accepted", "good_accepted",
-    "clipped", "ecosystem_collusion_risk", "ecosystem_threat_level",
+    "clipped", "collusion_precision", "collusion_recall", "security_precision", "security_recall",
+    "ecosystem_collusion_risk", "ecosystem_threat_level",
 })  # fmt: skip
+COUNTS = frozenset({"net_social_welfare", "flagged_pairs", "quarantined"})
 NAMES = {
     "toxicity_rate": "toxicity", "toxicity_rate_all": "of all offered", "quality_gap": "quality gap",
     "conditional_loss_initiator": "loss, initiator", "conditional_loss_counterparty": "loss, counterparty",
     "acceptance_rate": "accepted", "net_social_welfare": "welfare", "ecosystem_collusion_risk": "collusion risk",
-    "flagged_pairs": "flagged pairs", "ecosystem_threat_level": "threat level",
+    "flagged_pairs": "flagged pairs", "ecosystem_threat_level": "threat level", "collusion_precision": "precision",
+    "collusion_recall": "recall", "security_precision": "precision", "security_recall": "recall",
 }  # fmt: skip
 SWEPT = ("toxicity_rate", "net_social_welfare", "acceptance_rate", "quarantined")
 SHOWN = ("toxicity_rate", "toxicity_rate_all", "quality_gap", "spread", "conditional_loss_initiator",
          "conditional_loss_counterparty", "acceptance_rate", "net_social_welfare")  # fmt: skip
 TRUE = ("asr", "orr", "ftr", "poor_accepted", "good_accepted")
-DETECTED = ("ecosystem_collusion_risk", "flagged_pairs", "ecosystem_threat_level", "quarantined")
+DETECTED = ("ecosystem_collusion_risk", "flagged_pairs", "collusion_precision", "collusion_recall",
+            "ecosystem_threat_level", "quarantined", "security_precision", "security_recall")  # fmt: skip
 
 
 def sections(study: Study, verdicts: Sequence[Judged]) -> list[Section]:
@@ -71,10 +75,15 @@ def _metrics(study: Study) -> Section:
         "toxicity of what is accepted": [_estimate(spread_of(study, arm, "toxicity_rate")) for arm in study.main],
         "of all that is offered": [_estimate(spread_of(study, arm, "toxicity_rate_all")) for arm in study.main],
     }
+    same = [arm for arm in study.main if spread_of(study, arm, "degenerate").value == 1]
     text = (
         "Toxicity is the mean of 1 − p over what is accepted, welfare the sum of S − E of it over a run. A positive "
         "quality gap, a negative spread and positive conditional losses all say that what is accepted is better than "
-        "what is not; where nothing is transferred or costs, the last three are one number rescaled."
+        "what is not. "
+    ) + (
+        f"Nothing is transferred and nothing costs in {', '.join(same)}: there the last three are one number rescaled."
+        if same
+        else "Costs keep the last three apart in every arm."
     )
     figure = plots.bars(list(study.main), series, "Toxicity by arm", "mean 1 − p")
     return Section("SWARM's metrics by arm", text, Table(("arm", *_named(SHOWN)), rows), figure)
@@ -167,6 +176,8 @@ def _reading(study: Study, verdicts: Sequence[Judged]) -> Section:
         _amplified(study, "ecosystem_threat_level", "The threat level"),
     ]
     if study.calibration:
+        lines.append(_amplified(study, "poor_accepted", "Acceptance of answers that are in truth poor"))
+        lines.append(_amplified(study, "good_accepted", "Acceptance of good ones"))
         harm = [j for j in verdicts if j.claim.metric in ("asr", "toxicity_rate") and j.verdict == "supported"]
         loss = [j for j in verdicts if j.claim.metric == "orr" and j.verdict == "refuted"]
         lines.insert(0, (
@@ -189,8 +200,11 @@ def _amplified(study: Study, metric: str, words: str) -> str:
 
 def _detectors(study: Study) -> Section:
     rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in DETECTED)] for arm in study.main]
-    text = ("SWARM's own detectors over the whole run. Its collusion detector correlates costs; a tax or a fee that "
-            "both parties pay in proportion makes honest pairs look like accomplices.")  # fmt: skip
+    text = (
+        "SWARM's own detectors over the whole run, with precision and recall of the agents they name against those "
+        "that are in truth adversarial or deceptive. The collusion detector correlates costs: a tax or a fee that both "
+        "parties pay in proportion makes honest pairs look like accomplices."
+    )
     return Section("Collusion and security", text, Table(("arm", *_named(DETECTED)), rows))
 
 
@@ -233,7 +247,7 @@ def _cell(found: Spread, metric: str) -> str | None:
 
 
 def _text(value: float, low: float, high: float, metric: str, unit: str) -> str:
-    scale, digits = (100, 1) if metric in SHARES else (1, 1 if "welfare" in metric else 3)
+    scale, digits = (100, 1) if metric in SHARES else (1, 1 if metric in COUNTS else 3)
     said = f"{scale * value:.{digits}f}" + (f" {unit}" if metric in SHARES else "")
     if math.isnan(low):
         return said

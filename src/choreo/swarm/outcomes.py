@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from choreo.swarm.answers import Answer
-from choreo.swarm.metrics import METRICS, measure
+from choreo.swarm.metrics import METRICS, degenerate, measure
 from choreo.swarm.records import HARMFUL, Interaction, Run
+from choreo.swarm.reports import detections
 
 Figures = dict[str, float]
 
 # Of every run; and where trained agents play, of the interactions that an honest agent began.
-DETECTED = ("ecosystem_collusion_risk", "ecosystem_threat_level", "flagged_pairs", "quarantined")
+DETECTED = ("ecosystem_collusion_risk", "flagged_pairs", "collusion_precision", "collusion_recall",
+            "ecosystem_threat_level", "quarantined", "security_precision", "security_recall", "degenerate")  # fmt: skip
 SERVED = ("asr", "orr", "ftr", "poor_accepted", "good_accepted", "clipped")
 FIGURES = (*METRICS, *DETECTED, *SERVED)
 
@@ -53,11 +55,18 @@ def figures_of_answers(run: Run, answers: Mapping[str, Answer], gated: bool) -> 
 
 
 def _detected(run: Run) -> Figures:
+    """What SWARM's detectors report of the whole run, and how well they knew the agents' true types; degenerate: 1
+    where spread and both conditional losses are one number rescaled."""
+    known = detections(run)
+    agents = {name: known.get(f"{name}, agents") for name in ("collusion", "security")}
     return {
         "ecosystem_collusion_risk": run.collusion.risk if run.collusion else math.nan,
         "ecosystem_threat_level": run.security.threat_level if run.security else math.nan,
         "flagged_pairs": float(len(run.collusion.pairs)) if run.collusion else math.nan,
         "quarantined": float(len(run.security.quarantined)) if run.security else math.nan,
+        **{f"{name}_precision": found.precision if found else math.nan for name, found in agents.items()},
+        **{f"{name}_recall": found.recall if found else math.nan for name, found in agents.items()},
+        "degenerate": float(degenerate(run.interactions, run.payoffs) is not None),
     }
 
 
