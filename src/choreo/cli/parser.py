@@ -9,7 +9,10 @@ from typing import Any, NoReturn
 from choreo.cli import commands as do
 from choreo.errors import BadInput
 
-STUDIES = ("waltz-table", "waltz-sensitivity", "waltz-limits")
+STUDIES = (
+    "waltz-table", "waltz-sensitivity", "waltz-limits",
+    "macpo-table", "macpo-stability", "macpo-noise", "macpo-teachers", "macpo-transfer",
+)  # fmt: skip
 SWARM_STUDIES = ("waltz", "macpo", "governance")
 SUITES = ("heldout", "train")
 
@@ -82,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
   choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
-waltz-no-label-anywhere; and, with bases that `choreo world pretrain` makes, macpo and others (docs/macpo.md).
+waltz-no-label-anywhere; macpo, macpo-quota, macpo-no-mp, macpo-no-hn, macpo-no-iw, naive-sft,
+confident-loss, spin, self-rewarding, ceiling.
 A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
@@ -106,6 +110,11 @@ A run folder's recipe.toml lists every setting and can be trained again.""")  # 
   choreo study waltz-table                 every system of the paper's table, and the reward ablation
   choreo study waltz-sensitivity           the weight of DIR, wrong labels, value baselines, cost
   choreo study waltz-limits --seeds 0,1    several rounds, and languages never trained on
+  choreo study macpo-table --jobs 2        MACPO, its baselines and its ablations, two runs at a time
+  choreo study macpo-stability             ten rounds, with and without a quota for refusals
+  choreo study macpo-noise                 wrong labels in the teachers' data
+  choreo study macpo-teachers              how many teachers, how different; other ways to make negatives
+  choreo study macpo-transfer              another task: everyday questions alone
   choreo study waltz-table --resume        finished runs are kept, the others go on
   choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
 A setting holds for every run of the study, but where the study itself varies it.""")

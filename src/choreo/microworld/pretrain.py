@@ -12,6 +12,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +32,28 @@ POOL = 2048  # documents made at once, to be put into batches of like length
 SAVE_EVERY = 200  # steps
 STATE = "training.pt"  # in the base's folder until the base is whole
 
-NANO = {
-    "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 3,
-    "num_key_value_heads": 3,
-}  # fmt: skip
 
-# Bases: name -> (model type, configuration). All read up to 512 positions.
-SIZES: dict[str, tuple[str, dict[str, Any]]] = {
-    "micro-llama": (
-        "llama",
-        {
-            "hidden_size": 128,
-            "intermediate_size": 352,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-        },
-    ),
-    "nano-llama": ("llama", NANO),
-    "nano-qwen": ("qwen2", NANO),
-    "nano-neox": (
-        "gpt_neox",
-        {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 3},
-    ),
+@dataclass(frozen=True)
+class Size:
+    """A base's model type and shape (transformers' names), and the steps it is trained for."""
+
+    kind: str
+    shape: dict[str, int]
+    steps: int
+
+
+def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    shape = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**shape, **more}
+
+
+# All read up to 512 positions. Nano bases are the weak teachers of MACPO: short of width and of training. Wider ones
+# (64 and 96) learn the world as well as micro-llama does, and then a student has nothing to gain on its teachers.
+SIZES = {
+    "micro-llama": Size("llama", _shape(128, 352, 4, 4, num_key_value_heads=4), 4500),
+    "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
+    "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
+    "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), 1500),
 }
 
 
@@ -83,17 +83,16 @@ def make_tokenizer(seed: int = 0, samples: int = 20000) -> PreTrainedTokenizerFa
 
 
 def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
-    kind, shape = SIZES[size]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        kind,
+        SIZES[size].kind,
         vocab_size=len(chat.tokenizer),
         max_position_embeddings=512,
         tie_word_embeddings=True,
         pad_token_id=chat.pad_id,
         bos_token_id=None,
         eos_token_id=chat.end_id,
-        **shape,
+        **SIZES[size].shape,
     )
     return AutoModelForCausalLM.from_config(config)
 
@@ -160,7 +159,7 @@ def pretrain(
     folder: Path,
     size: str = "micro-llama",
     *,
-    steps: int = 4500,
+    steps: int | None = None,
     tokens: int = 7168,
     seed: int = 0,
     resume: bool = False,
@@ -168,6 +167,7 @@ def pretrain(
 ) -> None:
     """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder` when it is whole.
 
+    steps: None for those of its size, as shipped.
     Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths).
     Every `SAVE_EVERY` steps, and when `report` (heard every `REPORT_EVERY`) raises Interrupted, the state is saved.
     resume: go on with the pretraining that `folder` holds, with its own settings, to the base it would have become
@@ -178,6 +178,7 @@ def pretrain(
     except OSError as error:
         raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
     saved = _stopped(folder) if resume else {}
+    steps = steps or SIZES[size].steps
     if saved:
         size, steps, tokens, seed = (saved["origin"]["made"][name] for name in ("size", "steps", "tokens", "seed"))
     chat = Chat(make_tokenizer(seed))

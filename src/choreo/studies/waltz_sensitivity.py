@@ -76,8 +76,8 @@ def _bases(study: Study) -> tuple[dict[str, str], str]:
     """Base -> its arm, for the recipe's base and every shipped size of its kind; and which are not there."""
     (own,) = study.recipe(Arm("waltz"), study.seeds[0]).bases()
     bases, absent = {own: "waltz"}, []
-    kind = SIZES[own][0] if own in SIZES else ""  # another architecture would be compared as if it were a size
-    for name in (name for name, (other, _) in SIZES.items() if other == kind):
+    kind = SIZES[own].kind if own in SIZES else ""  # another architecture would be compared as if it were a size
+    for name in (name for name, size in SIZES.items() if size.kind == kind):
         try:
             base_folder(name)
         except BadInput:
