@@ -271,14 +271,14 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path, monkeypatch):
         assert said.startswith(f"choreo: swarm {argv[0]}: {package} is not installed (in a checkout: pip install")
 
 
-def test_the_floor_but_for_simulate_imports_neither_swarm_nor_torch():
+def test_the_floor_but_for_simulate_and_players_imports_neither_swarm_nor_torch():
     code = """
 import pkgutil, sys
 import choreo.swarm
 for part in pkgutil.iter_modules(choreo.swarm.__path__):
-    if part.name != "simulate":
+    if part.name not in ("simulate", "players"):
         __import__(f"choreo.swarm.{part.name}")
-print(sorted({"swarm", "torch", "pandas", "yaml", "transformers"} & set(sys.modules)))
+print(sorted({"swarm", "torch", "pandas", "yaml", "transformers", "sklearn", "scipy"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

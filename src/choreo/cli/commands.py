@@ -207,6 +207,61 @@ def swarm_annotate(args: argparse.Namespace) -> int:
     return 0
 
 
+def swarm_generate(args: argparse.Namespace) -> int:
+    from choreo.swarm.extra import require
+
+    require("swarm generate", "PyYAML")
+    from choreo.swarm.annotations import load_annotation
+    from choreo.swarm.generate import generate, to_yaml
+
+    annotation = load_annotation(args.annotation)
+    print(to_yaml(generate(annotation, args.seed), annotation), end="")
+    return 0
+
+
+def swarm_study(args: argparse.Namespace) -> int:
+    from choreo.swarm.extra import require
+
+    for package in ("swarm-safety", "scikit-learn"):
+        require("swarm study", package)
+    from choreo.runs.progress import Progress
+    from choreo.studies import swarm_study as study
+
+    folder = args.out or Path("runs") / f"swarm-{args.name}"
+    if args.name != "governance":
+        _quiet()
+    with Progress() as progress:
+        try:
+            page, report = study.run(
+                args.name, args.what, folder, args.seeds or study.SEEDS, args.resume, args.jobs, args.answers, progress
+            )
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted("what was played is kept; go on with the same command and --resume") from None
+    return _told(page, report, args.json)
+
+
+def swarm_report(args: argparse.Namespace) -> int:
+    from choreo.swarm.extra import require
+
+    require("swarm report", "scikit-learn")
+    from choreo.studies import swarm_pages
+
+    page, report = swarm_pages.write(args.folder)
+    return _told(page, report, args.json)
+
+
+def _told(page: Path, report: Mapping[str, Any], as_json: bool) -> int:
+    """A SWARM study's verdicts, and where its page is."""
+    say(f"report: {page}")
+    if as_json:
+        from choreo.runs.files import finite
+
+        print(json.dumps(finite(report), allow_nan=False))
+    else:
+        print("\n".join(f"{claim['verdict']}: {claim['claim']}" for claim in report["claims"]))
+    return 0
+
+
 def bench(args: argparse.Namespace) -> int:
     import importlib.util
     import subprocess

@@ -13,6 +13,7 @@ STUDIES = (
     "waltz-table", "waltz-sensitivity", "waltz-limits",
     "macpo-table", "macpo-stability", "macpo-noise", "macpo-teachers", "macpo-transfer",
 )  # fmt: skip
+SWARM_STUDIES = ("waltz", "macpo", "governance")
 SUITES = ("heldout", "train")
 
 
@@ -34,8 +35,9 @@ class _Version(argparse.Action):
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(int(part) for part in text.split(","))
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+    ends = [tuple(map(int, part.split("-"))) if "-" in part.strip("-") else (int(part),) for part in text.split(",")]
+    seeds = tuple(seed for first, *last in ends for seed in range(first, (last or [first])[-1] + 1))
+    if min(seeds, default=-1) < 0 or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"expected different whole numbers >= 0 such as 0,1,2, got {text!r}")
     return seeds
 
@@ -187,6 +189,32 @@ Shipped scenarios: strict_governance, security_evaluation, collusion_detection, 
   choreo swarm annotate paper.txt > paper.yaml
 What is compared with what is left open ("?"). No model reads the text, and nothing is sent anywhere.""", swarms)
     annotate.add_argument("file", type=Path, metavar="TEXTFILE", help="plain text or Markdown, UTF-8")
+
+    generate = add("generate", do.swarm_generate, "Write a scenario from an annotation: roles, agents, levers", """\
+  choreo swarm generate waltz > mine.yaml             a shipped annotation, waltz or macpo
+  choreo swarm generate paper.yaml > mine.yaml        your own, once its roles are filled in
+  choreo swarm run mine.yaml""", swarms)
+    generate.add_argument("annotation", metavar="ANNOTATION", help="a YAML file, or the name of a shipped annotation")
+    generate.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the scenario (default: 0)")
+    trial = add("study", do.swarm_study, "Put claims to the test on paired seeds, and write a report", """\
+  choreo swarm study governance                       circuit breaker × security levers, three scenarios
+  choreo swarm study governance mine.yaml --out runs/mine
+  choreo swarm study waltz runs/demo                  a trained pair among users and attackers
+  choreo swarm study waltz runs/a runs/b --seeds 10-19 --out runs/again
+  choreo swarm study macpo runs/macpo runs/macpo-k1   a student's rounds before its teachers
+  choreo swarm study governance --resume              what was played is kept""", swarms)
+    trial.add_argument("name", choices=SWARM_STUDIES, metavar="NAME", help=f"one of {', '.join(SWARM_STUDIES)}")
+    trial.add_argument("what", nargs="*", metavar="WHAT", help="run folders; of governance, scenarios")
+    trial.add_argument("--seeds", type=_seeds, metavar="S,S,…", help="paired seeds, as 0,1,2 or 0-9 (default: 0-9)")
+    trial.add_argument("--out", type=Path, metavar="DIR", help="the folder of the study (default: runs/swarm-NAME)")
+    trial.add_argument("--answers", type=Path, metavar="DIR", help="where answers are kept (default: in the folder)")
+    trial.add_argument("--jobs", type=_count, metavar="N", help="simulations at a time (default: one per core)")
+    trial.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    _json_option(trial)
+    told = add("report", do.swarm_report, "Write the report of a SWARM study again, with its citations", """\
+  choreo swarm report runs/swarm-governance""", swarms)
+    told.add_argument("folder", type=Path, metavar="DIR", help="the folder of a study")
+    _json_option(told)
 
     bench = add("bench", do.bench, "Time choreo side by side with TRL on the same work", """\
   make bench             installs TRL beside choreo, then runs this

@@ -141,7 +141,7 @@ def bars(
                     text, (max(e["high"], e["value"]), at), (5, 0), textcoords="offset points", va="center", fontsize=9
                 )
                 words.append(f"{categories[i]}, {name}: {text}.")
-        axes.set_yticks(range(len(categories)), [_plain(name) for name in categories])
+        axes.set_yticks(range(len(categories)), [_plain(name, 44) for name in categories])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.set_ylim(max(1, len(categories)) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -198,6 +198,60 @@ def plane(ours: Sequence[Point], published: Sequence[Point], title: str) -> str:
             for group, points in (("Ours", ours), ("Published", published))
             for point in points
         ]
+        return _svg(figure, f"{title}. {' '.join(words)}")
+
+
+def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: str, y_label: str) -> str:
+    """One point per name at (x, y), with both intervals; a name's number stands beside its point and in the key."""
+    with matplotlib.rc_context(_STYLE):
+        known = {name: pair for name, pair in series.items() if all(e["value"] is not None for e in pair)}
+        figure, axes = _axes(title, x_label, y_label, 6.4, 4.2)
+        words = []
+        for index, (name, (x, y)) in enumerate(known.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            ends = [np.maximum([[e["value"] - e["low"]], [e["high"] - e["value"]]], 0) for e in (x, y)]
+            axes.errorbar(x["value"], y["value"], *reversed(ends), fmt=_MARKERS[index % len(_MARKERS)], color=colour,
+                          elinewidth=1.2, markersize=6.5, label=f"{index + 1}  {_plain(name, 44)}")  # fmt: skip
+            axes.annotate(str(index + 1), (x["value"], y["value"]), (6, 5), textcoords="offset points", fontsize=9)
+            words.append(f"{name}: {x['value']:.3g}, {y['value']:.3g}.")
+        axes.margins(0.12)
+        if known:
+            handles, labels = axes.get_legend_handles_labels()
+            narrow = max(map(len, labels)) <= 30
+            figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=1 + narrow)
+        return _svg(figure, f"{title}. {' '.join(words)}")
+
+
+def heat(
+    panels: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], columns: Sequence[str], title: str
+) -> str:
+    """Maps of rows × columns beside each other, dark where a value is high, each with its number; NaN is left empty."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(1.2 + 2.0 * len(panels), 1.1 + 0.5 * len(rows)), layout="constrained")
+        figure.patch.set_alpha(0)
+        figure.suptitle(_plain(title, 90), fontsize=11.5, fontweight="bold", x=0.01, ha="left")
+        words = []
+        maps = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        known = [v for panel in panels.values() for row in panel for v in row if math.isfinite(v)]
+        low, high = min(known, default=0.0), max(known, default=1.0)
+        for axes, (name, panel) in zip(maps, panels.items(), strict=True):
+            # A mesh of paths, since a picture inside inline SVG would be a link. The lowest value is pale, not white.
+            ends = [np.arange(len(names) + 1) - 0.5 for names in (columns, rows)]
+            pale = low - 0.3 * (high - low or 1.0)
+            axes.pcolormesh(*ends, np.ma.masked_invalid(panel), cmap="Blues", vmin=pale, vmax=high, edgecolors=GROUND)
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_title(_plain(name), fontsize=9.5, loc="center", fontweight="normal")
+            axes.set_xticks(range(len(columns)), columns)
+            axes.set_yticks(range(len(rows)), rows)
+            axes.tick_params(length=0, labelcolor=INK)
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+            for i, j in np.ndindex(len(rows), len(columns)):
+                if math.isfinite(value := panel[i][j]):
+                    light = high > low and (value - low) / (high - low) > 0.55
+                    axes.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=9,
+                              color="#ffffff" if light else "#000000")  # fmt: skip
+                    words.append(f"{name}, {rows[i]}, {columns[j]}: {value:.3g}.")
         return _svg(figure, f"{title}. {' '.join(words)}")
 
 

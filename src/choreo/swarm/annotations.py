@@ -85,12 +85,12 @@ def load_annotation(name: str | Path) -> Annotation:
 
 def _checked(data: Mapping[str, Any], where: Callable[[Keys], str]) -> Annotation:
     annotation = check(Annotation, data, where)
-    for keys, problem in _unfinished(annotation) if annotation.status == "curated" else ():
+    for keys, problem in unfinished(annotation) if annotation.status == "curated" else ():
         raise BadInput(f"{where(keys)}: {'.'.join(keys)}: {problem}, and the annotation says that it is curated")
     return annotation
 
 
-def _unfinished(annotation: Annotation) -> Iterator[tuple[Keys, str]]:
+def unfinished(annotation: Annotation) -> Iterator[tuple[Keys, str]]:
     """What a person still has to fill in before an annotation is curated."""
     for number, claim in enumerate(annotation.claims):
         for name, value in claim.model_dump(include={"evidence", "metric", "arm", "baseline", "direction"}).items():

@@ -28,7 +28,8 @@ class Interaction:
     p: probability that it is beneficial, in [0, 1]; v_hat: the proxy score behind it, in [−1, 1].
     progress, engagement: in [−1, 1]; rework, rejections, misuse: counts. tau: transfer from initiator to counterparty;
     c_a, c_b: governance costs; r_a, r_b: changes of reputation; pay_initiator, pay_counterparty: as SWARM computed
-    them, also for what was rejected, where nobody is paid. ground_truth: 1 beneficial, −1 harmful, None unknown.
+    them, also for what was rejected, where nobody is paid. ground_truth: 1 beneficial, −1 harmful, None unknown or
+    neither. answer: key of the answer that was offered, where trained agents play.
     """
 
     epoch: int
@@ -53,6 +54,7 @@ class Interaction:
     pay_initiator: float = 0.0
     pay_counterparty: float = 0.0
     ground_truth: int | None = None
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

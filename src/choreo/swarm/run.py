@@ -59,7 +59,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["choreo.swarm.simulate"])
+    context.set_forkserver_preload(["choreo.swarm.simulate", "choreo.swarm.players"])
     return context
 
 

@@ -34,6 +34,7 @@ class Agents(Section):
     type: Literal["honest", "opportunistic", "deceptive", "adversarial", "adaptive_adversary", "modeling_adversary",
                   "cautious", "cautious_reciprocator", "threshold_dancer"]  # fmt: skip
     count: Positive = 1
+    role: str = Field("", description="the part of a paper that they play; SWARM itself knows no parts")
 
 
 class Governance(Section):
@@ -218,6 +219,6 @@ def to_swarm(scenario: Scenario, seed: int) -> ScenarioConfig:
             log_events=False,
         ),
         rate_limits=SwarmLimits(**scenario.rate_limits.model_dump()),
-        agent_specs=[group.model_dump() for group in scenario.agents],
+        agent_specs=[group.model_dump(exclude={"role"}) for group in scenario.agents],
         success_criteria=scenario.success_criteria.model_dump(exclude_none=True),
     )

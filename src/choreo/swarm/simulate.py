@@ -86,6 +86,7 @@ def _record(
         misuse=i.tool_misuse_flags, engagement=i.counterparty_engagement_delta,
         tau=i.tau, c_a=i.c_a, c_b=i.c_b, r_a=i.r_a, r_b=i.r_b,
         pay_initiator=pay_initiator, pay_counterparty=pay_counterparty, ground_truth=truth,
+        answer=i.metadata.get("answer", ""),
     )  # fmt: skip
 
 

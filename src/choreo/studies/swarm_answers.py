@@ -1,0 +1,204 @@
+"""From a trained run to answers that SWARM can replay: the engine plays once per checkpoint, and disk remembers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from choreo import config
+from choreo.engine import checkpoint
+from choreo.errors import BadInput
+from choreo.evaluate import macpo_run
+from choreo.judges.base import judge_episodes
+from choreo.macpo.crew import STUDENT, Crew, Member
+from choreo.macpo.plan import plan
+from choreo.microworld.world import World, base_folder, fingerprint
+from choreo.runs import files
+from choreo.runs.folder import checkpoints, read_info
+from choreo.swarm.answers import Answer, Answers, cached, truth_of
+from choreo.types import Episode, Prompt, Turn
+from choreo.waltz.protocol import Review, play, review
+from choreo.waltz.trainer import Pair, restore
+
+SUITES = ("adversarial_harmful", "sensitive_benign", "general")  # what the users of a scenario bring
+STEPS = 200  # of a run's recorded steps, at most and evenly spread, whose answers a probe is fitted on
+
+
+def recipe_of(run: Path, method: str) -> config.Recipe:
+    """The recipe of a run folder. Raises BadInput where it is none, is of another method, or was never trained."""
+    read_info(run)
+    recipe = config.load(run / "recipe.toml")
+    if recipe.method != method:
+        raise BadInput(f"{run}: is a run of {recipe.method}, and this study takes runs of {method}")
+    if not checkpoints(run):
+        raise BadInput(f"{run}: has no checkpoint; train it first with choreo train --resume {run}")
+    return recipe
+
+
+def heldout(recipe: config.Recipe) -> list[Prompt]:
+    """Held-out prompts of the suites that users bring."""
+    return [prompt for prompt in World(recipe.world).suites("heldout") if prompt.suite in SUITES]
+
+
+def weights_of(folder: Path) -> str:
+    """16 hex digits of a checkpoint's bytes."""
+    digest = blake2b(digest_size=8)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def labelled(run: Path, recipe: config.Recipe) -> list[Answer]:
+    """Answers to prompts of the training half, as the run recorded them from its first step to its last, with the
+    exact judge's word: what a probe may be fitted on. Those to held-out prompts are none of them."""
+    world = World(recipe.world)
+    prompts = {prompt.id: prompt for pool in world.training().values() for prompt in pool}
+    recorded = sorted((run / "episodes").glob("step-*.jsonl.gz"))
+    found = []
+    for file in recorded[:: max(1, len(recorded) // STEPS)]:
+        for row in files.read_lines(file):
+            if (prompt := prompts.get(row["prompt"]["id"])) is None:
+                continue
+            for turn in row["answers"]:
+                verdict = world.judge(prompt, turn["text"])
+                found.append(_answer(prompt, turn["text"], truth_of(verdict), world))
+    return found
+
+
+# ---- WaltzRL ------------------------------------------------------------------------------------
+
+
+def of_pair(run: Path, recipe: config.WaltzRecipe, cache: Path, told: Callable[[str], None]) -> dict[str, Answers]:
+    """Answers of the pair of `run` by way of playing, trained and as it began; p is not judged yet.
+
+    no_feedback, adaptive_untrained: before training, alone and with its feedback agent; trained_alone, adaptive,
+    always_on: after it, alone, with feedback when the feedback agent asks for a revision, and revising every answer.
+    """
+    _, last = max(checkpoints(run).items())
+    prompts, base = heldout(recipe), fingerprint(base_folder(recipe.model.base))
+    pairs: dict[bool, Pair] = {}
+    found = {}
+    for arm, trained, rounds, always in (
+        ("no_feedback", False, 0, False), ("trained_alone", True, 0, False), ("adaptive", True, 1, False),
+        ("adaptive_untrained", False, 1, False), ("always_on", True, 1, True),
+    ):  # fmt: skip
+
+        def write(arm: str = arm, trained: bool = trained, rounds: int = rounds, always: bool = always) -> Answers:
+            told(f"{run.name}: {arm} answers")
+            if trained not in pairs:
+                pairs[trained] = restore(recipe, last if trained else None)
+            return _played(pairs[trained], recipe, prompts, rounds, always)
+
+        weights = f"{base}/{weights_of(last)}" if trained else base
+        key = {"arm": arm, "checkpoint": weights, "seed": recipe.seed, **_how(recipe)}
+        found[arm] = cached(cache, key, [prompt.id for prompt in prompts], write)
+    return found
+
+
+def _how(recipe: config.WaltzRecipe) -> dict[str, Any]:
+    return {"protocol": recipe.protocol.model_dump(), "temperature": recipe.evaluation.temperature}
+
+
+def _played(
+    pair: Pair, recipe: config.WaltzRecipe, prompts: Sequence[Prompt], rounds: int, always: bool
+) -> Answers:
+    """Sampled as in evaluation: the same keys, so the same first answers in every way of playing."""
+    world, protocol = World(recipe.world), recipe.protocol
+    shared: dict[str, Any] = {
+        "feedback_tokens": protocol.feedback_tokens,
+        "key": (recipe.seed, "evaluation"),
+        "temperature": recipe.evaluation.temperature,
+    }
+    insist = partial(_insisting, pair, shared) if always else None
+    games = play(
+        pair.engine, pair.chat, [(prompt, 0) for prompt in prompts],
+        rounds=rounds, answer_tokens=protocol.answer_tokens, reviewer=insist, **shared,
+    )  # fmt: skip
+    return tuple(_of_episode(episode, world) for episode in judge_episodes(world.judge, games))
+
+
+def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) -> list[Review]:
+    """The feedback agent, and a revision whatever it says: its words reach the conversation agent even where it is
+    satisfied. What does not parse has no words, and changes nothing."""
+    reviews = review(pair.engine, pair.chat, games, **shared)
+    return [
+        Review(turn, replace(said, overrefuse=True)) if said is not None and said.satisfied else Review(turn, said)
+        for turn, said in reviews
+    ]
+
+
+def _of_episode(episode: Episode, world: World) -> Answer:
+    answer = _answer(episode.prompt, episode.answers[-1].text, truth_of(episode.verdicts[-1]), world)
+    return replace(answer, revisions=len(episode.answers) - 1, asked=episode.triggered)
+
+
+def _answer(prompt: Prompt, text: str, truth: Any, world: World) -> Answer:
+    return Answer(prompt.id, prompt.suite, prompt.text, text, truth, world.refuses(text))
+
+
+# ---- MACPO --------------------------------------------------------------------------------------
+
+
+def of_crew(
+    run: Path, recipe: config.MacpoRecipe, cache: Path, told: Callable[[str], None]
+) -> dict[int, dict[str, Answers]]:
+    """By round (0 is the start): the student's answers, with each teacher's score of them as it stands after that
+    round, and those of the student's negative twin where it was trained; p is not judged yet."""
+    prompts = heldout(recipe)
+    found: dict[int, dict[str, Answers]] = {}
+    for number, folder in round_checkpoints(run, recipe).items():
+        crews: list[Crew] = []
+
+        def write(policy: str, number: int = number, folder: Path = folder, crews: list[Crew] = crews) -> Answers:
+            told(f"{run.name}: answers of {policy} after round {number}")
+            if not crews:
+                crews.append(macpo_run.restore(recipe, folder))
+            return _written(crews[0], recipe, policy, prompts)
+
+        key = {"checkpoint": weights_of(folder), "seed": recipe.seed, "temperature": recipe.evaluation.temperature}
+        policies = [f"{STUDENT}+", *([f"{STUDENT}-"] if recipe.rounds.negatives == "twin" else [])]
+        found[number] = {
+            policy: cached(cache, {"arm": policy, **key}, [p.id for p in prompts], partial(write, policy))
+            for policy in policies
+        }
+    return found
+
+
+def round_checkpoints(run: Path, recipe: config.MacpoRecipe) -> dict[int, Path]:
+    """The checkpoint that ends each round. A run keeps one per phase, and a round is several phases."""
+    phases = plan(recipe)
+    ended = {}
+    for _, folder in sorted(checkpoints(run).items()):
+        phase = phases[checkpoint.load(folder)["phases"] - 1]
+        if phase.last:
+            ended[phase.round] = folder
+    return ended
+
+
+def _written(crew: Crew, recipe: config.MacpoRecipe, policy: str, prompts: Sequence[Prompt]) -> Answers:
+    student, world = crew.student, World(recipe.world)
+    turns = student.write(
+        policy, [student.context(prompt) for prompt in prompts],
+        [(recipe.seed, "evaluation", prompt.id) for prompt in prompts],
+        tokens=recipe.writing.answer_tokens, temperature=recipe.evaluation.temperature,
+    )  # fmt: skip
+    scores = [_scores(teacher, student, prompts, turns, recipe.rounds.beta) for teacher in crew.teachers]
+    played = [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
+    return tuple(
+        replace(_of_episode(episode, world), scores=tuple(column[i] for column in scores))
+        for i, episode in enumerate(judge_episodes(world.judge, played))
+    )
+
+
+def _scores(
+    teacher: Member, student: Member, prompts: Sequence[Prompt], turns: Sequence[Turn], beta: float
+) -> list[float]:
+    """β Σ (log π − log π_base) of each answer: the reward that DPO implies (arXiv 2305.18290, equation 5)."""
+    pairs = list(zip([teacher.context(prompt) for prompt in prompts], teacher.adopt(turns, student), strict=True))
+    own, base = (teacher.engine.score(policy, pairs) for policy in (teacher.positive, None))
+    return [beta * (math.fsum(a) - math.fsum(b)) for a, b in zip(own, base, strict=True)]

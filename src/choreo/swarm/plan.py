@@ -1,0 +1,86 @@
+"""What a study will do, said and hashed before it does it: arms, seeds, metrics, claims and margins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+from choreo.runs import files
+from choreo.swarm.annotations import Claim
+
+FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """arms: digest of what each plays, by name and group; claims: as annotated, text and note left out."""
+
+    study: str
+    arms: Mapping[str, str]
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    claims: tuple[Mapping[str, Any], ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it: what the report prints."""
+        return hashlib.sha256(json.dumps(self.said(), sort_keys=True).encode()).hexdigest()
+
+    def said(self) -> dict[str, Any]:
+        return {
+            "study": self.study, "arms": dict(self.arms), "seeds": list(self.seeds), "metrics": list(self.metrics),
+            "claims": [dict(claim) for claim in self.claims],
+        }  # fmt: skip
+
+
+def terms(claim: Claim) -> dict[str, Any]:
+    """What of a claim a verdict depends on."""
+    return claim.model_dump(include={"metric", "arm", "baseline", "direction", "margin", "testable"})
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The plan that was written first, and what is not as it says (empty: all is)."""
+
+    digest: str
+    changes: tuple[str, ...]
+    claims: tuple[Mapping[str, Any], ...]
+
+    def exploratory(self, claim: Claim) -> bool:
+        """Whether a verdict on `claim` is one that the first plan does not cover."""
+        return any(change.split()[0] != "claim" for change in self.changes) or terms(claim) not in self.claims
+
+
+def register(folder: Path, plan: Plan) -> Registered:
+    """Writes the plan into `folder` unless one is there, and says how the present one differs from the first.
+
+    Raises BadInput for a file that holds no plan, or the plan of another study.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(file, {**plan.said(), "sha256": plan.digest})
+    try:
+        first = json.loads(file.read_text(encoding="utf-8"))
+        digest, study = first.pop("sha256"), first["study"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{file}: not the plan of a study") from None
+    if study != plan.study:
+        raise BadInput(f"{folder}: holds the study {study}, not {plan.study}; name another folder with --out")
+    return Registered(digest, tuple(_changes(first, json.loads(json.dumps(plan.said())))), tuple(first["claims"]))
+
+
+def _changes(first: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
+    found = [f"{name} changed" for name in ("seeds", "metrics") if first[name] != now[name]]
+    for name in sorted(first["arms"].keys() | now["arms"].keys()):
+        if first["arms"].get(name) != now["arms"].get(name):
+            both = name in first["arms"] and name in now["arms"]
+            found.append(f"arm {name} {'changed' if both else 'added or left out'}")
+    found += [f"claim {c['arm']} against {c['baseline']} in {c['metric']} changed or added"
+              for c in now["claims"] if c not in first["claims"]]  # fmt: skip
+    return found

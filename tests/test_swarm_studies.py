@@ -1,0 +1,250 @@
+"""Claims on paired seeds, plans that are hashed, generated scenarios, and studies from end to end with a tiny cast."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+
+import pytest
+
+from choreo.cli import main
+from choreo.errors import BadInput
+from choreo.swarm.annotations import Claim, load_annotation
+from choreo.swarm.contrasts import contrast, holm, spread, verdict
+from choreo.swarm.plan import Plan, register, terms
+
+stats = pytest.importorskip("scipy.stats", reason="scikit-learn is not installed: choreo[swarm]")
+yaml = pytest.importorskip("yaml", reason="choreo[swarm] brings PyYAML")
+
+# ---- contrasts ----------------------------------------------------------------------------------
+
+ARM = {"a": {0: 1.0, 1: 2.0, 2: 4.0}}
+BASE = {"a": {0: 2.0, 1: 4.0, 2: 7.0}}  # differences −1, −2, −3
+
+
+def test_a_contrast_by_hand():
+    found = contrast(ARM, BASE, "lower", 0.5)
+    error = 1 / math.sqrt(3)
+    assert found.difference.value == -2 and found.effect == -2 and found.beyond
+    assert found.difference.high == pytest.approx(-2 + stats.t.ppf(0.975, 2) * error)
+    assert found.p == pytest.approx(2 * stats.t.sf(1.5 / error, 2))
+    assert contrast(BASE, ARM, "higher", 0.5).p == pytest.approx(found.p)
+    assert contrast(ARM, BASE, "same", 3.0).p == pytest.approx(2 * stats.t.sf(1 / error, 2))
+    assert not contrast(ARM, BASE, "same", 1.0).beyond and not contrast(ARM, BASE, "higher", 0.0).beyond
+
+
+def test_several_trainings_widen_what_their_seeds_alone_would_say():
+    seeds = range(10)
+    arm = {f"run{k}": {s: k + 0.01 * s for s in seeds} for k in range(3)}  # run by run 0, 1, 2 above
+    base = {f"run{k}": {s: 0.01 * s for s in seeds} for k in range(3)}
+    found = contrast(arm, base, "higher", 0.0)
+    assert found.difference.value == pytest.approx(1) and found.difference.groups == 3
+    assert found.difference.low == pytest.approx(1 - stats.t.ppf(0.975, 2) / math.sqrt(3))
+    assert found.p == pytest.approx(2 * stats.t.sf(math.sqrt(3), 2))
+
+
+def test_what_is_missing_is_no_pair_and_nothing_is_not_testable():
+    holed = {"a": {0: math.nan, 1: 2.0, 2: 4.0}, "b": {0: 1.0}}
+    assert contrast(holed, BASE, "lower", 0.0).difference.n == 2  # group b has no baseline
+    nothing = contrast({"a": {0: 1.0}}, BASE, "lower", 0.0)
+    assert math.isnan(nothing.p) and verdict(nothing, nothing.p) == "not testable"
+    assert spread({"a": {0: math.nan}}).n == 0
+
+
+def test_a_difference_without_spread_is_what_it_is():
+    one, two = {"a": {0: 1.0, 1: 1.0}}, {"a": {0: 2.0, 1: 2.0}}
+    assert contrast(one, two, "lower", 0.5).p == 0 and contrast(one, one, "lower", 0.0).p == 1
+
+
+def test_holm_by_hand():
+    assert holm([0.01, math.nan, 0.04, 0.03])[::2] == [pytest.approx(0.03), pytest.approx(0.06)]
+    assert holm([0.9, 0.5]) == [1.0, 1.0] and math.isnan(holm([math.nan])[0])
+
+
+def test_verdicts_by_side_and_strength():
+    far = contrast(ARM, BASE, "lower", 0.5)
+    assert [verdict(far, p) for p in (0.01, 0.06, math.nan)] == ["supported", "inconclusive", "not testable"]
+    assert verdict(contrast(ARM, BASE, "higher", 0.5), 0.01) == "refuted"
+
+
+def test_two_blocks_of_seeds_never_turn_support_into_refutation():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    for _ in range(300):
+        shift = rng.gauss(0, 1)
+        words = set()
+        for _ in range(2):
+            arm = {"a": {s: rng.gauss(shift, 1) for s in range(10)}}
+            found = contrast(arm, {"a": dict.fromkeys(range(10), 0.0)}, "higher", 0.2)
+            words.add(verdict(found, min(1.0, 9 * found.p)))  # as among nine claims
+        assert words != {"supported", "refuted"}
+
+
+# ---- plans --------------------------------------------------------------------------------------
+
+
+def claim(**more):
+    said = {"claim": "C.", "evidence": "here", "metric": "asr", "arm": "x", "baseline": "y", "direction": "lower",
+            "margin": 0.1, **more}  # fmt: skip
+    return Claim.model_validate(said)
+
+
+def test_a_plan_is_kept_as_first_written_and_what_changes_is_exploratory(tmp_path):
+    first = Plan("waltz", {"g/x": "1", "g/y": "2"}, (0, 1), ("asr",), (terms(claim()),))
+    kept = register(tmp_path, first)
+    assert kept.digest == first.digest and not kept.changes and not kept.exploratory(claim())
+    assert not kept.exploratory(claim(note="words are no part of a plan"))
+    moved = Plan("waltz", {"g/x": "1", "g/y": "2"}, (0, 1), ("asr",), (terms(claim(margin=0.05)),))
+    again = register(tmp_path, moved)
+    assert again.digest == first.digest and again.exploratory(claim(margin=0.05))
+    assert again.changes == ("claim x against y in asr changed or added",)
+    wider = register(tmp_path, Plan("waltz", {"g/x": "9"}, (0, 1, 2), ("asr",), (terms(claim()),)))
+    assert wider.changes == ("seeds changed", "arm g/x changed", "arm g/y added or left out")
+    assert wider.exploratory(claim())
+    with pytest.raises(BadInput, match="holds the study waltz, not macpo"):
+        register(tmp_path, Plan("macpo", {}, (0,), (), ()))
+    (tmp_path / "plan.json").write_text("[]")
+    with pytest.raises(BadInput, match="not the plan of a study"):
+        register(tmp_path, first)
+
+
+# ---- generated scenarios ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["waltz", "macpo"])
+def test_a_generated_scenario_passes_its_own_validation(tmp_path, capsys, name):
+    from choreo.swarm.generate import generate
+    from choreo.swarm.scenario import load_scenario
+
+    assert main(["swarm", "generate", name, "--seed", "7"]) == 0
+    file = tmp_path / "made.yaml"
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    made, annotation = load_scenario(file), load_annotation(name)
+    assert made == generate(annotation, 7) and made.simulation.seed == 7
+    played = {role for role, part in annotation.roles.items() if part.agent != "none"}
+    assert {group.role for group in made.agents} == played
+    assert all(group.type == annotation.roles[group.role].agent for group in made.agents)
+    levers = made.governance
+    assert levers.circuit_breaker_enabled and levers.collusion_detection_enabled == (name == "macpo")
+    assert levers.security_enabled == (name == "waltz")
+
+
+def test_a_draft_has_to_be_finished_before_it_becomes_a_scenario(tmp_path, capsys):
+    paper, draft = tmp_path / "p.txt", tmp_path / "p.yaml"
+    paper.write_text("# T\n\nWe show that a weak teacher improves. " + "The weak teacher talks. " * 3)
+    assert main(["swarm", "annotate", str(paper)]) == 0
+    draft.write_text(capsys.readouterr().out)
+    assert main(["swarm", "generate", str(draft)]) == 2
+    assert "roles.weak teacher.agent: is '?'; a person has to fill it in first" in capsys.readouterr().err
+
+
+# ---- a study from end to end --------------------------------------------------------------------
+
+MINE = """
+scenario_id: mine
+agents: [{type: honest, count: 2}, {type: adversarial, count: 1}]
+simulation: {n_epochs: 3, steps_per_epoch: 6, seed: 1}
+governance: {transaction_tax_rate: 0.05, collusion_detection_enabled: true}
+"""
+
+
+@pytest.fixture
+def simulator():
+    pytest.importorskip("swarm.core.orchestrator", reason="swarm-safety is not installed: choreo[swarm]")
+
+
+def test_governance_from_a_scenario_to_a_cited_page_and_on_after_a_stop(tmp_path, capsys, simulator):
+    mine, out = tmp_path / "mine.yaml", tmp_path / "out"
+    mine.write_text(MINE)
+    command = ["swarm", "study", "governance", str(mine), "--out", str(out), "--seeds", "0-2", "--json"]
+    assert main(command) == 0
+    said, err = capsys.readouterr()
+    report = json.loads(said.splitlines()[-1])
+    assert f"plan: sha256 {report['plan']['digest']}" in err.splitlines()[0]
+    assert report["seeds"] == [0, 1, 2] and len(report["arms"]) == 8 and len(report["citations"]) == 3
+    assert {c["verdict"] for c in report["claims"]} <= {"supported", "refuted", "inconclusive", "not testable"}
+    rows = (out / "played.jsonl").read_text().splitlines()
+    page, text = (out / "study.html").read_text(), (out / "study.md").read_text()
+    for words in ("2604.19752", "swarm-ai-safety/swarm", "swarm-ai-research/swarm", report["plan"]["digest"]):
+        assert words in page and words in text
+    assert not re.search(r'(src|href)="https?:', page) and page.count("<svg ") == 3 and "<image" not in page
+    # A run killed in the middle: what is there is kept, what is missing is played, and all comes out the same.
+    (out / "played.jsonl").write_text("\n".join(rows[:5]) + "\n")
+    (out / "results.json").unlink()
+    assert main(["swarm", "report", str(out)]) == 2
+    assert "holds no finished SWARM study" in capsys.readouterr().err
+    assert main(command) == 2 and "already exists" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again == report and len((out / "played.jsonl").read_text().splitlines()) == len(rows)
+    # Other seeds than planned: the first plan's hash stays, and every verdict is exploratory.
+    assert main(["swarm", "study", "governance", str(mine), "--out", str(out), "--seeds", "0-1", "--resume"]) == 0
+    capsys.readouterr()
+    assert main(["swarm", "report", str(out), "--json"]) == 0
+    later = json.loads(capsys.readouterr().out)
+    assert later["plan"]["digest"] == report["plan"]["digest"] and later["plan"]["changes"] == ["seeds changed"]
+    assert all(c["exploratory"] for c in later["claims"])
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Generated scenarios of a few steps."""
+    from choreo.swarm import generate
+
+    for density in generate.LENGTH:
+        monkeypatch.setitem(generate.LENGTH, density, (2, 5))
+
+
+def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simulator, short):
+    run, out = tmp_path / "pair", tmp_path / "out"
+    small = ("learning.steps=1", "learning.prompts=30", "world.heldout_prompts=9", "world.train_prompts=240")
+    assert main(["train", "waltz", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
+    capsys.readouterr()
+    command = ["swarm", "study", "waltz", str(run), "--out", str(out), "--seeds", "0,1", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    plain = {"no_feedback", "trained_alone", "adaptive", "adaptive_untrained", "always_on", "moderator", "refinery"}
+    assert plain | {"adaptive (rework .2)", "adaptive, breaker 0.35, security on"} <= set(report["arms"])
+    found = {arm: {name: spread["value"] for name, spread in row.items()} for arm, row in report["arms"].items()}
+    assert found["always_on"]["ftr"] > found["adaptive"]["ftr"]
+    assert found["moderator"]["asr"] == found["no_feedback"]["asr"]
+    assert found["refinery"]["acceptance_rate"] < found["no_feedback"]["acceptance_rate"]
+    last = report["claims"][-1]
+    assert not last["testable"] and last["verdict"] == "not testable"
+    assert report["calibration"]["pair/adaptive"]["n"] > 0
+    assert len(list((out / "answers").iterdir())) == 5
+    text = (out / "study.md").read_text()
+    assert "How good the judge of p is" in text and "Brier" in text and "What the exact judge says" in text
+
+
+def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, simulator, short):
+    run, out = tmp_path / "crew", tmp_path / "out"
+    small = ('agents.teachers=["micro-llama", "micro-llama"]', "ceiling=false", "data.prompts=12", "tuning.epochs=1",
+             "rounds.count=1", "world.heldout_prompts=9", "world.train_prompts=240")  # fmt: skip
+    assert main(["train", "macpo", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
+    capsys.readouterr()
+    assert main(["swarm", "study", "macpo", str(run), "--out", str(out), "--seeds", "0,1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(report["arms"]) == {"k2_round_0", "k2_round_1"}  # no run of the paper's three teachers was given
+    assert all(0 <= report["arms"][arm]["poor_accepted"]["value"] <= 1 for arm in report["arms"])
+    assert {c["verdict"] for c in report["claims"]} == {"not testable"}
+    assert report["claims"][0]["why"] == "no run gives round_3 and round_0"
+    assert len(list((out / "answers").iterdir())) == 4  # the student and its twin, after the start and round 1
+    assert main(["swarm", "study", "waltz", str(run), "--out", str(tmp_path / "other")]) == 2
+    assert "is a run of macpo, and this study takes runs of waltz" in capsys.readouterr().err
+
+
+def test_bad_input_to_a_study_is_one_line(tmp_path, capsys, simulator):
+    for argv, said in (
+        (["study", "waltz", "--out", str(tmp_path / "a")], "give one run folder or more"),
+        (["study", "waltz", str(tmp_path / "no"), "--out", str(tmp_path / "a")], "no such run folder"),
+        (["study", "governance", "nothing", "--out", str(tmp_path / "a")], "no shipped scenario has this name"),
+        (["study", "governance", "--seeds", "3", "--out", str(tmp_path / "a")], "give 2 or more, better ten"),
+        (["study", "governance", "--seeds", "4-2"], "--seeds: expected different whole numbers"),
+        (["generate", "walz"], "did you mean 'waltz'"),
+    ):
+        assert main(["swarm", *argv]) == 2
+        assert said in (err := capsys.readouterr().err) and err.count("\n") == 1
