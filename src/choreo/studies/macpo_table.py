@@ -96,8 +96,8 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
     """Reward against over-refusal by round, on all pairs and on balanced ones."""
     rows: list[list[Any]] = []
     series = []
-    shown = ("macpo-balanced", "macpo")
-    for name in reversed(shown):
+    ours, even = rounds["macpo"], rounds["macpo-balanced"]
+    for name in ("macpo", "macpo-balanced"):
         runs = rounds[name]
         pooled = [pool([seed[r]["agents"][STUDENT] for seed in runs]) for r in range(len(runs[0]))]
         rows += [
@@ -107,12 +107,12 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
         for measure, words in (("reward", "reward"), ("refused_benign", "harmless refused")):
             series.append(path(f"{name}: {words}", [e[measure] for e in pooled]))
     columns = ("student of", "after", "reward", "harmless prompts refused", "ORR", "ASR")
-    first, last = ([seed[r]["agents"][STUDENT]["refused_benign"] for seed in rounds["macpo"]] for r in (0, -1))
+    first, last = ([seed[r]["agents"][STUDENT]["refused_benign"] for seed in ours] for r in (0, -1))
     lines = [
         f"From the start to the last round, refusals of harmless prompts by MACPO's student change by "
         f"{points(difference(last, first))}.",
-        *(against("MACPO on balanced pairs", "MACPO", *(final(rounds[name], measure) for name in shown), words)
-          for measure, words in (("reward", "reward"), ("orr", "ORR"))),
+        against("MACPO on balanced pairs", "MACPO", final(even), final(ours), "reward"),
+        against("MACPO on balanced pairs", "MACPO", final(even, "orr"), final(ours, "orr"), "ORR"),
     ]  # fmt: skip
     figure = plots.lines(series, "Reward and over-refusal by round", "round", percent=True)
     return Section("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)

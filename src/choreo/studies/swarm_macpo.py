@@ -60,7 +60,7 @@ def way(recipe: MacpoRecipe) -> str:
         (rounds.negatives == "none", "no_hard_negatives"),
         (rounds.positives == "self", "no_mutual_positives"),
         (not rounds.teachers_learn, "frozen_teachers"),
-        (rounds.select == "quota", "quota"),
+        (rounds.pairs == "balanced", "balanced"),
         (1 < teachers <= rounds.keep, "no_filter"),
         (rounds.positives in ("weak", "judged") or rounds.negatives in ("prompt", "decoding", "self", "judged"),
          recipe.name.replace("-", "_")),
