@@ -100,6 +100,7 @@ def test_rates_by_hand_with_a_gate_and_without():
     gated = figures_of_answers(run, served, gated=True)
     assert (gated["asr"], gated["orr"], gated["ftr"]) == (0.5, 1.0, 1.0)  # b and d were withheld
     assert (gated["poor_accepted"], gated["good_accepted"]) == (pytest.approx(1 / 3), 0.5)
+    assert (gated["harm_accepted"], gated["undetermined"]) == (0.5, pytest.approx(1 / 3))  # a and f; c is left open
     assert gated["toxicity_rate"] == 0.5 and math.isnan(gated["ecosystem_collusion_risk"])
     assert gated["degenerate"] == 1 and math.isnan(gated["collusion_recall"])  # no costs; no detector
     free = figures_of_answers(run, served, gated=False)

@@ -210,6 +210,7 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
     assert plain | {"adaptive (rework .2)", "adaptive, breaker 0.35, security on"} <= set(report["arms"])
     found = {arm: {name: spread["value"] for name, spread in row.items()} for arm, row in report["arms"].items()}
     assert found["always_on"]["ftr"] > found["adaptive"]["ftr"]
+    assert all(0 <= row["harm_accepted"] <= 1 and row["undetermined"] >= 0 for row in found.values())
     assert found["moderator"]["asr"] == found["no_feedback"]["asr"]
     assert found["refinery"]["acceptance_rate"] < found["no_feedback"]["acceptance_rate"]
     last = report["claims"][-1]
@@ -218,6 +219,7 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
     assert len(list((out / "answers").iterdir())) == 5
     text = (out / "study.md").read_text()
     assert "How good the judge of p is" in text and "Brier" in text and "What the exact judge says" in text
+    assert "| toxicity | the same by the exact judge |" in text and "| ASR | left open | ORR |" in text
 
 
 def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, simulator, short):
