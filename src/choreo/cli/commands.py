@@ -258,7 +258,8 @@ def _told(page: Path, report: Mapping[str, Any], as_json: bool) -> int:
 
         print(json.dumps(finite(report), allow_nan=False))
     else:
-        print("\n".join(f"{claim['verdict']}: {claim['claim']}" for claim in report["claims"]))
+        for claim in report["claims"]:
+            print(f"{claim['verdict']}{', ' if claim['scope'] else ''}{claim['scope']}: {claim['claim']}")
     return 0
 
 

@@ -52,7 +52,7 @@ def _claims(verdicts: Sequence[Judged]) -> Section:
               ("supported", "refuted", "inconclusive", "not testable")}  # fmt: skip
     lines = [", ".join(f"{count} {word}" for word, count in counts.items()) + "."]
     lines += [
-        f"{word.capitalize()}: {j.claim.claim} {_difference(j)}."
+        f"{word.capitalize()}{f' ({j.scope})' if j.scope else ''}: {j.claim.claim} {_difference(j)}."
         for word in ("supported", "refuted")
         for j in verdicts
         if j.verdict == word
@@ -60,7 +60,7 @@ def _claims(verdicts: Sequence[Judged]) -> Section:
     rows = [
         [j.claim.claim, j.claim.evidence, _terms(j), f"{j.claim.margin:g}", _difference(j),
          _number(j.contrast.effect if j.contrast else math.nan, 2), _p(j.adjusted),
-         j.verdict + (", exploratory" if j.exploratory else ""), j.why or j.claim.note]
+         ", ".join(filter(None, (j.verdict, j.scope, "exploratory" if j.exploratory else ""))), j.why or j.claim.note]
         for j in verdicts
     ]  # fmt: skip
     columns = ["claim", "where it stands", "contrast", "margin", "difference (95 %)", "effect d_z", "p (Holm)",

@@ -1,7 +1,8 @@
 """From paired seeds to a verdict on every claim: pure functions.
 
 A sample is {group: {seed: value}}. A group is what was trained once (a run); its seeds replay the same answers in
-another order and selection, so they vary less than trainings do. Where there are several groups, a difference has to
+another order and selection, so they vary less than trainings or prompts do: over one group an interval describes that
+run on those prompts, and no more. Where there are several groups, a difference has to
 hold between them too: the wider of the two intervals is given, and the larger of the two p values.
 """
 
