@@ -166,13 +166,14 @@ def test_governance_from_a_scenario_to_a_cited_page_and_on_after_a_stop(tmp_path
     assert f"plan: sha256 {report['plan']['digest']}" in err.splitlines()[0]
     assert report["seeds"] == [0, 1, 2] and len(report["arms"]) == 8 and len(report["citations"]) == 3
     assert {c["verdict"] for c in report["claims"]} <= {"supported", "refuted", "inconclusive", "not testable"}
+    assert {c["scope"] for c in report["claims"]} == {""}  # another seed is another world of scripted agents
     rows = (out / "played.jsonl").read_text().splitlines()
     page, text = (out / "study.html").read_text(), (out / "study.md").read_text()
     for words in ("2604.19752", "swarm-ai-safety/swarm", "swarm-ai-research/swarm", report["plan"]["digest"]):
         assert words in page and words in text
     assert not re.search(r'(src|href)="https?:', page) and page.count("<svg ") == 3 and "<image" not in page
     # A run killed in the middle: what is there is kept, what is missing is played, and all comes out the same.
-    (out / "played.jsonl").write_text("\n".join(rows[:5]) + "\n")
+    (out / "played.jsonl").write_text("\n".join([*rows[:5], rows[5][:40]]))  # the sixth line is torn
     (out / "results.json").unlink()
     assert main(["swarm", "report", str(out)]) == 2
     assert "holds no finished SWARM study" in capsys.readouterr().err
@@ -180,6 +181,8 @@ def test_governance_from_a_scenario_to_a_cited_page_and_on_after_a_stop(tmp_path
     assert main([*command, "--resume"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again == report and len((out / "played.jsonl").read_text().splitlines()) == len(rows)
+    assert main([*command, "--resume"]) == 0  # and once more: the torn line is in nobody's way
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
     # Other seeds than planned: the first plan's hash stays, and every verdict is exploratory.
     assert main(["swarm", "study", "governance", str(mine), "--out", str(out), "--seeds", "0-1", "--resume"]) == 0
     capsys.readouterr()
@@ -215,6 +218,7 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
     assert found["refinery"]["acceptance_rate"] < found["no_feedback"]["acceptance_rate"]
     last = report["claims"][-1]
     assert not last["testable"] and last["verdict"] == "not testable"
+    assert {c["scope"] for c in report["claims"] if c["difference"]} == {"about this run and these prompts"}
     assert report["calibration"]["pair/adaptive"]["n"] > 0
     assert len(list((out / "answers").iterdir())) == 5
     text = (out / "study.md").read_text()

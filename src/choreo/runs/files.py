@@ -55,6 +55,14 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     write_bytes(path, gzip.compress("".join(lines).encode("utf-8"), compresslevel=4, mtime=0))
 
 
+def cut_torn(path: Path) -> None:
+    """Truncates a JSONL file after its last whole line, so that what is appended next begins a line of its own."""
+    if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(raw.rfind(b"\n") + 1)
+            os.fsync(file.fileno())
+
+
 def cut_after(path: Path, step: int) -> None:
     """Truncates a JSONL file after its last whole line whose "step" is at most `step`."""
     if path.exists():

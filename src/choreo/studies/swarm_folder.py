@@ -70,6 +70,7 @@ def play_all(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], progress: 
 
     Raises Interrupted; what was played is kept.
     """
+    files.cut_torn(folder / PLAYED)
     digests = [(arm, arm.digest) for arm in arms]
     wanted = {(digest, seed): arm for arm, digest in digests for seed in seeds}
     known = {
