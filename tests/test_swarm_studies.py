@@ -6,11 +6,13 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
 from choreo.cli import main
 from choreo.errors import BadInput
+from choreo.studies.swarm_results import Study, judged
 from choreo.swarm.annotations import Claim, load_annotation
 from choreo.swarm.contrasts import contrast, holm, spread, verdict
 from choreo.swarm.plan import Plan, register, terms
@@ -83,6 +85,20 @@ def test_two_blocks_of_seeds_never_turn_support_into_refutation():
         assert words != {"supported", "refuted"}
 
 
+def test_a_claim_added_later_changes_no_planned_verdict():
+    rng = random.Random(5)
+    rows = {name: {"run": {s: {"asr": rng.gauss(at, 1)} for s in range(10)}} for name, at in (("x", 0), ("y", 1.6))}
+    claims = tuple(claim(margin=m) for m in (0.1, 0.2, 0.3))
+
+    def found(count, exploratory):
+        study = Study("waltz", "", "", tuple(range(10)), {"exploratory": exploratory}, claims[:count], rows, (), {},
+                      (), (), {}, "", "", "", {})  # fmt: skip
+        return [j.adjusted for j in judged(study)]
+
+    assert found(3, [False, True, True])[0] == found(1, [False])[0] < found(3, [False] * 3)[0]
+    assert found(3, [False, True, True])[1:] == found(3, [False] * 3)[1:]
+
+
 # ---- plans --------------------------------------------------------------------------------------
 
 
@@ -100,13 +116,22 @@ def test_a_plan_is_kept_as_first_written_and_what_changes_is_exploratory(tmp_pat
     moved = Plan("waltz", {"g/x": "1", "g/y": "2"}, (0, 1), ("asr",), (terms(claim(margin=0.05)),))
     again = register(tmp_path, moved)
     assert again.digest == first.digest and again.exploratory(claim(margin=0.05))
-    assert again.changes == ("claim x against y in asr changed or added",)
+    assert again.changes == ("x against y in asr: a claim added, or changed",
+                             "x against y in asr: a claim left out, or changed")  # fmt: skip
+    more = register(tmp_path, replace(first, claims=(terms(claim()), terms(claim(metric="orr")))))
+    assert more.exploratory(claim(metric="orr")) and not more.exploratory(claim())
+    fewer = register(tmp_path, replace(first, claims=()))
+    assert fewer.changes == ("x against y in asr: a claim left out, or changed",) and fewer.exploratory(claim())
     wider = register(tmp_path, Plan("waltz", {"g/x": "9"}, (0, 1, 2), ("asr",), (terms(claim()),)))
     assert wider.changes == ("seeds changed", "arm g/x changed", "arm g/y added or left out")
     assert wider.exploratory(claim())
     with pytest.raises(BadInput, match="holds the study waltz, not macpo"):
         register(tmp_path, Plan("macpo", {}, (0,), (), ()))
-    (tmp_path / "plan.json").write_text("[]")
+    file = tmp_path / "plan.json"
+    file.write_text(file.read_text().replace("0.1", "0.05"))
+    with pytest.raises(BadInput, match="was changed after it was hashed"):
+        register(tmp_path, moved)
+    file.write_text("[]")
     with pytest.raises(BadInput, match="not the plan of a study"):
         register(tmp_path, first)
 

@@ -80,10 +80,12 @@ def load(folder: Path) -> Study:
 
 
 def judged(study: Study) -> list[Judged]:
-    """The verdict on every claim, p corrected for all that were tested (Holm)."""
+    """The verdict on every claim, p corrected for all planned ones that were tested (Holm), so that what is added later
+    changes none of them; that of an exploratory claim for all that were tested."""
     found = [_contrast(study, claim) for claim in study.claims]
-    adjusted = holm([c.p if c else math.nan for c in found])
-    exploratory = study.plan["exploratory"]
+    ps, exploratory = [c.p if c else math.nan for c in found], study.plan["exploratory"]
+    planned = holm([math.nan if open_ else p for p, open_ in zip(ps, exploratory, strict=True)])
+    adjusted = [a if open_ else b for a, b, open_ in zip(holm(ps), planned, exploratory, strict=True)]
     return [
         Judged(claim, c, p, verdict(c, p) if c else "not testable", open_, _missing(study, claim), _scope(study, c))
         for claim, c, p, open_ in zip(study.claims, found, adjusted, exploratory, strict=True)

@@ -7,7 +7,8 @@ STATISTICS = (
     "95 %, Student's t over the pairs and, where there are several trainings, over the trainings, whichever is "
     "wider. Seeds draw from the same answers to the same prompts, so that with one training interval and verdict "
     "describe that run on those prompts, and are marked so. p is of the difference against the claim's margin, "
-    "two-sided, the larger of the two, and corrected for all claims tested (Holm). Supported: told from the margin on the claim's side; refuted: told from it on the other "
+    "two-sided, the larger of the two, and corrected for all planned claims that were tested (Holm); that of an "
+    "exploratory one, for all. Supported: told from the margin on the claim's side; refuted: told from it on the other "
     "side, so that an effect smaller than the margin refutes too. Metrics are recomputed from the interactions, "
     "pooled over them and NaN over none."
 )
