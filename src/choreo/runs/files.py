@@ -6,9 +6,12 @@ import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from choreo.errors import BadInput
 
 TEMPORARY = ".tmp"
 
@@ -43,10 +46,16 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSONL file, gzipped or plain; nothing when there is no such file."""
+    """The whole lines of a JSONL file, gzipped or plain; nothing when there is no such file.
+
+    Raises BadInput, naming the file, where it is damaged in any other way than by a torn last line.
+    """
     if path.exists():
         raw = path.read_bytes()
-        yield from (data for data, _ in _whole_lines(gzip.decompress(raw) if path.suffix == ".gz" else raw))
+        try:
+            yield from (data for data, _ in _whole_lines(gzip.decompress(raw) if path.suffix == ".gz" else raw))
+        except (OSError, EOFError, ValueError, zlib.error):
+            raise BadInput(f"{path}: is damaged: not one JSON object a line") from None
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
