@@ -7,10 +7,12 @@ import math
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from choreo.cli import main
+from choreo.config import WaltzRecipe
 from choreo.errors import BadInput
 from choreo.studies.swarm_results import Study, judged
 from choreo.swarm.annotations import Claim, load_annotation
@@ -164,6 +166,23 @@ def test_a_draft_has_to_be_finished_before_it_becomes_a_scenario(tmp_path, capsy
     draft.write_text(capsys.readouterr().out)
     assert main(["swarm", "generate", str(draft)]) == 2
     assert "roles.weak teacher.agent: is '?'; a person has to fill it in first" in capsys.readouterr().err
+
+
+# ---- runs that a study takes ----
+
+
+def test_trainings_of_one_study_repeat_one_recipe():
+    from choreo.studies.swarm_recipes import refuse_unlike
+
+    one = WaltzRecipe()
+    again = one.model_copy(update={"seed": 1, "name": "again"})
+    split = one.model_copy(update={"world": one.world.model_copy(update={"split_seed": 5})})
+    refuse_unlike({Path("a"): one, Path("b"): again, Path("c"): split})
+    longer = again.model_copy(update={"learning": one.learning.model_copy(update={"steps": 7})})
+    with pytest.raises(BadInput, match=r"^b: differs from a in learning.steps;"):
+        refuse_unlike({Path("a"): one, Path("b"): longer})
+    with pytest.raises(BadInput, match=r"^b: has the seed and the split of a;"):
+        refuse_unlike({Path("a"): one, Path("b"): one.model_copy(update={"name": "copied"})})
 
 
 # ---- a study from end to end --------------------------------------------------------------------
