@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from choreo.cli import main
-from choreo.config import WaltzRecipe
+from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput
 from choreo.studies.swarm_results import Study, judged
 from choreo.swarm.annotations import Claim, load_annotation
@@ -185,6 +185,30 @@ def test_trainings_of_one_study_repeat_one_recipe():
         refuse_unlike({Path("a"): one, Path("b"): one.model_copy(update={"name": "copied"})})
 
 
+def test_only_the_published_macpo_goes_without_a_prefix(tmp_path):
+    pytest.importorskip("torch")
+    from choreo.studies import swarm_macpo
+
+    def named(name="macpo", **tables):
+        return swarm_macpo.way(MacpoRecipe.model_validate({"name": name, **tables}))
+
+    assert named() == named("mine", seed=4, world={"split_seed": 3}, ceiling=False, watch={"stop": True}) == ""
+    assert named(agents={"teachers": ("nano-qwen",)}) == "k1_"
+    assert named(rounds={"positives": "self", "teachers_learn": False}) == "no_mutual_positives_frozen_teachers_"
+    assert named(rounds={"pairs": "balanced"}) == "balanced_" and named(rounds={"keep": 3}) == "no_filter_"
+    assert named("spin", rounds={"positives": "weak", "negatives": "self"}) == "spin_"
+    assert named(rounds={"beta": 0.2}) == "macpo_" and named("hot-sft", tuning={"lr": 0.1}) == "hot_sft_"
+    assert named("big", agents={"teachers": ("nano-llama", "micro-llama")}, rounds={"negatives": "none"}) == (
+        "no_hard_negatives_big_"
+    )
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "recipe.toml").write_text('method = "macpo"\nname = "x"\n[rounds]\nreference = "sft"\n')
+    with pytest.raises(BadInput, match=r"its rounds.reference is 'sft', and this study scores against the base alone"):
+        swarm_macpo.arms([run], tmp_path, None)
+
+
 # ---- a study from end to end --------------------------------------------------------------------
 
 MINE = """
@@ -278,7 +302,7 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
     capsys.readouterr()
     assert main(["swarm", "study", "macpo", str(run), "--out", str(out), "--seeds", "0,1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(report["arms"]) == {"k2_round_0", "k2_round_1"}  # no run of the paper's three teachers was given
+    assert set(report["arms"]) == {"macpo_round_0", "macpo_round_1"}  # altered, so it is not the published MACPO
     assert all(0 <= report["arms"][arm]["poor_accepted"]["value"] <= 1 for arm in report["arms"])
     assert {c["verdict"] for c in report["claims"]} == {"not testable"}
     assert report["claims"][0]["why"] == "no run gives round_3 and round_0"
