@@ -316,6 +316,8 @@ def test_bad_input_to_a_study_is_one_line(tmp_path, capsys, simulator):
         (["study", "waltz", "--out", str(tmp_path / "a")], "give one run folder or more"),
         (["study", "waltz", str(tmp_path / "no"), "--out", str(tmp_path / "a")], "no such run folder"),
         (["study", "governance", "nothing", "--out", str(tmp_path / "a")], "no shipped scenario has this name"),
+        (["study", "governance", "waltz_draft", "waltz_draft", "--out", str(tmp_path / "a")],
+         "waltz_draft: scenario_id is waltz_draft, as in waltz_draft; each scenario of a study needs one of its own"),
         (["study", "governance", "--seeds", "3", "--out", str(tmp_path / "a")], "give 2 or more, better ten"),
         (["study", "governance", "--seeds", "4-2"], "--seeds: expected different whole numbers"),
         (["generate", "walz"], "did you mean 'waltz'"),
