@@ -15,6 +15,7 @@ from choreo.cli import main
 from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput
 from choreo.studies.swarm_results import Study, judged
+from choreo.studies.swarm_sections import _sweep
 from choreo.swarm.annotations import Claim, load_annotation
 from choreo.swarm.contrasts import contrast, holm, spread, verdict
 from choreo.swarm.plan import Plan, register, terms
@@ -99,6 +100,19 @@ def test_a_claim_added_later_changes_no_planned_verdict():
 
     assert found(3, [False, True, True])[0] == found(1, [False])[0] < found(3, [False] * 3)[0]
     assert found(3, [False, True, True])[1:] == found(3, [False] * 3)[1:]
+
+
+def test_a_sweep_says_which_levers_changed_no_run():
+    grid = [["a", "b"], ["c", "d"]]
+
+    def told(**toxicity):
+        rows = {arm: {"run": {0: {"toxicity_rate": t, "quarantined": math.nan}}} for arm, t in toxicity.items()}
+        return _sweep(Study("waltz", "", "", (0,), {}, (), rows, (), {"x": grid}, ("1", "2"), ("off", "on"),
+                            {}, "", "", "", {})).verdict  # fmt: skip
+
+    assert told(a=0.1, b=0.1, c=0.1, d=0.1).endswith("settings: in x no setting changed any run.")
+    assert told(a=0.1, b=0.1, c=0.2, d=0.2).endswith("by 10.00 points, and the security levers changed no run.")
+    assert told(a=0.1, b=0.2, c=0.1, d=0.1).endswith("by 10.00 points.")
 
 
 # ---- plans --------------------------------------------------------------------------------------

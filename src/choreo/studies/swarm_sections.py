@@ -139,13 +139,21 @@ def _sweep(study: Study) -> Section | None:
             for column, arm in zip(study.sweep_columns, line, strict=True):
                 cells = (_cell(spread_of(study, arm, m), m) for m in SWEPT)
                 rows.append([name, limit, column, *cells])
-    moved = {name: max(map(max, panel)) - min(map(min, panel)) for name, panel in panels.items()}
-    text = "Toxicity of what is accepted moves over the six settings by " + ", ".join(
-        f"{100 * change:.1f} points in {name}" for name, change in moved.items()
+    text = "Toxicity of what is accepted over the six settings: " + "; ".join(
+        f"in {name} {_moved(study, grid, panels[name])}" for name, grid in study.sweeps.items()
     ) + "."  # fmt: skip
     figure = plots.heat(panels, study.sweep_rows, study.sweep_columns, "Toxicity: circuit breaker × security levers")
     columns = ("", "breaker", "security", *_named(SWEPT))
     return Section("Governance: circuit breaker × security levers", text, Table(columns, rows), figure)
+
+
+def _moved(study: Study, grid: Sequence[Sequence[str]], panel: Sequence[Sequence[float]]) -> str:
+    """By how much toxicity moves, and which levers changed nothing that is measured in any run."""
+    lines = [{repr(study.results[arm]) for arm in line} for line in grid]
+    if len(set().union(*lines)) == 1:
+        return "no setting changed any run"
+    still = ", and the security levers changed no run" if all(len(line) == 1 for line in lines) else ""
+    return f"it moves by {100 * (max(map(max, panel)) - min(map(min, panel))):.2f} points{still}"
 
 
 def _judge(study: Study) -> Section | None:

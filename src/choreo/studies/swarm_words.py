@@ -37,9 +37,11 @@ METHODS = {
     "waltz": (
         f"{IN_THE_LOOP} "
         "Users and attackers accept whatever does not refuse them. The moderator reviews, and the refinery withholds, "
-        "as large a share of the untrained model's answers as the trained pair asks to revise. Arms with rework .2 "
-        "give SWARM's rework signal its own weight, by which a repaired answer looks worse than one that was right by "
-        "luck."
+        "as large a share of the untrained model's answers as the trained pair asks to revise. The moderator and the "
+        "security levers act after an answer was accepted, on costs and reputations: they withhold none, so that the "
+        "moderator cannot move ASR, ORR or toxicity, nor the security levers but by shutting an agent out for what "
+        "follows. Arms with rework .2 give SWARM's rework signal its own weight, by which a repaired answer looks "
+        "worse than one that was right by luck."
     ),
     "macpo": (
         f"{IN_THE_LOOP} "
