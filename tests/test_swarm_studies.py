@@ -16,7 +16,7 @@ from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput
 from choreo.studies.swarm_results import Study, judged
 from choreo.studies.swarm_sections import _sweep
-from choreo.swarm.annotations import Claim, load_annotation
+from choreo.swarm.annotations import Claim, load_annotation, to_yaml
 from choreo.swarm.contrasts import contrast, holm, spread, verdict
 from choreo.swarm.plan import Plan, register, terms
 
@@ -323,6 +323,24 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
     assert len(list((out / "answers").iterdir())) == 4  # the student and its twin, after the start and round 1
     assert main(["swarm", "study", "waltz", str(run), "--out", str(tmp_path / "other")]) == 2
     assert "is a run of macpo, and this study takes runs of waltz" in capsys.readouterr().err
+
+
+def test_claims_of_ones_own_are_about_arms_that_are_played(tmp_path):
+    from choreo.studies.swarm_study import _annotated, _refuse_unknown
+
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(load_annotation("waltz")), encoding="utf-8")
+    claims = _annotated("waltz", file)
+    assert claims == load_annotation("waltz").claims and _annotated("waltz", None) == ()
+    known = ["no_feedback", "adaptive", "adaptive_untrained", "always_on", "refinery"]
+    _refuse_unknown(file, claims, known)
+    with pytest.raises(BadInput, match=r"claims.3.baseline: no run gives 'refinery'"):
+        _refuse_unknown(file, claims, known[:-1])
+    with pytest.raises(BadInput, match="study governance has claims of its own"):
+        _annotated("governance", file)
+    file.write_text(file.read_text().replace("status: curated", "status: draft"))
+    with pytest.raises(BadInput, match="has no finished claims"):
+        _annotated("waltz", file)
 
 
 def test_bad_input_to_a_study_is_one_line(tmp_path, capsys, simulator):

@@ -233,7 +233,8 @@ def swarm_study(args: argparse.Namespace) -> int:
     with Progress() as progress:
         try:
             page, report = study.run(
-                args.name, args.what, folder, args.seeds or study.SEEDS, args.resume, args.jobs, args.answers, progress
+                args.name, args.what, folder, args.seeds or study.SEEDS, args.resume, args.jobs, args.answers,
+                args.annotation, progress,
             )
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted("what was played is kept; go on with the same command and --resume") from None
