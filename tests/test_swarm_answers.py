@@ -101,7 +101,7 @@ def test_a_probe_learns_that_a_refusal_is_right_or_wrong_by_what_was_asked():
     found = probe.calibration(fresh)  # of words alone, without their crossing, half would be wrong
     assert found.auc == 1 and found.brier < 0.03 and all(0 < a.p < 1 for a in fresh)
     assert fitted(rows[400:]) == probe.fit(rows[:400])(rows[400:]) and fitted([]) == []
-    with pytest.raises(ValueError, match="all of one kind"):
+    with pytest.raises(BadInput, match="all of one kind"):
         probe.fit([row for row in rows if row.truth == "satisfactory"])
 
 

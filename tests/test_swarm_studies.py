@@ -223,6 +223,21 @@ def test_only_the_published_macpo_goes_without_a_prefix(tmp_path):
         swarm_macpo.arms([run], tmp_path, None)
 
 
+def test_damaged_files_of_a_study_are_named(tmp_path):
+    from choreo.studies import swarm_folder, swarm_results
+
+    played, finished = tmp_path / "played.jsonl", tmp_path / "results.json"
+    for text in ('{"digest": "x"}\n', "[]\n", '{"digest": "x", "seed": 0, "figures": 3}\n', '{"dig\n{}\n', "\u00ff\n"):
+        played.write_text(text, encoding="latin-1")
+        with pytest.raises(BadInput, match=r"played.jsonl: is damaged"):
+            swarm_folder.play_all(tmp_path, [], [], None, 1)
+    for text in ("", "[]", "{}", '{"results": []}', '{"results": {"x": {"g": {"0": 3}}}}'):
+        finished.write_text(text)
+        with pytest.raises(BadInput, match=r"results.json: not what a SWARM study writes") as error:
+            swarm_results.load(tmp_path)
+        assert "\n" not in str(error.value)
+
+
 # ---- a study from end to end --------------------------------------------------------------------
 
 MINE = """

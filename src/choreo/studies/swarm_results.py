@@ -75,7 +75,7 @@ def load(folder: Path) -> Study:
         }
         claims = tuple(Claim(**claim) for claim in said["claims"])
         return Study(**{**said, "results": results, "claims": claims, "seeds": tuple(said["seeds"])})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file}: not what a SWARM study writes: {str(error).splitlines()[0]}") from None
 
 

@@ -77,10 +77,7 @@ def _arms(
     from choreo.studies import swarm_macpo, swarm_waltz
 
     module = swarm_waltz if name == "waltz" else swarm_macpo
-    try:
-        arms, shown, fitted = module.arms(runs, cache, progress)
-    except ValueError as error:  # nothing that a probe could be fitted on
-        raise BadInput(f"swarm study {name}: {error}") from None
+    arms, shown, fitted = module.arms(runs, cache, progress)
     return arms, shown, fitted, load_annotation(name).claims
 
 
