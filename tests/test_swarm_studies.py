@@ -15,7 +15,7 @@ from choreo.cli import main
 from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput
 from choreo.studies.swarm_results import Study, judged
-from choreo.studies.swarm_sections import _sweep
+from choreo.studies.swarm_sections import _cell, _sweep
 from choreo.swarm.annotations import Claim, load_annotation, to_yaml
 from choreo.swarm.contrasts import contrast, holm, spread, verdict
 from choreo.swarm.plan import Plan, register, terms
@@ -52,7 +52,9 @@ def test_several_trainings_widen_what_their_seeds_alone_would_say():
 
 def test_what_is_missing_is_no_pair_and_nothing_is_not_testable():
     holed = {"a": {0: math.nan, 1: 2.0, 2: 4.0}, "b": {0: 1.0}}
-    assert contrast(holed, BASE, "lower", 0.0).difference.n == 2  # group b has no baseline
+    found = contrast(holed, BASE, "lower", 0.0).difference
+    assert (found.n, found.played) == (2, 3)  # group b has no baseline
+    assert _cell(found, "spread").endswith(", n = 2 of 3") and "n =" not in _cell(spread(ARM), "spread")
     nothing = contrast({"a": {0: 1.0}}, BASE, "lower", 0.0)
     assert math.isnan(nothing.p) and verdict(nothing, nothing.p) == "not testable"
     assert spread({"a": {0: math.nan}}).n == 0

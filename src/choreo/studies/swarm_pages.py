@@ -48,4 +48,5 @@ def _claim(j: Judged) -> dict[str, Any]:
 
 
 def _numbers(found: Spread) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n, "groups": found.groups}
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n, "groups": found.groups,
+            "played": found.played}  # fmt: skip

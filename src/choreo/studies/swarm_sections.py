@@ -253,12 +253,12 @@ def _estimate(found: Spread, share: bool = True) -> Estimate:
 
 
 def _cell(found: Spread, metric: str) -> str | None:
-    """A value with its interval; a share's ends within 0 and 100 %."""
+    """A value with its interval, and n where runs have none; a share's ends within 0 and 100 %."""
     if not found.n:
         return None
     share = metric in SHARES
     low, high = (max(0.0, found.low), min(1.0, found.high)) if share else (found.low, found.high)
-    return _text(found.value, low, high, metric, "%")
+    return _text(found.value, low, high, metric, "%") + _n(found)
 
 
 def _text(value: float, low: float, high: float, metric: str, unit: str) -> str:
@@ -283,7 +283,12 @@ def _difference(j: Judged) -> str | None:
     d = j.contrast.difference
     side = "lower" if d.value < 0 else "higher"
     moved = f", {side} and not the same" if j.claim.direction == "same" and j.verdict == "refuted" else ""
-    return _text(d.value, d.low, d.high, j.claim.metric, "points") + moved
+    return _text(d.value, d.low, d.high, j.claim.metric, "points") + moved + _n(d)
+
+
+def _n(found: Spread) -> str:
+    """How many runs a figure rests on, where it is not defined in all."""
+    return f", n = {found.n} of {found.played}" if found.n < found.played else ""
 
 
 def _number(value: float | None, digits: int) -> str | None:
