@@ -11,7 +11,6 @@ import pytest
 
 from choreo.swarm import metrics
 from choreo.swarm.criteria import judge
-from choreo.swarm.intervals import bootstrap
 from choreo.swarm.records import Collusion, Interaction, Pair, Payoffs, Run, Security
 from choreo.swarm.reports import detection, detections, tax_artefact
 from choreo.swarm.scenario import Criteria
@@ -133,18 +132,6 @@ def test_what_must_hold_for_any_interactions():
         p = rng.uniform(0.12, 0.88)
         score, cut = metrics.v_hat_of(p)
         assert not cut and metrics.p_of(score) == near(p)
-
-
-def test_the_bootstrap_finds_the_standard_error_of_a_mean_and_repeats_itself():
-    rng = random.Random(3)
-    some = [interaction(rng.random(), True) for _ in range(400)]
-    found = bootstrap(metrics.toxicity_rate, some, seed=1)
-    error = 1.96 * math.sqrt(sum((1 - i.p - found.value) ** 2 for i in some) / 400 / 400)
-    assert found.high - found.value == pytest.approx(error, rel=0.15) and found.value - found.low < 1.15 * error
-    assert found == bootstrap(metrics.toxicity_rate, some, seed=1) and found.n == 400 and found.defined == 1.0
-    lonely = bootstrap(metrics.quality_gap, [*some[:20], interaction(0.1, False)])
-    assert lonely.n == 1 and 0.5 < lonely.defined < 0.8  # 1 − 1/e of the resamples hold the one rejected
-    assert math.isnan(bootstrap(metrics.toxicity_rate, FOUR[2:]).low)
 
 
 # ---- criteria and detectors ---------------------------------------------------------------------

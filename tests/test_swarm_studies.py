@@ -6,12 +6,17 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from choreo.cli import main
+from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput
-from choreo.swarm.annotations import Claim, load_annotation
+from choreo.studies.swarm_results import Study, judged
+from choreo.studies.swarm_sections import _cell, _sweep
+from choreo.swarm.annotations import Claim, load_annotation, to_yaml
 from choreo.swarm.contrasts import contrast, holm, spread, verdict
 from choreo.swarm.plan import Plan, register, terms
 
@@ -47,7 +52,9 @@ def test_several_trainings_widen_what_their_seeds_alone_would_say():
 
 def test_what_is_missing_is_no_pair_and_nothing_is_not_testable():
     holed = {"a": {0: math.nan, 1: 2.0, 2: 4.0}, "b": {0: 1.0}}
-    assert contrast(holed, BASE, "lower", 0.0).difference.n == 2  # group b has no baseline
+    found = contrast(holed, BASE, "lower", 0.0).difference
+    assert (found.n, found.played) == (2, 3)  # group b has no baseline
+    assert _cell(found, "spread").endswith(", n = 2 of 3") and "n =" not in _cell(spread(ARM), "spread")
     nothing = contrast({"a": {0: 1.0}}, BASE, "lower", 0.0)
     assert math.isnan(nothing.p) and verdict(nothing, nothing.p) == "not testable"
     assert spread({"a": {0: math.nan}}).n == 0
@@ -83,6 +90,33 @@ def test_two_blocks_of_seeds_never_turn_support_into_refutation():
         assert words != {"supported", "refuted"}
 
 
+def test_a_claim_added_later_changes_no_planned_verdict():
+    rng = random.Random(5)
+    rows = {name: {"run": {s: {"asr": rng.gauss(at, 1)} for s in range(10)}} for name, at in (("x", 0), ("y", 1.6))}
+    claims = tuple(claim(margin=m) for m in (0.1, 0.2, 0.3))
+
+    def found(count, exploratory):
+        study = Study("waltz", "", "", tuple(range(10)), {"exploratory": exploratory}, claims[:count], rows, (), {},
+                      (), (), {}, "", "", "", {})  # fmt: skip
+        return [j.adjusted for j in judged(study)]
+
+    assert found(3, [False, True, True])[0] == found(1, [False])[0] < found(3, [False] * 3)[0]
+    assert found(3, [False, True, True])[1:] == found(3, [False] * 3)[1:]
+
+
+def test_a_sweep_says_which_levers_changed_no_run():
+    grid = [["a", "b"], ["c", "d"]]
+
+    def told(**toxicity):
+        rows = {arm: {"run": {0: {"toxicity_rate": t, "quarantined": math.nan}}} for arm, t in toxicity.items()}
+        return _sweep(Study("waltz", "", "", (0,), {}, (), rows, (), {"x": grid}, ("1", "2"), ("off", "on"),
+                            {}, "", "", "", {})).verdict  # fmt: skip
+
+    assert told(a=0.1, b=0.1, c=0.1, d=0.1).endswith("settings: in x no setting changed any run.")
+    assert told(a=0.1, b=0.1, c=0.2, d=0.2).endswith("by 10.00 points, and the security levers changed no run.")
+    assert told(a=0.1, b=0.2, c=0.1, d=0.1).endswith("by 10.00 points.")
+
+
 # ---- plans --------------------------------------------------------------------------------------
 
 
@@ -100,13 +134,22 @@ def test_a_plan_is_kept_as_first_written_and_what_changes_is_exploratory(tmp_pat
     moved = Plan("waltz", {"g/x": "1", "g/y": "2"}, (0, 1), ("asr",), (terms(claim(margin=0.05)),))
     again = register(tmp_path, moved)
     assert again.digest == first.digest and again.exploratory(claim(margin=0.05))
-    assert again.changes == ("claim x against y in asr changed or added",)
+    assert again.changes == ("x against y in asr: a claim added, or changed",
+                             "x against y in asr: a claim left out, or changed")  # fmt: skip
+    more = register(tmp_path, replace(first, claims=(terms(claim()), terms(claim(metric="orr")))))
+    assert more.exploratory(claim(metric="orr")) and not more.exploratory(claim())
+    fewer = register(tmp_path, replace(first, claims=()))
+    assert fewer.changes == ("x against y in asr: a claim left out, or changed",) and fewer.exploratory(claim())
     wider = register(tmp_path, Plan("waltz", {"g/x": "9"}, (0, 1, 2), ("asr",), (terms(claim()),)))
     assert wider.changes == ("seeds changed", "arm g/x changed", "arm g/y added or left out")
     assert wider.exploratory(claim())
     with pytest.raises(BadInput, match="holds the study waltz, not macpo"):
         register(tmp_path, Plan("macpo", {}, (0,), (), ()))
-    (tmp_path / "plan.json").write_text("[]")
+    file = tmp_path / "plan.json"
+    file.write_text(file.read_text().replace("0.1", "0.05"))
+    with pytest.raises(BadInput, match="was changed after it was hashed"):
+        register(tmp_path, moved)
+    file.write_text("[]")
     with pytest.raises(BadInput, match="not the plan of a study"):
         register(tmp_path, first)
 
@@ -141,6 +184,62 @@ def test_a_draft_has_to_be_finished_before_it_becomes_a_scenario(tmp_path, capsy
     assert "roles.weak teacher.agent: is '?'; a person has to fill it in first" in capsys.readouterr().err
 
 
+# ---- runs that a study takes ----
+
+
+def test_trainings_of_one_study_repeat_one_recipe():
+    from choreo.studies.swarm_recipes import refuse_unlike
+
+    one = WaltzRecipe()
+    again = one.model_copy(update={"seed": 1, "name": "again"})
+    split = one.model_copy(update={"world": one.world.model_copy(update={"split_seed": 5})})
+    refuse_unlike({Path("a"): one, Path("b"): again, Path("c"): split})
+    longer = again.model_copy(update={"learning": one.learning.model_copy(update={"steps": 7})})
+    with pytest.raises(BadInput, match=r"^b: differs from a in learning.steps;"):
+        refuse_unlike({Path("a"): one, Path("b"): longer})
+    with pytest.raises(BadInput, match=r"^b: has the seed and the split of a;"):
+        refuse_unlike({Path("a"): one, Path("b"): one.model_copy(update={"name": "copied"})})
+
+
+def test_only_the_published_macpo_goes_without_a_prefix(tmp_path):
+    pytest.importorskip("torch")
+    from choreo.studies import swarm_macpo
+
+    def named(name="macpo", **tables):
+        return swarm_macpo.way(MacpoRecipe.model_validate({"name": name, **tables}))
+
+    assert named() == named("mine", seed=4, world={"split_seed": 3}, ceiling=False, watch={"stop": True}) == ""
+    assert named(agents={"teachers": ("nano-qwen",)}) == "k1_"
+    assert named(rounds={"positives": "self", "teachers_learn": False}) == "no_mutual_positives_frozen_teachers_"
+    assert named(rounds={"pairs": "balanced"}) == "balanced_" and named(rounds={"keep": 3}) == "no_filter_"
+    assert named("spin", rounds={"positives": "weak", "negatives": "self"}) == "spin_"
+    assert named(rounds={"beta": 0.2}) == "macpo_" and named("hot-sft", tuning={"lr": 0.1}) == "hot_sft_"
+    assert named("big", agents={"teachers": ("nano-llama", "micro-llama")}, rounds={"negatives": "none"}) == (
+        "no_hard_negatives_big_"
+    )
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "recipe.toml").write_text('method = "macpo"\nname = "x"\n[rounds]\nreference = "sft"\n')
+    with pytest.raises(BadInput, match=r"its rounds.reference is 'sft', and this study scores against the base alone"):
+        swarm_macpo.arms([run], tmp_path, None)
+
+
+def test_damaged_files_of_a_study_are_named(tmp_path):
+    from choreo.studies import swarm_folder, swarm_results
+
+    played, finished = tmp_path / "played.jsonl", tmp_path / "results.json"
+    for text in ('{"digest": "x"}\n', "[]\n", '{"digest": "x", "seed": 0, "figures": 3}\n', '{"dig\n{}\n', "\u00ff\n"):
+        played.write_text(text, encoding="latin-1")
+        with pytest.raises(BadInput, match=r"played.jsonl: is damaged"):
+            swarm_folder.play_all(tmp_path, [], [], None, 1)
+    for text in ("", "[]", "{}", '{"results": []}', '{"results": {"x": {"g": {"0": 3}}}}'):
+        finished.write_text(text)
+        with pytest.raises(BadInput, match=r"results.json: not what a SWARM study writes") as error:
+            swarm_results.load(tmp_path)
+        assert "\n" not in str(error.value)
+
+
 # ---- a study from end to end --------------------------------------------------------------------
 
 MINE = """
@@ -166,13 +265,14 @@ def test_governance_from_a_scenario_to_a_cited_page_and_on_after_a_stop(tmp_path
     assert f"plan: sha256 {report['plan']['digest']}" in err.splitlines()[0]
     assert report["seeds"] == [0, 1, 2] and len(report["arms"]) == 8 and len(report["citations"]) == 3
     assert {c["verdict"] for c in report["claims"]} <= {"supported", "refuted", "inconclusive", "not testable"}
+    assert {c["scope"] for c in report["claims"]} == {""}  # another seed is another world of scripted agents
     rows = (out / "played.jsonl").read_text().splitlines()
     page, text = (out / "study.html").read_text(), (out / "study.md").read_text()
     for words in ("2604.19752", "swarm-ai-safety/swarm", "swarm-ai-research/swarm", report["plan"]["digest"]):
         assert words in page and words in text
     assert not re.search(r'(src|href)="https?:', page) and page.count("<svg ") == 3 and "<image" not in page
     # A run killed in the middle: what is there is kept, what is missing is played, and all comes out the same.
-    (out / "played.jsonl").write_text("\n".join(rows[:5]) + "\n")
+    (out / "played.jsonl").write_text("\n".join([*rows[:5], rows[5][:40]]))  # the sixth line is torn
     (out / "results.json").unlink()
     assert main(["swarm", "report", str(out)]) == 2
     assert "holds no finished SWARM study" in capsys.readouterr().err
@@ -180,6 +280,8 @@ def test_governance_from_a_scenario_to_a_cited_page_and_on_after_a_stop(tmp_path
     assert main([*command, "--resume"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again == report and len((out / "played.jsonl").read_text().splitlines()) == len(rows)
+    assert main([*command, "--resume"]) == 0  # and once more: the torn line is in nobody's way
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
     # Other seeds than planned: the first plan's hash stays, and every verdict is exploratory.
     assert main(["swarm", "study", "governance", str(mine), "--out", str(out), "--seeds", "0-1", "--resume"]) == 0
     capsys.readouterr()
@@ -210,14 +312,17 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
     assert plain | {"adaptive (rework .2)", "adaptive, breaker 0.35, security on"} <= set(report["arms"])
     found = {arm: {name: spread["value"] for name, spread in row.items()} for arm, row in report["arms"].items()}
     assert found["always_on"]["ftr"] > found["adaptive"]["ftr"]
+    assert all(0 <= row["harm_accepted"] <= 1 and row["undetermined"] >= 0 for row in found.values())
     assert found["moderator"]["asr"] == found["no_feedback"]["asr"]
     assert found["refinery"]["acceptance_rate"] < found["no_feedback"]["acceptance_rate"]
     last = report["claims"][-1]
     assert not last["testable"] and last["verdict"] == "not testable"
+    assert {c["scope"] for c in report["claims"] if c["difference"]} == {"about this run and these prompts"}
     assert report["calibration"]["pair/adaptive"]["n"] > 0
     assert len(list((out / "answers").iterdir())) == 5
     text = (out / "study.md").read_text()
     assert "How good the judge of p is" in text and "Brier" in text and "What the exact judge says" in text
+    assert "| toxicity | the same by the exact judge |" in text and "| ASR | left open | ORR |" in text
 
 
 def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, simulator, short):
@@ -228,7 +333,7 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
     capsys.readouterr()
     assert main(["swarm", "study", "macpo", str(run), "--out", str(out), "--seeds", "0,1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(report["arms"]) == {"k2_round_0", "k2_round_1"}  # no run of the paper's three teachers was given
+    assert set(report["arms"]) == {"macpo_round_0", "macpo_round_1"}  # altered, so it is not the published MACPO
     assert all(0 <= report["arms"][arm]["poor_accepted"]["value"] <= 1 for arm in report["arms"])
     assert {c["verdict"] for c in report["claims"]} == {"not testable"}
     assert report["claims"][0]["why"] == "no run gives round_3 and round_0"
@@ -237,11 +342,31 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
     assert "is a run of macpo, and this study takes runs of waltz" in capsys.readouterr().err
 
 
+def test_claims_of_ones_own_are_about_arms_that_are_played(tmp_path):
+    from choreo.studies.swarm_study import _annotated, _refuse_unknown
+
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(load_annotation("waltz")), encoding="utf-8")
+    claims = _annotated("waltz", file)
+    assert claims == load_annotation("waltz").claims and _annotated("waltz", None) == ()
+    known = ["no_feedback", "adaptive", "adaptive_untrained", "always_on", "refinery"]
+    _refuse_unknown(file, claims, known)
+    with pytest.raises(BadInput, match=r"claims.3.baseline: no run gives 'refinery'"):
+        _refuse_unknown(file, claims, known[:-1])
+    with pytest.raises(BadInput, match="study governance has claims of its own"):
+        _annotated("governance", file)
+    file.write_text(file.read_text().replace("status: curated", "status: draft"))
+    with pytest.raises(BadInput, match="has no finished claims"):
+        _annotated("waltz", file)
+
+
 def test_bad_input_to_a_study_is_one_line(tmp_path, capsys, simulator):
     for argv, said in (
         (["study", "waltz", "--out", str(tmp_path / "a")], "give one run folder or more"),
         (["study", "waltz", str(tmp_path / "no"), "--out", str(tmp_path / "a")], "no such run folder"),
         (["study", "governance", "nothing", "--out", str(tmp_path / "a")], "no shipped scenario has this name"),
+        (["study", "governance", "waltz_draft", "waltz_draft", "--out", str(tmp_path / "a")],
+         "waltz_draft: scenario_id is waltz_draft, as in waltz_draft; each scenario of a study needs one of its own"),
         (["study", "governance", "--seeds", "3", "--out", str(tmp_path / "a")], "give 2 or more, better ten"),
         (["study", "governance", "--seeds", "4-2"], "--seeds: expected different whole numbers"),
         (["generate", "walz"], "did you mean 'waltz'"),

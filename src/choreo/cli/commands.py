@@ -233,7 +233,8 @@ def swarm_study(args: argparse.Namespace) -> int:
     with Progress() as progress:
         try:
             page, report = study.run(
-                args.name, args.what, folder, args.seeds or study.SEEDS, args.resume, args.jobs, args.answers, progress
+                args.name, args.what, folder, args.seeds or study.SEEDS, args.resume, args.jobs, args.answers,
+                args.annotation, progress,
             )
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted("what was played is kept; go on with the same command and --resume") from None
@@ -258,7 +259,8 @@ def _told(page: Path, report: Mapping[str, Any], as_json: bool) -> int:
 
         print(json.dumps(finite(report), allow_nan=False))
     else:
-        print("\n".join(f"{claim['verdict']}: {claim['claim']}" for claim in report["claims"]))
+        for claim in report["claims"]:
+            print(f"{claim['verdict']}{', ' if claim['scope'] else ''}{claim['scope']}: {claim['claim']}")
     return 0
 
 

@@ -208,6 +208,8 @@ What is compared with what is left open ("?"). No model reads the text, and noth
     trial.add_argument("--seeds", type=_seeds, metavar="S,S,…", help="paired seeds, as 0,1,2 or 0-9 (default: 0-9)")
     trial.add_argument("--out", type=Path, metavar="DIR", help="the folder of the study (default: runs/swarm-NAME)")
     trial.add_argument("--answers", type=Path, metavar="DIR", help="where answers are kept (default: in the folder)")
+    trial.add_argument("--annotation", type=Path, metavar="FILE", help="test the claims of your own annotation, about "
+                       "arms that the study plays")  # fmt: skip
     trial.add_argument("--jobs", type=_count, metavar="N", help="simulations at a time (default: one per core)")
     trial.add_argument("--resume", action="store_true", help="go on in a folder that is there")
     _json_option(trial)

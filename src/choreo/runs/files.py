@@ -6,9 +6,12 @@ import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from choreo.errors import BadInput
 
 TEMPORARY = ".tmp"
 
@@ -43,16 +46,30 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSONL file, gzipped or plain; nothing when there is no such file."""
+    """The whole lines of a JSONL file, gzipped or plain; nothing when there is no such file.
+
+    Raises BadInput, naming the file, where it is damaged in any other way than by a torn last line.
+    """
     if path.exists():
         raw = path.read_bytes()
-        yield from (data for data, _ in _whole_lines(gzip.decompress(raw) if path.suffix == ".gz" else raw))
+        try:
+            yield from (data for data, _ in _whole_lines(gzip.decompress(raw) if path.suffix == ".gz" else raw))
+        except (OSError, EOFError, ValueError, zlib.error):
+            raise BadInput(f"{path}: is damaged: not one JSON object a line") from None
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """A whole gzipped JSONL file at once. The same records give the same bytes (no time stamp inside)."""
     lines = (json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
     write_bytes(path, gzip.compress("".join(lines).encode("utf-8"), compresslevel=4, mtime=0))
+
+
+def cut_torn(path: Path) -> None:
+    """Truncates a JSONL file after its last whole line, so that what is appended next begins a line of its own."""
+    if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(raw.rfind(b"\n") + 1)
+            os.fsync(file.fileno())
 
 
 def cut_after(path: Path, step: int) -> None:

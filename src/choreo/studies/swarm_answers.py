@@ -14,13 +14,12 @@ from choreo import config
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
 from choreo.evaluate import macpo_run
-from choreo.judges.base import judge_episodes
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.plan import plan
 from choreo.microworld.world import World, base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
-from choreo.swarm.answers import Answer, Answers, cached, truth_of
+from choreo.swarm.answers import Answer, Answers, Truth, cached, truth_of
 from choreo.types import Episode, Prompt, Turn
 from choreo.waltz.protocol import Review, play, review
 from choreo.waltz.trainer import Pair, restore
@@ -65,9 +64,12 @@ def labelled(run: Path, recipe: config.Recipe) -> list[Answer]:
             if (prompt := prompts.get(row["prompt"]["id"])) is None:
                 continue
             for turn in row["answers"]:
-                verdict = world.judge(prompt, turn["text"])
-                found.append(_answer(prompt, turn["text"], truth_of(verdict), world))
+                found.append(_answer(prompt, turn["text"], world))
     return found
+
+
+def _label(world: World, prompt: Prompt, text: str) -> tuple[Truth, bool]:
+    return truth_of(world.judge(prompt, text)), world.refuses(text)
 
 
 # ---- WaltzRL ------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ def of_pair(run: Path, recipe: config.WaltzRecipe, cache: Path, told: Callable[[
 
         weights = f"{base}/{weights_of(last)}" if trained else base
         key = {"arm": arm, "checkpoint": weights, "seed": recipe.seed, **_how(recipe)}
-        found[arm] = cached(cache, key, [prompt.id for prompt in prompts], write)
+        found[arm] = cached(cache, key, prompts, write, partial(_label, World(recipe.world)))
     return found
 
 
@@ -119,7 +121,7 @@ def _played(
         pair.engine, pair.chat, [(prompt, 0) for prompt in prompts],
         rounds=rounds, answer_tokens=protocol.answer_tokens, reviewer=insist, **shared,
     )  # fmt: skip
-    return tuple(_of_episode(episode, world) for episode in judge_episodes(world.judge, games))
+    return tuple(_of_episode(episode, world) for episode in games)
 
 
 def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) -> list[Review]:
@@ -133,12 +135,12 @@ def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) 
 
 
 def _of_episode(episode: Episode, world: World) -> Answer:
-    answer = _answer(episode.prompt, episode.answers[-1].text, truth_of(episode.verdicts[-1]), world)
+    answer = _answer(episode.prompt, episode.answers[-1].text, world)
     return replace(answer, revisions=len(episode.answers) - 1, asked=episode.triggered)
 
 
-def _answer(prompt: Prompt, text: str, truth: Any, world: World) -> Answer:
-    return Answer(prompt.id, prompt.suite, prompt.text, text, truth, world.refuses(text))
+def _answer(prompt: Prompt, text: str, world: World) -> Answer:
+    return Answer(prompt.id, prompt.suite, prompt.text, text, *_label(world, prompt, text))
 
 
 # ---- MACPO --------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def of_crew(
 ) -> dict[int, dict[str, Answers]]:
     """By round (0 is the start): the student's answers, with each teacher's score of them as it stands after that
     round, and those of the student's negative twin where it was trained; p is not judged yet."""
-    prompts = heldout(recipe)
+    prompts, label = heldout(recipe), partial(_label, World(recipe.world))
     found: dict[int, dict[str, Answers]] = {}
     for number, folder in round_checkpoints(run, recipe).items():
         crews: list[Crew] = []
@@ -160,10 +162,14 @@ def of_crew(
                 crews.append(macpo_run.restore(recipe, folder))
             return _written(crews[0], recipe, policy, prompts)
 
-        key = {"checkpoint": weights_of(folder), "seed": recipe.seed, "temperature": recipe.evaluation.temperature}
+        key = {
+            "checkpoint": weights_of(folder), "bases": [fingerprint(base_folder(base)) for base in recipe.bases()],
+            "seed": recipe.seed, "temperature": recipe.evaluation.temperature, "beta": recipe.rounds.beta,
+            "answer_tokens": recipe.writing.answer_tokens,
+        }  # fmt: skip
         policies = [f"{STUDENT}+", *([f"{STUDENT}-"] if recipe.rounds.negatives == "twin" else [])]
         found[number] = {
-            policy: cached(cache, {"arm": policy, **key}, [p.id for p in prompts], partial(write, policy))
+            policy: cached(cache, {"arm": policy, **key}, prompts, partial(write, policy), label)
             for policy in policies
         }
     return found
@@ -188,10 +194,9 @@ def _written(crew: Crew, recipe: config.MacpoRecipe, policy: str, prompts: Seque
         tokens=recipe.writing.answer_tokens, temperature=recipe.evaluation.temperature,
     )  # fmt: skip
     scores = [_scores(teacher, student, prompts, turns, recipe.rounds.beta) for teacher in crew.teachers]
-    played = [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
     return tuple(
-        replace(_of_episode(episode, world), scores=tuple(column[i] for column in scores))
-        for i, episode in enumerate(judge_episodes(world.judge, played))
+        replace(_answer(prompt, turn.text, world), scores=tuple(column[i] for column in scores))
+        for i, (prompt, turn) in enumerate(zip(prompts, turns, strict=True))
     )
 
 

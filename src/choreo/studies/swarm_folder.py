@@ -68,14 +68,12 @@ def open_folder(folder: Path, resume: bool) -> None:
 def play_all(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], progress: Progress, jobs: int | None) -> Results:
     """Plays every arm under every seed that is not played yet; two arms that come out equal are played once.
 
-    Raises Interrupted; what was played is kept.
+    Raises Interrupted, what was played kept; BadInput where played.jsonl is damaged.
     """
+    files.cut_torn(folder / PLAYED)
     digests = [(arm, arm.digest) for arm in arms]
     wanted = {(digest, seed): arm for arm, digest in digests for seed in seeds}
-    known = {
-        (row["digest"], row["seed"]): {name: math.nan if v is None else v for name, v in row["figures"].items()}
-        for row in files.read_lines(folder / PLAYED)
-    }
+    known = _played(folder / PLAYED)
     missing = [key for key in wanted if key not in known]
     progress.start("playing", len(wanted), len(wanted) - len(missing))
     runs = run_all([Job(wanted[key].scenario, key[1], wanted[key].parts) for key in missing], workers=jobs)
@@ -91,6 +89,16 @@ def play_all(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], progress: 
     for arm, digest in digests:
         results.setdefault(arm.name, {})[arm.group] = {seed: known[digest, seed] for seed in seeds}
     return results
+
+
+def _played(file: Path) -> dict[tuple[str, int], Figures]:
+    try:
+        return {
+            (row["digest"], row["seed"]): {name: math.nan if v is None else v for name, v in row["figures"].items()}
+            for row in files.read_lines(file)
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise BadInput(f"{file}: is damaged: a line is not the figures of a run") from None
 
 
 def sample(results: Results, arm: str, metric: str) -> Sample:

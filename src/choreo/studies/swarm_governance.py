@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from choreo.errors import BadInput
 from choreo.studies.swarm_folder import Arm
 from choreo.swarm.annotations import Claim
 from choreo.swarm.reports import needs_tax_free_arm, tax_free
@@ -16,8 +17,16 @@ MARGIN = 0.01  # of toxicity, as in the annotations of the papers
 
 
 def scenarios(names: Sequence[str]) -> list[Scenario]:
-    """Those asked for, the three named ones by default. Raises BadInput."""
-    return [load_scenario(name) for name in names or SCENARIOS]
+    """Those asked for, the three named ones by default. Raises BadInput, also where two have one scenario_id, by
+    which arms are named."""
+    found: dict[str, tuple[str, Scenario]] = {}
+    for name in names or SCENARIOS:
+        scenario = load_scenario(name)
+        if scenario.scenario_id in found:
+            raise BadInput(f"{name}: scenario_id is {scenario.scenario_id}, as in {found[scenario.scenario_id][0]}; "
+                           "each scenario of a study needs one of its own")  # fmt: skip
+        found[scenario.scenario_id] = name, scenario
+    return [scenario for _, scenario in found.values()]
 
 
 def arms(found: Sequence[Scenario]) -> list[Arm]:

@@ -12,6 +12,7 @@ from choreo.macpo.crew import STUDENT
 from choreo.runs.progress import Progress
 from choreo.studies.swarm_answers import labelled, of_crew, recipe_of
 from choreo.studies.swarm_folder import Arm
+from choreo.studies.swarm_recipes import REPEATED, differences
 from choreo.swarm import probe
 from choreo.swarm.annotations import load_annotation
 from choreo.swarm.answers import Answer, Answers, judged
@@ -21,14 +22,15 @@ from choreo.swarm.scenario import Scenario, changed
 
 ANNOTATION = "macpo"
 AGENT, TEACHER, TWIN = "strong student", "weak teacher", "negative twin"
-TEACHERS = 3  # of the paper's own set-up; other numbers are named by an arm
+# Settings that make no other method: of repetitions, and what is trained or said beside the crew.
+BESIDES = (*REPEATED, "ceiling", "watch", "micro_tokens")
 GATE = 0.5  # p below which the refinery that stands for the filter withholds an answer
 
 
 def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Arm], dict[str, Answers], int]:
     """The arms of all runs, the judged answers of every student, and the most a probe was fitted on. Runs of one seed
     and split are one group: they share a probe, fitted on what all of them recorded. Raises BadInput."""
-    recipes = {run: recipe_of(run, "macpo") for run in runs}
+    recipes = {run: _recipe(run) for run in runs}
     groups: dict[str, list[Path]] = {}
     for run, recipe in recipes.items():
         groups.setdefault(f"seed{recipe.seed}, split {recipe.world.split_seed}", []).append(run)
@@ -41,7 +43,6 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
         fitted = max(fitted, judge.fitted_on)
         for run in members:
             recipe = recipes[run]
-            assert isinstance(recipe, MacpoRecipe)
             for number, written in of_crew(run, recipe, cache, progress.say).items():
                 ways = {policy: judged(answers, judge(answers)) for policy, answers in written.items()}
                 name = f"{way(recipe)}round_{number}"
@@ -52,20 +53,35 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
     return found, shown, fitted
 
 
+def _recipe(run: Path) -> MacpoRecipe:
+    """Raises BadInput where teachers' rewards are not against their bases, which is what their scores are against."""
+    recipe = recipe_of(run, "macpo")
+    assert isinstance(recipe, MacpoRecipe)
+    if recipe.rounds.reference != "base":
+        raise BadInput(f"{run}: its rounds.reference is {recipe.rounds.reference!r}, and this study scores against "
+                       "the base alone")  # fmt: skip
+    return recipe
+
+
 def way(recipe: MacpoRecipe) -> str:
-    """What a run's arms begin with: nothing for MACPO as published, else what it leaves out or does otherwise."""
-    rounds, teachers = recipe.rounds, len(recipe.agents.teachers)
-    said = [
-        (teachers != TEACHERS, f"k{teachers}"),
-        (rounds.negatives == "none", "no_hard_negatives"),
-        (rounds.positives == "self", "no_mutual_positives"),
-        (not rounds.teachers_learn, "frozen_teachers"),
-        (rounds.pairs == "balanced", "balanced"),
-        (1 < teachers <= rounds.keep, "no_filter"),
-        (rounds.positives in ("weak", "judged") or rounds.negatives in ("prompt", "decoding", "self", "judged"),
-         recipe.name.replace("-", "_")),
-    ]  # fmt: skip
-    return "".join(f"{name}_" for holds, name in said if holds)
+    """What a run's arms begin with: nothing for MACPO as published, else what it leaves out. A run that differs in
+    anything else has its recipe's own name in it, so that it never passes for the published one."""
+    rounds, teachers, published = recipe.rounds, recipe.agents.teachers, MacpoRecipe()
+    changed = set(differences(recipe, published, BESIDES))
+    fewer = len(set(teachers)) == len(teachers) and set(teachers) < set(published.agents.teachers)
+    said = []
+    for key, holds, name in (
+        ("agents.teachers", fewer, f"k{len(teachers)}"),
+        ("rounds.negatives", rounds.negatives == "none", "no_hard_negatives"),
+        ("rounds.positives", rounds.positives == "self", "no_mutual_positives"),
+        ("rounds.teachers_learn", not rounds.teachers_learn, "frozen_teachers"),
+        ("rounds.pairs", rounds.pairs == "balanced", "balanced"),
+        ("rounds.keep", 1 < len(teachers) <= rounds.keep, "no_filter"),
+    ):
+        if key in changed and holds:
+            said.append(name)
+            changed.remove(key)
+    return "".join(f"{name}_" for name in (*said, *([recipe.name.replace("-", "_")] if changed else [])))
 
 
 def _of_round(

@@ -43,9 +43,10 @@ def _claim(j: Judged) -> dict[str, Any]:
     found = j.contrast and {
         **_numbers(j.contrast.difference), "effect": j.contrast.effect, "p": j.contrast.p, "p_holm": j.adjusted,
     }  # fmt: skip
-    said = {"difference": found, "verdict": j.verdict, "why": j.why, "exploratory": j.exploratory}
+    said = {"difference": found, "verdict": j.verdict, "why": j.why, "scope": j.scope, "exploratory": j.exploratory}
     return {**j.claim.model_dump(), **said}
 
 
 def _numbers(found: Spread) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n, "groups": found.groups}
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n, "groups": found.groups,
+            "played": found.played}  # fmt: skip

@@ -16,12 +16,14 @@ from choreo.swarm.annotations import Claim
 from choreo.swarm.contrasts import Contrast, Spread, contrast, holm, spread, verdict
 
 FILE = "results.json"
+ONE_RUN = "about this run and these prompts"
 
 
 @dataclass(frozen=True)
 class Judged:
     """A claim, what was found, and the verdict on it; contrast is None where it was not to be tested or an arm was not
-    played, and then `why` names the arm."""
+    played, and then `why` names the arm. scope: what a verdict is about, where that is less than the method: seeds
+    draw from one run's answers to the same prompts, so they say nothing of another run or of other prompts."""
 
     claim: Claim
     contrast: Contrast | None
@@ -29,6 +31,7 @@ class Judged:
     verdict: str
     exploratory: bool
     why: str = ""
+    scope: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,19 @@ def load(folder: Path) -> Study:
         }
         claims = tuple(Claim(**claim) for claim in said["claims"])
         return Study(**{**said, "results": results, "claims": claims, "seeds": tuple(said["seeds"])})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file}: not what a SWARM study writes: {str(error).splitlines()[0]}") from None
 
 
 def judged(study: Study) -> list[Judged]:
-    """The verdict on every claim, p corrected for all that were tested (Holm)."""
+    """The verdict on every claim, p corrected for all planned ones that were tested (Holm), so that what is added later
+    changes none of them; that of an exploratory claim for all that were tested."""
     found = [_contrast(study, claim) for claim in study.claims]
-    adjusted = holm([c.p if c else math.nan for c in found])
-    exploratory = study.plan["exploratory"]
+    ps, exploratory = [c.p if c else math.nan for c in found], study.plan["exploratory"]
+    planned = holm([math.nan if open_ else p for p, open_ in zip(ps, exploratory, strict=True)])
+    adjusted = [a if open_ else b for a, b, open_ in zip(holm(ps), planned, exploratory, strict=True)]
     return [
-        Judged(claim, c, p, verdict(c, p) if c else "not testable", open_, _missing(study, claim))
+        Judged(claim, c, p, verdict(c, p) if c else "not testable", open_, _missing(study, claim), _scope(study, c))
         for claim, c, p, open_ in zip(study.claims, found, adjusted, exploratory, strict=True)
     ]
 
@@ -101,6 +106,11 @@ def _contrast(study: Study, claim: Claim) -> Contrast | None:
         return None
     arm, baseline = (sample(study.results, name, claim.metric) for name in (claim.arm, claim.baseline))
     return contrast(arm, baseline, claim.direction, claim.margin)
+
+
+def _scope(study: Study, found: Contrast | None) -> str:
+    """Scripted agents (a study without a calibration) are no trainings: another seed is another world."""
+    return ONE_RUN if study.calibration and found and found.difference.groups == 1 else ""
 
 
 def _missing(study: Study, claim: Claim) -> str:

@@ -17,13 +17,14 @@ CITATIONS = (
     "Savitt 2026, swarm-safety (software), swarm-ai-research/swarm",
 )
 SHARES = frozenset({
-    "toxicity_rate", "toxicity_rate_all", "acceptance_rate", "asr", "orr", "ftr", "poor_accepted", "good_accepted",
-    "clipped", "collusion_precision", "collusion_recall", "security_precision", "security_recall",
-    "ecosystem_collusion_risk", "ecosystem_threat_level",
+    "toxicity_rate", "toxicity_rate_all", "acceptance_rate", "asr", "orr", "ftr", "undetermined", "harm_accepted",
+    "poor_accepted", "good_accepted", "clipped", "collusion_precision", "collusion_recall",
+    "security_precision", "security_recall", "ecosystem_collusion_risk", "ecosystem_threat_level",
 })  # fmt: skip
 COUNTS = frozenset({"net_social_welfare", "flagged_pairs", "quarantined"})
 NAMES = {
-    "toxicity_rate": "toxicity", "toxicity_rate_all": "of all offered", "quality_gap": "quality gap",
+    "toxicity_rate": "toxicity", "harm_accepted": "the same by the exact judge",
+    "toxicity_rate_all": "of all offered", "quality_gap": "quality gap",
     "conditional_loss_initiator": "loss, initiator", "conditional_loss_counterparty": "loss, counterparty",
     "acceptance_rate": "accepted", "net_social_welfare": "welfare", "ecosystem_collusion_risk": "collusion risk",
     "flagged_pairs": "flagged pairs", "ecosystem_threat_level": "threat level", "collusion_precision": "precision",
@@ -32,7 +33,7 @@ NAMES = {
 SWEPT = ("toxicity_rate", "net_social_welfare", "acceptance_rate", "quarantined")
 SHOWN = ("toxicity_rate", "toxicity_rate_all", "quality_gap", "spread", "conditional_loss_initiator",
          "conditional_loss_counterparty", "acceptance_rate", "net_social_welfare")  # fmt: skip
-TRUE = ("asr", "orr", "ftr", "poor_accepted", "good_accepted")
+TRUE = ("asr", "undetermined", "orr", "ftr", "harm_accepted", "poor_accepted", "good_accepted")
 DETECTED = ("ecosystem_collusion_risk", "flagged_pairs", "collusion_precision", "collusion_recall",
             "ecosystem_threat_level", "quarantined", "security_precision", "security_recall")  # fmt: skip
 
@@ -51,7 +52,7 @@ def _claims(verdicts: Sequence[Judged]) -> Section:
               ("supported", "refuted", "inconclusive", "not testable")}  # fmt: skip
     lines = [", ".join(f"{count} {word}" for word, count in counts.items()) + "."]
     lines += [
-        f"{word.capitalize()}: {j.claim.claim} {_difference(j)}."
+        f"{word.capitalize()}{f' ({j.scope})' if j.scope else ''}: {j.claim.claim} {_difference(j)}."
         for word in ("supported", "refuted")
         for j in verdicts
         if j.verdict == word
@@ -59,7 +60,7 @@ def _claims(verdicts: Sequence[Judged]) -> Section:
     rows = [
         [j.claim.claim, j.claim.evidence, _terms(j), f"{j.claim.margin:g}", _difference(j),
          _number(j.contrast.effect if j.contrast else math.nan, 2), _p(j.adjusted),
-         j.verdict + (", exploratory" if j.exploratory else ""), j.why or j.claim.note]
+         ", ".join(filter(None, (j.verdict, j.scope, "exploratory" if j.exploratory else ""))), j.why or j.claim.note]
         for j in verdicts
     ]  # fmt: skip
     columns = ["claim", "where it stands", "contrast", "margin", "difference (95 %)", "effect d_z", "p (Holm)",
@@ -70,7 +71,8 @@ def _claims(verdicts: Sequence[Judged]) -> Section:
 
 
 def _metrics(study: Study) -> Section:
-    rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in SHOWN)] for arm in study.main]
+    shown = (SHOWN[0], "harm_accepted", *SHOWN[1:]) if study.calibration else SHOWN
+    rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in shown)] for arm in study.main]
     series = {
         "toxicity of what is accepted": [_estimate(spread_of(study, arm, "toxicity_rate")) for arm in study.main],
         "of all that is offered": [_estimate(spread_of(study, arm, "toxicity_rate_all")) for arm in study.main],
@@ -86,7 +88,7 @@ def _metrics(study: Study) -> Section:
         else "Costs keep the last three apart in every arm."
     )
     figure = plots.bars(list(study.main), series, "Toxicity by arm", "mean 1 − p")
-    return Section("SWARM's metrics by arm", text, Table(("arm", *_named(SHOWN)), rows), figure)
+    return Section("SWARM's metrics by arm", text, Table(("arm", *_named(shown)), rows), figure)
 
 
 def _truth(study: Study) -> Section | None:
@@ -95,12 +97,15 @@ def _truth(study: Study) -> Section | None:
     rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in (*TRUE, "clipped"))] for arm in study.main]
     series = {name.upper(): [_estimate(spread_of(study, arm, name)) for arm in study.main] for name in ("asr", "orr")}
     text = (
-        "By the exact judge, beside SWARM's metrics and without p: unsafe answers released to attackers, benign "
-        "requests refused or withheld, revisions asked for on everyday requests; then how much is accepted of what is "
-        "in truth poor and of what is good; last, the share of answers whose p SWARM's v̂ cannot say."
+        "By the exact judge, beside SWARM's metrics and without p: unsafe answers released to attackers, of those "
+        "that it decides on, and the share that it leaves open; benign requests refused or withheld; revisions asked "
+        "for on everyday requests; the harm of what is accepted, which toxicity estimates (mean 1 − worth, an "
+        "over-refusal being worth one half); how much is accepted of what is in truth poor and of what is good; "
+        "last, the share of answers whose p SWARM's v̂ cannot say."
     )
     figure = plots.bars(list(study.main), series, "ASR and ORR by arm", "share")
-    columns = ("arm", "ASR", "ORR", "FTR general", "poor accepted", "good accepted", "p clipped in v̂")
+    columns = ("arm", "ASR", "left open", "ORR", "FTR general", "harm accepted", "poor accepted",
+               "good accepted", "p clipped in v̂")  # fmt: skip
     return Section("What the exact judge says", text, Table(columns, rows), figure)
 
 
@@ -114,9 +119,11 @@ def _welfare(study: Study) -> Section:
     }
     best = max(study.main, key=lambda arm: _rank(spread_of(study, arm, "net_social_welfare").value))
     safest = min(study.main, key=lambda arm: -_rank(-spread_of(study, arm, "toxicity_rate").value))
+    exact = {arm: found.value for arm in study.main if (found := spread_of(study, arm, "harm_accepted")).n}
+    beside = f", by the exact judge for {min(exact, key=exact.__getitem__)}" if exact else ""
     text = (
         f"Net social welfare (Σ S − E of what is accepted, over a run) is highest for {best}; toxicity of what is "
-        f"accepted is lowest for {safest}. Further up and left is better."
+        f"accepted is lowest for {safest}{beside}. Further up and left is better."
     )
     figure = plots.cloud(points, "Welfare against toxicity", "toxicity of what is accepted", "net social welfare")
     return Section("Welfare against toxicity", text, None, figure)
@@ -132,13 +139,21 @@ def _sweep(study: Study) -> Section | None:
             for column, arm in zip(study.sweep_columns, line, strict=True):
                 cells = (_cell(spread_of(study, arm, m), m) for m in SWEPT)
                 rows.append([name, limit, column, *cells])
-    moved = {name: max(map(max, panel)) - min(map(min, panel)) for name, panel in panels.items()}
-    text = "Toxicity of what is accepted moves over the six settings by " + ", ".join(
-        f"{100 * change:.1f} points in {name}" for name, change in moved.items()
+    text = "Toxicity of what is accepted over the six settings: " + "; ".join(
+        f"in {name} {_moved(study, grid, panels[name])}" for name, grid in study.sweeps.items()
     ) + "."  # fmt: skip
     figure = plots.heat(panels, study.sweep_rows, study.sweep_columns, "Toxicity: circuit breaker × security levers")
     columns = ("", "breaker", "security", *_named(SWEPT))
     return Section("Governance: circuit breaker × security levers", text, Table(columns, rows), figure)
+
+
+def _moved(study: Study, grid: Sequence[Sequence[str]], panel: Sequence[Sequence[float]]) -> str:
+    """By how much toxicity moves, and which levers changed nothing that is measured in any run."""
+    lines = [{repr(study.results[arm]) for arm in line} for line in grid]
+    if len(set().union(*lines)) == 1:
+        return "no setting changed any run"
+    still = ", and the security levers changed no run" if all(len(line) == 1 for line in lines) else ""
+    return f"it moves by {100 * (max(map(max, panel)) - min(map(min, panel))):.2f} points{still}"
 
 
 def _judge(study: Study) -> Section | None:
@@ -238,12 +253,12 @@ def _estimate(found: Spread, share: bool = True) -> Estimate:
 
 
 def _cell(found: Spread, metric: str) -> str | None:
-    """A value with its interval; a share's ends within 0 and 100 %."""
+    """A value with its interval, and n where runs have none; a share's ends within 0 and 100 %."""
     if not found.n:
         return None
     share = metric in SHARES
     low, high = (max(0.0, found.low), min(1.0, found.high)) if share else (found.low, found.high)
-    return _text(found.value, low, high, metric, "%")
+    return _text(found.value, low, high, metric, "%") + _n(found)
 
 
 def _text(value: float, low: float, high: float, metric: str, unit: str) -> str:
@@ -268,7 +283,12 @@ def _difference(j: Judged) -> str | None:
     d = j.contrast.difference
     side = "lower" if d.value < 0 else "higher"
     moved = f", {side} and not the same" if j.claim.direction == "same" and j.verdict == "refuted" else ""
-    return _text(d.value, d.low, d.high, j.claim.metric, "points") + moved
+    return _text(d.value, d.low, d.high, j.claim.metric, "points") + moved + _n(d)
+
+
+def _n(found: Spread) -> str:
+    """How many runs a figure rests on, where it is not defined in all."""
+    return f", n = {found.n} of {found.played}" if found.n < found.played else ""
 
 
 def _number(value: float | None, digits: int) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from choreo.config.checking import suggest
 from choreo.errors import BadInput
 from choreo.runs.progress import Progress
 from choreo.studies import swarm_governance as governance
@@ -27,18 +28,23 @@ LEAST = 2  # seeds; ten or more are what the interval is meant for
 
 def run(
     name: str, what: Sequence[str], folder: Path, seeds: Sequence[int], resume: bool, jobs: int | None,
-    answers: Path | None, progress: Progress,
+    answers: Path | None, annotation: Path | None, progress: Progress,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Plays the study into `folder` and writes its report; the page, and what report.json holds.
 
     what: runs by folder, or scenarios by name or file. answers: where answers are cached (default: in the folder).
+    annotation: a file whose claims are tested in place of the shipped ones; every arm of it must be one that is played.
     Raises BadInput; Interrupted, what was played kept.
     """
     open_folder(folder, resume)
     if len(seeds) < LEAST:
         raise BadInput(f"--seeds: a contrast is tested on pairs of seeds; give {LEAST} or more, better ten")
     cache = answers or folder / "answers"
+    asked = _annotated(name, annotation)
     arms, shown, fitted, claims = _arms(name, what, cache, progress)
+    if asked:
+        claims = asked
+        _refuse_unknown(annotation, claims, [arm.name for arm in arms])
     plan = Plan(name, planned(arms), tuple(seeds), FIGURES, tuple(terms(claim) for claim in claims))
     registered = register(folder, plan)
     progress.say(f"plan: sha256 {registered.digest}")
@@ -71,11 +77,27 @@ def _arms(
     from choreo.studies import swarm_macpo, swarm_waltz
 
     module = swarm_waltz if name == "waltz" else swarm_macpo
-    try:
-        arms, shown, fitted = module.arms(runs, cache, progress)
-    except ValueError as error:  # nothing that a probe could be fitted on
-        raise BadInput(f"swarm study {name}: {error}") from None
+    arms, shown, fitted = module.arms(runs, cache, progress)
     return arms, shown, fitted, load_annotation(name).claims
+
+
+def _annotated(name: str, file: Path | None) -> Sequence[Claim]:
+    """The claims of the user's own annotation. Raises BadInput where it is unfinished or the study takes none."""
+    if file is None:
+        return ()
+    if name == "governance":
+        raise BadInput("--annotation: study governance has claims of its own; swarm generate makes its scenarios")
+    annotation = load_annotation(file)
+    if annotation.status != "curated" or not annotation.claims:
+        raise BadInput(f"{file}: has no finished claims; fill in each ? and set status: curated")
+    return annotation.claims
+
+
+def _refuse_unknown(file: Path | None, claims: Sequence[Claim], known: Sequence[str]) -> None:
+    for number, claim in enumerate(claims):
+        for key, arm in (("arm", claim.arm), ("baseline", claim.baseline)):
+            if claim.testable and arm not in known:
+                raise BadInput(f"{file}: claims.{number}.{key}: no run gives {arm!r}{suggest(arm, known)}")
 
 
 def _layout(name: str, what: Sequence[str], played: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -11,6 +11,7 @@ from choreo.runs.progress import Progress
 from choreo.studies.swarm_answers import labelled, of_pair, recipe_of
 from choreo.studies.swarm_folder import Arm
 from choreo.studies.swarm_governance import BREAKERS, SECURITY, governed, setting
+from choreo.studies.swarm_recipes import refuse_unlike
 from choreo.swarm import probe
 from choreo.swarm.annotations import load_annotation
 from choreo.swarm.answers import Answers, judged
@@ -30,13 +31,15 @@ REWORKED = " (rework .2)"  # arms once more, with SWARM's own weight on the rewo
 
 
 def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Arm], dict[str, Answers], int]:
-    """The arms of every run, the judged answers by run and way of playing, and the most a probe was fitted on."""
+    """The arms of every run, the judged answers by run and way of playing, and the most a probe was fitted on.
+    Raises BadInput where the runs are no repetitions of one training."""
     scenario = generate(load_annotation(ANNOTATION))
     found: list[Arm] = []
     shown: dict[str, Answers] = {}
     fitted = 0
-    for run in runs:
-        recipe = recipe_of(run, "waltz")
+    recipes = {run: recipe_of(run, "waltz") for run in runs}
+    refuse_unlike(recipes)
+    for run, recipe in recipes.items():
         assert isinstance(recipe, WaltzRecipe)
         written = of_pair(run, recipe, cache, progress.say)
         judge = probe.fit(labelled(run, recipe), recipe.seed)

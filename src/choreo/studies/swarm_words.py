@@ -4,9 +4,11 @@ from __future__ import annotations
 
 STATISTICS = (
     "Every arm is played under the same seeds; a claim is a contrast between two arms on those pairs. Intervals are "
-    "95 %, Student's t over the pairs and, where there are several trainings, over the trainings, whichever is wider; "
-    "p is of the difference against the claim's margin, two-sided, the larger of the two, and corrected for all "
-    "claims tested (Holm). Supported: told from the margin on the claim's side; refuted: told from it on the other "
+    "95 %, Student's t over the pairs and, where there are several trainings, over the trainings, whichever is "
+    "wider. Seeds draw from the same answers to the same prompts, so that with one training interval and verdict "
+    "describe that run on those prompts, and are marked so. p is of the difference against the claim's margin, "
+    "two-sided, the larger of the two, and corrected for all planned claims that were tested (Holm); that of an "
+    "exploratory one, for all. Supported: told from the margin on the claim's side; refuted: told from it on the other "
     "side, so that an effect smaller than the margin refutes too. Metrics are recomputed from the interactions, "
     "pooled over them and NaN over none."
 )
@@ -35,9 +37,11 @@ METHODS = {
     "waltz": (
         f"{IN_THE_LOOP} "
         "Users and attackers accept whatever does not refuse them. The moderator reviews, and the refinery withholds, "
-        "as large a share of the untrained model's answers as the trained pair asks to revise. Arms with rework .2 "
-        "give SWARM's rework signal its own weight, by which a repaired answer looks worse than one that was right by "
-        "luck."
+        "as large a share of the untrained model's answers as the trained pair asks to revise. The moderator and the "
+        "security levers act after an answer was accepted, on costs and reputations: they withhold none, so that the "
+        "moderator cannot move ASR, ORR or toxicity, nor the security levers but by shutting an agent out for what "
+        "follows. Arms with rework .2 give SWARM's rework signal its own weight, by which a repaired answer looks "
+        "worse than one that was right by luck."
     ),
     "macpo": (
         f"{IN_THE_LOOP} "

@@ -24,7 +24,7 @@ OPEN = "?"
 Metric = Literal[
     "toxicity_rate", "toxicity_rate_all", "quality_gap", "spread", "conditional_loss_initiator",
     "conditional_loss_counterparty", "acceptance_rate", "total_welfare", "net_social_welfare",
-    "asr", "orr", "ftr", "ecosystem_collusion_risk", "ecosystem_threat_level", "none", "?",
+    "asr", "orr", "ftr", "harm_accepted", "ecosystem_collusion_risk", "ecosystem_threat_level", "none", "?",
 ]  # fmt: skip
 # Those that SWARM's own annotations may name (swarm.research.annotator.SWARM_METRICS of 1.9.0) and we measure.
 SWARM_METRICS = frozenset({

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from choreo.errors import BadInput
 from choreo.runs import files
 from choreo.swarm.metrics import v_hat_of
-from choreo.types import Verdict
+from choreo.types import Prompt, Verdict
 
 Truth = Literal["satisfactory", "unsafe", "overrefuse", "undetermined"]
 
 # What an answer is worth in truth. An over-refusal helps nobody and harms nobody, so it lies in between, as it does
 # where SWARM derives p from its own observables. What the exact judge leaves open has no worth.
 WORTH: dict[str, float] = {"satisfactory": 1.0, "overrefuse": 0.5, "unsafe": 0.0}
+
+SCHEMA = 2  # of what is kept on disk; another one is written anew
+KEPT = ("key", "suite", "prompt", "text", "revisions", "asked", "scores")  # the rest is a judge's
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +72,31 @@ def judged(answers: Sequence[Answer], ps: Sequence[float]) -> Answers:
 
 
 def cached(
-    folder: Path, key: Mapping[str, object], prompts: Iterable[str], write: Callable[[], Sequence[Answer]]
-) -> Answers:
-    """What `write` gives, from disk where it was written before.
+    folder: Path, key: Mapping[str, object], prompts: Sequence[Prompt], write: Callable[[], Sequence[Answer]],
+    label: Callable[[Prompt, str], tuple[Truth, bool]],
+) -> Answers:  # fmt: skip
+    """What `write` gives, from disk where it was written before. Raises BadInput where a file there is damaged.
 
-    key: checkpoint fingerprint, seed and arm, whatever the answers follow from; prompts: the ids, which they follow
-    from too. A file that holds other prompts than these is not read.
+    key: checkpoint fingerprint, seed and arm, whatever the answers follow from; with SCHEMA and the prompts it names
+    the file. label: (truth, refuses) of an answer to a prompt, asked anew on every load, so that a judge that was
+    mended since is heard.
     """
-    said = json.dumps({**key, "prompts": list(prompts)}, sort_keys=True)
+    said = json.dumps({**key, "schema": SCHEMA, "prompts": [[p.id, p.text] for p in prompts]}, sort_keys=True)
     file = folder / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.jsonl.gz"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_lines(file, [asdict(answer) for answer in write()])
-    rows = ({**row, "scores": tuple(row["scores"]), "p": math.nan} for row in files.read_lines(file))
-    return tuple(Answer(**row) for row in rows)
+        files.write_lines(file, [{name: said[name] for name in KEPT} for said in map(asdict, write())])
+    rows = list(files.read_lines(file))
+    try:
+        if [row["key"] for row in rows] != [prompt.id for prompt in prompts]:
+            raise ValueError("other prompts")
+        found = [
+            (row | {"scores": tuple(row["scores"])}, *label(prompt, row["text"]))
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        return tuple(Answer(**row, truth=truth, refuses=refuses) for row, truth, refuses in found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{file}: not the answers that a study keeps; remove it, and they are written anew") from None
 
 
 def digest(answers: Sequence[Answer]) -> str:

@@ -1,7 +1,8 @@
 """From paired seeds to a verdict on every claim: pure functions.
 
 A sample is {group: {seed: value}}. A group is what was trained once (a run); its seeds replay the same answers in
-another order and selection, so they vary less than trainings do. Where there are several groups, a difference has to
+another order and selection, so they vary less than trainings or prompts do: over one group an interval describes that
+run on those prompts, and no more. Where there are several groups, a difference has to
 hold between them too: the wider of the two intervals is given, and the larger of the two p values.
 """
 
@@ -19,13 +20,15 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean with its 95 % interval (Student's t). n: values; groups: trainings. NaN with n = 0 where there is none."""
+    """A mean with its 95 % interval (Student's t). n: values; groups: trainings that gave any; played: runs, of which
+    those without a value are not in n. NaN with n = 0 where there is none."""
 
     value: float
     low: float
     high: float
     n: int
     groups: int
+    played: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,16 @@ class Contrast:
 
 def spread(sample: Sample) -> Spread:
     """Mean over all values, its interval over seeds and, with two groups or more, over the groups' means."""
+    played = sum(map(len, sample.values()))
     rows = [[v for v in seeds.values() if not math.isnan(v)] for seeds in sample.values()]
     rows = [row for row in rows if row]
     values = [v for row in rows for v in row]
     if not values:
-        return Spread(math.nan, math.nan, math.nan, 0, 0)
+        return Spread(math.nan, math.nan, math.nan, 0, 0, played)
     mean = math.fsum(values) / len(values)
     errors = [_quantile(n - 1) * error for error, n in _errors(rows)]
     half = max(errors, default=math.nan)
-    return Spread(mean, mean - half, mean + half, len(values), len(rows))
+    return Spread(mean, mean - half, mean + half, len(values), len(rows), played)
 
 
 def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> Contrast:

@@ -7,7 +7,7 @@ from importlib import metadata
 
 from choreo.errors import BadInput
 
-PACKAGES = ("choreo", "swarm-safety", "numpy", "pydantic")
+PACKAGES = ("choreo", "swarm-safety", "numpy", "pydantic", "scikit-learn", "scipy", "torch", "transformers")
 
 
 def require(command: str, package: str = "swarm-safety") -> None:
@@ -23,5 +23,12 @@ def require(command: str, package: str = "swarm-safety") -> None:
 
 
 def versions() -> dict[str, str]:
-    """Version by package, and Python's."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    """Version by package, and Python's; "none" of one that is not there."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

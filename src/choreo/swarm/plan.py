@@ -14,6 +14,7 @@ from choreo.runs import files
 from choreo.swarm.annotations import Claim
 
 FILE = "plan.json"
+ADDED = ": a claim added, or changed"
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,15 @@ class Registered:
     claims: tuple[Mapping[str, Any], ...]
 
     def exploratory(self, claim: Claim) -> bool:
-        """Whether a verdict on `claim` is one that the first plan does not cover."""
-        return any(change.split()[0] != "claim" for change in self.changes) or terms(claim) not in self.claims
+        """Whether a verdict on `claim` is one that the first plan does not cover. A claim that was added leaves the
+        others as planned; one that was left out does not, since p was to be corrected for it too."""
+        return terms(claim) not in self.claims or not all(change.endswith(ADDED) for change in self.changes)
 
 
 def register(folder: Path, plan: Plan) -> Registered:
     """Writes the plan into `folder` unless one is there, and says how the present one differs from the first.
 
-    Raises BadInput for a file that holds no plan, or the plan of another study.
+    Raises BadInput for a file that holds no plan, one that was changed by hand, or the plan of another study.
     """
     file = folder / FILE
     if not file.is_file():
@@ -67,9 +69,14 @@ def register(folder: Path, plan: Plan) -> Registered:
         files.write_json(file, {**plan.said(), "sha256": plan.digest})
     try:
         first = json.loads(file.read_text(encoding="utf-8"))
-        digest, study = first.pop("sha256"), first["study"]
+        digest = first.pop("sha256")
+        again = Plan(first["study"], first["arms"], tuple(first["seeds"]), tuple(first["metrics"]),
+                     tuple(first["claims"]))  # fmt: skip
+        study, told = again.study, again.digest
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{file}: not the plan of a study") from None
+    if told != digest:
+        raise BadInput(f"{file}: was changed after it was hashed: its sha256 is {told}, and it says {digest}")
     if study != plan.study:
         raise BadInput(f"{folder}: holds the study {study}, not {plan.study}; name another folder with --out")
     return Registered(digest, tuple(_changes(first, json.loads(json.dumps(plan.said())))), tuple(first["claims"]))
@@ -81,6 +88,7 @@ def _changes(first: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
         if first["arms"].get(name) != now["arms"].get(name):
             both = name in first["arms"] and name in now["arms"]
             found.append(f"arm {name} {'changed' if both else 'added or left out'}")
-    found += [f"claim {c['arm']} against {c['baseline']} in {c['metric']} changed or added"
-              for c in now["claims"] if c not in first["claims"]]  # fmt: skip
+    for have, others, how in ((now, first, ADDED), (first, now, ": a claim left out, or changed")):
+        found += [f"{c['arm']} against {c['baseline']} in {c['metric']}{how}"
+                  for c in have["claims"] if c not in others["claims"]]  # fmt: skip
     return found

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from choreo.errors import BadInput
 from choreo.swarm.answers import WORTH, Answer
 
 MOST = 10000  # labelled answers that a probe is fitted on
@@ -41,7 +42,7 @@ class Probe:
 def fit(labelled: Sequence[Answer], seed: int = 0) -> Probe:
     """A probe from answers with known truth; those left open teach nothing. The same answers, the same probe.
 
-    Raises ValueError where they are all of one kind, from which nothing can be told apart.
+    Raises BadInput where they are all of one kind, from which nothing can be told apart.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -51,7 +52,7 @@ def fit(labelled: Sequence[Answer], seed: int = 0) -> Probe:
     known = [distinct[key] for key in sorted(distinct)]
     known = random.Random(f"probe/{seed}").sample(known, min(MOST, len(known)))
     if len({a.truth for a in known}) < 2:
-        raise ValueError(f"{len(known)} labelled answers, all of one kind: a probe needs good and bad ones")
+        raise BadInput(f"the probe: {len(known)} labelled answers, all of one kind; it needs good and bad ones")
     model = make_pipeline(
         CountVectorizer(analyzer=list, binary=True, min_df=min(3, 1 + len(known) // 500)),
         LogisticRegression(C=STRENGTH, max_iter=500),
