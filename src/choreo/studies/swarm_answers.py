@@ -59,13 +59,18 @@ def labelled(run: Path, recipe: config.Recipe) -> list[Answer]:
     prompts = {prompt.id: prompt for pool in world.training().values() for prompt in pool}
     recorded = sorted((run / "episodes").glob("step-*.jsonl.gz"))
     found = []
-    for file in recorded[:: max(1, len(recorded) // STEPS)]:
+    for file in spaced(recorded, STEPS):
         for row in files.read_lines(file):
             if (prompt := prompts.get(row["prompt"]["id"])) is None:
                 continue
             for turn in row["answers"]:
                 found.append(_answer(prompt, turn["text"], world))
     return found
+
+
+def spaced(items: Sequence[Path], most: int) -> Sequence[Path]:
+    """At most `most` of them, evenly spread from the first on."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def _label(world: World, prompt: Prompt, text: str) -> tuple[Truth, bool]:
