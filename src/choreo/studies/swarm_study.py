@@ -26,6 +26,7 @@ NAMES = ("waltz", "macpo", "governance")
 SEEDS = tuple(range(10))
 LEAST = 2  # seeds; ten or more are what the interval is meant for
 
+
 def run(
     name: str, what: Sequence[str], folder: Path, seeds: Sequence[int], resume: bool, jobs: int | None,
     answers: Path | None, annotation: Path | None, progress: Progress,
