@@ -240,6 +240,8 @@ def test_dpo_loss_by_hand():
     terms = DPOLoss(beta=0.5, sft=0.1)(actions)  # gains +0.5 and −1: margin 0.75
     assert terms.total.item() == pytest.approx(math.log(1 + math.exp(-0.75)) + 0.1 * 1.5) and terms.over == 1
     assert terms.record["margin"].item() == pytest.approx(0.75) and terms.record["accuracy"] == 1
+    constant = DPOLoss(beta=0.5, sft=0.1, length=6.0)(actions)  # −3 nats over 6 tokens, where its own are 2
+    assert (terms.total - constant.total).item() == pytest.approx(0.1 * (1.5 - 0.5))
     with pytest.raises(ValueError, match="reference"):
         DPOLoss()(Actions(torch.zeros(2), torch.arange(2), 2))
 

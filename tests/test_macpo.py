@@ -216,7 +216,7 @@ def test_training_one_policy_leaves_every_other_bitwise_as_it_was(tiny_folder, t
 
 @pytest.mark.parametrize("reference", ["previous-round", "sft"])
 def test_dpo_starts_at_ln_2_from_the_reference_that_the_recipe_names(tiny_folder, tmp_path, reference):
-    made = recipe(tiny_folder, rounds={"count": 1, "batch": 6, "reference": reference, "sft": 0.0})
+    made = recipe(tiny_folder, rounds={"count": 1, "batch": 6, "reference": reference, "sft": 0.0, "epochs": 1})
     run_through(made, tmp_path / "run")
     first = {row["agent"]: row["loss"] for row in lines(tmp_path / "run") if row["round"] == 1}
     assert first == {name: pytest.approx(math.log(2), abs=1e-5) for name in ("student+", "teacher-1+", "teacher-2+")}

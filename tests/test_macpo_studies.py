@@ -100,7 +100,7 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     assert "PGR of MACPO: 0.96" in said
     assert "naive-sft: 14.0 % won, 0.0 % lost" in said
     assert "MACPO and MACPO with teachers stay as they began cannot be told apart" in said
-    assert "refusals of harmless prompts by MACPO's student change by +20.0 points" in said
+    assert "MACPO: ORR changes by +20.0 points" in said
     assert "MACPO on balanced pairs is below MACPO in ORR: -20.0 points" in said
     assert (tmp_path / "study" / "study.html").is_file()
 

@@ -6,9 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Common, Fraction, Positive, Section
+from choreo.config.common import Common, Fraction, Positive, Section, World
 
 Rate = Annotated[float, Field(gt=0)]
+
+
+class Measured(World):
+    """The microworld as every recipe has it; fewer held-out prompts, for every agent is measured after every round."""
+
+    heldout_prompts: Positive = Field(150, description="prompts per held-out suite")
 
 
 class Agents(Section):
@@ -69,18 +75,25 @@ class Rounds(Section):
     keep: Positive = Field(1, description="how many of the teachers' answers to a prompt the student takes")
     pairs: Literal["all", "balanced"] = Field(
         "all",
-        description="which pairs are learnt from. all: every one (published); balanced: as many that teach to "
-        "refuse as teach not to, the most doubtful left out",
+        description="which pairs are contrasted. all: every one (published); balanced: as many that teach to "
+        "refuse as teach not to; the most doubtful of the rest teach by their positive alone",
     )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
     adopt: Literal["after", "before"] = Field(
         "after", description="teachers take the student's answers from after, or before, its update in the round"
     )
     reference: Literal["base", "sft", "previous-round"] = Field("base", description="π_ref of DPO")
-    beta: Rate = Field(1.0, description="of DPO. The paper's 0.1 suits answers ten times as long as the microworld's")
-    sft: Annotated[float, Field(ge=0)] = Field(0.2, description="weight of the likelihood of the positive")
-    epochs: Positive = 1
-    lr: Rate = 1e-3
+    beta: Rate = Field(0.1, description="of DPO")
+    sft: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="weight of the likelihood of the positive (0.2 in the paper)"
+    )
+    sft_mean: Literal["tokens", "answers"] = Field(
+        "tokens",
+        description="what the likelihood is a mean over. tokens: all of them alike; answers: each answer's own mean, "
+        "by which a token of a short refusal weighs twice what one of a long answer does",
+    )
+    epochs: Positive = 3
+    lr: Rate = 5e-3
     batch: Positive = 16
 
 
@@ -102,6 +115,7 @@ class MacpoRecipe(Common):
 
     method: Literal["macpo"] = "macpo"
     name: str = "macpo"
+    world: Measured = Measured()
     agents: Agents = Agents()
     data: Halves = Halves()
     tuning: Tuning = Tuning()

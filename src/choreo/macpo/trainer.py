@@ -137,12 +137,16 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
         for ids in kept
         if bad is not None
     ]
+    figures = {**figures, **_alike(preferences)}
     if rounds.pairs == "balanced":
         preferences = _balanced(member, policy, preferences)
     references = {"base": None, "sft": f"{member.name}-start", "previous-round": policy}
     pairs = preference_pairs(member.engine, policy, preferences, references[rounds.reference])
-    figures = {**figures, **_alike(preferences)}
-    return Lesson(pairs, DPOLoss(rounds.beta, rounds.sft), rounds.epochs, rounds.batch, rounds.lr, figures)
+    length = None
+    if preferences and rounds.sft_mean == "tokens":
+        length = sum(len(preference.chosen) for preference in preferences) / len(preferences)
+    loss = DPOLoss(rounds.beta, rounds.sft, length)
+    return Lesson(pairs, loss, rounds.epochs, rounds.batch, rounds.lr, figures)
 
 
 def confident(desk: Desk, units: Sequence[Unit], epoch: int) -> Sequence[Unit]:
@@ -200,11 +204,13 @@ def _sample(policy: str, context: Ids, ids: Ids) -> Sample:
 
 
 def _balanced(member: Member, policy: str, preferences: Sequence[Preference]) -> list[Preference]:
+    """Pairs in excess are set against themselves: their margin is 0 whatever is learnt, their likelihood teaches."""
     texts = [(p.context, ids) for p in preferences for ids in (p.chosen, p.rejected)]
     mean = [math.log(perplexity(logprobs)) for logprobs in member.engine.score(policy, texts)]
     refuses = [World.refuses(member.chat.decode(ids)) for _, ids in texts]
     pairs = [Sides(refuses[i], refuses[i + 1], mean[i] - mean[i + 1]) for i in range(0, len(texts), 2)]
-    return [preferences[i] for i in balanced(pairs)]
+    contrasted = set(balanced(pairs))
+    return [p if i in contrasted else replace(p, rejected=p.chosen) for i, p in enumerate(preferences)]
 
 
 def _alike(preferences: Sequence[Preference]) -> dict[str, float]:

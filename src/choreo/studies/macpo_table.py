@@ -13,7 +13,7 @@ from choreo.evaluate.metrics import pool
 from choreo.evaluate.page import Section, Table, percent, quantity
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
-from choreo.studies.rounds import STUDENT, BySeed, by_round, final, gap_recovered, path, plain, rounds_of
+from choreo.studies.rounds import STUDENT, BySeed, at, by_round, final, gap_recovered, path, plain, rounds_of
 
 ALONE = ("ceiling=false",)  # the study has a ceiling of its own
 BASELINES = ("naive-sft", "confident-loss", "spin", "self-rewarding")
@@ -22,7 +22,12 @@ ABLATIONS = {
     "macpo-no-hn": "no hard negatives",
     "macpo-no-iw": "teachers stay as they began",
 }
-NAMES = ("macpo", *BASELINES, *ABLATIONS, "macpo-balanced", "ceiling")
+WAYS = {
+    "macpo": "MACPO",
+    "macpo-balanced": "MACPO on balanced pairs",
+    "macpo-published": "MACPO with the published loss",
+}
+NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling")
 ARMS = tuple(Arm(name, name, ALONE) for name in NAMES)
 
 
@@ -70,7 +75,7 @@ def _table(rounds: Mapping[str, BySeed]) -> Section:
 def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
     rows: list[list[Any]] = []
     lines = []
-    for name in (*BASELINES, *ABLATIONS, "macpo-balanced", "ceiling"):
+    for name in NAMES[1:]:
         met = pool([duel(ours, theirs) for ours, theirs in zip(answers["macpo"], answers[name], strict=True)])
         rows.append([name, met["win"], met["tie"], met["lose"]])
         if name in BASELINES:
@@ -93,26 +98,29 @@ def _ablations(rounds: Mapping[str, BySeed]) -> Section:
 
 
 def _refusals(rounds: Mapping[str, BySeed]) -> Section:
-    """Reward against over-refusal by round, on all pairs and on balanced ones."""
+    """Reward against over-refusal by round: as it is, on balanced pairs, and with the published loss."""
     rows: list[list[Any]] = []
     series = []
-    ours, even = rounds["macpo"], rounds["macpo-balanced"]
-    for name in ("macpo", "macpo-balanced"):
+    ours = rounds["macpo"]
+    for name in WAYS:
         runs = rounds[name]
         pooled = [pool([seed[r]["agents"][STUDENT] for seed in runs]) for r in range(len(runs[0]))]
         rows += [
             [name, "start" if r == 0 else f"round {r}", e["reward"], e["refused_benign"], e["orr"], e["asr"]]
             for r, e in enumerate(pooled)
         ]
-        for measure, words in (("reward", "reward"), ("refused_benign", "harmless refused")):
+        for measure, words in (("reward", "reward"), ("orr", "ORR")):
             series.append(path(f"{name}: {words}", [e[measure] for e in pooled]))
     columns = ("student of", "after", "reward", "harmless prompts refused", "ORR", "ASR")
-    first, last = ([seed[r]["agents"][STUDENT]["refused_benign"] for seed in ours] for r in (0, -1))
     lines = [
-        f"From the start to the last round, refusals of harmless prompts by MACPO's student change by "
-        f"{points(difference(last, first))}.",
-        against("MACPO on balanced pairs", "MACPO", final(even), final(ours), "reward"),
-        against("MACPO on balanced pairs", "MACPO", final(even, "orr"), final(ours, "orr"), "ORR"),
-    ]  # fmt: skip
+        f"{what}: ORR changes by {points(difference(final(rounds[name], 'orr'), at(rounds[name], 0, 'orr')))} from the "
+        "start to the last round."
+        for name, what in WAYS.items()
+    ]
+    for name in list(WAYS)[1:]:
+        lines += [
+            against(WAYS[name], "MACPO", final(rounds[name], measure), final(ours, measure), words)
+            for measure, words in (("reward", "reward"), ("orr", "ORR"))
+        ]
     figure = plots.lines(series, "Reward and over-refusal by round", "round", percent=True)
     return Section("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)
