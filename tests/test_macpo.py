@@ -41,7 +41,7 @@ def recipe(folder: Path, **sections) -> MacpoRecipe:
         "ceiling": False,
         "world": {"train_prompts": 60, "heldout_prompts": 2},
         "agents": {"teachers": (str(folder), str(folder)), "student": str(folder), "rank": 2},
-        "data": {"prompts": 6},
+        "data": {"labels": 6, "prompts": 6},
         "tuning": {"epochs": 2, "batch": 3},
         "rounds": {"count": 1, "batch": 4},
         "writing": {"answer_tokens": 6},
@@ -156,7 +156,7 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     rows += [rows[0], {**rows[1], "output": "good"}, {"instruction": "How?", "input": "", "output": ["a", "a"]}]
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps(rows), encoding="utf-8")
-    made = recipe(tiny_folder, data={"prompts": 6, "file": str(file)})
+    made = recipe(tiny_folder, data={"labels": 6, "prompts": 6, "file": str(file)})
     both = halves(made)
     assert {row.prompt.text for row in both.a} | {p.text for p in both.b} == {r["instruction"] for r in rows[:12]}
     assert all(row.chosen[5:] == row.rejected[4:] and row.chosen.startswith("good") for row in both.a)
@@ -168,7 +168,7 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     with other, Run.open(tmp_path / "run") as run, Progress() as progress:
         next(train(made, run, progress))
     with pytest.raises(BadInput, match=r"two halves want 14 prompts.*it has 12; left out, .*: 1"):
-        halves(recipe(tiny_folder, data={"prompts": 7, "file": str(file)}))
+        halves(recipe(tiny_folder, data={"labels": 7, "prompts": 7, "file": str(file)}))
 
 
 def test_labels_of_half_b_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, monkeypatch):
@@ -223,7 +223,8 @@ def test_dpo_starts_at_ln_2_from_the_reference_that_the_recipe_names(tiny_folder
 
 
 @pytest.mark.parametrize(
-    "name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-balanced", "confident-loss"]
+    "name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-balanced", "macpo-published",
+             "confident-loss"]
 )
 def test_every_rule_runs(tiny_folder, tmp_path, name):
     settings = load(name)

@@ -134,7 +134,8 @@ def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, stud
 
 
 SHORT = (
-    "world.train_prompts=60", "world.heldout_prompts=2", "data.prompts=6", "writing.answer_tokens=6", "ceiling=false",
+    "world.train_prompts=60", "world.heldout_prompts=2", "data.labels=6",
+    "data.prompts=6", "writing.answer_tokens=6", "ceiling=false",
 )  # fmt: skip
 
 

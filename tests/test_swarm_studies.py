@@ -342,7 +342,8 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
 
 def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, simulator, short):
     run, out = tmp_path / "crew", tmp_path / "out"
-    small = ('agents.teachers=["micro-llama", "micro-llama"]', "ceiling=false", "data.prompts=12", "tuning.epochs=1",
+    small = ('agents.teachers=["micro-llama", "micro-llama"]', "ceiling=false", "data.labels=12",
+             "data.prompts=12", "tuning.epochs=1",
              "rounds.count=1", "world.heldout_prompts=9", "world.train_prompts=240")  # fmt: skip
     assert main(["train", "macpo", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
     capsys.readouterr()

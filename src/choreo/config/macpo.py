@@ -32,7 +32,8 @@ class Agents(Section):
 class Halves(Section):
     """Half A has human labels and is the teachers'; half B has none and is the student's."""
 
-    prompts: Positive = Field(600, description="prompts in each half")
+    labels: Positive = Field(200, description="prompts of half A. Few, for teachers are to be weak")
+    prompts: Positive = Field(600, description="prompts of half B")
     noise: Fraction = Field(0.0, description="share of the labels of half A whose two answers are exchanged")
     kinds: Annotated[tuple[Literal["harmful", "benign", "general"], ...], Field(min_length=1)] = Field(
         ("harmful", "benign", "general"), description="kinds of the microworld's prompts, as many of each"

@@ -54,7 +54,7 @@ def halves(recipe: MacpoRecipe) -> Halves:
     data = recipe.data
     drawn, label, counts = _of_file(recipe) if data.file else _of_world(recipe)
     random.Random(f"halves/{recipe.seed}").shuffle(drawn)
-    a, b = drawn[: data.prompts], drawn[data.prompts :]
+    a, b = drawn[: data.labels], drawn[data.labels :]
     labelled = noisy([label(prompt) for prompt in a], data.noise, recipe.seed)
     ceiling = [label(prompt) for prompt in b] if recipe.tuning.labels == "human" else []
     return Halves(tuple(labelled), tuple(replace(prompt, meaning=None) for prompt in b), tuple(ceiling), counts)
@@ -80,7 +80,7 @@ def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]
     pools = world.training()
     drawn: list[Prompt] = []
     for i, kind in enumerate(data.kinds):
-        wanted = (2 * data.prompts + len(data.kinds) - 1 - i) // len(data.kinds)
+        wanted = (data.labels + data.prompts + len(data.kinds) - 1 - i) // len(data.kinds)
         if wanted > len(pools[kind]):
             raise ValueError(f"two halves want {wanted} {kind} prompts, and train_prompts gives {len(pools[kind])}")
         drawn += random.Random(f"halves/{recipe.seed}/{kind}").sample(pools[kind], wanted)
@@ -102,11 +102,13 @@ def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]:
         else:
             prompt = Prompt(f"line-{pair.line}", text, "general", "file")
             rows[text] = Labelled(prompt, pair.chosen, pair.rejected)
-    if len(rows) < 2 * data.prompts:
+    wanted = data.labels + data.prompts
+    if len(rows) < wanted:
         why = "".join(f"; left out, {reason}: {count}" for reason, count in left_out.most_common())
-        raise BadInput(f"{data.file}: two halves want {2 * data.prompts} prompts with a chosen and a rejected answer "
-                       f"(data.prompts = {data.prompts}), and it has {len(rows)}{why}")  # fmt: skip
-    drawn = random.Random(f"halves/{recipe.seed}/file").sample([row.prompt for row in rows.values()], 2 * data.prompts)
-    left_out["more than data.prompts asks for"] = len(rows) - len(drawn)
+        raise BadInput(f"{data.file}: two halves want {wanted} prompts with a chosen and a rejected answer "
+                       f"(data.labels {data.labels}, data.prompts {data.prompts}), "
+                       f"and it has {len(rows)}{why}")  # fmt: skip
+    drawn = random.Random(f"halves/{recipe.seed}/file").sample([row.prompt for row in rows.values()], wanted)
+    left_out["more than the halves ask for"] = len(rows) - len(drawn)
     counts = {"read": loaded.read, "used": len(drawn), **{why: count for why, count in left_out.items() if count}}
     return drawn, lambda prompt: rows[prompt.text], counts

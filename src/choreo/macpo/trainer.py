@@ -172,6 +172,7 @@ def steps_of(recipe: MacpoRecipe, phase: Phase) -> int:
     """Updates of a phase, if every prompt has something to learn from."""
     tuning, rounds, n = recipe.tuning, recipe.rounds, recipe.data.prompts
     if phase.round == 0:
+        n = recipe.data.prompts if phase.member == STUDENT else recipe.data.labels
         return (tuning.epochs if phase.side == "+" else tuning.negative_epochs) * math.ceil(n / tuning.batch)
     kept = min(rounds.keep, len(recipe.agents.teachers)) if phase.member == STUDENT else 1
     return rounds.epochs * math.ceil(kept * n / rounds.batch)
