@@ -33,7 +33,7 @@ def agent(right: int, refused: int = 60) -> dict:
     return {
         "reward": rate(right), "asr": rate(20), "orr": rate(refused), "f1": rate(right), "general": rate(right),
         "degenerate": rate(0), "refusal_rate": rate(200), "refused_benign": rate(refused), "length": length,
-        "distinct_2": 0.5, "all": 1.2,
+        "distinct_2": 0.5, "perplexity": 1.2,
     }  # fmt: skip
 
 
@@ -88,32 +88,33 @@ def test_rounds_are_compared_within_seeds():
 
 def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     ends = {"naive-sft": (480,), "confident-loss": (492,), "ceiling": (570,), "macpo-no-iw": (480, 540, 559),
-            "macpo-balanced": (480, 540, 558)}  # fmt: skip
+            "macpo-matched": (480, 540, 558)}  # fmt: skip
 
     def found(arm):
-        return rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-balanced" else 60) if (
+        return rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-matched" else 60) if (
             arm.name != "macpo") else rounds(480, 540, 564, refused=60)  # fmt: skip
 
     made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
     said = macpo_table.run(Study.open("macpo-table", tmp_path / "study", SEEDS, (), Progress()))
     assert "MACPO is above naive-sft in reward: +14.0 points" in said
-    assert "PGR of MACPO: 0.96" in said
+    assert "PGR of MACPO against the first teacher at its start: 0.96 (" in said
     assert "naive-sft: 14.0 % won, 0.0 % lost" in said
     assert "MACPO and MACPO with teachers stay as they began cannot be told apart" in said
     assert "MACPO: ORR changes by +20.0 points" in said
-    assert "MACPO on balanced pairs is below MACPO in ORR: -20.0 points" in said
-    assert (tmp_path / "study" / "study.html").is_file()
+    assert "MACPO with refusals as labelled is below MACPO in ORR: -20.0 points" in said
+    table = (tmp_path / "study" / "study.md").read_text()
+    assert "12.0 (11.7–12.3)" in table  # tokens are no share
 
 
 def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
     def found(arm):
-        later = (560, 540, 520, 500, 480, 460, 440) if arm.name == "all" else (560,) * 7
+        later = (560, 540, 520, 500, 480, 460, 440) if arm.name == "any" else (560,) * 7
         return rounds(480, 520, 540, 560, *later)
 
     made("macpo-stability", tmp_path / "study", macpo_stability.ARMS, found, bases)
     said = macpo_stability.run(Study.open("macpo-stability", tmp_path / "study", SEEDS, (), Progress()))
-    assert "all: reward is lost after round 3 (-20.0 points" in said
-    assert "balanced: no loss of reward after round 3 (+0.0 points" in said
+    assert "any: reward is lost after round 3: -20.0 points" in said
+    assert "as-labelled: no loss of reward after round 3 beyond 3 points: +0.0 points" in said
 
 
 @pytest.mark.parametrize(

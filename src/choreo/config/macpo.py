@@ -74,10 +74,10 @@ class Rounds(Section):
     renew: bool = Field(False, description="write the negatives anew in every round, not once before the first")
     candidates: Annotated[int, Field(ge=2)] = Field(4, description="drafts per prompt, where drafts are compared")
     keep: Positive = Field(1, description="how many of the teachers' answers to a prompt the student takes")
-    pairs: Literal["all", "balanced"] = Field(
-        "all",
-        description="which pairs are contrasted. all: every one (published); balanced: as many that teach to "
-        "refuse as teach not to; the most doubtful of the rest teach by their positive alone",
+    refusals: Literal["any", "as-labelled"] = Field(
+        "any",
+        description="how many positives may refuse. any: as many as do (published); as-labelled: the share that does "
+        "among the chosen labels, what is in excess left out, the most doubtful first",
     )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
     adopt: Literal["after", "before"] = Field(

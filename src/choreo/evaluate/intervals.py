@@ -92,12 +92,12 @@ def student_t(freedom: int) -> float:
     return z + first + second + third
 
 
-def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf) -> Estimate:
+def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf, floor: float = 0.0) -> Estimate:
     """One estimate of several seeds' estimates of one quantity: the mean of their values.
 
     The claim is about the method, not about one training run, so the interval is Student's t over the
     seeds' values. Few seeds can agree by chance, so it is never narrower than what the episodes alone
-    allow (the seeds' own one-sided widths, added as independent errors). Cut to [0, ceiling].
+    allow (the seeds' own one-sided widths, added as independent errors). Cut to [floor, ceiling].
     A single seed keeps its own interval. n and undetermined are sums.
     """
     undetermined = sum(e["undetermined"] for e in estimates)
@@ -110,7 +110,7 @@ def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf) -> Esti
     below = math.sqrt(sum((e["value"] - e["low"]) ** 2 for e in known)) / k
     above = math.sqrt(sum((e["high"] - e["value"]) ** 2 for e in known)) / k
     low, high = mean - max(between, below), mean + max(between, above)
-    return estimate(mean, n, max(0.0, low), min(ceiling, high), undetermined)
+    return estimate(mean, n, max(floor, low), min(ceiling, high), undetermined)
 
 
 def separated(a: Estimate, b: Estimate) -> bool:

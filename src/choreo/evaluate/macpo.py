@@ -137,6 +137,11 @@ def warnings(rounds: Sequence[Mapping[str, Any]], recipe: MacpoRecipe) -> list[s
     return sorted(found)
 
 
+def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every round's warnings, with its number."""
+    return [f"round {r['round']}: {warning}" for r in rounds for warning in r["warnings"]]
+
+
 def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[tuple[float, int]]:
     turns = [episode.answers[-1] for episode in episodes]
     ids: list[Ids] = student.adopt(turns, writer)

@@ -9,7 +9,7 @@ from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
-from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, warnings
+from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, said_by, warnings
 from choreo.evaluate.metrics import measure
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.trainer import train
@@ -37,13 +37,13 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
     rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     crew: Crew | None = None
     episodes: list[Episode] = []
-    said: list[str] = []
     for number, crew in train(recipe, run, progress):
         if number == len(rounds):
             agents, episodes = measure_round(recipe, crew, number, prompts, progress)
             rounds.append({"round": number, "agents": agents})
+            rounds[-1]["warnings"] = warnings(rounds, recipe)
             files.write_json(file, rounds)
-        said = warnings(rounds, recipe)
+        said = rounds[number]["warnings"]
         for warning in said:
             progress.say(f"! round {number}: {warning}")
         if said and recipe.watch.stop:
@@ -62,7 +62,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
     return {
         "device": str(crew.student.team.device),
         "rounds": rounds,
-        "warnings": said,
+        "warnings": said_by(rounds),
         "pgr": gap,
         "systems": found,
     }, played

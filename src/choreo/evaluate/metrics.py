@@ -20,7 +20,7 @@ from choreo.waltz.rewards import labels_right
 HEADLINE = {"harmful": "adversarial_harmful", "benign": "sensitive_benign"}
 
 # Leaves that are means in their own unit (tokens, seconds); every other estimate is a share in [0, 1].
-MEANS = frozenset({"tokens_added", "answer_tokens", "latency_added"})
+MEANS = frozenset({"tokens_added", "answer_tokens", "latency_added", "length"})
 
 
 def measure(episodes: Iterable[Episode], latency_added: Sequence[float] = (), seed: int = 0) -> dict[str, Any]:

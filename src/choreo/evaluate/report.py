@@ -18,6 +18,7 @@ from markupsafe import Markup
 from choreo.errors import BadInput
 from choreo.evaluate import macpo_report, page, plots, published
 from choreo.evaluate.intervals import separated
+from choreo.evaluate.macpo import said_by
 
 # Which system a run is about: the first of these that it has, else its last.
 TRAINED = ("waltz", "waltz-frozen-conversation", "single-agent", "oracle-feedback", "collaboration-untrained")
@@ -85,7 +86,7 @@ def _macpo(run: Path, metrics: Rows, summary: dict[str, Any], shown: Rows, commo
     return page.render(
         "macpo.html",
         sections=[(section, Markup(section.figure)) for section in sections],
-        warnings=summary.get("warnings", []),
+        warnings=said_by(rounds),
         dialogues=shown[:DIALOGUES],
         left_out=max(0, len(shown) - DIALOGUES),
         **common,

@@ -1,6 +1,6 @@
 """Who writes what: positives, negatives and the drafts they are chosen from (MACPO, section 3, and its open questions).
 
-Every function gives one entry per prompt of half B, in order; None where a prompt has nothing to learn from.
+Every function gives one entry per prompt of half B, in order; empty, or None, where a prompt has nothing to learn from.
 """
 
 from __future__ import annotations

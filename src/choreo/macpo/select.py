@@ -26,33 +26,22 @@ def most_likely(candidates: Sequence[Sequence[Candidate]], keep: int = 1) -> lis
     return [_ranked(answers)[:keep] for answers in candidates]
 
 
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """What a pair teaches: whether its two sides refuse. doubt: log PPL of the chosen less that of the rejected side,
-    under the one who learns: the lower, the more it is of the same mind."""
+def in_share(share: float, refuses: Sequence[bool], doubt: Sequence[float]) -> list[int]:
+    """Indices of answers among which `share` refuse, in order (this project's).
 
-    chosen_refuses: bool
-    rejected_refuses: bool
-    doubt: float
-
-
-def balanced(pairs: Sequence[Sides]) -> list[int]:
-    """Indices of pairs of which as many teach to refuse as teach not to (this project's), in order.
-
-    DPO learns what all its pairs share before it learns what tells prompts apart. Where chosen answers refuse more
-    often than rejected ones do, on whatever prompts, that is to refuse; positives are then written by a policy that
-    refuses more, and so on. Of the two kinds of pair with one refusal, chosen or rejected, the larger one is cut to the
-    size of the other, the most doubtful first. Pairs that both refuse or both do not are kept.
+    What an agent is taught it writes more of, and is then taught by others: where positives refuse a little more often
+    than they should, refusals grow round by round. Of the two kinds, refusals and others, the one in excess is cut, the
+    most doubtful first. doubt: perplexity under the one who learns. 0 and 1 leave one kind alone.
     """
-    kinds: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    kinds: dict[bool, list[int]] = {True: [], False: []}
+    for i, kind in enumerate(refuses):
+        kinds[kind].append(i)
     kept = []
-    for i, pair in enumerate(pairs):
-        if pair.chosen_refuses == pair.rejected_refuses:
-            kept.append(i)
-        else:
-            kinds[pair.chosen_refuses].append((pair.doubt, i))
-    fewer = min(map(len, kinds.values()))
-    return sorted([*kept, *(i for ranked in kinds.values() for _, i in sorted(ranked)[:fewer])])
+    for kind, part in ((True, share), (False, 1 - share)):
+        other = len(kinds[not kind])
+        most = round(part / (1 - part) * other) if part < 1 else len(refuses)
+        kept += sorted(kinds[kind], key=lambda i: (doubt[i], i))[:most]
+    return sorted(kept)
 
 
 def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:

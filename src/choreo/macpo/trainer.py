@@ -20,11 +20,11 @@ from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
 from choreo.errors import BadInput, Interrupted
-from choreo.macpo.answers import Desk, negatives, positives, weak_labels, weak_negatives
+from choreo.macpo.answers import Chosen, Desk, negatives, positives, weak_labels, weak_negatives
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, halves
 from choreo.macpo.plan import Phase, plan
-from choreo.macpo.select import Sides, balanced, perplexity
+from choreo.macpo.select import in_share, perplexity
 from choreo.microworld.world import World
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -83,6 +83,8 @@ def teach(desk: Desk, data: Halves, phase: Phase, run: Run, progress: Progress, 
     recipe, member = desk.recipe, desk.crew[phase.member]
     policy = member.name + phase.side
     began = time.monotonic()
+    if (phase.round, phase.member, phase.side) == (0, STUDENT, "-"):
+        _begin_twin(member)
     given = lesson(desk, data, phase)
     preparing = time.monotonic() - began
     learner = Learner(member.team, policy, lr=given.lr, micro_tokens=recipe.micro_tokens)
@@ -108,8 +110,6 @@ def teach(desk: Desk, data: Halves, phase: Phase, run: Run, progress: Progress, 
             if desk.book.fresh:
                 run.save_episodes(step, *_record(desk))
             progress.advance(step, {n: figures[n] for n in ("loss", "accuracy") if n in figures})
-    if _is_student_start(phase):
-        _begin_twin(member)
     if phase.round == 0 and phase.side == "+" and recipe.rounds.reference == "sft":
         member.team.load_state_dict(f"{member.name}-start", member.team.state_dict(policy))
     return step
@@ -126,6 +126,12 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
         units: Sequence[Unit] = [_sample(policy, member.context(prompt), ids) for prompt, ids in rows]
         return Lesson(units, sft_loss, epochs, tuning.batch, tuning.lr, {})
     chosen, figures = positives(desk, phase.round, member)
+    if rounds.refusals == "as-labelled":
+        offered = sum(map(len, chosen))
+        chosen = _in_share(desk, data, member, chosen)
+        figures = {**figures, "taken/left": sum(map(len, chosen)) / max(1, offered)}
+    if rounds.adopt == "before" and member.name == STUDENT:
+        desk.write(phase.round, member, policy)  # what the teachers will adopt
     rejected = negatives(desk, phase.round, member)
     if rounds.negatives == "none":
         rows = [(prompt, ids) for prompt, kept in zip(desk.prompts, chosen, strict=True) for ids in kept]
@@ -138,8 +144,6 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
         if bad is not None
     ]
     figures = {**figures, **_alike(preferences)}
-    if rounds.pairs == "balanced":
-        preferences = _balanced(member, policy, preferences)
     references = {"base": None, "sft": f"{member.name}-start", "previous-round": policy}
     pairs = preference_pairs(member.engine, policy, preferences, references[rounds.reference])
     length = None
@@ -204,14 +208,16 @@ def _sample(policy: str, context: Ids, ids: Ids) -> Sample:
     return Sample(policy, context, ids, logprobs=(), group="", reward=0.0)
 
 
-def _balanced(member: Member, policy: str, preferences: Sequence[Preference]) -> list[Preference]:
-    """Pairs in excess are set against themselves: their margin is 0 whatever is learnt, their likelihood teaches."""
-    texts = [(p.context, ids) for p in preferences for ids in (p.chosen, p.rejected)]
-    mean = [math.log(perplexity(logprobs)) for logprobs in member.engine.score(policy, texts)]
-    refuses = [World.refuses(member.chat.decode(ids)) for _, ids in texts]
-    pairs = [Sides(refuses[i], refuses[i + 1], mean[i] - mean[i + 1]) for i in range(0, len(texts), 2)]
-    contrasted = set(balanced(pairs))
-    return [p if i in contrasted else replace(p, rejected=p.chosen) for i, p in enumerate(preferences)]
+def _in_share(desk: Desk, data: Halves, member: Member, chosen: Chosen) -> Chosen:
+    """The positives that are left when as large a share of them refuses as of half A's chosen answers."""
+    share = sum(World.refuses(row.chosen) for row in data.a) / len(data.a)
+    flat = [(i, ids) for i, kept in enumerate(chosen) for ids in kept]
+    pairs = [(member.context(desk.prompts[i]), ids) for i, ids in flat]
+    doubt = [perplexity(logprobs) for logprobs in member.engine.score(member.positive, pairs)]
+    left: Chosen = [[] for _ in chosen]
+    for k in in_share(share, [World.refuses(member.chat.decode(ids)) for _, ids in flat], doubt):
+        left[flat[k][0]].append(flat[k][1])
+    return left
 
 
 def _alike(preferences: Sequence[Preference]) -> dict[str, float]:

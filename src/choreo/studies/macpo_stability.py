@@ -1,19 +1,21 @@
-"""`choreo study macpo-stability`: ten rounds, on all pairs and on balanced ones."""
+"""`choreo study macpo-stability`: ten rounds, with any number of refusals and as many as labelled."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from choreo.evaluate import plots
-from choreo.evaluate.intervals import over_seeds
+from choreo.evaluate.intervals import Estimate, over_seeds
 from choreo.evaluate.page import Section, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import difference, points
 from choreo.studies.rounds import BySeed, at, by_round, path, rounds_of
 
 ROUNDS = 10
-RULES = ("all", "balanced")
-ARMS = tuple(Arm(rule, "macpo", ("ceiling=false", f"rounds.count={ROUNDS}", f"rounds.pairs={rule}")) for rule in RULES)
+BEYOND = 0.03  # a loss of reward that would matter
+RULES = ("any", "as-labelled")
+ALONE = ("ceiling=false", f"rounds.count={ROUNDS}")
+ARMS = tuple(Arm(rule, "macpo", (*ALONE, f"rounds.refusals={rule}")) for rule in RULES)
 
 
 def run(study: Study) -> str:
@@ -38,9 +40,18 @@ def _ends(rounds: dict[str, BySeed]) -> Section:
             series.append(path(f"{rule}: {measure.replace('_', ' ')}", pooled))
             if measure != "refused_benign":
                 lines.append(f"{rule}, {measure} from start to end: {points(change)}.")
-        loss = difference(at(runs, -1), at(runs, 3))
-        kept = "no loss of reward after round 3" if loss["high"] >= 0 else "reward is lost after round 3"
-        lines.append(f"{rule}: {kept} ({points(loss)}).")
+        lines.append(f"{rule}: {_kept(difference(at(runs, -1), at(runs, 3)))}")
     columns = ("selection", "measure", "start", "round 3", "highest", f"round {ROUNDS}", "change")
     figure = plots.lines(series, "The student over ten rounds", "round", percent=True)
     return Section("Does it hold?", " ".join(lines), Table(columns, rows), figure)
+
+
+def _kept(change: Estimate) -> str:
+    """Whether reward is lost after round 3. Intervals that hold both a loss and none say neither."""
+    if change["value"] is None:
+        return "reward after round 3 was not measured."
+    if change["high"] < 0:
+        return f"reward is lost after round 3: {points(change)}."
+    if change["low"] >= -BEYOND:
+        return f"no loss of reward after round 3 beyond {100 * BEYOND:.0f} points: {points(change)}."
+    return f"whether reward is lost after round 3 cannot be told: {points(change)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,30 @@ def at(runs: BySeed, round: int, measure: str = "reward", policy: str = STUDENT)
     return [rounds[round]["agents"][policy][measure] for rounds in runs]
 
 
-def final(runs: BySeed, measure: str = "reward", policy: str = STUDENT) -> list[Estimate]:
-    """A measure of an agent after the last round, by seed."""
-    return at(runs, -1, measure, policy)
+def final(runs: BySeed, measure: str = "reward") -> list[Estimate]:
+    """A measure of the student after the last round, by seed."""
+    return at(runs, -1, measure)
 
 
-def gap_recovered(student: BySeed, macpo: BySeed, ceiling: BySeed) -> Estimate:
-    """PGR over seeds, each against the weak teacher and the ceiling of its own seed."""
+def gap_recovered(student: BySeed, macpo: BySeed, ceiling: BySeed, weak: str = WEAK) -> Estimate:
+    """PGR over seeds, each against a teacher of MACPO's at its start and the ceiling of its own seed. A seed's interval
+    follows from the three rewards' own, as independent errors (first order). Seeds without a gap are left out of n."""
     found = []
-    for rounds, weak, high in zip(student, macpo, ceiling, strict=True):
-        ends = weak[0]["agents"][WEAK]["reward"]["value"], high[-1]["agents"][STUDENT]["reward"]["value"]
-        value = pgr(rounds[-1]["agents"][STUDENT]["reward"]["value"], *ends)
+    for rounds, teachers, high in zip(student, macpo, ceiling, strict=True):
+        ends = [rounds[-1]["agents"][STUDENT], teachers[0]["agents"][weak], high[-1]["agents"][STUDENT]]
+        s, w, c = (end["reward"] for end in ends)
+        value = pgr(s["value"], w["value"], c["value"])
         if value is not None:
-            found.append(estimate(value, 1, value, value))
-    return over_seeds(found)
+            errors = [(e["high"] - e["low"]) / 2 for e in (s, w, c)]
+            wide = math.hypot(errors[0], (1 - value) * errors[1], value * errors[2]) / (c["value"] - w["value"])
+            found.append(estimate(value, 1, value - wide, value + wide))
+    return over_seeds(found, floor=-math.inf)
+
+
+def best_teacher(macpo: BySeed) -> str:
+    """The teacher whose mean reward at the start is the highest."""
+    teachers = [name for name in macpo[0][0]["agents"] if name.startswith("teacher-") and name.endswith("+")]
+    return max(teachers, key=lambda name: sum(rounds[0]["agents"][name]["reward"]["value"] for rounds in macpo))
 
 
 def path(name: str, estimates: Sequence[Estimate], x: Sequence[float] = ()) -> plots.Line:
@@ -51,20 +62,20 @@ def path(name: str, estimates: Sequence[Estimate], x: Sequence[float] = ()) -> p
     return plots.Line(name, x or [float(i) for i in range(len(estimates))], *ends)
 
 
-def by_round(runs: BySeed, heading: str, measure: str = "reward") -> Section:
-    """Every positive agent's measure, round by round, with the changes within seeds."""
+def by_round(runs: BySeed, heading: str) -> Section:
+    """Every positive agent's reward, round by round, with the changes within seeds."""
     policies = [name for name in runs[0][0]["agents"] if name.endswith("+")]
     numbers = range(min(map(len, runs)))
     rows, lines, series = [], [], []
     for policy in policies:
-        found = [at(runs, number, measure, policy) for number in numbers]
+        found = [at(runs, number, "reward", policy) for number in numbers]
         pooled = [over_seeds(estimates, 1.0) for estimates in found]
         rows.append([policy, *pooled])
         series.append(path(policy, pooled))
         steps = [points(difference(after, before)) for before, after in itertools.pairwise(found)]
         lines.append(f"{policy}, round by round: {'; '.join(steps)}.")
-    figure = plots.lines(series, f"{measure.capitalize()} by round", "round", percent=True)
-    columns = (measure, *("start" if number == 0 else f"round {number}" for number in numbers))
+    figure = plots.lines(series, "Reward by round", "round", percent=True)
+    columns = ("reward", *("start" if number == 0 else f"round {number}" for number in numbers))
     return Section(heading, " ".join(lines), Table(columns, rows), figure)
 
 
@@ -72,5 +83,5 @@ def plain(number: Estimate) -> str | None:
     """An estimate that is no share, to two digits."""
     if number["value"] is None:
         return None
-    interval = f" ({number['low']:.2f}–{number['high']:.2f})" if number["n"] > 1 else ""
+    interval = f" ({number['low']:.2f} to {number['high']:.2f})" if number["low"] < number["high"] else ""
     return f"{number['value']:.2f}{interval}"

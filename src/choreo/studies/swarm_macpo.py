@@ -64,8 +64,8 @@ def _recipe(run: Path) -> MacpoRecipe:
 
 
 def way(recipe: MacpoRecipe) -> str:
-    """What a run's arms begin with: nothing for MACPO as published, else what it leaves out. A run that differs in
-    anything else has its recipe's own name in it, so that it never passes for the published one."""
+    """What a run's arms begin with: nothing for MACPO as it ships, else what it leaves out. A run that differs in
+    anything else has its recipe's own name in it, so that it never passes for that one."""
     rounds, teachers, published = recipe.rounds, recipe.agents.teachers, MacpoRecipe()
     changed = set(differences(recipe, published, BESIDES))
     fewer = len(set(teachers)) == len(teachers) and set(teachers) < set(published.agents.teachers)
@@ -75,7 +75,7 @@ def way(recipe: MacpoRecipe) -> str:
         ("rounds.negatives", rounds.negatives == "none", "no_hard_negatives"),
         ("rounds.positives", rounds.positives == "self", "no_mutual_positives"),
         ("rounds.teachers_learn", not rounds.teachers_learn, "frozen_teachers"),
-        ("rounds.pairs", rounds.pairs == "balanced", "balanced"),
+        ("rounds.refusals", rounds.refusals == "as-labelled", "matched"),
         ("rounds.keep", 1 < len(teachers) <= rounds.keep, "no_filter"),
     ):
         if key in changed and holds:
