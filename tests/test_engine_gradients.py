@@ -58,13 +58,14 @@ LOSSES = {
     "constant": PolicyLoss(clip=0.2, divide=40),
     "sft": sft_loss,
     "dpo": DPOLoss(beta=0.3, sft=0.2),
+    "dpo, likelihood per token": DPOLoss(beta=0.3, sft=0.2, sft_length=3.5),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient_does_not_depend_on_micro_batches_or_prefix_sharing(name, tiny_folder):
     samples = make_samples(21)
-    units = as_pairs(samples) if name == "dpo" else samples
+    units = as_pairs(samples) if name.startswith("dpo") else samples
     team = make_team(tiny_folder, 0.1)
     gradients = []
     for micro_tokens, share in ((10**6, False), (10**6, True), (1, True), (1, False), (150, True)):
@@ -240,10 +241,19 @@ def test_dpo_loss_by_hand():
     terms = DPOLoss(beta=0.5, sft=0.1)(actions)  # gains +0.5 and −1: margin 0.75
     assert terms.total.item() == pytest.approx(math.log(1 + math.exp(-0.75)) + 0.1 * 1.5) and terms.over == 1
     assert terms.record["margin"].item() == pytest.approx(0.75) and terms.record["accuracy"] == 1
-    constant = DPOLoss(beta=0.5, sft=0.1, length=6.0)(actions)  # −3 nats over 6 tokens, where its own are 2
+    constant = DPOLoss(beta=0.5, sft=0.1, sft_length=6.0)(actions)  # −3 nats over 6 tokens, where its own are 2
     assert (terms.total - constant.total).item() == pytest.approx(0.1 * (1.5 - 0.5))
     with pytest.raises(ValueError, match="reference"):
         DPOLoss()(Actions(torch.zeros(2), torch.arange(2), 2))
+
+
+def test_likelihood_over_the_mean_length_is_that_of_supervised_tuning():
+    chosen = Actions(torch.tensor([-1.0, -2.0, -3.0, -0.5]), torch.tensor([0, 0, 0, 1]), 2)
+    pairs = Actions(torch.tensor([-1.0, -2.0, -3.0, -9.0, -0.5, -9.0]), torch.tensor([0, 0, 0, 1, 2, 3]), 4,
+                    reference=torch.zeros(6))  # fmt: skip
+    alone = sft_loss(chosen)
+    both = DPOLoss(beta=0.0, sft=1.0, sft_length=2.0)(pairs)  # 3 tokens and 1: 2 on average
+    assert (both.total / both.over).item() - math.log(2) == pytest.approx((alone.total / alone.over).item())
 
 
 def test_chunks_with_recomputation_are_the_whole():

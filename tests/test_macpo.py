@@ -227,6 +227,21 @@ def test_dpo_starts_at_ln_2_from_the_reference_that_the_recipe_names(tiny_folder
     assert first == {name: pytest.approx(math.log(2), abs=1e-5) for name in ("student+", "teacher-1+", "teacher-2+")}
 
 
+@pytest.mark.parametrize("adopt", ["after", "before"])
+def test_teachers_adopt_what_the_student_wrote_before_or_after_its_update(tiny_folder, tmp_path, adopt):
+    made = recipe(tiny_folder, rounds={"adopt": adopt, "epochs": 1})
+    crew = run_through(made, tmp_path / "run")
+    book = checkpoint.load(max(checkpoints(tmp_path / "run").items())[1])["book"]
+    versions = {row[3] for row in book["1/student+/answer/0"]}
+    updates = math.ceil(made.data.prompts / made.rounds.batch)
+    assert versions == {crew.student.team.version["student+"] - (updates if adopt == "before" else 0)}
+
+
+def test_who_has_no_twin_shows_none(tiny_folder, tmp_path):
+    crew = run_through(recipe(tiny_folder, rounds={"count": 0}), tmp_path / "run")
+    assert [crew.student.team.version[policy] > 0 for policy in ("student+", "student-")] == [True, False]
+
+
 @pytest.mark.parametrize(
     "name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-matched", "macpo-published",
              "confident-loss"]

@@ -100,15 +100,15 @@ class DPOLoss:
     """−log σ(β·[(log π_θ/π_ref)(chosen) − (log π_θ/π_ref)(rejected)]) on summed log-probabilities (arXiv 2305.18290).
 
     Units are pairs of samples: chosen, then rejected. Divided by the number of pairs.
-    sft: weight of −log π_θ(chosen) over `length`, added to each pair's loss.
-    length: None: the answer's own, so that every answer weighs the same and a token of a short one more; or a constant,
-        such as the mean over all chosen answers, so that every token weighs the same.
+    sft: weight of −log π_θ(chosen) over `sft_length`, added to each pair's loss.
+    sft_length: None: the answer's own, so that every answer weighs the same and a token of a short one more; or a
+        constant, such as the mean over all chosen answers, so that every token weighs the same.
     Records `accuracy` (share of pairs with a positive margin; a tie counts half) and `margin` (β·[…], in nats).
     """
 
     beta: float = 0.1
     sft: float = 0.0
-    length: float | None = None
+    sft_length: float | None = None
 
     def __call__(self, actions: Actions) -> Terms:
         if actions.sequences % 2:
@@ -118,7 +118,7 @@ class DPOLoss:
         loss = -F.logsigmoid(margin)
         if self.sft:
             own = actions.per_sequence(torch.ones_like(actions.logprobs)).clamp(min=1)
-            mean = actions.per_sequence(actions.logprobs) / (own if self.length is None else self.length)
+            mean = actions.per_sequence(actions.logprobs) / (own if self.sft_length is None else self.sft_length)
             loss = loss - self.sft * mean.view(-1, 2)[:, 0]
         accuracy = 0.5 * (margin.detach().sign() + 1)
         count = torch.tensor(float(len(margin)))

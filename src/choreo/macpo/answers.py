@@ -114,6 +114,12 @@ def negatives(desk: Desk, round: int, member: Member) -> list[Ids | None]:
     return [turns[-1].ids if turns else None for turns in judged(desk, written, member)]
 
 
+def reference(recipe: MacpoRecipe, member: Member) -> str | None:
+    """The policy that is π_ref of `member`'s positive one; None is its base."""
+    own = {"base": None, "sft": f"{member.name}-start", "previous-round": member.positive}
+    return own[recipe.rounds.reference]
+
+
 def judged(desk: Desk, round: int, member: Member) -> list[tuple[Turn, Turn] | None]:
     """Per prompt the best and the worst of a member's drafts by its own reviews (self-rewarding, arXiv 2401.10020).
 
@@ -156,8 +162,10 @@ def _least_like(desk: Desk, round: int, member: Member) -> list[Turn]:
     """Adversarial decoding: of several drafts the one with the lowest log π − log π_ref, the reward implied by DPO."""
     drafts = _drafts(desk, round, member)
     pairs = [(turn.context, turn.ids) for turns in drafts for turn in turns]
-    policy, reference = (member.engine.score(agent, pairs) for agent in (member.positive, None))
-    gain = [sum(p) - sum(r) for p, r in zip(policy, reference, strict=True)]
+    of_policy, of_reference = (
+        member.engine.score(agent, pairs) for agent in (member.positive, reference(desk.recipe, member))
+    )
+    gain = [sum(p) - sum(r) for p, r in zip(of_policy, of_reference, strict=True)]
     n = len(desk.prompts)
     worst = [min(range(len(drafts)), key=lambda k: (gain[k * n + i], k)) for i in range(n)]
     return [drafts[k][i] for i, k in enumerate(worst)]

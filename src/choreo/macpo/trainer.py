@@ -20,7 +20,7 @@ from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
 from choreo.errors import BadInput, Interrupted
-from choreo.macpo.answers import Chosen, Desk, negatives, positives, weak_labels, weak_negatives
+from choreo.macpo.answers import Chosen, Desk, negatives, positives, reference, weak_labels, weak_negatives
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, halves
 from choreo.macpo.plan import Phase, plan
@@ -144,8 +144,7 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
         if bad is not None
     ]
     figures = {**figures, **_alike(preferences)}
-    references = {"base": None, "sft": f"{member.name}-start", "previous-round": policy}
-    pairs = preference_pairs(member.engine, policy, preferences, references[rounds.reference])
+    pairs = preference_pairs(member.engine, policy, preferences, reference(recipe, member))
     length = None
     if preferences and rounds.sft_mean == "tokens":
         length = sum(len(preference.chosen) for preference in preferences) / len(preferences)

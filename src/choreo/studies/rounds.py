@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from choreo.errors import BadInput
 from choreo.evaluate import plots
 from choreo.evaluate.intervals import Estimate, estimate, over_seeds
 from choreo.evaluate.macpo import pgr
@@ -22,7 +23,13 @@ BySeed = Sequence[Rounds]
 
 
 def rounds_of(study: Study, runs: Sequence[Path]) -> BySeed:
-    return [summary["rounds"] for summary in study.summaries(runs)]
+    """Raises BadInput where runs stopped after different rounds, for they are pooled round by round."""
+    found = [summary["rounds"] for summary in study.summaries(runs)]
+    ends = {len(rounds) - 1 for rounds in found}
+    if len(ends) > 1:
+        raise BadInput(f"{runs[0].parent}: {', '.join(run.name for run in runs)} end after different rounds "
+                       f"({', '.join(map(str, sorted(ends)))}); run the study without watch.stop")  # fmt: skip
+    return found
 
 
 def at(runs: BySeed, round: int, measure: str = "reward", policy: str = STUDENT) -> list[Estimate]:
