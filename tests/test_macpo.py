@@ -22,11 +22,12 @@ from choreo.engine.losses import Actions, sft_loss
 from choreo.engine.pack import pack
 from choreo.errors import BadInput
 from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warnings
+from choreo.macpo.answers import Desk
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import Labelled, halves, noisy
-from choreo.macpo.plan import plan
+from choreo.macpo.plan import Phase, plan
 from choreo.macpo.select import Candidate, best_and_worst, in_share, most_likely, perplexity
-from choreo.macpo.trainer import train
+from choreo.macpo.trainer import lesson, train
 from choreo.microworld.world import World
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -237,13 +238,24 @@ def test_teachers_adopt_what_the_student_wrote_before_or_after_its_update(tiny_f
     assert versions == {crew.student.team.version["student+"] - (updates if adopt == "before" else 0)}
 
 
+def test_teachers_rehearse_their_own_labels_and_the_student_none(tiny_folder, tmp_path):
+    made = recipe(tiny_folder, rounds={"rehearse": 2})
+    crew, data = Crew.load(made), halves(made)
+    desk = Desk(made, crew, data.b)
+    for member, own in ((crew.student, 0), (crew.teachers[0], 2 * made.data.labels)):
+        given = lesson(desk, data, Phase(1, member.name, "+"))
+        assert len(given.units) == made.data.prompts + own
+    labels = {crew.teachers[0].spell(row.chosen) for row in data.a}
+    assert labels <= {chosen.ids for chosen, _ in given.units}
+
+
 def test_who_has_no_twin_shows_none(tiny_folder, tmp_path):
     crew = run_through(recipe(tiny_folder, rounds={"count": 0}), tmp_path / "run")
     assert [crew.student.team.version[policy] > 0 for policy in ("student+", "student-")] == [True, False]
 
 
 @pytest.mark.parametrize(
-    "name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-matched", "macpo-published",
+    "name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-steady", "macpo-published",
              "confident-loss"]
 )
 def test_every_rule_runs(tiny_folder, tmp_path, name):

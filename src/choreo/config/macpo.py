@@ -79,6 +79,9 @@ class Rounds(Section):
         description="how many positives may refuse. any: as many as do (published); as-labelled: the share that does "
         "among the chosen labels, what is in excess left out, the most doubtful first",
     )
+    rehearse: Annotated[int, Field(ge=0)] = Field(
+        0, description="how often a teacher's own labelled pairs stand among its pairs of a round (0: published)"
+    )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
     adopt: Literal["after", "before"] = Field(
         "after", description="teachers take the student's answers from after, or before, its update in the round"

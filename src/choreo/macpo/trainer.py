@@ -135,6 +135,8 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
     rejected = negatives(desk, phase.round, member)
     if rounds.negatives == "none":
         rows = [(prompt, ids) for prompt, kept in zip(desk.prompts, chosen, strict=True) for ids in kept]
+        if member.name != STUDENT:
+            rows += _start(desk, data, member, positive=True) * rounds.rehearse
         units = [_sample(policy, member.context(prompt), ids) for prompt, ids in rows]
         return Lesson(units, sft_loss, rounds.epochs, rounds.batch, rounds.lr, figures)
     preferences = [
@@ -144,6 +146,11 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
         if bad is not None
     ]
     figures = {**figures, **_alike(preferences)}
+    if member.name != STUDENT:
+        preferences += [
+            Preference(row.prompt, member.context(row.prompt), member.spell(row.chosen), member.spell(row.rejected))
+            for row in data.a
+        ] * rounds.rehearse
     pairs = preference_pairs(member.engine, policy, preferences, reference(recipe, member))
     length = None
     if preferences and rounds.sft_mean == "tokens":
@@ -178,7 +185,8 @@ def steps_of(recipe: MacpoRecipe, phase: Phase) -> int:
         n = recipe.data.prompts if phase.member == STUDENT else recipe.data.labels
         return (tuning.epochs if phase.side == "+" else tuning.negative_epochs) * math.ceil(n / tuning.batch)
     kept = min(rounds.keep, len(recipe.agents.teachers)) if phase.member == STUDENT else 1
-    return rounds.epochs * math.ceil(kept * n / rounds.batch)
+    own = 0 if phase.member == STUDENT else rounds.rehearse * recipe.data.labels
+    return rounds.epochs * math.ceil((kept * n + own) / rounds.batch)
 
 
 def _start(desk: Desk, data: Halves, member: Member, positive: bool) -> list[tuple[Prompt, Ids]]:

@@ -1,4 +1,4 @@
-"""`choreo study macpo-stability`: ten rounds, with any number of refusals and as many as labelled."""
+"""`choreo study macpo-stability`: ten rounds, as it is and kept steady."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from choreo.studies.rounds import BySeed, at, by_round, path, rounds_of
 
 ROUNDS = 10
 BEYOND = 0.03  # a loss of reward that would matter
-RULES = ("any", "as-labelled")
+RULES = ("macpo", "macpo-steady")
 ALONE = ("ceiling=false", f"rounds.count={ROUNDS}")
-ARMS = tuple(Arm(rule, "macpo", (*ALONE, f"rounds.refusals={rule}")) for rule in RULES)
+ARMS = tuple(Arm(rule, rule, ALONE) for rule in RULES)
 
 
 def run(study: Study) -> str:

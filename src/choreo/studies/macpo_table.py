@@ -36,7 +36,7 @@ ABLATIONS = {
 }
 WAYS = {
     "macpo": "MACPO",
-    "macpo-matched": "MACPO with refusals as labelled",
+    "macpo-steady": "MACPO kept steady",
     "macpo-published": "MACPO at the published balance of losses",
 }
 NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling")
@@ -119,7 +119,7 @@ def _ablations(rounds: Mapping[str, BySeed]) -> Section:
 
 
 def _refusals(rounds: Mapping[str, BySeed]) -> Section:
-    """Reward against over-refusal by round: as it is, with refusals as labelled, at the paper's balance of losses."""
+    """Reward against over-refusal by round: as it is, kept steady, at the paper's balance of losses."""
     rows: list[list[Any]] = []
     series = []
     ours = rounds["macpo"]

@@ -76,6 +76,7 @@ def way(recipe: MacpoRecipe) -> str:
         ("rounds.positives", rounds.positives == "self", "no_mutual_positives"),
         ("rounds.teachers_learn", not rounds.teachers_learn, "frozen_teachers"),
         ("rounds.refusals", rounds.refusals == "as-labelled", "matched"),
+        ("rounds.rehearse", rounds.rehearse > 0, "rehearsed"),
         ("rounds.keep", 1 < len(teachers) <= rounds.keep, "no_filter"),
     ):
         if key in changed and holds:
