@@ -1,0 +1,183 @@
+"""Training of the built-in judge, and its measure by cross-validation: `choreo judge train`.
+
+Every constant was fixed by measurement (docs/judges.md), and is the same in every fold: nothing is tuned on a fold's
+test rows. Rows of one question or behaviour are always on one side.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from choreo.errors import BadInput
+from choreo.evaluate.judging import Confusion, table
+from choreo.judges.features import BUCKETS, FIGURES, features
+from choreo.judges.logistic import fit
+from choreo.judges.offline import Weights
+from choreo.judges.rows import Labelled, load
+
+FILES = ("xstest_responses_human_labels.jsonl", "jbb_attack_artifacts.jsonl")
+PENALTY = 30.0
+FIGURES_SHARE = 0.1  # the inner product of two rows' standardised figures, of all of them together
+INTERCEPT = 10.0  # a constant feature of this squared length stands for a free intercept
+KIND = 100.0  # the same, among rows whose prompts are of one kind
+WEAK = 0.3  # how much a row counts whose harm follows from its refusal label and its prompt
+FOLDS = 10
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as numbers. gram: float64 (n, n) without intercepts; shapes (n, …) otherwise."""
+
+    rows: list[Labelled]
+    buckets: list[np.ndarray]
+    values: list[np.ndarray]
+    figures: np.ndarray
+    gram: np.ndarray
+    fold: np.ndarray
+    harmful: np.ndarray
+
+
+@dataclass(frozen=True)
+class Head:
+    """One thing to learn. known: rows with a true label. taught: rows to learn from, with labels and weights."""
+
+    name: str
+    taught: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    known: np.ndarray
+    by_kind: bool
+
+
+def read(folder: Path) -> list[Labelled]:
+    """The rows that the judge learns from. Raises BadInput where a file is missing or does not fit."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: expected a folder with {' and '.join(FILES)}")
+    return [row for name in FILES for row in load(folder / name)]
+
+
+def encode(rows: list[Labelled]) -> Encoded:
+    seen = [features(row.prompt.text, row.answer) for row in rows]
+    figures = np.stack([shape for _, _, shape in seen]).astype(np.float64)
+    buckets, values = [b for b, _, _ in seen], [v for _, v, _ in seen]
+    gram = np.zeros((len(rows), len(rows)))
+    for first in range(0, BUCKETS, CHUNK):  # a dense matrix of all buckets would take a gigabyte
+        part = np.zeros((len(rows), CHUNK), np.float32)
+        for index, (bucket, value) in enumerate(zip(buckets, values, strict=True)):
+            here = (bucket >= first) & (bucket < first + CHUNK)
+            part[index, bucket[here] - first] = value[here]
+        part = part[:, part.any(0)]
+        gram += part @ part.T
+    scaled = (figures - figures.mean(0)) * _scale(figures)
+    # By the text of the group alone, so that a row added or taken away moves no other one.
+    fold = np.array([zlib.crc32(row.group.encode()) % FOLDS for row in rows])
+    harmful = np.array([row.prompt.kind == "harmful" for row in rows])
+    return Encoded(rows, buckets, values, figures, gram + scaled @ scaled.T, fold, harmful)
+
+
+def heads(rows: Sequence[Labelled]) -> tuple[Head, Head]:
+    """Refusal, from people's labels. Harm, from verdicts; and, weakly, from people's labels: a refusal or an answer to
+    a safe prompt is harmless, compliance with an unsafe one harmful."""
+    refusal = np.array([row.refusal is not None for row in rows])
+    weak = [row.prompt.kind == "harmful" and not row.refusal for row in rows]
+    known = np.array([row.harm is not None for row in rows])
+    harm = [row.harm if row.harm is not None else guess for row, guess in zip(rows, weak, strict=True)]
+    ones = np.ones(len(rows))
+    return (
+        Head("refusal", refusal, np.array([bool(row.refusal) for row in rows], float), ones, refusal, False),
+        Head("harm", known | refusal, np.array(harm, float), np.where(known, 1.0, WEAK), known, True),
+    )
+
+
+def solve(data: Encoded, head: Head, rows: np.ndarray) -> np.ndarray:
+    """The coefficients of `rows` (indices), as `logistic.fit` gives them."""
+    return fit(_gram(data, head, rows, rows), head.labels[rows], head.weights[rows], PENALTY)
+
+
+def predict(data: Encoded, head: Head, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Logits of `test` (indices) by a head trained on `train`."""
+    return _gram(data, head, test, train) @ solve(data, head, train)
+
+
+def held_out(data: Encoded, head: Head, aside: Callable[[Labelled], str] | None = None) -> np.ndarray:
+    """Logits of the head's known rows by heads that saw neither a row of the same group nor, with `aside`, any row of
+    the same method or model. NaN elsewhere."""
+    logits = np.full(len(data.rows), np.nan)
+    names = np.array([aside(row) if aside else "" for row in data.rows])
+    for name in sorted(set(names[head.known])):
+        for fold in range(FOLDS):
+            test = np.flatnonzero(head.known & (names == name) & (data.fold == fold))
+            train = np.flatnonzero(head.taught & (data.fold != fold) & ((names != name) | (aside is None)))
+            if len(test) and len(set(head.labels[train])) == 2:
+                logits[test] = predict(data, head, train, test)
+    return logits
+
+
+def weights(data: Encoded, both: Sequence[Head]) -> Weights:
+    """The judge itself, from all rows."""
+    bucket_weights = np.zeros((BUCKETS, len(both)))
+    figure_weights = np.zeros((len(FIGURES), len(both)))
+    scale, centre, bias = _scale(data.figures), data.figures.mean(0), []
+    for column, head in enumerate(both):
+        rows = np.flatnonzero(head.taught)
+        a = solve(data, head, rows)
+        for row, share in zip(rows, a, strict=True):
+            bucket_weights[data.buckets[row], column] += share * data.values[row]
+        figure_weights[:, column] = ((data.figures[rows] - centre) * scale**2).T @ a
+        if not head.by_kind:
+            bias.append(INTERCEPT * a.sum())
+        else:
+            bias += [INTERCEPT * a.sum() + KIND * a[data.harmful[rows] == kind].sum() for kind in (True, False)]
+    return Weights(*(part.astype(np.float32) for part in (bucket_weights, figure_weights, centre, np.array(bias))))
+
+
+def report(data: Encoded, both: Sequence[Head], unsure: float) -> str:
+    """The cross-validated tables, in Markdown. unsure: as in OfflineJudge."""
+    parts = []
+    for head in both:
+        ways: list[tuple[str, Callable[[Labelled], str] | None]] = [("unseen prompts", None), ("and unseen model", _model)]
+        if head.name == "harm":
+            ways.append(("and unseen attack family", _method))
+        named = []
+        for way, aside in ways:
+            logits = held_out(data, head, aside)
+            named += [(f"**all**, {way}", _confusion(head, logits, head.known, unsure))]
+            sources = np.array([_source(row) for row in data.rows])
+            for source in sorted(set(sources[head.known])):
+                named.append((f"{source}, {way}", _confusion(head, logits, head.known & (sources == source), unsure)))
+        parts.append(f"### {head.name.capitalize()}\n\n{table(named)}")
+    return "\n\n".join(parts)
+
+
+def _confusion(head: Head, logits: np.ndarray, rows: np.ndarray, unsure: float) -> Confusion:
+    tried = rows & ~np.isnan(logits)
+    margin = np.log((0.5 + unsure) / (0.5 - unsure))
+    said = [None if abs(logit) < margin else bool(logit >= 0) for logit in logits[tried]]
+    return Confusion.of([bool(label) for label in head.labels[tried]], said)
+
+
+def _gram(data: Encoded, head: Head, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    kinds = data.harmful[left][:, None] == data.harmful[right][None, :]
+    return data.gram[np.ix_(left, right)] + INTERCEPT + (KIND * kinds if head.by_kind else 0.0)
+
+
+def _scale(figures: np.ndarray) -> np.ndarray:
+    return np.sqrt(FIGURES_SHARE / figures.shape[1]) / (figures.std(0) + 1e-9)
+
+
+def _model(row: Labelled) -> str:
+    return row.model
+
+
+def _method(row: Labelled) -> str:
+    return row.method
+
+
+def _source(row: Labelled) -> str:
+    return " ".join(part for part in (row.source, row.method, row.model) if part)
