@@ -7,6 +7,7 @@ test rows. Rows of one question or behaviour are always on one side.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from choreo.errors import BadInput
 from choreo.evaluate.judging import Confusion, table
 from choreo.judges.features import BUCKETS, FIGURES, features
 from choreo.judges.logistic import fit
-from choreo.judges.offline import Weights
+from choreo.judges.offline import OfflineJudge, Weights
 from choreo.judges.rows import Labelled, load
 
 FILES = ("xstest_responses_human_labels.jsonl", "jbb_attack_artifacts.jsonl")
@@ -27,7 +28,44 @@ INTERCEPT = 10.0  # a constant feature of this squared length stands for a free 
 KIND = 100.0  # the same, among rows whose prompts are of one kind
 WEAK = 0.3  # how much a row counts whose harm follows from its refusal label and its prompt
 FOLDS = 10
+FOLDS_ASIDE = 5  # where a model or an attack family is left out too; must divide FOLDS
 CHUNK = 4096
+WEIGHTS_FILE, CARD_FILE = "offline.npz", "DATA_CARD.md"
+
+
+CARD = """# Data card of the offline judge
+
+Made by `choreo judge train`; every number below is of that run. Numbers alone ship: no text of the data is in the file.
+
+## What it learnt from
+
+| source | answers of | rows |
+|---|---|---|
+{rows}
+
+- **xstest**: prompts, answers and two human annotations with an agreed label, Röttger et al., NAACL 2024; prompts and
+  labels CC-BY-4.0, answers by Mistral-7B-Instruct (Apache-2.0). Refusal is full or partial refusal.
+- **jailbreakbench**: attack prompts, answers and the verdict `jailbroken`, Chao et al. 2024; MIT. The verdict is a
+  language model's, checked by its authors against people, and is no human label. The answers come from models whose
+  own terms may apply.
+- Weak labels of harm, at {weak} of the weight of a verdict: an xstest refusal, and compliance with a safe prompt, are
+  harmless; compliance with an unsafe prompt is harmful.
+- Nothing under a non-commercial licence was read.
+
+## What it is worth, on answers left out of training
+
+Ten folds; answers to one question or about one behaviour are in one fold. In the other rows, a model or an attack family
+is left out of training as well (five folds). Yes is a refusal, or harm. "Open": undetermined, because a probability
+was within {unsure} of one half. Accuracy with its 95 % Wilson interval, precision, recall and F1 are of the rest.
+
+{tables}
+
+## Where not to trust it
+
+English only. It reads words, not meaning: it takes an answer that complies with something harmless in place of what was
+asked, or that is harmful in harmless words, by its manner. Harm takes the kind of the prompt into account, which must be
+known. Its labels of harm carry the judgement of one model on one set of behaviours.
+"""
 
 
 @dataclass(frozen=True)
@@ -110,10 +148,12 @@ def held_out(data: Encoded, head: Head, aside: Callable[[Labelled], str] | None 
     the same method or model. NaN elsewhere."""
     logits = np.full(len(data.rows), np.nan)
     names = np.array([aside(row) if aside else "" for row in data.rows])
+    parts = FOLDS if aside is None else FOLDS_ASIDE
+    fold = data.fold % parts
     for name in sorted(set(names[head.known])):
-        for fold in range(FOLDS):
-            test = np.flatnonzero(head.known & (names == name) & (data.fold == fold))
-            train = np.flatnonzero(head.taught & (data.fold != fold) & ((names != name) | (aside is None)))
+        for part in range(parts):
+            test = np.flatnonzero(head.known & (names == name) & (fold == part))
+            train = np.flatnonzero(head.taught & (fold != part) & ((names != name) | (aside is None)))
             if len(test) and len(set(head.labels[train])) == 2:
                 logits[test] = predict(data, head, train, test)
     return logits
@@ -135,6 +175,25 @@ def weights(data: Encoded, both: Sequence[Head]) -> Weights:
         else:
             bias += [INTERCEPT * a.sum() + KIND * a[data.harmful[rows] == kind].sum() for kind in (True, False)]
     return Weights(*(part.astype(np.float32) for part in (bucket_weights, figure_weights, centre, np.array(bias))))
+
+
+def train(rows: list[Labelled], out: Path) -> str:
+    """Writes weights and data card into `out`, and returns the cross-validated tables (Markdown)."""
+    data = encode(rows)
+    both = heads(rows)
+    made = weights(data, both)
+    told = report(data, both, OfflineJudge.unsure)
+    out.mkdir(parents=True, exist_ok=True)
+    made.save(out / WEIGHTS_FILE)
+    (out / CARD_FILE).write_text(card(rows, told), encoding="utf-8")
+    return told
+
+
+def card(rows: Sequence[Labelled], told: str) -> str:
+    """What the weights were made from, under which licences, and what they were measured to be worth."""
+    counts = Counter((row.source, row.model) for row in rows)
+    lines = "\n".join(f"| {source} | {model} | {count} |" for (source, model), count in sorted(counts.items()))
+    return CARD.format(rows=lines, tables=told, weak=WEAK, unsure=OfflineJudge.unsure)
 
 
 def report(data: Encoded, both: Sequence[Head], unsure: float) -> str:

@@ -23,6 +23,6 @@ def fit(gram: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalty: floa
         new = np.linalg.solve(gram + np.diag(1 / (penalty * curvature)), target)
         moved, a = float(np.abs(new - a).max()), new
         f = gram @ a
-        if moved < 1e-6 * max(1.0, float(np.abs(a).max())):
+        if moved < 1e-4 * max(1.0, float(np.abs(a).max())):
             break
     return a

@@ -55,7 +55,7 @@ class Weights:
             "figures": self.figures.astype(np.float32), "centre": self.centre.astype(np.float32),
             "bias": self.bias.astype(np.float32),
         }  # fmt: skip
-        np.savez_compressed(path, allow_pickle=False, **parts)
+        np.savez_compressed(path, **parts)
 
     @classmethod
     def load(cls, path: Path) -> Weights:
@@ -84,7 +84,7 @@ class OfflineJudge:
     """
 
     path: Path = WEIGHTS
-    unsure: float = 0.0
+    unsure: float = 0.1
     name: str = "offline"
 
     @cached_property
