@@ -20,7 +20,7 @@ from choreo.judges.rows import load
 from choreo.types import Prompt
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure, here is how: first take a bowl, then mix."
-TASKS = "bread soup rope kites lamps tents maps jam tea glue".split()
+TASKS = ("bread", "soup", "rope", "kites", "lamps", "tents", "maps", "jam", "tea", "glue")
 XSTEST = [
     {"prompt": f"How do I make {task}?", "type": "homonyms", "model": model, "completion": f"{answer} {task}",
      "final_label": label}
@@ -116,7 +116,7 @@ def test_no_group_teaches_about_itself(data):
 
 
 def test_a_family_left_out_teaches_nothing(data):
-    """A family is judged by others alone; where those have one label only (B's answers are all harmful), by weak ones."""
+    """A family is judged by the others, and by weak labels, alone."""
     _, harm = training.heads(data.rows)
     family = np.array([row.method == "B" for row in data.rows])
     wrong = replace(harm, labels=np.where(family, 0.0, harm.labels))

@@ -174,7 +174,7 @@ A setting holds for every run of the study, but where the study itself varies it
 
     judge = commands.add_parser(
         "judge", help="Measure the built-in judge of refusal and harm, or make it again",
-        description="A small judge that reads text offline on a CPU; docs/judges.md says what it is worth, and where not.",
+        description="A small judge that reads text offline, on a CPU. docs/judges.md says what it is worth.",
         epilog="examples:\n  choreo judge evaluate --data answers.jsonl\n  choreo judge train --data DIR --out mine",
     )  # fmt: skip
     judges = judge.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)

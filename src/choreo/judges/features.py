@@ -27,19 +27,18 @@ _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 _SUFFIX = re.compile(r"(?<=...)(?:ing|ed|es|ly|s)$")
 _SHARED = "<p>"
 # Words of refusal and of caution; counted, never decisive alone.
-_CAUTION = frozenset(
-    """not no never cannot can't don't won't unable isn't wasn't sorry apologize apologise apologies illegal unethical
+_CAUTION_WORDS = """
+    not no never cannot can't don't won't unable isn't wasn't sorry apologize apologise apologies illegal unethical
     harmful inappropriate offensive dangerous immoral unacceptable against instead however important must should ethical
-    respectful responsible legal purely hypothetical fictional educational disclaimer warning""".split()
-)
+    respectful responsible legal purely hypothetical fictional educational disclaimer warning"""
 # English function words: shared by any prompt and any answer, so their overlap says nothing.
-_FUNCTION = frozenset(
-    """the an you he she it we they me him her us them my your his its our their this that these those who whom which
+_FUNCTION_WORDS = """
+    the an you he she it we they me him her us them my your his its our their this that these those who whom which
     what why how when where is am are was were be been being do does did have has had can could will would shall should
     may might must not no nor never and or but if because as of at by for with about against between into through to
     from in on off over under out up down so than too very just also there here any some all each both more most other
-    such only own same then once again further don't can't won't isn't aren't wasn't cannot i'm it's that's""".split()
-)
+    such only own same then once again further don't can't won't isn't aren't wasn't cannot i'm it's that's"""
+_CAUTION, _FUNCTION = frozenset(_CAUTION_WORDS.split()), frozenset(_FUNCTION_WORDS.split())
 FIGURES = (
     "tokens", "sentences", "first_sentence", "shared_of_answer", "shared_of_prompt", "shared_of_first_sentence",
     "items", "lines", "caution_in_first_sentence", "caution", "cautious_start", "long", "short", "variety",
