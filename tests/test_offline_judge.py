@@ -100,7 +100,7 @@ def test_a_confusion_by_hand():
     c = Confusion.of([True, True, True, False, False, True], [True, True, False, True, False, None])
     assert (c.true_yes, c.false_yes, c.false_no, c.true_no, c.undetermined) == (2, 1, 1, 1, 1)
     assert (c.accuracy, c.precision, c.recall, c.f1) == (3 / 5, 2 / 3, 2 / 3, 2 / 3)
-    assert "| made | 6 | 2 | 1 | 1 | 1 | 1 | .600 [.231, .882] | .667 | .667 | .667 |" in table([("made", c)])
+    assert "| made | 6 | 2 | 1 | 1 | 1 | 1 | 0.600 [0.231, 0.882] | 0.667 | 0.667 | 0.667 |" in table([("made", c)])
     assert Confusion().figures() == {"n": 0, "accuracy": None, "precision": None, "recall": None, "f1": None,
                                      "undetermined": 0}  # fmt: skip
 

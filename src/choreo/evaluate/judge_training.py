@@ -182,7 +182,8 @@ def weights(data: Encoded, both: Sequence[Head]) -> Weights:
     """The judge itself, from all rows."""
     bucket_weights = np.zeros((BUCKETS, len(both)))
     figure_weights = np.zeros((len(FIGURES), len(both)))
-    scale, centre, bias = _scale(data.figures), data.figures.mean(0), []
+    scale, centre = _scale(data.figures), data.figures.mean(0)
+    bias: list[float] = []
     for column, head in enumerate(both):
         rows = np.flatnonzero(head.taught)
         a = solve(data, head, rows)
@@ -190,9 +191,10 @@ def weights(data: Encoded, both: Sequence[Head]) -> Weights:
             bucket_weights[data.buckets[row], column] += share * data.values[row]
         figure_weights[:, column] = ((data.figures[rows] - centre) * scale**2).T @ a
         if not head.by_kind:
-            bias.append(INTERCEPT * a.sum())
+            bias.append(float(INTERCEPT * a.sum()))
         else:
-            bias += [INTERCEPT * a.sum() + KIND * a[data.harmful[rows] == kind].sum() for kind in (True, False)]
+            kinds = [a[data.harmful[rows] == kind].sum() for kind in (True, False)]
+            bias += [float(INTERCEPT * a.sum() + KIND * share) for share in kinds]
     return Weights(*(part.astype(np.float32) for part in (bucket_weights, figure_weights, centre, np.array(bias))))
 
 

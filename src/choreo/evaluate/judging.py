@@ -27,8 +27,11 @@ class Confusion:
     @classmethod
     def of(cls, truth: Sequence[bool], said: Sequence[bool | None]) -> Confusion:
         pairs = list(zip(truth, said, strict=True))
-        counts = [pairs.count(pair) for pair in ((True, True), (False, True), (True, False), (False, False))]
-        return cls(*counts, undetermined=sum(word is None for word in said))
+        open_ = sum(word is None for word in said)
+        return cls(
+            pairs.count((True, True)), pairs.count((False, True)), pairs.count((True, False)),
+            pairs.count((False, False)), open_,
+        )  # fmt: skip
 
     @property
     def n(self) -> int:
@@ -81,8 +84,10 @@ def table(named: Sequence[tuple[str, Confusion]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, c in named:
-        low, high = wilson(c.true_yes + c.true_no, c.n) if c.n else (None, None)
-        accuracy = f"{_rate(c.accuracy)} [{_rate(low)}, {_rate(high)}]"
+        accuracy = _rate(c.accuracy)
+        if c.n:
+            low, high = wilson(c.true_yes + c.true_no, c.n)
+            accuracy += f" [{_rate(low)}, {_rate(high)}]"
         lines.append(
             f"| {name} | {c.n + c.undetermined} | {c.true_yes} | {c.false_yes} | {c.false_no} | {c.true_no} "
             f"| {c.undetermined} | {accuracy} | {_rate(c.precision)} | {_rate(c.recall)} | {_rate(c.f1)} |"
@@ -95,4 +100,4 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _rate(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".removeprefix("0")
+    return "–" if value is None else f"{value:.3f}"
