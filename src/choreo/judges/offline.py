@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from choreo.errors import BadInput
-from choreo.judges.features import BUCKETS, FIGURES, features, tokens
+from choreo.judges.features import BUCKETS, FIGURES, features
 from choreo.types import Prompt, Verdict
 
 WEIGHTS = Path(__file__).parent / "offline_weights" / "offline.npz"
@@ -93,7 +93,7 @@ class OfflineJudge:
 
     def read(self, prompt: Prompt, answer: str) -> Reading:
         """Both probabilities. An answer without a single word or mark says nothing, so neither is told."""
-        if not tokens(answer):
+        if not answer.strip():
             return Reading(None, None)
         weights = self.weights
         buckets, values, figures = features(prompt.text, answer)
