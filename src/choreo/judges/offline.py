@@ -50,12 +50,11 @@ class Weights:
     def save(self, path: Path) -> None:
         """Writes a compressed .npz, in half precision, the same bytes for the same weights."""
         rows = np.flatnonzero(np.abs(self.table).max(1) > 0)
-        parts = {
-            "format": np.array(FORMAT), "rows": rows.astype(np.uint32), "table": self.table[rows].astype(np.float16),
-            "figures": self.figures.astype(np.float32), "centre": self.centre.astype(np.float32),
-            "bias": self.bias.astype(np.float32),
-        }  # fmt: skip
-        np.savez_compressed(path, **parts)
+        np.savez_compressed(
+            path, format=np.array(FORMAT), rows=rows.astype(np.uint32), table=self.table[rows].astype(np.float16),
+            figures=self.figures.astype(np.float32), centre=self.centre.astype(np.float32),
+            bias=self.bias.astype(np.float32),
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> Weights:
