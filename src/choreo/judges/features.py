@@ -70,7 +70,7 @@ def features(prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _content(said: list[str]) -> set[str]:
-    return {_stem(token) for token in said if len(token) > 1 and token not in _FUNCTION and token[0].isalnum()}
+    return {_stem(token) for token in set(said) if len(token) > 1 and token not in _FUNCTION and token[0].isalnum()}
 
 
 def _stem(word: str) -> str:
