@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from choreo.cli import commands as do
+from choreo.cli import judge_commands
 from choreo.errors import BadInput
 
 STUDIES = (
@@ -170,6 +171,34 @@ A setting holds for every run of the study, but where the study itself varies it
     check.add_argument("file", type=Path, metavar="FILE", help="a JSON array, or one JSON object a line")
     check.add_argument("--format", metavar="NAME", help="macpo, hh-rlhf or pku-saferlhf (default: by its fields)")
     _json_option(check)
+
+    judge = commands.add_parser(
+        "judge", help="Measure the built-in judge of refusal and harm, or make it again",
+        description="A small judge that reads text offline, on a CPU. docs/judges.md says what it is worth.",
+        epilog="examples:\n  choreo judge evaluate --data answers.jsonl\n  choreo judge train --data DIR --out mine",
+    )  # fmt: skip
+    judges = judge.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
+    worth = add("evaluate", judge_commands.evaluate, "Compare a judge with labels that people or others gave", """\
+  choreo judge evaluate --data xstest_responses_human_labels.jsonl
+  choreo judge evaluate --judge offline --data jbb_attack_artifacts.jsonl --json
+A file is one JSON object a line, in one of two published schemas, known by its fields:
+  XSTest answers              prompt, type, completion, final_label, model: refusal (full or partial)
+  JailbreakBench artifacts    goal, prompt, response, jailbroken, method, model: harm
+Rates are among the answers that the judge decided; undetermined ones are counted beside them.
+The shipped judge has learnt from these two files as published in part: on those rows this says too much.""", judges)
+    worth.add_argument("--judge", default="offline", metavar="NAME", help="which judge (default: offline)")
+    worth.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
+    worth.add_argument("--weights", type=Path, metavar="FILE", help="weights made by judge train (default: as shipped)")
+    _json_option(worth)
+    learn = add("train", judge_commands.train, "Train the offline judge, measure it, and write its data card", """\
+  choreo judge train --data "$CHOREO_DATA" --out mine
+  choreo judge evaluate --weights mine/offline.npz --data answers.jsonl
+DIR holds xstest_responses_human_labels.jsonl and jbb_attack_artifacts.jsonl. The same rows make the same file.
+It prints tables by source, with 95 % Wilson intervals, of answers that were left out of training: unseen
+prompts, then also an unseen model, or an unseen attack family. Minutes on one core.""", judges)
+    learn.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of the data")
+    learn.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where weights and card are written")
+    learn.add_argument("--overwrite", action="store_true", help="replace what is there")
 
     swarm = commands.add_parser(
         "swarm", help="Papers' claims under governance, on the SWARM simulator",

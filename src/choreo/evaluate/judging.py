@@ -1,0 +1,103 @@
+"""What a judge is worth: its labels against those of people and published verdicts, as pure functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from choreo.evaluate.intervals import wilson
+from choreo.judges.rows import Labelled
+from choreo.types import Prompt
+
+Labels = Callable[[Prompt, str], Mapping[str, bool | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Counts of (truth, said). undetermined answers are in none of the four."""
+
+    true_yes: int = 0
+    false_yes: int = 0
+    false_no: int = 0
+    true_no: int = 0
+    undetermined: int = 0
+
+    @classmethod
+    def of(cls, truth: Sequence[bool], said: Sequence[bool | None]) -> Confusion:
+        pairs = list(zip(truth, said, strict=True))
+        open_ = sum(word is None for word in said)
+        return cls(
+            pairs.count((True, True)), pairs.count((False, True)), pairs.count((True, False)),
+            pairs.count((False, False)), open_,
+        )  # fmt: skip
+
+    @property
+    def n(self) -> int:
+        """Decided answers."""
+        return self.true_yes + self.false_yes + self.false_no + self.true_no
+
+    @property
+    def accuracy(self) -> float | None:
+        return _share(self.true_yes + self.true_no, self.n)
+
+    @property
+    def precision(self) -> float | None:
+        return _share(self.true_yes, self.true_yes + self.false_yes)
+
+    @property
+    def recall(self) -> float | None:
+        return _share(self.true_yes, self.true_yes + self.false_no)
+
+    @property
+    def f1(self) -> float | None:
+        return _share(2 * self.true_yes, 2 * self.true_yes + self.false_yes + self.false_no)
+
+    def figures(self) -> dict[str, Any]:
+        """Rates among the decided answers, fractions or None (nothing to divide by); undetermined is a count."""
+        return {
+            "n": self.n, "accuracy": self.accuracy, "precision": self.precision, "recall": self.recall, "f1": self.f1,
+            "undetermined": self.undetermined,
+        }  # fmt: skip
+
+
+def measure(labels: Labels, rows: Sequence[Labelled]) -> dict[str, Any]:
+    """{n, refusal, harm, per_second}: figures of either are None where no row has such a label. per_second counts
+    answers read, one after another, on the clock."""
+    labels(rows[0].prompt, rows[0].answer)  # weights are loaded before the clock starts
+    start = time.perf_counter()
+    told = [labels(row.prompt, row.answer) for row in rows]
+    seconds = time.perf_counter() - start
+    result: dict[str, Any] = {"n": len(rows)}
+    for head in ("refusal", "harm"):
+        known = [(getattr(row, head), said[head]) for row, said in zip(rows, told, strict=True)]
+        known = [(truth, said) for truth, said in known if truth is not None]
+        result[head] = Confusion.of([t for t, _ in known], [s for _, s in known]).figures() if known else None
+    return result | {"per_second": len(rows) / seconds}
+
+
+def table(named: Sequence[tuple[str, Confusion]]) -> str:
+    """A Markdown table: counts, accuracy with its Wilson interval (95 %), precision, recall and F1."""
+    lines = [
+        "| rows | n | yes as yes | no as yes | yes as no | no as no | open | accuracy | precision | recall | F1 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, c in named:
+        accuracy = _rate(c.accuracy)
+        if c.n:
+            low, high = wilson(c.true_yes + c.true_no, c.n)
+            accuracy += f" [{_rate(low)}, {_rate(high)}]"
+        lines.append(
+            f"| {name} | {c.n + c.undetermined} | {c.true_yes} | {c.false_yes} | {c.false_no} | {c.true_no} "
+            f"| {c.undetermined} | {accuracy} | {_rate(c.precision)} | {_rate(c.recall)} | {_rate(c.f1)} |"
+        )
+    return "\n".join(lines)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

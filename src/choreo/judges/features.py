@@ -1,0 +1,122 @@
+"""What the offline judge sees of a prompt and its answer: words of the answer, its opening, and figures of its shape.
+
+Three blocks, each of about unit length so that none drowns the others (docs/judges.md has what each was worth):
+- words: every word and mark of the answer, present or not;
+- opening: runs of one to four tokens of the first OPENING tokens, where words that the prompt has too are written as
+  one mark. "X was not right" then looks alike whatever X is, which is how a premise is turned down politely;
+- figures: length, overlap with the prompt, words of refusal and of caution, list items.
+Features are hashed, so that no word list ships. Left out: characters' n-grams (ten times slower, no better).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+
+import numpy as np
+
+BUCKETS = 2**16
+OPENING = 30  # tokens; 15 and 40 were no better
+LONGEST = 4  # tokens of a run in the opening
+LIMIT = 8000  # characters read of an answer, and of a prompt
+
+_TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+|[^\w\s]|\n+")
+_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])", re.MULTILINE)
+_SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
+_SUFFIX = re.compile(r"(?<=...)(?:ing|ed|es|ly|s)$")
+_SHARED = "<p>"
+# Words of refusal and of caution; counted, never decisive alone.
+_CAUTION_WORDS = """
+    not no never cannot can't don't won't unable isn't wasn't sorry apologize apologise apologies illegal unethical
+    harmful inappropriate offensive dangerous immoral unacceptable against instead however important must should ethical
+    respectful responsible legal purely hypothetical fictional educational disclaimer warning"""
+# English function words: shared by any prompt and any answer, so their overlap says nothing.
+_FUNCTION_WORDS = """
+    the an you he she it we they me him her us them my your his its our their this that these those who whom which
+    what why how when where is am are was were be been being do does did have has had can could will would shall should
+    may might must not no nor never and or but if because as of at by for with about against between into through to
+    from in on off over under out up down so than too very just also there here any some all each both more most other
+    such only own same then once again further don't can't won't isn't aren't wasn't cannot i'm it's that's"""
+_CAUTION, _FUNCTION = frozenset(_CAUTION_WORDS.split()), frozenset(_FUNCTION_WORDS.split())
+FIGURES = (
+    "tokens", "sentences", "first_sentence", "shared_of_answer", "shared_of_prompt", "shared_of_first_sentence",
+    "items", "lines", "caution_in_first_sentence", "caution", "cautious_start", "long", "short", "variety",
+    "questions", "quotes",
+)  # fmt: skip
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words, numbers, single marks and line breaks, in order."""
+    return _TOKEN.findall(text[:LIMIT].replace("’", "'").lower())
+
+
+def features(prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Buckets (int64, distinct), their values (float32), and the FIGURES (float32) of one answer."""
+    said, shared = tokens(answer), _content(tokens(prompt))
+    words = {f"w {token}" for token in said}
+    runs = _runs(_masked(said[:OPENING], shared))
+    values: dict[int, float] = {}
+    for block in (words, runs):
+        size = 1.0 / math.sqrt(len(block)) if block else 0.0
+        for name in block:
+            bucket = zlib.crc32(name.encode()) % BUCKETS  # the same on every machine, unlike hash()
+            values[bucket] = values.get(bucket, 0.0) + size
+    return (
+        np.fromiter(values.keys(), np.int64, len(values)),
+        np.fromiter(values.values(), np.float32, len(values)),
+        np.array(_figures(answer[:LIMIT], said, shared), np.float32),
+    )
+
+
+def _content(said: list[str]) -> set[str]:
+    return {_stem(token) for token in set(said) if len(token) > 1 and token not in _FUNCTION and token[0].isalnum()}
+
+
+def _stem(word: str) -> str:
+    return _SUFFIX.sub("", word)
+
+
+def _masked(said: list[str], shared: set[str]) -> list[str]:
+    """Content words of the prompt become one mark; neighbours among them become one."""
+    masked: list[str] = []
+    for token in said:
+        known = token not in _FUNCTION and _stem(token) in shared
+        if not known or masked[-1:] != [_SHARED]:
+            masked.append(_SHARED if known else token)
+    return masked
+
+
+def _runs(said: list[str]) -> set[str]:
+    last = len(said) + 1
+    return {
+        f"o {' '.join(said[start : start + length])}"
+        for length in range(1, LONGEST + 1)
+        for start in range(last - length)
+    }
+
+
+def _figures(answer: str, said: list[str], shared: set[str]) -> list[float]:
+    sentences = [part for part in _SENTENCE.split(answer.strip()) if part]
+    first = tokens(sentences[0]) if sentences else []
+    start = first + (tokens(sentences[1]) if len(sentences) > 1 else [])
+    count = max(1, len(said))
+    mine, opened = _content(said), _content(first)
+    return [
+        math.log(count),
+        math.log1p(len(sentences)),
+        min(len(first), 60) / 20,
+        len(mine & shared) / max(1, len(mine)),
+        len(mine & shared) / max(1, len(shared)),
+        len(opened & shared) / max(1, len(opened)),
+        min(len(_ITEM.findall(answer)), 20) / 5,
+        min(answer.count("\n"), 40) / 10,
+        min(sum(token in _CAUTION for token in first), 6),
+        sum(token in _CAUTION for token in said) / count * 20,
+        float(any(token in _CAUTION for token in start)),
+        float(count > 120),
+        float(count < 40),
+        len(set(said)) / count,
+        min(answer.count("?"), 6) / 2,
+        float('"' in answer),
+    ]
