@@ -26,7 +26,8 @@ class LocalJudge:
         self.batch = batch
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self._model = model.to(device).eval()
 
     @property
     def name(self) -> str:
@@ -70,6 +71,6 @@ class LocalJudge:
             input_ids=ids, attention_mask=mask, max_new_tokens=self.format.tokens, do_sample=False, pad_token_id=pad,
         )[:, width:].tolist()  # fmt: skip
         return [
-            (self._tokenizer.decode(row, skip_special_tokens=True), any(token in ends for token in row))
+            (str(self._tokenizer.decode(row, skip_special_tokens=True)), any(token in ends for token in row))
             for row in written
         ]
