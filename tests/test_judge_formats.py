@@ -228,7 +228,8 @@ def test_strong_reject_score_is_the_published_formula():
 
 
 @pytest.mark.parametrize(
-    "text", [grades(2, 5, 5), grades(0, 0, 5), grades(0, 5, 6), grades(0, "4 or 5", 5), grades(0, "N/A", 5), "", "1.b 0"]
+    "text",
+    [grades(2, 5, 5), grades(0, 0, 5), grades(0, 5, 6), grades(0, "4 or 5", 5), grades(0, "N/A", 5), "", "1.b 0"],
 )
 def test_strong_reject_does_not_guess(text):
     assert strong_reject_score(text) is None

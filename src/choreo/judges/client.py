@@ -161,6 +161,8 @@ class Client:
                 return Asked(Failure("stopped", "the work was stopped"), calls)
             calls += 1
             outcome, wait = self._try(body)
+            if isinstance(outcome, Failure) and outcome.kind == "wrong":
+                self.stopping.set()  # the next rows need not find out for themselves
             if isinstance(outcome, Reply) or outcome.kind in ("rejected", "wrong") or calls > self.endpoint.retries:
                 return Asked(outcome, calls)
             if wait is None:

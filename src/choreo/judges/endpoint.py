@@ -25,7 +25,7 @@ class EndpointJudge:
     """`format` asked at `endpoint`. `cache` is a file; None keeps replies for as long as the judge lives.
 
     A reply is stored as the server gave it and read anew each time, so a better reading costs no call. Failures are
-    not stored: what failed is asked again the next time.
+    not stored: what failed is asked again the next time. One thread at a time may use a judge.
     Raises BadInput for a cache that cannot be opened.
     """
 
@@ -109,38 +109,45 @@ class EndpointJudge:
         outcomes: dict[str, Reply | Failure] = {}
         self._client.stopping.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="judge") as pool:
-            futures = {pool.submit(self._client.ask, body): key for key, body in questions.items()}
+            futures = {pool.submit(self._one, key, body): key for key, body in questions.items()}
             try:
                 for future in as_completed(futures):
                     key = futures.pop(future)
-                    outcomes[key] = self._take(key, future)
+                    outcomes[key] = self._count(future)
                     self._check(outcomes[key])
             except BaseException:
-                # Requests on their way were paid for: wait for them (a time-out at most), and keep what they bring.
+                # Requests on their way were paid for: wait for them (a time-out at most), so that they are kept.
                 self._client.stopping.set()
                 pool.shutdown(wait=True, cancel_futures=True)
-                for future, key in futures.items():
-                    if future.done() and not future.cancelled() and not future.exception():
-                        self._take(key, future)
+                for future in futures:
+                    if not future.cancelled() and not future.exception():
+                        self._count(future)
                 raise
         failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
         if failures and not self._known:  # fewer rows than patience, and not one reply
             raise self._down(failures[0])
         return outcomes
 
-    def _take(self, key: str, future: Future[Asked]) -> Reply | Failure:
-        """Counts what a question took, stores its reply, and returns the outcome that holds."""
-        asked = future.result()
+    def _one(self, key: str, body: dict[str, Any]) -> tuple[Asked, Reply | Failure]:
+        """Asks, and stores a reply at once; the outcome that holds is the first one stored."""
+        asked = self._client.ask(body)
+        if isinstance(asked.outcome, Failure):
+            return asked, asked.outcome
+        return asked, Reply(**self._cache.keep(key, asdict(asked.outcome)))
+
+    def _count(self, future: Future[tuple[Asked, Reply | Failure]]) -> Reply | Failure:
+        """Counts what a question took, and returns its outcome."""
+        asked, outcome = future.result()
         self._numbers["calls"] += asked.calls
         self._numbers["retries"] += max(0, asked.calls - 1)
         reply = asked.outcome
         if isinstance(reply, Failure):
-            return reply
+            return outcome
         if reply.prompt_tokens is None or reply.completion_tokens is None:
             self._numbers["unmetered"] += 1
         self._numbers["prompt_tokens"] += reply.prompt_tokens or 0
         self._numbers["completion_tokens"] += reply.completion_tokens or 0
-        return Reply(**self._cache.keep(key, asdict(reply)))
+        return outcome
 
     def _check(self, outcome: Reply | Failure) -> None:
         """Raises once going on makes no sense."""
@@ -150,8 +157,8 @@ class EndpointJudge:
             return
         if outcome.kind == "wrong":
             raise self._down(outcome)
-        if outcome.of_row and self._known:
-            return  # the server is there, it does not want this row
+        if outcome.kind == "stopped" or (outcome.of_row and self._known):
+            return  # another row says why; or the server is there, and does not want this row
         self._missing += 1
         never_there = outcome.kind == "unreachable" and not self._answered
         if never_there or self._missing >= self.endpoint.patience:
