@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from stub_endpoint import Say, Stub, chat
 from test_trainer import episodes, lines, same, small
 
@@ -62,7 +63,7 @@ def test_a_run_pauses_when_its_judge_goes_away_and_resumes_exactly(tmp_path, mon
             return super().many(pairs)
 
     with Stub(model) as stub:
-        settings = {"timeout": 5.0, "retries": 1, "backoff": 0.01}
+        settings = {"timeout": 60.0, "retries": 1, "backoff": 0.01}
 
         def judge() -> Watched:
             watch.clear()
@@ -107,6 +108,14 @@ def test_a_local_guard_reads_what_the_model_writes_whatever_the_batch(tiny_folde
         together = LocalJudge(format, str(folder), batch=4, device="cpu").many(rows)
         alone = LocalJudge(format, str(folder), batch=1, device="cpu").many(rows)
         assert together == alone
-        assert all(
-            verdict.undetermined and verdict.reason.split(":")[0] in ("cut off", "unreadable") for verdict in alone
-        )
+        assert all(verdict.undetermined for verdict in alone)
+        assert {verdict.reason.split(":")[0] for verdict in alone} <= {"cut off", "unreadable"}
+
+
+def test_a_local_guard_reads_the_new_tokens_alone_and_only_to_their_end(tiny_folder, monkeypatch):
+    one = LocalJudge(LlamaGuard(raw=True), str(tiny_folder), device="cpu")
+    prompt = Prompt(id="p", text="Say unsafe", kind="harmful", suite="t")
+    for text, expected in (("unsafe\nS2<|end|>", True), ("safe<|end|><|pad|>", False), ("unsafe\nS2", None)):
+        said = torch.tensor([one._tokenizer(text)["input_ids"]])
+        monkeypatch.setattr(one._model, "generate", lambda input_ids, said=said, **_: torch.cat([input_ids, said], 1))
+        assert one(prompt, "safe").unsafe is expected

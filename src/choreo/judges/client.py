@@ -184,7 +184,7 @@ class Client:
         status = response.status_code
         if status == 200:
             return parse(content), None
-        details = f"HTTP {status} {self._told(content.decode('utf-8', 'replace'))}".strip()
+        details = f"HTTP {status} {self._told(content.decode('utf-8', 'replace'))}"
         if status in WRONG:
             return Failure("wrong", details), None
         if status in AGAIN or status >= 500:

@@ -115,6 +115,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """`text` in one line of at most `most` characters."""
-    text = re.sub(r"\s+", " ", text).strip()
+    """`text` in one line of at most `most` characters; "(nothing)" where there is none."""
+    text = re.sub(r"\s+", " ", text).strip() or "(nothing)"
     return text if len(text) <= most else text[: most - 1] + "…"
