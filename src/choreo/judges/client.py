@@ -84,7 +84,7 @@ class Endpoint:
         """What is sent: the question and everything else that bears on the reply."""
         body = {"model": self.model, **question, self.tokens_field: self.max_tokens or tokens}
         if self.temperature is not None:
-            body["temperature"] = self.temperature
+            body["temperature"] = float(self.temperature)  # 0 and 0.0 are one key of the cache
         return body | dict(self.extra)
 
     def address(self, body: Mapping[str, Any]) -> str:
@@ -133,20 +133,19 @@ class Asked:
 
 
 class Client:
-    """Asks one server, from any number of threads."""
+    """Asks one server, from any number of threads. Raises BadInput for a key that cannot be sent."""
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self._key = os.environ.get(endpoint.key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            # Sent, it would be an error that quotes the key.
+            raise BadInput(f"{endpoint.key_variable}: holds no key that can be sent (a line break, or no ASCII)")
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=endpoint.concurrency)
-        try:
-            self._http = httpx2.Client(headers=headers, timeout=endpoint.timeout, limits=limits)
-        except (UnicodeError, ValueError):
-            # The error would quote the key.
-            raise BadInput(f"{endpoint.key_variable}: is no key that can be sent (letters outside ASCII?)") from None
+        self._http = httpx2.Client(headers=headers, timeout=endpoint.timeout, limits=limits)
         self._random = random.Random()  # waits only; Python's global generator is left alone
         self._lock = threading.Lock()
         self._not_before = 0.0  # Retry-After holds for every thread
@@ -179,7 +178,9 @@ class Client:
             response, content = self._post(body)
         except httpx2.TimeoutException:
             return Failure("timed out", f"no whole reply in {self.endpoint.timeout:g} s"), None
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
+        except httpx2.DecodingError as error:
+            return Failure("malformed", self._told(str(error))), None
+        except httpx2.TransportError as error:
             return Failure("unreachable", self._told(str(error) or type(error).__name__)), None
         status = response.status_code
         if status == 200:
