@@ -152,7 +152,8 @@ def test_the_cache_is_keyed_by_everything_that_matters(tmp_path):
             ask(stub, **changes)
             assert len(stub.seen) + len(other.seen) == calls + 1, changes
         calls = len(stub.seen)
-        ask(stub, temperature=0, timeout=9.0, retries=1, concurrency=1, prompt_price=3.0)  # what does not bear on a reply
+        # What does not bear on a reply.
+        ask(stub, temperature=0, timeout=9.0, retries=1, concurrency=1, prompt_price=3.0)
         assert len(stub.seen) == calls
 
 
