@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
+from choreo.errors import Interrupted
 from choreo.types import Episode, Prompt, Verdict
+
+Pair = tuple[Prompt, str]
+"""A prompt and the answer to be judged."""
+
+
+class JudgeDown(Interrupted):
+    """A judge that had answered went away in the middle. What it said is kept: going on later costs only the rest."""
 
 
 class Judge(Protocol):
-    """J(p, c) of WaltzRL, section 3. It says so when it cannot decide (`Verdict.undetermined`)."""
+    """J(p, c) of WaltzRL, section 3. It says so when it cannot decide (`Verdict.undetermined`).
+
+    A judge that is faster on many answers at once also has `many(pairs) -> list[Verdict]`, in the order of `pairs`.
+    """
 
     @property
     def name(self) -> str: ...
@@ -18,18 +29,62 @@ class Judge(Protocol):
     def __call__(self, prompt: Prompt, answer: str) -> Verdict: ...
 
 
+class Format(Protocol):
+    """How a language model is asked for a verdict, and how its reply is read. Pure: no state, no input or output.
+
+    name, version: which words these are. Other words, or another reading of a prompt, are another version.
+    tokens: most tokens that a whole reply takes.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    def ask(self, prompt: Prompt, answer: str) -> dict[str, Any]:
+        """The part of a request that is the question: {"messages": …} for a chat model, {"prompt": text} for text
+        that goes to the model as it is, special tokens included but not the one that begins a sequence."""
+        ...
+
+    def read(self, prompt: Prompt, reply: str) -> Verdict:
+        """The verdict in `reply`; one that is undetermined where there is none. It never guesses."""
+        ...
+
+
+def undetermined(reason: str) -> Verdict:
+    """No verdict, and why: '<kind>' or '<kind>: <details>'; `endpoint` counts by kind."""
+    return Verdict(None, None, reason=reason)
+
+
+def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
+    """A verdict per pair, in order: in one batch where the judge takes one.
+
+    Raises JudgeDown or BadInput where the judge cannot be reached.
+    """
+    many = getattr(judge, "many", None)
+    if many is None:
+        return [judge(prompt, answer) for prompt, answer in pairs]
+    verdicts: list[Verdict] = many(pairs)
+    if len(verdicts) != len(pairs):
+        raise ValueError(f"judge {judge.name} gave {len(verdicts)} verdicts on {len(pairs)} answers")
+    return verdicts
+
+
 def judge_episodes(judge: Judge, episodes: Sequence[Episode]) -> list[Episode]:
-    """The same episodes with a verdict on every answer c_0 … c_T.
+    """The same episodes with a verdict on every answer c_0 … c_T; all of them are one batch.
 
     The judge reads text alone; that an answer was cut off at its token limit is known only here,
     so such an answer is marked degenerate. Its labels stay the judge's.
     """
+    pairs = [(episode.prompt, turn.text) for episode in episodes for turn in episode.answers]
+    told: Iterator[Verdict] = iter(judge_all(judge, pairs))
 
     def verdicts(episode: Episode) -> tuple[Verdict, ...]:
-        told = [judge(episode.prompt, turn.text) for turn in episode.answers]
-        return tuple(
-            verdict if turn.finished else replace(verdict, degenerate=True)
-            for verdict, turn in zip(told, episode.answers, strict=True)
-        )
+        own = [(turn, next(told)) for turn in episode.answers]
+        return tuple(verdict if turn.finished else replace(verdict, degenerate=True) for turn, verdict in own)
 
     return [replace(episode, verdicts=verdicts(episode)) for episode in episodes]

@@ -21,7 +21,7 @@ from choreo.engine.learner import Learner
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
 from choreo.errors import BadInput, Interrupted
-from choreo.judges.base import judge_episodes
+from choreo.judges.base import JudgeDown, judge_episodes
 from choreo.microworld.world import World, base_folder, fingerprint
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -52,7 +52,8 @@ class Pair:
 def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
     """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
 
-    Raises Interrupted, its state saved, when `progress` was interrupted.
+    Raises Interrupted, its state saved, when `progress` was interrupted or the judge went away; BadInput, its state
+    saved too, when the judge cannot be used.
     """
     pair, world, learning = Pair(recipe), World(recipe.world), recipe.learning
     learns = {
@@ -91,7 +92,13 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
             rounds=recipe.protocol.rounds, answer_tokens=recipe.protocol.answer_tokens,
             feedback_tokens=recipe.protocol.feedback_tokens, key=key,
         )  # fmt: skip
-        episodes = judge_episodes(world.judge, episodes)
+        try:
+            episodes = judge_episodes(world.judge, episodes)
+        except (BadInput, JudgeDown) as missing:
+            # No weight has moved in this step. To go on without verdicts would be to learn from their absence.
+            if step > 1 and not run.checkpoint(step - 1).exists():
+                checkpoint.save(run.checkpoint(step - 1), state(step - 1))
+            raise type(missing)(f"saved at step {step - 1}; {missing}") from None
         parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
         samples = _advantages(parts.samples, learning, pair.engine, values)
         figures: dict[str, Any] = {"stage": stage, **describe(episodes, parts)}

@@ -1,0 +1,189 @@
+"""A language model over an OpenAI-compatible endpoint as a judge: many at a time, cached, counted.
+
+What cannot be judged is an undetermined verdict with its reason, and is counted under it; a judge that is not there at
+all stops the work instead (`BadInput` where it never answered, `JudgeDown` where it went away).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+from choreo.judges.base import Format, JudgeDown, Pair, undetermined
+from choreo.judges.cache import Cache, key_of
+from choreo.judges.client import Asked, Client, Endpoint, Failure, Reply
+from choreo.judges.rubric import shortened
+from choreo.types import Prompt, Verdict
+
+
+class EndpointJudge:
+    """`format` asked at `endpoint`. `cache` is a file; None keeps replies for as long as the judge lives.
+
+    A reply is stored as the server gave it and read anew each time, so a better reading costs no call. Failures are
+    not stored: what failed is asked again the next time. One thread at a time may use a judge.
+    Raises BadInput for a cache that cannot be opened.
+    """
+
+    def __init__(self, format: Format, endpoint: Endpoint, cache: Path | None = None):
+        self.format = format
+        self.endpoint = endpoint
+        self._cache = Cache(cache)
+        self._client = Client(endpoint)
+        self._answered = False  # the server has replied to this object
+        self._known = False  # … or to an earlier one: the cache holds replies to this very judge
+        self._missing = 0  # rows in a row, in the order they ended, that got no reply
+        self._numbers: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+
+    @property
+    def name(self) -> str:
+        return f"{self.format.name}/{self.endpoint.model}"
+
+    def __call__(self, prompt: Prompt, answer: str) -> Verdict:
+        return self.many([(prompt, answer)])[0]
+
+    def many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """A verdict per pair, in order; `endpoint.concurrency` requests at a time. Pairs that ask the same share one.
+
+        Raises BadInput where the server cannot be used: it never answered, or says that key, address or model are
+        wrong. Raises JudgeDown where it stopped answering. Either way, every reply that came is in the cache.
+        """
+        bodies = [self.endpoint.body(self.format.ask(*pair), self.format.tokens) for pair in pairs]
+        keys = [self._key(body) for body in bodies]
+        questions = dict(zip(keys, bodies, strict=True))
+        outcomes: dict[str, Reply | Failure] = {
+            key: Reply(**reply) for key, reply in self._cache.find(questions).items()
+        }
+        self._known |= bool(outcomes)
+        asked = {key: body for key, body in questions.items() if key not in outcomes}
+        outcomes |= self._ask(asked)
+        verdicts = [self._read(prompt, outcomes[key]) for (prompt, _), key in zip(pairs, keys, strict=True)]
+        self._numbers["rows"] += len(pairs)
+        self._numbers["cached"] += len(pairs) - len(asked)
+        self._reasons.update(verdict.reason.split(":")[0] for verdict in verdicts if verdict.undetermined)
+        self._numbers["judged"] += sum(not verdict.undetermined for verdict in verdicts)
+        return verdicts
+
+    def counts(self) -> dict[str, Any]:
+        """What was done since the judge was made; judged + the undetermined = rows.
+
+        cached: rows without a call of their own. calls: requests sent, `retries` of them after a failure.
+        unmetered: replies whose tokens the server did not count (they are in no sum). Requests that failed cost nothing
+        here, whatever the server charges for them.
+        cost: by the endpoint's prices, in their currency.
+        """
+        names = (
+            "rows", "judged", "calls", "cached", "retries", "prompt_tokens", "completion_tokens", "unmetered",
+        )  # fmt: skip
+        counts: dict[str, Any] = {name: self._numbers[name] for name in names}
+        prompt, completion = counts["prompt_tokens"], counts["completion_tokens"]
+        cost = (prompt * self.endpoint.prompt_price + completion * self.endpoint.completion_price) / 1e6
+        return counts | {"undetermined": dict(sorted(self._reasons.items())), "cost": cost}
+
+    def describe(self) -> dict[str, Any]:
+        """Who judges, for the record: format, version, a hash of the words that are sent, and the endpoint's settings.
+
+        words: SHA-256 of everything sent about an empty exchange.
+        """
+        empty = self.format.ask(Prompt(id="", text="", kind="general", suite=""), "")
+        asked = {"format": self.format.name, "version": self.format.version, "words": key_of(empty)}
+        return {"judge": self.name} | asked | {"endpoint": asdict(self.endpoint) | {"extra": dict(self.endpoint.extra)}}
+
+    def close(self) -> None:
+        self._client.close()
+        self._cache.close()
+
+    def _key(self, body: dict[str, Any]) -> str:
+        """Of everything that matters for a reply: address, the whole request body, and which words these are."""
+        return key_of([self.endpoint.address(body), body, self.format.name, self.format.version])
+
+    def _ask(self, questions: dict[str, dict[str, Any]]) -> dict[str, Reply | Failure]:
+        """The outcome of each question; replies are stored as they come."""
+        if not questions:
+            return {}
+        outcomes: dict[str, Reply | Failure] = {}
+        self._client.stopping.clear()
+        with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="judge") as pool:
+            futures = {pool.submit(self._one, key, body): key for key, body in questions.items()}
+            try:
+                for future in as_completed(futures):
+                    key = futures.pop(future)
+                    outcomes[key] = self._count(future)
+                    self._check(outcomes[key])
+            except BaseException:
+                # Requests on their way were paid for: wait for them (a time-out at most), so that they are kept.
+                self._client.stopping.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                for future in futures:
+                    if not future.cancelled() and not future.exception():
+                        self._count(future)
+                raise
+        failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
+        if failures and not self._known:  # fewer rows than patience, and not one reply
+            raise self._down(failures[0])
+        return outcomes
+
+    def _one(self, key: str, body: dict[str, Any]) -> tuple[Asked, Reply | Failure]:
+        """Asks, and stores a reply at once; the outcome that holds is the first one stored."""
+        asked = self._client.ask(body)
+        if isinstance(asked.outcome, Failure):
+            return asked, asked.outcome
+        return asked, Reply(**self._cache.keep(key, asdict(asked.outcome)))
+
+    def _count(self, future: Future[tuple[Asked, Reply | Failure]]) -> Reply | Failure:
+        """Counts what a question took, and returns its outcome."""
+        asked, outcome = future.result()
+        self._numbers["calls"] += asked.calls
+        self._numbers["retries"] += max(0, asked.calls - 1)
+        reply = asked.outcome
+        if isinstance(reply, Failure):
+            return outcome
+        if reply.prompt_tokens is None or reply.completion_tokens is None:
+            self._numbers["unmetered"] += 1
+        self._numbers["prompt_tokens"] += reply.prompt_tokens or 0
+        self._numbers["completion_tokens"] += reply.completion_tokens or 0
+        return outcome
+
+    def _check(self, outcome: Reply | Failure) -> None:
+        """Raises once going on makes no sense."""
+        if isinstance(outcome, Reply):
+            self._answered = self._known = True
+            self._missing = 0
+            return
+        if outcome.kind == "wrong":
+            raise self._down(outcome)
+        if outcome.kind == "stopped" or (outcome.of_row and self._known):
+            return  # another row says why; or the server is there, and does not want this row
+        self._missing += 1
+        never_there = outcome.kind == "unreachable" and not self._answered
+        if never_there or self._missing >= self.endpoint.patience:
+            self._missing = 0
+            raise self._down(outcome)
+
+    def _down(self, failure: Failure) -> BadInput | JudgeDown:
+        where = f"judge {self.name} at {self.endpoint.url}"
+        told = f"{failure.kind}: {failure.details}"
+        if failure.kind == "wrong":
+            key = self.endpoint.key_variable
+            return BadInput(f"{where}: {failure.details} (is the address, the model or the key in {key} wrong?)")
+        if failure.of_row:
+            return BadInput(f"{where}: takes no request; it says {failure.details}")
+        tries = f"after {self.endpoint.retries + 1} tries of at most {self.endpoint.timeout:g} s"
+        if not self._answered:
+            return BadInput(f"{where}: no answer {tries}, last {told}; is the server running, and is this its address?")
+        kept = f"its {len(self._cache)} replies are kept" + (f" in {self._cache.path}" if self._cache.path else "")
+        return JudgeDown(f"{where}: stopped answering; {tries}, last {told}; {kept}")
+
+    def _read(self, prompt: Prompt, outcome: Reply | Failure) -> Verdict:
+        if isinstance(outcome, Failure):
+            return undetermined(f"{outcome.kind}: {outcome.details}")
+        if outcome.refused or outcome.finish == "content_filter":
+            return undetermined(f"judge refused: {shortened(outcome.refused or outcome.text)}")
+        if outcome.finish == "length":
+            return undetermined(f"cut off: {shortened(outcome.text)}")
+        return self.format.read(prompt, outcome.text)

@@ -1,0 +1,76 @@
+"""A guard model that runs here, by transformers: the same formats without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from choreo.judges.base import Format, Pair, undetermined
+from choreo.judges.rubric import shortened
+from choreo.types import Prompt, Verdict
+
+
+class LocalJudge:
+    """`format` asked of a model in `folder` (a path, or a name on a hub), greedily, `batch` rows at a time.
+
+    Raises OSError, from transformers, where there is no such model.
+    """
+
+    def __init__(self, format: Format, folder: str, *, batch: int = 8, device: str | None = None):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.format = format
+        self.folder = folder
+        self.batch = batch
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self._model = model.to(device).eval()
+
+    @property
+    def name(self) -> str:
+        return f"{self.format.name}/{self.folder}"
+
+    def __call__(self, prompt: Prompt, answer: str) -> Verdict:
+        return self.many([(prompt, answer)])[0]
+
+    def many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """A verdict per pair, in order."""
+        asked = [self._ids(self.format.ask(*pair)) for pair in pairs]
+        # Rows of like length share a batch, so that few slots are padding.
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+        verdicts: dict[int, Verdict] = {}
+        for at in range(0, len(order), self.batch):
+            rows = order[at : at + self.batch]
+            for row, (text, finished) in zip(rows, self._reply([asked[i] for i in rows]), strict=True):
+                read = self.format.read(pairs[row][0], text) if finished else None
+                verdicts[row] = read or undetermined(f"cut off: {shortened(text)}")
+        return [verdicts[i] for i in range(len(pairs))]
+
+    def _ids(self, question: dict[str, Any]) -> list[int]:
+        """Token ids of a question. A plain prompt gets what the tokenizer begins a sequence with."""
+        if "prompt" in question:
+            return list(self._tokenizer(question["prompt"])["input_ids"])
+        text = self._tokenizer.apply_chat_template(question["messages"], tokenize=False, add_generation_prompt=True)
+        # The template has written the special tokens that it wants.
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.inference_mode()
+    def _reply(self, asked: Sequence[list[int]]) -> list[tuple[str, bool]]:
+        """Per row, the text written and whether it came to its end."""
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends if ends is not None else self._tokenizer.eos_token_id])
+        pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else next(iter(ends))
+        width = max(map(len, asked))
+        # Left padding: every row ends where its reply begins.
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=self._model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=self._model.device)
+        written = self._model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=self.format.tokens, do_sample=False, pad_token_id=pad,
+        )[:, width:].tolist()  # fmt: skip
+        return [
+            (str(self._tokenizer.decode(row, skip_special_tokens=True)), any(token in ends for token in row))
+            for row in written
+        ]
