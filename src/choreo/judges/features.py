@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def features(prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
     for block in (words, runs):
         size = 1.0 / math.sqrt(len(block)) if block else 0.0
         for name in block:
-            bucket = zlib.crc32(name.encode()) % BUCKETS  # the same on every machine, unlike hash()
+            bucket = _bucket(name)
             values[bucket] = values.get(bucket, 0.0) + size
     return (
         np.fromiter(values.keys(), np.int64, len(values)),
@@ -69,10 +70,16 @@ def features(prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
     )
 
 
+@lru_cache(2**16)
+def _bucket(name: str) -> int:
+    return zlib.crc32(name.encode()) % BUCKETS  # the same on every machine, unlike hash()
+
+
 def _content(said: list[str]) -> set[str]:
     return {_stem(token) for token in set(said) if len(token) > 1 and token not in _FUNCTION and token[0].isalnum()}
 
 
+@lru_cache(2**16)  # the same words come again and again
 def _stem(word: str) -> str:
     return _SUFFIX.sub("", word)
 
