@@ -88,10 +88,10 @@ def test_rounds_are_compared_within_seeds():
 
 def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     ends = {"naive-sft": (480,), "confident-loss": (492,), "ceiling": (570,), "macpo-no-iw": (480, 540, 559),
-            "macpo-steady": (480, 540, 558)}  # fmt: skip
+            "macpo-filter-alone": (480, 540, 558)}  # fmt: skip
 
     def found(arm):
-        return rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-steady" else 60) if (
+        return rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-filter-alone" else 60) if (
             arm.name != "macpo") else rounds(480, 540, 564, refused=60)  # fmt: skip
 
     made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
@@ -101,7 +101,7 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     assert "naive-sft: 14.0 % won, 0.0 % lost" in said
     assert "MACPO and MACPO with teachers stay as they began cannot be told apart" in said
     assert "MACPO: ORR changes by +20.0 points" in said
-    assert "MACPO kept steady is below MACPO in ORR: -20.0 points" in said
+    assert "MACPO with the published filter alone is below MACPO in ORR: -20.0 points" in said
     table = (tmp_path / "study" / "study.md").read_text()
     assert "12.0 (11.7–12.3)" in table  # tokens are no share
 
@@ -114,7 +114,7 @@ def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
     made("macpo-stability", tmp_path / "study", macpo_stability.ARMS, found, bases)
     said = macpo_stability.run(Study.open("macpo-stability", tmp_path / "study", SEEDS, (), Progress()))
     assert "macpo: reward is lost after round 3: -20.0 points" in said
-    assert "macpo-steady: no loss of reward after round 3 beyond 3 points: +0.0 points" in said
+    assert "macpo-filter-alone: no loss of reward after round 3 beyond 3 points: +0.0 points" in said
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
   choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
-waltz-no-label-anywhere; macpo, macpo-steady, macpo-published, macpo-no-mp, macpo-no-hn,
+waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
 macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling.
 A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
@@ -112,7 +112,7 @@ A run folder's recipe.toml lists every setting and can be trained again.""")  # 
   choreo study waltz-sensitivity           the weight of DIR, wrong labels, value baselines, cost
   choreo study waltz-limits --seeds 0,1    several rounds, and languages never trained on
   choreo study macpo-table --jobs 2        MACPO, its baselines and its ablations, two runs at a time
-  choreo study macpo-stability             ten rounds, as it is and kept steady
+  choreo study macpo-stability             ten rounds, and ten with the paper's filter alone
   choreo study macpo-noise                 wrong labels in the teachers' data
   choreo study macpo-teachers              how many teachers, how different; other ways to make negatives
   choreo study macpo-transfer              another task: everyday questions alone

@@ -25,7 +25,7 @@ class Agents(Section):
     )
     student: str = Field("micro-llama", description="the strong student's base")
     train: Literal["lora", "full"] = "lora"
-    rank: Positive = 8
+    rank: Positive = Field(32, description="of LoRA; 8 holds a base as narrow as the shipped teachers back")
     alpha: Rate = 16.0
 
 
@@ -75,12 +75,12 @@ class Rounds(Section):
     candidates: Annotated[int, Field(ge=2)] = Field(4, description="drafts per prompt, where drafts are compared")
     keep: Positive = Field(1, description="how many of the teachers' answers to a prompt the student takes")
     refusals: Literal["any", "as-labelled"] = Field(
-        "any",
+        "as-labelled",
         description="how many positives may refuse. any: as many as do (published); as-labelled: the share that does "
         "among the chosen labels, what is in excess left out, the most doubtful first",
     )
     rehearse: Annotated[int, Field(ge=0)] = Field(
-        0, description="how often a teacher's own labelled pairs stand among its pairs of a round (0: published)"
+        2, description="how often a teacher's own labelled pairs stand among its pairs of a round (0: published)"
     )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
     adopt: Literal["after", "before"] = Field(

@@ -31,16 +31,17 @@ def in_share(share: float, refuses: Sequence[bool], doubt: Sequence[float]) -> l
 
     What an agent is taught it writes more of, and is then taught by others: where positives refuse a little more often
     than they should, refusals grow round by round. Of the two kinds, refusals and others, the one in excess is cut, the
-    most doubtful first. doubt: perplexity under the one who learns. 0 and 1 leave one kind alone.
+    most doubtful first, but never by more than half: who never refuses, or always does, still has something to learn.
+    doubt: perplexity under the one who learns.
     """
     kinds: dict[bool, list[int]] = {True: [], False: []}
     for i, kind in enumerate(refuses):
         kinds[kind].append(i)
     kept = []
     for kind, part in ((True, share), (False, 1 - share)):
-        other = len(kinds[not kind])
+        other, least = len(kinds[not kind]), math.ceil(len(kinds[kind]) / 2)
         most = round(part / (1 - part) * other) if part < 1 else len(refuses)
-        kept += sorted(kinds[kind], key=lambda i: (doubt[i], i))[:most]
+        kept += sorted(kinds[kind], key=lambda i: (doubt[i], i))[: max(most, least)]
     return sorted(kept)
 
 

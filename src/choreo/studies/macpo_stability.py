@@ -1,4 +1,4 @@
-"""`choreo study macpo-stability`: ten rounds, as it is and kept steady."""
+"""`choreo study macpo-stability`: ten rounds, and ten with the paper's filter alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from choreo.studies.rounds import BySeed, at, by_round, path, rounds_of
 
 ROUNDS = 10
 BEYOND = 0.03  # a loss of reward that would matter
-RULES = ("macpo", "macpo-steady")
+RULES = ("macpo", "macpo-filter-alone")
 ALONE = ("ceiling=false", f"rounds.count={ROUNDS}")
 ARMS = tuple(Arm(rule, rule, ALONE) for rule in RULES)
 

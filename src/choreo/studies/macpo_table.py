@@ -36,12 +36,13 @@ ABLATIONS = {
 }
 WAYS = {
     "macpo": "MACPO",
-    "macpo-steady": "MACPO kept steady",
-    "macpo-published": "MACPO at the published balance of losses",
+    "macpo-filter-alone": "MACPO with the published filter alone",
+    "macpo-published": "MACPO with published filter and losses",
 }
 NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling")
 # As many updates as MACPO's student has, on the same weak answers: what more training alone brings.
-LONGER = ("rounds.positives=weak", "rounds.negatives=none", "rounds.teachers_learn=false", "rounds.count=3")
+LONGER = ("rounds.positives=weak", "rounds.refusals=any", "rounds.negatives=none", "rounds.teachers_learn=false",
+          "rounds.count=3")  # fmt: skip
 ARMS = tuple(
     Arm(name, name.removesuffix("-longer"), (*ALONE, *(LONGER if name.endswith("-longer") else ()))) for name in NAMES
 )
@@ -56,8 +57,10 @@ def run(study: Study) -> str:
         "MACPO (arXiv 2410.07672) in the microworld: weak teachers and a strong student, trained without labels for "
         "the student's half of the prompts. Reward is the share of satisfactory answers on held-out, by the exact "
         "judge; PGR is the share of the gap between the first teacher at its start and the strong ceiling that a "
-        "student recovers. The default weighs likelihood more than the paper does, for at the paper's balance "
-        "(macpo-published) rounds go wrong here. SPIN and self-rewarding keep the rate at which they keep their words. "
+        "student recovers. By default positives refuse as often as the labels do, teachers rehearse their "
+        "labels, and the likelihood weighs more than in the paper, whose own way is macpo-published; "
+        "macpo-filter-alone differs from the default in the first of these only. SPIN and self-rewarding "
+        "keep the rate at which they keep their words. "
         "The paper claims that MACPO stands above every baseline, that every round improves "
         "student and teachers, and that each of its three parts is needed."
     )
@@ -119,7 +122,7 @@ def _ablations(rounds: Mapping[str, BySeed]) -> Section:
 
 
 def _refusals(rounds: Mapping[str, BySeed]) -> Section:
-    """Reward against over-refusal by round: as it is, kept steady, at the paper's balance of losses."""
+    """Reward against over-refusal by round, beside the published filter alone and the published losses."""
     rows: list[list[Any]] = []
     series = []
     ours = rounds["macpo"]

@@ -75,8 +75,8 @@ def way(recipe: MacpoRecipe) -> str:
         ("rounds.negatives", rounds.negatives == "none", "no_hard_negatives"),
         ("rounds.positives", rounds.positives == "self", "no_mutual_positives"),
         ("rounds.teachers_learn", not rounds.teachers_learn, "frozen_teachers"),
-        ("rounds.refusals", rounds.refusals == "as-labelled", "matched"),
-        ("rounds.rehearse", rounds.rehearse > 0, "rehearsed"),
+        ("rounds.refusals", rounds.refusals == "any", "filter_alone"),
+        ("rounds.rehearse", rounds.rehearse == 0, "no_rehearsal"),
         ("rounds.keep", 1 < len(teachers) <= rounds.keep, "no_filter"),
     ):
         if key in changed and holds:
