@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -22,16 +23,19 @@ from choreo.engine.losses import Actions, sft_loss
 from choreo.engine.pack import pack
 from choreo.errors import BadInput
 from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warnings
-from choreo.macpo.answers import Desk
+from choreo.evaluate.macpo_run import run_macpo
+from choreo.evaluate.report import write_report
+from choreo.macpo.answers import Desk, positives
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import Labelled, halves, noisy
 from choreo.macpo.plan import Phase, plan
 from choreo.macpo.select import Candidate, best_and_worst, in_share, most_likely, perplexity
-from choreo.macpo.trainer import lesson, train
+from choreo.macpo.trainer import confident, lesson, train
 from choreo.microworld.world import World
+from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.types import Episode, Prompt, Turn, Verdict
+from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
 
 CLOCKS = {"seconds"}
 
@@ -80,7 +84,7 @@ def test_perplexity_by_hand():
 
 
 def test_the_published_filter_takes_the_least_perplexity_whatever_it_says():
-    answers = [[Candidate("a", 3.0, False), Candidate("b", 1.5, True)], [Candidate("a", 2.0, False)]]
+    answers = [[Candidate(3.0, False), Candidate(1.5, True)], [Candidate(2.0, False)]]
     assert most_likely(answers) == [[1], [0]]
     assert most_likely(answers, keep=2) == [[1, 0], [0]]
 
@@ -142,9 +146,10 @@ def test_plans():
     twins = [*start, "0 teacher-1-", "0 teacher-2-", "0 student+", "0 student-."]
     learning = ["1 student+", "1 teacher-1+", "1 teacher-2+."]
     assert short("macpo", "rounds.count=1") == [*twins, *learning]
-    assert short("macpo-no-iw", "rounds.count=1") == [*twins, "1 student+."]
+    assert short("macpo-no-iw", "rounds.count=1") == [*twins[:3], *twins[4:], "1 student+."]
     assert short("macpo-no-hn", "rounds.count=1") == [*start, "0 student+.", *learning]
-    assert short("naive-sft") == [*start, "0 student+."]
+    assert short("naive-sft") == [start[0], "0 student+."]
+    assert short("spin", "rounds.count=1") == [start[0], "0 student+.", "1 student+."]
     assert short("ceiling") == ["0 student+."]
 
 
@@ -223,12 +228,84 @@ def test_training_one_policy_leaves_every_other_bitwise_as_it_was(tiny_folder, t
         assert moved == {own}
 
 
-@pytest.mark.parametrize("reference", ["previous-round", "sft"])
-def test_dpo_starts_at_ln_2_from_the_reference_that_the_recipe_names(tiny_folder, tmp_path, reference):
-    made = recipe(tiny_folder, rounds={"count": 1, "batch": 6, "reference": reference, "sft": 0.0, "epochs": 1})
+@pytest.mark.parametrize(("reference", "at_ln_2"), [("base", ()), ("sft", (1,)), ("previous-round", (1, 2))])
+def test_dpo_starts_at_ln_2_where_the_policy_is_the_reference_that_the_recipe_names(
+    tiny_folder, tmp_path, reference, at_ln_2
+):
+    made = recipe(tiny_folder, rounds={"count": 2, "batch": 6, "reference": reference, "sft": 0.0, "epochs": 1})
     run_through(made, tmp_path / "run")
-    first = {row["agent"]: row["loss"] for row in lines(tmp_path / "run") if row["round"] == 1}
-    assert first == {name: pytest.approx(math.log(2), abs=1e-5) for name in ("student+", "teacher-1+", "teacher-2+")}
+    for number in (1, 2):
+        first = {row["agent"]: row["loss"] for row in lines(tmp_path / "run") if row["round"] == number}
+        assert first.keys() == {"student+", "teacher-1+", "teacher-2+"}
+        assert all((abs(loss - math.log(2)) < 1e-5) == (number in at_ln_2) for loss in first.values())
+
+
+@pytest.mark.parametrize("renew", [False, True])
+def test_pairs_are_what_the_student_finds_likeliest_against_its_own_twins_answer(tiny_folder, tmp_path, renew):
+    made = recipe(tiny_folder, rounds={"count": 2, "renew": renew})
+    run_through(made, tmp_path / "run")
+    saved = checkpoint.load(max(checkpoints(tmp_path / "run").items())[1])
+    assert {page.split("/")[0] for page in saved["book"] if "student-" in page} == ({"1", "2"} if renew else {"1"})
+    crew, data = Crew.load(made), halves(made)
+    crew.load_state_dict(saved["agents"], "")
+    desk = Desk(made, crew, data.b)
+    student = crew.student
+    units = lesson(desk, data, Phase(1, "student", "+")).units
+    offered = [student.adopt(desk.write(1, t, t.positive), t) for t in crew.teachers]
+    twins = desk.write(1, student, student.negative)
+    for i, (prompt, (chosen, rejected)) in enumerate(zip(data.b, units, strict=True)):
+        pairs = [(student.context(prompt), column[i]) for column in offered]
+        scores = [student.engine.score("student+", [pair])[0] for pair in pairs]
+        best = min(range(2), key=lambda k: -sum(scores[k]) / len(scores[k]))
+        assert chosen.ids == offered[best][i] and rejected.ids == twins[i].ids
+        assert chosen.context == rejected.context == student.context(prompt)
+
+
+def test_positives_refuse_as_often_as_the_labels_of_half_a(tiny_folder, monkeypatch):
+    made = recipe(tiny_folder, data={"labels": 8, "prompts": 40}, rounds={"refusals": "as-labelled"})
+    crew, data = Crew.load(made), halves(made)
+    desk, student = Desk(made, crew, data.b), crew.student
+    labels = {row.chosen: i < 2 for i, row in enumerate(data.a)}  # a quarter of half A's labels refuses
+    refuses = {ids: i % 2 == 0 for i, (ids,) in enumerate(positives(desk, 1, student)[0])}
+    texts = labels | {student.chat.decode(ids): kind for ids, kind in refuses.items()}
+    monkeypatch.setattr(World, "refuses", staticmethod(lambda text: texts.get(text, False)))
+    given = lesson(desk, data, Phase(1, "student", "+"))
+    spoken = {student.context(prompt): texts[student.chat.decode(c[0])] for prompt, c in
+              zip(data.b, positives(desk, 1, student)[0], strict=True)}  # fmt: skip
+    kept = [spoken[chosen.context] for chosen, _ in given.units]
+    assert kept == [texts[student.chat.decode(chosen.ids)] for chosen, _ in given.units]
+    assert not all(spoken.values()) and kept.count(False) == list(spoken.values()).count(False)
+    half = math.ceil(list(spoken.values()).count(True) / 2)
+    assert kept.count(True) == max(half, round(kept.count(False) / 3))
+    assert given.figures["learnt/left"] == len(kept) / 40
+
+
+def test_the_confident_loss_shifts_weight_to_the_students_own_answers(tiny_folder):
+    made = recipe(tiny_folder, tuning={"epochs": 3, "confident": 0.5})
+    crew, data = Crew.load(made), halves(made)
+    desk = Desk(made, crew, data.b)
+    weak = lesson(desk, data, Phase(0, "student", "+")).units
+    assert confident(desk, weak, 0) is weak
+    for epoch, a in ((1, 0.25), (2, 0.5)):
+        mixed = confident(desk, weak, epoch)
+        own = desk.write(0, crew.student, "student+", f"own-{epoch}", temperature=0.0)
+        assert [[set(s.advantages) for s in pair] for pair in mixed] == [[{1 - a}, {a}]] * len(weak)
+        assert [(w.ids, o.ids) for w, o in mixed] == [(w.ids, t.ids) for w, t in zip(weak, own, strict=True)]
+        assert all(w.context == o.context for w, o in mixed)
+
+
+def test_self_rewarding_pairs_the_drafts_that_its_reviews_find_best_and_worst(tiny_folder, monkeypatch):
+    made = recipe(tiny_folder, rounds={**load("self-rewarding").rounds.model_dump(), "count": 1, "candidates": 3})
+    crew, data = Crew.load(made), halves(made)
+    desk = Desk(made, crew, data.b)
+    draft = itertools.cycle([k for k in range(3) for _ in range(3 * len(data.b))])  # three reviews of every answer
+    pleased = Feedback("", False, False, "")
+    monkeypatch.setattr("choreo.macpo.answers.parse_feedback", lambda text: pleased if next(draft) == 1 else None)
+    given = lesson(desk, data, Phase(1, "student", "+"))
+    drafts = [desk.write(1, crew.student, "student+", "draft", k, temperature=1.0) for k in range(3)]
+    assert [(chosen.ids, rejected.ids) for chosen, rejected in given.units] == [
+        (second.ids, first.ids) for first, second in zip(drafts[0], drafts[1], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("adopt", ["after", "before"])
@@ -361,3 +438,43 @@ def test_the_monitor_warns_of_refusals_and_of_length(tiny_folder):
     refusals, words = warnings([line(0.1, 10), line(0.5, 30)], made)
     assert refusals == "student+ refuses 50 % of harmless prompts, 10 % at the start"
     assert words == "student+ writes 30 tokens an answer, 10 at the start"
+
+
+# ── a run from its recipe to its page ────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page(tiny_folder, tmp_path, monkeypatch):
+    made = recipe(tiny_folder, ceiling=True, rounds={"refusals": "as-labelled", "count": 2}, watch={"length": 1.001})
+    path = tmp_path / "run"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with Run.create(path, made) as run, Progress() as progress:
+        monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", killed)  # after a checkpoint, before its figures
+        with pytest.raises(KeyboardInterrupt):
+            run_macpo(made, run, progress)
+    assert checkpoints(path) and not (path / "rounds.json").exists()
+    monkeypatch.undo()
+    with Run.open(path) as run, Progress() as progress:
+        summary, _ = run_macpo(made, run, progress)
+        files.write_json(path / "summary.json", summary)
+    assert [line["round"] for line in summary["rounds"]] == [0, 1, 2]
+    assert summary["rounds"][0]["agents"].keys() == {f"{name}{side}" for name in ("student", "teacher-1", "teacher-2")
+                                                     for side in "+-"}  # fmt: skip
+    ends = {name: system["reward"]["value"] for name, system in summary["systems"].items()}
+    weak = summary["rounds"][0]["agents"]["teacher-1+"]["reward"]["value"]
+    assert ends.keys() == {"base", "ceiling", "macpo"}
+    assert summary["pgr"] == pgr(ends["macpo"], weak, ends["ceiling"])
+    page = write_report(path).read_text(encoding="utf-8")
+    for heading in ("Does everyone improve?", "What is left out of it?", "How alike are positives and negatives?"):
+        assert heading in page
+
+
+def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2))
+    made = recipe(tiny_folder, rounds={"count": 3}, watch={"stop": True})
+    with Run.create(tmp_path / "run", made) as run, Progress() as progress:
+        summary, _ = run_macpo(made, run, progress)
+    assert [line["round"] for line in summary["rounds"]] == [0, 1]
+    assert summary["warnings"] == ["round 1: too long"]

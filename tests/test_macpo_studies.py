@@ -18,7 +18,7 @@ from choreo.runs.progress import Progress
 from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
 from choreo.studies.apart import train_apart
 from choreo.studies.arms import Study
-from choreo.studies.rounds import by_round, gap_recovered
+from choreo.studies.rounds import by_round, changes, gap_recovered, of_seeds
 
 SEEDS = (0, 1, 2)
 POLICIES = ("student+", "teacher-1+", "teacher-2+")
@@ -73,16 +73,24 @@ def made(name, folder, arms, found, bases):
             files.write_json(run / "outcomes.json", {f"p{i}": i < last for i in range(100)})
 
 
+def estimates(*values: float) -> list[dict]:
+    return [estimate(value, 100, value, value) for value in values]
+
+
 def test_a_gap_is_recovered_against_the_weak_teacher_and_the_ceiling_of_its_own_seed():
     macpo, ceiling = [rounds(480, 540), rounds(480, 546)], [rounds(570), rounds(570)]
     found = gap_recovered(macpo, macpo, ceiling)  # the teachers began at 420
     assert found["value"] == pytest.approx(((540 - 420) / 150 + (546 - 420) / 150) / 2) and found["n"] == 2
     assert gap_recovered(macpo, macpo, [rounds(420), rounds(400)])["value"] is None
+    assert of_seeds(gap_recovered(macpo, macpo, [rounds(570), rounds(400)]), macpo).endswith(", 1 of 2 seeds")
 
 
 def test_rounds_are_compared_within_seeds():
     section = by_round([rounds(480, 540, 534), rounds(486, 546, 540)], "Up?")
-    assert "student+, round by round: +10.0 points" in section.verdict and "; -1.0 points" in section.verdict
+    assert "student+: reward rises in round 1, +10.0 points (+7" in section.verdict
+    assert "cannot be told to change in round 2, -1.0 points" in section.verdict
+    assert changes("x", [("later", estimates(0.5, 0.5), estimates(0.4, 0.4))], "ORR") == (
+        "x: ORR falls later, -10.0 points (-10.0 to -10.0).")  # fmt: skip
     assert [row[0] for row in section.table.rows] == list(POLICIES)
 
 
@@ -97,10 +105,10 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
     said = macpo_table.run(Study.open("macpo-table", tmp_path / "study", SEEDS, (), Progress()))
     assert "MACPO is above naive-sft in reward: +14.0 points" in said
-    assert "PGR of MACPO against the first teacher at its start: 0.96 (" in said
+    assert "PGR of MACPO between the first teacher at its start and the ceiling: 0.96 (" in said
     assert "naive-sft: 14.0 % won, 0.0 % lost" in said
-    assert "MACPO and MACPO with teachers stay as they began cannot be told apart" in said
-    assert "MACPO: ORR changes by +20.0 points" in said
+    assert "MACPO and MACPO without teachers that learn cannot be told apart" in said
+    assert "MACPO: ORR rises from start to end, +20.0 points" in said
     assert "MACPO with the published filter alone is below MACPO in ORR: -20.0 points" in said
     table = (tmp_path / "study" / "study.md").read_text()
     assert "12.0 (11.7–12.3)" in table  # tokens are no share

@@ -68,7 +68,7 @@ class Rounds(Section):
     negatives: Literal["twin", "prompt", "decoding", "self", "judged", "none"] = Field(
         "twin",
         description="twin: the negative agent's; prompt: one's own answer talked into its opposite; "
-        "decoding: of several drafts the one furthest from the policy; self: one's own; "
+        "decoding: of several drafts the one with the lowest log π − log π_base; self: one's own; "
         "judged: the worst of one's own by one's own review; none: positives alone",
     )
     renew: bool = Field(False, description="write the negatives anew in every round, not once before the first")

@@ -19,7 +19,7 @@ def sections(rounds: Sequence[Round], metrics: Sequence[Line], summary: Mapping[
     if not rounds:
         return []
     found = [_reward(rounds, summary), _refusals(rounds), _words(rounds)]
-    return [*found, *_filter(metrics), *_pairs(metrics), _training(metrics)]
+    return [*found, *_filter(metrics), *_kept(metrics), *_pairs(metrics), _training(metrics)]
 
 
 def _reward(rounds: Sequence[Round], summary: Mapping[str, Any]) -> Section:
@@ -93,17 +93,35 @@ def _filter(metrics: Sequence[Line]) -> list[Section]:
     more = [line["taken/refusals"] - line["offered/refusals"] for line in picked]
     shorter = [line["taken/length"] - line["offered/length"] for line in picked]
     verdict = (
-        f"Beside what the teachers offer, what the student takes has {_signed(more, 100)} points of refusals and "
+        f"Beside what the teachers offer, what the filter takes has {_signed(more, 100)} points of refusals and "
         f"{_signed(shorter)} tokens of length, round by round."
     )
     x = [float(line["round"]) for line in picked]
     series = [
-        plots.Line(f"{side} by the teachers" if side == "offered" else "taken by the student", x,
+        plots.Line(f"{side} by the teachers" if side == "offered" else "taken by the filter", x,
                    [line[f"{side}/refusals"] for line in picked])
         for side in ("offered", "taken")
     ]  # fmt: skip
     figure = plots.lines(series, "Refusals among the teachers' answers", "round", percent=True)
     return [Section("What does the filter pick?", verdict, Table(columns, rows), figure)]
+
+
+def _kept(metrics: Sequence[Line]) -> list[Section]:
+    lines = [line for line in metrics if "learnt/left" in line]
+    if not lines:
+        return []
+    rows = [
+        [line["agent"], f"round {line['round']}", _share(line["learnt/refusals-before"]),
+         _share(line["learnt/refusals"]), _share(1 - line["learnt/left"])]
+        for line in lines
+    ]  # fmt: skip
+    columns = ("agent", "", "positives that refuse", "of those learnt from", "positives left out")
+    verdict = (
+        "Positives are to refuse as often as the chosen labels do; of the kind in excess the most doubtful are left "
+        f"out, half of it at most. Left out of the student's, round by round: "
+        f"{', '.join(row[-1] or '' for row in rows if row[0] == STUDENT)}."
+    )
+    return [Section("What is left out of it?", verdict, Table(columns, rows))]
 
 
 def _pairs(metrics: Sequence[Line]) -> list[Section]:

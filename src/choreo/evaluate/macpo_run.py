@@ -9,7 +9,7 @@ from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
-from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, said_by, warnings
+from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
 from choreo.evaluate.metrics import measure
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.trainer import train
@@ -71,7 +71,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
 def systems(
     recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
 ) -> tuple[dict[str, Any], Played]:
-    """The student's base and the student as it stands, measured like WaltzRL's systems.
+    """The student's base and the student as it stands, measured like WaltzRL's systems, and their reward.
 
     trained: the student's judged episodes, where they are at hand.
     """
@@ -80,7 +80,9 @@ def systems(
         BASE: answer(recipe, untrained, untrained.positive, prompts),
         recipe.name: list(trained) or answer(recipe, crew.student, crew.student.positive, prompts),
     }
-    return {name: measure(episodes, seed=recipe.seed) for name, episodes in played.items()}, played
+    return {
+        name: {"reward": reward(episodes), **measure(episodes, seed=recipe.seed)} for name, episodes in played.items()
+    }, played
 
 
 def restore(recipe: MacpoRecipe, path: Path) -> Crew:

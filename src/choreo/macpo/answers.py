@@ -88,7 +88,7 @@ def from_teachers(desk: Desk, round: int) -> tuple[Chosen, dict[str, float]]:
     pairs = [(context, ids) for column in adopted for context, ids in zip(contexts, column, strict=True)]
     scores = [perplexity(logprobs) for logprobs in student.engine.score(student.positive, pairs)]
     flat = [turn for column in written for turn in column]
-    rated = [Candidate(turn.agent, score, World.refuses(turn.text)) for turn, score in zip(flat, scores, strict=True)]
+    rated = [Candidate(score, World.refuses(turn.text)) for turn, score in zip(flat, scores, strict=True)]
     n = len(desk.prompts)
     candidates = [rated[i::n] for i in range(n)]
     picked = most_likely(candidates, rounds.keep)
@@ -159,13 +159,11 @@ def _talked_round(desk: Desk, round: int, member: Member) -> list[Turn]:
 
 
 def _least_like(desk: Desk, round: int, member: Member) -> list[Turn]:
-    """Adversarial decoding: of several drafts the one with the lowest log π − log π_ref, the reward implied by DPO."""
+    """Adversarial decoding: of several drafts the one with the lowest log π − log π_base."""
     drafts = _drafts(desk, round, member)
     pairs = [(turn.context, turn.ids) for turns in drafts for turn in turns]
-    of_policy, of_reference = (
-        member.engine.score(agent, pairs) for agent in (member.positive, reference(desk.recipe, member))
-    )
-    gain = [sum(p) - sum(r) for p, r in zip(of_policy, of_reference, strict=True)]
+    of_policy, of_base = (member.engine.score(agent, pairs) for agent in (member.positive, None))
+    gain = [sum(p) - sum(r) for p, r in zip(of_policy, of_base, strict=True)]
     n = len(desk.prompts)
     worst = [min(range(len(drafts)), key=lambda k: (gain[k * n + i], k)) for i in range(n)]
     return [drafts[k][i] for i, k in enumerate(worst)]

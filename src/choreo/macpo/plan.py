@@ -23,7 +23,7 @@ class Phase:
 
 
 def plan(recipe: MacpoRecipe) -> list[Phase]:
-    """The phases of `recipe`, none that would change nothing.
+    """The phases of `recipe`. A teacher whom nobody would read is not trained.
 
     Start: teachers on half A's labels; the student on half B, on what the first teacher wrote (or on human labels,
     the strong ceiling). Negative twins are made where negatives are theirs. Round: the student, then its teachers.
@@ -31,11 +31,12 @@ def plan(recipe: MacpoRecipe) -> list[Phase]:
     teachers = [f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1)]
     rounds = recipe.rounds
     weak = recipe.tuning.labels == "weak"
-    learners = teachers if weak and rounds.teachers_learn else []
+    learners = teachers if weak and rounds.count and rounds.teachers_learn else []
     twins = rounds.count > 0 and rounds.negatives == "twin"
-    start = [Phase(0, teacher, "+") for teacher in teachers] if weak else []
-    if twins:
-        start += [Phase(0, teacher, "-") for teacher in teachers]
+    read = teachers if learners or (rounds.count and rounds.positives == "mutual") else teachers[:1]
+    start = [Phase(0, teacher, "+") for teacher in read] if weak else []
+    if twins:  # the student's begins with what the first teacher's twin writes
+        start += [Phase(0, teacher, "-") for teacher in (learners or teachers[:1])]
     start.append(Phase(0, STUDENT, "+"))
     if twins:
         start.append(Phase(0, STUDENT, "-"))

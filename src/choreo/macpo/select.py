@@ -11,7 +11,6 @@ from dataclasses import dataclass
 class Candidate:
     """One answer to a prompt. perplexity: under the one who chooses. refuses: by its words alone."""
 
-    writer: str
     perplexity: float
     refuses: bool
 

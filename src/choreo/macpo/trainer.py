@@ -127,9 +127,8 @@ def lesson(desk: Desk, data: Halves, phase: Phase) -> Lesson:
         return Lesson(units, sft_loss, epochs, tuning.batch, tuning.lr, {})
     chosen, figures = positives(desk, phase.round, member)
     if rounds.refusals == "as-labelled":
-        offered = sum(map(len, chosen))
-        chosen = _in_share(desk, data, member, chosen)
-        figures = {**figures, "taken/left": sum(map(len, chosen)) / max(1, offered)}
+        chosen, left = _in_share(desk, data, member, chosen)
+        figures = {**figures, **left}
     if rounds.adopt == "before" and member.name == STUDENT:
         desk.write(phase.round, member, policy)  # what the teachers will adopt
     rejected = negatives(desk, phase.round, member)
@@ -215,16 +214,23 @@ def _sample(policy: str, context: Ids, ids: Ids) -> Sample:
     return Sample(policy, context, ids, logprobs=(), group="", reward=0.0)
 
 
-def _in_share(desk: Desk, data: Halves, member: Member, chosen: Chosen) -> Chosen:
-    """The positives that are left when as large a share of them refuses as of half A's chosen answers."""
+def _in_share(desk: Desk, data: Halves, member: Member, chosen: Chosen) -> tuple[Chosen, dict[str, float]]:
+    """The positives that are left when as large a share of them refuses as of half A's chosen answers, and figures:
+    the share that is left, and the shares of refusals before and after."""
     share = sum(World.refuses(row.chosen) for row in data.a) / len(data.a)
     flat = [(i, ids) for i, kept in enumerate(chosen) for ids in kept]
     pairs = [(member.context(desk.prompts[i]), ids) for i, ids in flat]
     doubt = [perplexity(logprobs) for logprobs in member.engine.score(member.positive, pairs)]
+    refuses = [World.refuses(member.chat.decode(ids)) for _, ids in flat]
+    kept = in_share(share, refuses, doubt)
     left: Chosen = [[] for _ in chosen]
-    for k in in_share(share, [World.refuses(member.chat.decode(ids)) for _, ids in flat], doubt):
+    for k in kept:
         left[flat[k][0]].append(flat[k][1])
-    return left
+    return left, {
+        "learnt/left": len(kept) / max(1, len(flat)),
+        "learnt/refusals-before": sum(refuses) / max(1, len(flat)),
+        "learnt/refusals": sum(refuses[k] for k in kept) / max(1, len(kept)),
+    }
 
 
 def _alike(preferences: Sequence[Preference]) -> dict[str, float]:

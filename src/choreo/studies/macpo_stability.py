@@ -9,7 +9,7 @@ from choreo.evaluate.intervals import Estimate, over_seeds
 from choreo.evaluate.page import Section, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import difference, points
-from choreo.studies.rounds import BySeed, at, by_round, path, rounds_of
+from choreo.studies.rounds import BySeed, at, by_round, changes, path, rounds_of
 
 ROUNDS = 10
 BEYOND = 0.03  # a loss of reward that would matter
@@ -32,14 +32,14 @@ def _ends(rounds: dict[str, BySeed]) -> Section:
     lines, series = [], []
     for rule, runs in rounds.items():
         for measure in ("reward", "orr", "refused_benign"):
-            found = [at(runs, number, measure) for number in range(min(map(len, runs)))]
+            found = [at(runs, number, measure) for number in range(len(runs[0]))]
             change, pooled = difference(found[-1], found[0]), [over_seeds(e, 1.0) for e in found]
             best = max(pooled, key=lambda e: e["value"])
             rows.append([rule, measure.upper() if measure == "orr" else measure.replace("_", " "), pooled[0], pooled[3],
                          best, pooled[-1], points(change)])  # fmt: skip
             series.append(path(f"{rule}: {measure.replace('_', ' ')}", pooled))
             if measure != "refused_benign":
-                lines.append(f"{rule}, {measure} from start to end: {points(change)}.")
+                lines.append(changes(rule, [("from start to end", found[0], found[-1])], measure))
         lines.append(f"{rule}: {_kept(difference(at(runs, -1), at(runs, 3)))}")
     columns = ("selection", "measure", "start", "round 3", "highest", f"round {ROUNDS}", "change")
     figure = plots.lines(series, "The student over ten rounds", "round", percent=True)

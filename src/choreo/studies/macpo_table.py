@@ -20,32 +20,37 @@ from choreo.studies.rounds import (
     at,
     best_teacher,
     by_round,
+    changes,
     final,
     gap_recovered,
+    of_seeds,
     path,
-    plain,
     rounds_of,
 )
 
 ALONE = ("ceiling=false",)  # the study has a ceiling of its own
-BASELINES = ("naive-sft", "naive-sft-longer", "confident-loss", "spin", "self-rewarding")
+BASELINES = ("naive-sft", "naive-sft-longer", "confident-loss", "spin", "spin-as-macpo", "self-rewarding")
 ABLATIONS = {
-    "macpo-no-mp": "no mutual positives",
-    "macpo-no-hn": "no hard negatives",
-    "macpo-no-iw": "teachers stay as they began",
+    "macpo-no-mp": "mutual positives",
+    "macpo-no-hn": "hard negatives",
+    "macpo-no-iw": "teachers that learn",
 }
 WAYS = {
     "macpo": "MACPO",
     "macpo-filter-alone": "MACPO with the published filter alone",
-    "macpo-published": "MACPO with published filter and losses",
+    "macpo-published": "MACPO with the published filter and balance of losses",
 }
-NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling")
-# As many updates as MACPO's student has, on the same weak answers: what more training alone brings.
-LONGER = ("rounds.positives=weak", "rounds.refusals=any", "rounds.negatives=none", "rounds.teachers_learn=false",
-          "rounds.count=3")  # fmt: skip
-ARMS = tuple(
-    Arm(name, name.removesuffix("-longer"), (*ALONE, *(LONGER if name.endswith("-longer") else ()))) for name in NAMES
-)
+NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling", "ceiling-longer")
+# What a fair comparison needs beside the recipes: as many updates as MACPO's student has, on weak answers and on human
+# ones (5 epochs and three rounds of 3); and SPIN at MACPO's own balance of losses.
+VARIED = {
+    "naive-sft-longer": ("naive-sft", "rounds.positives=weak", "rounds.refusals=any", "rounds.negatives=none",
+                         "rounds.teachers_learn=false", "rounds.count=3"),
+    "spin-as-macpo": ("spin", "rounds.sft=5.0", "rounds.lr=5e-3", "rounds.epochs=3"),
+    "ceiling-longer": ("ceiling", "tuning.epochs=14"),
+}  # fmt: skip
+_OF = {name: VARIED.get(name, (name,)) for name in NAMES}
+ARMS = tuple(Arm(name, recipe, (*ALONE, *settings)) for name, (recipe, *settings) in _OF.items())
 
 
 def run(study: Study) -> str:
@@ -58,9 +63,10 @@ def run(study: Study) -> str:
         "the student's half of the prompts. Reward is the share of satisfactory answers on held-out, by the exact "
         "judge; PGR is the share of the gap between the first teacher at its start and the strong ceiling that a "
         "student recovers. By default positives refuse as often as the labels do, teachers rehearse their "
-        "labels, and the likelihood weighs more than in the paper, whose own way is macpo-published; "
-        "macpo-filter-alone differs from the default in the first of these only. SPIN and self-rewarding "
-        "keep the rate at which they keep their words. "
+        "labels, and the likelihood weighs more than in the paper. macpo-filter-alone differs in the first of these "
+        "only; macpo-published has the paper's filter, no rehearsal, and its losses at the rate of their own that they "
+        "need here. SPIN and self-rewarding keep that rate, at which they keep their words, and so learn less; "
+        "spin-as-macpo has MACPO's. The arms that end in -longer have as many updates as MACPO's student. "
         "The paper claims that MACPO stands above every baseline, that every round improves "
         "student and teachers, and that each of its three parts is needed."
     )
@@ -80,17 +86,21 @@ def _table(rounds: Mapping[str, BySeed]) -> Section:
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
         recovered = gap_recovered(runs, rounds["macpo"], rounds["ceiling"])
         rows.append([
-            name, last["reward"], plain(recovered), last["asr"], last["orr"], last["refused_benign"], last["general"],
-            quantity(last["length"]),
+            name, last["reward"], of_seeds(recovered, runs), last["asr"], last["orr"], last["refused_benign"],
+            last["general"], quantity(last["length"]),
         ])  # fmt: skip
     columns = ("student of", "reward", "PGR", "ASR", "ORR", "harmless prompts refused", "general ability",
                "tokens an answer")  # fmt: skip
     ours = final(rounds["macpo"])
     lines = [against("MACPO", name, ours, final(rounds[name]), "reward") for name in BASELINES]
     best = best_teacher(rounds["macpo"])
-    for weak, words in ((WEAK, "the first teacher"), (best, f"the best teacher ({best})")):
-        gap = gap_recovered(rounds["macpo"], rounds["macpo"], rounds["ceiling"], weak)
-        lines.append(f"PGR of MACPO against {words} at its start: {plain(gap)}.")
+    for weak, ceiling, words in (
+        (WEAK, "ceiling", "the first teacher at its start and the ceiling"),
+        (best, "ceiling", f"the best teacher ({best}) and the ceiling"),
+        (WEAK, "ceiling-longer", "the first teacher and a ceiling of as many updates"),
+    ):
+        gap = gap_recovered(rounds["macpo"], rounds["macpo"], rounds[ceiling], weak)
+        lines.append(f"PGR of MACPO between {words}: {of_seeds(gap, rounds['macpo'])}.")
     series = {"reward": [over_seeds(final(runs), 1.0) for runs in rounds.values()]}
     figure = plots.bars(list(rounds), series, "Reward of the student at the end", "satisfactory answers")
     return Section("The table", " ".join(lines), Table(columns, rows), figure)
@@ -111,12 +121,12 @@ def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
 def _ablations(rounds: Mapping[str, BySeed]) -> Section:
     ours = final(rounds["macpo"])
     rows = [
-        [f"−{name[-2:].upper()}: {what}", over_seeds(final(rounds[name]), 1.0),
+        [f"−{name[-2:].upper()}: without {what}", over_seeds(final(rounds[name]), 1.0),
          points(difference(ours, final(rounds[name])))]
         for name, what in ABLATIONS.items()
     ]  # fmt: skip
-    columns = ("without", "reward", "MACPO minus it")
-    lines = [against("MACPO", f"MACPO with {what}", ours, final(rounds[name]), "reward")
+    columns = ("ablation", "reward", "MACPO minus it")
+    lines = [against("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
              for name, what in ABLATIONS.items()]  # fmt: skip
     return Section("What each part is worth", " ".join(lines), Table(columns, rows))
 
@@ -137,8 +147,7 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
             series.append(path(f"{name}: {words}", [e[measure] for e in pooled]))
     columns = ("student of", "after", "reward", "harmless prompts refused", "ORR", "ASR")
     lines = [
-        f"{what}: ORR changes by {points(difference(final(rounds[name], 'orr'), at(rounds[name], 0, 'orr')))} from the "
-        "start to the last round."
+        changes(what, [("from start to end", at(rounds[name], 0, "orr"), final(rounds[name], "orr"))], "ORR")
         for name, what in WAYS.items()
     ]
     for name in list(WAYS)[1:]:

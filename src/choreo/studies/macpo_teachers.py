@@ -10,8 +10,8 @@ from choreo.evaluate.intervals import over_seeds
 from choreo.evaluate.metrics import pool
 from choreo.evaluate.page import Section, Table, percent
 from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import best, difference, points
-from choreo.studies.rounds import STUDENT, BySeed, at, final, path, rounds_of
+from choreo.studies.compare import best
+from choreo.studies.rounds import STUDENT, BySeed, at, changes, final, path, rounds_of
 
 TEACHERS = {
     "one": ["nano-llama"],
@@ -47,13 +47,14 @@ def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> Section:
     rows: list[list[Any]] = []
     lines, series = [], []
     for name, runs in rounds.items():
-        found = [at(runs, number) for number in range(min(map(len, runs)))]
+        found = [at(runs, number) for number in range(len(runs[0]))]
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
         pooled = [over_seeds(e, 1.0) for e in found]
         rows.append([name, *pooled, last["orr"], last["refused_benign"]])
         series.append(path(name, pooled))
-        lines.append(f"{name}: {points(difference(found[-1], found[0]))} from start to end.")
-    numbers = range(len(rows[0]) - 3)
+        steps = [("from start to end", found[0], found[-1]), ("in the last round", found[-2], found[-1])]
+        lines.append(changes(name, steps, "reward"))
+    numbers = range(len(next(iter(rounds.values()))[0]))
     columns = (what, *("start" if n == 0 else f"round {n}" for n in numbers), "ORR", "harmless prompts refused")
     ends = {name: over_seeds(final(runs), 1.0) for name, runs in rounds.items()}
     lines.append(best(ends, "Reward at the end", {name: percent(e) for name, e in ends.items()}))

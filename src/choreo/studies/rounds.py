@@ -57,6 +57,11 @@ def gap_recovered(student: BySeed, macpo: BySeed, ceiling: BySeed, weak: str = W
     return over_seeds(found, floor=-math.inf)
 
 
+def of_seeds(gap: Estimate, runs: BySeed) -> str | None:
+    """A PGR, and of how many seeds it is where some had no gap."""
+    return plain(gap) if gap["n"] in (0, len(runs)) else f"{plain(gap)}, {gap['n']} of {len(runs)} seeds"
+
+
 def best_teacher(macpo: BySeed) -> str:
     """The teacher whose mean reward at the start is the highest."""
     teachers = [name for name in macpo[0][0]["agents"] if name.startswith("teacher-") and name.endswith("+")]
@@ -72,18 +77,34 @@ def path(name: str, estimates: Sequence[Estimate], x: Sequence[float] = ()) -> p
 def by_round(runs: BySeed, heading: str) -> Section:
     """Every positive agent's reward, round by round, with the changes within seeds."""
     policies = [name for name in runs[0][0]["agents"] if name.endswith("+")]
-    numbers = range(min(map(len, runs)))
+    numbers = range(len(runs[0]))
     rows, lines, series = [], [], []
     for policy in policies:
         found = [at(runs, number, "reward", policy) for number in numbers]
         pooled = [over_seeds(estimates, 1.0) for estimates in found]
         rows.append([policy, *pooled])
         series.append(path(policy, pooled))
-        steps = [points(difference(after, before)) for before, after in itertools.pairwise(found)]
-        lines.append(f"{policy}, round by round: {'; '.join(steps)}.")
+        steps = [
+            (f"in round {number}", before, after)
+            for number, (before, after) in enumerate(itertools.pairwise(found), start=1)
+        ]
+        lines.append(changes(policy, [*steps, ("from start to end", found[0], found[-1])], "reward"))
     figure = plots.lines(series, "Reward by round", "round", percent=True)
     columns = ("reward", *("start" if number == 0 else f"round {number}" for number in numbers))
     return Section(heading, " ".join(lines), Table(columns, rows), figure)
+
+
+def changes(name: str, runs: Sequence[tuple[str, Sequence[Estimate], Sequence[Estimate]]], measure: str) -> str:
+    """One sentence on where `measure` rises, falls, or cannot be told: (when, before, after) each."""
+    said = []
+    for when, before, after in runs:
+        change = difference(after, before)
+        if change["value"] is None:
+            said.append(f"was not measured {when}")
+            continue
+        verb = "rises" if change["low"] > 0 else "falls" if change["high"] < 0 else "cannot be told to change"
+        said.append(f"{verb} {when}, {points(change)}")
+    return f"{name}: {measure} {'; '.join(said)}."
 
 
 def plain(number: Estimate) -> str | None:
