@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,20 +165,23 @@ def test_halves_share_no_prompt_and_noise_grows_by_the_same_rows(tiny_folder):
     assert [len(found) for found in flipped] == [2, 10] and flipped[0] < flipped[1]
 
 
-def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder, tmp_path):
+def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder, tmp_path, capsys):
     turns = "USER: Hi ASSISTANT: Hello USER: How do I paint it?"
     rows = [{"instruction": f"How {i}?", "input": "", "output": [f"good {i}", f"bad {i}"]} for i in range(12)]
     rows[5]["instruction"] = turns
     rows += [rows[0], {**rows[1], "output": "good"}, {"instruction": "How?", "input": "", "output": ["a", "a"]}]
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps(rows), encoding="utf-8")
-    made = recipe(tiny_folder, data={"labels": 6, "prompts": 6, "file": str(file)})
+    made = recipe(
+        tiny_folder, data={"labels": 6, "prompts": 6, "file": str(file)}, rounds={"refusals": "as-labelled"}
+    )
     both = halves(made)
     assert {row.prompt.text for row in both.a} | {p.text for p in both.b} == {r["instruction"] for r in rows[:12]}
     assert all(row.chosen[5:] == row.rejected[4:] and row.chosen.startswith("good") for row in both.a)
     assert both.counts == {"read": 15, "used": 12, "another pair of the same prompt": 1, "no rejected answer": 1,
                            "the two answers are equal": 1}  # fmt: skip
     run_through(made, tmp_path / "run")
+    assert "no chosen answer of half A is a refusal" in capsys.readouterr().err
     file.write_text(json.dumps(rows[::-1]), encoding="utf-8")
     other = pytest.raises(BadInput, match=r"trained on other prompts or labels than .*pairs.json has now")
     with other, Run.open(tmp_path / "run") as run, Progress() as progress:
@@ -207,6 +211,16 @@ def test_labels_of_half_b_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, m
     assert all(prompt.meaning is None for prompt in halves(made).b)
     run_through(recipe(tiny_folder, tuning={"labels": "human"}, rounds={"count": 0}), tmp_path / "ceiling")
     assert half_b <= asked
+
+
+def test_the_kind_of_half_bs_prompts_is_no_label_either(tiny_folder, tmp_path, monkeypatch):
+    made = recipe(tiny_folder)
+    run_through(made, tmp_path / "as-it-is")
+    both = halves(made)
+    blind = tuple(replace(prompt, kind="general", suite="general") for prompt in both.b)
+    monkeypatch.setattr("choreo.macpo.trainer.halves", lambda recipe: replace(both, b=blind))
+    run_through(made, tmp_path / "blind")
+    assert lines(tmp_path / "blind") == lines(tmp_path / "as-it-is")
 
 
 def test_training_one_policy_leaves_every_other_bitwise_as_it_was(tiny_folder, tmp_path):

@@ -54,6 +54,9 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
     if data.counts:
         run.note(data=data.counts)
         progress.say(f"{recipe.data.file}: {', '.join(f'{what} {count}' for what, count in data.counts.items())}")
+        if recipe.rounds.refusals == "as-labelled" and not any(World.refuses(row.chosen) for row in data.a):
+            progress.say("! no chosen answer of half A is a refusal in the microworld's words, the only ones known "
+                         "here: refusals are neither held to a share nor measured")  # fmt: skip
     phases = plan(recipe)
     done, (step, path) = 0, run.rewind()
     if path is not None:
