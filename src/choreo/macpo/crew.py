@@ -45,8 +45,8 @@ class Member:
         """Both policies start equal to the base. Raises BadInput where there is no such base."""
         folder, agents = base_folder(model), recipe.agents
         policies = [f"{name}+", f"{name}-", *([f"{name}-start"] if recipe.rounds.reference == "sft" else [])]
-        chat = Chat.load(folder)
-        team = Team.open(folder, policies, train=agents.train, rank=agents.rank, alpha=agents.alpha, seed=recipe.seed)
+        chat = Chat.load(folder, agents.template)
+        team = Team.open(folder, policies, seed=recipe.seed, **agents.loading())
         return cls(name, fingerprint(folder), chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
 
     def context(self, prompt: Prompt) -> Ids:

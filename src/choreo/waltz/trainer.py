@@ -43,9 +43,8 @@ class Pair:
     def __init__(self, recipe: WaltzRecipe):
         folder = base_folder(recipe.model.base)
         self.base = fingerprint(folder)
-        self.chat = Chat.load(folder)
-        model = recipe.model
-        self.team = Team.open(folder, AGENTS, train=model.train, rank=model.rank, alpha=model.alpha, seed=recipe.seed)
+        self.chat = Chat.load(folder, recipe.model.template)
+        self.team = Team.open(folder, AGENTS, seed=recipe.seed, **recipe.model.loading())
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
 
 
