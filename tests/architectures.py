@@ -65,7 +65,7 @@ def tokenizer(template: str | None, special: list[str], *, metaspace: bool = Fal
 
 
 def make(name: str, folder: Path) -> Path:
-    """One of KINDS, saved to `folder`: d = 32, 2 layers, 512 positions."""
+    """One of KINDS, saved to `folder`: d = 32, 2 layers, 1024 positions."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,7 +75,7 @@ def make(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         kind, vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, initializer_range=0.2, pad_token_id=None,
+        max_position_embeddings=1024, initializer_range=0.2, pad_token_id=None,
         bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id, **shape,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

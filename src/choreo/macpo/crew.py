@@ -52,6 +52,11 @@ class Member:
     def context(self, prompt: Prompt) -> Ids:
         return self.chat.answer_context(self.chat.encode(prompt.text))
 
+    def fits(self, prompt: str, label: str, room: int) -> bool:
+        """Whether the prompt and the longer of its label and `room` more tokens are within the model's positions."""
+        spelled = len(self.spell(label)) + self.chat.room(0, 0, 0) if label else 0
+        return self.chat.fits(prompt, max(room, spelled), self.team.positions)
+
     def write(
         self, policy: str, contexts: Sequence[Ids], keys: Sequence[Key], *, tokens: int, temperature: float
     ) -> list[Turn]:

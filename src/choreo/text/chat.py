@@ -100,6 +100,12 @@ class Chat:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t))."""
         return self.context(SYSTEM[FEEDBACK], [("user", prompt), ("assistant", answer)])
 
+    def fits(self, text: str, room: int, positions: int | None) -> bool:
+        """Whether a prompt and `room` more tokens are at most `positions`; None is no limit."""
+        if positions is None or len(text.encode()) + room <= positions:  # a token is a byte at least
+            return True
+        return len(self.encode(text)) + room <= positions
+
     def room(self, rounds: int, answer_tokens: int, feedback_tokens: int) -> int:
         """Tokens that a game takes at most beyond its prompt: its longest context and what is written after it."""
         said = rounds * (answer_tokens + feedback_tokens) + answer_tokens
