@@ -11,7 +11,8 @@ from conftest import SENTENCES
 # Qwen's kind: a reasoning of an earlier turn is left out.
 CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
 {%- set said = m.content %}
-{%- if m.role == 'assistant' and '</think>' in said %}{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}
+{%- if m.role == 'assistant' and '</think>' in said %}
+{%- set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}
 {{- said + '<|im_end|>\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
 {%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"""
@@ -24,8 +25,10 @@ HEADERS = """{{- bos_token }}
 {%- for m in messages %}{{ '<|start|>' + m.role + '<|stop|>\n\n' + m.content | trim + '<|eot|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\n\n' }}{% endif %}"""
 # Gemma's kind: no system message, turns must alternate, the assistant is the model.
-TURNS = """{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
-{%- for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}
+TURNS = """{{ bos_token }}
+{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for m in messages %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}
 {{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<end_of_turn>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 # Of a base model that was tuned on plain text: no token of its own but EOS.
@@ -36,7 +39,7 @@ PLAIN = """{%- for m in messages %}
 
 
 def tokenizer(template: str | None, special: list[str], *, metaspace: bool = False, **names: str) -> Any:
-    """Byte-level BPE of 400 ids, or one of SentencePiece's kind that puts a space before a text. No pad unless named."""
+    """Byte-level BPE of 400 ids, or one of SentencePiece's kind, which puts a space before a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -31,7 +31,7 @@ class Weights(Section):
         False, description="gradient checkpointing: a third more time, and memory for one layer instead of all"
     )
     template: str = Field(
-        "", description="a file with a chat template (Jinja), for a model whose tokenizer has none, or another than its own"
+        "", description="a file with a chat template (Jinja), where the tokenizer has none or is to use another"
     )
 
     def loading(self) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from choreo.engine.agent import Team
 from choreo.engine.policies import LowRank
 
 
-def export(team: Team, agent: str, folder: str | Path, *, merged: bool = False) -> None:
+def export(
+    team: Team, agent: str, folder: str | Path, *, merged: bool = False, base: str = "", end_id: int | None = None
+) -> None:
     """Writes the weights of `agent` as it stands into `folder`.
 
     merged: whole weights, in the base's dtype, of an agent that is an adapter too. An agent with full weights always
-    is a whole model.
+    is a whole model. base: what an adapter calls its base; by default the folder it was loaded from.
+    end_id: the token at which a whole model's `generate` is to stop; None leaves the base's own.
     """
     from safetensors.torch import save_file
 
@@ -27,6 +30,8 @@ def export(team: Team, agent: str, folder: str | Path, *, merged: bool = False) 
         weights = policy.merged() if isinstance(policy, LowRank) else policy.weights()
         with torch.no_grad():
             whole.load_state_dict(weights, strict=False)
+        if end_id is not None and whole.generation_config is not None:
+            whole.generation_config.eos_token_id = end_id
         whole.save_pretrained(str(folder))
         return
     tensors = {}
@@ -36,7 +41,7 @@ def export(team: Team, agent: str, folder: str | Path, *, merged: bool = False) 
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.config.name_or_path,
+        "base_model_name_or_path": base or model.config.name_or_path,
         "r": policy.rank,
         "lora_alpha": policy.alpha,
         "lora_dropout": 0.0,

@@ -20,7 +20,16 @@ from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
 from choreo.errors import BadInput, Interrupted
-from choreo.macpo.answers import REVIEW_TOKENS, Chosen, Desk, negatives, positives, reference, weak_labels, weak_negatives
+from choreo.macpo.answers import (
+    REVIEW_TOKENS,
+    Chosen,
+    Desk,
+    negatives,
+    positives,
+    reference,
+    weak_labels,
+    weak_negatives,
+)
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, halves
 from choreo.macpo.plan import Phase, plan
@@ -54,7 +63,8 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
     desk = Desk(recipe, crew, data.b)
     if data.counts:
         run.note(data=data.counts)
-        progress.say(f"{recipe.data.file or 'prompts'}: {', '.join(f'{what} {count}' for what, count in data.counts.items())}")
+        told = ", ".join(f"{what} {count}" for what, count in data.counts.items())
+        progress.say(f"{recipe.data.file or 'prompts'}: {told}")
     phases = plan(recipe)
     done, (step, path) = 0, run.rewind()
     if path is not None:

@@ -26,6 +26,10 @@ SYSTEM = {CONVERSATION: "Answer the user.", FEEDBACK: "Review the answer."}
 Ids = tuple[int, ...]
 
 
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
 class Chat:
     """A tokenizer with role tokens. `end_id` closes a turn and is learned; `pad_id` never is."""
 
@@ -99,6 +103,23 @@ class Chat:
     def review_context(self, prompt: Ids, answer: Ids) -> Ids:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t))."""
         return self.context(SYSTEM[FEEDBACK], [("user", prompt), ("assistant", answer)])
+
+    def messages(self) -> dict[str, list[dict[str, str]]]:
+        """The contexts as messages for tools that take text: what opens an `answer`, what each round adds to `revise`
+        it, and the whole of a `review`. {prompt}, {answer} and {feedback} stand for what was said."""
+        asked, answered = message("user", "{prompt}"), message("assistant", "{answer}")
+        return {
+            "answer": [message("system", SYSTEM[CONVERSATION]), asked],
+            "revise": [answered, message("user", "{feedback}")],
+            "review": [message("system", SYSTEM[FEEDBACK]), asked, answered],
+        }
+
+    def jinja(self) -> str:
+        """The chat template by which other tools make the same contexts."""
+        return (
+            "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '" + END + "' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+        )
 
     def fits(self, text: str, room: int, positions: int | None) -> bool:
         """Whether a prompt and `room` more tokens are at most `positions`; None is no limit."""

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from choreo.errors import BadInput
-from choreo.text.chat import Chat, Ids
+from choreo.text.chat import Chat, Ids, message
 from choreo.text.prompts import REVIEW, REVISE, SYSTEM
 from choreo.types import CONVERSATION, FEEDBACK
 
@@ -68,10 +68,23 @@ class TemplateChat(Chat):
         return self._fill(self._frame(None), [prompt, self.spoken(answer)])
 
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:
-        messages = [_message("system", system)] if system else []
-        messages += [_message(role, _mark(i)) for i, (role, _) in enumerate(turns)]
+        messages = [message("system", system)] if system else []
+        messages += [message(role, _mark(i)) for i, (role, _) in enumerate(turns)]
         contents = [self.spoken(ids) if role == "assistant" else ids for role, ids in turns]
         return self._fill(self._cut(messages, len(turns)), contents)
+
+    def messages(self) -> dict[str, list[Message]]:
+        def opened(agent: str, first: str) -> list[Message]:
+            return [*([message("system", SYSTEM[agent])] if SYSTEM[agent] else []), message("user", first)]
+
+        return {
+            "answer": opened(CONVERSATION, "{prompt}"),
+            "revise": [message("assistant", "{answer}"), message("user", REVISE.format("{feedback}"))],
+            "review": opened(FEEDBACK, REVIEW.format("{prompt}", "{answer}")),
+        }
+
+    def jinja(self) -> str:
+        return self.template or str(self.tokenizer.chat_template)
 
     def decode(self, ids: Sequence[int]) -> str:
         return super().decode(self.spoken(tuple(ids)))
@@ -113,12 +126,12 @@ class TemplateChat(Chat):
     def _split(self, rounds: int | None) -> Frame:
         """The frame of an answer after so many rounds; None is that of a review."""
         if rounds is None:
-            system, turns, count = SYSTEM[FEEDBACK], [_message("user", REVIEW.format(_mark(0), _mark(1)))], 2
+            system, turns, count = SYSTEM[FEEDBACK], [message("user", REVIEW.format(_mark(0), _mark(1)))], 2
         else:
-            system, turns, count = SYSTEM[CONVERSATION], [_message("user", _mark(0))], 2 * rounds + 1
+            system, turns, count = SYSTEM[CONVERSATION], [message("user", _mark(0))], 2 * rounds + 1
             for i in range(1, count, 2):
-                turns += [_message("assistant", _mark(i)), _message("user", REVISE.format(_mark(i + 1)))]
-        return self._cut([*([_message("system", system)] if system else []), *turns], count)
+                turns += [message("assistant", _mark(i)), message("user", REVISE.format(_mark(i + 1)))]
+        return self._cut([*([message("system", system)] if system else []), *turns], count)
 
     def _cut(self, messages: list[Message], count: int) -> Frame:
         text, *rest = _MARK.split(self._render(messages))
@@ -138,7 +151,7 @@ class TemplateChat(Chat):
     def _render(self, messages: list[Message]) -> str:
         if messages[0]["role"] == "system" and not self._system:
             (_, system), (_, user) = (tuple(message.values()) for message in messages[:2])
-            messages = [_message("user", f"{system}\n\n{user}"), *messages[2:]]
+            messages = [message("user", f"{system}\n\n{user}"), *messages[2:]]
         try:
             return self._apply(messages)
         except (TemplateError, ValueError, TypeError) as error:
@@ -152,13 +165,13 @@ class TemplateChat(Chat):
     def _takes_system(self) -> bool:
         """Some templates refuse a system message and some pass over it; it then opens the first message."""
         try:
-            return _mark(1) in self._apply([_message("system", _mark(1)), _message("user", _mark(0))])
+            return _mark(1) in self._apply([message("system", _mark(1)), message("user", _mark(0))])
         except (TemplateError, ValueError, TypeError):
             return False
 
     def _forgets_reasoning(self) -> bool:
         turn = f"{OPENS}\n{_mark(1)}\n{CLOSES}\n\n{_mark(2)}"
-        text = self._render([_message("user", _mark(0)), _message("assistant", turn), _message("user", _mark(3))])
+        text = self._render([message("user", _mark(0)), message("assistant", turn), message("user", _mark(3))])
         return _mark(2) in text and _mark(1) not in text
 
     def _end(self) -> int:
@@ -172,10 +185,6 @@ class TemplateChat(Chat):
         if self.tokenizer.eos_token_id is None:
             raise BadInput("its chat template ends no turn with a special token, and its tokenizer has no EOS")
         return self.tokenizer.eos_token_id
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
 
 
 def _mark(number: int) -> str:

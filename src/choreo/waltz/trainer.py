@@ -57,10 +57,10 @@ class Pair:
         kept = [prompt for prompt in prompts if self.chat.fits(prompt.text, self.room, self.team.positions)]
         if prompts and not kept:
             raise BadInput(f"{what}: no prompt and the {self.room} tokens that a game takes fit into the model's "
-                           f"{self.team.positions} positions; lower protocol.answer_tokens or feedback_tokens")  # fmt: skip
+                           f"{self.team.positions} positions; lower protocol.answer_tokens or feedback_tokens")
         if len(kept) < len(prompts):
             progress.say(f"! {what}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out: a game may "
-                         f"take {self.room} tokens more, and the model has {self.team.positions} positions")  # fmt: skip
+                         f"take {self.room} tokens more, and the model has {self.team.positions} positions")
         return kept
 
 
