@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from choreo.engine.agent import Team
 from choreo.engine.export import export
-from choreo.engine.head import Head, token_logprobs
+from choreo.engine.head import CPU_LOGITS, Head, token_logprobs
 from choreo.engine.learner import Learner, preference_pairs
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import Actions, DPOLoss, PolicyLoss, Terms, sft_loss
@@ -275,6 +276,30 @@ def test_chunks_with_recomputation_are_the_whole(scale, cap):
     for others in zip(*results, strict=True):
         for other in others[1:]:
             torch.testing.assert_close(other, others[0], rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_in_an_update_is_as_large_as_the_logits():
+    """Of 300 tokens over a vocabulary of 128k, whose logits would be 39 million."""
+
+    class Largest(TorchDispatchMode):
+        cells = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            made = out if isinstance(out, tuple | list) else [out]
+            self.cells = max(self.cells, *(x.numel() for x in made if isinstance(x, torch.Tensor)), 0)
+            return out
+
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(300, 4, generator=generator, requires_grad=True)
+    weight, targets = torch.randn(2**17, 4, generator=generator), torch.randint(0, 2**17, (300,), generator=generator)
+    with Largest() as largest:
+        token_logprobs(hidden, Head(weight), targets).sum().backward()
+    assert largest.cells == CPU_LOGITS
+    own = hidden.grad.clone()
+    hidden.grad = None
+    token_logprobs(hidden, Head(weight), targets, cells=2**27).sum().backward()
+    torch.testing.assert_close(own, hidden.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_packs_hold_every_token_once_and_save_slots():

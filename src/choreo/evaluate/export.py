@@ -100,8 +100,9 @@ def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, s
         "tags": ["choreo", recipe.method, "alignment"],
     }  # fmt: skip
     kind = f"LoRA of rank {policy.rank}, α {policy.alpha:g}" if isinstance(policy, LowRank) else "full weights"
-    told = f"The base's own licence ({licence}) holds." if licence else (
-        "The licence of the base holds; its folder does not say which, so look there before you share this.")  # fmt: skip
+    told = "The licence of the base holds; its folder does not say which, so look there before you share this."
+    if licence:
+        told = f"The base's own licence ({licence}) holds."
     loading = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if whole:
         loading.append(f'model = AutoModelForCausalLM.from_pretrained("{agent}")')

@@ -162,7 +162,8 @@ def tell(found: dict[str, Any]) -> str:
     for model in found["models"]:
         lines.append(
             f"  {model['agents_of']}: {model['model']} ({model['architecture']}, "
-            f"{_count(model['parameters'])} parameters), {model['agents']} agents that learn {_count(model['trained_per_agent'])} each"
+            f"{_count(model['parameters'])} parameters), {model['agents']} agents that learn "
+            f"{_count(model['trained_per_agent'])} each"
         )
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
@@ -171,11 +172,11 @@ def tell(found: dict[str, Any]) -> str:
     there = f"{_size(memory['there'])} on {memory['device']}" if memory["there"] else f"unknown on {memory['device']}"
     lines.append(f"  memory: about {_size(memory['needed'])}, of {there}")
     answer = {True: "fits", False: "does not fit", None: "cannot be told"}[found["fits"]]
-    return "\n".join([*lines, f"  {answer}" + ("" if found["fits"] is not False else _advice(found))])
+    return "\n".join([*lines, f"  {answer}" + ("" if found["fits"] is not False else _advice())])
 
 
-def _advice(found: dict[str, Any]) -> str:
-    return ("; what helps: dtype = \"bfloat16\", recompute = true, train = \"lora\", a smaller micro_tokens, a smaller "
+def _advice() -> str:
+    return ('; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
             "model. A run is not spread over devices.")  # fmt: skip
 
 
