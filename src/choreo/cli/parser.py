@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
   choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-steady, macpo-published, macpo-no-mp, macpo-no-hn,
-macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling.
+macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; for models of real sizes waltz-8b, macpo-7b.
 A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")

@@ -88,22 +88,21 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, scale, cap, tile):  # type: ignore[override]
         head, (height, columns) = Head(weight, bias, scale, cap), tile
-        sums, chosen = [], []
+        sums: list[Tensor] = []
+        chosen: list[Tensor] = []
         for rows, wanted in zip(hidden.split(height), targets.split(height), strict=True):
-            total: Tensor | None = None
-            own = rows.new_zeros(len(rows), dtype=torch.promote_types(rows.dtype, torch.float32))
+            total = rows.new_full((len(rows),), float("-inf"), dtype=torch.promote_types(rows.dtype, torch.float32))
+            own = torch.zeros_like(total)
             for start in range(0, len(weight), columns):
                 logits = _wide(head.part(start, start + columns).logits(rows))
-                part = logits.logsumexp(-1)
-                total = part if total is None else torch.logaddexp(total, part)
+                total = torch.logaddexp(total, logits.logsumexp(-1))
                 inside, place = _within(wanted, start, logits.shape[1])
                 own = torch.where(inside, logits.gather(1, place[:, None])[:, 0], own)
             sums.append(total)
             chosen.append(own)
-        total = torch.cat(sums)
-        ctx.save_for_backward(hidden, weight, bias, targets, total)
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(sums))
         ctx.settings = (scale, cap, tile)
-        return torch.cat(chosen) - total
+        return torch.cat(chosen) - torch.cat(sums)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[override]

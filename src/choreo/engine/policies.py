@@ -60,6 +60,9 @@ class LowRank:
 class Adaptable(nn.Linear):
     """A linear layer with room for A and B beside its weight. Both are empty but while an agent is laid over."""
 
+    lora_A: Tensor
+    lora_B: Tensor
+
     def __init__(self, linear: nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
