@@ -92,6 +92,9 @@ def test_a_template_that_drops_earlier_reasoning_drops_it_of_ids(chats):
     assert chat.review_context(prompt, sampled) == chat.review_context(prompt, answer)
     assert chat.decode(thought[:-4]) == ""  # cut off before it said anything
     assert "</think>" in chat.tokenizer.decode(chat.answer_context(chat.encode("What is </think>?")))
+    template, special = CHATML + "{{ '<think>\n' }}", ["<|im_start|>", "<|im_end|>"]
+    begins = TemplateChat(tokenizer(template, special, eos_token="<|im_end|>"))
+    assert begins.decode(begins.encode("Is it")) == "" and begins.decode(begins.encode("yes</think>\n\nSo.")) == "So."
     kept = chats["llama"]
     assert kept.decode(kept.encode("<think>why</think> so")) == "<think>why</think> so"
 

@@ -85,9 +85,7 @@ class Team:
         """
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
         model = model.to(device_of(device)).eval().requires_grad_(False)
         policies: dict[str, LowRank | Full] = {}
         if train == "full":

@@ -52,7 +52,7 @@ class TemplateChat(Chat):
         together = tuple(tokenizer.encode("\na", add_special_tokens=False))
         self._spaced = together != self._newline + tuple(tokenizer.encode("a", add_special_tokens=False))
         self._system = self._takes_system()
-        self._forgets = self._forgets_reasoning()
+        self._forgets, self._begun = self._reasoning()
         self.end_id: int = self._end()
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None and pad != self.end_id else int(self.end_id == 0)
@@ -95,7 +95,7 @@ class TemplateChat(Chat):
             return ids
         text = self._spell(ids)
         if CLOSES not in text:
-            return () if OPENS in text else ids  # cut off while it was thinking
+            return () if self._begun or OPENS in text else ids  # cut off while it was thinking
         low, high = 0, len(ids)  # the fewest ids that hold every closing mark
         while low < high:
             middle = (low + high) // 2
@@ -169,10 +169,12 @@ class TemplateChat(Chat):
         except (TemplateError, ValueError, TypeError):
             return False
 
-    def _forgets_reasoning(self) -> bool:
+    def _reasoning(self) -> tuple[bool, bool]:
+        """Whether the template drops the reasoning of earlier turns, and whether it begins one itself."""
         turn = f"{OPENS}\n{_mark(1)}\n{CLOSES}\n\n{_mark(2)}"
         text = self._render([message("user", _mark(0)), message("assistant", turn), message("user", _mark(3))])
-        return _mark(2) in text and _mark(1) not in text
+        asked = text.rpartition(_mark(3))[2]
+        return _mark(2) in text and _mark(1) not in text, asked.rfind(OPENS) > asked.rfind(CLOSES)
 
     def _end(self) -> int:
         after = self._frame(1)[2]
