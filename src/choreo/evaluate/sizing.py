@@ -123,7 +123,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     work = dict(_waltz(recipe) if isinstance(recipe, WaltzRecipe) else _macpo(recipe))
     micro_tokens = recipe.learning.micro_tokens if isinstance(recipe, WaltzRecipe) else recipe.micro_tokens
-    models = []
+    models: list[dict[str, Any]] = []
     busiest = 0.0
     for name, base, policies, optimisers in _members(recipe):
         model = Model.read(base)
