@@ -48,6 +48,17 @@ def test_a_context_of_plain_text_is_what_transformers_makes_of_it(name, chats):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_what_came_before_the_prompt_is_history_to_one_agent_and_material_to_the_other(name, chats):
+    chat = chats[name]
+    prompt, answer = chat.encode(PROMPT), chat.encode(ANSWER)
+    before = [("user", "Hello."), ("assistant", "Hello! How can I help?")]
+    earlier = [(role, chat.encode(text)) for role, text in before]
+    assert chat.answer_context(prompt, (), earlier) == as_the_template_has_it(chat, [*before, ("user", PROMPT)])
+    context = chat.tokenizer.decode(chat.review_context(prompt, answer, earlier))
+    assert "user: Hello.\n\nassistant: Hello! How can I help?\n\n=====\n\nThe user's message:\n\nHow do I" in context
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_the_end_of_a_turn_is_the_templates_and_padding_is_another_token(name, chats):
     chat = chats[name]
     assert chat.tokenizer.convert_ids_to_tokens(chat.end_id) == ENDS[name]

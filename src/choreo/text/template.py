@@ -22,6 +22,7 @@ from choreo.types import CONVERSATION, FEEDBACK
 # Some templates write today's date, and a run must not depend on the day; some make room for reasoning, which the
 # protocol has no budget for. Templates that know neither ignore both.
 OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
+EARLIER = "The conversation before:\n\n"  # how a reviewer is shown what came before the prompt
 OPENS, CLOSES = "<think>", "</think>"  # how models that reason in their answers mark it
 
 Message = dict[str, str]
@@ -58,20 +59,22 @@ class TemplateChat(Chat):
         self.pad_id: int = pad if pad is not None and pad != self.end_id else int(self.end_id == 0)
         self._special |= {self.end_id}
 
-    def answer_context(self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = ()) -> Ids:
-        contents = [prompt]
+    def answer_context(
+        self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = (), earlier: Sequence[tuple[str, Ids]] = ()
+    ) -> Ids:
+        contents = [*self._said(earlier), prompt]
         for answer, feedback in history:
             contents += [self.spoken(answer), feedback]
-        return self._fill(self._frame(len(history)), contents)
+        return self._fill(self._frame(len(history), tuple(role for role, _ in earlier)), contents)
 
-    def review_context(self, prompt: Ids, answer: Ids) -> Ids:
-        return self._fill(self._frame(None), [prompt, self.spoken(answer)])
+    def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
+        contents = [*self._said(earlier), prompt, self.spoken(answer)]
+        return self._fill(self._frame(None, tuple(role for role, _ in earlier)), contents)
 
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:
         messages = [message("system", system)] if system else []
         messages += [message(role, _mark(i)) for i, (role, _) in enumerate(turns)]
-        contents = [self.spoken(ids) if role == "assistant" else ids for role, ids in turns]
-        return self._fill(self._cut(messages, len(turns)), contents)
+        return self._fill(self._cut(messages, len(turns)), self._said(turns))
 
     def messages(self) -> dict[str, list[Message]]:
         def opened(agent: str, first: str) -> list[Message]:
@@ -117,19 +120,30 @@ class TemplateChat(Chat):
         n = len(self._newline)
         return whole[n:] if whole[:n] == self._newline else super()._tokenize(text)
 
+    def _said(self, turns: Sequence[tuple[str, Ids]]) -> list[Ids]:
+        return [self.spoken(ids) if role == "assistant" else ids for role, ids in turns]
+
     def _fill(self, frame: Frame, contents: Sequence[Ids]) -> Ids:
         ids = list(frame[0])
         for said, after in zip(contents, frame[1:], strict=True):
             ids += [*self.content(said), *after]
         return tuple(ids)
 
-    def _split(self, rounds: int | None) -> Frame:
-        """The frame of an answer after so many rounds; None is that of a review."""
+    def _split(self, rounds: int | None, earlier: tuple[str, ...] = ()) -> Frame:
+        """The frame of an answer after so many rounds; None is that of a review. earlier: roles of turns before p.
+
+        A reviewer is shown them inside its one message: they are to be read, not to be gone on with.
+        """
+        first = len(earlier)
         if rounds is None:
-            system, turns, count = SYSTEM[FEEDBACK], [message("user", REVIEW.format(_mark(0), _mark(1)))], 2
+            shown = [f"{role}: {_mark(i)}\n\n" for i, role in enumerate(earlier)]
+            before = "".join([EARLIER, *shown, "=====\n\n"]) if shown else ""
+            system, count = SYSTEM[FEEDBACK], first + 2
+            turns = [message("user", before + REVIEW.format(_mark(first), _mark(first + 1)))]
         else:
-            system, turns, count = SYSTEM[CONVERSATION], [message("user", _mark(0))], 2 * rounds + 1
-            for i in range(1, count, 2):
+            system, count = SYSTEM[CONVERSATION], first + 2 * rounds + 1
+            turns = [message(role, _mark(i)) for i, role in enumerate((*earlier, "user"))]
+            for i in range(first + 1, count, 2):
                 turns += [message("assistant", _mark(i)), message("user", REVISE.format(_mark(i + 1)))]
         return self._cut([*([message("system", system)] if system else []), *turns], count)
 
