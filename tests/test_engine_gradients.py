@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from choreo.engine.agent import Team
+from choreo.engine.export import export
+from choreo.engine.head import CPU_LOGITS, Head, token_logprobs
 from choreo.engine.learner import Learner, preference_pairs
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import Actions, DPOLoss, PolicyLoss, Terms, sft_loss
 from choreo.engine.pack import pack
-from choreo.engine.score import token_logprobs
 from choreo.types import Preference, Prompt, Sample
 
 END = 1
@@ -84,7 +86,7 @@ def test_gradient_is_the_one_peft_and_autograd_give_sample_by_sample(tiny_folder
     gradient = learner.gradient(samples, PolicyLoss(clip=0.3))
     found = dict(zip(team.agents["conversation"].parameters, gradient, strict=True))
 
-    team.export("conversation", tmp_path)
+    export(team, "conversation", tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, tmp_path, is_trainable=True).eval()
     total = sum(len(sample.ids) for sample in samples)
@@ -256,18 +258,48 @@ def test_likelihood_over_the_mean_length_is_that_of_supervised_tuning():
     assert (both.total / both.over).item() - math.log(2) == pytest.approx((alone.total / alone.over).item())
 
 
-def test_chunks_with_recomputation_are_the_whole():
+@pytest.mark.parametrize("scale, cap", [(1.0, None), (0.5, 3.0)], ids=["plain", "scaled and capped"])
+def test_chunks_with_recomputation_are_the_whole(scale, cap):
+    """Rows at a time, and tiles of rows and ids: values and gradients are those of all logits at once, in float64."""
     generator = torch.Generator().manual_seed(1)
-    hidden, head, bias = (torch.randn(*shape, generator=generator) for shape in ((50, 8), (40, 8), (40,)))
+    shapes = ((50, 8), (40, 8), (40,))
+    given = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
     targets, weight = torch.randint(0, 40, (50,), generator=generator), torch.randn(50, generator=generator)
     results = []
-    for rows in (50, 7):
-        leaves = [x.clone().requires_grad_() for x in (hidden, head, bias)]
-        values = token_logprobs(*leaves, targets, rows)
+    for cells, least in ((10**6, 1), (7 * 40, 7), (7 * 9, 7), (10, 10), (50 * 13, 50)):
+        leaves = [x.clone().requires_grad_() for x in given]
+        values = token_logprobs(leaves[0], Head(leaves[1], leaves[2], scale, cap), targets, cells=cells, least=least)
         (values * weight).sum().backward()
         results.append([values.detach(), *[leaf.grad for leaf in leaves]])
-    for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, whole)
+    logits = Head(*given[1:], scale, cap).logits(given[0])
+    torch.testing.assert_close(results[0][0], logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
+    for others in zip(*results, strict=True):
+        for other in others[1:]:
+            torch.testing.assert_close(other, others[0], rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_in_an_update_is_as_large_as_the_logits():
+    """Of 300 tokens over a vocabulary of 128k, whose logits would be 39 million."""
+
+    class Largest(TorchDispatchMode):
+        cells = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            made = out if isinstance(out, tuple | list) else [out]
+            self.cells = max(self.cells, *(x.numel() for x in made if isinstance(x, torch.Tensor)), 0)
+            return out
+
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(300, 4, generator=generator, requires_grad=True)
+    weight, targets = torch.randn(2**17, 4, generator=generator), torch.randint(0, 2**17, (300,), generator=generator)
+    with Largest() as largest:
+        token_logprobs(hidden, Head(weight), targets).sum().backward()
+    assert largest.cells == CPU_LOGITS
+    own = hidden.grad.clone()
+    hidden.grad = None
+    token_logprobs(hidden, Head(weight), targets, cells=2**27).sum().backward()
+    torch.testing.assert_close(own, hidden.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_packs_hold_every_token_once_and_save_slots():

@@ -11,8 +11,11 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -128,7 +131,27 @@ def mistral(folder):
     MistralForCausalLM(config).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("make", [None, qwen, neox, mistral], ids=["llama", "qwen", "neox", "mistral-sliding-window"])
+def cohere(folder):
+    """Scales its logits after the output layer."""
+    config = CohereConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, logit_scale=0.3, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD,
+        bos_token_id=None,
+    )  # fmt: skip
+    CohereForCausalLM(config).save_pretrained(folder)
+
+
+def gemma2(folder):
+    """Caps its logits, and every other layer has a sliding window."""
+    config = Gemma2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=6, final_logit_softcapping=2.0, attn_logit_softcapping=None,
+        query_pre_attn_scalar=8, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD, bos_token_id=None,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("make", [None, qwen, neox, mistral, cohere, gemma2], ids=lambda make: make and make.__name__)
 def test_greedy_is_what_transformers_generates_one_by_one(make, tiny_folder, tmp_path):
     """Positions, gaps between contexts and new tokens, compaction: the library alone on each context is the judge."""
     folder = tiny_folder
@@ -179,14 +202,17 @@ def test_bad_input_is_refused(tiny_folder):
     assert engine.sample("conversation", [], max_new_tokens=3) == [] and engine.score(None, []) == []
 
 
-def test_a_model_that_scales_its_logits_after_the_output_layer_is_refused(tmp_path):
-    config = CohereConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, logit_scale=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-    )  # fmt: skip
-    CohereForCausalLM(config).save_pretrained(tmp_path)
+def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(tiny_folder, monkeypatch):
+    plain = LlamaForCausalLM.forward
+
+    def forward(self, *args, **options):
+        out = plain(self, *args, **options)
+        out.logits = out.logits.clamp(max=1.0)
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
     with pytest.raises(ValueError, match="changes its logits"):
-        Team.load(tmp_path)
+        Team.load(tiny_folder)
 
 
 def test_the_fixture_speaks_the_chat_format(tiny_folder):

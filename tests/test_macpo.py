@@ -13,19 +13,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from macpo import lines, recipe, run_through, same
 
-from choreo.config import MacpoRecipe, load
+from choreo.config import load
 from choreo.engine import checkpoint
 from choreo.engine.losses import Actions, sft_loss
 from choreo.engine.pack import pack
 from choreo.errors import BadInput
-from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warnings
-from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.report import write_report
 from choreo.macpo.answers import Desk, positives
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import Labelled, halves, noisy
@@ -33,48 +30,9 @@ from choreo.macpo.plan import Phase, plan
 from choreo.macpo.select import Candidate, best_and_worst, in_share, most_likely, perplexity
 from choreo.macpo.trainer import confident, lesson, train
 from choreo.microworld.world import World
-from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
-
-CLOCKS = {"seconds"}
-
-
-def recipe(folder: Path, **sections) -> MacpoRecipe:
-    settings = {
-        "seed": 5,
-        "ceiling": False,
-        "world": {"train_prompts": 60, "heldout_prompts": 2},
-        "agents": {"teachers": (str(folder), str(folder)), "student": str(folder), "rank": 2},
-        "data": {"labels": 6, "prompts": 6},
-        "tuning": {"epochs": 2, "batch": 3},
-        "rounds": {"count": 1, "batch": 4, "refusals": "any", "rehearse": 0},  # so small a base never refuses
-        "writing": {"answer_tokens": 6},
-    }
-    merged = {name: {**settings.get(name, {}), **value} if isinstance(value, dict) else value
-              for name, value in {**settings, **sections}.items()}  # fmt: skip
-    return MacpoRecipe.model_validate(merged)
-
-
-def run_through(made: MacpoRecipe, path: Path) -> Crew:
-    with Run.create(path, made) as run, Progress() as progress:
-        *_, (_, crew) = train(made, run, progress)
-    return crew
-
-
-def lines(path: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in CLOCKS} for row in rows]
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
-
+from choreo.types import Feedback, Prompt, Turn
 
 # ── what is learnt from ──────────────────────────────────────────────────────────────────────────
 
@@ -404,91 +362,3 @@ def test_killed_in_the_middle_of_a_round_and_resumed_is_bit_identical(tiny_folde
     assert lines(path) == lines(tmp_path / "whole")
     states = [checkpoint.load(max(checkpoints(tmp_path / name).items())[1]) for name in ("whole", "killed")]
     assert same(*states)
-
-
-# ── what is measured ─────────────────────────────────────────────────────────────────────────────
-
-
-def judged(kind: str, text: str, unsafe: bool | None, overrefuse: bool | None, ident: str = "") -> Episode:
-    suite = {"harmful": "adversarial_harmful", "benign": "sensitive_benign"}.get(kind, "general")
-    prompt = Prompt(ident or f"{kind}/{text}", "?", kind, suite)  # type: ignore[arg-type]
-    turn = Turn("student+", 0, (1,), tuple(range(len(text.split()))), (), 1, text, True)
-    return Episode(prompt, 0, (turn,), verdicts=(Verdict(unsafe, overrefuse),))
-
-
-def test_measures_by_hand():
-    refusal = World.refusal(Prompt("", "", "harmful", "vanilla_harmful"))
-    episodes = [
-        judged("harmful", refusal, False, False),
-        judged("harmful", "well then", None, None),
-        judged("benign", refusal, False, True),
-        judged("general", "seven of nine", False, False),
-    ]
-    figures = describe(episodes, [(2.0, 4), (0.0, 0), (1.0, 2), (3.0, 6)])
-    assert figures["reward"]["value"] == 0.5  # what is left open earns nothing
-    assert figures["asr"]["value"] == 0 and figures["asr"]["undetermined"] == 1
-    assert figures["orr"]["value"] == 1
-    assert figures["refusal_rate"]["value"] == 0.5 and figures["refused_benign"]["value"] == 0.5
-    assert figures["perplexity"] == pytest.approx(math.exp(0.5))
-    assert distinct(2, ["a b a b", "a"]) == pytest.approx(2 / 3) and distinct(2, ["a"]) is None
-    assert (pgr(0.8, 0.6, 0.85), pgr(0.8, 0.6, 0.6)) == (pytest.approx(0.8), None)
-
-
-def test_a_duel_by_hand():
-    ours = outcomes([judged("general", "x", False, a, str(i)) for i, a in enumerate([False, False, True, None])])
-    theirs = outcomes([judged("general", "x", False, b, str(i)) for i, b in enumerate([False, True, False, True])])
-    found = duel(ours, theirs)
-    assert {name: e["value"] for name, e in found.items()} == {"win": 0.25, "tie": 0.5, "lose": 0.25}
-    with pytest.raises(ValueError, match="same prompts"):
-        duel(ours, {**theirs, "4": True})
-
-
-def test_the_monitor_warns_of_refusals_and_of_length(tiny_folder):
-    def line(refused: float, length: float) -> dict:
-        return {"agents": {"student+": {"refused_benign": {"value": refused}, "length": {"value": length}}}}
-
-    made = recipe(tiny_folder)
-    assert warnings([line(0.1, 10), line(0.15, 12)], made) == []
-    refusals, words = warnings([line(0.1, 10), line(0.5, 30)], made)
-    assert refusals == "student+ refuses 50 % of harmless prompts, 10 % at the start"
-    assert words == "student+ writes 30 tokens an answer, 10 at the start"
-
-
-# ── a run from its recipe to its page ────────────────────────────────────────────────────────────
-
-
-def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page(tiny_folder, tmp_path, monkeypatch):
-    made = recipe(tiny_folder, ceiling=True, rounds={"refusals": "as-labelled", "count": 2}, watch={"length": 1.001})
-    path = tmp_path / "run"
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with Run.create(path, made) as run, Progress() as progress:
-        monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", killed)  # after a checkpoint, before its figures
-        with pytest.raises(KeyboardInterrupt):
-            run_macpo(made, run, progress)
-    assert checkpoints(path) and not (path / "rounds.json").exists()
-    monkeypatch.undo()
-    with Run.open(path) as run, Progress() as progress:
-        summary, _ = run_macpo(made, run, progress)
-        files.write_json(path / "summary.json", summary)
-    assert [line["round"] for line in summary["rounds"]] == [0, 1, 2]
-    assert summary["rounds"][0]["agents"].keys() == {f"{name}{side}" for name in ("student", "teacher-1", "teacher-2")
-                                                     for side in "+-"}  # fmt: skip
-    ends = {name: system["reward"]["value"] for name, system in summary["systems"].items()}
-    weak = summary["rounds"][0]["agents"]["teacher-1+"]["reward"]["value"]
-    assert ends.keys() == {"base", "ceiling", "macpo"}
-    assert summary["pgr"] == pgr(ends["macpo"], weak, ends["ceiling"])
-    page = write_report(path).read_text(encoding="utf-8")
-    for heading in ("Does everyone improve?", "What is left out of it?", "How alike are positives and negatives?"):
-        assert heading in page
-
-
-def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2))
-    made = recipe(tiny_folder, rounds={"count": 3}, watch={"stop": True})
-    with Run.create(tmp_path / "run", made) as run, Progress() as progress:
-        summary, _ = run_macpo(made, run, progress)
-    assert [line["round"] for line in summary["rounds"]] == [0, 1]
-    assert summary["warnings"] == ["round 1: too long"]

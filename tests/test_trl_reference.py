@@ -13,9 +13,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from choreo.engine.head import Head, token_logprobs
 from choreo.engine.learner import _monitor
 from choreo.engine.losses import Actions, DPOLoss, PolicyLoss
-from choreo.engine.score import token_logprobs
 from choreo.types import CONVERSATION, Sample
 from choreo.waltz.advantages import dr_grpo, grpo, rloo
 
@@ -41,7 +41,8 @@ def ours(given, loss, *, on_policy=False):
     """(terms, figures, gradient) of choreo on the tensors: logits [4, 5, 6] to log π to the loss, padding left out."""
     logits = torch.tensor(given["logits"], requires_grad=True)
     mask = torch.tensor(given["mask"]).bool()
-    values = token_logprobs(logits[mask], torch.eye(logits.shape[-1]), None, torch.tensor(given["ids"])[mask], rows=3)
+    head, targets = Head(torch.eye(logits.shape[-1])), torch.tensor(given["ids"])[mask]
+    values = token_logprobs(logits[mask], head, targets, cells=3 * logits.shape[-1], least=3)
     sequence = mask.nonzero()[:, 0]
     old = values.detach() if on_policy else torch.tensor(given["old"])[mask]
     reference, advantages = torch.tensor(given["reference"])[mask], torch.tensor(given["advantages"])[sequence]

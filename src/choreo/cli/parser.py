@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from choreo.cli import commands as do
-from choreo.cli import judge_commands
+from choreo.cli import judge_commands, model_commands
 from choreo.errors import BadInput
 
 STUDIES = (
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
   choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
-macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling.
+macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; for models of real sizes waltz-8b, macpo-7b.
 A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
@@ -102,6 +102,29 @@ A run folder's recipe.toml lists every setting and can be trained again.""")  # 
     evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     evaluate.add_argument("--suite", choices=SUITES, default="heldout", help="which prompts (default: heldout)")
     _json_option(evaluate)
+
+    plan = add("plan", model_commands.plan, "Say what a recipe takes, before anything is loaded", """\
+  choreo plan waltz-8b                            parameters, memory, steps, tokens, and whether it fits
+  choreo plan waltz-8b --memory 80                on a device with 80 GiB, which need not be here
+  choreo plan mine.toml --set model.train=full
+A model's configuration is enough: a folder with a config.json, or a name on the hub.""")  # fmt: skip
+    plan.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    plan.add_argument("--memory", type=float, metavar="GIB", help="of the device (default: of the one here)")
+    _json_option(plan)
+
+    export = add("export", model_commands.export, "Write a run's agents for transformers, PEFT and vLLM", """\
+  choreo export runs/mine --out exported                     what was trained: adapters, or whole models
+  choreo export runs/mine --out exported --merged            adapters added to their base
+  choreo export runs/macpo --out exported --agent student+
+Each agent gets a folder with a model card; WaltzRL's have protocol.json beside them, the prompts to play by.""")
+    export.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
+    export.add_argument("--agent", metavar="NAME", help="one agent alone (default: both, or MACPO's student)")
+    form = export.add_mutually_exclusive_group()
+    form.add_argument("--merged", action="store_true", help="whole models")
+    form.add_argument("--adapter", action="store_true", help="adapters, which need their base")
+    _json_option(export)
 
     report = add("report", do.report, "Write the report of a run, finished or not, and print where it is", """\
   choreo report runs/demo""")

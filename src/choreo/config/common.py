@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,31 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Weights(Section):
+    """How a model is loaded, and what of it learns."""
+
+    train: Literal["lora", "full"] = Field("lora", description="adapters on a shared base, or full weights per agent")
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    targets: tuple[str, ...] = Field(
+        (), description="linear layers that get an adapter, by the last part of their names, as q_proj; none: all do"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the base and of what runs on it; what is learnt is float32"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the best there is")
+    recompute: bool = Field(
+        False, description="gradient checkpointing: a third more time, and memory for one layer instead of all"
+    )
+    template: str = Field(
+        "", description="a file with a chat template (Jinja), where the tokenizer has none or is to use another"
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """What the engine needs of it to load a team."""
+        return self.model_dump(include={"train", "rank", "alpha", "targets", "dtype", "device", "recompute"})
 
 
 class World(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Common, Fraction, Positive, Section, World
+from choreo.config.common import Common, Fraction, Positive, Section, Weights, World
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -17,14 +17,14 @@ class Measured(World):
     heldout_prompts: Positive = Field(150, description="prompts per held-out suite")
 
 
-class Agents(Section):
+class Agents(Weights):
     """Every agent is an adapter on its own base; each has a negative twin on the same one."""
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        ("nano-llama", "nano-qwen", "nano-neox"), description="bases of the weak teachers, one each"
+        ("nano-llama", "nano-qwen", "nano-neox"),
+        description="bases of the weak teachers, one each: shipped ones, folders, or names on the hub (owner/name)",
     )
     student: str = Field("micro-llama", description="the strong student's base")
-    train: Literal["lora", "full"] = "lora"
     rank: Positive = Field(32, description="of LoRA; 8 holds a base as narrow as the shipped teachers back")
     alpha: Rate = 16.0
 

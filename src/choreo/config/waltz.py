@@ -6,18 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Common, Fraction, Positive, Section
+from choreo.config.common import Common, Fraction, Positive, Section, Weights
 
 
-class Model(Section):
+class Model(Weights):
     base: str = Field(
         "micro-llama",
-        description="a shipped base, or a folder in Hugging Face format whose tokenizer has <|system|>, <|user|>, "
-        "<|assistant|>, <|end|> and <|pad|>",
+        description="a shipped base, a folder in Hugging Face format, or the name of a model on the hub (owner/name)",
     )
-    train: Literal["lora", "full"] = Field("lora", description="adapters on one shared base, or full weights per agent")
-    rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
 class Protocol(Section):

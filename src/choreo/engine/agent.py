@@ -7,15 +7,13 @@ switched on, and updating one policy cannot touch another.
 
 Why not PEFT at run time: on a 1M-parameter model and one CPU core its three small products per
 layer make an update 1.4 times and sampling 1.2 times as slow as laying W + (α/r)·BA over the base,
-whose gradient is the same. Adapters are written in PEFT's format (`Team.export`). The price is
-memory: one extra copy of the adapted weights while a call runs.
+whose gradient is the same. Adapters are written in PEFT's format (export.py). The price is
+memory: one extra copy of the adapted weights while a call runs. Over a bfloat16 base, which is where memory counts
+and where the sum would round, A and B stay beside W all the same (policies.py).
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,46 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from choreo.engine.head import Head, shaping
 from choreo.engine.noise import seed_of
+from choreo.engine.policies import Full, LowRank, Weights, linear_layers, make_adaptable
+from choreo.engine.recompute import recompute_layers
 from choreo.errors import BadInput
 
-Weights = Mapping[str, Tensor]
-
-
-class LowRank:
-    """A LoRA adapter (arXiv 2106.09685) on every linear layer of the backbone. Starts equal to the base: B = 0."""
-
-    def __init__(self, base: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.targets = tuple(targets)
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        self.parameters: dict[str, nn.Parameter] = {}
-        for name in self.targets:
-            weight = base.get_parameter(f"{name}.weight")
-            out_features, in_features = weight.shape
-            down = torch.empty(rank, in_features)
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
-            self.parameters[f"{name}.lora_A"] = nn.Parameter(down.to(weight))
-            self.parameters[f"{name}.lora_B"] = nn.Parameter(weight.new_zeros(out_features, rank))
-
-    def weights(self) -> Weights:
-        """The adapted weights, differentiable in A and B."""
-        merged = {}
-        for name in self.targets:
-            down, up = self.parameters[f"{name}.lora_A"], self.parameters[f"{name}.lora_B"]
-            key = f"{name}.weight"
-            merged[key] = torch.addmm(self.base.get_parameter(key), up, down, alpha=self.alpha / self.rank)
-        return merged
-
-
-class Full:
-    """Every weight, copied. Starts equal to the base."""
-
-    def __init__(self, base: nn.Module):
-        self.parameters = {name: nn.Parameter(value.detach().clone()) for name, value in base.named_parameters()}
-
-    def weights(self) -> Weights:
-        return self.parameters
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Decoder(nn.Module):
@@ -73,12 +38,14 @@ class Decoder(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        self.scale, self.cap = shaping(model.config.get_text_config())
 
-    def forward(self, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Hidden states [batch·length, d] (or their rows `where` [n]), and the output layer's weight and bias."""
+    def forward(self, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Head]:
+        """Hidden states [batch·length, d] (or their rows `where` [n]), and the output layer as it stands."""
         hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
-        head = self.model.get_output_embeddings()
-        return hidden if where is None else hidden[where], head.weight, head.bias
+        layer = self.model.get_output_embeddings()
+        head = Head(layer.weight, layer.bias, self.scale, self.cap)
+        return hidden if where is None else hidden[where], head
 
 
 class Team:
@@ -89,9 +56,10 @@ class Team:
         self.agents = dict(agents)
         self.version = dict.fromkeys(agents, 0)
         self.layers: int = model.config.get_text_config().num_hidden_layers
+        self.positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.full_attention = _full_attention(model)
-        self._lock = threading.Lock()  # functional_call swaps weights in the shared module
-        _check_head(model)
+        self._lock = threading.RLock()  # functional_call swaps weights in the shared module
+        _check_head(self.decoder)
 
     @classmethod
     def load(
@@ -102,24 +70,36 @@ class Team:
         train: Literal["lora", "full"] = "lora",
         rank: int = 16,
         alpha: float = 32.0,
+        targets: Sequence[str] = (),
         seed: int = 0,
-        device: str | torch.device = "cpu",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: Device = "cpu",
+        recompute: bool = False,
     ) -> Team:
-        """Agents on the float32 base in `folder` (Hugging Face format). All start equal to the base.
+        """Agents on the base in `folder` (Hugging Face format). All start equal to it.
 
-        The initial A of an adapter depends on (seed, agent) alone. Raises ValueError for a model
-        whose layers are not all attention, or whose logits are not one linear map of its last hidden state.
+        The initial A of an adapter depends on (seed, agent) alone. targets: see `linear_layers`.
+        dtype: of the base and of what runs on it; what is learnt is float32. recompute: gradient checkpointing.
+        Raises ValueError for a model whose layers are not all attention, or that does to its logits what `Head`
+        cannot; BadInput for a device that is not there.
         """
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="sdpa")
-        model = model.to(device).eval().requires_grad_(False)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
+        model = model.to(device_of(device)).eval().requires_grad_(False)
+        policies: dict[str, LowRank | Full] = {}
         if train == "full":
-            return cls(model, {name: Full(model) for name in agents})
-        targets = _linear_layers(model)
-        return cls(
-            model, {name: LowRank(model, targets, rank, alpha, seed_of((seed, name, "lora"))) for name in agents}
-        )
+            policies = {name: Full(model) for name in agents}
+        else:
+            layers = linear_layers(model, targets)
+            if dtype != "float32":
+                make_adaptable(model, layers)
+            for name in agents:
+                policies[name] = LowRank(model, layers, rank, alpha, seed_of((seed, name, "lora")))
+        team = cls(model, policies)
+        if recompute:
+            recompute_layers(model, team.layers, team._lock)
+        return team
 
     @classmethod
     def open(cls, folder: str | Path, *args: Any, **options: Any) -> Team:
@@ -133,13 +113,19 @@ class Team:
     def device(self) -> torch.device:
         return next(self.decoder.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
+
     def weights(self, agent: str | None) -> Weights:
         """What to lay over the base for `agent`; None is the reference, the base itself."""
         return {} if agent is None else self.agents[agent].weights()
 
-    def run(self, weights: Weights, inputs: Mapping[str, Any], where: Tensor | None = None):
+    def run(self, weights: Weights, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Head]:
         """`Decoder.forward` under `weights`. Safe to call from several threads."""
         overlay = {f"model.{name}": value for name, value in weights.items()}
+        if isinstance(mask := inputs.get("attention_mask"), Tensor):
+            inputs = {**inputs, "attention_mask": mask.to(self.dtype)}
         with self._lock:
             return functional_call(self.decoder, overlay, (inputs, where))
 
@@ -159,39 +145,14 @@ class Team:
                 parameters[name].copy_(value)
         self.version[agent] = state["version"]
 
-    def export(self, agent: str, folder: str | Path) -> None:
-        """Writes the agent for other tools: a PEFT adapter (needs the base to load), or a whole Hugging Face model."""
-        from safetensors.torch import save_file
 
-        folder, policy, model = Path(folder), self.agents[agent], self.decoder.model
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(policy, Full):
-            whole = copy.deepcopy(model)  # loading into the model itself, so that tied weights stay tied
-            whole.load_state_dict(policy.parameters, strict=False)
-            whole.save_pretrained(str(folder))
-            return
-        tensors = {}
-        for name, value in policy.parameters.items():
-            tensors[f"base_model.model.{name}.weight"] = value.detach().cpu().contiguous()
-        save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": model.config.name_or_path,
-            "r": policy.rank,
-            "lora_alpha": policy.alpha,
-            "lora_dropout": 0.0,
-            "target_modules": list(policy.targets),
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _linear_layers(model: Any) -> list[str]:
-    head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    if not names:
-        raise ValueError(f'{type(model).__name__} has no linear layers to adapt; train = "full" needs none')
-    return names
+def device_of(name: Device) -> torch.device:
+    """The device of that name; "auto" is the best one there is. Raises BadInput where there is none such."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = next(kind for kind, here in there.items() if here) if name == "auto" else name
+    if not there[found]:
+        raise BadInput(f'device = "{name}": there is none here; "auto" takes the best there is')
+    return torch.device(found)
 
 
 def _full_attention(model: Any) -> bool:
@@ -203,12 +164,11 @@ def _full_attention(model: Any) -> bool:
     return kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
 
 
-def _check_head(model: Any) -> None:
-    """Some models scale or cap their logits after the output layer, which the split in `Decoder` would miss."""
-    ids = torch.arange(4, device=next(model.parameters()).device)[None]
+def _check_head(decoder: Decoder) -> None:
+    """Some models do more to their logits than `Head` knows, which the split in `Decoder` would miss."""
+    ids = torch.arange(4, device=next(decoder.parameters()).device)[None]
     with torch.inference_mode():
-        head = model.get_output_embeddings()
-        split = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        whole = model(input_ids=ids, use_cache=False).logits
-    if not torch.equal(split, whole):
-        raise ValueError(f"{type(model).__name__} changes its logits after the output layer: not supported")
+        hidden, head = decoder({"input_ids": ids, "use_cache": False})
+        whole = decoder.model(input_ids=ids, use_cache=False).logits[0]
+    if not torch.equal(head.logits(hidden), whole):
+        raise ValueError(f"{type(decoder.model).__name__} changes its logits in a way that is not supported")

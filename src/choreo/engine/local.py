@@ -10,6 +10,7 @@ from choreo.engine import sample as sampling
 from choreo.engine import score as scoring
 from choreo.engine.agent import Team
 from choreo.engine.requests import Completion, Ids, Request
+from choreo.errors import BadInput
 
 
 class LocalEngine:
@@ -28,7 +29,14 @@ class LocalEngine:
     def sample(
         self, agent: str, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
     ) -> list[Completion]:
-        """One completion per request, in order. Temperature 0 is greedy; log-probabilities are at temperature 1."""
+        """One completion per request, in order. Temperature 0 is greedy; log-probabilities are at temperature 1.
+
+        Raises BadInput for a context that leaves no room for the new tokens in the model's positions.
+        """
+        longest = max((len(request.context) for request in requests), default=0)
+        if self.team.positions is not None and longest + max_new_tokens > self.team.positions:
+            raise BadInput(f"a context of {longest} tokens and {max_new_tokens} new ones overflow the model's "
+                           f"{self.team.positions} positions")  # fmt: skip
         return sampling.sample(
             self.team,
             agent,

@@ -11,15 +11,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from choreo.engine.agent import Team, Weights
+from choreo.engine.agent import Team
 from choreo.engine.cache import Slots, as_cache
+from choreo.engine.head import Head
 from choreo.engine.noise import uniforms
+from choreo.engine.policies import Weights
 from choreo.engine.requests import Completion, Request
 from choreo.engine.step import step_of
 
+DRAW_LOGITS = 2**24  # logits held at once while drawing, 64 MiB in float32
 COMPACT = 0.75  # rows are moved together when fewer than this share of them are alive
 
 
@@ -96,20 +98,20 @@ def _decode(
     capacity = width + max_new_tokens
     cache = [Slots(capacity) for _ in range(team.layers)]
     inputs = {"input_ids": padded, "past_key_values": as_cache(cache), "use_cache": True}
-    hidden, head, bias = team.run(weights, inputs, last)
+    hidden, head = team.run(weights, inputs, last)
     step = step_of(team, weights)
 
     if len(contexts) < len(requests):
         copies = torch.tensor([place[request.context] for request in requests], device=device)
         cache = [layer.take(copies, capacity) for layer in cache]
         hidden, lengths = hidden[copies], lengths[copies]
-    noise = torch.from_numpy(uniforms([request.key for request in requests], max_new_tokens)).to(device)
+    noise = torch.from_numpy(uniforms([request.key for request in requests], max_new_tokens)).to(device, _wide(device))
     alive = torch.arange(len(requests), device=device)  # which request each row of the batch belongs to
     ids = torch.full((len(requests), max_new_tokens), pad_id, device=device)
     logprobs = torch.zeros(len(requests), max_new_tokens, device=device)
 
     for t in range(max_new_tokens):
-        token, logprob = _draw(F.linear(hidden, head, bias).float(), noise[alive, t], temperature)
+        token, logprob = _next(hidden, head, noise[alive, t], temperature)
         ids[alive, t] = token
         logprobs[alive, t] = logprob
         # A finished row that stays in the batch until the next compaction goes on writing; its tail is cut off.
@@ -125,6 +127,21 @@ def _decode(
     return ids.cpu().numpy(), logprobs.cpu().numpy()
 
 
+def _next(hidden: Tensor, head: Head, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`_draw` for all rows, as many at a time as DRAW_LOGITS allows."""
+    rows = max(1, DRAW_LOGITS // head.weight.shape[0])
+    if len(hidden) <= rows:
+        return _draw(head.logits(hidden).float(), uniform, temperature)
+    parts = zip(hidden.split(rows), uniform.split(rows), strict=True)
+    tokens, logprobs = zip(*(_draw(head.logits(h).float(), u, temperature) for h, u in parts), strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """What probabilities are added up in: float64, but on Apple's devices, which have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens int64 [rows] by inverse CDF (float64, so that large vocabularies keep their tails), and their log π."""
     logprobs = logits.log_softmax(-1)
@@ -132,7 +149,7 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, 
         token = logits.argmax(-1)
     else:
         tempered = logprobs if temperature == 1 else (logits / temperature).log_softmax(-1)
-        cumulative = tempered.exp().cumsum(-1, dtype=torch.float64)
+        cumulative = tempered.exp().cumsum(-1, dtype=_wide(logits.device))
         # right: the first id whose cumulative mass exceeds the draw, so an id of probability 0 is never taken
         token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(1)
         token = token.clamp_(max=logits.shape[-1] - 1)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from choreo.engine.agent import Team, Weights
+from choreo.engine.agent import Team
 from choreo.engine.cache import Slots, as_cache
+from choreo.engine.policies import Weights
 
 Step = Callable[[Tensor, Tensor, list[Slots], Tensor | None], Tensor]
 """(token int64 [rows], position int64 [rows], cache by layer, additive mask [rows, 1, 1, slots] or None) -> the last
@@ -26,7 +27,8 @@ LIKE_LLAMA = ("llama", "qwen2")
 def step_of(team: Team, weights: Weights) -> Step:
     """The step of `team`'s base with `weights` laid over it."""
     config = team.decoder.model.config.get_text_config()
-    if config.model_type in LIKE_LLAMA and config.hidden_act == "silu" and team.full_attention:
+    like_llama = config.model_type in LIKE_LLAMA and config.hidden_act == "silu" and team.full_attention
+    if like_llama and team.dtype == torch.float32:  # lower precision must round where the learner's forward does
         return LlamaStep(team.decoder.model, weights)
 
     def step(token: Tensor, position: Tensor, cache: list[Slots], mask: Tensor | None) -> Tensor:

@@ -121,7 +121,7 @@ def _of(recipe: config.Recipe) -> dict[str, Any]:
 def _measure(
     recipe: WaltzRecipe, trained: Pair, part: Part, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
-    prompts = World(recipe.world).suites(part)
+    prompts = trained.fitting(World(recipe.world).suites(part), part, progress)
     untrained = Pair(recipe)
     systems: dict[str, Any] = {}
     played: dict[str, list[Episode]] = {}

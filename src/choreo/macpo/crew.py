@@ -45,12 +45,17 @@ class Member:
         """Both policies start equal to the base. Raises BadInput where there is no such base."""
         folder, agents = base_folder(model), recipe.agents
         policies = [f"{name}+", f"{name}-", *([f"{name}-start"] if recipe.rounds.reference == "sft" else [])]
-        chat = Chat.load(folder)
-        team = Team.open(folder, policies, train=agents.train, rank=agents.rank, alpha=agents.alpha, seed=recipe.seed)
+        chat = Chat.load(folder, agents.template)
+        team = Team.open(folder, policies, seed=recipe.seed, **agents.loading())
         return cls(name, fingerprint(folder), chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
 
     def context(self, prompt: Prompt) -> Ids:
         return self.chat.answer_context(self.chat.encode(prompt.text))
+
+    def fits(self, prompt: str, label: str, room: int) -> bool:
+        """Whether the prompt and the longer of its label and `room` more tokens are within the model's positions."""
+        spelled = len(self.spell(label)) + self.chat.room(0, 0, 0) if label else 0
+        return self.chat.fits(prompt, max(room, spelled), self.team.positions)
 
     def write(
         self, policy: str, contexts: Sequence[Ids], keys: Sequence[Key], *, tokens: int, temperature: float

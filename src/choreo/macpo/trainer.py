@@ -20,7 +20,16 @@ from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
 from choreo.errors import BadInput, Interrupted
-from choreo.macpo.answers import Chosen, Desk, negatives, positives, reference, weak_labels, weak_negatives
+from choreo.macpo.answers import (
+    REVIEW_TOKENS,
+    Chosen,
+    Desk,
+    negatives,
+    positives,
+    reference,
+    weak_labels,
+    weak_negatives,
+)
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, halves
 from choreo.macpo.plan import Phase, plan
@@ -49,11 +58,13 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
     From the run's last checkpoint if there is one; a round that had ended there is yielded again. The caller may
     stop early. Raises Interrupted, its state saved, when `progress` was interrupted.
     """
-    data, crew = halves(recipe), Crew.load(recipe)
+    crew = Crew.load(recipe)
+    data = within(recipe, halves(recipe), crew)
     desk = Desk(recipe, crew, data.b)
     if data.counts:
         run.note(data=data.counts)
-        progress.say(f"{recipe.data.file}: {', '.join(f'{what} {count}' for what, count in data.counts.items())}")
+        told = ", ".join(f"{what} {count}" for what, count in data.counts.items())
+        progress.say(f"{recipe.data.file or 'prompts'}: {told}")
         if recipe.rounds.refusals == "as-labelled" and not any(World.refuses(row.chosen) for row in data.a):
             progress.say("! no chosen answer of half A is a refusal in the microworld's words, the only ones known "
                          "here: refusals are neither held to a share nor measured")  # fmt: skip
@@ -79,6 +90,32 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
             raise Interrupted(f"saved at step {step}")
         if phase.last:
             yield phase.round, crew
+
+
+def within(recipe: MacpoRecipe, data: Halves, crew: Crew) -> Halves:
+    """The halves without what overflows the positions of some member's model. How much that is stands in `counts`.
+
+    Raises BadInput where nothing of a half is left.
+    """
+    reviewed = "judged" in (recipe.rounds.positives, recipe.rounds.negatives) or recipe.rounds.negatives == "prompt"
+    tokens = recipe.writing.answer_tokens
+
+    def fits(text: str, *labels: str) -> bool:
+        return all(
+            member.fits(text, label, member.chat.room(int(reviewed), tokens, max(tokens, REVIEW_TOKENS)))
+            for member in crew
+            for label in labels or ("",)
+        )
+
+    a = tuple(row for row in data.a if fits(row.prompt.text, row.chosen, row.rejected))
+    b = tuple(prompt for prompt in data.b if fits(prompt.text))
+    ceiling = tuple(row for row in data.ceiling if fits(row.prompt.text, row.chosen))
+    lost = len(data.a) + len(data.b) - len(a) - len(b)
+    if not a or not b:
+        raise BadInput(f"every prompt of a half overflows the positions of a model, with {tokens} tokens of answer "
+                       "(writing.answer_tokens)")  # fmt: skip
+    counts = {**data.counts, "overflow a model's positions": lost} if lost else data.counts
+    return Halves(a, b, ceiling, counts)
 
 
 def teach(desk: Desk, data: Halves, phase: Phase, run: Run, progress: Progress, step: int) -> int:

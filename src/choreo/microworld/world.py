@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar
 
-from choreo import config
+from choreo import config, hub
 from choreo.errors import BadInput
 from choreo.microworld import grammar, habits
 from choreo.microworld.judge import WorldJudge
@@ -76,14 +76,20 @@ class World:
         return habits.advice(prompt, habits.true_label(verdict), plain=True)
 
 
-def base_folder(name: str) -> Path:
-    """The folder of a shipped base, or `name` itself as a folder in Hugging Face format."""
+def base_folder(name: str, *, config_only: bool = False) -> Path:
+    """The folder of a shipped base, `name` itself as a folder in Hugging Face format, or that of a model on the hub.
+
+    config_only: of the hub's, its configuration is enough. Raises BadInput where there is none, or the hub's is not
+    here and cannot be had.
+    """
     for folder in (BASES / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder
+    if hub.is_name(name) and not Path(name).exists() and not Path(name).parent.is_dir():
+        return hub.snapshot(name, config_only=config_only)
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
     raise BadInput(f"base {name!r}: neither a shipped one ({shipped}) nor a folder with a "
-                   "config.json (choreo world pretrain makes one)")  # fmt: skip
+                   "config.json (choreo world pretrain makes one), nor a model on the hub (owner/name)")  # fmt: skip
 
 
 def fingerprint(base: Path) -> str:
@@ -93,7 +99,8 @@ def fingerprint(base: Path) -> str:
     """
     digest = blake2b(digest_size=8)
     for file in sorted(base.glob("*")):
-        if file.name in ("config.json", "tokenizer.json") or file.suffix in (".safetensors", ".bin"):
+        named = file.name in ("config.json", "tokenizer.json", "chat_template.jinja")
+        if named or file.suffix in (".safetensors", ".bin"):
             size = file.stat().st_size
             digest.update(f"{file.name}/{size}/".encode())
             step = max(PIECE, size // 64)

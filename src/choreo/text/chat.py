@@ -1,7 +1,8 @@
 """Where text becomes ids, and the only place where it does.
 
-A conversation is rendered as  <|system|> … <|user|> … <|end|> <|assistant|> … <|end|>  from parts
-that are already ids, so an answer enters the next context as the very ids that were sampled.
+A model of the microworld reads  <|system|> … <|user|> … <|end|> <|assistant|> … <|end|>. Any other reads what its
+own chat template makes (template.py). Either way a context is put together from parts that are already ids, so an
+answer enters the next context as the very ids that were sampled.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from choreo.types import CONVERSATION, FEEDBACK
 ROLES = ("system", "user", "assistant")
 END = "<|end|>"
 PAD = "<|pad|>"
+TOKENS = (PAD, END, *(f"<|{role}|>" for role in ROLES))
 
 # WaltzRL section 3: both agents start from one model and are told apart by their system prompts.
 SYSTEM = {CONVERSATION: "Answer the user.", FEEDBACK: "Review the answer."}
 
 Ids = tuple[int, ...]
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 class Chat:
@@ -34,22 +40,35 @@ class Chat:
         self._role = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ROLES}
         self._encode = lru_cache(maxsize=8192)(self._tokenize)  # prompts and system texts recur at every turn
         self._special = frozenset((self.end_id, self.pad_id, *self._role.values()))
-        if len(self._special) != 5:
-            raise ValueError(f"the tokenizer must have distinct tokens {END}, {PAD} and one per role in {ROLES}")
+        if len(self._special) != len(TOKENS):
+            raise ValueError(f"the tokenizer must have distinct tokens {', '.join(TOKENS)}")
 
     @classmethod
-    def load(cls, folder: str | Path) -> Chat:
-        """The chat of a model's folder. Raises BadInput where its tokenizer lacks the tokens of the roles."""
+    def load(cls, folder: str | Path, template: str | Path = "") -> Chat:
+        """The chat of a model's folder: the microworld's where its tokenizer has those tokens, else its own template's.
+
+        template: a file with a chat template (Jinja) in place of the model's own.
+        Raises BadInput for a folder without a tokenizer, or with neither those tokens nor a template.
+        """
         from transformers import AutoTokenizer
 
+        from choreo.text.template import TemplateChat
+
         try:
-            return cls(AutoTokenizer.from_pretrained(str(folder)))
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
+                return Chat(tokenizer)
+            return TemplateChat(tokenizer, Path(template).read_text(encoding="utf-8") if template else None)
+        except UnicodeDecodeError:
+            raise BadInput(f"{template}: not UTF-8 text") from None
+        except (OSError, ValueError, BadInput) as error:
             raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
 
     def same_tokenizer(self, other: Chat) -> bool:
-        """Whether the ids of one mean the same text to the other."""
-        return self is other or self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+        """Whether the ids of one mean the same text to the other, and end a turn in the same way."""
+        if self is other:
+            return True
+        return self.end_id == other.end_id and self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
 
     def encode(self, text: str) -> Ids:
         """Ids of plain text. Role tokens spelled out in `text` stay text: a user cannot open a turn."""
@@ -62,21 +81,59 @@ class Chat:
         """Text for judges and readers: special tokens are left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def content(self, ids: Ids) -> Ids:
+        """What of a turn's ids enters a context. A policy that samples role tokens must not be able to open a turn in
+        another agent's context."""
+        return tuple(i for i in ids if i not in self._special)
+
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:
         """The ids of a whole history, ending where the assistant is to speak."""
         ids = [self._role["system"], *self.encode(system), self.end_id]
-        for role, content in turns:
-            # A policy that samples role tokens must not be able to open a turn in another agent's context.
-            ids += [self._role[role], *(i for i in content if i not in self._special), self.end_id]
+        for role, said in turns:
+            ids += [self._role[role], *self.content(said), self.end_id]
         return (*ids, self._role["assistant"])
 
-    def answer_context(self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = ()) -> Ids:
-        """State of the conversation agent: p, then every earlier answer and the feedback string on it."""
-        turns = [("user", prompt)]
+    def answer_context(
+        self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = (), earlier: Sequence[tuple[str, Ids]] = ()
+    ) -> Ids:
+        """State of the conversation agent: p, then every earlier answer and the feedback string on it.
+
+        earlier: (role, content) of the conversation before p, where p is not its first turn.
+        """
+        turns = [*earlier, ("user", prompt)]
         for answer, feedback in history:
             turns += [("assistant", answer), ("user", feedback)]
         return self.context(SYSTEM[CONVERSATION], turns)
 
-    def review_context(self, prompt: Ids, answer: Ids) -> Ids:
+    def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t))."""
-        return self.context(SYSTEM[FEEDBACK], [("user", prompt), ("assistant", answer)])
+        return self.context(SYSTEM[FEEDBACK], [*earlier, ("user", prompt), ("assistant", answer)])
+
+    def messages(self) -> dict[str, list[dict[str, str]]]:
+        """The contexts as messages for tools that take text: what opens an `answer`, what each round adds to `revise`
+        it, and the whole of a `review`. {prompt}, {answer} and {feedback} stand for what was said."""
+        asked, answered = message("user", "{prompt}"), message("assistant", "{answer}")
+        return {
+            "answer": [message("system", SYSTEM[CONVERSATION]), asked],
+            "revise": [answered, message("user", "{feedback}")],
+            "review": [message("system", SYSTEM[FEEDBACK]), asked, answered],
+        }
+
+    def jinja(self) -> str:
+        """The chat template by which other tools make the same contexts."""
+        return (
+            "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '" + END + "' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+        )
+
+    def fits(self, text: str, room: int, positions: int | None) -> bool:
+        """Whether a prompt and `room` more tokens are at most `positions`; None is no limit."""
+        if positions is None or len(text.encode()) + room <= positions:  # a token is a byte at least
+            return True
+        return len(self.encode(text)) + room <= positions
+
+    def room(self, rounds: int, answer_tokens: int, feedback_tokens: int) -> int:
+        """Tokens that a game takes at most beyond its prompt: its longest context and what is written after it."""
+        said = rounds * (answer_tokens + feedback_tokens) + answer_tokens
+        room = len(self.answer_context((), [((), ())] * rounds)) + said
+        return max(room, len(self.review_context((), ())) + answer_tokens + feedback_tokens) if rounds else room

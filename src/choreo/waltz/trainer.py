@@ -43,10 +43,25 @@ class Pair:
     def __init__(self, recipe: WaltzRecipe):
         folder = base_folder(recipe.model.base)
         self.base = fingerprint(folder)
-        self.chat = Chat.load(folder)
-        model = recipe.model
-        self.team = Team.open(folder, AGENTS, train=model.train, rank=model.rank, alpha=model.alpha, seed=recipe.seed)
+        self.chat = Chat.load(folder, recipe.model.template)
+        self.team = Team.open(folder, AGENTS, seed=recipe.seed, **recipe.model.loading())
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
+        played = recipe.protocol
+        self.room = self.chat.room(max(1, played.rounds), played.answer_tokens, played.feedback_tokens)
+
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress) -> list[Prompt]:
+        """The prompts whose longest game has room in the model's positions. How many have not is said.
+
+        Raises BadInput where none has.
+        """
+        kept = [prompt for prompt in prompts if self.chat.fits(prompt.text, self.room, self.team.positions)]
+        if prompts and not kept:
+            raise BadInput(f"{what}: no prompt and the {self.room} tokens that a game takes fit into the model's "
+                           f"{self.team.positions} positions; lower protocol.answer_tokens or feedback_tokens")
+        if len(kept) < len(prompts):
+            progress.say(f"! {what}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out: a game may "
+                         f"take {self.room} tokens more, and the model has {self.team.positions} positions")
+        return kept
 
 
 def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
@@ -81,7 +96,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
             learner.load_state_dict(saved["agents"][agent])
         if values:
             values.load_state_dict(saved["values"])
-    prompts = world.training()
+    prompts = {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in world.training().items()}
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1

@@ -1,0 +1,141 @@
+"""From hidden states to log-probabilities: the output layer, and the only place where logits exist in training.
+
+Logits are the largest thing that a language model makes: a vocabulary of 128k takes 30 times what a width of 4096
+does. So they are made a piece at a time, and made again in the backward pass instead of being kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Logits held at once, 4 MiB in float32: small enough to stay near the cache of a CPU, and as fast as one piece. An
+# accelerator wants more work per call. A piece has at least ROWS tokens, for a product of fewer would waste the
+# processor; so a vocabulary that does not fit is cut up as well.
+CPU_LOGITS, ACCELERATOR_LOGITS, ROWS = 2**20, 2**24, 256
+
+
+class Head(NamedTuple):
+    """The output layer. logits = scale · (hidden · weightᵀ + bias), then cap · tanh(logits / cap) where there is a cap.
+
+    weight: [vocabulary, d]; bias: [vocabulary] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, vocabulary] of [n, d], in the arithmetic of the model."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def part(self, start: int, end: int) -> Head:
+        """The head of the ids from `start` up to `end`."""
+        bias = None if self.bias is None else self.bias[start:end]
+        return self._replace(weight=self.weight[start:end], bias=bias)
+
+
+def shaping(config: Any) -> tuple[float, float | None]:
+    """(scale, cap) of a model's logits, by the names that transformers' configurations have for them."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return scale, getattr(config, "final_logit_softcapping", None)
+
+
+def token_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, *, cells: int | None = None, least: int = ROWS
+) -> Tensor:
+    """[n], float32 (float64 where `hidden` is): log softmax(head(hidden))[targets].
+
+    hidden: [n, d]; targets: int64 [n]. At most `cells` logits exist at a time, in the backward pass too, of at least
+    `least` tokens.
+    """
+    cells = cells or (CPU_LOGITS if hidden.device.type == "cpu" else ACCELERATOR_LOGITS)
+    vocabulary = head.weight.shape[0]
+    if vocabulary * least > cells:
+        tile = (least, max(1, cells // least))
+        return _Tiled.apply(hidden, head.weight, head.bias, targets, head.scale, head.cap, tile)
+    rows = cells // vocabulary
+    if len(targets) <= rows:
+        return _chunk(hidden, head, targets)
+    parts = []
+    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_chunk, h, head, t, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(_chunk(h, head, t))
+    return torch.cat(parts)
+
+
+def _chunk(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(_wide(head.logits(hidden)), targets, reduction="none")
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _Tiled(torch.autograd.Function):
+    """`_chunk` over tiles of so many tokens and ids: the softmax's sum is gathered tile by tile."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, scale, cap, tile):  # type: ignore[override]
+        head, (height, columns) = Head(weight, bias, scale, cap), tile
+        sums: list[Tensor] = []
+        chosen: list[Tensor] = []
+        for rows, wanted in zip(hidden.split(height), targets.split(height), strict=True):
+            total = rows.new_full((len(rows),), float("-inf"), dtype=torch.promote_types(rows.dtype, torch.float32))
+            own = torch.zeros_like(total)
+            for start in range(0, len(weight), columns):
+                logits = _wide(head.part(start, start + columns).logits(rows))
+                total = torch.logaddexp(total, logits.logsumexp(-1))
+                inside, place = _within(wanted, start, logits.shape[1])
+                own = torch.where(inside, logits.gather(1, place[:, None])[:, 0], own)
+            sums.append(total)
+            chosen.append(own)
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(sums))
+        ctx.settings = (scale, cap, tile)
+        return torch.cat(chosen) - torch.cat(sums)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[override]
+        """∂ log p(target) / ∂ logit = 1[target] − p, with the logits made again."""
+        hidden, weight, bias, targets, sums = ctx.saved_tensors
+        scale, cap, (height, columns) = ctx.settings
+        head, wide = Head(weight, bias, scale, cap), torch.promote_types(hidden.dtype, torch.float32)
+        for_hidden = torch.zeros_like(hidden, dtype=wide)
+        for_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        for_bias = torch.zeros_like(bias, dtype=wide) if ctx.needs_input_grad[2] else None
+        for first in range(0, len(hidden), height):
+            rows = slice(first, first + height)
+            own, given = hidden[rows], gradient[rows, None]
+            for start in range(0, len(weight), columns):
+                ids = slice(start, start + columns)
+                logits = _wide(head.part(start, start + columns).logits(own))
+                inside, place = _within(targets[rows], start, logits.shape[1])
+                slope = (logits - sums[rows, None]).exp_().mul_(-given)
+                slope.scatter_add_(1, place[:, None], torch.where(inside, gradient[rows], 0)[:, None])
+                if cap is not None:
+                    slope.mul_(1 - (logits / cap).square_())
+                slope = slope.mul_(scale).to(hidden.dtype)
+                for_hidden[rows] += slope @ weight[ids]
+                if for_weight is not None:
+                    for_weight[ids] += slope.T @ own
+                if for_bias is not None:
+                    for_bias[ids] += slope.sum(0)
+        found = [None if g is None else g.to(like) for g, like in ((for_weight, weight), (for_bias, bias))]
+        return for_hidden.to(hidden), *found, None, None, None, None
+
+
+def _within(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """Which targets lie in the tile that begins at id `start`, and where in it (0 for those that do not)."""
+    place = targets - start
+    inside = (place >= 0) & (place < width)
+    return inside, torch.where(inside, place, 0)

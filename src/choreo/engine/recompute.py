@@ -1,0 +1,49 @@
+"""Gradient checkpointing: of every layer its input is kept, and the layer runs again in the backward pass.
+
+transformers' own would run it again after the policy's weights have been taken off the base, on the base's. Here a
+layer is run again under the very tensors that it ran under.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_layers(model: Any, layers: int, lock: AbstractContextManager[Any]) -> None:
+    """Makes every one of the model's `layers` recompute itself. lock: held while weights lie over a layer.
+
+    Raises ValueError where the model does not keep them in one list.
+    """
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            for layer in module:
+                _wrap(layer, lock)
+            return
+    raise ValueError(f"{type(model).__name__} keeps its layers in no list: gradient checkpointing is not supported")
+
+
+def _wrap(layer: nn.Module, lock: AbstractContextManager[Any]) -> None:
+    plain = layer.forward
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(*inputs, **options)
+        worn = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+
+        def again(*inputs: Any) -> Any:
+            with lock:
+                layer.forward = plain  # type: ignore[method-assign]
+                try:
+                    return functional_call(layer, worn, inputs, options)
+                finally:
+                    layer.forward = forward  # type: ignore[method-assign]
+
+        return checkpoint(again, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    layer.forward = forward  # type: ignore[method-assign]

@@ -1,0 +1,205 @@
+"""`choreo export`: the agents of a run in Hugging Face format, with a model card and, for WaltzRL, the protocol.
+
+What is written is loaded by transformers, PEFT and vLLM without choreo: weights, a tokenizer with the chat template
+that the agents were trained in, and the protocol's prompts as messages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo import config
+from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.engine.agent import Team
+from choreo.engine.export import export
+from choreo.engine.policies import LowRank
+from choreo.errors import BadInput
+from choreo.evaluate import macpo_run
+from choreo.evaluate.page import percent
+from choreo.hub import is_name
+from choreo.microworld.world import BASES, base_folder
+from choreo.runs import files
+from choreo.runs.folder import checkpoints, read_info
+from choreo.text.chat import Chat
+from choreo.types import CONVERSATION
+from choreo.waltz.samples import learners
+from choreo.waltz.trainer import restore
+
+PAPERS = {"waltz": ("WaltzRL", "2510.08240"), "macpo": ("MACPO", "2410.07672")}
+FEEDBACK_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "reasoning": {"type": "string"}, "unsafe": {"type": "boolean"},
+        "overrefuse": {"type": "boolean"}, "feedback": {"type": "string"},
+    },
+    "required": ["reasoning", "unsafe", "overrefuse", "feedback"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | None = None) -> list[Path]:
+    """Writes the agents of the run at `path`, as its last checkpoint has them, to folders under `out`; returns these.
+
+    agent: one alone; by default those that WaltzRL trained, or MACPO's student.
+    merged: True for whole models, False for adapters; None for what was trained.
+    Raises BadInput where the run has no checkpoint or no such agent, or something is at `out`.
+    """
+    read_info(path)
+    recipe = config.load(path / "recipe.toml")
+    found = checkpoints(path)
+    if not found:
+        raise BadInput(f"{path}: has no checkpoint to export; go on with choreo train --resume {path}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out}: already exists; name another folder with --out")
+    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
+    if merged is False and how.train == "full":
+        raise BadInput(f"{path}: trained whole models, and --adapter has none to write")
+    step, checkpoint = max(found.items())
+    members, chosen = _agents(recipe, checkpoint, agent)
+    whole = how.train == "full" if merged is None else merged
+    written = []
+    for name, (chat, team, base) in members.items():
+        if name not in chosen:
+            continue
+        folder = out / name
+        export(team, name, folder, merged=whole, base=base, end_id=chat.end_id)
+        chat.tokenizer.chat_template = chat.jinja()
+        chat.tokenizer.save_pretrained(str(folder))
+        files.write_text(folder / "README.md", card(path, recipe, name, team, base, step, whole))
+        written.append(folder)
+    files.write_text(out / "recipe.toml", config.to_toml(recipe))
+    if isinstance(recipe, WaltzRecipe):
+        files.write_json(out / "protocol.json", protocol(recipe, members[CONVERSATION][0]))
+    return written
+
+
+def protocol(recipe: WaltzRecipe, chat: Chat) -> dict[str, Any]:
+    """The game as data: what each agent is told, when it ends, and what may be read in a review."""
+    played = recipe.protocol
+    return {
+        "method": "WaltzRL", "paper": "arXiv 2510.08240", "rounds": played.rounds,
+        "answer_tokens": played.answer_tokens, "feedback_tokens": played.feedback_tokens,
+        "temperature": recipe.evaluation.temperature, "messages": chat.messages(), "feedback_schema": FEEDBACK_SCHEMA,
+        "play": "Send `answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where "
+        "the review is JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent "
+        "its messages so far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
+    }  # fmt: skip
+
+
+def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, step: int, whole: bool) -> str:
+    """README.md of an exported agent: what it is, how it was made, what it was measured to be worth, and its limits."""
+    method, paper = PAPERS[recipe.method]
+    policy = team.agents[agent]
+    licence = licence_of(base)
+    front = {
+        "base_model": base, "license": licence or "other", "library_name": "transformers" if whole else "peft",
+        "tags": ["choreo", recipe.method, "alignment"],
+    }  # fmt: skip
+    kind = f"LoRA of rank {policy.rank}, α {policy.alpha:g}" if isinstance(policy, LowRank) else "full weights"
+    told = "The licence of the base holds; its folder does not say which, so look there before you share this."
+    if licence:
+        told = f"The base's own licence ({licence}) holds."
+    loading = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if whole:
+        loading.append(f'model = AutoModelForCausalLM.from_pretrained("{agent}")')
+    else:
+        loading[1:1] = ["from peft import PeftModel"]
+        loading.append(f'base = AutoModelForCausalLM.from_pretrained("{base}")')
+        loading.append(f'model = PeftModel.from_pretrained(base, "{agent}")')
+    loading.append(f'tokenizer = AutoTokenizer.from_pretrained("{agent}")')
+    sections = [
+        "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---",
+        f"# {recipe.name}: {agent}",
+        f"The agent `{agent}` of a {method} run ([arXiv {paper}](https://arxiv.org/abs/{paper})), trained with choreo "
+        f"from `{base}` ({kind}), as it was after step {step}. " + ("These are whole weights." if whole else
+        "This is an adapter; it needs its base."),
+        "## Load it\n\n```python\n" + "\n".join(loading) + "\n```",
+    ]  # fmt: skip
+    if isinstance(recipe, WaltzRecipe):
+        sections.append(
+            "It is one of a pair. `../protocol.json` has the messages that each agent is sent, and when a game ends; "
+            "alone, an agent is not what was measured."
+        )
+    sections += [
+        "## How it was made\n\nEvery setting is in `../recipe.toml`. " + _data(recipe),
+        "## What it was measured to be worth\n\n" + _figures(path),
+        "## Limits\n\n" + _limits(recipe),
+        f"## Licence\n\n{told}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def licence_of(base: str) -> str | None:
+    """What the base's own card says, where it has one."""
+    try:
+        text = (base_folder(base) / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, BadInput):
+        return "apache-2.0" if (BASES / base).is_dir() else None
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    said = re.search(r"^license: *[\"']?([\w.-]+)", front[1], re.MULTILINE) if front else None
+    return said[1] if said else None
+
+
+def _agents(
+    recipe: config.Recipe, checkpoint: Path, agent: str | None
+) -> tuple[dict[str, tuple[Chat, Team, str]], Sequence[str]]:
+    """Every agent with its chat, team and base's name, and those to be written."""
+    if isinstance(recipe, MacpoRecipe):
+        crew = macpo_run.restore(recipe, checkpoint)
+        models = dict(zip((member.name for member in crew), recipe.bases(), strict=True))
+        members = {
+            policy: (member.chat, member.team, _called(models[member.name]))
+            for member in crew
+            for policy in member.team.agents
+        }
+        chosen: Sequence[str] = [crew.student.positive]
+    else:
+        pair = restore(recipe, checkpoint)
+        members = {name: (pair.chat, pair.team, _called(recipe.model.base)) for name in pair.team.agents}
+        chosen = learners(recipe.stages, stage=2)
+    if agent is not None and agent not in members:
+        raise BadInput(f"--agent {agent}: the run has {', '.join(members)}")
+    return members, chosen if agent is None else [agent]
+
+
+def _called(base: str) -> str:
+    """A base's name for others: as on the hub or as shipped; a folder by its whole path."""
+    shipped = (BASES / base).is_dir()
+    return base if shipped or (is_name(base) and not Path(base).exists()) else str(Path(base).resolve())
+
+
+def _data(recipe: config.Recipe) -> str:
+    if isinstance(recipe, MacpoRecipe) and recipe.data.file:
+        return f"It learnt from preference pairs in `{Path(recipe.data.file).name}`."
+    return ("It learnt in choreo's microworld, a small generated language with an exact judge, on prompts of split "
+            f"{recipe.world.split_seed}.")  # fmt: skip
+
+
+def _figures(path: Path) -> str:
+    file = path / "summary.json"
+    if not file.is_file():
+        return "Nothing yet: the run has not ended."
+    summary: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    rows = [
+        f"| {name} | {percent(s.get('asr'))} | {percent(s.get('orr'))} | {percent(s.get('f1'))} |"
+        for name, s in summary.get("systems", {}).items()
+    ]
+    return (
+        f"On {summary.get('suite', 'held-out')} prompts, in percent with 95 % intervals: ASR, unsafe answers to "
+        "harmful prompts; ORR, refusals of benign ones; F1 of both.\n\n"
+        "| system | ASR | ORR | F1 |\n|---|---|---|---|\n" + "\n".join(rows)
+    )
+
+
+def _limits(recipe: config.Recipe) -> str:
+    said = ["Measured by one judge on one distribution of prompts; attacks on the judge or the agents that adapt to "
+            "them were not tried."]  # fmt: skip
+    if isinstance(recipe, WaltzRecipe):
+        said.append("Instructions to the feedback agent, hidden in a prompt or an answer, were not tried either.")
+    else:
+        said.append("MACPO's students tend to refuse more, round by round; ORR beside its base's tells how much.")
+    return " ".join(said)

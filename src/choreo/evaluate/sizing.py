@@ -1,0 +1,223 @@
+"""`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read.
+
+Memory is counted for one device, which holds every model and agent of a run. Weights, gradients, the optimiser's
+moments and the cache are exact but for the allocator; what an update keeps for its backward pass is a rule of thumb
+(ACTIVATIONS), which benchmarks/memory.py holds to measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
+from choreo.config.common import Weights
+from choreo.errors import BadInput
+from choreo.macpo.plan import plan as phases_of
+from choreo.macpo.trainer import steps_of
+from choreo.microworld.world import base_folder
+from choreo.types import AGENTS
+from choreo.waltz.samples import learners
+
+GIB = 2**30
+FLOAT32 = 4
+ADAM = 8  # bytes per parameter: two moments in float32
+# Numbers kept per token for the backward pass, per input and output of a linear layer: norms, rotations, attention and
+# activations keep their own beside.
+ACTIVATIONS = 1.5
+SLOTS = 65536  # cache slots held at once while sampling (`LocalEngine`)
+SPARE = 0.1  # of a device's memory that a plan leaves free: fragments, kernels, the libraries themselves
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by its configuration. linear: (in, out) of every linear layer but the output layer, by name."""
+
+    name: str
+    kind: str
+    parameters: int
+    linear: dict[str, tuple[int, int]]
+    layers: int
+    width: int
+    keys: int  # numbers per token and layer in the cache, keys and values
+    positions: int | None
+
+    @classmethod
+    def read(cls, name: str) -> Model:
+        """Raises BadInput where there is no such model, or its configuration is not one of a causal language model."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from choreo.engine.policies import linear_layers
+
+        folder = base_folder(name, config_only=True)
+        try:
+            config = AutoConfig.from_pretrained(str(folder))
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+            names = linear_layers(model)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
+        text = config.get_text_config()
+        shapes = {layer: tuple(model.get_parameter(f"{layer}.weight").shape) for layer in names}
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return cls(
+            name, config.model_type, sum(p.numel() for p in model.parameters()),
+            {layer: (shape[1], shape[0]) for layer, shape in shapes.items()},
+            text.num_hidden_layers, text.hidden_size, 2 * heads * head,
+            getattr(text, "max_position_embeddings", None),
+        )  # fmt: skip
+
+    def adapted(self, targets: tuple[str, ...]) -> list[tuple[int, int]]:
+        return [s for name, s in self.linear.items() if not targets or name.rpartition(".")[2] in targets]
+
+
+def trainable(model: Model, how: Weights) -> int:
+    """Parameters that one agent learns."""
+    if how.train == "full":
+        return model.parameters
+    return sum(how.rank * (inputs + outputs) for inputs, outputs in model.adapted(how.targets))
+
+
+def standing(model: Model, how: Weights, policies: int, optimisers: int) -> dict[str, float]:
+    """Bytes that a model and its agents take throughout."""
+    own = trainable(model, how)
+    return {
+        "base": model.parameters * _bytes(how),
+        "agents": policies * own * FLOAT32,
+        "optimisers": optimisers * own * ADAM,
+    }
+
+
+def updating(model: Model, how: Weights, micro_tokens: int) -> float:
+    """Bytes that an update takes beside: gradients, weights laid over the base, what the backward pass needs."""
+    size, own = _bytes(how), trainable(model, how)
+    if how.train == "full":
+        laid_over = 2 * model.parameters * size if size < FLOAT32 else 0  # a copy and its gradient
+    elif size < FLOAT32:
+        laid_over = 0
+    else:
+        laid_over = 2 * FLOAT32 * sum(i * o for i, o in model.adapted(how.targets))
+    kept = ACTIVATIONS * micro_tokens * size * sum(i + o for i, o in model.linear.values())
+    if how.recompute:
+        kept = kept / model.layers + model.layers * micro_tokens * model.width * size
+    return own * FLOAT32 + laid_over + kept
+
+
+def sampling(model: Model, how: Weights) -> float:
+    """Bytes of the cache, and of its copy while finished rows are taken out."""
+    laid_over = FLOAT32 * sum(i * o for i, o in model.adapted(how.targets)) if how.train == "lora" else 0
+    return 2 * SLOTS * model.layers * model.keys * _bytes(how) + (laid_over if _bytes(how) == FLOAT32 else 0)
+
+
+def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
+    """What `recipe` takes. memory: of the device, in bytes; None looks at the one that is here.
+
+    Sizes are bytes; tokens are the most that can be written. `fits` is whether the estimate and a tenth to spare are
+    within the device's memory.
+    """
+    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
+    work = dict(_waltz(recipe) if isinstance(recipe, WaltzRecipe) else _macpo(recipe))
+    micro_tokens = recipe.learning.micro_tokens if isinstance(recipe, WaltzRecipe) else recipe.micro_tokens
+    models: list[dict[str, Any]] = []
+    busiest = 0.0
+    for name, base, policies, optimisers in _members(recipe):
+        model = Model.read(base)
+        while_updating, while_sampling = updating(model, how, micro_tokens), sampling(model, how)
+        busiest = max(busiest, while_updating, while_sampling)
+        models.append({
+            "agents_of": name, "model": base, "architecture": model.kind, "parameters": model.parameters,
+            "trained_per_agent": trainable(model, how), "agents": policies, "positions": model.positions,
+            "memory": standing(model, how, policies, optimisers),
+            "update": while_updating, "sampling": while_sampling,
+        })  # fmt: skip
+    device, there = (how.device, memory) if memory else device_memory(how.device)
+    needed = sum(sum(model["memory"].values()) for model in models) + busiest
+    return {
+        "recipe": recipe.name, "method": recipe.method, "models": models, **work,
+        "memory": {"device": device, "needed": needed, "there": there},
+        "fits": needed * (1 + SPARE) <= there if there else None,
+    }  # fmt: skip
+
+
+def device_memory(name: str) -> tuple[str, float | None]:
+    """(device, bytes) of what is here under that name; None where it cannot be asked."""
+    from choreo.engine.agent import device_of
+
+    device = device_of(name)  # type: ignore[arg-type]
+    if device.type == "cuda":
+        import torch
+
+        return "cuda", float(torch.cuda.get_device_properties(device).total_memory)
+    return device.type, float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def tell(found: dict[str, Any]) -> str:
+    """The plan in words."""
+    lines = [f"{found['recipe']} ({found['method']})"]
+    for model in found["models"]:
+        lines.append(
+            f"  {model['agents_of']}: {model['model']} ({model['architecture']}, "
+            f"{_count(model['parameters'])} parameters), {model['agents']} agents that learn "
+            f"{_count(model['trained_per_agent'])} each"
+        )
+        parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
+        lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
+    lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}")
+    memory = found["memory"]
+    there = f"{_size(memory['there'])} on {memory['device']}" if memory["there"] else f"unknown on {memory['device']}"
+    lines.append(f"  memory: about {_size(memory['needed'])}, of {there}")
+    answer = {True: "fits", False: "does not fit", None: "cannot be told"}[found["fits"]]
+    return "\n".join([*lines, f"  {answer}" + ("" if found["fits"] is not False else _advice())])
+
+
+def _advice() -> str:
+    return ('; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
+            "model. A run is not spread over devices.")  # fmt: skip
+
+
+def _members(recipe: Recipe) -> Iterator[tuple[str, str, int, int]]:
+    """(whose, base, agents, optimisers that live at once)"""
+    if isinstance(recipe, WaltzRecipe):
+        yield "both", recipe.model.base, len(AGENTS), len(learners(recipe.stages, stage=2))
+        return
+    kept = 3 if recipe.rounds.reference == "sft" else 2
+    yield "student", recipe.agents.student, kept, 1  # one policy at a time has an optimiser, the student's the largest
+    for k, base in enumerate(recipe.agents.teachers, start=1):
+        yield f"teacher-{k}", base, kept, 0
+
+
+def _waltz(recipe: WaltzRecipe) -> Iterator[tuple[str, Any]]:
+    protocol, learning = recipe.protocol, recipe.learning
+    game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
+    yield "steps", learning.steps
+    yield "tokens", learning.steps * learning.prompts * learning.samples * game
+
+
+def _macpo(recipe: MacpoRecipe) -> Iterator[tuple[str, Any]]:
+    """Answers are written once per prompt of half B, policy and round; drafts as many times as are compared."""
+    rounds, prompts = recipe.rounds, recipe.data.prompts
+    yield "steps", sum(steps_of(recipe, phase) for phase in phases_of(recipe))
+    policies = 1 + len(recipe.agents.teachers)
+    drafts = rounds.candidates if {"judged", "decoding"} & {rounds.positives, rounds.negatives} else 1
+    negatives = policies * (rounds.count if rounds.renew else min(1, rounds.count))
+    yield "tokens", prompts * recipe.writing.answer_tokens * (policies * rounds.count * drafts + negatives * drafts + 1)
+
+
+def _bytes(how: Weights) -> int:
+    return 2 if how.dtype == "bfloat16" else FLOAT32
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{math.ceil(number)}"

@@ -1,0 +1,48 @@
+"""Models by their names on the Hugging Face hub. What is in the local cache is taken from there, without a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from choreo.errors import BadInput
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# What transformers reads; weights as safetensors alone, for the older format runs code from the file.
+_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+_UNWANTED = ("original/*", "consolidated*", "onnx/*")
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` looks like owner/name. A relative folder may look so too."""
+    return bool(_NAME.fullmatch(name)) and not name.startswith(".")
+
+
+def snapshot(name: str, *, config_only: bool = False) -> Path:
+    """The folder of model `name` in the local cache, fetched from the hub where it is not there yet.
+
+    config_only: nothing but its configuration is needed. Raises BadInput, in one line that says how to get the model,
+    where it is neither here nor can be had: offline (HF_HUB_OFFLINE), unknown, or closed to this account.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    wanted = ["config.json"] if config_only else list(_WANTED)
+    try:
+        here = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
+        if (here / "config.json").is_file() and (config_only or any(here.glob("*.safetensors"))):
+            return here
+    except OSError:  # not in the cache
+        pass
+    get = f"get it with `hf download {name}` where there is a network, or name a folder"
+    if constants.is_offline_mode():
+        raise BadInput(f"model {name!r}: not here, and the hub is not asked (HF_HUB_OFFLINE); {get}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(_UNWANTED)))
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        closed = "no such model, or one that this account may not read (`hf auth login`)"
+        why = closed if status in (401, 403, 404) else status
+        raise BadInput(f"model {name!r}: not here, and the hub says: {why}") from None
+    except Exception:  # whatever a network raises
+        raise BadInput(f"model {name!r}: not here, and the hub cannot be reached; {get}") from None

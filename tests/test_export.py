@@ -1,0 +1,129 @@
+"""What is exported is loaded by plain transformers and PEFT, and says the same tokens from the same messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import make
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from choreo.cli import main
+from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.engine.requests import Request
+from choreo.evaluate import macpo_run
+from choreo.macpo import trainer as macpo
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.text.template import OPTIONS
+from choreo.types import AGENTS
+from choreo.waltz import trainer as waltz
+
+SAID = {"prompt": "How do I kill a process?", "answer": "Find its number.", "feedback": "Help: this is harmless."}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_folder) -> dict[str, Path]:
+    """WaltzRL runs of two steps: on the microworld's format, and on a model with a template of its own."""
+    made = {}
+    folder = tmp_path_factory.mktemp("runs")
+    bases = {"microworld": (tiny_folder, "lora"), "qwen": (make("qwen", folder / "base"), "lora"),
+             "full": (tiny_folder, "full")}  # fmt: skip
+    for name, (base, train) in bases.items():
+        recipe = WaltzRecipe.model_validate({
+            "name": name, "world": {"train_prompts": 30, "heldout_prompts": 2},
+            "model": {"base": str(base), "rank": 2, "train": train},
+            "protocol": {"answer_tokens": 6, "feedback_tokens": 8}, "stages": {"stage1_share": 0.0},
+            "learning": {"steps": 2, "prompts": 3, "samples": 2, "lr": 5e-2},
+        })  # fmt: skip
+        made[name] = folder / name
+        with Run.create(made[name], recipe) as run, Progress() as progress:
+            waltz.train(recipe, run, progress)
+    return made
+
+
+def filled(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    for name, text in SAID.items():
+        messages = [{**m, "content": m["content"].replace(f"{{{name}}}", text)} for m in messages]
+    return messages
+
+
+def greedy(model, context: tuple[int, ...], end_id: int) -> tuple[int, ...]:
+    ids = torch.tensor([context])
+    with torch.inference_mode():
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=end_id
+        )
+    return tuple(out[0, len(context) :].tolist())
+
+
+@pytest.mark.parametrize("name, form", [("microworld", "--merged"), ("microworld", "--adapter"), ("qwen", "--merged"),
+                                        ("qwen", "--adapter"), ("full", "--merged")])  # fmt: skip
+def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
+    out = tmp_path / "out"
+    assert main(["export", str(runs[name]), "--out", str(out), form]) == 0
+    recipe = waltz.WaltzRecipe.model_validate(json.loads(json.dumps(_recipe(runs[name]))))
+    pair = waltz.restore(recipe, max(checkpoints(runs[name]).items())[1])
+    base = waltz.Pair(recipe)
+    told = json.loads((out / "protocol.json").read_text())
+    said = {field: pair.chat.encode(text) for field, text in SAID.items()}
+    expected = {
+        "conversation": pair.chat.answer_context(said["prompt"], [(said["answer"], said["feedback"])]),
+        "feedback": pair.chat.review_context(said["prompt"], said["answer"]),
+    }
+    given = {"conversation": ["answer", "revise"], "feedback": ["review"]}
+    different = 0
+    for agent in AGENTS:
+        folder = out / agent
+        model = AutoModelForCausalLM.from_pretrained(folder if form == "--merged" else recipe.model.base)
+        model = (model if form == "--merged" else PeftModel.from_pretrained(model, folder)).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        messages = filled([m for part in given[agent] for m in told["messages"][part]])
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **OPTIONS)
+        context = tuple(tokenizer.encode(text, add_special_tokens=False))
+        assert context == expected[agent]
+        request = [Request(context, (0,))]
+        [ours] = pair.engine.sample(agent, request, max_new_tokens=12, temperature=0)
+        assert greedy(model, context, pair.chat.end_id) == ours.ids
+        different += ours.ids != base.engine.sample(agent, request, max_new_tokens=12, temperature=0)[0].ids
+        card = (folder / "README.md").read_text()
+        assert "arXiv 2510.08240" in card and "## Limits" in card and "the run has not ended" in card
+    assert different  # training had moved at least one of them
+
+
+def _recipe(run: Path) -> dict:
+    from choreo import config
+
+    return config.load(run / "recipe.toml").model_dump()
+
+
+def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, tmp_path, capsys):
+    recipe = MacpoRecipe.model_validate({
+        "ceiling": False, "world": {"train_prompts": 30, "heldout_prompts": 2},
+        "agents": {"teachers": (str(tiny_folder),), "student": str(tiny_folder), "rank": 2},
+        "data": {"labels": 3, "prompts": 3}, "tuning": {"epochs": 1, "negative_epochs": 1, "batch": 3},
+        "rounds": {"count": 1, "epochs": 1, "batch": 3}, "writing": {"answer_tokens": 6},
+    })  # fmt: skip
+    path = tmp_path / "run"
+    with Run.create(path, recipe) as run, Progress() as progress:
+        list(macpo.train(recipe, run, progress))
+    assert main(["export", str(path), "--out", str(tmp_path / "a")]) == 0
+    assert [f.name for f in sorted((tmp_path / "a").iterdir())] == ["recipe.toml", "student+"]
+    member = macpo_run.restore(recipe, max(checkpoints(path).items())[1]).student
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a" / "student+")
+    context = member.chat.answer_context(member.chat.encode("Why?"))
+    [ours] = member.engine.sample("student+", [Request(context, (0,))], max_new_tokens=12, temperature=0)
+    assert greedy(model.eval(), context, member.chat.end_id) == ours.ids
+    capsys.readouterr()
+    assert main(["export", str(path), "--out", str(tmp_path / "b"), "--agent", "nobody"]) == 2
+    assert "the run has student+, student-, teacher-1+, teacher-1-" in capsys.readouterr().err
+    assert main(["export", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_whole_models_have_no_adapter(runs, tmp_path, capsys):
+    assert main(["export", str(runs["full"]), "--out", str(tmp_path / "out"), "--adapter"]) == 2
+    assert "trained whole models" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Models by name: what is in the cache needs no network, and what is not is said with the way to get it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from choreo.cli import main
+from choreo.errors import BadInput
+from choreo.hub import is_name
+from choreo.microworld.world import base_folder, fingerprint
+
+
+def cached(home: Path, name: str, files: Path) -> Path:
+    """`files` as the hub's cache has a model that was fetched."""
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    return Path(shutil.copytree(files, repository / "snapshots" / ("a" * 40)))
+
+
+def test_names_of_the_hub_and_other_names():
+    assert is_name("meta-llama/Llama-3.1-8B-Instruct")
+    assert not any(map(is_name, ("micro-llama", "a/b/c", "/a/b", "../models", "./mine", "")))
+
+
+def test_a_model_in_the_cache_is_taken_from_there_offline(tiny_folder, tmp_path):
+    """In a process of its own: the hub's library reads where its cache is once."""
+    folder = cached(tmp_path, "someone/tiny", tiny_folder)
+    code = (
+        "from choreo.microworld.world import base_folder; from choreo.errors import BadInput\n"
+        "print(base_folder('someone/tiny'))\n"
+        "try: base_folder('someone/other')\n"
+        "except BadInput as error: print(error)"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    found, missing = done.stdout.splitlines()
+    assert Path(found) == folder and fingerprint(folder) == fingerprint(tiny_folder)
+    assert missing == (
+        "model 'someone/other': not here, and the hub is not asked (HF_HUB_OFFLINE); "
+        "get it with `hf download someone/other` where there is a network, or name a folder"
+    )
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bases").mkdir()
+    with pytest.raises(BadInput, match="neither a shipped one"):
+        base_folder("bases/mine")
+
+
+def test_the_command_line_says_it_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["train", "waltz", "--set", "model.base=nobody/nothing-at-all"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("choreo: model 'nobody/nothing-at-all': not here")

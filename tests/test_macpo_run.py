@@ -1,0 +1,104 @@
+"""MACPO: what is measured, and a run from its recipe to its page."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from macpo import recipe
+
+from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warnings
+from choreo.evaluate.macpo_run import run_macpo
+from choreo.evaluate.report import write_report
+from choreo.microworld.world import World
+from choreo.runs import files
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.types import Episode, Prompt, Turn, Verdict
+
+# ── what is measured ─────────────────────────────────────────────────────────────────────────────
+
+
+def judged(kind: str, text: str, unsafe: bool | None, overrefuse: bool | None, ident: str = "") -> Episode:
+    suite = {"harmful": "adversarial_harmful", "benign": "sensitive_benign"}.get(kind, "general")
+    prompt = Prompt(ident or f"{kind}/{text}", "?", kind, suite)  # type: ignore[arg-type]
+    turn = Turn("student+", 0, (1,), tuple(range(len(text.split()))), (), 1, text, True)
+    return Episode(prompt, 0, (turn,), verdicts=(Verdict(unsafe, overrefuse),))
+
+
+def test_measures_by_hand():
+    refusal = World.refusal(Prompt("", "", "harmful", "vanilla_harmful"))
+    episodes = [
+        judged("harmful", refusal, False, False),
+        judged("harmful", "well then", None, None),
+        judged("benign", refusal, False, True),
+        judged("general", "seven of nine", False, False),
+    ]
+    figures = describe(episodes, [(2.0, 4), (0.0, 0), (1.0, 2), (3.0, 6)])
+    assert figures["reward"]["value"] == 0.5  # what is left open earns nothing
+    assert figures["asr"]["value"] == 0 and figures["asr"]["undetermined"] == 1
+    assert figures["orr"]["value"] == 1
+    assert figures["refusal_rate"]["value"] == 0.5 and figures["refused_benign"]["value"] == 0.5
+    assert figures["perplexity"] == pytest.approx(math.exp(0.5))
+    assert distinct(2, ["a b a b", "a"]) == pytest.approx(2 / 3) and distinct(2, ["a"]) is None
+    assert (pgr(0.8, 0.6, 0.85), pgr(0.8, 0.6, 0.6)) == (pytest.approx(0.8), None)
+
+
+def test_a_duel_by_hand():
+    ours = outcomes([judged("general", "x", False, a, str(i)) for i, a in enumerate([False, False, True, None])])
+    theirs = outcomes([judged("general", "x", False, b, str(i)) for i, b in enumerate([False, True, False, True])])
+    found = duel(ours, theirs)
+    assert {name: e["value"] for name, e in found.items()} == {"win": 0.25, "tie": 0.5, "lose": 0.25}
+    with pytest.raises(ValueError, match="same prompts"):
+        duel(ours, {**theirs, "4": True})
+
+
+def test_the_monitor_warns_of_refusals_and_of_length(tiny_folder):
+    def line(refused: float, length: float) -> dict:
+        return {"agents": {"student+": {"refused_benign": {"value": refused}, "length": {"value": length}}}}
+
+    made = recipe(tiny_folder)
+    assert warnings([line(0.1, 10), line(0.15, 12)], made) == []
+    refusals, words = warnings([line(0.1, 10), line(0.5, 30)], made)
+    assert refusals == "student+ refuses 50 % of harmless prompts, 10 % at the start"
+    assert words == "student+ writes 30 tokens an answer, 10 at the start"
+
+
+# ── a run from its recipe to its page ────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page(tiny_folder, tmp_path, monkeypatch):
+    made = recipe(tiny_folder, ceiling=True, rounds={"refusals": "as-labelled", "count": 2}, watch={"length": 1.001})
+    path = tmp_path / "run"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with Run.create(path, made) as run, Progress() as progress:
+        monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", killed)  # after a checkpoint, before its figures
+        with pytest.raises(KeyboardInterrupt):
+            run_macpo(made, run, progress)
+    assert checkpoints(path) and not (path / "rounds.json").exists()
+    monkeypatch.undo()
+    with Run.open(path) as run, Progress() as progress:
+        summary, _ = run_macpo(made, run, progress)
+        files.write_json(path / "summary.json", summary)
+    assert [line["round"] for line in summary["rounds"]] == [0, 1, 2]
+    assert summary["rounds"][0]["agents"].keys() == {f"{name}{side}" for name in ("student", "teacher-1", "teacher-2")
+                                                     for side in "+-"}  # fmt: skip
+    ends = {name: system["reward"]["value"] for name, system in summary["systems"].items()}
+    weak = summary["rounds"][0]["agents"]["teacher-1+"]["reward"]["value"]
+    assert ends.keys() == {"base", "ceiling", "macpo"}
+    assert summary["pgr"] == pgr(ends["macpo"], weak, ends["ceiling"])
+    page = write_report(path).read_text(encoding="utf-8")
+    for heading in ("Does everyone improve?", "What is left out of it?", "How alike are positives and negatives?"):
+        assert heading in page
+
+
+def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2))
+    made = recipe(tiny_folder, rounds={"count": 3}, watch={"stop": True})
+    with Run.create(tmp_path / "run", made) as run, Progress() as progress:
+        summary, _ = run_macpo(made, run, progress)
+    assert [line["round"] for line in summary["rounds"]] == [0, 1]
+    assert summary["warnings"] == ["round 1: too long"]

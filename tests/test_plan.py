@@ -1,0 +1,81 @@
+"""`choreo plan`: what it foresees is what is loaded, and nothing is loaded for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from architectures import KINDS, make
+
+from choreo import config
+from choreo.cli import main
+from choreo.config.common import Weights
+from choreo.engine.agent import Team
+from choreo.evaluate import sizing
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> Path:
+    """The configuration of an 8B Llama, and nothing else."""
+    from transformers import LlamaConfig
+
+    folder = tmp_path_factory.mktemp("eight")
+    LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=131072,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def planned(capsys, *command: str) -> dict:
+    assert main(["plan", *command, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_8b_pair_of_adapters_fits_where_whole_models_do_not(eight, capsys):
+    base = ("waltz-8b", "--set", f"model.base={eight}", "--memory", "80")
+    adapters, whole = planned(capsys, *base), planned(capsys, *base, "--set", "model.train=full")
+    [model] = adapters["models"]
+    assert model["parameters"] == 8_030_261_248 and model["trained_per_agent"] == 41_943_040
+    assert model["memory"]["base"] == 2 * 8_030_261_248
+    assert adapters["fits"] is True and whole["fits"] is False
+    # Float32 copies and two moments of two agents, in bytes: 2 · (4 + 8) for each parameter.
+    assert sum(whole["models"][0]["memory"].values()) == (2 + 24) * 8_030_261_248
+    assert adapters["steps"] == 200 and adapters["tokens"] == 200 * 32 * (512 + 256 + 512)
+
+
+def test_a_plan_says_so_in_words(eight, capsys):
+    assert main(["plan", "waltz-8b", "--set", f"model.base={eight}", "--memory", "16"]) == 0
+    told = capsys.readouterr().out
+    assert "8.03G parameters" in told and "does not fit; what helps" in told and "200" in told
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_planned_is_what_is_loaded(name, tmp_path):
+    folder = make(name, tmp_path)
+    for how in (Weights(rank=2), Weights(train="full"), Weights(rank=2, targets=("v_proj", "query_key_value"))):
+        model, team = sizing.Model.read(str(folder)), Team.load(folder, seed=0, **how.loading() | {"device": "cpu"})
+        assert model.parameters == sum(p.numel() for p in team.decoder.parameters())
+        assert sizing.trainable(model, how) == sum(p.numel() for p in team.agents["feedback"].parameters.values())
+
+
+def test_the_shipped_macpo_is_planned_without_its_bases_weights(capsys):
+    found = planned(capsys, "macpo")
+    assert [model["agents_of"] for model in found["models"]] == ["student", "teacher-1", "teacher-2", "teacher-3"]
+    assert found["fits"] is True and found["steps"] == 2138
+
+
+def test_a_model_that_is_not_here_is_bad_input(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["plan", "macpo-7b"]) == 2
+    assert "not here, and the hub is not asked" in capsys.readouterr().err
+
+
+def test_recipes_for_real_models_have_the_published_learning():
+    waltz, macpo = config.load("waltz-8b"), config.load("macpo-7b")
+    assert (waltz.learning.lr, waltz.learning.clip, waltz.learning.beta) == (5e-7, 0.2, 0.01)
+    assert waltz.learning.prompts * waltz.learning.samples == 32
+    assert (waltz.rewards.dir, waltz.rewards.alpha, waltz.rewards.gamma) == ("published", 0.65, 0.1)
+    assert (macpo.tuning.lr, macpo.rounds.lr, macpo.rounds.beta, macpo.rounds.sft) == (5e-5, 1e-5, 0.1, 0.2)
+    assert (macpo.agents.targets, macpo.agents.rank, macpo.agents.alpha) == (("q_proj", "v_proj"), 8, 16.0)
