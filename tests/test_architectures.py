@@ -19,6 +19,7 @@ from choreo.engine.losses import PolicyLoss
 from choreo.engine.requests import Request
 from choreo.errors import BadInput
 from choreo.macpo import trainer as macpo
+from choreo.microworld.world import World
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Sample
@@ -169,7 +170,7 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
     recipe = waltz_recipe(folders["qwen"], {"answer_tokens": 150, "feedback_tokens": 8})
     pair = waltz.Pair(recipe)
     with Progress() as progress:
-        prompts = waltz.World(recipe.world).training()["harmful"]
+        prompts = World(recipe.world).training()["harmful"]
         long = [dataclasses.replace(prompts[0], text=prompts[0].text * 40), *prompts]
         assert pair.fitting(long, "training", progress) == prompts
         assert "training: 1 of" in capsys.readouterr().err
