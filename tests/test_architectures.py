@@ -19,6 +19,7 @@ from choreo.engine.losses import PolicyLoss
 from choreo.engine.requests import Request
 from choreo.errors import BadInput
 from choreo.macpo import trainer as macpo
+from choreo.microworld.world import World
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Sample
@@ -34,6 +35,16 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def macpo_recipe(teacher: Path, student: Path, **sections) -> MacpoRecipe:
+    return MacpoRecipe.model_validate({
+        "ceiling": False, "world": {"train_prompts": 30, "heldout_prompts": 2},
+        "agents": {"teachers": (str(teacher),), "student": str(student), "rank": 2},
+        "data": {"labels": 3, "prompts": 3}, "tuning": {"epochs": 1, "negative_epochs": 1, "batch": 3, "lr": 1e-3},
+        "rounds": {"count": 1, "epochs": 1, "batch": 3, "lr": 1e-3, "refusals": "any", "rehearse": 0},
+        "writing": {"answer_tokens": 6}, **sections,
+    })  # fmt: skip
 
 
 def waltz_recipe(base: Path, protocol: dict | None = None, **model) -> WaltzRecipe:
@@ -60,13 +71,8 @@ def test_waltzrl_trains(name, train, folders, tmp_path):
 def test_macpo_trains(name, train, folders, tmp_path):
     """Its teacher is of another architecture, with another tokenizer."""
     other = folders["llama" if name != "llama" else "qwen"]
-    recipe = MacpoRecipe.model_validate({
-        "ceiling": False, "world": {"train_prompts": 30, "heldout_prompts": 2},
-        "agents": {"teachers": (str(other),), "student": str(folders[name]), "rank": 2, "train": train},
-        "data": {"labels": 3, "prompts": 3}, "tuning": {"epochs": 1, "negative_epochs": 1, "batch": 3, "lr": 1e-3},
-        "rounds": {"count": 1, "epochs": 1, "batch": 3, "lr": 1e-3, "refusals": "any", "rehearse": 0},
-        "writing": {"answer_tokens": 6},
-    })  # fmt: skip
+    agents = {"teachers": (str(other),), "student": str(folders[name]), "rank": 2, "train": train}
+    recipe = macpo_recipe(other, folders[name], agents=agents)
     with Run.create(tmp_path / "run", recipe) as run, Progress() as progress:
         *_, (number, crew) = macpo.train(recipe, run, progress)
     rows = lines(tmp_path / "run")
@@ -165,7 +171,7 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
     recipe = waltz_recipe(folders["qwen"], {"answer_tokens": 150, "feedback_tokens": 8})
     pair = waltz.Pair(recipe)
     with Progress() as progress:
-        prompts = waltz.World(recipe.world).training()["harmful"]
+        prompts = World(recipe.world).training()["harmful"]
         long = [dataclasses.replace(prompts[0], text=prompts[0].text * 40), *prompts]
         assert pair.fitting(long, "training", progress) == prompts
         assert "training: 1 of" in capsys.readouterr().err
@@ -173,3 +179,17 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
             pair.fitting(long[:1], "training", progress)
     with pytest.raises(BadInput, match="overflow the model's 1024 positions"):
         pair.engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
+
+
+def test_rows_that_overflow_some_members_model_are_left_out_and_counted(folders):
+    recipe = macpo_recipe(folders["llama"], folders["qwen"])
+    crew, data = macpo.Crew.load(recipe), macpo.halves(recipe)
+    assert macpo.within(recipe, data, crew) == data
+    labelled = dataclasses.replace(data.a[0], chosen=data.a[0].chosen * 100)
+    prompt = dataclasses.replace(data.b[1], text=data.b[1].text * 40)
+    longer = dataclasses.replace(data, a=(labelled, *data.a[1:]), b=(data.b[0], prompt, data.b[2]))
+    kept = macpo.within(recipe, longer, crew)
+    assert kept.a == data.a[1:] and kept.b == (data.b[0], data.b[2])
+    assert kept.counts == {"overflow a model's positions": 2}
+    with pytest.raises(BadInput, match="every prompt of a half overflows"):
+        macpo.within(recipe, dataclasses.replace(longer, b=(prompt,)), crew)

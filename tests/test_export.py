@@ -15,6 +15,7 @@ from choreo.cli import main
 from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.engine.requests import Request
 from choreo.evaluate import macpo_run
+from choreo.evaluate.export import licence_of
 from choreo.macpo import trainer as macpo
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -122,6 +123,15 @@ def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, t
     assert "the run has student+, student-, teacher-1+, teacher-1-" in capsys.readouterr().err
     assert main(["export", str(path), "--out", str(tmp_path / "a")]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_a_licence_is_told_where_the_base_says_one_and_not_made_up(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert licence_of(str(tmp_path)) is None and licence_of("micro-llama") == "apache-2.0"
+    (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: llama3.1\n---\n# A model\n")
+    assert licence_of(str(tmp_path)) == "llama3.1"
+    (tmp_path / "README.md").write_text("# A model, license: none of this\n")
+    assert licence_of(str(tmp_path)) is None
 
 
 def test_whole_models_have_no_adapter(runs, tmp_path, capsys):

@@ -12,6 +12,8 @@ from choreo.engine.agent import Team
 from choreo.engine.requests import Completion, Ids, Request
 from choreo.errors import BadInput
 
+SLOTS = 65536
+
 
 class LocalEngine:
     """An `Engine` over a `Team`. It reads the team's weights anew at every call, so it never serves stale ones.
@@ -20,7 +22,7 @@ class LocalEngine:
     micro_tokens: token slots per forward pass while scoring. Neither changes a result beyond rounding.
     """
 
-    def __init__(self, team: Team, *, pad_id: int, end_id: int, slots: int = 65536, micro_tokens: int = 16384):
+    def __init__(self, team: Team, *, pad_id: int, end_id: int, slots: int = SLOTS, micro_tokens: int = 16384):
         if pad_id == end_id:
             raise ValueError("pad_id and end_id must differ: a model that never learns its end token never stops")
         self.team, self.pad_id, self.end_id = team, pad_id, end_id

@@ -108,7 +108,8 @@ def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, s
         loading.append(f'model = AutoModelForCausalLM.from_pretrained("{agent}")')
     else:
         loading[1:1] = ["from peft import PeftModel"]
-        loading.append(f'base = AutoModelForCausalLM.from_pretrained("{base}")')
+        where = "  # comes with choreo: choreo/microworld/bases" if _shipped(base) else ""
+        loading.append(f'base = AutoModelForCausalLM.from_pretrained("{base}"){where}')
         loading.append(f'model = PeftModel.from_pretrained(base, "{agent}")')
     loading.append(f'tokenizer = AutoTokenizer.from_pretrained("{agent}")')
     sections = [
@@ -138,7 +139,7 @@ def licence_of(base: str) -> str | None:
     try:
         text = (base_folder(base) / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, BadInput):
-        return "apache-2.0" if (BASES / base).is_dir() else None
+        return "apache-2.0" if _shipped(base) else None
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     said = re.search(r"^license: *[\"']?([\w.-]+)", front[1], re.MULTILINE) if front else None
     return said[1] if said else None
@@ -168,8 +169,11 @@ def _agents(
 
 def _called(base: str) -> str:
     """A base's name for others: as on the hub or as shipped; a folder by its whole path."""
-    shipped = (BASES / base).is_dir()
-    return base if shipped or (is_name(base) and not Path(base).exists()) else str(Path(base).resolve())
+    return base if _shipped(base) or (is_name(base) and not Path(base).exists()) else str(Path(base).resolve())
+
+
+def _shipped(base: str) -> bool:
+    return len(Path(base).parts) == 1 and (BASES / base).is_dir()
 
 
 def _data(recipe: config.Recipe) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
+from choreo.engine.local import SLOTS
 from choreo.errors import BadInput
 from choreo.macpo.plan import plan as phases_of
 from choreo.macpo.trainer import steps_of
@@ -28,7 +29,6 @@ ADAM = 8  # bytes per parameter: two moments in float32
 # Numbers kept per token for the backward pass, per input and output of a linear layer: norms, rotations, attention and
 # activations keep their own beside.
 ACTIVATIONS = 1.5
-SLOTS = 65536  # cache slots held at once while sampling (`LocalEngine`)
 SPARE = 0.1  # of a device's memory that a plan leaves free: fragments, kernels, the libraries themselves
 
 
