@@ -10,14 +10,14 @@ from choreo.errors import BadInput
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from choreo.data.answers import load
     from choreo.evaluate.judging import measure
     from choreo.judges.offline import OfflineJudge
-    from choreo.judges.rows import load
 
     judges = {"offline": OfflineJudge}
     if args.judge not in judges:
         raise BadInput(f"judge evaluate: no judge {args.judge!r}; there is {', '.join(judges)}")
-    rows = load(args.data)
+    rows = load(args.data).rows
     judge = judges[args.judge](path=args.weights) if args.weights else judges[args.judge]()
     result = measure(judge.labels, rows)
     if args.json:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from choreo.cli import commands as do
-from choreo.cli import judge_commands
+from choreo.cli import data_commands, judge_commands
 from choreo.errors import BadInput
+from choreo.types import KINDS
 
 STUDIES = (
     "waltz-table", "waltz-sensitivity", "waltz-limits",
@@ -160,16 +161,21 @@ A setting holds for every run of the study, but where the study itself varies it
     _json_option(calibrate)
 
     data = commands.add_parser(
-        "data", help="Look at preference data of your own",
-        description="Preference data as published (MACPO's release, HH-RLHF, PKU-SafeRLHF); macpo recipes train on it.",
-        epilog="examples:\n  choreo data check pairs.jsonl\n  choreo train macpo --set data.file=pairs.jsonl",
+        "data", help="Look at data of your own",
+        description="Published data sets and your own: prompts, preference pairs, answers to judge.",
+        epilog="examples:\n  choreo data check pairs.jsonl\n  choreo data check train.csv --against xstest.jsonl",
     )  # fmt: skip
     datas = data.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
-    check = add("check", do.check_data, "Read a file whole, and say what can be learnt from and what was left out", """\
+    check = add("check", data_commands.check, "Read a file whole, and say what it is and what is wrong where", """\
   choreo data check pairs.jsonl
-  choreo data check train.json --format macpo --json""", datas)
-    check.add_argument("file", type=Path, metavar="FILE", help="a JSON array, or one JSON object a line")
-    check.add_argument("--format", metavar="NAME", help="macpo, hh-rlhf or pku-saferlhf (default: by its fields)")
+  choreo data check or-bench-hard-1k.csv --json
+  choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
+The format is known by the fields of the first row; docs/your-own-data.md lists them.
+Exit code 2 where a line does not fit.""", datas)
+    check.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV; .gz too")
+    check.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
+    check.add_argument("--kind", choices=KINDS, help="what a right answer does, where the rows do not tell")
+    check.add_argument("--against", type=Path, nargs="+", metavar="FILE", help="look for the same prompts in these")
     _json_option(check)
 
     judge = commands.add_parser(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from choreo.data.answers import Labelled
 from choreo.evaluate.intervals import wilson
-from choreo.judges.rows import Labelled
 from choreo.types import Prompt
 
 Labels = Callable[[Prompt, str], Mapping[str, bool | None]]

@@ -9,14 +9,16 @@ from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
+from choreo.errors import BadInput
 from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, said_by, warnings
 from choreo.evaluate.metrics import measure
+from choreo.judges.base import JudgeDown
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.trainer import train
-from choreo.microworld.world import World
 from choreo.runs import files
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
+from choreo.task import Task
 from choreo.types import Episode, Prompt
 
 BASE = "base"
@@ -33,13 +35,18 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
     Raises Interrupted with its state saved.
     """
     file = run.path / "rounds.json"
-    prompts = World(recipe.world).suites("heldout")
+    task = Task(recipe, run.path)
+    prompts = task.suites("heldout")
     rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     crew: Crew | None = None
     episodes: list[Episode] = []
     for number, crew in train(recipe, run, progress):
         if number == len(rounds):
-            agents, episodes = measure_round(recipe, crew, number, prompts, progress)
+            try:
+                agents, episodes = measure_round(task, recipe, crew, number, prompts, progress)
+            except (BadInput, JudgeDown) as missing:
+                what = f"round {number} is trained and saved; it is measured once the judge is there"
+                raise type(missing)(f"{what}: {missing}") from None
             rounds.append({"round": number, "agents": agents})
             rounds[-1]["warnings"] = warnings(rounds, recipe)
             files.write_json(file, rounds)
@@ -50,7 +57,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
             progress.say(f"stopped after round {number}, as watch.stop says")
             break
     assert crew is not None
-    found, played = systems(recipe, crew, prompts, episodes)
+    found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
     ceiling = _ceiling(recipe, run, progress) if recipe.ceiling else None
     weak = rounds[0]["agents"].get(crew.teachers[0].positive)
@@ -69,7 +76,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
 
 
 def systems(
-    recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
+    task: Task, recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
 ) -> tuple[dict[str, Any], Played]:
     """The student's base and the student as it stands, measured like WaltzRL's systems.
 
@@ -77,8 +84,8 @@ def systems(
     """
     untrained = Member.load(STUDENT, recipe.agents.student, recipe)
     played = {
-        BASE: answer(recipe, untrained, untrained.positive, prompts),
-        recipe.name: list(trained) or answer(recipe, crew.student, crew.student.positive, prompts),
+        BASE: answer(task, recipe, untrained, untrained.positive, prompts),
+        recipe.name: list(trained) or answer(task, recipe, crew.student, crew.student.positive, prompts),
     }
     return {name: measure(episodes, seed=recipe.seed) for name, episodes in played.items()}, played
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
 from choreo.evaluate.systems import TRAINED, evaluate
+from choreo.judges.base import judge_all
+from choreo.judges.choose import counts, describe, served
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import halves
 from choreo.microworld.split import Part
-from choreo.microworld.world import World, base_folder, fingerprint
+from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
-from choreo.types import Episode
+from choreo.task import Task
+from choreo.types import Episode, Prompt
 from choreo.waltz.trainer import Pair, draw, restore, train
 
 SCHEMA = 1
@@ -37,13 +40,20 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     recipe = run.recipe
     for change in run.changed(torch.get_num_threads()):
         progress.say(f"! {change} since this run began: it goes on, but not bit for bit")
+    task = Task(recipe, run.path)
+    run.note(judge=describe(task.judge))
+    if told := task.report():
+        run.note(prompts=told)
+        for line in overlap_words(told):
+            progress.say(line)
     if isinstance(recipe, MacpoRecipe):
         found, episodes = macpo_run.run_macpo(recipe, run, progress)
     else:
         pair = train(recipe, run, progress)
         run.note(device=str(pair.team.device))
-        systems, episodes = _measure(recipe, pair, "heldout", progress)
+        systems, episodes = _measure(recipe, pair, task, "heldout", progress)
         found = {"device": str(pair.team.device), "systems": systems}
+        found |= {"judging": told} if (told := counts(task.judge)) else {}
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
@@ -53,17 +63,21 @@ def check(recipe: config.Recipe) -> None:
 
     It loads what training will load and draws what it will draw, so that no run begins that cannot end.
     """
-    world = World(recipe.world)
+    task = Task(recipe)
     try:
         if isinstance(recipe, MacpoRecipe):
             Crew.load(recipe)
             halves(recipe)
         else:
             Pair(recipe)
-            draw(world.training(), recipe.learning, recipe.seed, 1)
-        world.suites("heldout")
+            draw(task.training(), recipe.learning, recipe.seed, 1, task.weights)
+        if not task.suites("heldout"):
+            raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
     except ValueError as error:
-        raise BadInput(f"world: {error}") from None
+        raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+    # One question, which costs a call: a judge that is not there, or refuses the key, is said before a run is made.
+    if served(task.judge):
+        judge_all(task.judge, [(Prompt("probe", "Hello", "benign", ""), "Hello! How can I help?")])
 
 
 def bases(recipe: config.Recipe) -> dict[str, str]:
@@ -84,13 +98,14 @@ def evaluate_run(path: str | Path, suite: str, progress: Progress) -> dict[str, 
     if not found:
         raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
     step, folder = max(found.items())
+    task = Task(recipe, Path(path))
     if isinstance(recipe, MacpoRecipe):
         crew = macpo_run.restore(recipe, folder)
-        systems, _ = macpo_run.systems(recipe, crew, World(recipe.world).suites(part(suite)))
+        systems, _ = macpo_run.systems(task, recipe, crew, task.suites(part(suite)))
         device = crew.student.team.device
     else:
         pair = restore(recipe, folder)
-        systems, _ = _measure(recipe, pair, part(suite), progress)
+        systems, _ = _measure(recipe, pair, task, part(suite), progress)
         device = pair.team.device
     told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
     return {**_of(recipe), **told, "systems": systems}
@@ -119,17 +134,28 @@ def _of(recipe: config.Recipe) -> dict[str, Any]:
 
 
 def _measure(
-    recipe: WaltzRecipe, trained: Pair, part: Part, progress: Progress
+    recipe: WaltzRecipe, trained: Pair, task: Task, part: Part, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
-    prompts = World(recipe.world).suites(part)
+    prompts = task.suites(part)
     untrained = Pair(recipe)
     systems: dict[str, Any] = {}
     played: dict[str, list[Episode]] = {}
     name = TRAINED[recipe.stages.train]
     for system, pair in (("base", untrained), ("collaboration-untrained", untrained), (name, trained)):
         progress.start(f"measuring {system}", len(prompts))
-        systems[system], played[system] = evaluate(system, pair, recipe, prompts, told(progress))
+        systems[system], played[system] = evaluate(system, pair, recipe, prompts, told(progress), task)
     return systems, played
+
+
+def overlap_words(report: Mapping[str, Any]) -> list[str]:
+    """What is said of prompts from files before a run begins: how many, and which are on both sides."""
+    lines = [f"{name}: {', '.join(f'{what} {count}' for what, count in source.items())}"
+             for name, source in report["sources"].items()]  # fmt: skip
+    overlap = report["overlap"]
+    if both := overlap["equal"] + overlap["near"]:
+        how = f"{overlap['equal']} word for word, {overlap['near']} nearly"
+        lines.append(f"! {both} held-out prompts are also trained on ({how}); run.json names them")
+    return lines
 
 
 def told(progress: Progress) -> Callable[[int], None]:
