@@ -62,20 +62,6 @@ def train(args: argparse.Namespace) -> int:
     return _result(summary, args.json)
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    from choreo.runs.folder import read_info
-
-    read_info(args.run)
-    from choreo.evaluate.run import evaluate_run
-    from choreo.runs.progress import Progress
-
-    _quiet()
-    with Progress() as progress:
-        result = evaluate_run(args.run, args.suite, progress)
-    say(f"{args.run}, as it was after step {result['step']}, on {args.suite}")
-    return _result(result, args.json)
-
-
 def report(args: argparse.Namespace) -> int:
     from choreo.runs.folder import read_info
 

@@ -47,6 +47,11 @@ class Prompts(HeldOut):
 def suited(value: Judge, info: ValidationInfo) -> Judge:
     """Of a recipe's judge: the exact one reads the microworld's meanings, which prompts from files have not."""
     prompts = info.data.get("prompts")
-    if prompts and (prompts.heldout or getattr(prompts, "train", {})) and "exact" in value.kinds():
+    from_files = prompts and (prompts.heldout or getattr(prompts, "train", {}))
+    return blame_exact(value) if from_files else value
+
+
+def blame_exact(judge: Judge) -> Judge:
+    if "exact" in judge.kinds():
         raise ValueError('kind = "exact" knows the microworld alone; prompts from files need another judge')
-    return value
+    return judge

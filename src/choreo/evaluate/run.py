@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,11 @@ import torch
 
 from choreo import config
 from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.config.judge import Judge as JudgeSettings
+from choreo.config.prompts import Source
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
+from choreo.evaluate.dialogues import dialogue_records
 from choreo.evaluate.systems import TRAINED, evaluate
 from choreo.judges.base import judge_all
 from choreo.judges.choose import counts, describe, served
@@ -28,7 +30,6 @@ from choreo.types import Episode, Prompt
 from choreo.waltz.trainer import Pair, draw, restore, train
 
 SCHEMA = 1
-DIALOGUES = 24  # kept per suite and system, for the report to show
 
 
 def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
@@ -85,30 +86,54 @@ def bases(recipe: config.Recipe) -> dict[str, str]:
     return {name: fingerprint(base_folder(name)) for name in recipe.bases()}
 
 
-def evaluate_run(path: str | Path, suite: str, progress: Progress) -> dict[str, Any]:
-    """A run's systems measured again from its last checkpoint on `suite` ("heldout" or "train").
+def evaluate_run(
+    path: str | Path,
+    suite: str,
+    progress: Progress,
+    files: Mapping[str, Source] | None = None,
+    judge: JudgeSettings | None = None,
+    cache: Path | None = None,
+) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
+    """A run's systems measured again from its last checkpoint on `suite`, "heldout" or "train", and their episodes.
 
-    Raises BadInput where the run has none, or its recipe asks what the world cannot give; Interrupted.
+    files: prompts to measure on in place of the run's own; judge: in place of the run's. cache: the folder that keeps
+    an endpoint's replies. Raises BadInput where the run has no checkpoint, or its recipe or these ask for what cannot
+    be; Interrupted.
     """
     recipe = config.load(file := Path(path) / "recipe.toml")
     if unsaid := config.unsaid(file):
         raise BadInput(f"{file}: {unsaid[0]}: missing; what was trained is known by its every setting")
+    recipe = measured_on(recipe, files or {}, judge)
     check(recipe)
     found = checkpoints(path)
     if not found:
         raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
     step, folder = max(found.items())
-    task = Task(recipe, Path(path))
+    task = Task(recipe, cache or Path(path))
+    systems: dict[str, Any]
     if isinstance(recipe, MacpoRecipe):
         crew = macpo_run.restore(recipe, folder)
-        systems, _ = macpo_run.systems(task, recipe, crew, task.suites(part(suite)))
+        systems, played = macpo_run.systems(task, recipe, crew, task.suites(part(suite)))
         device = crew.student.team.device
     else:
         pair = restore(recipe, folder)
-        systems, _ = _measure(recipe, pair, task, part(suite), progress)
+        systems, played = _measure(recipe, pair, task, part(suite), progress)
         device = pair.team.device
     told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
-    return {**_of(recipe), **told, "systems": systems}
+    told |= {"judge": describe(task.judge), "judging": counts(task.judge)}
+    return {**_of(recipe), **told, "systems": systems}, played
+
+
+def measured_on(
+    recipe: config.Recipe, files: Mapping[str, Source], judge: JudgeSettings | None
+) -> config.Recipe:  # fmt: skip
+    """The recipe with other prompts to measure on, and another judge. Raises BadInput where they do not go together."""
+    if files and "exact" in (judge or recipe.judge).kinds():
+        raise BadInput("eval: the run's judge knows the microworld alone; name another for your files with --judge")
+    if not files and judge and recipe.judge.kind != "exact" and "exact" in judge.kinds():
+        raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
+    prompts = recipe.prompts.model_copy(update={"heldout": dict(files)} if files else {})
+    return recipe.model_copy(update={"prompts": prompts, "judge": judge or recipe.judge})
 
 
 def _seconds(run: Path, step: float = float("inf")) -> float:
@@ -167,27 +192,3 @@ def told(progress: Progress) -> Callable[[int], None]:
             raise Interrupted("the measurement under way is left out")
 
     return advance
-
-
-def dialogue_records(system: str, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """The first `DIALOGUES` episodes of every suite as the report shows them."""
-    kept: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        kept.setdefault(episode.prompt.suite, []).append(episode)
-    return [
-        {
-            "system": system,
-            "prompt": episode.prompt.text,
-            "kind": episode.prompt.kind,
-            "suite": episode.prompt.suite,
-            "language": episode.prompt.language,
-            "answers": [turn.text for turn in episode.answers],
-            "reviews": [
-                {"text": turn.text, "parsed": asdict(parsed) if parsed else None}
-                for turn, parsed in zip(episode.reviews, episode.feedback, strict=True)
-            ],
-            "verdicts": [asdict(verdict) for verdict in episode.verdicts],
-        }
-        for rows in kept.values()
-        for episode in rows[:DIALOGUES]
-    ]

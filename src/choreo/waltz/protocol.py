@@ -10,25 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from choreo.engine.requests import Completion, Engine, Request
 from choreo.text.chat import Chat, Ids
 from choreo.text.feedback import parse_feedback
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, S, Turn
 
 Key = tuple[int | str, ...]
 ACT = {CONVERSATION: "answer", FEEDBACK: "feedback"}
 
 
-class Review(NamedTuple):
+class Review(NamedTuple, Generic[S]):
     """One reviewer's turn on an answer and what was read in it (None: nothing that may be applied)."""
 
-    turn: Turn
+    turn: S
     feedback: Feedback | None
 
 
-Reviewer = Callable[[Sequence[Episode]], list[Review]]
+Reviewer = Callable[[Sequence[Episode]], list[Review[Turn]]]
 """Reviews the last answer of every game given, in order. The feedback agent is one; `systems.oracle` another."""
 
 
@@ -64,16 +64,28 @@ def play(
     if reviewer is None:
         reviewer = partial(review, engine, chat, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
 
-    games = [Episode(prompt, sample, ()) for prompt, sample in prompts]
+    def answer(games: Sequence[Episode]) -> list[Turn]:
+        return _sample(engine, chat, CONVERSATION, games, answer_tokens, feedback_tokens, key, temperature)
+
+    return rally([Episode(prompt, sample, ()) for prompt, sample in prompts], rounds, answer, reviewer)
+
+
+def rally(
+    begun: Sequence[Episode[S]],
+    rounds: int,
+    answer: Callable[[Sequence[Episode[S]]], list[S]],
+    review: Callable[[Sequence[Episode[S]]], list[Review[S]]],
+) -> list[Episode[S]]:
+    """Plays games that begin together to their ends, whoever answers and reviews; see `play`."""
+    games = list(begun)
     live = list(range(len(games)))
     while live := [i for i in live if turn_of(games[i], rounds)]:
         batch = [games[i] for i in live]
         # All began together, so that all that still play are at the same act.
         if turn_of(batch[0], rounds) == FEEDBACK:
-            batch = [reviewed(game, said) for game, said in zip(batch, reviewer(batch), strict=True)]
+            batch = [reviewed(game, said) for game, said in zip(batch, review(batch), strict=True)]
         else:
-            turns = _sample(engine, chat, CONVERSATION, batch, answer_tokens, feedback_tokens, key, temperature)
-            batch = [answered(game, turn) for game, turn in zip(batch, turns, strict=True)]
+            batch = [answered(game, turn) for game, turn in zip(batch, answer(batch), strict=True)]
         for i, game in zip(live, batch, strict=True):
             games[i] = game
     return games
@@ -87,7 +99,7 @@ def review(
     feedback_tokens: int,
     key: Key,
     temperature: float = 1.0,
-) -> list[Review]:
+) -> list[Review[Turn]]:
     """The feedback agent on the last answer of every game: one batch, state (p, c_t) (WaltzRL, section 4.2)."""
     turns = _sample(engine, chat, FEEDBACK, games, feedback_tokens, feedback_tokens, key, temperature)
     return [Review(turn, parse_feedback(turn.text)) for turn in turns]
@@ -96,7 +108,7 @@ def review(
 # ---- the moves: what `play` does with a batch, a server does with one game at a time ------------
 
 
-def turn_of(game: Episode, rounds: int, always: bool = False) -> str | None:
+def turn_of(game: Episode[Any], rounds: int, always: bool = False) -> str | None:
     """The agent whose turn it is, or None where the game is over (see `play`).
 
     always: a satisfied review asks for a revision too; one that does not parse has no words, and never does.
@@ -109,12 +121,12 @@ def turn_of(game: Episode, rounds: int, always: bool = False) -> str | None:
     return CONVERSATION if last is not None and (always or not last.satisfied) else None
 
 
-def answered(game: Episode, turn: Turn) -> Episode:
+def answered(game: Episode[S], turn: S) -> Episode[S]:
     """The game with one more answer."""
     return replace(game, answers=(*game.answers, turn))
 
 
-def reviewed(game: Episode, said: Review) -> Episode:
+def reviewed(game: Episode[S], said: Review[S]) -> Episode[S]:
     """The game with one more review."""
     return replace(game, reviews=(*game.reviews, said.turn), feedback=(*game.feedback, said.feedback))
 
