@@ -110,24 +110,29 @@ def test_a_server_that_is_not_there_and_one_that_goes_away(tmp_path, capsys):
     common = ["--suite", str(suite), "--set", "retries=0", "--judge", "offline"]
     assert main(["eval", "--conversation", f"a@{url}", *common, "--out", str(tmp_path / "a")]) == 2
     assert re.search(r"a at http://127.*unreachable.*is the server running", capsys.readouterr().err)
-    began = time.monotonic()
+    began, back = time.monotonic(), []
 
     def leaves(body: dict, n: int) -> Say:
-        return world(body, n) if len(agents.seen) <= 12 else Say({"error": {"message": "gone"}}, 503)
+        gone = len(agents.seen) > 12 and not back
+        return Say({"error": {"message": "gone"}}, 503) if gone else world(body, n)
 
     with Stub(leaves) as agents:
         command = ["eval", "--conversation", f"a@{agents.url}", *common, "--out", str(tmp_path / "b")]
         assert main([*command, "--set", "concurrency=1", "--set", "patience=2"]) == 2  # no such setting
         assert "patience: unknown key" in capsys.readouterr().err
-        (tmp_path / "b").mkdir(exist_ok=True)
-        code = main([*command, "--set", "concurrency=1"])
-        assert code in (0, 130)  # fewer rows than the patience of sixteen: counted, or stopped
+        assert main([*command, "--set", "concurrency=1"]) == 130  # four turns in a row without a reply
+        assert "stopped answering. 12 replies are kept; go on with the same command" in capsys.readouterr().err
+        agents.seen.clear()
+        back.append(True)
+        assert main([*command, "--set", "concurrency=1", "--resume"]) == 0
+        assert len(agents.seen) == 26 - 12
     assert time.monotonic() - began < 60
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
     suite = write(tmp_path / "mine.jsonl", PROMPTS)
     bare = write(tmp_path / "bare.jsonl", [{"prompt": "Hi"}])
+    own = write(tmp_path / "own.jsonl", [{"prompt": "Hi", "kind": "benign", "answer": "Ho"}])
     for argv, said in (
         (["eval"], "give a run folder"),
         (["eval", "--conversation", "a@http://x"], "name files of prompts"),
@@ -140,7 +145,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         (["eval", "--conversation", "no-such-model", "--suite", str(suite), "--out", str(tmp_path / "p")],
          "neither a shipped one"),
         (["judge", "answers", str(bare)], "no known format"),
-        (["judge", "answers", str(suite), "--judge", "x y"], "expected KIND"),
+        (["judge", "answers", str(own), "--judge", "x y"], "expected KIND"),
     ):  # fmt: skip
         assert main(argv) == 2, argv
         err = capsys.readouterr().err

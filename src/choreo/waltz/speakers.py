@@ -66,8 +66,7 @@ class EndpointSpeaker:
         return [self._turn(agent, one, found[key]) for one, key in zip(asked, keys, strict=True)]
 
     def _body(self, agent: str, one: Asked, max_tokens: int, temperature: float) -> dict[str, Any]:
-        seed = int.from_bytes(blake2b(repr(one.key).encode(), digest_size=4).digest(), "big") >> 1
-        question = {"messages": messages(agent, one), "seed": seed}
+        question = {"messages": messages(agent, one), "seed": seed_of(one)}
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
 
     def _one(self, key: str, body: dict[str, Any]) -> Reply | Failure:
@@ -147,6 +146,11 @@ def messages(agent: str, one: Asked) -> list[dict[str, str]]:
     for answer, words in one.history:
         said += [_message("assistant", answer), _message("user", filled(REVISE, words))]
     return said
+
+
+def seed_of(one: Asked) -> int:
+    """31 bits by the turn's key, for servers that take a seed."""
+    return int.from_bytes(blake2b(repr(one.key).encode(), digest_size=4).digest(), "big") >> 1
 
 
 def after_thinking(text: str) -> str | None:

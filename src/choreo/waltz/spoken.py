@@ -64,7 +64,7 @@ def play(
     """
 
     def say(speaker: Speaker, agent: str, games: Sequence[Episode[Spoken]], tokens: int) -> list[Spoken]:
-        asked = [_asked(game, agent, key) for game in games]
+        asked = [asked_of(game, agent, key) for game in games]
         turns = speaker.say(agent, asked, max_tokens=tokens, temperature=temperature) if asked else []
         told(agent, len(asked))
         return turns
@@ -82,7 +82,8 @@ def play(
     return rally(begun, rounds, answer, review)
 
 
-def _asked(game: Episode[Spoken], agent: str, key: Key) -> Asked:
+def asked_of(game: Episode[Spoken], agent: str, key: Key) -> Asked:
+    """What `agent` is asked for in `game`: its state as text, and the name of its noise."""
     said = [parsed.feedback if parsed else "" for parsed in game.feedback]
     history = tuple((turn.text, words) for turn, words in zip(game.answers, said, strict=False))
     own = (*key, game.prompt.id, game.sample, ACT[agent], len(game.reviews))
