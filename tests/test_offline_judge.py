@@ -154,7 +154,7 @@ def test_train_then_evaluate(folder, tmp_path, capsys):
 
 def test_bad_input_is_one_line(tmp_path, capsys):
     assert main(["judge", "evaluate", "--judge", "oracle", "--data", "x"]) == 2
-    assert "no judge 'oracle'; there is offline" in capsys.readouterr().err
+    assert "--judge oracle: kind: expected one of" in capsys.readouterr().err
     assert main(["judge", "evaluate", "--data", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(BadInput, match="not weights of the offline judge"):

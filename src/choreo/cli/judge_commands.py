@@ -11,16 +11,19 @@ from choreo.errors import BadInput
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from choreo.config.judge import judge_from
     from choreo.data.answers import load
-    from choreo.evaluate.judging import measure
+    from choreo.evaluate.judging import measure, measure_verdicts
+    from choreo.judges.choose import choose
     from choreo.judges.offline import OfflineJudge
 
-    judges = {"offline": OfflineJudge}
-    if args.judge not in judges:
-        raise BadInput(f"judge evaluate: no judge {args.judge!r}; there is {', '.join(judges)}")
-    rows = load(args.data).rows
-    judge = judges[args.judge](path=args.weights) if args.weights else judges[args.judge]()
-    result = measure(judge.labels, rows)
+    settings, rows = judge_from([args.judge]), load(args.data).rows
+    if args.judge == "offline":
+        result = measure((OfflineJudge(path=args.weights) if args.weights else OfflineJudge()).labels, rows)
+    elif args.weights:
+        raise BadInput("judge evaluate: --weights are the offline judge's")
+    else:
+        result = measure_verdicts(choose(settings, args.cache), rows)
     if args.json:
         print(json.dumps(result, allow_nan=False))
         return 0

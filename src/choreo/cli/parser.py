@@ -206,7 +206,9 @@ A file is one JSON object a line, in one of two published schemas, known by its 
   JailbreakBench artifacts    goal, prompt, response, jailbroken, method, model: harm
 Rates are among the answers that the judge decided; undetermined ones are counted beside them.
 The shipped judge has learnt from these two files as published in part: on those rows this says too much.""", judges)
-    worth.add_argument("--judge", default="offline", metavar="NAME", help="which judge (default: offline)")
+    worth.add_argument("--judge", default="offline", metavar="JUDGE", help="as of judge answers (default: offline)")
+    worth.add_argument("--cache", type=Path, default=Path("judgements.sqlite"), metavar="FILE",
+                       help="of replies of judges over an endpoint (default: judgements.sqlite)")  # fmt: skip
     worth.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
     worth.add_argument("--weights", type=Path, metavar="FILE", help="weights made by judge train (default: as shipped)")
     _json_option(worth)
