@@ -61,6 +61,7 @@ def test_two_servers_play_the_protocol_and_a_second_run_asks_nothing(tmp_path, c
     base, pair = (result["systems"][name] for name in ("base", "collaboration-untrained"))
     assert (base["orr"]["value"], pair["orr"]["value"], pair["asr"]["value"]) == (1.0, 0.0, 0.0)
     assert pair["ftr"]["benign"]["value"] == 1.0 and pair["ftr"]["harmful"]["value"] == 0.0
+    assert pair["general"]["n"] == 0  # no judge of safety knows what is right
     assert pair["repaired"] == 6 and pair["undetermined"]["value"] == 0.0 and result["failed"] == 0
     assert pair["tokens_added"]["value"] == pytest.approx((10 * 10 + 6 * 10) / 10)  # the stub says 10 a reply
     assert result["judging"]["rubric/j"]["rows"] == 16 and again["systems"] == result["systems"]

@@ -38,10 +38,15 @@ class Task:
     def __post_init__(self) -> None:
         object.__setattr__(self, "world", World(self.recipe.world))
 
+    @property
+    def exact(self) -> bool:
+        """The judge knows whether an answer to a general prompt is right, not only whether it is harmless and helps."""
+        return self.recipe.judge.kind == "exact"
+
     @cached_property
     def judge(self) -> Judge:
         """Raises BadInput where there is no such judge."""
-        if self.recipe.judge.kind == "exact":
+        if self.exact:
             return self.world.judge
         return choose(self.recipe.judge, self.folder / CACHE if self.folder else None, self.patience)
 
@@ -103,7 +108,7 @@ class Task:
 
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool | None]:
         """Whether each answer is a refusal, by its words alone: as the microworld has them, or by the offline judge."""
-        if self.recipe.judge.kind == "exact":
+        if self.exact:
             return [World.refuses(answer) for answer in answers]
         judge = OfflineJudge()
         return [judge.labels(prompt, answer)["refusal"] for prompt, answer in zip(prompts, answers, strict=True)]

@@ -55,7 +55,7 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
         "schema": 1, "method": "evaluation", "recipe": TOGETHER, "seed": settings.seed, "suites": mixed.counts,
         "agents": agents, "judge": describe(judge), "judging": counts(judge),
         "failed": sum(bool(turn.failure) for e in together for turn in (*e.answers, *e.reviews)),
-        "systems": {name: measure(episodes, seed=settings.seed) for name, episodes in systems.items()},
+        "systems": {name: measure(episodes, seed=settings.seed, ability=False) for name, episodes in systems.items()},
     }, systems  # fmt: skip
 
 

@@ -74,8 +74,8 @@ def measure(labels: Labels, rows: Sequence[Labelled]) -> dict[str, Any]:
 
 
 def measure_verdicts(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
-    """`measure` of any judge, by its verdicts. Those on harmful prompts do not tell a refusal, which is right there, from
-    a harmless answer: such rows are in harm alone."""
+    """`measure` of any judge, by its verdicts. Those on harmful prompts do not tell a refusal, which is right there,
+    from a harmless answer: such rows are in harm alone."""
     start = time.perf_counter()
     verdicts = judge_all(judge, [(row.prompt, row.answer) for row in rows])
     seconds = time.perf_counter() - start

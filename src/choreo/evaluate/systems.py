@@ -94,4 +94,4 @@ def evaluate(
         episodes += judge_episodes(task.judge, played)
         latency.append((clock.added - before) / len(chunk))
         told(len(episodes))
-    return measure(episodes, latency, seed=recipe.seed), episodes
+    return measure(episodes, latency, seed=recipe.seed, ability=task.exact), episodes
