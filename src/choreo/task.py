@@ -25,14 +25,10 @@ CACHE = "judgements.sqlite"  # in a run's folder
 
 @dataclass(frozen=True)
 class Task:
-    """`folder` is the run's, where endpoints' replies are kept; None keeps them in memory.
-
-    patience: see `judges.choose`. Training waits for no missing verdict.
-    """
+    """`folder` is the run's, where endpoints' replies are kept; None keeps them in memory."""
 
     recipe: config.Recipe
     folder: Path | None = None
-    patience: int = 16
     world: World = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +44,7 @@ class Task:
         """Raises BadInput where there is no such judge."""
         if self.exact:
             return self.world.judge
-        return choose(self.recipe.judge, self.folder / CACHE if self.folder else None, self.patience)
+        return choose(self.recipe.judge, self.folder / CACHE if self.folder else None)
 
     @cached_property
     def _files(self) -> tuple[Mixture, list[Prompt]] | None:

@@ -27,7 +27,9 @@ CEILING = "ceiling"
 Played = dict[str, list[Episode]]
 
 
-def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[str, Any], Played]:
+def run_macpo(
+    recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | None = None
+) -> tuple[dict[str, Any], Played]:
     """Trains `run` to its end and measures every round on held-out; what summary.json says beyond its head, and the
     student's dialogues by system. A round that was measured before a kill is not measured again.
 
@@ -35,7 +37,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
     Raises Interrupted with its state saved.
     """
     file = run.path / "rounds.json"
-    task = Task(recipe, run.path)
+    task = task or Task(recipe, run.path)
     prompts = task.suites("heldout")
     rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     crew: Crew | None = None
@@ -59,7 +61,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
     assert crew is not None
     found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
-    ceiling = _ceiling(recipe, run, progress) if recipe.ceiling else None
+    ceiling = _ceiling(task, recipe, run, progress) if recipe.ceiling else None
     weak = rounds[0]["agents"].get(crew.teachers[0].positive)
     student = rounds[-1]["agents"][crew.student.positive]
     gap = None
@@ -97,7 +99,7 @@ def restore(recipe: MacpoRecipe, path: Path) -> Crew:
     return crew
 
 
-def _ceiling(recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any]:
+def _ceiling(task: Task, recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any]:
     """Figures of the student trained on human labels of half B, from `run`'s folder or made there."""
     path = run.path / CEILING
     settings: dict[str, Any] = {
@@ -109,5 +111,5 @@ def _ceiling(recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any
     own = recipe.model_copy(update=settings)
     begun = (path / "recipe.toml").is_file()
     with Run.open(path) if begun else Run.create(path, own, overwrite=path.exists()) as inner:
-        found, _ = run_macpo(own, inner, progress)
+        found, _ = run_macpo(own, inner, progress, task)
     return found["rounds"][0]["agents"]["student+"]

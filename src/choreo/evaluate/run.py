@@ -16,8 +16,7 @@ from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
 from choreo.evaluate.systems import TRAINED, evaluate
-from choreo.judges.base import judge_all
-from choreo.judges.choose import counts, describe, served
+from choreo.judges.choose import counts, describe, probe
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import halves
 from choreo.microworld.split import Part
@@ -26,7 +25,7 @@ from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
 from choreo.task import Task
-from choreo.types import Episode, Prompt
+from choreo.types import Episode
 from choreo.waltz.trainer import Pair, draw, restore, train
 
 SCHEMA = 1
@@ -48,9 +47,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         for line in overlap_words(told):
             progress.say(line)
     if isinstance(recipe, MacpoRecipe):
-        found, episodes = macpo_run.run_macpo(recipe, run, progress)
+        found, episodes = macpo_run.run_macpo(recipe, run, progress, task)
     else:
-        pair = train(recipe, run, progress)
+        pair = train(recipe, run, progress, task)
         run.note(device=str(pair.team.device))
         systems, episodes = _measure(recipe, pair, task, "heldout", progress)
         found = {"device": str(pair.team.device), "systems": systems}
@@ -76,9 +75,7 @@ def check(recipe: config.Recipe) -> None:
             raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
     except ValueError as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
-    # One question, which costs a call: a judge that is not there, or refuses the key, is said before a run is made.
-    if served(task.judge):
-        judge_all(task.judge, [(Prompt("probe", "Hello", "benign", ""), "Hello! How can I help?")])
+    probe(recipe.judge)
 
 
 def bases(recipe: config.Recipe) -> dict[str, str]:

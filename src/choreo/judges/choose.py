@@ -8,27 +8,27 @@ from typing import Any
 from choreo.config.judge import Judge as Settings
 from choreo.config.judge import OneJudge
 from choreo.errors import BadInput
-from choreo.judges.base import Format, Judge
+from choreo.judges.base import Format, Judge, judge_all
 from choreo.judges.guards import LlamaGuard, StrongReject, WildGuard
 from choreo.judges.majority import Majority
 from choreo.judges.offline import WEIGHTS, OfflineJudge
 from choreo.judges.rubric import Rubric
+from choreo.types import Prompt
 
 
-def choose(settings: Settings, cache: Path | None = None, patience: int = 16) -> Judge:
+def choose(settings: Settings, cache: Path | None = None) -> Judge:
     """The judge that `settings` name.
 
     cache: where endpoints' replies are kept, unless `settings` name a file; None keeps them in memory.
-    patience: how many rows in a row may stay without a reply before the judge counts as down. Training takes 1.
     Raises BadInput for what cannot be: no such weights, no such model, no such address.
     """
     cache = Path(settings.cache) if settings.cache else cache
     if settings.kind == "majority":
-        return Majority([_one(one, cache, patience) for one in settings.of.values()])
-    return _one(settings, cache, patience)
+        return Majority([_one(one, cache) for one in settings.of.values()])
+    return _one(settings, cache)
 
 
-def _one(one: OneJudge, cache: Path | None, patience: int) -> Judge:
+def _one(one: OneJudge, cache: Path | None) -> Judge:
     if one.kind == "exact":
         raise BadInput('judge: kind = "exact" knows the microworld alone')
     if one.kind == "offline":
@@ -40,7 +40,7 @@ def _one(one: OneJudge, cache: Path | None, patience: int) -> Judge:
         from choreo.judges.endpoint import EndpointJudge
 
         endpoint = Endpoint(
-            one.url, one.model, one.key_variable, timeout=one.timeout, retries=one.retries, patience=patience,
+            one.url, one.model, one.key_variable, timeout=one.timeout, retries=one.retries,
             concurrency=one.concurrency, prompt_price=one.prompt_price, completion_price=one.completion_price,
         )  # fmt: skip
         return EndpointJudge(format_of(one), endpoint, cache)
@@ -81,6 +81,16 @@ def counts(judge: Judge) -> dict[str, Any]:
     return {one.name: told() for one in parts(judge) if (told := getattr(one, "counts", None))}
 
 
-def served(judge: Judge) -> bool:
-    """Whether a server has to be there for it: a judge that has counts asks one."""
-    return any(hasattr(one, "counts") for one in parts(judge))
+
+def strict(judge: Judge) -> Judge:
+    """The judge for training: it stops the work at one row without a reply, so that no step learns from its absence."""
+    for_training = getattr(judge, "strict", None)
+    made: Judge = for_training() if for_training else judge
+    return made
+
+
+def probe(settings: Settings) -> None:
+    """Asks each judge over an endpoint one question. Raises BadInput where one is not there, or refuses the key."""
+    for one in settings.of.values() or [settings]:
+        if one.url:
+            judge_all(_one(one, None), [(Prompt("probe", "Hello", "benign", ""), "Hello! How can I help?")])

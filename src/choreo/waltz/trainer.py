@@ -23,6 +23,7 @@ from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
 from choreo.errors import BadInput, Interrupted
 from choreo.judges.base import JudgeDown, judge_episodes
+from choreo.judges.choose import strict
 from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -51,14 +52,13 @@ class Pair:
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
 
 
-def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
+def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> Pair:
     """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
 
     Raises Interrupted, its state saved, when `progress` was interrupted or the judge went away; BadInput, its state
     saved too, when the judge cannot be used.
     """
-    # With patience 1 no step learns from a verdict that is missing because the judge was.
-    pair, task, learning = Pair(recipe), Task(recipe, run.path, patience=1), recipe.learning
+    pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
     learns = {
         agent: Learner(
             pair.team, agent,
@@ -84,7 +84,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
             learner.load_state_dict(saved["agents"][agent])
         if values:
             values.load_state_dict(saved["values"])
-    prompts, judge = task.training(), task.judge
+    prompts, judge = task.training(), strict(task.judge)
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
