@@ -228,3 +228,11 @@ def test_published_rows_are_read_whole():
     assert len(preferences.load(folder / "coconot_pref.jsonl").rows) == 643
     labelled = answers.load(folder / "xstest_responses_human_labels.jsonl").rows
     assert len(overlaps(found["xstest_prompts"].rows, [row.prompt for row in labelled[:50]])) >= 30
+
+
+def test_the_recipe_in_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    recipe = config.load(write(tmp_path / "mine.toml", page.split("```toml\n")[1].split("```")[0]))
+    assert set(recipe.prompts.train) == {"jailbreaks", "lookalikes", "wrapped"} and recipe.judge.kind == "rubric"
+    for name in prompts.FORMATS:
+        assert f"`{name.removesuffix('-table')}`" in page
