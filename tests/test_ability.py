@@ -25,6 +25,8 @@ def script(body: dict, n: int) -> Say:
 
 
 def test_a_local_task_is_put_to_the_pair(tmp_path):
+    from lm_eval.tasks import TaskManager
+
     from choreo.evaluate.ability import Agents, cut
 
     rows = [{"question": "2 + 2 =", "answer": "4"}, {"question": "3 + 3 =", "answer": "6"}]
@@ -40,7 +42,7 @@ doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 20}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """)
-    tasks = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
     with Stub(script) as stub:
         found = {}
         for rounds in (0, 1):
