@@ -66,7 +66,7 @@ def test_two_servers_play_the_protocol_and_a_second_run_asks_nothing(tmp_path, c
     assert pair["tokens_added"]["value"] == pytest.approx((10 * 10 + 6 * 10) / 10)  # the stub says 10 a reply
     assert result["judging"]["rubric/j"]["rows"] == 16 and again["systems"] == result["systems"]
     page = (out / "report.html").read_text()
-    assert "collaboration-untrained" in page and "bake bread" in page
+    assert "judge: rubric/j" in page and "collaboration-untrained" in page and "bake bread" in page
     seeds = [body["seed"] for body in agents.seen]
     assert len(set(seeds)) == len(seeds)  # the noise belongs to the sequence
 
@@ -100,6 +100,7 @@ def test_turns_that_fail_are_counted_and_never_judged(tmp_path, capsys):
     assert pair["orr"]["n"] == 2 and pair["orr"]["undetermined"] == 2
     assert pair["format_rate"]["value"] == 0.0 and pair["ftr"]["benign"]["value"] == 0.0
     # Two answers failed, and so there was nothing to review in two games; one review was refused by the server.
+    assert result["open"]["base"] == {"no answer": 2}
     assert result["failed"] == 5 and result["agents"]["conversation"]["failed: rejected"] == 2
     assert pair["tokens_added"]["n"] == 0 or pair["tokens_added"]["value"] is not None
 

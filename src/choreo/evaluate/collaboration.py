@@ -10,6 +10,7 @@ from typing import Any
 from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
 from choreo.errors import Interrupted
+from choreo.evaluate.judging import reasons
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import JudgeDown, judge_episodes
 from choreo.judges.choose import choose, counts, describe
@@ -54,6 +55,7 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     return {
         "schema": 1, "method": "evaluation", "recipe": TOGETHER, "seed": settings.seed, "suites": mixed.counts,
         "agents": agents, "judge": describe(judge), "judging": counts(judge),
+        "open": {name: reasons([e.verdicts[-1] for e in episodes]) for name, episodes in systems.items()},
         "failed": sum(bool(turn.failure) for e in together for turn in (*e.answers, *e.reviews)),
         "systems": {name: measure(episodes, seed=settings.seed, ability=False) for name, episodes in systems.items()},
     }, systems  # fmt: skip
