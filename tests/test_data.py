@@ -172,7 +172,7 @@ def test_a_recipe_on_files(tmp_path):
     train, heldout = task.training(), task.suites("heldout")
     assert not train["general"] and {prompt.suite for prompt in heldout} == {"mine-harmful", "mine-benign"}
     assert sum(map(len, train.values())) + len(heldout) == 120
-    assert task.report()["overlap"]["equal"] == 0
+    assert task.report()["overlap"]["equal"] == 0 and task.report(heldout[:1])["overlap"]["equal"] == 1
     both = config.load(write(tmp_path / "b.toml", text + f'[prompts.heldout.same]\nfile = "{file}"\n'))
     assert Task(both).report()["overlap"]["equal"] == 120
     for change, said in (

@@ -78,12 +78,15 @@ class Task:
             return self._files[1]
         return [prompt for prompts in self.training().values() for prompt in prompts]
 
-    def report(self) -> dict[str, Any]:
-        """What the files held, and what of the held-out prompts is in the training ones; empty for the microworld."""
+    def report(self, trained: Sequence[Prompt] = ()) -> dict[str, Any]:
+        """What the files held, and what of the held-out prompts is trained on; empty for the microworld.
+
+        trained: what else is trained on than the recipe's files of prompts.
+        """
         if not self._files:
             return {}
         mixed, heldout = self._files
-        found = overlaps(mixed.prompts, heldout)
+        found = overlaps([*mixed.prompts, *trained], heldout)
         return {
             "sources": mixed.counts,
             "train": dict(Counter(prompt.suite for prompt in mixed.prompts)),

@@ -75,8 +75,8 @@ def _kind(row: Fields) -> Kind:
 
 # The first whose fields a row has is its format.
 FORMATS: dict[str, Format[Labelled]] = {
-    "xstest": Format("XSTest's answers, labelled by people", frozenset({"completion", "final_label"}), _xstest),
-    "jailbreakbench": Format(
+    "xstest-answers": Format("XSTest's answers, labelled by people", frozenset({"completion", "final_label"}), _xstest),
+    "jailbreakbench-answers": Format(
         "JailbreakBench's attack artifacts", frozenset({"response", "jailbroken"}), _jailbreakbench
     ),
     "answers": _own("answer"),

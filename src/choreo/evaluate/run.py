@@ -42,7 +42,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         progress.say(f"! {change} since this run began: it goes on, but not bit for bit")
     task = Task(recipe, run.path)
     run.note(judge=describe(task.judge))
-    if told := task.report():
+    # MACPO's training prompts are its halves', from a file of pairs or the microworld.
+    halved = halves(recipe) if isinstance(recipe, MacpoRecipe) and recipe.prompts.heldout else None
+    if told := task.report([*(row.prompt for row in halved.a), *halved.b] if halved else ()):
         run.note(prompts=told)
         for line in overlap_words(told):
             progress.say(line)

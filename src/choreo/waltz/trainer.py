@@ -171,7 +171,8 @@ def draw(
         counts[kind] += 1
     for kind, count in counts.items():
         if count > len(prompts[kind]):
-            raise ValueError(f"a step wants {count} {kind} prompts, and there are {len(prompts[kind])} to train on")
+            there = f"there are {len(prompts[kind])} to train on (learning.mix)"
+            raise ValueError(f"a step wants {count} {kind} prompts, and {there}")
     chosen = [prompt for kind in KINDS for prompt in _pick(prompts[kind], counts[kind], weights, rng)]
     return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
 
