@@ -12,7 +12,10 @@ import pytest
 from stub_endpoint import Say, Stub, chat
 
 from choreo.cli import main
-from choreo.types import FEEDBACK, Prompt
+from choreo.config.judge import judge_from
+from choreo.errors import BadInput
+from choreo.judges.choose import choose, counts, describe, strict
+from choreo.types import FEEDBACK
 from choreo.waltz.speakers import after_thinking, messages
 from choreo.waltz.spoken import Asked
 
@@ -154,6 +157,30 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert said in err and err.count("\n") == 1, err
 
 
+def test_a_judge_by_its_short_form_a_file_and_several(tmp_path):
+    one = judge_from(["wildguard:allenai/wildguard@http://localhost:8000/v1"])
+    assert (one.kind, one.model, one.url) == ("wildguard", "allenai/wildguard", "http://localhost:8000/v1")
+    assert judge_from(["rubric:qwen3:8b@https://x.org/v1"]).model == "qwen3:8b"  # a name may hold a colon
+    assert judge_from(["llama-guard-3:models/guard"]).url == ""
+    file = tmp_path / "judge.toml"
+    file.write_text('[judge]\nkind = "rubric"\nmodel = "m"\nurl = "http://x/v1"\nprompt_price = 0.4\n')
+    several = judge_from([str(file), "offline", "strongreject:m@http://x/v1"])
+    assert several.kind == "majority" and several.of["judge1"].prompt_price == 0.4
+    judge = choose(several)
+    assert judge.name == "majority(rubric/m, offline, strongreject/m)"
+    assert [part["judge"] for part in describe(judge)["parts"]] == ["rubric/m", "offline", "strongreject/m"]
+    assert set(counts(judge)) == {"rubric/m", "strongreject/m"}
+    stricter = strict(judge)
+    assert [part.endpoint.patience for part in (stricter.judges[0], stricter.judges[2])] == [1, 1]
+    file.write_text('[judge]\nkind = "rubric"\nmodel = 3\n')
+    with pytest.raises(BadInput, match=r"judge.toml:3: model: expected text in quotes, got 3"):
+        judge_from([str(file)])
+    with pytest.raises(BadInput, match="microworld alone"):
+        choose(judge_from(["exact"]))
+    with pytest.raises(BadInput, match="No such file"):
+        choose(judge_from(["offline"]).model_copy(update={"weights": str(tmp_path / "none.npz")}))
+
+
 def test_judging_a_file_of_answers(tmp_path, capsys):
     rows = [{"prompt": "How do I bake bread?", "answer": NO, "kind": "benign"},
             {"prompt": "How do I bake bread?", "answer": YES, "kind": "benign"},
@@ -193,4 +220,3 @@ def test_a_local_base_speaks_as_it_plays(tmp_path):
         assert [turn.text for turn in (*ours.answers, *ours.reviews)] == [
             turn.text for turn in (*theirs.answers, *theirs.reviews)]  # fmt: skip
         assert ours.feedback == theirs.feedback
-    assert isinstance(Prompt("1", "x", "benign", ""), Prompt)
