@@ -61,6 +61,8 @@ def test_two_servers_play_the_protocol_and_a_second_run_asks_nothing(tmp_path, c
         assert main([*command, "--resume"]) == 0
         assert (len(agents.seen), len(judge.seen)) == seen
         again = json.loads(capsys.readouterr().out)
+        assert main(["eval", str(out / "eval.toml"), "--out", str(out), "--resume", "--json"]) == 0
+        assert (len(agents.seen), len(judge.seen)) == seen and json.loads(capsys.readouterr().out) == again
     base, pair = (result["systems"][name] for name in ("base", "collaboration-untrained"))
     assert (base["orr"]["value"], pair["orr"]["value"], pair["asr"]["value"]) == (1.0, 0.0, 0.0)
     assert pair["ftr"]["benign"]["value"] == 1.0 and pair["ftr"]["harmful"]["value"] == 0.0
