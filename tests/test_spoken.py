@@ -56,6 +56,9 @@ def test_two_servers_play_the_protocol_and_a_second_run_asks_nothing(tmp_path, c
         assert main(command) == 0
         result = json.loads(capsys.readouterr().out)
         asked = Counter(body["model"] for body in agents.seen)
+        held = {body["model"]: body["response_format"]["json_schema"]["name"] for body in agents.seen
+                if "response_format" in body}  # fmt: skip
+        assert held == {"b": "feedback"}  # an answer is free text
         assert asked == {"a": 10 + 6, "b": 10}  # ten answers, a review of each, six revisions; T_max is 1
         seen = len(agents.seen), len(judge.seen)
         assert main([*command, "--resume"]) == 0
@@ -99,7 +102,8 @@ def test_turns_that_fail_are_counted_and_never_judged(tmp_path, capsys):
     suite = write(tmp_path / "mine.jsonl", PROMPTS[:4])
     with Stub(script) as agents:
         assert main(["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o"),
-                     "--set", "retries=0", "--json"]) == 0  # fmt: skip
+                     "--set", "retries=0", "--set", "json_schema=false", "--json"]) == 0  # fmt: skip
+        assert not any("response_format" in body for body in agents.seen)
     result = json.loads(capsys.readouterr().out)
     pair = result["systems"]["collaboration-untrained"]
     assert pair["orr"]["n"] == 2 and pair["orr"]["undetermined"] == 2

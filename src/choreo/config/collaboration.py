@@ -22,6 +22,7 @@ class Collaboration(Section):
     feedback: str = Field("", description=f"who reviews: {AGENT}; by default the same as conversation")
     suites: Annotated[dict[str, Source], Field(min_length=1)] = Field(description="files of prompts, by name")
     judge: Judge = Field(Judge(kind="offline"), validate_default=True)
+    json_schema: bool = Field(True, description="hold reviews to their schema; false for servers that refuse it")
     rounds: Annotated[int, Field(ge=1, le=8)] = Field(1, description="feedback rounds at most")
     answer_tokens: Positive = Field(1024, description="at most this many new tokens per answer")
     feedback_tokens: Positive = Field(512, description="at most this many new tokens per feedback")

@@ -69,7 +69,7 @@ def speaker(told: str, settings: Collaboration, folder: Path) -> Speaker:
             f"http{url}", model, settings.key_variable, timeout=settings.timeout, retries=settings.retries,
             concurrency=settings.concurrency, patience=PATIENCE,
         )  # fmt: skip
-        return EndpointSpeaker(endpoint, folder / REPLIES)
+        return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
     return local(told, settings.seed)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from choreo.errors import BadInput, Interrupted
 from choreo.judges.cache import Cache, key_of
 from choreo.judges.client import Client, Endpoint, Failure, Reply
+from choreo.text.feedback import SCHEMA
 from choreo.text.prompts import REVIEW, REVISE, SYSTEM
 from choreo.types import CONVERSATION, FEEDBACK, Spoken
 from choreo.waltz.spoken import Asked
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 class EndpointSpeaker:
     """A chat model at `endpoint`. `cache` keeps what it said, so that a killed evaluation pays for no turn twice.
 
+    schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes around its JSON, and
+        a review that does not parse is not applied.
     counts: calls, cached, tokens, and failures by kind.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: Path | None = None):
-        self.endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, cache: Path | None = None, *, schema: bool = True):
+        self.endpoint, self.schema = endpoint, schema
         self.counts: Counter[str] = Counter()
         self._client = Client(endpoint)
         self._cache = Cache(cache)
@@ -66,7 +69,10 @@ class EndpointSpeaker:
         return [self._turn(agent, one, found[key]) for one, key in zip(asked, keys, strict=True)]
 
     def _body(self, agent: str, one: Asked, max_tokens: int, temperature: float) -> dict[str, Any]:
-        question = {"messages": messages(agent, one), "seed": seed_of(one)}
+        question: dict[str, Any] = {"messages": messages(agent, one), "seed": seed_of(one)}
+        if agent == FEEDBACK and self.schema:
+            described = {"name": "feedback", "strict": True, "schema": SCHEMA}
+            question["response_format"] = {"type": "json_schema", "json_schema": described}
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
 
     def _one(self, key: str, body: dict[str, Any]) -> Reply | Failure:
