@@ -24,17 +24,19 @@ from inspect_ai.model import (
     ChatMessageUser,
     GenerateConfig,
     Model,
+    ResponseSchema,
     get_model,
 )
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
+from inspect_ai.util import JSONSchema
 
 from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.data.mixture import mixture
 from choreo.judges.base import judge_episodes
 from choreo.judges.choose import choose
-from choreo.text.feedback import parse_feedback
+from choreo.text.feedback import SCHEMA, parse_feedback
 from choreo.types import FEEDBACK, Episode, Prompt, Spoken
 from choreo.waltz.protocol import Review, answered, reviewed, turn_of
 from choreo.waltz.speakers import after_thinking, messages, seed_of
@@ -46,25 +48,28 @@ EPISODE = "episode"
 @task
 def collaboration(
     suite: str, judge: str = "offline", rounds: int = 1, answer_tokens: int = 1024, feedback_tokens: int = 512,
-    temperature: float = 0.6, seed: int = 0, cache: str = "judgements.sqlite",
+    temperature: float = 0.6, seed: int = 0, json_schema: bool = True, cache: str = "judgements.sqlite",
 ) -> Task:  # fmt: skip
     """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-own-data.md.
 
-    rounds: feedback rounds at most; 0 is the model alone. cache: of what judges over an endpoint replied.
+    rounds: feedback rounds at most; 0 is the model alone. json_schema: hold reviews to theirs. cache: of what judges
+    over an endpoint replied.
     """
     prompts = mixture(sources([Path(name) for name in suite.split(",")]), seed).prompts
     samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in prompts]
     limits = (answer_tokens, feedback_tokens)
     return Task(
         dataset=MemoryDataset(samples, name=suite),
-        solver=play(rounds, limits, temperature, seed),
+        solver=play(rounds, limits, temperature, seed, json_schema),
         scorer=verdict(judge, cache),
     )
 
 
 @solver
-def play(rounds: int, limits: tuple[int, int], temperature: float, seed: int) -> Solver:
+def play(rounds: int, limits: tuple[int, int], temperature: float, seed: int, json_schema: bool) -> Solver:
     """The protocol, one game a sample; its last answer is the sample's output."""
+
+    held = ResponseSchema(name="feedback", json_schema=JSONSchema(**SCHEMA), strict=True) if json_schema else None
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         game: Episode[Spoken] = Episode(_prompt(state), state.epoch, ())
@@ -72,7 +77,10 @@ def play(rounds: int, limits: tuple[int, int], temperature: float, seed: int) ->
         while agent := turn_of(game, rounds):
             model, tokens = (feedback, limits[1]) if agent == FEEDBACK else (conversation, limits[0])
             asked = asked_of(game, agent, (seed, "evaluation"))
-            config = GenerateConfig(max_tokens=tokens, temperature=temperature, seed=seed_of(asked))
+            config = GenerateConfig(
+                max_tokens=tokens, temperature=temperature, seed=seed_of(asked),
+                response_schema=held if agent == FEEDBACK else None,
+            )  # fmt: skip
             said = await model.generate(_told(agent, asked), config=config)
             turn = _turn(agent, asked, said, model)
             if agent == FEEDBACK:
