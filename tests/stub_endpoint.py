@@ -30,7 +30,7 @@ def chat(text: str | None, finish: str = "stop", refusal: str | None = None, usa
     """A chat.completion object; 100 tokens of prompt and 10 of completion."""
     message = {"role": "assistant", "content": text, "refusal": refusal}
     said: dict[str, Any] = {"object": "chat.completion", "choices": [{"message": message, "finish_reason": finish}]}
-    return said | ({"usage": {"prompt_tokens": 100, "completion_tokens": 10}} if usage else {})
+    return said | ({"usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}} if usage else {})
 
 
 class Stub:

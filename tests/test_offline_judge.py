@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from choreo.cli import main
+from choreo.data.answers import load
 from choreo.errors import BadInput
 from choreo.evaluate import judge_training as training
 from choreo.evaluate.judging import Confusion, measure, table
 from choreo.judges.features import features, tokens
 from choreo.judges.logistic import fit
 from choreo.judges.offline import WEIGHTS, OfflineJudge, Weights
-from choreo.judges.rows import load
 from choreo.types import Prompt
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure, here is how: first take a bowl, then mix."
@@ -76,19 +76,20 @@ def test_the_fit_is_where_the_gradient_is_zero():
 
 
 def test_a_row_says_what_people_or_verdicts_said(tmp_path):
-    first = load(write(tmp_path / "x", XSTEST[:1]))[0]
+    first = load(write(tmp_path / "x", XSTEST[:1])).rows[0]
     assert (first.refusal, first.harm, first.prompt.kind, first.group) == (True, None, "benign", XSTEST[0]["prompt"])
-    unsafe = load(write(tmp_path / "u", [XSTEST[0] | {"type": "contrast_x", "final_label": "3_partial_refusal"}]))[0]
+    partial = XSTEST[0] | {"type": "contrast_x", "final_label": "3_partial_refusal"}
+    unsafe = load(write(tmp_path / "u", [partial])).rows[0]
     assert (unsafe.refusal, unsafe.prompt.kind) == (True, "harmful")
-    attack = load(write(tmp_path / "a", ATTACKS[1:2]))[0]
+    attack = load(write(tmp_path / "a", ATTACKS[1:2])).rows[0]
     assert (attack.refusal, attack.harm, attack.method, attack.group) == (None, True, "B", "Break bread")
 
 
 @pytest.mark.parametrize("rows, message", [
     ([ATTACKS[0], ATTACKS[1] | {"jailbroken": 1}], r":2: jailbroken: expected true or false, got int"),
     ([XSTEST[0] | {"final_label": "4"}], r":1: final_label: expected one of 1_full_compliance, .*got '4'"),
-    ([{"prompt": "x"}], r":1: no known schema has the fields prompt"),
-    (["{"], r":1: expected one JSON object a line"),
+    ([{"prompt": "x"}], r":1: no known format has the fields prompt"),
+    (["{"], r":1: not JSON"),
     (["", " "], r": holds no rows"),
 ])  # fmt: skip
 def test_a_row_that_does_not_fit_is_named(tmp_path, rows, message):
@@ -153,7 +154,7 @@ def test_train_then_evaluate(folder, tmp_path, capsys):
 
 def test_bad_input_is_one_line(tmp_path, capsys):
     assert main(["judge", "evaluate", "--judge", "oracle", "--data", "x"]) == 2
-    assert "no judge 'oracle'; there is offline" in capsys.readouterr().err
+    assert "--judge oracle: kind: expected one of" in capsys.readouterr().err
     assert main(["judge", "evaluate", "--data", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(BadInput, match="not weights of the offline judge"):

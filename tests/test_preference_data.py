@@ -28,8 +28,8 @@ def test_hh_dialogues_share_all_but_the_last_answer(tmp_path):
                         {"chosen": f"{HH} So.", "rejected": f"{HH} So. "},
                         {"chosen": f"{HH} So.", "rejected": "\n\nHuman: Ho\n\nAssistant: No."}))  # fmt: skip
     turns = (("user", "Hi"), ("assistant", "Hello"), ("user", "How?"))
-    assert loaded.format == "hh-rlhf" and loaded.pairs == [Pair(turns, "So.", "No.", 1)]
-    assert loaded.left_out == {
+    assert loaded.format == "hh-rlhf" and loaded.rows == [Pair(turns, "So.", "No.", 1)]
+    assert loaded.counts == {
         "the two answers are equal": 1, "the two dialogues differ before their last answer": 1}  # fmt: skip
     assert loaded.read == 3
 
@@ -38,8 +38,8 @@ def test_pku_takes_the_safer_answer_and_of_two_alike_the_better(tmp_path):
     alike = {**PKU, "is_response_0_safe": True}
     odd = {**PKU, "safer_response_id": 0}
     loaded = load(lines(tmp_path, PKU, alike, odd))
-    assert [(pair.chosen, pair.rejected) for pair in loaded.pairs] == [("No.", "So."), ("So.", "No.")]
-    assert loaded.left_out == {"the safer answer is the one marked unsafe": 1}
+    assert [(pair.chosen, pair.rejected) for pair in loaded.rows] == [("No.", "So."), ("So.", "No.")]
+    assert loaded.counts == {"the safer answer is the one marked unsafe": 1}
 
 
 def test_macpo_arrays_hold_answers_or_pairs_and_lines_are_counted(tmp_path):
@@ -49,7 +49,7 @@ def test_macpo_arrays_hold_answers_or_pairs_and_lines_are_counted(tmp_path):
     ]
     file = tmp_path / "train.json"
     file.write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    first, second = load(file).pairs
+    first, second = load(file).rows
     assert first == Pair((("user", "Hi"), ("assistant", "Hello"), ("user", "How?")), "So.", "No.", 2)
     assert second == Pair((("user", "How?\nIn a game."),), "So.", None, 10)
 
@@ -99,5 +99,5 @@ def test_a_row_of_any_other_shape_is_bad_input_and_nothing_else(tmp_path):
 def test_the_published_pairs_are_read_whole():
     loaded = load(Path(os.environ["CHOREO_DATA"]) / "hh_rlhf_harmless_test_pairs.jsonl")
     assert loaded.format == "hh-rlhf" and loaded.read > 1000
-    assert len(loaded.pairs) > 0.9 * loaded.read
-    assert all(pair.turns[-1][0] == "user" and pair.chosen != pair.rejected for pair in loaded.pairs)
+    assert len(loaded.rows) > 0.9 * loaded.read
+    assert all(pair.turns[-1][0] == "user" and pair.chosen != pair.rejected for pair in loaded.rows)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol
+
+from typing_extensions import TypeVar
 
 Kind = Literal["harmful", "benign", "general"]
 KINDS: tuple[Kind, ...] = ("harmful", "benign", "general")
@@ -25,6 +27,7 @@ class Prompt:
     `kind` says what a right answer does: refuse (harmful), help (benign), or be correct (general).
     `suite` is the finer set it is reported under. `meaning` is whatever the judge of this data
     needs to decide exactly (the microworld's meaning); None where the judge reads text alone.
+    `earlier` is the conversation before `text`, as (role, text); training prompts have none.
     """
 
     id: str
@@ -34,6 +37,47 @@ class Prompt:
     language: str = "en"
     family: str = ""
     meaning: Any = None
+    earlier: tuple[tuple[str, str], ...] = ()
+
+
+class Said(Protocol):
+    """What judges, measures and pages need of a turn, whatever wrote it.
+
+    tokens: how many were written; None where nobody counted. failure: why there is no text, "" where there is.
+    """
+
+    @property
+    def agent(self) -> str: ...
+
+    @property
+    def round(self) -> int: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def tokens(self) -> int | None: ...
+
+    @property
+    def failure(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A turn that came as text, from a server. It has no ids and no log-probabilities: nothing can be learnt from it.
+
+    tokens, failure: as in `Said`. A turn that failed is nobody's answer: it is counted, and never judged.
+    """
+
+    agent: str
+    round: int
+    text: str
+    finished: bool
+    tokens: int | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +99,14 @@ class Turn:
     version: int
     text: str
     finished: bool
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def failure(self) -> str:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +142,12 @@ class Verdict:
         return self.unsafe is False and self.overrefuse is False
 
 
+S = TypeVar("S", bound=Said, default=Turn)
+
+
 @dataclass(frozen=True, slots=True)
-class Episode:
-    """One played trajectory: p, c_0, f_0, c_1, …, c_T.
+class Episode(Generic[S]):
+    """One played trajectory: p, c_0, f_0, c_1, …, c_T. Its turns are `Turn`, or `Spoken` where models answered in text.
 
     answers[t] is c_t and verdicts[t] its verdict (verdicts are empty until judged).
     reviews[t] is the feedback agent's turn on c_t, feedback[t] its parse (None: did not parse).
@@ -103,8 +158,8 @@ class Episode:
 
     prompt: Prompt
     sample: int
-    answers: tuple[Turn, ...]
-    reviews: tuple[Turn, ...] = ()
+    answers: tuple[S, ...]
+    reviews: tuple[S, ...] = ()
     feedback: tuple[Feedback | None, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
 

@@ -42,9 +42,11 @@ def train(args: argparse.Namespace) -> int:
         _quiet()
         check(recipe)  # before anything is made, or removed by --overwrite
         run = Run.create(args.run or _new_folder(recipe.name), recipe, args.overwrite)
+    from choreo.evaluate.report import write_report
+    from choreo.judges.base import JudgeDown
+
     with run, Progress() as progress:
         try:
-            from choreo.evaluate.report import write_report
             from choreo.evaluate.run import run_recipe
 
             _quiet()
@@ -52,24 +54,12 @@ def train(args: argparse.Namespace) -> int:
             summary = run_recipe(run, progress)
             run.finish(summary)
             report = write_report(run.path)
-        except (Interrupted, KeyboardInterrupt):
-            raise Interrupted(f"go on with: choreo train --resume {run.path}") from None
+        except (Interrupted, KeyboardInterrupt) as stop:
+            # A judge that went away has more to say than that the user stopped.
+            why = f"{stop}; " if isinstance(stop, JudgeDown) else ""
+            raise Interrupted(f"{why}go on with: choreo train --resume {run.path}") from None
     say(f"report: {report}")
     return _result(summary, args.json)
-
-
-def evaluate(args: argparse.Namespace) -> int:
-    from choreo.runs.folder import read_info
-
-    read_info(args.run)
-    from choreo.evaluate.run import evaluate_run
-    from choreo.runs.progress import Progress
-
-    _quiet()
-    with Progress() as progress:
-        result = evaluate_run(args.run, args.suite, progress)
-    say(f"{args.run}, as it was after step {result['step']}, on {args.suite}")
-    return _result(result, args.json)
 
 
 def report(args: argparse.Namespace) -> int:
@@ -155,20 +145,6 @@ def calibrate(args: argparse.Namespace) -> int:
 
     _quiet()
     return _result(calibrate(args.base, args.split_seed), args.json)
-
-
-def check_data(args: argparse.Namespace) -> int:
-    from choreo.data.preferences import load
-
-    loaded = load(args.file, args.format)
-    figures = {
-        "format": loaded.format, "read": loaded.read, "used": len(loaded.pairs), "left_out": dict(loaded.left_out),
-        "with_rejected": sum(pair.rejected is not None for pair in loaded.pairs),
-    }  # fmt: skip
-    told = [f"{name.replace('_', ' ')}: {value}" for name, value in figures.items() if name != "left_out"]
-    told += [f"left out, {reason}: {count}" for reason, count in loaded.left_out.most_common()]
-    print(json.dumps(figures) if args.json else "\n".join(told))
-    return 0
 
 
 def swarm_run(args: argparse.Namespace) -> int:

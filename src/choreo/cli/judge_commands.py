@@ -1,25 +1,29 @@
-"""`choreo judge`: what the two commands do. Nothing heavy is imported at the top."""
+"""`choreo judge`: what its commands do. Nothing heavy is imported at the top."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
 from choreo.errors import BadInput
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from choreo.evaluate.judging import measure
+    from choreo.config.judge import judge_from
+    from choreo.data.answers import load
+    from choreo.evaluate.judging import measure, measure_verdicts
+    from choreo.judges.choose import choose
     from choreo.judges.offline import OfflineJudge
-    from choreo.judges.rows import load
 
-    judges = {"offline": OfflineJudge}
-    if args.judge not in judges:
-        raise BadInput(f"judge evaluate: no judge {args.judge!r}; there is {', '.join(judges)}")
-    rows = load(args.data)
-    judge = judges[args.judge](path=args.weights) if args.weights else judges[args.judge]()
-    result = measure(judge.labels, rows)
+    settings, rows = judge_from([args.judge]), load(args.data).rows
+    if args.judge == "offline":
+        result = measure((OfflineJudge(path=args.weights) if args.weights else OfflineJudge()).labels, rows)
+    elif args.weights:
+        raise BadInput("judge evaluate: --weights are the offline judge's")
+    else:
+        result = measure_verdicts(choose(settings, args.cache), rows)
     if args.json:
         print(json.dumps(result, allow_nan=False))
         return 0
@@ -29,6 +33,40 @@ def evaluate(args: argparse.Namespace) -> int:
             print(f"{head}: no labels in this file")
         else:
             print(f"{head}: " + ", ".join(f"{name} {_figure(value)}" for name, value in result[head].items()))
+    return 0
+
+
+def answers(args: argparse.Namespace) -> int:
+    from choreo.config.judge import judge_from
+    from choreo.data.answers import load
+    from choreo.evaluate.judging import rates
+    from choreo.judges.base import judge_all
+    from choreo.judges.choose import choose, counts, describe
+    from choreo.runs import files
+
+    if args.out and args.out.exists() and not args.overwrite:
+        raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
+    rows = load(args.file).rows
+    judge = choose(judge_from(args.judge or ["offline"]), args.cache)
+    verdicts = judge_all(judge, [(row.prompt, row.answer) for row in rows])
+    if args.out:
+        told = ({"prompt": row.prompt.text, "answer": row.answer, "kind": row.prompt.kind, "suite": row.prompt.suite,
+                 **asdict(verdict)} for row, verdict in zip(rows, verdicts, strict=True))  # fmt: skip
+        files.write_text(args.out, "".join(json.dumps(line) + "\n" for line in told))
+        print(f"written: {args.out}", file=sys.stderr)
+    result = {"n": len(rows), **rates([row.prompt for row in rows], verdicts)}
+    result |= {"judge": describe(judge), "judging": counts(judge)}
+    if args.json:
+        print(json.dumps(files.finite(result), allow_nan=False))
+        return 0
+    from choreo.evaluate.page import percent
+
+    print(f"{len(rows)} answers, by {judge.name}")
+    for name, what in (("asr", "ASR: unsafe answers to harmful prompts"), ("orr", "ORR: refusals of other prompts"),
+                       ("undetermined", "undetermined")):  # fmt: skip
+        print(f"{what}: {percent(result[name])}, n {result[name]['n']}")
+    for reason, count in result["reasons"].items():
+        print(f"  open, {reason}: {count}")
     return 0
 
 

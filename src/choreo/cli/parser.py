@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from choreo.cli import commands as do
-from choreo.cli import judge_commands, model_commands
+from choreo.cli import data_commands, eval_commands, judge_commands, model_commands
 from choreo.errors import BadInput
+from choreo.types import KINDS
 
 STUDIES = (
     "waltz-table", "waltz-sensitivity", "waltz-limits",
     "macpo-table", "macpo-stability", "macpo-noise", "macpo-teachers", "macpo-transfer",
 )  # fmt: skip
 SWARM_STUDIES = ("waltz", "macpo", "governance")
-SUITES = ("heldout", "train")
+JUDGE_HELP = ("offline; rubric:MODEL@URL, or wildguard, llama-guard-3, llama-guard-4, strongreject in its place; "
+              "KIND:FOLDER runs one here; or a TOML file with a [judge] section. Several are a majority")  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,11 +98,24 @@ A run folder's recipe.toml lists every setting and can be trained again.""")  # 
     train.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
     _json_option(train)
 
-    evaluate = add("eval", do.evaluate, "Measure a run again, from its last checkpoint", """\
-  choreo eval runs/demo
-  choreo eval runs/demo --suite train --json""")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    evaluate.add_argument("--suite", choices=SUITES, default="heldout", help="which prompts (default: heldout)")
+    evaluate = add("eval", eval_commands.evaluate, "Measure a run, or two models as they are, on any prompts", """\
+  choreo eval runs/demo                                       a run again, from its last checkpoint
+  choreo eval runs/demo --suite train --json
+  choreo eval runs/mine --suite xstest.csv harmbench.jsonl --judge offline
+  choreo eval --conversation qwen3:8b@http://localhost:11434/v1 --suite xstest.jsonl --judge offline
+  choreo eval --conversation A@URL --feedback B@URL --suite mine.jsonl --judge rubric:JUDGE@URL --judge offline
+  choreo eval pair.toml --set rounds=2                        the same, from a file
+Two models play the protocol untrained: one answers, the other reviews. docs/your-own-data.md explains it.
+ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and summary.json in the folder.""")
+    evaluate.add_argument("what", nargs="?", type=Path, metavar="WHAT", help="a run folder, or a TOML file of settings")
+    evaluate.add_argument("--suite", nargs="+", default=["heldout"], metavar="FILE",
+                          help="files of prompts; of a run, heldout (default) or train too")  # fmt: skip
+    evaluate.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
+    evaluate.add_argument("--conversation", metavar="MODEL", help="who answers: MODEL@URL, a shipped base, or a folder")
+    evaluate.add_argument("--feedback", metavar="MODEL", help="who reviews (default: the same model)")
+    evaluate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of these")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="where the page goes (default: runs/eval-TIME)")
+    evaluate.add_argument("--resume", action="store_true", help="go on in a folder that is there")
     _json_option(evaluate)
 
     plan = add("plan", model_commands.plan, "Say what a recipe takes, before anything is loaded", """\
@@ -183,22 +198,27 @@ A setting holds for every run of the study, but where the study itself varies it
     _json_option(calibrate)
 
     data = commands.add_parser(
-        "data", help="Look at preference data of your own",
-        description="Preference data as published (MACPO's release, HH-RLHF, PKU-SafeRLHF); macpo recipes train on it.",
-        epilog="examples:\n  choreo data check pairs.jsonl\n  choreo train macpo --set data.file=pairs.jsonl",
+        "data", help="Look at data of your own",
+        description="Published data sets and your own: prompts, preference pairs, answers to judge.",
+        epilog="examples:\n  choreo data check pairs.jsonl\n  choreo data check train.csv --against xstest.jsonl",
     )  # fmt: skip
     datas = data.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
-    check = add("check", do.check_data, "Read a file whole, and say what can be learnt from and what was left out", """\
+    check = add("check", data_commands.check, "Read a file whole, and say what it is and what is wrong where", """\
   choreo data check pairs.jsonl
-  choreo data check train.json --format macpo --json""", datas)
-    check.add_argument("file", type=Path, metavar="FILE", help="a JSON array, or one JSON object a line")
-    check.add_argument("--format", metavar="NAME", help="macpo, hh-rlhf or pku-saferlhf (default: by its fields)")
+  choreo data check or-bench-hard-1k.csv --json
+  choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
+The format is known by the fields of the first row; docs/your-own-data.md lists them.
+Exit code 2 where a line does not fit.""", datas)
+    check.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV; .gz too")
+    check.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
+    check.add_argument("--kind", choices=KINDS, help="what a right answer does, where the rows do not tell")
+    check.add_argument("--against", type=Path, nargs="+", metavar="FILE", help="look for the same prompts in these")
     _json_option(check)
 
     judge = commands.add_parser(
-        "judge", help="Measure the built-in judge of refusal and harm, or make it again",
-        description="A small judge that reads text offline, on a CPU. docs/judges.md says what it is worth.",
-        epilog="examples:\n  choreo judge evaluate --data answers.jsonl\n  choreo judge train --data DIR --out mine",
+        "judge", help="Judge answers; measure a judge; make the built-in one again",
+        description="Is an answer unsafe, does it over-refuse? docs/judges.md says what the built-in judge is worth.",
+        epilog="examples:\n  choreo judge answers answers.jsonl\n  choreo judge evaluate --data answers.jsonl",
     )  # fmt: skip
     judges = judge.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
     worth = add("evaluate", judge_commands.evaluate, "Compare a judge with labels that people or others gave", """\
@@ -209,10 +229,26 @@ A file is one JSON object a line, in one of two published schemas, known by its 
   JailbreakBench artifacts    goal, prompt, response, jailbroken, method, model: harm
 Rates are among the answers that the judge decided; undetermined ones are counted beside them.
 The shipped judge has learnt from these two files as published in part: on those rows this says too much.""", judges)
-    worth.add_argument("--judge", default="offline", metavar="NAME", help="which judge (default: offline)")
+    worth.add_argument("--judge", default="offline", metavar="JUDGE", help="as of judge answers (default: offline)")
+    worth.add_argument("--cache", type=Path, default=Path("judgements.sqlite"), metavar="FILE",
+                       help="of replies of judges over an endpoint (default: judgements.sqlite)")  # fmt: skip
     worth.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
     worth.add_argument("--weights", type=Path, metavar="FILE", help="weights made by judge train (default: as shipped)")
     _json_option(worth)
+    those = add("answers", judge_commands.answers, "Judge a file of answers", """\
+  choreo judge answers answers.jsonl
+  choreo judge answers answers.jsonl --judge rubric:qwen3:8b@http://localhost:11434/v1 --out judged.jsonl
+  choreo judge answers answers.jsonl --judge offline --judge wildguard:allenai/wildguard@http://localhost:8000/v1
+A row has prompt, answer (or response, or completion) and kind: what a right answer does, refuse (harmful), help
+(benign) or be correct (general). What judges over an endpoint replied is kept in the cache: run it again, and no
+call is made.""", judges)
+    those.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV")
+    those.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
+    those.add_argument("--out", type=Path, metavar="FILE", help="write every row with its verdict")
+    those.add_argument("--cache", type=Path, default=Path("judgements.sqlite"), metavar="FILE",
+                       help="of replies of judges over an endpoint (default: judgements.sqlite)")  # fmt: skip
+    those.add_argument("--overwrite", action="store_true", help="replace what is there")
+    _json_option(those)
     learn = add("train", judge_commands.train, "Train the offline judge, measure it, and write its data card", """\
   choreo judge train --data "$CHOREO_DATA" --out mine
   choreo judge evaluate --weights mine/offline.npz --data answers.jsonl

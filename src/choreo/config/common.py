@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,6 +38,14 @@ class Weights(Section):
     def loading(self) -> dict[str, Any]:
         """What the engine needs of it to load a team."""
         return self.model_dump(include={"train", "rank", "alpha", "targets", "dtype", "device", "recompute"})
+
+
+def bare(value: dict[str, Any]) -> dict[str, Any]:
+    """`value`, whose names must be such that TOML takes them without quotes."""
+    for name in value:
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+            raise ValueError(f"{name!r} is no name: letters, digits, - and _ alone")
+    return value
 
 
 class World(Section):

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Common, Fraction, Positive, Section, Weights, World
+from choreo.config.judge import Judge
+from choreo.config.prompts import HeldOut, suited
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -120,6 +122,8 @@ class MacpoRecipe(Common):
     method: Literal["macpo"] = "macpo"
     name: str = "macpo"
     world: Measured = Measured()
+    prompts: HeldOut = HeldOut()
+    judge: Judge = Field(Judge(), validate_default=True)
     agents: Agents = Agents()
     data: Halves = Halves()
     tuning: Tuning = Tuning()
@@ -131,6 +135,8 @@ class MacpoRecipe(Common):
 
     def bases(self) -> tuple[str, ...]:
         return (self.agents.student, *self.agents.teachers)
+
+    _suited = field_validator("judge")(suited)
 
     @field_validator("rounds")
     @classmethod

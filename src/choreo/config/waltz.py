@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Common, Fraction, Positive, Section, Weights
+from choreo.config.judge import Judge
+from choreo.config.prompts import Prompts, suited
 
 
 class Model(Weights):
@@ -109,6 +111,8 @@ class WaltzRecipe(Common):
 
     method: Literal["waltz"] = "waltz"
     name: str = "waltz"
+    prompts: Prompts = Prompts()
+    judge: Judge = Field(Judge(), validate_default=True)
     model: Model = Model()
     protocol: Protocol = Protocol()
     rewards: Rewards = Rewards()
@@ -118,6 +122,8 @@ class WaltzRecipe(Common):
 
     def bases(self) -> tuple[str, ...]:
         return (self.model.base,)
+
+    _suited = field_validator("judge")(suited)
 
     @field_validator("stages")
     @classmethod

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from choreo.data.answers import Labelled, load
 from choreo.errors import BadInput
 from choreo.evaluate.judging import Confusion, table
 from choreo.judges.features import BUCKETS, FIGURES, features
 from choreo.judges.logistic import fit
 from choreo.judges.offline import OfflineJudge, Weights
-from choreo.judges.rows import Labelled, load
 
 FILES = ("xstest_responses_human_labels.jsonl", "jbb_attack_artifacts.jsonl")
 PENALTY = 30.0
@@ -109,7 +109,7 @@ def read(folder: Path) -> list[Labelled]:
     """The rows that the judge learns from. Raises BadInput where a file is missing or does not fit."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: expected a folder with {' and '.join(FILES)}")
-    return [row for name in FILES for row in load(folder / name)]
+    return [row for name in FILES for row in load(folder / name).rows]
 
 
 def encode(rows: list[Labelled]) -> Encoded:

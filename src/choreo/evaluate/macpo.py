@@ -15,15 +15,15 @@ from choreo.evaluate.intervals import Estimate, bootstrap_mean, share
 from choreo.evaluate.metrics import measure, satisfactory
 from choreo.judges.base import judge_episodes
 from choreo.macpo.crew import Crew, Member
-from choreo.microworld.world import World
 from choreo.runs.progress import Progress
+from choreo.task import Task
 from choreo.types import Episode, Prompt
 
 Figures = dict[str, Any]
 
 
 def measure_round(
-    recipe: MacpoRecipe, crew: Crew, number: int, prompts: Sequence[Prompt], progress: Progress
+    task: Task, recipe: MacpoRecipe, crew: Crew, number: int, prompts: Sequence[Prompt], progress: Progress
 ) -> tuple[dict[str, Figures], list[Episode]]:
     """Figures of every agent on `prompts`, by policy, and the student's judged episodes.
 
@@ -36,8 +36,9 @@ def measure_round(
     agents: dict[str, Figures] = {}
     shown: list[Episode] = []
     for done, (member, policy) in enumerate(policies, start=1):
-        episodes = answer(recipe, member, policy, prompts)
-        agents[policy] = describe(episodes, _nats(crew.student, member, episodes), recipe.seed)
+        episodes = answer(task, recipe, member, policy, prompts)
+        refuses = task.refuses([e.prompt for e in episodes], [e.answers[-1].text for e in episodes])
+        agents[policy] = describe(episodes, _nats(crew.student, member, episodes), refuses, recipe.seed)
         if policy == crew.student.positive:
             shown = episodes
         progress.advance(done)
@@ -46,7 +47,9 @@ def measure_round(
     return agents, shown
 
 
-def answer(recipe: MacpoRecipe, member: Member, policy: str, prompts: Sequence[Prompt]) -> list[Episode]:
+def answer(
+    task: Task, recipe: MacpoRecipe, member: Member, policy: str, prompts: Sequence[Prompt]
+) -> list[Episode]:
     """Judged answers of `policy`, sampled as in evaluation; the noise follows from (seed, prompt, policy)."""
     turns = member.write(
         policy,
@@ -56,20 +59,21 @@ def answer(recipe: MacpoRecipe, member: Member, policy: str, prompts: Sequence[P
         temperature=recipe.evaluation.temperature,
     )
     played = [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
-    return judge_episodes(World(recipe.world).judge, played)
+    return judge_episodes(task.judge, played)
 
 
-def describe(episodes: Sequence[Episode], nats: Sequence[tuple[float, int]], seed: int = 0) -> Figures:
+def describe(
+    episodes: Sequence[Episode], nats: Sequence[tuple[float, int]], refuses: Sequence[bool | None], seed: int = 0
+) -> Figures:
     """reward (share of satisfactory answers; what the judge left open counts against it), asr, orr, f1, general,
     degenerate, suites as in `metrics.measure`, and beside them
     refusal_rate: of all answers, by their words; refused_benign: of those to benign and general prompts;
     length: mean tokens of an answer; distinct_2: share of distinct bigrams of words among all;
     perplexity: exp of the mean over all tokens of −log π under the student as it stands.
 
-    nats: (Σ −log π, tokens) per answer.
+    nats: (Σ −log π, tokens) per answer. refuses: whether it is a refusal, per answer (`Task.refuses`).
     """
     measured = measure(episodes, seed=seed)
-    refuses = [World.refuses(episode.answers[-1].text) for episode in episodes]
     harmless = [r for episode, r in zip(episodes, refuses, strict=True) if episode.prompt.kind != "harmful"]
     kept = ("asr", "orr", "f1", "general", "degenerate", "suites")
     return {

@@ -9,14 +9,16 @@ from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
+from choreo.errors import BadInput
 from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
 from choreo.evaluate.metrics import measure
+from choreo.judges.base import JudgeDown
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.trainer import train
-from choreo.microworld.world import World
 from choreo.runs import files
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
+from choreo.task import Task
 from choreo.types import Episode, Prompt
 
 BASE = "base"
@@ -25,7 +27,9 @@ CEILING = "ceiling"
 Played = dict[str, list[Episode]]
 
 
-def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[str, Any], Played]:
+def run_macpo(
+    recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | None = None
+) -> tuple[dict[str, Any], Played]:
     """Trains `run` to its end and measures every round on held-out; what summary.json says beyond its head, and the
     student's dialogues by system. A round that was measured before a kill is not measured again.
 
@@ -33,13 +37,18 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
     Raises Interrupted with its state saved.
     """
     file = run.path / "rounds.json"
-    prompts = World(recipe.world).suites("heldout")
+    task = task or Task(recipe, run.path)
+    prompts = task.suites("heldout")
     rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     crew: Crew | None = None
     episodes: list[Episode] = []
     for number, crew in train(recipe, run, progress):
         if number == len(rounds):
-            agents, episodes = measure_round(recipe, crew, number, prompts, progress)
+            try:
+                agents, episodes = measure_round(task, recipe, crew, number, prompts, progress)
+            except (BadInput, JudgeDown) as missing:
+                what = f"round {number} is trained and saved; it is measured once the judge is there"
+                raise type(missing)(f"{what}: {missing}") from None
             rounds.append({"round": number, "agents": agents})
             rounds[-1]["warnings"] = warnings(rounds, recipe)
             files.write_json(file, rounds)
@@ -50,9 +59,9 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
             progress.say(f"stopped after round {number}, as watch.stop says")
             break
     assert crew is not None
-    found, played = systems(recipe, crew, prompts, episodes)
+    found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
-    ceiling = _ceiling(recipe, run, progress) if recipe.ceiling else None
+    ceiling = _ceiling(task, recipe, run, progress) if recipe.ceiling else None
     weak = rounds[0]["agents"].get(crew.teachers[0].positive)
     student = rounds[-1]["agents"][crew.student.positive]
     gap = None
@@ -69,7 +78,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress) -> tuple[dict[s
 
 
 def systems(
-    recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
+    task: Task, recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
 ) -> tuple[dict[str, Any], Played]:
     """The student's base and the student as it stands, measured like WaltzRL's systems, and their reward.
 
@@ -77,8 +86,8 @@ def systems(
     """
     untrained = Member.load(STUDENT, recipe.agents.student, recipe)
     played = {
-        BASE: answer(recipe, untrained, untrained.positive, prompts),
-        recipe.name: list(trained) or answer(recipe, crew.student, crew.student.positive, prompts),
+        BASE: answer(task, recipe, untrained, untrained.positive, prompts),
+        recipe.name: list(trained) or answer(task, recipe, crew.student, crew.student.positive, prompts),
     }
     return {
         name: {"reward": reward(episodes), **measure(episodes, seed=recipe.seed)} for name, episodes in played.items()
@@ -92,7 +101,7 @@ def restore(recipe: MacpoRecipe, path: Path) -> Crew:
     return crew
 
 
-def _ceiling(recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any]:
+def _ceiling(task: Task, recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any]:
     """Figures of the student trained on human labels of half B, from `run`'s folder or made there."""
     path = run.path / CEILING
     settings: dict[str, Any] = {
@@ -104,5 +113,5 @@ def _ceiling(recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any
     own = recipe.model_copy(update=settings)
     begun = (path / "recipe.toml").is_file()
     with Run.open(path) if begun else Run.create(path, own, overwrite=path.exists()) as inner:
-        found, _ = run_macpo(own, inner, progress)
+        found, _ = run_macpo(own, inner, progress, task)
     return found["rounds"][0]["agents"]["student+"]

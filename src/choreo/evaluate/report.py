@@ -248,6 +248,10 @@ def _facts(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[t
     facts = [(name, str(summary[name])) for name in ("method", "seed", "device") if summary.get(name) is not None]
     if metrics:
         facts.append(("steps", f"{metrics[-1]['step']:g}"))
+    if isinstance(judge := summary.get("judge"), dict):
+        facts.append(("judge", str(judge.get("judge"))))
+    if summary.get("failed"):
+        facts.append(("turns that failed", str(summary["failed"])))
     if isinstance(summary.get("seconds"), int | float):
         facts.append(("time", f"{summary['seconds'] / 60:.1f} min"))
     return facts

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,25 @@ import torch
 
 from choreo import config
 from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.config.judge import Judge as JudgeSettings
+from choreo.config.prompts import Source
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
+from choreo.evaluate.dialogues import dialogue_records
 from choreo.evaluate.systems import TRAINED, evaluate
+from choreo.judges.choose import counts, describe, probe
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import halves
 from choreo.microworld.split import Part
-from choreo.microworld.world import World, base_folder, fingerprint
+from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
+from choreo.task import Task
 from choreo.types import Episode
 from choreo.waltz.trainer import Pair, draw, restore, train
 
 SCHEMA = 1
-DIALOGUES = 24  # kept per suite and system, for the report to show
 
 
 def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
@@ -37,13 +40,22 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     recipe = run.recipe
     for change in run.changed(torch.get_num_threads()):
         progress.say(f"! {change} since this run began: it goes on, but not bit for bit")
+    task = Task(recipe, run.path)
+    run.note(judge=describe(task.judge))
+    # MACPO's training prompts are its halves', from a file of pairs or the microworld.
+    halved = halves(recipe) if isinstance(recipe, MacpoRecipe) and recipe.prompts.heldout else None
+    if told := task.report([*(row.prompt for row in halved.a), *halved.b] if halved else ()):
+        run.note(prompts=told)
+        for line in overlap_words(told):
+            progress.say(line)
     if isinstance(recipe, MacpoRecipe):
-        found, episodes = macpo_run.run_macpo(recipe, run, progress)
+        found, episodes = macpo_run.run_macpo(recipe, run, progress, task)
     else:
-        pair = train(recipe, run, progress)
+        pair = train(recipe, run, progress, task)
         run.note(device=str(pair.team.device))
-        systems, episodes = _measure(recipe, pair, "heldout", progress)
+        systems, episodes = _measure(recipe, pair, task, "heldout", progress)
         found = {"device": str(pair.team.device), "systems": systems}
+        found |= {"judging": told} if (told := counts(task.judge)) else {}
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
@@ -53,17 +65,19 @@ def check(recipe: config.Recipe) -> None:
 
     It loads what training will load and draws what it will draw, so that no run begins that cannot end.
     """
-    world = World(recipe.world)
+    task = Task(recipe)
     try:
         if isinstance(recipe, MacpoRecipe):
             Crew.load(recipe)
             halves(recipe)
         else:
             Pair(recipe)
-            draw(world.training(), recipe.learning, recipe.seed, 1)
-        world.suites("heldout")
+            draw(task.training(), recipe.learning, recipe.seed, 1, task.weights)
+        if not task.suites("heldout"):
+            raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
     except ValueError as error:
-        raise BadInput(f"world: {error}") from None
+        raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+    probe(recipe.judge)
 
 
 def bases(recipe: config.Recipe) -> dict[str, str]:
@@ -71,29 +85,54 @@ def bases(recipe: config.Recipe) -> dict[str, str]:
     return {name: fingerprint(base_folder(name)) for name in recipe.bases()}
 
 
-def evaluate_run(path: str | Path, suite: str, progress: Progress) -> dict[str, Any]:
-    """A run's systems measured again from its last checkpoint on `suite` ("heldout" or "train").
+def evaluate_run(
+    path: str | Path,
+    suite: str,
+    progress: Progress,
+    files: Mapping[str, Source] | None = None,
+    judge: JudgeSettings | None = None,
+    cache: Path | None = None,
+) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
+    """A run's systems measured again from its last checkpoint on `suite`, "heldout" or "train", and their episodes.
 
-    Raises BadInput where the run has none, or its recipe asks what the world cannot give; Interrupted.
+    files: prompts to measure on in place of the run's own; judge: in place of the run's. cache: the folder that keeps
+    an endpoint's replies. Raises BadInput where the run has no checkpoint, or its recipe or these ask for what cannot
+    be; Interrupted.
     """
     recipe = config.load(file := Path(path) / "recipe.toml")
     if unsaid := config.unsaid(file):
         raise BadInput(f"{file}: {unsaid[0]}: missing; what was trained is known by its every setting")
+    recipe = measured_on(recipe, files or {}, judge)
     check(recipe)
     found = checkpoints(path)
     if not found:
         raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
     step, folder = max(found.items())
+    task = Task(recipe, cache or Path(path))
+    systems: dict[str, Any]
     if isinstance(recipe, MacpoRecipe):
         crew = macpo_run.restore(recipe, folder)
-        systems, _ = macpo_run.systems(recipe, crew, World(recipe.world).suites(part(suite)))
+        systems, played = macpo_run.systems(task, recipe, crew, task.suites(part(suite)))
         device = crew.student.team.device
     else:
         pair = restore(recipe, folder)
-        systems, _ = _measure(recipe, pair, part(suite), progress)
+        systems, played = _measure(recipe, pair, task, part(suite), progress)
         device = pair.team.device
     told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
-    return {**_of(recipe), **told, "systems": systems}
+    told |= {"judge": describe(task.judge), "judging": counts(task.judge)}
+    return {**_of(recipe), **told, "systems": systems}, played
+
+
+def measured_on(
+    recipe: config.Recipe, files: Mapping[str, Source], judge: JudgeSettings | None
+) -> config.Recipe:  # fmt: skip
+    """The recipe with other prompts to measure on, and another judge. Raises BadInput where they do not go together."""
+    if files and "exact" in (judge or recipe.judge).kinds():
+        raise BadInput("eval: the run's judge knows the microworld alone; name another for your files with --judge")
+    if not files and judge and recipe.judge.kind != "exact" and "exact" in judge.kinds():
+        raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
+    prompts = recipe.prompts.model_copy(update={"heldout": dict(files)} if files else {})
+    return recipe.model_copy(update={"prompts": prompts, "judge": judge or recipe.judge})
 
 
 def _seconds(run: Path, step: float = float("inf")) -> float:
@@ -119,17 +158,28 @@ def _of(recipe: config.Recipe) -> dict[str, Any]:
 
 
 def _measure(
-    recipe: WaltzRecipe, trained: Pair, part: Part, progress: Progress
+    recipe: WaltzRecipe, trained: Pair, task: Task, part: Part, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
-    prompts = trained.fitting(World(recipe.world).suites(part), part, progress)
+    prompts = trained.fitting(task.suites(part), part, progress)
     untrained = Pair(recipe)
     systems: dict[str, Any] = {}
     played: dict[str, list[Episode]] = {}
     name = TRAINED[recipe.stages.train]
     for system, pair in (("base", untrained), ("collaboration-untrained", untrained), (name, trained)):
         progress.start(f"measuring {system}", len(prompts))
-        systems[system], played[system] = evaluate(system, pair, recipe, prompts, told(progress))
+        systems[system], played[system] = evaluate(system, pair, recipe, prompts, told(progress), task)
     return systems, played
+
+
+def overlap_words(report: Mapping[str, Any]) -> list[str]:
+    """What is said of prompts from files before a run begins: how many, and which are on both sides."""
+    lines = [f"{name}: {', '.join(f'{what} {count}' for what, count in source.items())}"
+             for name, source in report["sources"].items()]  # fmt: skip
+    overlap = report["overlap"]
+    if both := overlap["equal"] + overlap["near"]:
+        how = f"{overlap['equal']} word for word, {overlap['near']} nearly"
+        lines.append(f"! {both} held-out prompts are also trained on ({how}); run.json names them")
+    return lines
 
 
 def told(progress: Progress) -> Callable[[int], None]:
@@ -141,27 +191,3 @@ def told(progress: Progress) -> Callable[[int], None]:
             raise Interrupted("the measurement under way is left out")
 
     return advance
-
-
-def dialogue_records(system: str, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """The first `DIALOGUES` episodes of every suite as the report shows them."""
-    kept: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        kept.setdefault(episode.prompt.suite, []).append(episode)
-    return [
-        {
-            "system": system,
-            "prompt": episode.prompt.text,
-            "kind": episode.prompt.kind,
-            "suite": episode.prompt.suite,
-            "language": episode.prompt.language,
-            "answers": [turn.text for turn in episode.answers],
-            "reviews": [
-                {"text": turn.text, "parsed": asdict(parsed) if parsed else None}
-                for turn, parsed in zip(episode.reviews, episode.feedback, strict=True)
-            ],
-            "verdicts": [asdict(verdict) for verdict in episode.verdicts],
-        }
-        for rows in kept.values()
-        for episode in rows[:DIALOGUES]
-    ]

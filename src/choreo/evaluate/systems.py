@@ -13,7 +13,7 @@ from choreo.config import WaltzRecipe
 from choreo.engine.requests import Completion, Request
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import judge_episodes
-from choreo.microworld.world import World
+from choreo.task import Task
 from choreo.types import Episode, Prompt
 from choreo.waltz.protocol import play
 from choreo.waltz.systems import block, oracle
@@ -59,14 +59,19 @@ class Stopwatch:
 
 
 def evaluate(
-    name: str, pair: Pair, recipe: WaltzRecipe, prompts: Sequence[Prompt], told: Callable[[int], None] = lambda n: None
+    name: str,
+    pair: Pair,
+    recipe: WaltzRecipe,
+    prompts: Sequence[Prompt],
+    told: Callable[[int], None] = lambda n: None,
+    task: Task | None = None,
 ) -> tuple[dict[str, Any], list[Episode]]:
     """The measures of system `name` on `prompts` (see `metrics.measure`), and its judged episodes.
 
     The noise is drawn from (seed, "evaluation") and the prompt, so systems differ by what they do alone.
-    told: hears after every chunk how many prompts are done.
+    told: hears after every chunk how many prompts are done. task: who judges; by default as the recipe has it.
     """
-    world, protocol = World(recipe.world), recipe.protocol
+    task, protocol = task or Task(recipe), recipe.protocol
     clock = Stopwatch(pair.engine)
     shared: dict[str, Any] = {
         "answer_tokens": protocol.answer_tokens,
@@ -76,17 +81,17 @@ def evaluate(
     }
     how = PLAYS[name]
     rounds = 0 if how == "alone" else max(1, protocol.rounds)
-    reviewer = oracle(world.judge, pair.chat, world.advice) if how == "oracle" else None
+    reviewer = oracle(task.judge, pair.chat, task.advice) if how == "oracle" else None
     episodes: list[Episode] = []
     latency: list[float] = []
     for first in range(min(CHUNKS, len(prompts))):
         chunk = [(prompt, 0) for prompt in prompts[first::CHUNKS]]
         before = clock.added
         if how == "guard":
-            played = block(clock, pair.chat, chunk, refusal=world.refusal, **shared)
+            played = block(clock, pair.chat, chunk, refusal=task.refusal, **shared)
         else:
             played = play(clock, pair.chat, chunk, rounds=rounds, reviewer=reviewer, **shared)
-        episodes += judge_episodes(world.judge, played)
+        episodes += judge_episodes(task.judge, played)
         latency.append((clock.added - before) / len(chunk))
         told(len(episodes))
-    return measure(episodes, latency, seed=recipe.seed), episodes
+    return measure(episodes, latency, seed=recipe.seed, ability=task.exact), episodes

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from choreo.errors import Interrupted
-from choreo.types import Episode, Prompt, Verdict
+from choreo.types import Episode, Prompt, S, Said, Verdict
 
 Pair = tuple[Prompt, str]
 """A prompt and the answer to be judged."""
@@ -74,17 +74,23 @@ def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
     return verdicts
 
 
-def judge_episodes(judge: Judge, episodes: Sequence[Episode]) -> list[Episode]:
+def judge_episodes(judge: Judge, episodes: Sequence[Episode[S]]) -> list[Episode[S]]:
     """The same episodes with a verdict on every answer c_0 … c_T; all of them are one batch.
 
     The judge reads text alone; that an answer was cut off at its token limit is known only here,
-    so such an answer is marked degenerate. Its labels stay the judge's.
+    so such an answer is marked degenerate. Its labels stay the judge's. A turn that failed is not shown to the judge:
+    there is no answer, so its verdict is open.
     """
-    pairs = [(episode.prompt, turn.text) for episode in episodes for turn in episode.answers]
+    pairs = [(e.prompt, turn.text) for e in episodes for turn in e.answers if not turn.failure]
     told: Iterator[Verdict] = iter(judge_all(judge, pairs))
 
-    def verdicts(episode: Episode) -> tuple[Verdict, ...]:
-        own = [(turn, next(told)) for turn in episode.answers]
-        return tuple(verdict if turn.finished else replace(verdict, degenerate=True) for turn, verdict in own)
+    def verdict(turn: Said) -> Verdict:
+        if turn.failure:
+            return undetermined(f"no answer: {turn.failure}")
+        said = next(told)
+        return said if turn.finished else replace(said, degenerate=True)
+
+    def verdicts(episode: Episode[S]) -> tuple[Verdict, ...]:
+        return tuple(verdict(turn) for turn in episode.answers)
 
     return [replace(episode, verdicts=verdicts(episode)) for episode in episodes]

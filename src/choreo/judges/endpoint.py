@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from copy import copy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ class EndpointJudge:
         self._reasons.update(verdict.reason.split(":")[0] for verdict in verdicts if verdict.undetermined)
         self._numbers["judged"] += sum(not verdict.undetermined for verdict in verdicts)
         return verdicts
+
+    def strict(self) -> EndpointJudge:
+        """The same judge for training, with the same cache and counts: one row without a reply stops the work."""
+        made = copy(self)
+        made.endpoint = replace(self.endpoint, patience=1)
+        return made
 
     def counts(self) -> dict[str, Any]:
         """What was done since the judge was made; judged + the undetermined = rows.

@@ -20,6 +20,10 @@ class Majority:
             raise ValueError(f"a majority takes two judges or more, not {len(judges)}")
         self.judges = tuple(judges)
 
+    def strict(self) -> Majority:
+        """The same judges, each for training."""
+        return Majority([getattr(judge, "strict", lambda judge=judge: judge)() for judge in self.judges])
+
     @property
     def name(self) -> str:
         return f"majority({', '.join(judge.name for judge in self.judges)})"

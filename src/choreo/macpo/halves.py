@@ -91,9 +91,9 @@ def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]:
     """One pair of every prompt, so that no prompt can stand in both halves. Their kind is not known: "general"."""
     data = recipe.data
     loaded = load(data.file)
-    left_out = loaded.left_out.copy()
+    left_out = loaded.counts
     rows: dict[str, Labelled] = {}
-    for pair in loaded.pairs:
+    for pair in loaded.rows:
         text = flattened(pair.turns)
         if pair.rejected is None:
             left_out["no rejected answer"] += 1

@@ -7,6 +7,7 @@ rounds.json    MACPO: one entry per round, every agent measured on held-out; cei
                outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
 checkpoints/   step-000010/: all that is needed to go on exactly
+judgements.sqlite   what a judge over an endpoint replied: nothing is asked, or paid for, twice
 dialogues.json, summary.json, report.html   written at the end
 """
 
@@ -34,6 +35,7 @@ LOCK = ".lock"
 _CONTENTS = (
     "recipe.toml", "run.json", "metrics.jsonl", "rounds.json", "episodes", "checkpoints", "ceiling",
     "outcomes.json", "dialogues.json", "summary.json", "report.html",
+    "judgements.sqlite", "judgements.sqlite-shm", "judgements.sqlite-wal",
 )  # fmt: skip
 _PACKAGES = ("choreo", "torch", "transformers", "tokenizers", "numpy")
 

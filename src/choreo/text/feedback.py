@@ -11,6 +11,14 @@ from choreo.types import Feedback
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS = {"reasoning": str, "unsafe": bool, "overrefuse": bool, "feedback": str}
 
+# The same for servers that hold a model to a schema, reasoning first, so that the labels follow from it.
+SCHEMA = {
+    "type": "object",
+    "properties": {name: {"type": "string" if kind is str else "boolean"} for name, kind in _FIELDS.items()},
+    "required": list(_FIELDS),
+    "additionalProperties": False,
+}
+
 
 def render_feedback(feedback: Feedback) -> str:
     """The canonical JSON text, fields in the paper's order."""

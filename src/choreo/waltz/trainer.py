@@ -7,9 +7,10 @@ checkpoint repeats itself bit for bit. Left out on purpose: asynchronous roll-ou
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,11 @@ from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
 from choreo.errors import BadInput, Interrupted
 from choreo.judges.base import JudgeDown, judge_episodes
-from choreo.microworld.world import World, base_folder, fingerprint
+from choreo.judges.choose import strict
+from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
+from choreo.task import Task
 from choreo.text.chat import Chat
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, Prompt, Sample
 from choreo.waltz.advantages import ESTIMATORS, flat_groups
@@ -64,13 +67,13 @@ class Pair:
         return kept
 
 
-def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
+def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> Pair:
     """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
 
     Raises Interrupted, its state saved, when `progress` was interrupted or the judge went away; BadInput, its state
     saved too, when the judge cannot be used.
     """
-    pair, world, learning = Pair(recipe), World(recipe.world), recipe.learning
+    pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
     learns = {
         agent: Learner(
             pair.team, agent,
@@ -96,19 +99,20 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress) -> Pair:
             learner.load_state_dict(saved["agents"][agent])
         if values:
             values.load_state_dict(saved["values"])
-    prompts = {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in world.training().items()}
+    judge = strict(task.judge)
+    prompts = {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in task.training().items()}
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
         began = time.monotonic()
         key = (recipe.seed, step)
         episodes = play(
-            pair.engine, pair.chat, draw(prompts, learning, recipe.seed, step),
+            pair.engine, pair.chat, draw(prompts, learning, recipe.seed, step, task.weights),
             rounds=recipe.protocol.rounds, answer_tokens=recipe.protocol.answer_tokens,
             feedback_tokens=recipe.protocol.feedback_tokens, key=key,
         )  # fmt: skip
         try:
-            episodes = judge_episodes(world.judge, episodes)
+            episodes = judge_episodes(judge, episodes)
         except (BadInput, JudgeDown) as missing:
             # No weight has moved in this step. To go on without verdicts would be to learn from their absence.
             if step > 1 and not run.checkpoint(step - 1).exists():
@@ -161,8 +165,16 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     return saved
 
 
-def draw(prompts: dict[Kind, list[Prompt]], learning: Learning, seed: int, step: int) -> list[tuple[Prompt, int]]:
+def draw(
+    prompts: Mapping[Kind, list[Prompt]],
+    learning: Learning,
+    seed: int,
+    step: int,
+    weights: Mapping[str, float] | None = None,
+) -> list[tuple[Prompt, int]]:
     """The (prompt, sample index) of a step, kinds mixed as `learning.mix` says; a function of (seed, step).
+
+    weights: of a prompt, by its suite; none draws all of a kind alike.
 
     Raises ValueError where there are fewer prompts than a step wants.
     """
@@ -175,9 +187,19 @@ def draw(prompts: dict[Kind, list[Prompt]], learning: Learning, seed: int, step:
         counts[kind] += 1
     for kind, count in counts.items():
         if count > len(prompts[kind]):
-            raise ValueError(f"a step wants {count} {kind} prompts, and train_prompts gives {len(prompts[kind])}")
-    chosen = [prompt for kind in KINDS for prompt in rng.sample(prompts[kind], counts[kind])]
+            there = f"there are {len(prompts[kind])} to train on (learning.mix)"
+            raise ValueError(f"a step wants {count} {kind} prompts, and {there}")
+    chosen = [prompt for kind in KINDS for prompt in _pick(prompts[kind], counts[kind], weights, rng)]
     return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
+
+
+def _pick(pool: list[Prompt], count: int, weights: Mapping[str, float] | None, rng: random.Random) -> list[Prompt]:
+    """`count` different prompts of `pool`; with weights by Efraimidis and Spirakis (2006): the largest
+    ln(u)/w are taken."""
+    if not weights:
+        return rng.sample(pool, count)
+    keys = [math.log(1 - rng.random()) / weights[prompt.suite] for prompt in pool]
+    return [pool[i] for i in sorted(range(len(pool)), key=lambda i: -keys[i])[:count]]
 
 
 def rate(learning: Learning, step: int) -> float:

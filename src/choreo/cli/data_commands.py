@@ -1,0 +1,114 @@
+"""`choreo data check`: what a file is, what in it is of use, what is wrong with which line, and what overlaps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+from choreo.types import Prompt
+
+SHOWN = 10  # wrong lines, lines of one reason, and overlapping prompts that are named; all are counted
+
+
+def check(args: argparse.Namespace) -> int:
+    readings = _readings(args.file, args.format, args.kind)
+    result: dict[str, Any] = {"file": str(args.file), "as": [figures for figures, _ in readings]}
+    lines = [line for figures, _ in readings for line in _told(figures)]
+    if args.against:
+        asked = [prompt for _, rows in readings for row in rows if (prompt := _prompt(row))]
+        result["overlap"] = _overlap(asked, args.against)
+        lines += _told_overlap(result["overlap"])
+    print(json.dumps(result) if args.json else "\n".join(lines))
+    return 0 if not any(figures["wrong"] for figures, _ in readings) else 2
+
+
+def _readings(file: Path, format: str | None, kind: Any) -> list[tuple[dict[str, Any], Sequence[Any]]]:
+    """(figures, rows) of every way in which the file can be read: as prompts, as pairs, as answers to judge."""
+    from choreo.data import answers, preferences, prompts
+    from choreo.data.reading import Loaded, fitting
+    from choreo.rows import rows
+
+    first = next((row for _, row in rows(file) if not isinstance(row, BadInput)), {})
+    ways: dict[str, tuple[Mapping[str, Any], Any]] = {
+        "answers": (answers.FORMATS, answers.load),
+        "pairs": (preferences.FORMATS, preferences.load),
+        "prompts": (prompts.FORMATS, lambda *a, **k: prompts.load(*a, kind=kind, **k)),
+    }
+    found: list[tuple[dict[str, Any], Sequence[Any]]] = []
+    for what, (formats, load) in ways.items():
+        named = format if format in formats else None if format else fitting(first, formats)
+        if named is None or (named == "bare" and found and not format):
+            continue  # prompts alone are in most files; that is worth a word only where there is nothing else
+        loaded: Loaded[Any] = load(file, named, tolerant=True)
+        figures = {
+            "as": what, "format": loaded.format, "about": formats[loaded.format].about, "read": loaded.read,
+            "used": len(loaded.rows), "left_out": loaded.left_out, "wrong": loaded.wrong,
+        }  # fmt: skip
+        if what == "prompts":
+            figures["kinds"] = dict(Counter(prompt.kind for prompt in loaded.rows))
+        if what == "pairs":
+            figures["with_rejected"] = sum(pair.rejected is not None for pair in loaded.rows)
+        found.append((figures, loaded.rows))
+    if found:
+        return found
+    known = sorted({name for formats, _ in ways.values() for name in formats})
+    if format:
+        raise BadInput(f"{file}: no format {format!r}; there are {', '.join(known)}")
+    fields = ", ".join(sorted(first)) or "(none)"
+    raise BadInput(f"{file}: no known format has the fields {fields} (known: {', '.join(known)})")
+
+
+def _prompt(row: Any) -> Prompt | None:
+    """What is asked in a row of any reading; a dialogue by its last question."""
+    if isinstance(row, Prompt):
+        return row
+    if hasattr(row, "turns"):
+        return Prompt(f"line-{row.line}", row.turns[-1][1], "general", "")
+    return row.prompt if isinstance(row.prompt, Prompt) else None
+
+
+def _overlap(asked: Sequence[Prompt], against: Sequence[Path]) -> dict[str, Any]:
+    from choreo.data.overlap import overlaps
+
+    others = [p for file in against for _, rows in _readings(file, None, "general") for row in rows
+              if (p := _prompt(row))]  # fmt: skip
+    unique = list({prompt.text: prompt for prompt in asked}.values())
+    found = overlaps(others, unique)
+    shown = [
+        {"line": o.measured.id, "other": o.trained.id, "equal": o.equal, "share": round(o.share, 3)} for o in found
+    ]
+    return {"prompts": len(unique), "against": len({p.text for p in others}), "equal": sum(o.equal for o in found),
+            "near": sum(not o.equal for o in found), "pairs": shown}  # fmt: skip
+
+
+def _told(figures: Mapping[str, Any]) -> list[str]:
+    lines = [f"as {figures['as']}: {figures['about']} ({figures['format']}): {figures['read']} rows, "
+             f"{figures['used']} of use"]  # fmt: skip
+    if kinds := figures.get("kinds"):
+        lines.append("  " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
+    if figures.get("with_rejected"):
+        lines.append(f"  with a rejected answer: {figures['with_rejected']}")
+    for reason, at in figures["left_out"].items():
+        lines.append(f"  left out, {reason}: {len(at)} (line {', '.join(map(str, at[:SHOWN]))}{_more(at)})")
+    lines += [f"  wrong: {wrong}" for wrong in figures["wrong"][:SHOWN]]
+    if len(figures["wrong"]) > SHOWN:
+        lines.append(f"  and {len(figures['wrong']) - SHOWN} more wrong lines (--json has them all)")
+    return lines
+
+
+def _told_overlap(overlap: Mapping[str, Any]) -> list[str]:
+    lines = [f"overlap: of {overlap['prompts']} prompts, {overlap['equal']} are among the other {overlap['against']} "
+             f"and {overlap['near']} more come near to one (4 of 5 trigrams of words shared)"]  # fmt: skip
+    for pair in overlap["pairs"][:SHOWN]:
+        how = "equals" if pair["equal"] else f"shares {pair['share']:.0%} with"
+        lines.append(f"  {pair['line']} {how} {pair['other']}")
+    return lines
+
+
+def _more(lines: Sequence[int]) -> str:
+    return ", …" if len(lines) > SHOWN else ""

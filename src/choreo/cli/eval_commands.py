@@ -1,0 +1,122 @@
+"""`choreo eval`: a run, or two models as they are, on any prompts, by any judge. Imports nothing heavy at the top."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from choreo.cli.commands import _quiet, _result, say
+from choreo.errors import BadInput, Interrupted
+
+SUITES = ("heldout", "train")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    pairing = args.conversation or (args.what is not None and args.what.suffix == ".toml")
+    if args.what is None and not pairing:
+        raise BadInput("eval: give a run folder, a .toml file, or --conversation MODEL (choreo eval --help)")
+    if pairing:
+        return _models(args)
+    if args.feedback or args.set:
+        raise BadInput("eval: --feedback and --set are of two models as they are; a run has its own")
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from choreo.config.collaboration import sources
+    from choreo.config.judge import judge_from
+    from choreo.runs.folder import read_info
+
+    files = [] if args.suite in ([suite] for suite in SUITES) else _files(args.suite)
+    read_info(args.what)
+    judge = judge_from(args.judge) if args.judge else None
+    folder = _folder(args) if files or judge or args.out else None
+    suite = "heldout" if files else args.suite[0]
+
+    from choreo.evaluate.run import evaluate_run
+    from choreo.runs.progress import Progress
+
+    _quiet()
+    with Progress() as progress:
+        result, played = evaluate_run(args.what, suite, progress, sources(files), judge, folder)
+    shown = ", ".join(map(str, files)) or suite
+    say(f"{args.what}, as it was after step {result['step']}, on {shown}")
+    if folder:
+        _page(folder, {**result, "suite": shown}, played)
+    return _result(result, args.json)
+
+
+def _models(args: argparse.Namespace) -> int:
+    from choreo.config.collaboration import collaboration, sources
+    from choreo.config.judge import judge_from
+
+    file = args.what
+    if file is not None and file.suffix != ".toml":
+        raise BadInput(f"eval: {file} is a run, and --conversation names a model: give one of the two")
+    given: dict[str, Any] = {name: value for name in ("conversation", "feedback") if (value := getattr(args, name))}
+    if args.suite != ["heldout"]:
+        files = sources(_files(args.suite))
+        given["suites"] = {name: source.model_dump() for name, source in files.items()}
+    elif file is None:
+        raise BadInput("eval: name files of prompts with --suite FILE")
+    if args.judge:
+        given["judge"] = judge_from(args.judge).model_dump()
+    settings = collaboration(file, given, args.set)
+    folder = _folder(args)
+
+    from choreo import toml
+    from choreo.evaluate import collaboration as playing
+    from choreo.judges.base import JudgeDown
+    from choreo.runs import files as disk
+    from choreo.runs.progress import Progress
+
+    _quiet_if_local(settings.conversation, settings.feedback)
+    with Progress() as progress:
+        try:
+            result, played = playing.run(settings, folder, progress)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            why = f"{stop}; " if isinstance(stop, JudgeDown) or str(stop) not in ("", "stopped") else ""
+            raise Interrupted(f"{why}go on with the same command and --out {folder} --resume") from None
+    disk.write_text(folder / "eval.toml", toml.dumps(settings.model_dump()))
+    _page(folder, result, played)
+    return _result(result, args.json)
+
+
+def _files(names: Sequence[str]) -> list[Path]:
+    for name in names:
+        if not Path(name).is_file():
+            raise BadInput(f"eval: --suite {name}: neither {' nor '.join(SUITES)} of a run, nor a file")
+    return [Path(name) for name in names]
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    folder: Path = args.out or Path("runs") / f"eval-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; --out names a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not args.resume:
+        raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+    return folder
+
+
+def _page(folder: Path, summary: Mapping[str, Any], played: Mapping[str, Any]) -> None:
+    from choreo.evaluate.dialogues import dialogue_records
+    from choreo.evaluate.report import write_report
+    from choreo.runs import files
+
+    records = [record for system, episodes in played.items() for record in dialogue_records(system, episodes)]
+    files.write_json(folder / "dialogues.json", records)
+    files.write_json(folder / "summary.json", summary)
+    say(f"report: {write_report(folder)}")
+
+
+def _quiet_if_local(*models: str) -> None:
+    """transformers takes seconds to load, which two servers should not cost."""
+    if any(model and "@http" not in model for model in models):
+        _quiet()

@@ -1,0 +1,71 @@
+"""What `choreo eval` plays without any training: two models as they are, files of prompts, a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from choreo import toml
+from choreo.config.checking import check
+from choreo.config.common import Positive, Section, bare
+from choreo.config.judge import Judge
+from choreo.config.prompts import Source, blame_exact
+
+AGENT = "MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder in Hugging Face format"
+
+
+class Collaboration(Section):
+    conversation: str = Field(description=f"who answers: {AGENT}")
+    feedback: str = Field("", description=f"who reviews: {AGENT}; by default the same as conversation")
+    suites: Annotated[dict[str, Source], Field(min_length=1)] = Field(description="files of prompts, by name")
+    judge: Judge = Field(Judge(kind="offline"), validate_default=True)
+    json_schema: bool = Field(True, description="hold reviews to their schema; false for servers that refuse it")
+    rounds: Annotated[int, Field(ge=1, le=8)] = Field(1, description="feedback rounds at most")
+    answer_tokens: Positive = Field(1024, description="at most this many new tokens per answer")
+    feedback_tokens: Positive = Field(512, description="at most this many new tokens per feedback")
+    temperature: Annotated[float, Field(ge=0)] = 0.6
+    seed: Annotated[int, Field(ge=0)] = 0
+    key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
+    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one try of a turn")
+    retries: Annotated[int, Field(ge=0)] = 4
+    concurrency: Positive = Field(8, description="requests at a time")
+
+    @field_validator("suites")
+    @classmethod
+    def _bare_names(cls, value: dict[str, Source]) -> dict[str, Source]:
+        return bare(value)
+
+    @field_validator("judge")
+    @classmethod
+    def _suited(cls, value: Judge, info: ValidationInfo) -> Judge:
+        return blame_exact(value)
+
+
+def collaboration(file: Path | None, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Collaboration:
+    """From a TOML file, what the command line names beside it, and "a.b=c" overrides.
+
+    Raises BadInput, naming the file's line or the option.
+    """
+    data, lines = toml.read(file) if file else ({}, {})
+    merged = {**data, **given}
+    said = {toml.assign(merged, argument)[0] for argument in overrides}
+
+    def where(keys: toml.Keys) -> str:
+        if file and keys and keys[0] not in said and keys[0] not in given:
+            return f"{file}:{toml.line_of(lines, keys)}"
+        return "eval"
+
+    return check(Collaboration, merged, where)
+
+
+def sources(files: Sequence[Path]) -> dict[str, Source]:
+    """Files as sources, named as they are; the second of a name gets a number."""
+    named: dict[str, Source] = {}
+    for file in files:
+        stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in file.name.split(".")[0]) or "x"
+        name = stem if stem not in named else f"{stem}-{len(named) + 1}"
+        named[name] = Source(file=str(file))
+    return named

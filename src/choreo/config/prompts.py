@@ -1,0 +1,57 @@
+"""Prompts from files: the `[prompts]` section of a recipe, a table for every file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from choreo.config.common import Section, bare
+from choreo.config.judge import Judge
+
+
+class Source(Section):
+    file: str = Field(description="JSON lines, a JSON array, CSV or TSV; choreo data check says what is in it")
+    format: str = Field("", description="by default known by the fields of its rows")
+    kind: Literal["", "harmful", "benign", "general"] = Field(
+        "", description="what a right answer does, for all rows: refuse, help, or be correct; by default as rows say"
+    )
+    wrap: str = Field("", description="a file of jailbreaks without a request; each prompt is laid into one of them")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="how often it is drawn, beside others of a kind")
+    most: Annotated[int, Field(ge=0)] = Field(0, description="at most so many of its prompts, drawn at random; 0: all")
+
+
+class HeldOut(Section):
+    """Files to measure on, by name, in place of the microworld's held-out suites."""
+
+    heldout: dict[str, Source] = Field({})
+
+    @field_validator("heldout")
+    @classmethod
+    def _bare_names(cls, value: dict[str, Source]) -> dict[str, Source]:
+        return bare(value)
+
+
+class Prompts(HeldOut):
+    """Files to train on and to measure on, by name, in place of the microworld. Without a held-out file every tenth
+    prompt of the training files, by a checksum of its words, is held out."""
+
+    train: dict[str, Source] = Field({})
+
+    @field_validator("train")
+    @classmethod
+    def _bare_names_too(cls, value: dict[str, Source]) -> dict[str, Source]:
+        return bare(value)
+
+
+def suited(value: Judge, info: ValidationInfo) -> Judge:
+    """Of a recipe's judge: the exact one reads the microworld's meanings, which prompts from files have not."""
+    prompts = info.data.get("prompts")
+    from_files = prompts and (prompts.heldout or getattr(prompts, "train", {}))
+    return blame_exact(value) if from_files else value
+
+
+def blame_exact(judge: Judge) -> Judge:
+    if "exact" in judge.kinds():
+        raise ValueError('kind = "exact" knows the microworld alone; prompts from files need another judge')
+    return judge

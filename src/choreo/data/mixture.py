@@ -1,0 +1,90 @@
+"""Prompts of several files as one set: by name, by kind, with weights, wrapped where a recipe says so."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from choreo.config.prompts import Source
+from choreo.data.prompts import load
+from choreo.errors import BadInput
+from choreo.rows import rows
+from choreo.types import Prompt
+
+HELD_OUT = 10  # one prompt in so many
+# Where wrappers say that a request goes; one without such a place gets it at its end.
+_PLACE = re.compile(
+    r"[\[{(]\s*(?:insert|your|the)?\s*(?:prompt|question|request|query)(?: here)?\s*[\]})]", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """prompts: of all sources, in their order. weights: of one prompt, by suite, so that a source is drawn as often as
+    its weight says whatever its size. counts: by source, what was read, used and left out."""
+
+    prompts: tuple[Prompt, ...]
+    weights: dict[str, float]
+    counts: dict[str, dict[str, Any]]
+
+
+def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
+    """The prompts of `sources`. Raises BadInput for a file that cannot be read or does not fit, or is of no use."""
+    prompts: list[Prompt] = []
+    weights: dict[str, float] = {}
+    counts: dict[str, dict[str, Any]] = {}
+    for name, source in sources.items():
+        loaded = load(source.file, source.format or None, kind=source.kind or None, name=name)
+        own = loaded.rows
+        if not own:
+            why = "; ".join(f"{reason}: {count}" for reason, count in loaded.counts.items())
+            raise BadInput(f"{source.file}: has no prompt of use ({why})")
+        if source.most:
+            own = random.Random(f"most/{seed}/{name}").sample(own, min(source.most, len(own)))
+        if source.wrap:
+            own = wrapped(own, wrappers(source.wrap), f"{seed}/{name}")
+        sizes = Counter(prompt.suite for prompt in own)
+        weights |= {suite: source.weight / size for suite, size in sizes.items()}
+        prompts += own
+        counts[name] = {"file": source.file, "format": loaded.format, "read": loaded.read, "used": len(own)}
+        counts[name] |= dict(loaded.counts)
+    return Mixture(tuple(prompts), weights, counts)
+
+
+def parted(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """(to train on, held out): by a checksum of the words, so that one text is on one side in every file and seed."""
+    sides: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for prompt in prompts:
+        words = " ".join(prompt.text.casefold().split()).encode()
+        sides[int.from_bytes(blake2b(words, digest_size=8).digest(), "big") % HELD_OUT == 0].append(prompt)
+    return sides
+
+
+def wrappers(file: str) -> list[str]:
+    """The texts of a file of jailbreaks ({prompt} a row). Raises BadInput."""
+    found: list[str] = []
+    for line, row in rows(Path(file)):
+        if isinstance(row, BadInput):
+            raise row
+        if not isinstance(text := row.get("prompt"), str) or not text.strip():
+            raise BadInput(f"{file}:{line}: prompt: expected the text of a jailbreak")
+        found.append(text)
+    if not found:
+        raise BadInput(f"{file}: holds no rows")
+    return found
+
+
+def wrapped(prompts: Sequence[Prompt], around: Sequence[str], key: str) -> list[Prompt]:
+    """Every prompt laid into one wrapper, which follows from (key, its id): where the wrapper says, or at its end."""
+    made = []
+    for prompt in prompts:
+        wrapper = random.Random(f"wrap/{key}/{prompt.id}").choice(around)
+        text, places = _PLACE.subn(lambda _, inside=prompt.text: inside, wrapper)  # type: ignore[misc]
+        made.append(replace(prompt, text=text if places else f"{wrapper.rstrip()}\n\n{prompt.text}"))
+    return made

@@ -1,0 +1,208 @@
+"""Prompts in the formats that they are published in, and your own: what is asked, and what a right answer does.
+
+`kind` follows from the data set alone: harmful where it holds requests to refuse, benign where it measures
+over-refusal, general where it asks for ability. A file whose rows do not tell says so in its recipe (`kind`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from choreo.data import reading
+from choreo.data.reading import Format, Loaded, Unusable
+from choreo.rows import Fields
+from choreo.types import KINDS, Kind, Prompt
+
+NO_KIND = "what a right answer does is not said (kind: harmful, benign or general)"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt as its row has it. kind: None where the row does not tell."""
+
+    line: int
+    text: str
+    kind: Kind | None
+    family: str = ""
+    language: str = "en"
+
+
+def load(
+    path: str | Path, format: str | None = None, *, kind: Kind | None = None, name: str = "", tolerant: bool = False
+) -> Loaded[Prompt]:
+    """All prompts of `path`, each text once; see `reading.load`. format: a key of FORMATS.
+
+    kind: of all of them, whatever the rows say. name: their suites are NAME-KIND, their ids NAME-LINE; by default the
+    file's own name.
+    """
+    file = Path(path)
+    name = name or file.name.split(".")[0]
+    told = reading.load(file, FORMATS, format, tolerant=tolerant)
+    found: Loaded[Prompt] = Loaded(told.format, [], told.left_out, told.wrong)
+    seen: set[str] = set()
+    for row in told.rows:
+        for part, asked in enumerate(row, start=1):
+            of = kind or asked.kind
+            if of is None:
+                found.leave_out(NO_KIND, asked.line)
+            elif not asked.text.strip():
+                found.leave_out("no prompt", asked.line)
+            elif asked.text in seen:
+                found.leave_out("a prompt that was there before", asked.line)
+            else:
+                seen.add(asked.text)
+                place = str(asked.line) if len(row) == 1 else f"{asked.line}.{part}"
+                prompt = Prompt(f"{name}-{place}", asked.text, of, f"{name}-{of}", asked.language, asked.family)
+                found.rows.append(prompt)
+    return found
+
+
+Row = tuple[Asked, ...]
+
+
+def _one(row: Fields, text: str, kind: Kind | None, family: str = "", language: str = "en") -> Row:
+    return (Asked(row.line, text, kind, family, language),)
+
+
+def _own(row: Fields) -> Row:
+    """{prompt, kind} and, if you like, language and family."""
+    told = row.one_of("kind", *KINDS)
+    family, language = (row.text(name) if name in row.row else "" for name in ("family", "language"))
+    return _one(row, row.text("prompt"), next(kind for kind in KINDS if kind == told), family, language or "en")
+
+
+def _bare(row: Fields) -> Row:
+    """{prompt}: jailbreaks in the wild, which carry no request of their own, or any list of prompts."""
+    return _one(row, row.text("prompt"), None)
+
+
+def _wildjailbreak(row: Fields) -> Row:
+    """{vanilla, adversarial, data_type}, one of the two texts empty; to evaluate on, {adversarial, data_type}."""
+    told = row.one_of(
+        "data_type", "vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign"
+    )  # fmt: skip
+    form, _, kind = told.partition("_")
+    return _one(row, row.text(form), "harmful" if kind == "harmful" else "benign", told)
+
+
+def _fortress(row: Fields) -> Row:
+    """{adversarial_prompt, benign_prompt, risk_domain}: every row is an attack and its harmless twin."""
+    family = row.text("risk_domain")
+    twins: tuple[tuple[str, Kind], ...] = (("adversarial_prompt", "harmful"), ("benign_prompt", "benign"))
+    return tuple(Asked(row.line, row.text(name), kind, family) for name, kind in twins)
+
+
+def _xstest(row: Fields) -> Row:
+    """{prompt, type, label}: safe prompts are to be answered, unsafe ones are not."""
+    label = row.one_of("label", "safe", "unsafe")
+    return _one(row, row.text("prompt"), "benign" if label == "safe" else "harmful", row.text("type"))
+
+
+def _or_bench(row: Fields) -> Row:
+    """{prompt, category}. The three published files differ in their names alone: or-bench-toxic is the harmful one."""
+    return _one(row, row.text("prompt"), "harmful" if "toxic" in row.file.name else "benign", row.text("category"))
+
+
+def _harmbench(row: Fields) -> Row:
+    """{Behavior, ContextString, …}: a contextual behaviour comes after its context. AdvBench has this form too."""
+    asked, context = row.text("Behavior"), row.text("ContextString")
+    return _one(row, f"{context}\n\n---\n\n{asked}" if context.strip() else asked, "harmful")
+
+
+def _advbench(row: Fields) -> Row:
+    """{goal, target}: the target is how a jailbroken answer would begin."""
+    return _one(row, row.text("goal"), "harmful")
+
+
+def _jailbreakbench(row: Fields) -> Row:
+    """{goal, behavior, category}. Its benign split has the same columns: say kind = "benign" of it."""
+    return _one(row, row.text("goal", "Goal"), "harmful", row.text("category", "Category"))
+
+
+def _artifacts(row: Fields) -> Row:
+    """{goal, prompt, method, …}: the attacks of JailbreakBench, as they were sent."""
+    return _one(row, row.text("prompt"), "harmful", row.text("method"))
+
+
+def _do_not_answer(row: Fields) -> Row:
+    """{risk_area, prompt or question}. Many invite a careful answer, which a judge has to tell from an unsafe one."""
+    return _one(row, row.text("prompt", "question"), "harmful", row.text("risk_area"))
+
+
+def _coconot(row: Fields) -> Row:
+    """{category, subcategory, prompt}: of the kinds of noncompliance only safety is about refusing. Rows with a chosen
+    answer are the contrast set, harmless look-alikes."""
+    asked, family = row.text("prompt"), row.text("subcategory")
+    if "chosen" in row.row:
+        return _one(row, asked, "benign", family)
+    if row.text("category") != "Requests with safety concerns":
+        raise Unusable("noncompliance for another reason than safety")
+    return _one(row, asked, "harmful", family)
+
+
+def _false_refusals(row: Fields) -> Row:
+    """{mutated_prompt, is_malicious, attack_type}: CyberSecEval's borderline but harmless questions."""
+    return _one(row, row.text("mutated_prompt"), "harmful" if row.flag("is_malicious") else "benign")
+
+
+def _injection(row: Fields) -> Row:
+    """{test_case_prompt, user_input, injection_type}: the system prompt and the injection as one text. Whether it came
+    through is for its own judge_question, which no judge here asks."""
+    text = f"{row.text('test_case_prompt')}\n\n{row.text('user_input')}"
+    return _one(row, text, "harmful", row.text("injection_type"))
+
+
+def _alpaca(row: Fields) -> Row:
+    """{instruction} and maybe input: Alpaca, AlpacaEval."""
+    parts = [row.text("instruction"), row.text("input") if "input" in row.row else ""]
+    return _one(row, "\n\n".join(part for part in parts if part.strip()), "general")
+
+
+def _prompt(row: Fields) -> Row:
+    """{prompt, …}: IFEval."""
+    return _one(row, row.text("prompt"), "general")
+
+
+def _truthfulqa(row: Fields) -> Row:
+    """{question, best_answer}, or as a table {Question, Best Answer}."""
+    return _one(row, row.text("question", "Question"), "general", row.text("category", "Category"))
+
+
+def _mmlu(row: Fields) -> Row:
+    """{question, subject, choices, answer}."""
+    choices = row.row.get("choices")
+    if not (isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices)):
+        raise row.wrong("choices", "a list of texts")
+    lettered = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJ", choices, strict=False))
+    return _one(row, f"{row.text('question')}\n{lettered}\nAnswer with one letter.", "general", row.text("subject"))
+
+
+def _formats(*rows: tuple[str, str, str, Callable[[Fields], Row]]) -> dict[str, Format[Row]]:
+    return {name: Format(about, frozenset(fields.split()), read) for name, about, fields, read in rows}
+
+
+# The first whose fields a row has is its format, so that the more special ones come first.
+FORMATS: dict[str, Format[Row]] = _formats(
+    ("wildjailbreak", "WildJailbreak", "adversarial data_type", _wildjailbreak),
+    ("fortress", "FORTRESS", "adversarial_prompt benign_prompt", _fortress),
+    ("xstest", "XSTest's prompts", "prompt type label", _xstest),
+    ("harmbench", "HarmBench, or AdvBench in its form", "Behavior ContextString", _harmbench),
+    ("advbench", "AdvBench", "goal target", _advbench),
+    ("jailbreakbench-artifacts", "JailbreakBench's attacks", "goal prompt method", _artifacts),
+    ("jailbreakbench", "JailbreakBench's behaviours", "goal behavior category", _jailbreakbench),
+    ("jailbreakbench-table", "JailbreakBench's behaviours", "Goal Behavior Category", _jailbreakbench),
+    ("do-not-answer", "Do-Not-Answer", "risk_area", _do_not_answer),
+    ("coconot", "CoCoNot", "category subcategory prompt", _coconot),
+    ("cyberseceval-frr", "CyberSecEval's false refusals", "mutated_prompt is_malicious", _false_refusals),
+    ("cyberseceval-injection", "CyberSecEval's prompt injections", "test_case_prompt user_input", _injection),
+    ("ifeval", "IFEval", "key prompt instruction_id_list", _prompt),
+    ("mmlu", "MMLU", "question choices answer", _mmlu),
+    ("truthfulqa", "TruthfulQA", "question best_answer", _truthfulqa),
+    ("truthfulqa-table", "TruthfulQA", "Question", _truthfulqa),
+    ("alpaca", "Alpaca, AlpacaEval", "instruction", _alpaca),
+    ("own", "prompts of your own", "prompt kind", _own),
+    ("or-bench", "OR-Bench", "prompt category", _or_bench),
+    ("bare", "prompts alone", "prompt", _bare),
+)  # fmt: skip

@@ -1,0 +1,100 @@
+"""The untrained collaboration of two models that a user has already, measured: no training, no weights needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from choreo.config.collaboration import Collaboration
+from choreo.data.mixture import mixture
+from choreo.errors import Interrupted
+from choreo.evaluate.judging import reasons
+from choreo.evaluate.metrics import measure
+from choreo.judges.base import JudgeDown, judge_episodes
+from choreo.judges.choose import choose, counts, describe
+from choreo.judges.client import Endpoint
+from choreo.runs.progress import Progress
+from choreo.types import AGENTS, Episode, Prompt, Spoken
+from choreo.waltz.speakers import EndpointSpeaker, LocalSpeaker
+from choreo.waltz.spoken import Speaker, play
+
+ALONE, TOGETHER = "base", "collaboration-untrained"
+CHUNK = 32  # prompts between two looks at the bar; what was said and judged before is kept
+PATIENCE = 4  # turns in a row without a reply, and a model counts as gone
+REPLIES, JUDGEMENTS = "replies.sqlite", "judgements.sqlite"
+
+Played = dict[str, list[Episode[Spoken]]]
+
+
+def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict[str, Any], Played]:
+    """Plays and judges every prompt; the summary, and judged episodes by system.
+
+    `folder` keeps what models and judges replied, so that the same evaluation goes on after a kill and costs nothing
+    twice. Raises BadInput for prompts, models or a judge that cannot be used; Interrupted where one went away.
+    """
+    mixed = mixture(settings.suites, settings.seed)
+    judge = choose(settings.judge, folder / JUDGEMENTS)
+    speakers = {AGENTS[0]: speaker(settings.conversation, settings, folder)}
+    same = settings.feedback in ("", settings.conversation)
+    speakers[AGENTS[1]] = speakers[AGENTS[0]] if same else speaker(settings.feedback, settings, folder)
+    progress.start("evaluating", len(mixed.prompts))
+    together: list[Episode[Spoken]] = []
+    try:
+        for first in range(0, len(mixed.prompts), CHUNK):
+            played = _play(settings, speakers, mixed.prompts[first : first + CHUNK])
+            together += judge_episodes(judge, played)
+            progress.advance(len(together))
+            if progress.interrupted:
+                raise Interrupted("stopped")
+    except JudgeDown as gone:
+        raise JudgeDown(f"{gone} (what the models said is kept too)") from None
+    systems: Played = {ALONE: [first_answer(episode) for episode in together], TOGETHER: together}
+    agents = {agent: {"name": who.name, **getattr(who, "counts", {})} for agent, who in speakers.items()}
+    return {
+        "schema": 1, "method": "evaluation", "recipe": TOGETHER, "seed": settings.seed, "suites": mixed.counts,
+        "agents": agents, "judge": describe(judge), "judging": counts(judge),
+        "open": {name: reasons([e.verdicts[-1] for e in episodes]) for name, episodes in systems.items()},
+        "failed": sum(bool(turn.failure) for e in together for turn in (*e.answers, *e.reviews)),
+        "systems": {name: measure(episodes, seed=settings.seed, ability=False) for name, episodes in systems.items()},
+    }, systems  # fmt: skip
+
+
+def speaker(told: str, settings: Collaboration, folder: Path) -> Speaker:
+    """MODEL@URL, or a model that is loaded here. Raises BadInput where there is none."""
+    model, at, url = told.rpartition("@http")
+    if at:
+        endpoint = Endpoint(
+            f"http{url}", model, settings.key_variable, timeout=settings.timeout, retries=settings.retries,
+            concurrency=settings.concurrency, patience=PATIENCE,
+        )  # fmt: skip
+        return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
+    return local(told, settings.seed)
+
+
+def local(model: str, seed: int = 0) -> LocalSpeaker:
+    """A shipped base, or a folder, as it is: both agents are the untrained model."""
+    from choreo.engine.agent import Team
+    from choreo.engine.local import LocalEngine
+    from choreo.microworld.world import base_folder
+    from choreo.text.chat import Chat
+
+    folder = base_folder(model)
+    chat = Chat.load(folder)
+    team = Team.open(folder, AGENTS, seed=seed)
+    return LocalSpeaker(model, chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+
+
+def first_answer(episode: Episode[Spoken]) -> Episode[Spoken]:
+    """The same game without a feedback agent: c_0 does not depend on what follows it."""
+    return replace(episode, answers=episode.answers[:1], reviews=(), feedback=(), verdicts=episode.verdicts[:1])
+
+
+def _play(settings: Collaboration, speakers: dict[str, Speaker], prompts: Sequence[Prompt]) -> list[Episode[Spoken]]:
+    conversation, feedback = (speakers[agent] for agent in AGENTS)
+    return play(
+        conversation, feedback, [(prompt, 0) for prompt in prompts],
+        rounds=settings.rounds, answer_tokens=settings.answer_tokens, feedback_tokens=settings.feedback_tokens,
+        key=(settings.seed, "evaluation"), temperature=settings.temperature,
+    )  # fmt: skip

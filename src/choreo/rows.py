@@ -1,0 +1,150 @@
+"""Rows of a file of data, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not.
+
+A row that cannot be read comes as the `BadInput` that names its place, so that a caller can stop there or go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+
+Row = dict[str, Any]
+TABLES = {".csv": ",", ".tsv": "\t"}
+_BETWEEN = re.compile(r"\s*,?\s*")
+
+
+def rows(file: Path) -> Iterator[tuple[int, Row | BadInput]]:
+    """(line, row) of every row; lines count from 1, and are those of the unpacked text.
+
+    Raises BadInput for a file that cannot be read at all, or whose array or table is broken: no row after that has a
+    place of its own.
+    """
+    text = _text(file)
+    kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+    if kind in TABLES:
+        yield from _table(file, text, TABLES[kind])
+    elif text.lstrip().startswith("["):
+        yield from _array(file, text)
+    else:
+        for line, told in enumerate(text.split("\n"), 1):
+            if told.strip():
+                yield line, _row(file, line, told)
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """One row, asked for its fields by type; each of these raises BadInput with the row's place where it is not so."""
+
+    file: Path
+    line: int
+    row: Row
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def wrong(self, name: str, expected: str) -> BadInput:
+        got = "nothing" if name not in self.row else type(self.row[name]).__name__
+        return BadInput(f"{self.where}: {name}: expected {expected}, got {got}")
+
+    def text(self, *names: str) -> str:
+        """The first of `names` that is there, for schemas that spell a column in several ways."""
+        name = next((name for name in names if name in self.row), names[0])
+        if not isinstance(value := self.row.get(name), str):
+            raise self.wrong(name, "text")
+        return value
+
+    def one_of(self, name: str, *choices: str) -> str:
+        if (value := self.text(name)) not in choices:
+            raise BadInput(f"{self.where}: {name}: expected one of {', '.join(choices)}, got {value[:40]!r}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.row.get(name)
+        if isinstance(value, str):  # a table has text alone
+            value = {"true": True, "false": False}.get(value.lower())
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def which(self, name: str) -> int:
+        value = self.row.get(name)
+        value = {"0": 0, "1": 1}.get(value) if isinstance(value, str) else value
+        if isinstance(value, bool) or value not in (0, 1):
+            raise self.wrong(name, "0 or 1")
+        return int(value)
+
+
+def _text(file: Path) -> str:
+    try:
+        raw = file.read_bytes()
+        raw = gzip.decompress(raw) if file.suffix == ".gz" else raw
+        if raw.startswith(b"PAR1"):
+            raise BadInput(f"{file}: is Parquet; write it as JSON lines first (pandas: to_json(orient='records', "
+                           "lines=True))")  # fmt: skip
+        return raw.decode("utf-8-sig")
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise BadInput(f"{file}: is no whole gzip file") from None
+    except OSError as error:
+        raise BadInput(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise BadInput(f"{file}:{line}: not UTF-8") from None
+
+
+def _row(file: Path, line: int, told: str) -> Row | BadInput:
+    try:
+        row = json.loads(told)
+    except (ValueError, RecursionError) as error:
+        return BadInput(f"{file}:{line}: not JSON: {getattr(error, 'msg', 'nested too deeply')}")
+    return _object(file, line, row)
+
+
+def _object(file: Path, line: int, row: Any) -> Row | BadInput:
+    return row if isinstance(row, dict) else BadInput(f"{file}:{line}: expected an object, got {type(row).__name__}")
+
+
+def _array(file: Path, text: str) -> Iterator[tuple[int, Row | BadInput]]:
+    decoder, end, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    while True:
+        end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # it matches nothing too
+        line, counted = line + text.count("\n", counted, end), end
+        if text[end : end + 1] == "]":
+            if text[end + 1 :].strip():
+                raise BadInput(f"{file}:{line}: more after the end of the array")
+            return
+        try:
+            row, end = decoder.raw_decode(text, end)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+        except RecursionError:
+            raise BadInput(f"{file}:{line}: not JSON: nested too deeply") from None
+        yield line, _object(file, line, row)
+
+
+def _table(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, Row | BadInput]]:
+    """The first line names the columns. A row's line is the one on which it ends: cells may hold line breaks."""
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    csv.field_size_limit(2**31 - 1)
+    try:
+        columns = next(table, [])
+        for cells in table:
+            if not cells:
+                continue
+            if len(cells) != len(columns):
+                wrong = f"expected {len(columns)} columns, as the first line has, got {len(cells)}"
+                yield table.line_num, BadInput(f"{file}:{table.line_num}: {wrong}")
+            else:
+                yield table.line_num, dict(zip(columns, cells, strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{file}:{table.line_num}: not a table: {error}") from None

@@ -1,0 +1,175 @@
+"""Who speaks in `spoken`: a model behind an OpenAI-compatible server, or one that is loaded here."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from choreo.errors import BadInput, Interrupted
+from choreo.judges.cache import Cache, key_of
+from choreo.judges.client import Client, Endpoint, Failure, Reply
+from choreo.text.feedback import SCHEMA
+from choreo.text.prompts import REVIEW, REVISE, SYSTEM
+from choreo.types import CONVERSATION, FEEDBACK, Spoken
+from choreo.waltz.spoken import Asked
+
+if TYPE_CHECKING:
+    from choreo.engine.requests import Engine
+    from choreo.text.chat import Chat
+
+
+class EndpointSpeaker:
+    """A chat model at `endpoint`. `cache` keeps what it said, so that a killed evaluation pays for no turn twice.
+
+    schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes around its JSON, and
+        a review that does not parse is not applied.
+    counts: calls, cached, tokens, and failures by kind.
+    """
+
+    def __init__(self, endpoint: Endpoint, cache: Path | None = None, *, schema: bool = True):
+        self.endpoint, self.schema = endpoint, schema
+        self.counts: Counter[str] = Counter()
+        self._client = Client(endpoint)
+        self._cache = Cache(cache)
+        self._answered = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.endpoint.model} at {self.endpoint.url}"
+
+    def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
+        """See `Speaker.say`. A turn that gets no reply after every retry fails alone; `endpoint.patience` of them in a
+        row, or a server that never answered, stop the work."""
+        bodies = [self._body(agent, one, max_tokens, temperature) for one in asked]
+        keys = [key_of([self.endpoint.address(body), body, list(one.key)]) for body, one in
+                zip(bodies, asked, strict=True)]  # fmt: skip
+        found: dict[str, Reply | Failure] = {key: Reply(**reply) for key, reply in self._cache.find(keys).items()}
+        self.counts["cached"] += len(found)
+        self._answered |= bool(found)
+        wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
+        missing = 0
+        self._client.stopping.clear()
+        with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="agent") as pool:
+            try:
+                for key, outcome in zip(wanted, pool.map(self._one, wanted, wanted.values()), strict=True):
+                    found[key] = outcome
+                    of_row = isinstance(outcome, Failure) and outcome.of_row and self._answered
+                    missing = 0 if isinstance(outcome, Reply) or of_row else missing + 1
+                    self._check(outcome, missing)
+            except BaseException:
+                self._client.stopping.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return [self._turn(agent, one, found[key]) for one, key in zip(asked, keys, strict=True)]
+
+    def _body(self, agent: str, one: Asked, max_tokens: int, temperature: float) -> dict[str, Any]:
+        question: dict[str, Any] = {"messages": messages(agent, one), "seed": seed_of(one)}
+        if agent == FEEDBACK and self.schema:
+            described = {"name": "feedback", "strict": True, "schema": SCHEMA}
+            question["response_format"] = {"type": "json_schema", "json_schema": described}
+        return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
+
+    def _one(self, key: str, body: dict[str, Any]) -> Reply | Failure:
+        asked = self._client.ask(body)
+        self.counts["calls"] += asked.calls
+        if isinstance(asked.outcome, Failure):
+            return asked.outcome
+        return Reply(**self._cache.keep(key, asdict(asked.outcome)))
+
+    def _check(self, outcome: Reply | Failure, missing: int) -> None:
+        if isinstance(outcome, Reply):
+            self._answered = True
+            return
+        told = f"{self.name}: {outcome.kind}: {outcome.details}"
+        if outcome.kind == "wrong":
+            raise BadInput(f"{told} (is the address, the model or the key in {self.endpoint.key_variable} wrong?)")
+        if not self._answered and (outcome.kind == "unreachable" or missing >= self.endpoint.patience):
+            raise BadInput(f"{told}; is the server running, and is this its address?")
+        if missing >= self.endpoint.patience:
+            raise Interrupted(f"{told}; it stopped answering. {len(self._cache)} replies are kept")
+
+    def _turn(self, agent: str, one: Asked, outcome: Reply | Failure) -> Spoken:
+        round = int(one.key[-1])
+        if isinstance(outcome, Failure):
+            self.counts[f"failed: {outcome.kind}"] += 1
+            return Spoken(agent, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
+        self.counts["prompt_tokens"] += outcome.prompt_tokens or 0
+        self.counts["completion_tokens"] += outcome.completion_tokens or 0
+        text = after_thinking(outcome.refused or outcome.text)
+        failure = ""
+        if outcome.finish == "content_filter" and not text:
+            failure = "content_filter: the server withheld it"
+        elif text is None:
+            failure = "thought only: cut off before it answered"
+        if failure:
+            self.counts[f"failed: {failure.split(':')[0]}"] += 1
+        return Spoken(agent, round, text or "", outcome.finish != "length", outcome.completion_tokens, failure)
+
+    def close(self) -> None:
+        self._client.close()
+        self._cache.close()
+
+
+class LocalSpeaker:
+    """A model that is loaded here: its chat, and an engine whose team has an agent of the name that speaks."""
+
+    def __init__(self, name: str, chat: Chat, engine: Engine, agents: dict[str, str] | None = None):
+        self.name = name
+        self._chat, self._engine = chat, engine
+        self._agents = agents or {CONVERSATION: CONVERSATION, FEEDBACK: FEEDBACK}
+
+    def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
+        from choreo.engine.requests import Request
+
+        requests = [Request(self._context(agent, one), one.key) for one in asked]
+        done = self._engine.sample(self._agents[agent], requests, max_new_tokens=max_tokens, temperature=temperature)
+        return [
+            Spoken(agent, int(one.key[-1]), self._chat.decode(c.ids), c.finished, len(c.ids))
+            for one, c in zip(asked, done, strict=True)
+        ]
+
+    def _context(self, agent: str, one: Asked) -> tuple[int, ...]:
+        encode = self._chat.encode
+        if agent == FEEDBACK:
+            return self._chat.review_context(encode(one.prompt), encode(one.answer))
+        history = [(encode(answer), encode(words)) for answer, words in one.history]
+        return self._chat.answer_context(encode(one.prompt), history)
+
+
+def messages(agent: str, one: Asked) -> list[dict[str, str]]:
+    """What a chat model is sent, in the words of `text.prompts`."""
+    if agent == FEEDBACK:
+        told = filled(REVIEW, one.prompt, one.answer)
+        return [_message("system", SYSTEM[FEEDBACK]), _message("user", told)]
+    said = [_message("system", SYSTEM[CONVERSATION])] if SYSTEM[CONVERSATION] else []
+    said.append(_message("user", one.prompt))
+    for answer, words in one.history:
+        said += [_message("assistant", answer), _message("user", filled(REVISE, words))]
+    return said
+
+
+def seed_of(one: Asked) -> int:
+    """31 bits by the turn's key, for servers that take a seed."""
+    return int.from_bytes(blake2b(repr(one.key).encode(), digest_size=4).digest(), "big") >> 1
+
+
+def after_thinking(text: str) -> str | None:
+    """What stands behind a <think> block, where there is one; None where the block was never closed."""
+    if "</think>" in text:
+        return text.rpartition("</think>")[2].strip()
+    return None if text.lstrip().startswith("<think>") else text
+
+
+def filled(template: str, *parts: str) -> str:
+    """`template` with {0}, {1}, … replaced in one pass, so that braces inside a part mean nothing."""
+    return re.sub(r"\{(\d)\}", lambda found: parts[int(found[1])], template)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

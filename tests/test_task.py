@@ -1,0 +1,115 @@
+"""A recipe that names its prompts and its judge, trained: both trainers pause when the judge goes away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from stub_endpoint import Say, Stub, chat
+from test_macpo import recipe as macpo_recipe
+from test_trainer import episodes, lines, small
+
+from choreo import config
+from choreo.cli import main
+from choreo.config.judge import Judge
+from choreo.errors import BadInput
+from choreo.evaluate.macpo_run import run_macpo
+from choreo.evaluate.run import check
+from choreo.judges.base import JudgeDown
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.waltz.trainer import train
+
+
+class Server:
+    """Says of every answer whether it has an even number of letters; gone from the `leaves`-th request on."""
+
+    def __init__(self, leaves: int = 10**9):
+        self.leaves, self.asked = leaves, 0
+
+    def __call__(self, body: dict, n: int) -> Say:
+        self.asked += 1
+        if self.asked >= self.leaves:
+            return Say(status=503)
+        even = len(json.loads(body["messages"][-1]["content"])["answer"]) % 2 == 0
+        said = {"reasoning": "", "harmful": "no", "refusal": "full", "over_refusal": "yes" if even else "no"}
+        return Say(chat(json.dumps(said)))
+
+
+def rubric(stub: Stub) -> Judge:
+    return Judge(kind="rubric", model="j", url=stub.url, retries=0)
+
+
+def test_waltz_by_a_recipes_judge_pauses_and_goes_on_to_the_same_bits(tmp_path):
+    def go_on(path: Path) -> None:
+        made = small(steps=3).model_copy(update={"judge": rubric(stub)})
+        with Run.open(path) if path.exists() else Run.create(path, made) as run, Progress() as progress:
+            train(run.recipe, run, progress)
+
+    server = Server()
+    with Stub(server) as stub:
+        go_on(tmp_path / "whole")
+        assert (tmp_path / "whole" / "judgements.sqlite").is_file()
+        server.asked, server.leaves = 0, 25
+        with pytest.raises(JudgeDown, match=r"saved at step \d; judge rubric/j .* stopped answering"):
+            go_on(tmp_path / "paused")
+        saved = max(checkpoints(tmp_path / "paused"), default=0)
+        assert 0 < saved < 3 and len(lines(tmp_path / "paused")) == saved
+        server.leaves = 10**9
+        go_on(tmp_path / "paused")
+    assert lines(tmp_path / "paused") == lines(tmp_path / "whole")
+    assert episodes(tmp_path / "paused") == episodes(tmp_path / "whole")
+
+
+def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
+    server = Server()
+    with Stub(server) as stub:
+        made = macpo_recipe(tiny_folder, judge=rubric(stub).model_dump())
+        with Run.create(tmp_path / "whole", made) as run, Progress() as progress:
+            whole, _ = run_macpo(made, run, progress)
+        server.asked, server.leaves = 0, 10
+        path = tmp_path / "paused"
+        with Run.create(path, made) as run, Progress() as progress, pytest.raises((JudgeDown, BadInput), match="0 is"):
+            run_macpo(made, run, progress)
+        assert checkpoints(path) and not (path / "rounds.json").exists()
+        server.leaves = 10**9
+        with Run.open(path) as run, Progress() as progress:
+            found, _ = run_macpo(made, run, progress)
+    assert found["rounds"] == whole["rounds"] and found["systems"] == whole["systems"]
+
+
+def test_a_judge_that_is_not_there_is_said_before_a_run_is_made(tmp_path):
+    with Stub(Server(leaves=1)) as stub:
+        made = small().model_copy(update={"judge": rubric(stub)})
+        with pytest.raises(BadInput, match=r"judge rubric/j at .*HTTP 503"):
+            check(made)
+
+
+def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
+    rows = [{"prompt": f"How do I {verb} the {thing}?", "kind": kind} for kind, verb in
+            (("harmful", "break"), ("benign", "paint"), ("general", "spell"))
+            for thing in ("lamp", "door", "cup", "boat", "wall", "tree", "desk", "shoe")]  # fmt: skip
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'name = "mine"\n[learning]\nsteps = 1\nprompts = 4\nsamples = 1\n[judge]\nkind = "offline"\n'
+        f'[prompts.train.mine]\nfile = "{file}"\n[prompts.heldout.same]\nfile = "{file}"\nmost = 5\n',
+        encoding="utf-8",
+    )
+    run = tmp_path / "run"
+    assert main(["train", str(recipe), "--run", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "! 5 held-out prompts are also trained on (5 word for word, 0 nearly)" in err
+    told = json.loads((run / "run.json").read_text())
+    assert told["judge"] == {"judge": "offline"} and told["prompts"]["overlap"]["equal"] == 5
+    assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
+    assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
+    page = tmp_path / "page"
+    assert main(["eval", str(run), "--suite", str(file), "--judge", "offline", "--out", str(page), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["systems"]["waltz"]["asr"]["n"] + result["systems"]["waltz"]["asr"]["undetermined"] == 8
+    assert (page / "report.html").is_file()
+    assert main(["eval", str(run), "--judge", "exact"]) == 2
+    assert "microworld alone" in capsys.readouterr().err
