@@ -25,6 +25,7 @@ class Prompt:
     `kind` says what a right answer does: refuse (harmful), help (benign), or be correct (general).
     `suite` is the finer set it is reported under. `meaning` is whatever the judge of this data
     needs to decide exactly (the microworld's meaning); None where the judge reads text alone.
+    `earlier` is the conversation before `text`, as (role, text); training prompts have none.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Prompt:
     language: str = "en"
     family: str = ""
     meaning: Any = None
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,13 +70,18 @@ class Chat:
             ids += [self._role[role], *(i for i in content if i not in self._special), self.end_id]
         return (*ids, self._role["assistant"])
 
-    def answer_context(self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = ()) -> Ids:
-        """State of the conversation agent: p, then every earlier answer and the feedback string on it."""
-        turns = [("user", prompt)]
+    def answer_context(
+        self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = (), earlier: Sequence[tuple[str, Ids]] = ()
+    ) -> Ids:
+        """State of the conversation agent: p, then every earlier answer and the feedback string on it.
+
+        earlier: (role, content) of the conversation before p, where p is not its first turn.
+        """
+        turns = [*earlier, ("user", prompt)]
         for answer, feedback in history:
             turns += [("assistant", answer), ("user", feedback)]
         return self.context(SYSTEM[CONVERSATION], turns)
 
-    def review_context(self, prompt: Ids, answer: Ids) -> Ids:
+    def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t))."""
-        return self.context(SYSTEM[FEEDBACK], [("user", prompt), ("assistant", answer)])
+        return self.context(SYSTEM[FEEDBACK], [*earlier, ("user", prompt), ("assistant", answer)])

@@ -1,7 +1,8 @@
 """The game, played: the one loop behind training, evaluation and the server (WaltzRL, section 3).
 
-A game in play is an `Episode` that is not over yet; every phase (all c_0, all f_0, the c_1 that were
-asked for, …) is one batch, and gives back the same games one turn longer.
+A game in play is an `Episode` that is not over yet. Its moves are pure functions (`turn_of`, `request`, `answered`,
+`reviewed`); `play` makes them for many games at once, where every phase (all c_0, all f_0, the c_1 that were asked
+for, …) is one batch, and a server makes the same moves for games that come and go.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from choreo.engine.requests import Engine, Request
+from choreo.engine.requests import Completion, Engine, Request
 from choreo.text.chat import Chat, Ids
 from choreo.text.feedback import parse_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn
@@ -63,19 +64,17 @@ def play(
     if reviewer is None:
         reviewer = partial(review, engine, chat, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
 
-    def answer(games: list[Episode]) -> list[Episode]:
-        contexts = [_state(chat, game, feedback_tokens) for game in games]
-        turns = _sample(engine, chat, CONVERSATION, games, contexts, answer_tokens, key, temperature)
-        return [replace(game, answers=(*game.answers, turn)) for game, turn in zip(games, turns, strict=True)]
-
-    games = answer([Episode(prompt, sample, ()) for prompt, sample in prompts])
+    games = [Episode(prompt, sample, ()) for prompt, sample in prompts]
     live = list(range(len(games)))
-    for _ in range(rounds):
-        reviews = reviewer([games[i] for i in live])
-        for i, (turn, feedback) in zip(live, reviews, strict=True):
-            games[i] = replace(games[i], reviews=(*games[i].reviews, turn), feedback=(*games[i].feedback, feedback))
-        live = [i for i in live if _wants_revision(games[i])]
-        for i, game in zip(live, answer([games[i] for i in live]), strict=True):
+    while live := [i for i in live if turn_of(games[i], rounds)]:
+        batch = [games[i] for i in live]
+        # All began together, so that all that still play are at the same act.
+        if turn_of(batch[0], rounds) == FEEDBACK:
+            batch = [reviewed(game, said) for game, said in zip(batch, reviewer(batch), strict=True)]
+        else:
+            turns = _sample(engine, chat, CONVERSATION, batch, answer_tokens, feedback_tokens, key, temperature)
+            batch = [answered(game, turn) for game, turn in zip(batch, turns, strict=True)]
+        for i, game in zip(live, batch, strict=True):
             games[i] = game
     return games
 
@@ -90,14 +89,49 @@ def review(
     temperature: float = 1.0,
 ) -> list[Review]:
     """The feedback agent on the last answer of every game: one batch, state (p, c_t) (WaltzRL, section 4.2)."""
-    contexts = [chat.review_context(chat.encode(game.prompt.text), game.answers[-1].ids) for game in games]
-    turns = _sample(engine, chat, FEEDBACK, games, contexts, feedback_tokens, key, temperature)
+    turns = _sample(engine, chat, FEEDBACK, games, feedback_tokens, feedback_tokens, key, temperature)
     return [Review(turn, parse_feedback(turn.text)) for turn in turns]
 
 
-def _wants_revision(game: Episode) -> bool:
+# ---- the moves: what `play` does with a batch, a server does with one game at a time ------------
+
+
+def turn_of(game: Episode, rounds: int, always: bool = False) -> str | None:
+    """The agent whose turn it is, or None where the game is over (see `play`).
+
+    always: a satisfied review asks for a revision too; one that does not parse has no words, and never does.
+    """
+    if len(game.answers) > len(game.reviews):
+        return FEEDBACK if len(game.reviews) < rounds else None
+    if not game.answers:
+        return CONVERSATION
     last = game.feedback[-1]
-    return last is not None and not last.satisfied
+    return CONVERSATION if last is not None and (always or not last.satisfied) else None
+
+
+def answered(game: Episode, turn: Turn) -> Episode:
+    """The game with one more answer."""
+    return replace(game, answers=(*game.answers, turn))
+
+
+def reviewed(game: Episode, said: Review) -> Episode:
+    """The game with one more review."""
+    return replace(game, reviews=(*game.reviews, said.turn), feedback=(*game.feedback, said.feedback))
+
+
+def request(chat: Chat, game: Episode, agent: str, *, feedback_tokens: int, key: Key) -> Request:
+    """What an engine is asked for `agent`'s turn in `game`: its state as ids, and the name of its noise."""
+    if agent == FEEDBACK:  # state (p, c_t): no earlier rounds (WaltzRL, section 4.2)
+        context = chat.review_context(chat.encode(game.prompt.text), game.answers[-1].ids, _earlier(chat, game))
+    else:
+        context = _state(chat, game, feedback_tokens)
+    return Request(context, (*key, game.prompt.id, game.sample, ACT[agent], len(game.reviews)))
+
+
+def spoken(chat: Chat, game: Episode, agent: str, context: Ids, done: Completion) -> Turn:
+    """What `agent` said in `game`, from what its engine completed."""
+    text = chat.decode(done.ids)
+    return Turn(agent, len(game.reviews), context, done.ids, done.logprobs, done.version, text, done.finished)
 
 
 def _state(chat: Chat, game: Episode, feedback_tokens: int) -> Ids:
@@ -109,7 +143,11 @@ def _state(chat: Chat, game: Episode, feedback_tokens: int) -> Ids:
     """
     said = [chat.encode(f.feedback)[:feedback_tokens] if f else () for f in game.feedback]
     history = [(turn.ids, ids) for turn, ids in zip(game.answers, said, strict=True)]
-    return chat.answer_context(chat.encode(game.prompt.text), history)
+    return chat.answer_context(chat.encode(game.prompt.text), history, _earlier(chat, game))
+
+
+def _earlier(chat: Chat, game: Episode) -> list[tuple[str, Ids]]:
+    return [(role, chat.encode(text)) for role, text in game.prompt.earlier]
 
 
 def _sample(
@@ -117,21 +155,17 @@ def _sample(
     chat: Chat,
     agent: str,
     games: Sequence[Episode],
-    contexts: Sequence[Ids],
     max_new_tokens: int,
+    feedback_tokens: int,
     key: Key,
     temperature: float,
 ) -> list[Turn]:
     """One turn of `agent` in every game, as one batch."""
     if not games:
         return []
-    rounds = [len(game.reviews) for game in games]
-    requests = [
-        Request(context, (*key, game.prompt.id, game.sample, ACT[agent], t))
-        for game, context, t in zip(games, contexts, rounds, strict=True)
-    ]
+    requests = [request(chat, game, agent, feedback_tokens=feedback_tokens, key=key) for game in games]
     completions = engine.sample(agent, requests, max_new_tokens=max_new_tokens, temperature=temperature)
     return [
-        Turn(agent, t, context, done.ids, done.logprobs, done.version, chat.decode(done.ids), done.finished)
-        for t, context, done in zip(rounds, contexts, completions, strict=True)
+        spoken(chat, game, agent, asked.context, done)
+        for game, asked, done in zip(games, requests, completions, strict=True)
     ]
