@@ -19,7 +19,10 @@ def options(command: argparse.ArgumentParser) -> None:
     def option(name: str, text: str, **more: Any) -> None:
         command.add_argument(name, help=text, **more)
 
-    option("run", "a run folder of choreo train waltz", type=Path, metavar="RUN")
+    option("run", "a run folder of choreo train waltz", type=Path, metavar="RUN", nargs="?")
+    for agent in ("conversation", "feedback"):
+        text = f"the {agent} agent is MODEL at an OpenAI-compatible URL; its key is in CHOREO_{agent.upper()}_KEY"
+        option(f"--{agent}", text, nargs=2, metavar=("URL", "MODEL"))
     modes = "adaptive: revise what is flagged (default); always: revise every answer; off: no feedback; shadow: decide "
     option("--mode", modes + "and log, change nothing", choices=MODES, default="adaptive")
     option("--host", "default: 127.0.0.1, this machine alone", default="127.0.0.1", metavar="ADDRESS")
@@ -37,17 +40,20 @@ def options(command: argparse.ArgumentParser) -> None:
 
 def serve(args: argparse.Namespace) -> int:
     require("serve")
-    from choreo.runs.folder import read_info
+    if args.run is not None:
+        from choreo.runs.folder import read_info
 
-    read_info(args.run)
-    from transformers.utils.logging import disable_progress_bar
+        read_info(args.run)
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
     from choreo.serve.run import Options, serve
 
-    disable_progress_bar()
+    agents = {"conversation": args.conversation, "feedback": args.feedback}
     serve(
         Options(
             run=args.run,
+            upstream={agent: (where[0], where[1]) for agent, where in agents.items() if where},
             host=args.host,
             port=args.port,
             mode=args.mode,

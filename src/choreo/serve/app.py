@@ -119,12 +119,12 @@ class Server:
         call = Call(self, key, asked, began)
         self.enter()
         if asked.stream:
-            return EventStream(call.stream, self.leave)
+            return EventStream(call.stream, self.leave, self.figures.disconnected.labels(key.name).inc)
         try:
             return JSONResponse(await while_there(request.receive, call.whole()))
         except ClientLeft:
             self.figures.disconnected.labels(key.name).inc()
-            return Response(status_code=499)
+            return Response(status_code=499)  # nobody reads it; the counter of requests does
         finally:
             self.leave()
 
@@ -361,10 +361,11 @@ class EventStream(Response):
     """Server-sent events while the client is there. A failure before the first event is an ordinary error; one in the
     middle ends the stream with an error event and no [DONE]."""
 
-    def __init__(self, play: Callable[[Push], Awaitable[None]], close: Callable[[], None]):
+    def __init__(self, play: Callable[[Push], Awaitable[None]], close: Callable[[], None], left: Callable[[], None]):
+        """close: called at the end, however it comes. left: called before that where the client has gone."""
         self.status_code, self.background = 200, None
         self.ended: Callable[[int], None] = lambda status: None  # hears the status; 499 where the client left
-        self._play, self._close = play, close
+        self._play, self._close, self._left = play, close, left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         events: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -399,6 +400,7 @@ class EventStream(Response):
             await while_there(receive, pump())
             self.ended(200)
         except ClientLeft:
+            self._left()
             self.ended(499)
         except ApiError as error:
             self.ended(error.status)

@@ -156,6 +156,8 @@ class LocalAgent:
 
     async def say(self, game: Episode, wish: Wish, token: Callable[[str], None] | None = None) -> Said:
         asked = self._request(game, wish)
+        if len(asked.context) + self.feedback_tokens > self.positions and self.agent == FEEDBACK:
+            raise Down("the answer is too long for the feedback agent")  # of another model, which reads more
         if self.agent == FEEDBACK:
             row = Row(asked, self.feedback_tokens, self.temperature)
         else:

@@ -9,30 +9,32 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
 import uvicorn
 
-from choreo import config
-from choreo.config import WaltzRecipe
 from choreo.errors import BadInput
-from choreo.runs.folder import checkpoints, read_info
 from choreo.serve import keys as keyring
 from choreo.serve.app import Server, Settings
 from choreo.serve.dance import Agent, Mode
 from choreo.serve.figures import log
-from choreo.serve.local import LocalAgent, Worker
+from choreo.serve.upstream import VARIABLES, Address, Upstream
 from choreo.types import AGENTS
-from choreo.waltz.trainer import Pair, restore
 
 KEY_VARIABLE = "CHOREO_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+# Where no run says how its pair was trained to play.
+ROUNDS, ANSWER_TOKENS, FEEDBACK_TOKENS, TEMPERATURE = 1, 1024, 512, 0.6
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed. keys: a file; without one there is one key, from CHOREO_API_KEY or drawn at the start."""
+    """What was typed. upstream: by agent, (url, model). keys: a file; without one there is one key, from
+    CHOREO_API_KEY or drawn at the start."""
 
-    run: Path
+    run: Path | None
+    upstream: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 8000
     mode: Mode = "adaptive"
@@ -47,35 +49,63 @@ class Options:
 
 def serve(options: Options) -> None:
     """Serves until SIGINT or SIGTERM, then finishes what is in play. SIGHUP takes up the run's newest checkpoint."""
-    recipe = recipe_of(options.run)
     keys, secret = keys_of(options)
-    pair, fingerprint = load(options.run, recipe)
-    torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one for requests, where there is more than one
-    worker = Worker(pair)
+    addresses = {
+        agent: Address(*options.upstream[agent], VARIABLES[agent]) for agent in AGENTS if agent in options.upstream
+    }
+    if options.run is None and len(addresses) < len(AGENTS):
+        raise BadInput("serve: give a run, or both --conversation and --feedback")
+    asyncio.run(_serve(options, keys, secret, addresses))
+
+
+async def _serve(
+    options: Options, keys: Sequence[keyring.Key], secret: str | None, addresses: Mapping[str, Address]
+) -> None:
+    shared: dict[str, Any] = {
+        "mode": options.mode, "opened": options.opened, "deadline": options.deadline, "queue": options.queue,
+        "body": options.body, "log_text": options.log_text,
+    }  # fmt: skip
+    if options.run is None:
+        agents: dict[str, Agent] = {a: Upstream(a, address, FEEDBACK_TOKENS) for a, address in addresses.items()}
+        settings = Settings(
+            options.model or addresses[AGENTS[0]].model, rounds=ROUNDS, answer_tokens=ANSWER_TOKENS,
+            temperature=TEMPERATURE, **shared,
+        )  # fmt: skip
+        await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, _no_swap)
+        return
+
+    from choreo.serve.pair import Resident  # torch, which servers in place of a run do not need
+
+    pair = Resident(options.run)
+    protocol = pair.recipe.protocol
+    agents = dict(pair.agents)
+    for agent, address in addresses.items():
+        agents[agent] = Upstream(agent, address, protocol.feedback_tokens, pair.encode)
     settings = Settings(
-        model=options.model or options.run.resolve().name, mode=options.mode, rounds=recipe.protocol.rounds,
-        answer_tokens=recipe.protocol.answer_tokens, temperature=recipe.evaluation.temperature,
-        opened=options.opened, deadline=options.deadline, queue=options.queue, body=options.body,
-        log_text=options.log_text,
+        options.model or options.run.resolve().name, rounds=protocol.rounds, answer_tokens=protocol.answer_tokens,
+        temperature=pair.recipe.evaluation.temperature, **shared,
     )  # fmt: skip
 
     async def stop() -> None:
-        await asyncio.to_thread(worker.close)
+        await asyncio.to_thread(pair.worker.close)
 
     server = Server(
-        settings, agents_of(worker, pair, recipe), keys, alive=lambda: worker.alive,
-        waiting=lambda: worker.counts()[1], fingerprint=fingerprint, stop=stop,
+        settings, agents, keys, alive=lambda: pair.worker.alive, waiting=lambda: pair.worker.counts()[1],
+        fingerprint=pair.fingerprint, stop=stop,
     )  # fmt: skip
 
     async def swap() -> None:
         try:
-            fresh, server.fingerprint = await asyncio.to_thread(load, options.run, recipe)
-            worker.swap(fresh)
+            server.fingerprint = await asyncio.to_thread(pair.swap)
             log("swapped", fingerprint=server.fingerprint)
-        except BadInput as error:  # the old weights go on
+        except (BadInput, OSError, ValueError) as error:  # the old weights go on
             log("swap failed", "error", why=str(error))
 
-    asyncio.run(_until_stopped(server, options, secret, swap))
+    await _until_stopped(server, options, secret, swap)
+
+
+async def _no_swap() -> None:
+    log("swap failed", "error", why="there is no run to take a checkpoint from")
 
 
 async def _until_stopped(
@@ -85,10 +115,12 @@ async def _until_stopped(
         server.app(), host=options.host, port=options.port, log_level="warning", access_log=False, lifespan="on",
         timeout_graceful_shutdown=int(options.deadline) + 1, server_header=False,
     )  # fmt: skip
-    listener = uvicorn_config.bind_socket() if options.port == 0 else None
-    port = listener.getsockname()[1] if listener else options.port
+    listener = uvicorn_config.bind_socket()
+    address = f"http://{options.host}:{listener.getsockname()[1]}"
+    where = {"address": address, "model": server.settings.model, "mode": server.settings.mode, "pid": os.getpid()}
+    http = _Server(uvicorn_config)
     loop = asyncio.get_running_loop()
-    swaps: set[asyncio.Task[None]] = set()
+    swaps: set[asyncio.Future[None]] = set()
 
     def hang_up() -> None:
         task = asyncio.ensure_future(swap())
@@ -96,15 +128,12 @@ async def _until_stopped(
         task.add_done_callback(swaps.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
-    address = f"http://{options.host}:{port}"
-    where = {"address": address, "model": server.settings.model, "mode": server.settings.mode, "pid": os.getpid()}
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(stop, http.stop)
     log("serving", **where)
     if secret is not None:
         print(f"{address}/#key={secret}\nOPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={secret}", flush=True)
-    server_process = _Server(uvicorn_config)
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(stop, server_process.stop)
-    await server_process.serve(sockets=[listener] if listener else None)
+    await http.serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -119,33 +148,6 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def recipe_of(run: Path) -> WaltzRecipe:
-    """Raises BadInput where `run` is no run of a pair."""
-    read_info(run)
-    recipe = config.load(run / "recipe.toml")
-    if not isinstance(recipe, WaltzRecipe):
-        raise BadInput(f"{run}: is a run of {recipe.method}; serve takes a pair that choreo train waltz made")
-    return recipe
-
-
-def load(run: Path, recipe: WaltzRecipe) -> tuple[Pair, str]:
-    """The pair as the newest checkpoint has it, and what names it. A run without one serves the untrained pair."""
-    step, folder = max(checkpoints(run).items(), default=(0, None))
-    pair = restore(recipe, folder)
-    return pair, f"step-{step:06d}/{pair.base}"
-
-
-def agents_of(worker: Worker, pair: Pair, recipe: WaltzRecipe) -> Mapping[str, Agent]:
-    positions = getattr(pair.team.decoder.model.config.get_text_config(), "max_position_embeddings", 2**31)
-    return {
-        agent: LocalAgent(
-            worker, pair.chat, agent, feedback_tokens=recipe.protocol.feedback_tokens,
-            temperature=recipe.evaluation.temperature, positions=positions,
-        )
-        for agent in AGENTS
-    }  # fmt: skip
-
-
 def keys_of(options: Options) -> tuple[Sequence[keyring.Key], str | None]:
     """The keys, and the secret of the one that was drawn for this start, to be shown.
 
@@ -154,7 +156,7 @@ def keys_of(options: Options) -> tuple[Sequence[keyring.Key], str | None]:
     """
     if options.keys is not None:
         return keyring.load(options.keys), None
-    if options.host not in ("127.0.0.1", "::1", "localhost"):
+    if options.host not in LOOPBACK:
         raise BadInput(f"--host {options.host}: others can reach it, so it needs --keys FILE (choreo key NAME)")
     given = os.environ.get(KEY_VARIABLE, "").strip()
     secret = given or keyring.new_key()
