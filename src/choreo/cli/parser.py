@@ -260,9 +260,14 @@ docs/serve.md says what is supported, what is refused, and what is secure by def
   choreo key alice >> keys.toml""")
     key.add_argument("name", metavar="NAME", help="who it is for; it stands in logs and metrics")
 
-    bench = add("bench", do.bench, "Time choreo side by side with TRL on the same work", """\
-  make bench             installs TRL beside choreo, then runs this
-  choreo bench --json""")
+    bench = add("bench", do.bench, "Time choreo side by side with TRL on the same work, or time a server", """\
+  make bench                               installs TRL beside choreo, then runs this
+  choreo bench --json
+  choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic""")
+    bench.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")
+    bench.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
+    bench.add_argument("--requests", type=_count, default=512, metavar="N", help="of serve, each time (default: 512)")
+    bench.add_argument("--clients", type=_count, default=32, metavar="N", help="of serve, at once (default: 32)")
     _json_option(bench)
     return root
 

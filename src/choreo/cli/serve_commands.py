@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,22 @@ def serve(args: argparse.Namespace) -> int:
             log_text=args.log_text,
         )
     )
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    require("bench serve")
+    if args.run is None:
+        raise BadInput("bench serve: give a run (choreo bench --help)")
+    from choreo.serve.bench import bench, table
+
+    found = bench(args.run, args.requests, args.clients)
+    if args.json:
+        from choreo.runs.files import finite
+
+        print(json.dumps(finite(found), allow_nan=False))
+    else:
+        print(table(found))
     return 0
 
 

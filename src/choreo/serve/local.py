@@ -9,11 +9,12 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from choreo.engine.continuous import Batch, Row
 from choreo.engine.requests import Completion, Request
 from choreo.serve.dance import Down, Said, TooLong, Wish
+from choreo.serve.skeleton import Skeleton
 from choreo.serve.wire import cut
 from choreo.text.chat import Chat
 from choreo.types import AGENTS, FEEDBACK, Episode
@@ -134,9 +135,19 @@ class LocalAgent:
     system = False  # a pair is told apart by the system prompts it was trained with; a caller's cannot take their place
 
     def __init__(
-        self, worker: Worker, chat: Chat, agent: str, *, feedback_tokens: int, temperature: float, positions: int
+        self,
+        worker: Worker,
+        chat: Chat,
+        agent: str,
+        *,
+        feedback_tokens: int,
+        temperature: float,
+        positions: int,
+        skeleton: Skeleton | None = None,
     ):
-        """temperature: of the feedback agent; callers choose the other's. positions: what the base can read."""
+        """temperature: of the feedback agent; callers choose the other's. positions: what the base can read.
+        skeleton: what a review is given; without it every token is sampled, as in training."""
+        self.skeleton = skeleton
         self.worker, self.chat, self.agent = worker, chat, agent
         self.feedback_tokens, self.temperature, self.positions = feedback_tokens, temperature, positions
 
@@ -159,11 +170,21 @@ class LocalAgent:
         if len(asked.context) + self.feedback_tokens > self.positions and self.agent == FEEDBACK:
             raise Down("the answer is too long for the feedback agent")  # of another model, which reads more
         if self.agent == FEEDBACK:
-            row = Row(asked, self.feedback_tokens, self.temperature)
-        else:
-            row = Row(asked, wish.max_tokens, wish.temperature, self._heard(wish.stop, token))
-        done = await self._sample(row)
+            return await self._review(game, asked)
+        done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(wish.stop, token)))
         return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+
+    async def _review(self, game: Episode, asked: Request) -> Said:
+        if self.skeleton is None:
+            done = await self._sample(Row(asked, self.feedback_tokens, self.temperature))
+            return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+        head = self.skeleton.head
+        begun = replace(asked, context=(*asked.context, *head))
+        row = Row(begun, max(1, self.feedback_tokens - len(head)), self.temperature, self.skeleton.heard())
+        done = await self._sample(row)
+        ids = self.skeleton.whole(done.ids)
+        whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
+        return Said(spoken(self.chat, game, self.agent, asked.context, whole), len(done.ids), len(asked.context))
 
     def _heard(self, stop: Sequence[str], token: Callable[[str], None] | None) -> Callable[[Row], bool]:
         if not stop and token is None:

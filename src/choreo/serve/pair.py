@@ -13,6 +13,7 @@ from choreo.errors import BadInput
 from choreo.runs.folder import checkpoints, read_info
 from choreo.serve.dance import Agent
 from choreo.serve.local import LocalAgent, Worker
+from choreo.serve.skeleton import Skeleton
 from choreo.types import AGENTS
 from choreo.waltz.trainer import Pair, restore
 
@@ -36,7 +37,7 @@ class Resident:
         self.agents: Mapping[str, Agent] = {
             agent: LocalAgent(
                 self.worker, pair.chat, agent, feedback_tokens=self.recipe.protocol.feedback_tokens,
-                temperature=self.recipe.evaluation.temperature, positions=positions,
+                temperature=self.recipe.evaluation.temperature, positions=positions, skeleton=Skeleton(pair.chat),
             )
             for agent in AGENTS
         }  # fmt: skip
