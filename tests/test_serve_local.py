@@ -119,7 +119,7 @@ def test_a_row_that_nobody_waits_for_leaves_and_a_deadline_is_kept(resident):
         began = time.monotonic()
         with pytest.raises(TimeoutError):
             await dance(game(TEXTS[0]), resident.agents, wish(seconds=0.0), mode="off", rounds=0)
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 2  # not the 60 s of others; a busy machine takes its time
         await asyncio.sleep(0)
         deadline = time.monotonic() + 20
         while resident.worker.counts() != (0, 0) and time.monotonic() < deadline:

@@ -116,7 +116,8 @@ async def _until_stopped(
         timeout_graceful_shutdown=int(options.deadline) + 1, server_header=False,
     )  # fmt: skip
     listener = uvicorn_config.bind_socket()
-    address = f"http://{options.host}:{listener.getsockname()[1]}"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
     where = {"address": address, "model": server.settings.model, "mode": server.settings.mode, "pid": os.getpid()}
     http = _Server(uvicorn_config)
     loop = asyncio.get_running_loop()
