@@ -28,7 +28,7 @@ ROWS = 64  # decoded at once, per agent; more wait
 class _Job:
     agent: str
     row: Row
-    done: Callable[[Completion | BaseException], None]  # called in the worker
+    done: Callable[[Completion | BaseException], object]  # called in the worker
     cancelled: bool = False
 
 

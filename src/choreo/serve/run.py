@@ -118,7 +118,12 @@ async def _until_stopped(
     listener = uvicorn_config.bind_socket()
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{listener.getsockname()[1]}"
-    where = {"address": address, "model": server.settings.model, "mode": server.settings.mode, "pid": os.getpid()}
+    where: dict[str, Any] = {
+        "address": address,
+        "model": server.settings.model,
+        "mode": server.settings.mode,
+        "pid": os.getpid(),
+    }
     http = _Server(uvicorn_config)
     loop = asyncio.get_running_loop()
     swaps: set[asyncio.Future[None]] = set()

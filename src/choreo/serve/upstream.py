@@ -106,14 +106,15 @@ class Upstream:
         return Said(turn, reply.completion_tokens or 0, reply.prompt_tokens or 0)
 
     async def _ask(self, body: dict[str, Any]) -> Reply:
-        for attempt in range(RETRIES + 1):
+        attempt = 0
+        while True:
             outcome, may_pass = await self._try(body)
             if isinstance(outcome, Reply):
                 return outcome
             if not may_pass or attempt == RETRIES:
-                break
+                raise Down(f"the {self.agent} server failed: {outcome.kind}")
             await asyncio.sleep(BACKOFF * 2**attempt)
-        raise Down(f"the {self.agent} server failed: {outcome.kind}")
+            attempt += 1
 
     async def _try(self, body: dict[str, Any]) -> tuple[Reply | Failure, bool]:
         """A reply, or what failed and whether it may pass. What the server says of it may quote the user: it is left

@@ -68,7 +68,8 @@ async function count() {
 
 // Words of `to`, marked against those of `from`: the longest common subsequence stays.
 function marked(from, to) {
-  const a = from.split(/(\s+)/), b = to.split(/(\s+)/);
+  const words = /\s*\S+/g; // each with the space before it, so that spaces alone never match
+  const a = from.match(words) || [], b = to.match(words) || [];
   const best = Array.from({ length: a.length + 1 }, () => new Array(b.length + 1).fill(0));
   for (let i = a.length - 1; i >= 0; i--)
     for (let j = b.length - 1; j >= 0; j--)
