@@ -1,4 +1,4 @@
-"""What feedback costs the engine of a server, in CPU time per request, so that other work on the machine does not count.
+"""What feedback costs the engine of a server, in CPU time per request: other work on the machine does not count.
 
     OMP_NUM_THREADS=1 python benchmarks/serve_cost.py RUN
 
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from choreo.microworld.suites import prompts
 from choreo.serve.dance import Mode, Outcome, Wish, dance
+from choreo.serve.local import LocalAgent
 from choreo.serve.pair import Resident
-from choreo.types import Episode, Prompt
+from choreo.types import FEEDBACK, Episode, Prompt
 
 TRAFFIC = {
     "general": ("general",),
@@ -37,23 +38,35 @@ async def serve(resident: Resident, asked: list[Prompt], mode: Mode, seed: int) 
     return await asyncio.gather(*map(one, asked))
 
 
+def measured(resident: Resident, asked: list[Prompt], mode: Mode, seed: int) -> tuple[float, list[Outcome]]:
+    """CPU milliseconds per request, and how the games ended."""
+    began = time.process_time()
+    outcomes = asyncio.run(serve(resident, asked, mode, seed))
+    return 1000 * (time.process_time() - began) / len(asked), outcomes
+
+
 def main() -> None:
     resident = Resident(Path(sys.argv[1]))
+    reviewer = resident.agents[FEEDBACK]
+    assert isinstance(reviewer, LocalAgent)
     split = resident.recipe.world.split_seed
     for turn in range(TURNS):
         for traffic, suites in TRAFFIC.items():
             each = PROMPTS // len(suites)
             asked = [p for suite in suites for p in prompts(suite, "heldout", each, split_seed=split, seed=1)]
-            spent = {}
             asyncio.run(serve(resident, asked[:AT_ONCE], "off", -1))  # warm
-            for mode in ("off", "adaptive"):
-                began = time.process_time()
-                outcomes = asyncio.run(serve(resident, asked, mode, turn))
-                spent[mode] = 1000 * (time.process_time() - began) / len(asked)
-            ftr = sum(outcome.game.triggered for outcome in outcomes) / len(outcomes)
-            print(
-                json.dumps({"traffic": traffic, "cpu_ms": spent, "share": spent["off"] / spent["adaptive"], "ftr": ftr})
-            )
+            off, _ = measured(resident, asked, "off", turn)
+            adaptive, outcomes = measured(resident, asked, "adaptive", turn)
+            given, reviewer.skeleton = reviewer.skeleton, None
+            sampled, alike = measured(resident, asked, "adaptive", turn)
+            reviewer.skeleton = given
+            figures = {
+                "traffic": traffic, "off_ms": off, "adaptive_ms": adaptive, "nothing_given_ms": sampled,
+                "share": off / adaptive, "ftr": sum(o.game.triggered for o in outcomes) / len(outcomes),
+                "feedback_tokens": sum(o.tokens("feedback") for o in outcomes),
+                "feedback_tokens_nothing_given": sum(o.tokens("feedback") for o in alike),
+            }  # fmt: skip
+            print(json.dumps(figures), flush=True)
     resident.worker.close()
 
 
