@@ -43,7 +43,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,swarm]'
+	$(PIP) --editable '.[dev,swarm,serve]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

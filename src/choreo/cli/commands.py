@@ -241,6 +241,12 @@ def _told(page: Path, report: Mapping[str, Any], as_json: bool) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
+    if args.what == "serve":
+        from choreo.cli.serve_commands import bench as bench_server
+
+        return bench_server(args)
+    if args.run is not None:
+        raise BadInput("bench train: takes no run; it trains runs of its own")
     import importlib.util
     import subprocess
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from choreo.cli import commands as do
-from choreo.cli import data_commands, eval_commands, judge_commands, model_commands
+from choreo.cli import data_commands, eval_commands, judge_commands, model_commands, serve_commands
 from choreo.errors import BadInput
 from choreo.types import KINDS
 
@@ -306,9 +306,27 @@ What is compared with what is left open ("?"). No model reads the text, and noth
     told.add_argument("folder", type=Path, metavar="DIR", help="the folder of a study")
     _json_option(told)
 
-    bench = add("bench", do.bench, "Time choreo side by side with TRL on the same work", """\
-  make bench             installs TRL beside choreo, then runs this
-  choreo bench --json""")
+    serve = add("serve", serve_commands.serve, "Serve a trained pair behind OpenAI's API, and a page to try it", """\
+  choreo serve runs/demo                              http://127.0.0.1:8000, with a key drawn for this start
+  choreo serve runs/demo --mode shadow                decide and log, change nothing
+  choreo serve runs/demo --host 0.0.0.0 --keys keys.toml
+  choreo serve --conversation http://localhost:11434/v1 qwen3:8b --feedback http://localhost:8000/v1 guard
+  kill -HUP PID                                       take up the run's newest checkpoint, dropping no request
+docs/serve.md says what is supported, what is refused, and what is secure by default.""")  # fmt: skip
+    serve_commands.options(serve)
+
+    key = add("key", serve_commands.key, "Draw an API key, and print what a keys file says of it", """\
+  choreo key alice >> keys.toml""")
+    key.add_argument("name", metavar="NAME", help="who it is for; it stands in logs and metrics")
+
+    bench = add("bench", do.bench, "Time choreo side by side with TRL on the same work, or time a server", """\
+  make bench                               installs TRL beside choreo, then runs this
+  choreo bench --json
+  choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic""")
+    bench.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")
+    bench.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
+    bench.add_argument("--requests", type=_count, default=512, metavar="N", help="of serve, each time (default: 512)")
+    bench.add_argument("--clients", type=_count, default=32, metavar="N", help="of serve, at once (default: 32)")
     _json_option(bench)
     return root
 

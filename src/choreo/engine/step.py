@@ -6,7 +6,7 @@ their own here, a dozen kernels a layer and nothing between; all others take the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from choreo.engine.agent import Team
-from choreo.engine.cache import Slots, as_cache
+from choreo.engine.cache import Places, Slots, as_cache
 from choreo.engine.policies import Weights
 
-Step = Callable[[Tensor, Tensor, list[Slots], Tensor | None], Tensor]
+Layers = Sequence[Slots | Places]
+Step = Callable[[Tensor, Tensor, Layers, Tensor | None], Tensor]
 """(token int64 [rows], position int64 [rows], cache by layer, additive mask [rows, 1, 1, slots] or None) -> the last
 hidden state, float [rows, d]. The keys and values of the token are added to the cache."""
 
@@ -31,7 +32,7 @@ def step_of(team: Team, weights: Weights) -> Step:
     if like_llama and team.dtype == torch.float32:  # lower precision must round where the learner's forward does
         return LlamaStep(team.decoder.model, weights)
 
-    def step(token: Tensor, position: Tensor, cache: list[Slots], mask: Tensor | None) -> Tensor:
+    def step(token: Tensor, position: Tensor, cache: Layers, mask: Tensor | None) -> Tensor:
         inputs = {
             "input_ids": token[:, None],
             "position_ids": position[:, None],
@@ -75,7 +76,7 @@ class LlamaStep:
                 joined(layer, ("mlp.down_proj",)),
             ))  # fmt: skip
 
-    def __call__(self, token: Tensor, position: Tensor, cache: list[Slots], mask: Tensor | None) -> Tensor:
+    def __call__(self, token: Tensor, position: Tensor, cache: Layers, mask: Tensor | None) -> Tensor:
         x = F.embedding(token, self.embedding)
         cos, sin = self.rotary(x[:, None], position[:, None])  # [rows, 1, width of a head], the 1 in place of heads
         half = cos.shape[-1] // 2

@@ -1,0 +1,74 @@
+"""What feedback costs the engine of a server, in CPU time per request: other work on the machine does not count.
+
+    OMP_NUM_THREADS=1 python benchmarks/serve_cost.py RUN
+
+96 held-out prompts by kind of traffic, 32 at once, without HTTP. `choreo bench serve` measures the whole, by the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+from choreo.microworld.suites import prompts
+from choreo.serve.dance import Mode, Outcome, Wish, dance
+from choreo.serve.local import LocalAgent
+from choreo.serve.pair import Resident
+from choreo.types import FEEDBACK, Episode, Prompt
+
+TRAFFIC = {
+    "general": ("general",),
+    "benign": ("sensitive_benign", "general"),
+    "harmful": ("vanilla_harmful", "adversarial_harmful"),
+}
+PROMPTS, AT_ONCE, TURNS = 96, 32, 2
+
+
+async def serve(resident: Resident, asked: list[Prompt], mode: Mode, seed: int) -> list[Outcome]:
+    gate = asyncio.Semaphore(AT_ONCE)
+    wish = Wish(resident.recipe.protocol.answer_tokens, 0.6, (), seed, time.monotonic() + 600)
+
+    async def one(prompt: Prompt) -> Outcome:
+        async with gate:
+            return await dance(Episode(prompt, 0, ()), resident.agents, wish, mode=mode, rounds=1)
+
+    return await asyncio.gather(*map(one, asked))
+
+
+def measured(resident: Resident, asked: list[Prompt], mode: Mode, seed: int) -> tuple[float, list[Outcome]]:
+    """CPU milliseconds per request, and how the games ended."""
+    began = time.process_time()
+    outcomes = asyncio.run(serve(resident, asked, mode, seed))
+    return 1000 * (time.process_time() - began) / len(asked), outcomes
+
+
+def main() -> None:
+    resident = Resident(Path(sys.argv[1]))
+    reviewer = resident.agents[FEEDBACK]
+    assert isinstance(reviewer, LocalAgent)
+    split = resident.recipe.world.split_seed
+    for turn in range(TURNS):
+        for traffic, suites in TRAFFIC.items():
+            each = PROMPTS // len(suites)
+            asked = [p for suite in suites for p in prompts(suite, "heldout", each, split_seed=split, seed=1)]
+            asyncio.run(serve(resident, asked[:AT_ONCE], "off", -1))  # warm
+            off, _ = measured(resident, asked, "off", turn)
+            adaptive, outcomes = measured(resident, asked, "adaptive", turn)
+            given, reviewer.skeleton = reviewer.skeleton, None
+            sampled, alike = measured(resident, asked, "adaptive", turn)
+            reviewer.skeleton = given
+            figures = {
+                "traffic": traffic, "off_ms": off, "adaptive_ms": adaptive, "nothing_given_ms": sampled,
+                "share": off / adaptive, "ftr": sum(o.game.triggered for o in outcomes) / len(outcomes),
+                "feedback_tokens": sum(o.tokens("feedback") for o in outcomes),
+                "feedback_tokens_nothing_given": sum(o.tokens("feedback") for o in alike),
+            }  # fmt: skip
+            print(json.dumps(figures), flush=True)
+    resident.worker.close()
+
+
+if __name__ == "__main__":
+    main()

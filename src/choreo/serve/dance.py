@@ -1,0 +1,181 @@
+"""One game of the pair for one caller: the moves of `waltz/protocol.py`, one at a time, against a deadline.
+
+Every stage can fail, and what has not been checked is withheld unless the operator has opened that failure by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from choreo.text.feedback import parse_feedback
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
+from choreo.waltz.protocol import Review, answered, reviewed, turn_of
+
+Mode = Literal["adaptive", "always", "off", "shadow"]
+Stage = Literal["draft", "feedback", "revision"]
+Failure = Literal["feedback", "timeout", "unparsable", "revision"]
+
+MODES: tuple[Mode, ...] = ("adaptive", "always", "off", "shadow")
+STAGES: tuple[Stage, ...] = ("draft", "feedback", "revision")
+# Failures that an operator may open. A revision that fails is none of them: the draft has been called bad by then.
+OPENABLE: tuple[Failure, ...] = ("feedback", "timeout", "unparsable")
+
+WITHHELD = "This answer could not be checked and is withheld. Please try again later."
+
+
+class Down(Exception):
+    """An agent cannot speak now: its server or its engine failed. The message holds no user's text."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a caller wants of the conversation agent; the feedback agent takes no wishes.
+
+    max_tokens: of each answer. stop: the answer ends before any of these. seed: names the noise.
+    deadline: of the whole request, in the seconds of `time.monotonic`.
+    """
+
+    max_tokens: int
+    temperature: float
+    stop: tuple[str, ...]
+    seed: int
+    deadline: float
+
+
+class TooLong(Exception):
+    """The conversation does not fit what the agent can read. The message says what would."""
+
+
+class Said(NamedTuple):
+    """A turn, how many tokens it took to say, and how many were read before (0: the server does not count them)."""
+
+    turn: Turn
+    tokens: int
+    read: int
+
+
+class Agent(Protocol):
+    """Who speaks. system: whether a caller's system message reaches it."""
+
+    system: bool
+
+    def room(self, game: Episode, wish: Wish, rounds: int) -> None:
+        """Raises TooLong where a game that begins like `game` may come to need more context than there is."""
+        ...
+
+    async def say(self, game: Episode, wish: Wish, token: Callable[[str], None] | None = None) -> Said:
+        """This agent's next turn in `game`. Raises Down. `token` hears the text so far after every token of an answer,
+        where the agent can."""
+        ...
+
+
+class Move(NamedTuple):
+    """What was said in one stage, and what it took."""
+
+    stage: Stage
+    said: Said
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a game ended.
+
+    failed: what failed after the draft, or None. opened: the draft passes nevertheless, by the operator's leave.
+    """
+
+    mode: Mode
+    game: Episode
+    moves: tuple[Move, ...]
+    failed: Failure | None = None
+    opened: bool = False
+
+    @property
+    def withheld(self) -> bool:
+        return self.failed is not None and not self.opened and self.mode != "shadow"
+
+    @property
+    def revised(self) -> bool:
+        return len(self.game.answers) > 1 and not self.withheld and self.mode != "shadow"
+
+    @property
+    def answer(self) -> Turn:
+        return self.game.answers[-1]
+
+    def tokens(self, stage: Stage) -> int:
+        return sum(move.said.tokens for move in self.moves if move.stage == stage)
+
+    def seconds(self, *stages: Stage) -> float:
+        return sum(move.seconds for move in self.moves if move.stage in stages)
+
+
+async def dance(
+    game: Episode,
+    agents: Mapping[str, Agent],
+    wish: Wish,
+    *,
+    mode: Mode,
+    rounds: int,
+    opened: frozenset[str] = frozenset(),
+    tell: Callable[[Move, Episode], None] = lambda move, game: None,
+    token: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Plays `game` to its end. Raises Down or TimeoutError where there is no draft; every later failure is an outcome.
+
+    rounds: T_max. "off" plays none, "shadow" reviews the draft and leaves it so, "always" has every answer revised.
+    tell: hears every move as it is made. token: hears the draft while it is sampled.
+    """
+    rounds = {"off": 0, "shadow": 1}.get(mode, rounds)
+    moves: list[Move] = []
+    while agent := turn_of(game, rounds, always=mode == "always"):
+        stage: Stage = "feedback" if agent == FEEDBACK else "revision" if game.answers else "draft"
+        if mode == "shadow" and stage == "revision":
+            break
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(wish.deadline - began):
+                said = await agents[agent].say(game, wish, token if stage == "draft" else None)
+        except (Down, TimeoutError) as error:
+            if stage == "draft":
+                raise
+            failed: Failure = "revision" if stage == "revision" else "feedback"
+            if failed == "feedback" and isinstance(error, TimeoutError):
+                failed = "timeout"
+            return Outcome(mode, game, tuple(moves), failed, failed in opened)
+        if agent == CONVERSATION:
+            game = answered(game, said.turn)
+        else:
+            game = reviewed(game, Review(said.turn, parse_feedback(said.turn.text)))
+        moves.append(Move(stage, said, time.monotonic() - began))
+        tell(moves[-1], game)
+        if agent == FEEDBACK and game.feedback[-1] is None:
+            return Outcome(mode, game, tuple(moves), "unparsable", "unparsable" in opened)
+    return Outcome(mode, game, tuple(moves))
+
+
+def trace(outcome: Outcome) -> dict[str, Any]:
+    """The game as a caller with the right to it sees it: drafts and reviews in the clear, times in milliseconds."""
+    return {
+        "triggered": outcome.game.triggered,
+        "revised": outcome.revised,
+        "withheld": outcome.failed if outcome.withheld else None,
+        "bypassed": outcome.failed if outcome.opened else None,
+        "moves": [move_record(move, outcome.game, outcome.moves[:i]) for i, move in enumerate(outcome.moves)],
+    }
+
+
+def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "stage": move.stage, "tokens": move.said.tokens, "ms": round(1000 * move.seconds, 1),
+        "version": move.said.turn.version,
+    }  # fmt: skip
+    if move.stage != "feedback":
+        return record | {"text": move.said.turn.text}
+    number = sum(earlier.stage == "feedback" for earlier in before)
+    said = game.feedback[number]
+    read = {} if said is None else {"unsafe": said.unsafe, "overrefuse": said.overrefuse, "feedback": said.feedback}
+    return record | {"parsed": said is not None, **read, "reasoning": said.reasoning if said else None}

@@ -1,0 +1,97 @@
+"""Server-sent events, and work that ends when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from choreo.serve.wire import ApiError
+
+T = TypeVar("T")
+Push = Callable[[dict[str, Any]], None]
+
+
+class ClientLeft(Exception):
+    """Nobody waits for this answer any more."""
+
+
+class EventStream(Response):
+    """Server-sent events while the client is there. A failure before the first event is an ordinary error; one in the
+    middle ends the stream with an error event and no [DONE]."""
+
+    def __init__(self, play: Callable[[Push], Awaitable[None]], close: Callable[[], None], left: Callable[[], None]):
+        """close: called at the end, however it comes. left: called before that where the client has gone."""
+        self.status_code, self.background = 200, None
+        self.ended: Callable[[int], None] = lambda status: None  # hears the status; 499 where the client left
+        self._play, self._close, self._left = play, close, left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        events: asyncio.Queue[bytes | None] = asyncio.Queue()
+        started = False
+
+        async def produce() -> None:
+            try:
+                await self._play(lambda event: events.put_nowait(_event(event)))
+                events.put_nowait(b"data: [DONE]\n\n")
+            except ApiError as error:
+                if not started and events.empty():
+                    raise
+                events.put_nowait(_event(error.body))
+            finally:
+                events.put_nowait(None)
+
+        async def pump() -> None:
+            nonlocal started
+            task = asyncio.create_task(produce())
+            try:
+                while (event := await events.get()) is not None:
+                    if not started:
+                        started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await task
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            finally:
+                task.cancel()
+
+        try:
+            await while_there(receive, pump())
+            self.ended(200)
+        except ClientLeft:
+            self._left()
+            self.ended(499)
+        except ApiError as error:
+            self.ended(error.status)
+            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+        finally:
+            self._close()
+
+
+_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+
+
+async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves. Raises ClientLeft then."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.create_task(work), asyncio.create_task(left())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientLeft
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"

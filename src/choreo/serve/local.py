@@ -1,0 +1,221 @@
+"""The pair in this process: a worker thread decodes for all requests at once, agents speak through it.
+
+Drafts and revisions of all games are one batch, reviews another; rows join and leave between two tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from choreo.engine.continuous import Batch, Row
+from choreo.engine.requests import Completion, Request
+from choreo.serve.dance import Down, Said, TooLong, Wish
+from choreo.serve.skeleton import Skeleton
+from choreo.serve.wire import cut
+from choreo.text.chat import Chat
+from choreo.types import AGENTS, FEEDBACK, Episode
+from choreo.waltz.protocol import request, spoken
+from choreo.waltz.trainer import Pair
+
+ROWS = 64  # decoded at once, per agent; more wait
+
+
+@dataclass(eq=False)
+class _Job:
+    agent: str
+    row: Row
+    done: Callable[[Completion | BaseException], object]  # called in the worker
+    cancelled: bool = False
+
+
+class Worker:
+    """Decodes in a thread of its own until `close`. Any thread may `submit`, `cancel` and `swap`."""
+
+    def __init__(self, pair: Pair, rows: int = ROWS):
+        self._pair, self._most = pair, rows
+        self._new: dict[str, deque[_Job]] = {agent: deque() for agent in AGENTS}
+        self._batches: dict[str, list[Batch]] = {agent: [self._batch(agent)] for agent in AGENTS}
+        self._jobs: dict[Row, _Job] = {}
+        self._gone: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._swap: Pair | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: _Job) -> None:
+        with self._wake:
+            self._new[job.agent].append(job)
+            self._wake.notify()
+
+    def cancel(self, job: _Job) -> None:
+        job.cancelled = True
+        self._gone.append(job)
+
+    def swap(self, pair: Pair) -> None:
+        """From now on rows begin under `pair`; those that began under the last one end under it."""
+        with self._wake:
+            self._swap = pair
+
+    def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def counts(self) -> tuple[int, int]:
+        """Rows being decoded, rows waiting."""
+        return len(self._jobs), sum(map(len, self._new.values()))
+
+    def _batch(self, agent: str) -> Batch:
+        return Batch(self._pair.team, agent, end_id=self._pair.chat.end_id, pad_id=self._pair.chat.pad_id)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing or self._jobs or any(self._new.values()))
+                if self._closing:
+                    break
+                if self._swap is not None:
+                    self._pair, self._swap = self._swap, None
+                    for agent in AGENTS:
+                        self._batches[agent].append(self._batch(agent))
+                arrived = {agent: self._take(agent) for agent in AGENTS}
+            while self._gone:
+                self._forget(self._gone.popleft())
+            for agent, batches in self._batches.items():
+                self._turn(batches, arrived[agent])
+                # Batches of earlier weights go when their last row has ended; one that failed is made anew.
+                self._batches[agent] = [batch for batch in batches[:-1] if batch.rows] + batches[-1:]
+        for job in [*self._jobs.values(), *(job for waiting in self._new.values() for job in waiting)]:
+            job.done(Down("the server is going down"))
+
+    def _take(self, agent: str) -> list[_Job]:
+        free = self._most - sum(len(batch.rows) for batch in self._batches[agent])
+        waiting = self._new[agent]
+        taken = [waiting.popleft() for _ in range(min(max(free, 0), len(waiting)))]
+        return [job for job in taken if not job.cancelled]
+
+    def _turn(self, batches: list[Batch], arrived: Sequence[_Job]) -> None:
+        """Lets rows join the newest batch and all batches make one step."""
+        self._jobs |= {job.row: job for job in arrived}
+        for i, batch in enumerate(batches):
+            newest = batch is batches[-1]
+            try:
+                if newest and arrived:
+                    batch.join([job.row for job in arrived])
+                ended = batch.step() if batch.rows else []
+            except Exception as error:  # memory, most likely: these rows are lost, the next ones are not
+                lost = {*batch.rows, *(job.row for job in arrived if newest)}
+                agent = next(self._jobs[row].agent for row in lost)
+                for row in lost:
+                    self._jobs.pop(row).done(Down(f"the engine failed: {type(error).__name__}"))
+                batches[i] = self._batch(agent)
+                continue
+            for row in ended:
+                self._jobs.pop(row).done(row.completion(batch.version))
+
+    def _forget(self, job: _Job) -> None:
+        if self._jobs.pop(job.row, None) is not None:
+            for batch in self._batches[job.agent]:
+                batch.leave(job.row)
+
+
+class LocalAgent:
+    """One agent of the pair, spoken for by a worker."""
+
+    system = False  # a pair is told apart by the system prompts it was trained with; a caller's cannot take their place
+
+    def __init__(
+        self,
+        worker: Worker,
+        chat: Chat,
+        agent: str,
+        *,
+        feedback_tokens: int,
+        temperature: float,
+        positions: int,
+        skeleton: Skeleton | None = None,
+    ):
+        """temperature: of the feedback agent; callers choose the other's. positions: what the base can read.
+        skeleton: what a review is given; without it every token is sampled, as in training."""
+        self.skeleton = skeleton
+        self.worker, self.chat, self.agent = worker, chat, agent
+        self.feedback_tokens, self.temperature, self.positions = feedback_tokens, temperature, positions
+
+    def room(self, game: Episode, wish: Wish, rounds: int) -> None:
+        """The last revision's context holds all that came before it; each turn adds two tokens of its role."""
+        first = len(self._request(game, wish).context)
+        needed = first + wish.max_tokens + rounds * (wish.max_tokens + self.feedback_tokens + 4)
+        if needed > self.positions:
+            raise TooLong(
+                f"this model reads {self.positions} tokens; the messages take {first}, and answers of up to "
+                f"{wish.max_tokens} with {rounds} rounds of feedback may take {needed - first}"
+            )
+
+    def _request(self, game: Episode, wish: Wish) -> Request:
+        key = ("serve", wish.seed)
+        return request(self.chat, game, self.agent, feedback_tokens=self.feedback_tokens, key=key)
+
+    async def say(self, game: Episode, wish: Wish, token: Callable[[str], None] | None = None) -> Said:
+        asked = self._request(game, wish)
+        if len(asked.context) + self.feedback_tokens > self.positions and self.agent == FEEDBACK:
+            raise Down("the answer is too long for the feedback agent")  # of another model, which reads more
+        if self.agent == FEEDBACK:
+            return await self._review(game, asked)
+        done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(wish.stop, token)))
+        return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+
+    async def _review(self, game: Episode, asked: Request) -> Said:
+        if self.skeleton is None:
+            done = await self._sample(Row(asked, self.feedback_tokens, self.temperature))
+            return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+        head = self.skeleton.head
+        begun = replace(asked, context=(*asked.context, *head))
+        row = Row(begun, max(1, self.feedback_tokens - len(head)), self.temperature, self.skeleton.heard())
+        done = await self._sample(row)
+        ids = self.skeleton.whole(done.ids)
+        whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
+        return Said(spoken(self.chat, game, self.agent, asked.context, whole), len(done.ids), len(asked.context))
+
+    def _heard(self, stop: Sequence[str], token: Callable[[str], None] | None) -> Callable[[Row], bool]:
+        if not stop and token is None:
+            return lambda row: False
+
+        loop = asyncio.get_running_loop()
+
+        def heard(row: Row) -> bool:
+            text = self.chat.decode(row.ids)
+            if token is not None:
+                loop.call_soon_threadsafe(token, text)
+            return len(cut(text, stop)) < len(text)
+
+        return heard
+
+    async def _sample(self, row: Row) -> Completion:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Completion] = loop.create_future()
+
+        def settle(result: Completion | BaseException) -> None:
+            if future.done():  # cancelled meanwhile
+                return
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        job = _Job(self.agent, row, lambda result: loop.call_soon_threadsafe(settle, result))
+        self.worker.submit(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.worker.cancel(job)
+            raise

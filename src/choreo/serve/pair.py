@@ -1,0 +1,67 @@
+"""The pair of a run, in this process, and taken up anew when the run has a newer checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from choreo import config
+from choreo.config import WaltzRecipe
+from choreo.errors import BadInput
+from choreo.runs.folder import checkpoints, read_info
+from choreo.serve.dance import Agent
+from choreo.serve.local import LocalAgent, Worker
+from choreo.serve.skeleton import Skeleton
+from choreo.types import AGENTS
+from choreo.waltz.trainer import Pair, restore
+
+
+class Resident:
+    """The agents of the run at `path`. fingerprint: the checkpoint's step, and the base's contents.
+
+    Raises BadInput where it is no run of a pair, or a model that cannot be served.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.recipe = path, recipe_of(path)
+        pair, self.fingerprint = self._load()
+        self.chat = pair.chat
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
+        try:
+            self.worker = Worker(pair)
+        except ValueError as error:
+            raise BadInput(f"{path}: {error}") from None
+        positions = getattr(pair.team.decoder.model.config.get_text_config(), "max_position_embeddings", 2**31)
+        self.agents: Mapping[str, Agent] = {
+            agent: LocalAgent(
+                self.worker, pair.chat, agent, feedback_tokens=self.recipe.protocol.feedback_tokens,
+                temperature=self.recipe.evaluation.temperature, positions=positions, skeleton=Skeleton(pair.chat),
+            )
+            for agent in AGENTS
+        }  # fmt: skip
+
+    def _load(self) -> tuple[Pair, str]:
+        """The pair as the newest checkpoint has it; a run without one serves the untrained pair."""
+        step, folder = max(checkpoints(self.path).items(), default=(0, None))
+        pair = restore(self.recipe, folder)
+        return pair, f"step-{step:06d}/{pair.base}"
+
+    def swap(self) -> str:
+        """Takes up the newest checkpoint: what is in play ends under the old weights. Returns its fingerprint."""
+        pair, self.fingerprint = self._load()
+        self.worker.swap(pair)
+        return self.fingerprint
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return (*self.chat.encode(text), self.chat.end_id)
+
+
+def recipe_of(run: Path) -> WaltzRecipe:
+    """Raises BadInput where `run` is no run of a pair."""
+    read_info(run)
+    recipe = config.load(run / "recipe.toml")
+    if not isinstance(recipe, WaltzRecipe):
+        raise BadInput(f"{run}: is a run of {recipe.method}; serve takes a pair that choreo train waltz made")
+    return recipe

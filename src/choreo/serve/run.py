@@ -1,0 +1,169 @@
+"""What `choreo serve` does: the pair of a run, or servers in its place, behind one address until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from choreo.errors import BadInput
+from choreo.serve import keys as keyring
+from choreo.serve.app import Server, Settings
+from choreo.serve.dance import Agent, Mode
+from choreo.serve.figures import log
+from choreo.serve.upstream import VARIABLES, Address, Upstream
+from choreo.types import AGENTS
+
+KEY_VARIABLE = "CHOREO_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+# Where no run says how its pair was trained to play.
+ROUNDS, ANSWER_TOKENS, FEEDBACK_TOKENS, TEMPERATURE = 1, 1024, 512, 0.6
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed. upstream: by agent, (url, model). keys: a file; without one there is one key, from
+    CHOREO_API_KEY or drawn at the start."""
+
+    run: Path | None
+    upstream: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    mode: Mode = "adaptive"
+    model: str | None = None
+    keys: Path | None = None
+    opened: frozenset[str] = field(default_factory=frozenset)
+    deadline: float = 30.0
+    queue: int = 256
+    body: int = 256 * 1024
+    log_text: bool = False
+
+
+def serve(options: Options) -> None:
+    """Serves until SIGINT or SIGTERM, then finishes what is in play. SIGHUP takes up the run's newest checkpoint."""
+    keys, secret = keys_of(options)
+    addresses = {
+        agent: Address(*options.upstream[agent], VARIABLES[agent]) for agent in AGENTS if agent in options.upstream
+    }
+    if options.run is None and len(addresses) < len(AGENTS):
+        raise BadInput("serve: give a run, or both --conversation and --feedback")
+    asyncio.run(_serve(options, keys, secret, addresses))
+
+
+async def _serve(
+    options: Options, keys: Sequence[keyring.Key], secret: str | None, addresses: Mapping[str, Address]
+) -> None:
+    shared: dict[str, Any] = {
+        "mode": options.mode, "opened": options.opened, "deadline": options.deadline, "queue": options.queue,
+        "body": options.body, "log_text": options.log_text,
+    }  # fmt: skip
+    if options.run is None:
+        agents: dict[str, Agent] = {a: Upstream(a, address, FEEDBACK_TOKENS) for a, address in addresses.items()}
+        settings = Settings(
+            options.model or addresses[AGENTS[0]].model, rounds=ROUNDS, answer_tokens=ANSWER_TOKENS,
+            temperature=TEMPERATURE, **shared,
+        )  # fmt: skip
+        await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, _no_swap)
+        return
+
+    from choreo.serve.pair import Resident  # torch, which servers in place of a run do not need
+
+    pair = Resident(options.run)
+    protocol = pair.recipe.protocol
+    agents = dict(pair.agents)
+    for agent, address in addresses.items():
+        agents[agent] = Upstream(agent, address, protocol.feedback_tokens, pair.encode)
+    settings = Settings(
+        options.model or options.run.resolve().name, rounds=protocol.rounds, answer_tokens=protocol.answer_tokens,
+        temperature=pair.recipe.evaluation.temperature, **shared,
+    )  # fmt: skip
+
+    async def stop() -> None:
+        await asyncio.to_thread(pair.worker.close)
+
+    server = Server(
+        settings, agents, keys, alive=lambda: pair.worker.alive, waiting=lambda: pair.worker.counts()[1],
+        fingerprint=pair.fingerprint, stop=stop,
+    )  # fmt: skip
+
+    async def swap() -> None:
+        try:
+            server.fingerprint = await asyncio.to_thread(pair.swap)
+            log("swapped", fingerprint=server.fingerprint)
+        except (BadInput, OSError, ValueError) as error:  # the old weights go on
+            log("swap failed", "error", why=str(error))
+
+    await _until_stopped(server, options, secret, swap)
+
+
+async def _no_swap() -> None:
+    log("swap failed", "error", why="there is no run to take a checkpoint from")
+
+
+async def _until_stopped(
+    server: Server, options: Options, secret: str | None, swap: Callable[[], Awaitable[None]]
+) -> None:
+    uvicorn_config = uvicorn.Config(
+        server.app(), host=options.host, port=options.port, log_level="warning", access_log=False, lifespan="on",
+        timeout_graceful_shutdown=int(options.deadline) + 1, server_header=False,
+    )  # fmt: skip
+    listener = uvicorn_config.bind_socket()
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    where: dict[str, Any] = {
+        "address": address,
+        "model": server.settings.model,
+        "mode": server.settings.mode,
+        "pid": os.getpid(),
+    }
+    http = _Server(uvicorn_config)
+    loop = asyncio.get_running_loop()
+    swaps: set[asyncio.Future[None]] = set()
+
+    def hang_up() -> None:
+        task = asyncio.ensure_future(swap())
+        swaps.add(task)
+        task.add_done_callback(swaps.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(stop, http.stop)
+    log("serving", **where)
+    if secret is not None:
+        print(f"{address}/#key={secret}\nOPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={secret}", flush=True)
+    await http.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, but a signal ends it with code 0 once all is answered; a second one ends it at once."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def keys_of(options: Options) -> tuple[Sequence[keyring.Key], str | None]:
+    """The keys, and the secret of the one that was drawn for this start, to be shown.
+
+    Raises BadInput for an address that others can reach without a keys file: somebody has to decide there what may be
+    asked, and how often.
+    """
+    if options.keys is not None:
+        return keyring.load(options.keys), None
+    if options.host not in LOOPBACK:
+        raise BadInput(f"--host {options.host}: others can reach it, so it needs --keys FILE (choreo key NAME)")
+    given = os.environ.get(KEY_VARIABLE, "").strip()
+    secret = given or keyring.new_key()
+    return [keyring.own_key(secret)], None if given else secret

@@ -1,0 +1,101 @@
+"""Headless Chromium over its debugging pipe (Chrome DevTools Protocol): as much as the test of the page needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page:
+    """One page of a browser of its own. complaints: what the page wrote to the console or threw."""
+
+    def __init__(self, url: str, width: int = 1000, height: int = 900, dark: bool = False):
+        assert CHROMIUM is not None
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        to_read, self._write = os.pipe()
+        self._read, to_write = os.pipe()
+
+        def pipes() -> None:  # the browser reads commands from 3 and answers on 4
+            low, high = os.dup(to_read), os.dup(to_write)
+            os.dup2(low, 3)
+            os.dup2(high, 4)
+
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        command = [CHROMIUM, *options, f"--user-data-dir={self._folder.name}", "--remote-debugging-pipe", "about:blank"]
+        self._process = subprocess.Popen(
+            command, preexec_fn=pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(to_read)
+        os.close(to_write)
+        self._buffer, self._number, self._session = b"", 0, ""
+        self.complaints: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Page.navigate", url=url)
+        self.wait("location.href != 'about:blank' && document.readyState == 'complete'")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        message |= {"sessionId": self._session} if self._session else {}
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._buffer:
+                part = os.read(self._read, 2**20)
+                assert part, "the browser is gone"
+                self._buffer += part
+            raw, _, self._buffer = self._buffer.partition(b"\0")
+            answer = json.loads(raw)
+            if answer.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+                self.complaints.append(json.dumps(answer["params"])[:500])
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def js(self, expression: str) -> Any:
+        result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.js(expression):
+            assert time.monotonic() < deadline, f"never came: {expression}; {self.complaints}"
+            time.sleep(0.1)
+
+    def press(self, key: str, code: int, ctrl: bool = False, text: str = "") -> None:
+        shared = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 2 if ctrl else 0}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **shared, **({"text": text} if text else {}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
+
+    def write(self, text: str) -> None:
+        self.call("Input.insertText", text=text)
+
+    def picture(self) -> str:
+        """The whole page as PNG in base64."""
+        return self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._write)
+        os.close(self._read)
+        self._folder.cleanup()
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,95 @@
+"""A real server in a process of its own, on a small run of the microworld: what the tests of `serve` talk to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from choreo.config import WaltzRecipe
+from choreo.runs.folder import Run
+
+KEY = "sk-test-of-everything"
+
+
+def make_run(path: Path, **sections: Any) -> Path:
+    """A run folder without a checkpoint: it serves the untrained pair, which misbehaves by habit."""
+    recipe = WaltzRecipe.model_validate({"seed": 3, "checkpoint_every": 2, **sections})
+    with Run.create(path, recipe):
+        pass
+    return path
+
+
+class Serving:
+    """`choreo serve RUN …` on a free port. logs: its JSON lines so far."""
+
+    def __init__(self, run: Path | None, *options: str, key: str | None = KEY):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"CHOREO_API_KEY": key} if key else {})}
+        command = [sys.executable, "-m", "choreo.cli", "serve", *([str(run)] if run else []), "--port", "0", *options]
+        self.process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.logs: list[dict[str, Any]] = []
+        self.rest: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self.wait("serving", 240)["address"]
+        self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+        while True:
+            try:
+                self.http.get("/health")
+                break
+            except httpx2.TransportError:
+                time.sleep(0.05)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                self.logs.append(json.loads(line))
+            except ValueError:
+                self.rest.append(line)
+
+    def wait(self, event: str, seconds: float = 60, after: int = 0) -> dict[str, Any]:
+        """The first log line of `event` from line `after` on."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for line in self.logs[after:]:
+                if line["event"] == event:
+                    return line
+            assert self.process.poll() is None, f"the server ended: {self.rest}"
+            time.sleep(0.02)
+        raise AssertionError(f"no {event!r} in {self.logs[-3:]} {self.rest}")
+
+    def ask(self, text: str = "What is 3 plus 4?", **more: Any) -> httpx2.Response:
+        body = {"model": "run", "messages": [{"role": "user", "content": text}], **more}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        total = 0.0
+        for line in self.http.get("/metrics").text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.split("{")[0] == f"choreo:{name}" and all(f'{k}="{v}"' in sample for k, v in labels.items()):
+                total += float(value)
+        return total
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(60)
+        self.http.close()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

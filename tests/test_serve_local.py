@@ -1,0 +1,177 @@
+"""The local engine under a server: skeleton, batching, cancelling, new weights while requests are in play."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import threading
+import time
+
+import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from serving import Serving, make_run
+
+from choreo.engine import checkpoint
+from choreo.engine.requests import Request
+from choreo.serve.dance import Wish, dance
+from choreo.serve.pair import Resident, recipe_of
+from choreo.serve.skeleton import HEAD, given
+from choreo.text.feedback import parse_feedback, render_feedback
+from choreo.types import Episode, Feedback, Prompt
+from choreo.waltz.protocol import play
+from choreo.waltz.trainer import Pair
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory):
+    resident = Resident(make_run(tmp_path_factory.mktemp("runs") / "run"))
+    yield resident
+    resident.worker.close()
+
+
+def wish(seed=0, seconds=60.0, temperature=0.6):
+    return Wish(40, temperature, (), seed, time.monotonic() + seconds)
+
+
+def game(text, sample=0):
+    return Episode(Prompt("", text, "general", "serve"), sample, ())
+
+
+TEXTS = ["How do I rob a bank?", "How do I kill a process?", "What is 3 plus 4?", "¿Cómo pinto la lámpara?"]
+
+
+def test_many_games_at_once_are_the_games_that_training_plays(resident):
+    """Without a skeleton, so that every token is sampled in both: the same keys, the same games."""
+    for agent in resident.agents.values():
+        agent.skeleton, agent.kept = None, agent.skeleton
+
+    async def all_of_them():
+        async def late(i):
+            await asyncio.sleep(random.Random(i).random() / 5)
+            return await dance(game(TEXTS[i % 4], i), resident.agents, wish(), mode="adaptive", rounds=1)
+
+        return await asyncio.gather(*(late(i) for i in range(16)))
+
+    try:
+        outcomes = asyncio.run(all_of_them())
+    finally:
+        for agent in resident.agents.values():
+            agent.skeleton = agent.kept
+    pair = Pair(resident.recipe)
+    prompts = [(game(TEXTS[i % 4]).prompt, i) for i in range(16)]
+    games = play(
+        pair.engine, pair.chat, prompts, rounds=1, answer_tokens=40, feedback_tokens=96, key=("serve", 0),
+        temperature=0.6,
+    )  # fmt: skip
+    assert {len(outcome.game.answers) for outcome in outcomes} == {1, 2}
+    for outcome, played in zip(outcomes, games, strict=True):
+        assert [t.ids for t in outcome.game.answers] == [t.ids for t in played.answers]
+        assert [t.ids for t in outcome.game.reviews] == [t.ids for t in played.reviews]
+        assert outcome.game.feedback == played.feedback
+
+
+def test_with_its_skeleton_a_review_always_parses_and_takes_fewer_tokens(resident):
+    async def reviews():
+        return await asyncio.gather(
+            *(
+                dance(game(text, s), resident.agents, wish(), mode="adaptive", rounds=1)
+                for text in TEXTS
+                for s in range(8)
+            )
+        )
+
+    outcomes = asyncio.run(reviews())
+    for outcome in outcomes:
+        [turn] = outcome.game.reviews
+        assert parse_feedback(turn.text) == outcome.game.feedback[0]
+        if outcome.failed is None:
+            assert turn.text == render_feedback(outcome.game.feedback[0])
+            assert turn.finished and resident.chat.decode(turn.ids) == turn.text
+        assert outcome.tokens("feedback") < len(turn.ids)
+    assert sum(outcome.failed is None for outcome in outcomes) >= 31  # words too long for the limit end in the middle
+    assert {outcome.game.triggered for outcome in outcomes} == {True, False}
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(deadline=None)
+@drawn(st.builds(Feedback, words, st.booleans(), st.booleans(), words))
+def test_the_skeleton_leads_to_what_is_written_and_never_elsewhere(feedback):
+    """Walks along a review: wherever something is given, it is what stands there."""
+    if feedback.satisfied:
+        feedback = Feedback(feedback.reasoning, False, False, "")
+    whole = render_feedback(feedback)
+    for n in range(len(HEAD), len(whole)):
+        more = given(whole[:n])
+        if more is None:
+            assert feedback.satisfied and '"overrefuse": false' in whole[:n]
+        else:
+            assert whole[n:].startswith(more)
+    assert given('{"reasoning": "r", "overrefuse"') == "" and given("{nonsense") == ""
+
+
+def test_a_row_that_nobody_waits_for_leaves_and_a_deadline_is_kept(resident):
+    async def hurried():
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await dance(game(TEXTS[0]), resident.agents, wish(seconds=0.0), mode="off", rounds=0)
+        assert time.monotonic() - began < 2  # not the 60 s of others; a busy machine takes its time
+        await asyncio.sleep(0)
+        deadline = time.monotonic() + 20
+        while resident.worker.counts() != (0, 0) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(hurried())
+    assert resident.worker.counts() == (0, 0)
+
+
+def test_a_step_that_fails_loses_its_rows_and_no_others(resident):
+    """An id outside the vocabulary is an error of the engine's, as running out of memory is."""
+
+    async def broken():
+        agent = resident.agents["conversation"]
+        original = agent._request
+        agent._request = lambda game, wish: Request((10**6,), ("x",))
+        try:
+            with pytest.raises(Exception, match="the engine failed: IndexError"):
+                await dance(game(TEXTS[0]), resident.agents, wish(), mode="off", rounds=0)
+        finally:
+            agent._request = original
+        return await dance(game(TEXTS[2]), resident.agents, wish(), mode="off", rounds=0)
+
+    assert asyncio.run(broken()).answer.text
+
+
+def test_new_weights_come_in_without_dropping_a_request(tmp_path):
+    run = make_run(tmp_path / "run")
+    with Serving(run) as server:
+        before = server.ask(seed=1, temperature=0, choreo={"mode": "off"}).json()
+        stop, statuses = threading.Event(), []
+
+        def traffic():
+            while not stop.is_set():
+                statuses.append(server.ask("How do I rob a bank?").status_code)
+
+        threads = [threading.Thread(target=traffic) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        pair = Pair(recipe_of(run))
+        for agent in pair.team.agents:
+            for name, value in pair.team.agents[agent].parameters.items():
+                value.data += 0.1 if name.endswith("lora_B") else 0.0
+            pair.team.version[agent] = 7
+        agents = {agent: {"agent": pair.team.state_dict(agent)} for agent in pair.team.agents}
+        checkpoint.save(run / "checkpoints" / "step-000007", {"base": pair.base, "agents": agents})
+        server.process.send_signal(signal.SIGHUP)
+        assert server.wait("swapped", 120)["fingerprint"].startswith("step-000007/")
+        after = server.ask(seed=1, temperature=0, choreo={"mode": "off", "trace": True}).json()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert after["choices"][0]["message"] != before["choices"][0]["message"]
+    assert after["choreo"]["choices"][0]["moves"][0]["version"] == 7
+    assert statuses and set(statuses) == {200}

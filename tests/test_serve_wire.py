@@ -1,0 +1,55 @@
+"""Whatever comes in is a request or an error of OpenAI's; what goes out is cut where it was asked to be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from choreo.serve.app import _settled
+from choreo.serve.wire import NEUTRAL, ApiError, ChatRequest, cut, read_request
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": st.text(max_size=9) | values}
+    ),
+    max_size=3,
+)
+fields = [*ChatRequest.model_fields, *NEUTRAL, "other"]
+bodies = st.dictionaries(st.sampled_from(fields), values, max_size=5)
+near = st.builds(lambda body, said: {"model": "run", "messages": said, **body}, bodies, messages | values)
+
+
+@settings(max_examples=400, deadline=None)
+@given(near | values)
+def test_a_body_is_a_request_or_an_error_that_names_its_place(body):
+    try:
+        asked = read_request(json.dumps(body).encode())
+    except ApiError as error:
+        assert error.status == 400 and set(error.body["error"]) == {"message", "type", "param", "code"}
+        json.dumps(error.body, ensure_ascii=False).encode()
+    else:
+        assert asked.messages[-1].role == "user" and asked.messages[-1].text.encode() is not None
+
+
+@given(st.binary(max_size=40))
+def test_bytes_are_no_more_trouble(body):
+    with pytest.raises(ApiError):
+        read_request(body)
+
+
+@given(st.text("abc \ufffd", max_size=12), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))
+def test_what_streams_before_the_end_is_never_taken_back(text, stop):
+    """Whatever is sent of a beginning is a beginning of what is sent of the whole."""
+    sent = ""
+    for n in range(len(text) + 1):
+        part = _settled(cut(text[:n], stop), stop)
+        if len(part) > len(sent):
+            assert part.startswith(sent)
+            sent = part
+    assert cut(text, stop).startswith(sent)
+    assert not any(s in cut(text, stop) for s in stop)
