@@ -222,6 +222,25 @@ def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: 
         return _svg(figure, f"{title}. {' '.join(words)}")
 
 
+def trails(series: Sequence[Line], title: str, x_label: str, y_label: str) -> str:
+    """A path per line through its shares (x, y), 0–100 % on both axes; its points are numbered from 0."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(title, x_label, y_label, 6.4, 4.0)
+        words = []
+        for index, line in enumerate(series):
+            colour, marker = COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)]
+            axes.plot(line.x, line.y, color=colour, marker=marker, linewidth=1.6, markersize=5, label=_plain(line.name))
+            for number, at in enumerate(zip(line.x, line.y, strict=True)):
+                axes.annotate(str(number), at, (4, 5), textcoords="offset points", fontsize=9, color=colour)
+            ends = ", ".join(f"({100 * x:.1f}, {100 * y:.1f})" for x, y in zip(line.x, line.y, strict=True))
+            words.append(f"{line.name}: {ends} %.")
+        axes.margins(0.12)
+        _percent(axes.xaxis)
+        _percent(axes.yaxis)
+        _legend(figure, axes, len(series))
+        return _svg(figure, f"{title}. {' '.join(words)}")
+
+
 def heat(
     panels: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> str:

@@ -143,8 +143,7 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
             [name, "start" if r == 0 else f"round {r}", e["reward"], e["refused_benign"], e["orr"], e["asr"]]
             for r, e in enumerate(pooled)
         ]
-        for measure, words in (("reward", "reward"), ("orr", "ORR")):
-            series.append(path(f"{name}: {words}", [e[measure] for e in pooled]))
+        series.append(path(name, [e["reward"] for e in pooled], [e["orr"]["value"] for e in pooled]))
     columns = ("student of", "after", "reward", "harmless prompts refused", "ORR", "ASR")
     lines = [
         changes(what, [("from start to end", at(rounds[name], 0, "orr"), final(rounds[name], "orr"))], "ORR")
@@ -155,5 +154,5 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
             against(WAYS[name], "MACPO", final(rounds[name], measure), final(ours, measure), words)
             for measure, words in (("reward", "reward"), ("orr", "ORR"))
         ]
-    figure = plots.lines(series, "Reward and over-refusal by round", "round", percent=True)
+    figure = plots.trails(series, "Reward against over-refusal, round by round", "over-refusal (ORR)", "reward")
     return Section("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)
