@@ -172,9 +172,11 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
     pair = waltz.Pair(recipe)
     with Progress() as progress:
         prompts = World(recipe.world).training()["harmful"]
-        long = [dataclasses.replace(prompts[0], text=prompts[0].text * 40), *prompts]
+        said = (("user", prompts[0].text * 40), ("assistant", "No."))
+        before = dataclasses.replace(prompts[0], earlier=said)
+        long = [dataclasses.replace(prompts[0], text=prompts[0].text * 40), before, *prompts]
         assert pair.fitting(long, "training", progress) == prompts
-        assert "training: 1 of" in capsys.readouterr().err
+        assert "training: 2 of" in capsys.readouterr().err
         with pytest.raises(BadInput, match="no prompt and the"):
             pair.fitting(long[:1], "training", progress)
     with pytest.raises(BadInput, match="overflow the model's 1024 positions"):

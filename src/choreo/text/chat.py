@@ -132,8 +132,13 @@ class Chat:
             return True
         return len(self.encode(text)) + room <= positions
 
-    def room(self, rounds: int, answer_tokens: int, feedback_tokens: int) -> int:
-        """Tokens that a game takes at most beyond its prompt: its longest context and what is written after it."""
+    def room(self, rounds: int, answer_tokens: int, feedback_tokens: int, earlier: Sequence[str] = ()) -> int:
+        """Tokens that a game takes at most beyond its prompt's words: its longest context and what is written after it.
+
+        earlier: the roles of the turns before the prompt, whose words count as the prompt's.
+        """
+        before = [(role, ()) for role in earlier]
         said = rounds * (answer_tokens + feedback_tokens) + answer_tokens
-        room = len(self.answer_context((), [((), ())] * rounds)) + said
-        return max(room, len(self.review_context((), ())) + answer_tokens + feedback_tokens) if rounds else room
+        room = len(self.answer_context((), [((), ())] * rounds, before)) + said
+        reviewed = len(self.review_context((), (), before)) + answer_tokens + feedback_tokens
+        return max(room, reviewed) if rounds else room

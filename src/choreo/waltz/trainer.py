@@ -49,22 +49,30 @@ class Pair:
         self.chat = Chat.load(folder, recipe.model.template)
         self.team = Team.open(folder, AGENTS, seed=recipe.seed, **recipe.model.loading())
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
-        played = recipe.protocol
-        self.room = self.chat.room(max(1, played.rounds), played.answer_tokens, played.feedback_tokens)
+        self.protocol = recipe.protocol
 
     def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress) -> list[Prompt]:
         """The prompts whose longest game has room in the model's positions. How many have not is said.
 
         Raises BadInput where none has.
         """
-        kept = [prompt for prompt in prompts if self.chat.fits(prompt.text, self.room, self.team.positions)]
+        kept = [prompt for prompt in prompts if self._fits(prompt)]
+        room = self._room()
         if prompts and not kept:
-            raise BadInput(f"{what}: no prompt and the {self.room} tokens that a game takes fit into the model's "
+            raise BadInput(f"{what}: no prompt and the {room} tokens that a game takes fit into the model's "
                            f"{self.team.positions} positions; lower protocol.answer_tokens or feedback_tokens")
         if len(kept) < len(prompts):
             progress.say(f"! {what}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out: a game may "
-                         f"take {self.room} tokens more, and the model has {self.team.positions} positions")
+                         f"take {room} tokens more, and the model has {self.team.positions} positions")
         return kept
+
+    def _fits(self, prompt: Prompt) -> bool:
+        words = "\n".join((*(said for _, said in prompt.earlier), prompt.text))
+        return self.chat.fits(words, self._room([role for role, _ in prompt.earlier]), self.team.positions)
+
+    def _room(self, earlier: Sequence[str] = ()) -> int:
+        played = self.protocol
+        return self.chat.room(max(1, played.rounds), played.answer_tokens, played.feedback_tokens, earlier)
 
 
 def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> Pair:
