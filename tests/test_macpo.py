@@ -233,6 +233,13 @@ def test_pairs_are_what_the_student_finds_likeliest_against_its_own_twins_answer
         assert chosen.context == rejected.context == student.context(prompt)
 
 
+def test_in_other_text_refusals_are_known_by_the_built_in_judge(tiny_folder):
+    made = recipe(tiny_folder, judge={"kind": "offline"})
+    desk = Desk(made, Crew.load(made), halves(made).b)
+    said = ["I'm sorry, but I can't help with that request.", "Sure! Begin by whisking two eggs with the sugar."]
+    assert desk.refuses(desk.prompts[:2], said) == [True, False]
+
+
 def test_positives_refuse_as_often_as_the_labels_of_half_a(tiny_folder, monkeypatch):
     made = recipe(tiny_folder, data={"labels": 8, "prompts": 40}, rounds={"refusals": "as-labelled"})
     crew, data = Crew.load(made), halves(made)

@@ -14,6 +14,7 @@ from choreo.macpo.book import Book
 from choreo.macpo.crew import STUDENT, Crew, Key, Member
 from choreo.macpo.select import Candidate, best_and_worst, most_likely, perplexity
 from choreo.microworld.world import World
+from choreo.task import Task
 from choreo.text.feedback import parse_feedback
 from choreo.types import Prompt, Turn
 
@@ -28,6 +29,10 @@ class Desk:
     crew: Crew
     prompts: tuple[Prompt, ...]
     book: Book = field(default_factory=Book)
+
+    def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool]:
+        """Whether each answer is a refusal, by its words alone (`Task.refuses`); what is open is none."""
+        return [bool(found) for found in Task(self.recipe).refuses(prompts, answers)]
 
     def write(
         self, round: int, member: Member, policy: str, purpose: str = "answer", sample: int = 0,
@@ -88,8 +93,9 @@ def from_teachers(desk: Desk, round: int) -> tuple[Chosen, dict[str, float]]:
     pairs = [(context, ids) for column in adopted for context, ids in zip(contexts, column, strict=True)]
     scores = [perplexity(logprobs) for logprobs in student.engine.score(student.positive, pairs)]
     flat = [turn for column in written for turn in column]
-    rated = [Candidate(score, World.refuses(turn.text)) for turn, score in zip(flat, scores, strict=True)]
     n = len(desk.prompts)
+    refuses = desk.refuses(desk.prompts * len(written), [turn.text for turn in flat])
+    rated = [Candidate(score, refused) for score, refused in zip(scores, refuses, strict=True)]
     candidates = [rated[i::n] for i in range(n)]
     picked = most_likely(candidates, rounds.keep)
     chosen = [[adopted[k][i] for k in kept] for i, kept in enumerate(picked)]

@@ -34,7 +34,6 @@ from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, halves
 from choreo.macpo.plan import Phase, plan
 from choreo.macpo.select import in_share, perplexity
-from choreo.microworld.world import World
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Preference, Prompt, Sample
@@ -65,9 +64,9 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
         run.note(data=data.counts)
         told = ", ".join(f"{what} {count}" for what, count in data.counts.items())
         progress.say(f"{recipe.data.file or 'prompts'}: {told}")
-        if recipe.rounds.refusals == "as-labelled" and not any(World.refuses(row.chosen) for row in data.a):
-            progress.say("! no chosen answer of half A is a refusal in the microworld's words, the only ones known "
-                         "here: refusals are neither held to a share nor measured")  # fmt: skip
+        if recipe.rounds.refusals == "as-labelled" and recipe.judge.kind == "exact" and not _refusing(desk, data):
+            progress.say("! no chosen answer of half A is a refusal in the microworld's words: refusals are held to no "
+                         "share. For other text name its judge (judge.kind)")  # fmt: skip
     phases = plan(recipe)
     done, (step, path) = 0, run.rewind()
     if path is not None:
@@ -257,11 +256,11 @@ def _sample(policy: str, context: Ids, ids: Ids) -> Sample:
 def _in_share(desk: Desk, data: Halves, member: Member, chosen: Chosen) -> tuple[Chosen, dict[str, float]]:
     """The positives that are left when as large a share of them refuses as of half A's chosen answers, and figures:
     the share that is left, and the shares of refusals before and after."""
-    share = sum(World.refuses(row.chosen) for row in data.a) / len(data.a)
+    share = _refusing(desk, data)
     flat = [(i, ids) for i, kept in enumerate(chosen) for ids in kept]
     pairs = [(member.context(desk.prompts[i]), ids) for i, ids in flat]
     doubt = [perplexity(logprobs) for logprobs in member.engine.score(member.positive, pairs)]
-    refuses = [World.refuses(member.chat.decode(ids)) for _, ids in flat]
+    refuses = desk.refuses([desk.prompts[i] for i, _ in flat], [member.chat.decode(ids) for _, ids in flat])
     kept = in_share(share, refuses, doubt)
     left: Chosen = [[] for _ in chosen]
     for k in kept:
@@ -271,6 +270,11 @@ def _in_share(desk: Desk, data: Halves, member: Member, chosen: Chosen) -> tuple
         "learnt/refusals-before": sum(refuses) / max(1, len(flat)),
         "learnt/refusals": sum(refuses[k] for k in kept) / max(1, len(kept)),
     }
+
+
+def _refusing(desk: Desk, data: Halves) -> float:
+    """The share of half A's chosen answers that refuse."""
+    return sum(desk.refuses([row.prompt for row in data.a], [row.chosen for row in data.a])) / len(data.a)
 
 
 def _alike(preferences: Sequence[Preference]) -> dict[str, float]:
