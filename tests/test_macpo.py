@@ -332,6 +332,18 @@ def test_negatives_without_a_twin(tiny_folder, tmp_path, rule):
     run_through(made, tmp_path / "run")
 
 
+def test_a_checkpoint_of_other_phases_is_refused(tiny_folder, tmp_path):
+    made = recipe(tiny_folder, rounds={"count": 0})
+    run_through(made, tmp_path / "run")
+    path = max(checkpoints(tmp_path / "run").items())[1]
+    saved = checkpoint.load(path)
+    assert saved["phases"] == [str(phase) for phase in plan(made)] == ["0 teacher-1+", "0 student+"]
+    shutil.rmtree(path)
+    checkpoint.save(path, {**saved, "phases": ["0 teacher-1+", "0 teacher-2+"]})
+    with pytest.raises(BadInput, match="was trained in other phases"), Run.open(tmp_path / "run") as run:
+        next(train(made, run, Progress()))
+
+
 def test_answers_pass_between_tokenizers_as_text(tiny_folder, tmp_path):
     other = shutil.copytree(tiny_folder, tmp_path / "other")
     data = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from choreo.config import MacpoRecipe
+from choreo.errors import BadInput
 from choreo.macpo.crew import STUDENT
 
 
@@ -20,6 +22,9 @@ class Phase:
     member: str
     side: Literal["+", "-"]
     last: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.round} {self.member}{self.side}"
 
 
 def plan(recipe: MacpoRecipe) -> list[Phase]:
@@ -44,6 +49,13 @@ def plan(recipe: MacpoRecipe) -> list[Phase]:
     for number in range(1, rounds.count + 1):
         phases += _ended([Phase(number, name, "+") for name in (STUDENT, *learners)])
     return phases
+
+
+def done(saved: Sequence[str], phases: Sequence[Phase], where: str) -> int:
+    """How many of `phases` a checkpoint's list of them covers. Raises BadInput, blaming `where`, for others."""
+    if list(saved) != [str(phase) for phase in phases[: len(saved)]]:
+        raise BadInput(f"{where}: was trained in other phases than its recipe has in this version")
+    return len(saved)
 
 
 def _ended(phases: list[Phase]) -> list[Phase]:

@@ -32,7 +32,7 @@ from choreo.macpo.answers import (
 )
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, halves
-from choreo.macpo.plan import Phase, plan
+from choreo.macpo.plan import Phase, done, plan
 from choreo.macpo.select import in_share, perplexity
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -68,22 +68,23 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
             progress.say("! no chosen answer of half A is a refusal in the microworld's words: refusals are held to no "
                          "share. For other text name its judge (judge.kind)")  # fmt: skip
     phases = plan(recipe)
-    done, (step, path) = 0, run.rewind()
+    over, (step, path) = 0, run.rewind()
     if path is not None:
         saved = checkpoint.load(path)
         if saved["data"] != data.digest:
             now = recipe.data.file or "the world"
             raise BadInput(f"{path}: was trained on other prompts or labels than {now} has now")
-        done = saved["phases"]
+        over = done(saved["phases"], phases, str(path))
         crew.load_state_dict(saved["agents"], str(path))
         desk.book.load_state_dict(saved["book"])
-        if phases[done - 1].last:
-            yield phases[done - 1].round, crew
+        if phases[over - 1].last:
+            yield phases[over - 1].round, crew
     total = sum(steps_of(recipe, phase) for phase in phases)
-    for number, phase in enumerate(phases[done:], start=done + 1):
+    for number, phase in enumerate(phases[over:], start=over + 1):
         progress.start(f"{_words(phase)}", total, step)
         step = teach(desk, data, phase, run, progress, step)
-        state = {"phases": number, "data": data.digest, "agents": crew.state_dict(), "book": desk.book.state_dict()}
+        trained = [str(phase) for phase in phases[:number]]
+        state = {"phases": trained, "data": data.digest, "agents": crew.state_dict(), "book": desk.book.state_dict()}
         checkpoint.save(run.checkpoint(step), state)
         if progress.interrupted:
             raise Interrupted(f"saved at step {step}")

@@ -15,7 +15,7 @@ from choreo.engine import checkpoint
 from choreo.errors import BadInput
 from choreo.evaluate import macpo_run
 from choreo.macpo.crew import STUDENT, Crew, Member
-from choreo.macpo.plan import plan
+from choreo.macpo.plan import done, plan
 from choreo.microworld.world import World, base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
@@ -185,7 +185,7 @@ def round_checkpoints(run: Path, recipe: config.MacpoRecipe) -> dict[int, Path]:
     phases = plan(recipe)
     ended = {}
     for _, folder in sorted(checkpoints(run).items()):
-        phase = phases[checkpoint.load(folder)["phases"] - 1]
+        phase = phases[done(checkpoint.load(folder)["phases"], phases, str(folder)) - 1]
         if phase.last:
             ended[phase.round] = folder
     return ended
