@@ -279,15 +279,19 @@ def _result(result: Mapping[str, Any], as_json: bool) -> int:
 
 
 def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
-    """The systems of a summary as plain columns, rates with their intervals."""
+    """The systems of a summary as plain columns, rates with their intervals; no column that none of them has."""
     from choreo.evaluate.page import percent
 
-    rows: list[tuple[str, ...]] = [("system", "ASR", "ORR", "F1", "FTR general", "label accuracy", "general ability")]
-    for name, system in systems.items():
-        ftr = system.get("ftr", {}).get("general")
-        rates = [system.get("asr"), system.get("orr"), system.get("f1"), ftr]
-        rates += [system.get("label_accuracy"), system.get("general")]
-        rows.append((name, *map(percent, rates)))
+    shown = {"reward": "reward", "asr": "ASR", "orr": "ORR", "f1": "F1", "ftr": "FTR general",
+             "label_accuracy": "label accuracy", "general": "general ability"}  # fmt: skip
+    found = {
+        name: {key: system.get("ftr", {}).get("general") if key == "ftr" else system.get(key) for key in shown}
+        for name, system in systems.items()
+    }
+    measured = {key for rates in found.values() for key, rate in rates.items() if rate and rate["value"] is not None}
+    keys = [key for key in shown if key in measured]
+    rows: list[tuple[str, ...]] = [("system", *(shown[key] for key in keys))]
+    rows += [(name, *(percent(rates[key]) for key in keys)) for name, rates in found.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

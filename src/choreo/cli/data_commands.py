@@ -91,8 +91,8 @@ def _told(figures: Mapping[str, Any]) -> list[str]:
              f"{figures['used']} of use"]  # fmt: skip
     if kinds := figures.get("kinds"):
         lines.append("  " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
-    if figures.get("with_rejected"):
-        lines.append(f"  with a rejected answer: {figures['with_rejected']}")
+    if "with_rejected" in figures:
+        lines.append(f"  with a rejected answer: {figures['with_rejected']} (MACPO learns from these)")
     for reason, at in figures["left_out"].items():
         lines.append(f"  left out, {reason}: {len(at)} (line {', '.join(map(str, at[:SHOWN]))}{_more(at)})")
     lines += [f"  wrong: {wrong}" for wrong in figures["wrong"][:SHOWN]]

@@ -62,7 +62,8 @@ class Progress:
             self._bar.update(self._task, completed=done, figures=shown)
         elif time.monotonic() - self._printed >= _PLAIN_SECONDS or done >= self._total:
             self._printed = time.monotonic()
-            parts = (f"{self._label} {done}/{self._total}", shown, f"left {clock(self._left(done))}")
+            left = self._left(done)
+            parts = (f"{self._label} {done}/{self._total}", shown, "" if left is None else f"left {clock(left)}")
             self.say("  ".join(part for part in parts if part))
 
     def say(self, text: str) -> None:
@@ -72,8 +73,11 @@ class Progress:
         else:
             print(text, file=self._stream, flush=True)
 
-    def _left(self, done: int) -> float:
-        """Seconds left, at the pace of this process so far."""
+    def _left(self, done: int) -> float | None:
+        """Seconds left, at the pace of this process so far; None before a hundredth of the phase is done, since the
+        first step bears what the phase prepares."""
+        if done < self._total and 100 * (done - self._first) < self._total:
+            return None
         return (time.monotonic() - self._began) / max(1, done - self._first) * max(0, self._total - done)
 
     def _interrupt(self, number: int, frame: Any) -> None:

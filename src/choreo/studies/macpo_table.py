@@ -41,8 +41,9 @@ WAYS = {
     "macpo-published": "MACPO with the published filter and balance of losses",
 }
 NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling", "ceiling-longer")
-# What a fair comparison needs beside the recipes: as many updates as MACPO's student has, on weak answers and on human
-# ones (5 epochs and three rounds of 3); and SPIN at MACPO's own balance of losses.
+# What a fair comparison needs beside the recipes: as many updates as MACPO's student has by default, on weak answers
+# and on human ones (5 epochs and three rounds of 3); and SPIN at MACPO's default balance of losses. Being what these
+# arms are, their settings hold against --set.
 VARIED = {
     "naive-sft-longer": ("naive-sft", "rounds.positives=weak", "rounds.refusals=any", "rounds.negatives=none",
                          "rounds.teachers_learn=false", "rounds.count=3"),
@@ -66,7 +67,8 @@ def run(study: Study) -> str:
         "labels, and the likelihood weighs more than in the paper. macpo-filter-alone differs in the first of these "
         "only; macpo-published has the paper's filter, no rehearsal, and its losses at the rate of their own that they "
         "need here. SPIN and self-rewarding keep that rate, at which they keep their words, and so learn less; "
-        "spin-as-macpo has MACPO's. The arms that end in -longer have as many updates as MACPO's student. "
+        "spin-as-macpo has MACPO's default. The arms that end in -longer have as many updates as MACPO's student has "
+        "by default. "
         "The paper claims that MACPO stands above every baseline, that every round improves "
         "student and teachers, and that each of its three parts is needed."
     )
