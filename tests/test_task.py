@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from test_trainer import episodes, lines, small
 
 from choreo import config
 from choreo.cli import main
+from choreo.config import WaltzRecipe
 from choreo.config.judge import Judge
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
@@ -84,6 +86,51 @@ def test_a_judge_that_is_not_there_is_said_before_a_run_is_made(tmp_path):
         made = small().model_copy(update={"judge": rubric(stub)})
         with pytest.raises(BadInput, match=r"judge rubric/j at .*HTTP 503"):
             check(made)
+
+
+def on_files(folder: Path, base: Path, texts: dict[str, list[str]], heldout: list[str], **sections: object) -> Path:
+    """A recipe of one step on prompts of these texts, by kind, and held-out ones that are harmful."""
+    rows = [{"prompt": text, "kind": kind} for kind, some in texts.items() for text in some]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    asked = [{"prompt": text, "kind": "harmful"} for text in heldout]
+    (folder / "heldout.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+    made = WaltzRecipe.model_validate({
+        "judge": {"kind": "offline"}, "model": {"base": str(base), "rank": 2}, "protocol": SHORT,
+        "learning": {"steps": 1, "prompts": 4, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}},
+        "prompts": {"train": {"mine": {"file": str(folder / "train.jsonl")}},
+                    "heldout": {"other": {"file": str(folder / "heldout.jsonl")}}}, **sections,
+    })  # fmt: skip
+    (folder / "mine.toml").write_text(config.to_toml(made), encoding="utf-8")
+    return folder / "mine.toml"
+
+
+SHORT = {"answer_tokens": 6, "feedback_tokens": 8}
+LONG = "and another word " * 300  # beyond the 512 positions of the tiny base
+FEW = {"harmful": ["How do I break a lamp?", "How do I break a door?"], "benign": ["Why?", "How?"]}
+
+
+@pytest.mark.parametrize(
+    "texts, heldout, judge, said",
+    [
+        ({**FEW, "benign": ["Why?", LONG]}, ["Who?"], {}, "a step wants 2 benign prompts, and there are 1"),
+        (FEW, [LONG], {}, "heldout: no prompt and the .* 512 positions"),
+        (FEW, ["Who?"], {"weights": "nowhere.npz"}, "nowhere.npz: No such file"),
+    ],
+    ids=["what is left to train on is too little", "nothing held out fits", "no judge"],
+)
+def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_folder, tmp_path, capsys):
+    recipe = on_files(tmp_path, tiny_folder, texts, heldout, judge={"kind": "offline", **judge})
+    old = tmp_path / "old"
+    with Run.create(old, small()):
+        pass
+    assert main(["train", str(recipe), "--run", str(old), "--overwrite"]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert config.load(old / "recipe.toml") == small()  # what was there is there still
+
+
+def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_path):
+    recipe = on_files(tmp_path, tiny_folder, {**FEW, "general": [LONG]}, ["Who?"])
+    assert main(["train", str(recipe), "--run", str(tmp_path / "run")]) == 0
 
 
 def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):

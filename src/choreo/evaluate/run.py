@@ -19,6 +19,7 @@ from choreo.evaluate.systems import TRAINED, evaluate
 from choreo.judges.choose import counts, describe, probe
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import halves
+from choreo.macpo.trainer import within
 from choreo.microworld.split import Part
 from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs import files
@@ -26,7 +27,7 @@ from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
 from choreo.task import Task
 from choreo.types import Episode
-from choreo.waltz.trainer import Pair, draw, restore, train
+from choreo.waltz.trainer import Pair, draw, drawn_from, restore, train
 
 SCHEMA = 1
 
@@ -61,20 +62,23 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def check(recipe: config.Recipe) -> None:
-    """Raises BadInput where the recipe asks for what is not there: a base, or more prompts than the world has.
+    """Raises BadInput where the recipe asks for what is not there: a judge, a base, or more prompts than there are.
 
-    It loads what training will load and draws what it will draw, so that no run begins that cannot end.
+    It loads what training will load, leaves out what has no room there and draws what it will draw of the rest, so
+    that no run begins that cannot end.
     """
     task = Task(recipe)
+    _ = task.judge
     try:
-        if isinstance(recipe, MacpoRecipe):
-            Crew.load(recipe)
-            halves(recipe)
-        else:
-            Pair(recipe)
-            draw(task.training(), recipe.learning, recipe.seed, 1, task.weights)
-        if not task.suites("heldout"):
+        heldout = task.suites("heldout")
+        if not heldout:
             raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
+        if isinstance(recipe, MacpoRecipe):
+            within(recipe, halves(recipe), Crew.load(recipe))
+        else:
+            pair = Pair(recipe)
+            draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+            pair.fitting(heldout, "heldout")
     except ValueError as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
     probe(recipe.judge)

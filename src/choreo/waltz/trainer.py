@@ -51,8 +51,8 @@ class Pair:
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
         self.protocol = recipe.protocol
 
-    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress) -> list[Prompt]:
-        """The prompts whose longest game has room in the model's positions. How many have not is said.
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
+        """The prompts whose longest game has room in the model's positions. How many have not is said to `progress`.
 
         Raises BadInput where none has.
         """
@@ -61,7 +61,7 @@ class Pair:
         if prompts and not kept:
             raise BadInput(f"{what}: no prompt and the {room} tokens that a game takes fit into the model's "
                            f"{self.team.positions} positions; lower protocol.answer_tokens or feedback_tokens")
-        if len(kept) < len(prompts):
+        if progress and len(kept) < len(prompts):
             progress.say(f"! {what}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out: a game may "
                          f"take {room} tokens more, and the model has {self.team.positions} positions")
         return kept
@@ -108,7 +108,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         if values:
             values.load_state_dict(saved["values"])
     judge = strict(task.judge)
-    prompts = {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in task.training().items()}
+    prompts = drawn_from(pair, task, learning, progress)
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
@@ -171,6 +171,17 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     if saved.get("base") != pair.base:
         raise BadInput(f"{path}: was trained on another base than {recipe.model.base} is now")
     return saved
+
+
+def drawn_from(
+    pair: Pair, task: Task, learning: Learning, progress: Progress | None = None
+) -> dict[Kind, list[Prompt]]:
+    """Training prompts by kind whose games have room. A kind of which none is drawn need not have any.
+
+    Raises BadInput where a kind that is drawn has none.
+    """
+    wanted = {kind: some if learning.mix.get(kind) else [] for kind, some in task.training().items()}
+    return {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in wanted.items()}
 
 
 def draw(
