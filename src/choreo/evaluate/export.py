@@ -25,7 +25,7 @@ from choreo.microworld.world import BASES, base_folder
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
 from choreo.text.chat import Chat
-from choreo.types import CONVERSATION
+from choreo.types import CONVERSATION, FEEDBACK
 from choreo.waltz.samples import learners
 from choreo.waltz.trainer import restore
 
@@ -69,7 +69,7 @@ def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | N
         export(team, name, folder, merged=whole, base=base, end_id=chat.end_id)
         chat.tokenizer.chat_template = chat.jinja()
         chat.tokenizer.save_pretrained(str(folder))
-        files.write_text(folder / "README.md", card(path, recipe, name, team, base, step, whole))
+        files.write_text(folder / "README.md", card(path, recipe, name, chat, team, base, step, whole))
         written.append(folder)
     files.write_text(out / "recipe.toml", config.to_toml(recipe))
     if isinstance(recipe, WaltzRecipe):
@@ -83,14 +83,18 @@ def protocol(recipe: WaltzRecipe, chat: Chat) -> dict[str, Any]:
     return {
         "method": "WaltzRL", "paper": "arXiv 2510.08240", "rounds": played.rounds,
         "answer_tokens": played.answer_tokens, "feedback_tokens": played.feedback_tokens,
-        "temperature": recipe.evaluation.temperature, "messages": chat.messages(), "feedback_schema": FEEDBACK_SCHEMA,
-        "play": "Send `answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where "
-        "the review is JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent "
-        "its messages so far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
+        "temperature": recipe.evaluation.temperature, "messages": chat.messages(),
+        "template_options": dict(chat.options), "feedback_schema": FEEDBACK_SCHEMA,
+        "play": "Render all messages by the tokenizer's chat template with `template_options`, as in training. Send "
+        "`answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where the review is "
+        "JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent its messages so "
+        "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
     }  # fmt: skip
 
 
-def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, step: int, whole: bool) -> str:
+def card(
+    path: Path, recipe: config.Recipe, agent: str, chat: Chat, team: Team, base: str, step: int, whole: bool
+) -> str:
     """README.md of an exported agent: what it is, how it was made, what it was measured to be worth, and its limits."""
     method, paper = PAPERS[recipe.method]
     policy = team.agents[agent]
@@ -112,6 +116,7 @@ def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, s
         loading.append(f'base = AutoModelForCausalLM.from_pretrained("{base}"){where}')
         loading.append(f'model = PeftModel.from_pretrained(base, "{agent}")')
     loading.append(f'tokenizer = AutoTokenizer.from_pretrained("{agent}")')
+    loading += ["", *_asking(recipe, agent, chat)]
     sections = [
         "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---",
         f"# {recipe.name}: {agent}",
@@ -181,6 +186,22 @@ def _data(recipe: config.Recipe) -> str:
         return f"It learnt from preference pairs in `{Path(recipe.data.file).name}`."
     return ("It learnt in choreo's microworld, a small generated language with an exact judge, on prompts of split "
             f"{recipe.world.split_seed}.")  # fmt: skip
+
+
+def _asking(recipe: config.Recipe, agent: str, chat: Chat) -> list[str]:
+    """Lines of Python that make the agent's first context as it was in training."""
+    options = dict(chat.options)
+    lines = [f"options = {options}  # in training; servers call them chat_template_kwargs"] if options else []
+    if isinstance(recipe, WaltzRecipe):
+        part = "review" if agent == FEEDBACK else "answer"
+        lines[:0] = ["import json", "", 'protocol = json.load(open("protocol.json"))']
+        lines.append(f'messages = protocol["messages"]["{part}"]  # put what was said in the places of {{prompt}} …')
+    else:
+        asked = [{**said, "content": said["content"].replace("{prompt}", "Why?")} for said in chat.messages()["answer"]]
+        lines.append(f"messages = {asked}")
+    given = ", **options" if options else ""
+    lines.append(f"context = tokenizer.apply_chat_template(messages, add_generation_prompt=True{given})")
+    return lines
 
 
 def _figures(path: Path) -> str:
