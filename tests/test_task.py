@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def on_files(folder: Path, base: Path, texts: dict[str, list[str]], heldout: lis
 
 
 SHORT = {"answer_tokens": 6, "feedback_tokens": 8}
+OTHER = '{"prompt": "Another?", "kind": "benign"}'
 LONG = "and another word " * 300  # beyond the 512 positions of the tiny base
 FEW = {"harmful": ["How do I break a lamp?", "How do I break a door?"], "benign": ["Why?", "How?"]}
 
@@ -131,6 +133,24 @@ def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_
 def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_path):
     recipe = on_files(tmp_path, tiny_folder, {**FEW, "general": [LONG]}, ["Who?"])
     assert main(["train", str(recipe), "--run", str(tmp_path / "run")]) == 0
+
+
+def test_a_resume_on_other_prompts_is_refused(tiny_folder, tmp_path):
+    two = {"steps": 2, "prompts": 2, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}}
+    recipe = config.load(on_files(tmp_path, tiny_folder, FEW, ["Who?"], learning=two, checkpoint_every=1))
+    path, file = tmp_path / "run", tmp_path / "train.jsonl"
+    with Run.create(path, recipe) as run, Progress() as progress:
+        train(recipe, run, progress)
+    shutil.rmtree(checkpoints(path)[2])  # as if it had been killed in step 2
+    whole = file.read_text()
+    for now in (whole.replace("a lamp", "a vase"), whole.replace('"harmful"', '"benign"', 1), whole + "\n" + OTHER):
+        file.write_text(now)
+        with Run.open(path) as run, Progress() as progress, pytest.raises(BadInput, match="other prompts than the fil"):
+            train(recipe, run, progress)
+    file.write_text(whole)
+    with Run.open(path) as run, Progress() as progress:
+        train(recipe, run, progress)
+    assert max(checkpoints(path)) == 2
 
 
 def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):

@@ -89,19 +89,23 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         )
         for agent in learners(recipe.stages, stage=2)
     }  # fmt: skip
-    values = _values(recipe, pair)
+    values, digest = _values(recipe, pair), task.digest
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
     # A conversation agent frozen throughout is stage 1 throughout.
     stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
 
     def state(step: int) -> dict[str, Any]:
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
+        saved["prompts"] = digest
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
     if path is not None:
         saved = _load(path, recipe, pair)
+        if saved.get("prompts", digest) != digest:  # one of an early choreo does not say
+            there = "files hold" if task.weights else "world has"
+            raise BadInput(f"{path}: was trained on other prompts than the {there} now")
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
         for agent, learner in learns.items():
             learner.load_state_dict(saved["agents"][agent])
