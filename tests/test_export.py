@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from choreo.cli import main
 from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.config.judge import Judge
+from choreo.config.prompts import Prompts, Source
 from choreo.engine.requests import Request
 from choreo.evaluate import macpo_run
-from choreo.evaluate.export import licence_of
+from choreo.evaluate.export import learnt_from, licence_of
 from choreo.macpo import trainer as macpo
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -113,6 +115,28 @@ def test_the_python_of_a_card_makes_the_contexts_of_training(name, runs, tmp_pat
                 "feedback": chat.review_context(chat.encode("{prompt}"), chat.encode("{answer}"))}  # fmt: skip
     for agent in AGENTS:
         assert by_its_card(tmp_path / "out", agent, monkeypatch) == expected[agent]
+
+
+def test_a_card_says_on_what_and_by_whom_the_run_was_taught():
+    """Of files and another judge it must not say what holds for the microworld, and of MACPO no judge."""
+    mine = {"file": "/data/mine.jsonl"}
+    files = WaltzRecipe(judge=Judge(kind="offline"), prompts=Prompts(train={"mine": Source(**mine)}))
+    info = {"judge": {"judge": "rubric/qwen"}, "prompts": {"train": {"mine-harmful": 4, "mine-benign": 3}}}
+    assert learnt_from(files, info) == (
+        "It learnt on 7 prompts from `mine.jsonl`, by the verdicts of the judge `rubric/qwen`, which can err. The same "
+        "judge measured it, on those of their prompts that were kept out of training."
+    )
+    world = learnt_from(WaltzRecipe(), {})
+    assert "microworld, a small generated" in world and "verdicts of the microworld's exact judge" in world
+    other = learnt_from(WaltzRecipe(judge=Judge(kind="offline")), {"judge": {"judge": "offline"}})
+    assert "the judge `offline`" in other and "exact" not in other
+    macpo = {"data": {"file": "pairs.jsonl"}, "judge": {"kind": "offline"}, "prompts": {"heldout": {"mine": mine}}}
+    assert learnt_from(MacpoRecipe.model_validate(macpo), {"prompts": {"heldout": {"mine-harmful": 9}}}) == (
+        "It learnt from preference pairs in `pairs.jsonl`; no judge's verdict taught it. It was measured by the judge "
+        "`offline`, which can err, on 9 prompts from `mine.jsonl`."
+    )
+    exact = learnt_from(MacpoRecipe.model_validate({"data": {"file": "pairs.jsonl"}}), {})
+    assert exact.endswith("by the microworld's exact judge, on held-out prompts of the microworld.")
 
 
 def _recipe(run: Path) -> dict:

@@ -173,6 +173,10 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     assert told["judge"] == {"judge": "offline"} and told["prompts"]["overlap"]["equal"] == 5
     assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "feedback" / "README.md").read_text(encoding="utf-8")
+    assert "on 24 prompts from `mine.jsonl`, by the verdicts of the judge `offline`" in card
+    capsys.readouterr()
     page = tmp_path / "page"
     assert main(["eval", str(run), "--suite", str(file), "--judge", "offline", "--out", str(page), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

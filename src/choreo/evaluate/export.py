@@ -14,6 +14,7 @@ from typing import Any
 
 from choreo import config
 from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.config.prompts import Source
 from choreo.engine.agent import Team
 from choreo.engine.export import export
 from choreo.engine.policies import LowRank
@@ -97,6 +98,7 @@ def card(
 ) -> str:
     """README.md of an exported agent: what it is, how it was made, what it was measured to be worth, and its limits."""
     method, paper = PAPERS[recipe.method]
+    info = read_info(path)
     policy = team.agents[agent]
     licence = licence_of(base)
     front = {
@@ -131,7 +133,7 @@ def card(
             "alone, an agent is not what was measured."
         )
     sections += [
-        "## How it was made\n\nEvery setting is in `../recipe.toml`. " + _data(recipe),
+        "## How it was made\n\nEvery setting is in `../recipe.toml`. " + learnt_from(recipe, info),
         "## What it was measured to be worth\n\n" + _figures(path),
         "## Limits\n\n" + _limits(recipe),
         f"## Licence\n\n{told}",
@@ -181,11 +183,33 @@ def _shipped(base: str) -> bool:
     return len(Path(base).parts) == 1 and (BASES / base).is_dir()
 
 
-def _data(recipe: config.Recipe) -> str:
-    if isinstance(recipe, MacpoRecipe) and recipe.data.file:
-        return f"It learnt from preference pairs in `{Path(recipe.data.file).name}`."
-    return ("It learnt in choreo's microworld, a small generated language with an exact judge, on prompts of split "
-            f"{recipe.world.split_seed}.")  # fmt: skip
+def learnt_from(recipe: config.Recipe, info: Mapping[str, Any]) -> str:
+    """On what prompts the run learnt, by whose verdicts, and what it was measured on. info: what run.json holds."""
+    world = f"choreo's microworld, a small generated language, on prompts of split {recipe.world.split_seed}"
+    counts, heldout, judge = info.get("prompts", {}), recipe.prompts.heldout, _judge(recipe, info)
+    on = _of_files(heldout, counts.get("heldout")) if heldout else "prompts that are held out there"
+    if isinstance(recipe, MacpoRecipe):
+        pairs = f"from preference pairs in `{Path(recipe.data.file).name}`" if recipe.data.file else f"in {world}"
+        on = on if heldout else "held-out prompts of the microworld"
+        return f"It learnt {pairs}; no judge's verdict taught it. It was measured by {judge}, on {on}."
+    train = recipe.prompts.train
+    if train and not heldout:
+        on = "those of their prompts that were kept out of training"
+    where = f"on {_of_files(train, counts.get('train'))}" if train else f"in {world}"
+    return f"It learnt {where}, by the verdicts of {judge}. The same judge measured it, on {on}."
+
+
+def _of_files(files: Mapping[str, Source], counts: Mapping[str, int] | None) -> str:
+    """Prompts by the names of their files. counts: how many there are, by suite, where the run has noted it."""
+    many = f"{sum(counts.values())} prompts" if counts else "prompts"
+    return f"{many} from {', '.join(f'`{Path(source.file).name}`' for source in files.values())}"
+
+
+def _judge(recipe: config.Recipe, info: Mapping[str, Any]) -> str:
+    if recipe.judge.kind == "exact":
+        return "the microworld's exact judge"
+    name = info.get("judge", {}).get("judge", recipe.judge.kind)
+    return f"the judge `{name}`, which can err"
 
 
 def _asking(recipe: config.Recipe, agent: str, chat: Chat) -> list[str]:
