@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from architectures import PLAIN, make
 from stub_endpoint import Say, Stub, chat
 from test_macpo import recipe as macpo_recipe
 from test_trainer import episodes, lines, small
@@ -16,9 +17,10 @@ from choreo import config
 from choreo.cli import main
 from choreo.config import WaltzRecipe
 from choreo.config.judge import Judge
+from choreo.config.waltz import Model
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check
+from choreo.evaluate.run import check, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -133,6 +135,23 @@ def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_
 def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_path):
     recipe = on_files(tmp_path, tiny_folder, {**FEW, "general": [LONG]}, ["Who?"])
     assert main(["train", str(recipe), "--run", str(tmp_path / "run")]) == 0
+
+
+def test_an_exact_judge_over_a_model_of_another_language_is_said(tiny_folder, tmp_path, capsys):
+    alien, file = make("qwen", tmp_path / "qwen"), tmp_path / "plain.jinja"
+    file.write_text(PLAIN)
+    assert unread(WaltzRecipe()) is None
+    waltz = small().model_copy(update={"model": Model(base=str(alien))})
+    assert unread(waltz) == str(alien)
+    assert unread(waltz.model_copy(update={"judge": Judge(kind="offline")})) is None
+    assert unread(small().model_copy(update={"model": Model(template=str(file))})) == "micro-llama"
+    agents = {"teachers": (str(tiny_folder), str(alien)), "student": str(tiny_folder)}
+    assert unread(macpo_recipe(tiny_folder, agents=agents)) == str(alien)
+    tiny = {"world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": SHORT,
+            "learning": {"steps": 1, "prompts": 2, "samples": 1}, "model": {"base": str(alien), "rank": 2}}  # fmt: skip
+    with Run.create(tmp_path / "run", WaltzRecipe.model_validate(tiny)) as run, Progress() as progress:
+        run_recipe(run, progress)
+    assert f"! {alien} has a chat template of its own" in capsys.readouterr().err
 
 
 def test_a_resume_on_other_prompts_is_refused(tiny_folder, tmp_path):

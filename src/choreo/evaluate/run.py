@@ -26,6 +26,8 @@ from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
 from choreo.task import Task
+from choreo.text.chat import Chat
+from choreo.text.template import TemplateChat
 from choreo.types import Episode
 from choreo.waltz.trainer import Pair, draw, drawn_from, restore, train
 
@@ -43,6 +45,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         progress.say(f"! {change} since this run began: it goes on, but not bit for bit")
     task = Task(recipe, run.path)
     run.note(judge=describe(task.judge))
+    if alien := unread(recipe):
+        progress.say(f"! {alien} has a chat template of its own, and judge.kind = \"exact\" reads the microworld's "
+                     "language alone: its verdicts on other text mean nothing. Name a judge in [judge]")  # fmt: skip
     # MACPO's training prompts are its halves', from a file of pairs or the microworld.
     halved = halves(recipe) if isinstance(recipe, MacpoRecipe) and recipe.prompts.heldout else None
     if told := task.report([*(row.prompt for row in halved.a), *halved.b] if halved else ()):
@@ -82,6 +87,16 @@ def check(recipe: config.Recipe) -> None:
     except ValueError as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
     probe(recipe.judge)
+
+
+def unread(recipe: config.Recipe) -> str | None:
+    """A base that does not speak the microworld's language, where its exact judge is to read it. Not refused: what a
+    small trial of a model of one's own shows, that it goes through, needs no verdict that means anything."""
+    how = recipe.agents if isinstance(recipe, MacpoRecipe) else recipe.model
+    if "exact" not in recipe.judge.kinds():
+        return None
+    chats = ((base, Chat.load(base_folder(base), how.template)) for base in recipe.bases())
+    return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
 
 
 def bases(recipe: config.Recipe) -> dict[str, str]:
