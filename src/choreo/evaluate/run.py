@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,18 +76,23 @@ def check(recipe: config.Recipe) -> None:
     task = Task(recipe)
     _ = task.judge
     try:
-        heldout = task.suites("heldout")
-        if not heldout:
-            raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
-        if isinstance(recipe, MacpoRecipe):
-            within(recipe, halves(recipe), Crew.load(recipe))
-        else:
-            pair = Pair(recipe)
-            draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
-            pair.fitting(heldout, "heldout")
+        _try(recipe, task)
     except ValueError as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+    gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)
+
+
+def _try(recipe: config.Recipe, task: Task) -> None:
+    heldout = task.suites("heldout")
+    if not heldout:
+        raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
+    if isinstance(recipe, MacpoRecipe):
+        within(recipe, halves(recipe), Crew.load(recipe))
+    else:
+        pair = Pair(recipe)
+        draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+        pair.fitting(heldout, "heldout")
 
 
 def unread(recipe: config.Recipe) -> str | None:
@@ -180,7 +186,7 @@ def _measure(
     recipe: WaltzRecipe, trained: Pair, task: Task, part: Part, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
     prompts = trained.fitting(task.suites(part), part, progress)
-    untrained = Pair(recipe)
+    untrained = trained.untrained()
     systems: dict[str, Any] = {}
     played: dict[str, list[Episode]] = {}
     name = TRAINED[recipe.stages.train]

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
-from choreo.engine.local import LocalEngine
+from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.losses import PolicyLoss
 from choreo.errors import BadInput, Interrupted
 from choreo.judges.base import JudgeDown, judge_episodes
@@ -50,6 +51,12 @@ class Pair:
         self.team = Team.open(folder, AGENTS, seed=recipe.seed, **recipe.model.loading())
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
         self.protocol = recipe.protocol
+
+    def untrained(self) -> Pair:
+        """The pair as it began, on the same model; it sees nothing of what this one learns."""
+        other = copy(self)
+        other.engine = Untrained(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
+        return other
 
     def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
         """The prompts whose longest game has room in the model's positions. How many have not is said to `progress`.
