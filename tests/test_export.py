@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from choreo.cli import main
 from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.config.judge import Judge
+from choreo.config.prompts import Prompts, Source
 from choreo.engine.requests import Request
 from choreo.evaluate import macpo_run
-from choreo.evaluate.export import licence_of
+from choreo.evaluate.export import learnt_from, licence_of
 from choreo.macpo import trainer as macpo
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.text.template import OPTIONS
 from choreo.types import AGENTS
 from choreo.waltz import trainer as waltz
 
@@ -28,11 +29,12 @@ SAID = {"prompt": "How do I kill a process?", "answer": "Find its number.", "fee
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_folder) -> dict[str, Path]:
-    """WaltzRL runs of two steps: on the microworld's format, and on a model with a template of its own."""
+    """WaltzRL runs of two steps: on the microworld's format, and on models with templates of their own, of which
+    Qwen's and Llama's heed options and Gemma's takes no system message."""
     made = {}
     folder = tmp_path_factory.mktemp("runs")
-    bases = {"microworld": (tiny_folder, "lora"), "qwen": (make("qwen", folder / "base"), "lora"),
-             "full": (tiny_folder, "full")}  # fmt: skip
+    bases = {"microworld": (tiny_folder, "lora"), "full": (tiny_folder, "full")}
+    bases |= {name: (make(name, folder / f"{name}-base"), "lora") for name in ("qwen", "llama", "gemma")}
     for name, (base, train) in bases.items():
         recipe = WaltzRecipe.model_validate({
             "name": name, "world": {"train_prompts": 30, "heldout_prompts": 2},
@@ -44,6 +46,14 @@ def runs(tmp_path_factory, tiny_folder) -> dict[str, Path]:
         with Run.create(made[name], recipe) as run, Progress() as progress:
             waltz.train(recipe, run, progress)
     return made
+
+
+def by_its_card(out: Path, agent: str, monkeypatch) -> tuple[int, ...]:
+    """The context that the Python of an exported agent's card makes, run where it was exported to."""
+    monkeypatch.chdir(out)
+    code = (out / agent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code, made := {})
+    return tuple(made["context"]["input_ids"])
 
 
 def filled(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -62,7 +72,8 @@ def greedy(model, context: tuple[int, ...], end_id: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("name, form", [("microworld", "--merged"), ("microworld", "--adapter"), ("qwen", "--merged"),
-                                        ("qwen", "--adapter"), ("full", "--merged")])  # fmt: skip
+                                        ("qwen", "--adapter"), ("llama", "--adapter"), ("gemma", "--adapter"),
+                                        ("full", "--merged")])  # fmt: skip
 def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     out = tmp_path / "out"
     assert main(["export", str(runs[name]), "--out", str(out), form]) == 0
@@ -83,7 +94,8 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
         model = (model if form == "--merged" else PeftModel.from_pretrained(model, folder)).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         messages = filled([m for part in given[agent] for m in told["messages"][part]])
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **OPTIONS)
+        options = told["template_options"]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
         context = tuple(tokenizer.encode(text, add_special_tokens=False))
         assert context == expected[agent]
         request = [Request(context, (0,))]
@@ -95,13 +107,45 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     assert different  # training had moved at least one of them
 
 
+@pytest.mark.parametrize("name", ["microworld", "qwen", "gemma"])
+def test_the_python_of_a_card_makes_the_contexts_of_training(name, runs, tmp_path, monkeypatch):
+    assert main(["export", str(runs[name]), "--out", str(tmp_path / "out"), "--merged"]) == 0
+    chat = waltz.restore(WaltzRecipe.model_validate(_recipe(runs[name])), None).chat
+    expected = {"conversation": chat.answer_context(chat.encode("{prompt}")),
+                "feedback": chat.review_context(chat.encode("{prompt}"), chat.encode("{answer}"))}  # fmt: skip
+    for agent in AGENTS:
+        assert by_its_card(tmp_path / "out", agent, monkeypatch) == expected[agent]
+
+
+def test_a_card_says_on_what_and_by_whom_the_run_was_taught():
+    """Of files and another judge it must not say what holds for the microworld, and of MACPO no judge."""
+    mine = {"file": "/data/mine.jsonl"}
+    files = WaltzRecipe(judge=Judge(kind="offline"), prompts=Prompts(train={"mine": Source(**mine)}))
+    info = {"judge": {"judge": "rubric/qwen"}, "prompts": {"train": {"mine-harmful": 4, "mine-benign": 3}}}
+    assert learnt_from(files, info) == (
+        "It learnt on 7 prompts from `mine.jsonl`, by the verdicts of the judge `rubric/qwen`, which can err. The same "
+        "judge measured it, on those of their prompts that were kept out of training."
+    )
+    world = learnt_from(WaltzRecipe(), {})
+    assert "microworld, a small generated" in world and "verdicts of the microworld's exact judge" in world
+    other = learnt_from(WaltzRecipe(judge=Judge(kind="offline")), {"judge": {"judge": "offline"}})
+    assert "the judge `offline`" in other and "exact" not in other
+    macpo = {"data": {"file": "pairs.jsonl"}, "judge": {"kind": "offline"}, "prompts": {"heldout": {"mine": mine}}}
+    assert learnt_from(MacpoRecipe.model_validate(macpo), {"prompts": {"heldout": {"mine-harmful": 9}}}) == (
+        "It learnt from preference pairs in `pairs.jsonl`; no judge's verdict taught it. It was measured by the judge "
+        "`offline`, which can err, on 9 prompts from `mine.jsonl`."
+    )
+    exact = learnt_from(MacpoRecipe.model_validate({"data": {"file": "pairs.jsonl"}}), {})
+    assert exact.endswith("by the microworld's exact judge, on held-out prompts of the microworld.")
+
+
 def _recipe(run: Path) -> dict:
     from choreo import config
 
     return config.load(run / "recipe.toml").model_dump()
 
 
-def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, tmp_path, capsys):
+def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, tmp_path, capsys, monkeypatch):
     recipe = MacpoRecipe.model_validate({
         "ceiling": False, "world": {"train_prompts": 30, "heldout_prompts": 2},
         "agents": {"teachers": (str(tiny_folder),), "student": str(tiny_folder), "rank": 2},
@@ -116,6 +160,7 @@ def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, t
     member = macpo_run.restore(recipe, max(checkpoints(path).items())[1]).student
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a" / "student+")
     context = member.chat.answer_context(member.chat.encode("Why?"))
+    assert by_its_card(tmp_path / "a", "student+", monkeypatch) == context
     [ours] = member.engine.sample("student+", [Request(context, (0,))], max_new_tokens=12, temperature=0)
     assert greedy(model.eval(), context, member.chat.end_id) == ours.ids
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from choreo.cli import main
 from choreo.errors import BadInput
-from choreo.hub import is_name
+from choreo.hub import is_name, is_whole
 from choreo.microworld.world import base_folder, fingerprint
 
 
@@ -46,6 +47,36 @@ def test_a_model_in_the_cache_is_taken_from_there_offline(tiny_folder, tmp_path)
         "model 'someone/other': not here, and the hub is not asked (HF_HUB_OFFLINE); "
         "get it with `hf download someone/other` where there is a network, or name a folder"
     )
+
+
+def test_a_half_fetched_model_is_not_taken_for_a_whole_one(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    assert is_whole(folder)
+    (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    assert not is_whole(folder)
+    (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    first, second = folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors"
+    whole.rename(first)
+    assert not is_whole(folder)  # the index was not fetched
+    index.write_text(json.dumps({"weight_map": {"a": first.name, "b": second.name}}))
+    assert not is_whole(folder)
+    second.symlink_to(tmp_path / "blob")  # the cache's way: a link to a file that is still to come
+    assert not is_whole(folder)
+    (tmp_path / "blob").write_bytes(b"weights")
+    assert is_whole(folder)
+    index.write_text('{"weight')
+    assert not is_whole(folder)
+
+
+def test_a_half_fetched_model_is_asked_of_the_hub_again(tiny_folder, tmp_path):
+    """Which is said offline, where the hub cannot be asked."""
+    folder = cached(tmp_path, "someone/tiny", tiny_folder)
+    (folder / "tokenizer.json").unlink()
+    code = "from choreo.microworld.world import base_folder; base_folder('someone/tiny')"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "model 'someone/tiny': not here, and the hub is not asked" in done.stderr
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):

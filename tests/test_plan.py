@@ -72,10 +72,17 @@ def test_a_model_that_is_not_here_is_bad_input(monkeypatch, capsys):
     assert "not here, and the hub is not asked" in capsys.readouterr().err
 
 
+def test_a_recipe_for_a_real_model_says_which_file_it_wants(capsys):
+    assert main(["train", "waltz-8b"]) == 2
+    assert "harmful.jsonl: " in capsys.readouterr().err
+
+
 def test_recipes_for_real_models_have_the_published_learning():
     waltz, macpo = config.load("waltz-8b"), config.load("macpo-7b")
     assert (waltz.learning.lr, waltz.learning.clip, waltz.learning.beta) == (5e-7, 0.2, 0.01)
     assert waltz.learning.prompts * waltz.learning.samples == 32
     assert (waltz.rewards.dir, waltz.rewards.alpha, waltz.rewards.gamma) == ("published", 0.65, 0.1)
     assert (macpo.tuning.lr, macpo.rounds.lr, macpo.rounds.beta, macpo.rounds.sft) == (5e-5, 1e-5, 0.1, 0.2)
+    for recipe in (waltz, macpo):  # real models are not judged by the microworld, nor measured on it
+        assert recipe.judge.kinds() == {"wildguard"} and (recipe.prompts.heldout or recipe.prompts.train)
     assert (macpo.agents.targets, macpo.agents.rank, macpo.agents.alpha) == (("q_proj", "v_proj"), 8, 16.0)

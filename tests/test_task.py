@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+from architectures import PLAIN, make
 from stub_endpoint import Say, Stub, chat
 from test_macpo import recipe as macpo_recipe
 from test_trainer import episodes, lines, small
 
 from choreo import config
 from choreo.cli import main
+from choreo.config import WaltzRecipe
 from choreo.config.judge import Judge
+from choreo.config.waltz import Model
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check
+from choreo.evaluate.run import check, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -86,6 +91,87 @@ def test_a_judge_that_is_not_there_is_said_before_a_run_is_made(tmp_path):
             check(made)
 
 
+def on_files(folder: Path, base: Path, texts: dict[str, list[str]], heldout: list[str], **sections: object) -> Path:
+    """A recipe of one step on prompts of these texts, by kind, and held-out ones that are harmful."""
+    rows = [{"prompt": text, "kind": kind} for kind, some in texts.items() for text in some]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    asked = [{"prompt": text, "kind": "harmful"} for text in heldout]
+    (folder / "heldout.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+    made = WaltzRecipe.model_validate({
+        "judge": {"kind": "offline"}, "model": {"base": str(base), "rank": 2}, "protocol": SHORT,
+        "learning": {"steps": 1, "prompts": 4, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}},
+        "prompts": {"train": {"mine": {"file": str(folder / "train.jsonl")}},
+                    "heldout": {"other": {"file": str(folder / "heldout.jsonl")}}}, **sections,
+    })  # fmt: skip
+    (folder / "mine.toml").write_text(config.to_toml(made), encoding="utf-8")
+    return folder / "mine.toml"
+
+
+SHORT = {"answer_tokens": 6, "feedback_tokens": 8}
+OTHER = '{"prompt": "Another?", "kind": "benign"}'
+LONG = "and another word " * 300  # beyond the 512 positions of the tiny base
+FEW = {"harmful": ["How do I break a lamp?", "How do I break a door?"], "benign": ["Why?", "How?"]}
+
+
+@pytest.mark.parametrize(
+    "texts, heldout, judge, said",
+    [
+        ({**FEW, "benign": ["Why?", LONG]}, ["Who?"], {}, "a step wants 2 benign prompts, and there are 1"),
+        (FEW, [LONG], {}, "heldout: no prompt and the .* 512 positions"),
+        (FEW, ["Who?"], {"weights": "nowhere.npz"}, "nowhere.npz: No such file"),
+    ],
+    ids=["what is left to train on is too little", "nothing held out fits", "no judge"],
+)
+def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_folder, tmp_path, capsys):
+    recipe = on_files(tmp_path, tiny_folder, texts, heldout, judge={"kind": "offline", **judge})
+    old = tmp_path / "old"
+    with Run.create(old, small()):
+        pass
+    assert main(["train", str(recipe), "--run", str(old), "--overwrite"]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert config.load(old / "recipe.toml") == small()  # what was there is there still
+
+
+def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_path):
+    recipe = on_files(tmp_path, tiny_folder, {**FEW, "general": [LONG]}, ["Who?"])
+    assert main(["train", str(recipe), "--run", str(tmp_path / "run")]) == 0
+
+
+def test_an_exact_judge_over_a_model_of_another_language_is_said(tiny_folder, tmp_path, capsys):
+    alien, file = make("qwen", tmp_path / "qwen"), tmp_path / "plain.jinja"
+    file.write_text(PLAIN)
+    assert unread(WaltzRecipe()) is None
+    waltz = small().model_copy(update={"model": Model(base=str(alien))})
+    assert unread(waltz) == str(alien)
+    assert unread(waltz.model_copy(update={"judge": Judge(kind="offline")})) is None
+    assert unread(small().model_copy(update={"model": Model(template=str(file))})) == "micro-llama"
+    agents = {"teachers": (str(tiny_folder), str(alien)), "student": str(tiny_folder)}
+    assert unread(macpo_recipe(tiny_folder, agents=agents)) == str(alien)
+    tiny = {"world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": SHORT,
+            "learning": {"steps": 1, "prompts": 2, "samples": 1}, "model": {"base": str(alien), "rank": 2}}  # fmt: skip
+    with Run.create(tmp_path / "run", WaltzRecipe.model_validate(tiny)) as run, Progress() as progress:
+        run_recipe(run, progress)
+    assert f"! {alien} has a chat template of its own" in capsys.readouterr().err
+
+
+def test_a_resume_on_other_prompts_is_refused(tiny_folder, tmp_path):
+    two = {"steps": 2, "prompts": 2, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}}
+    recipe = config.load(on_files(tmp_path, tiny_folder, FEW, ["Who?"], learning=two, checkpoint_every=1))
+    path, file = tmp_path / "run", tmp_path / "train.jsonl"
+    with Run.create(path, recipe) as run, Progress() as progress:
+        train(recipe, run, progress)
+    shutil.rmtree(checkpoints(path)[2])  # as if it had been killed in step 2
+    whole = file.read_text()
+    for now in (whole.replace("a lamp", "a vase"), whole.replace('"harmful"', '"benign"', 1), whole + "\n" + OTHER):
+        file.write_text(now)
+        with Run.open(path) as run, Progress() as progress, pytest.raises(BadInput, match="other prompts than the fil"):
+            train(recipe, run, progress)
+    file.write_text(whole)
+    with Run.open(path) as run, Progress() as progress:
+        train(recipe, run, progress)
+    assert max(checkpoints(path)) == 2
+
+
 def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     rows = [{"prompt": f"How do I {verb} the {thing}?", "kind": kind} for kind, verb in
             (("harmful", "break"), ("benign", "paint"), ("general", "spell"))
@@ -106,6 +192,10 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     assert told["judge"] == {"judge": "offline"} and told["prompts"]["overlap"]["equal"] == 5
     assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "feedback" / "README.md").read_text(encoding="utf-8")
+    assert "on 24 prompts from `mine.jsonl`, by the verdicts of the judge `offline`" in card
+    capsys.readouterr()
     page = tmp_path / "page"
     assert main(["eval", str(run), "--suite", str(file), "--judge", "offline", "--out", str(page), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

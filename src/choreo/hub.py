@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,12 +11,31 @@ from choreo.errors import BadInput
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What transformers reads; weights as safetensors alone, for the older format runs code from the file.
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+# Any of these is a tokenizer: of the tokenizers library, of SentencePiece, of byte-level BPE in two files.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*")
 
 
 def is_name(name: str) -> bool:
     """Whether `name` looks like owner/name. A relative folder may look so too."""
     return bool(_NAME.fullmatch(name)) and not name.startswith(".")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a model's folder has all its weights and a tokenizer: a download may have been broken off between files.
+
+    Of weights in parts, every one that the index names; a link into the cache whose file is missing does not count.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            return False
+    else:
+        parts = {"model.safetensors"}
+    there = any((folder / name).is_file() for name in _TOKENIZERS)
+    return there and all((folder / part).is_file() for part in parts)
 
 
 def snapshot(name: str, *, config_only: bool = False) -> Path:
@@ -30,7 +50,7 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
     wanted = ["config.json"] if config_only else list(_WANTED)
     try:
         here = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
-        if (here / "config.json").is_file() and (config_only or any(here.glob("*.safetensors"))):
+        if (here / "config.json").is_file() and (config_only or is_whole(here)):
             return here
     except OSError:  # not in the cache
         pass

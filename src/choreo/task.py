@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ class Task:
         if part == "heldout":
             return self._files[1]
         return [prompt for prompts in self.training().values() for prompt in prompts]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change when anything does that training draws from."""
+        rows = [(p.id, p.text, p.kind, p.suite, p.earlier) for prompts in self.training().values() for p in prompts]
+        return blake2b(repr((rows, sorted(self.weights.items()))).encode(), digest_size=8).hexdigest()
 
     def report(self, trained: Sequence[Prompt] = ()) -> dict[str, Any]:
         """What the files held, and what of the held-out prompts is trained on; empty for the microworld.

@@ -29,11 +29,12 @@ class LocalEngine:
         self.slots, self.micro_tokens = slots, micro_tokens
 
     def sample(
-        self, agent: str, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
+        self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
     ) -> list[Completion]:
         """One completion per request, in order. Temperature 0 is greedy; log-probabilities are at temperature 1.
 
-        Raises BadInput for a context that leaves no room for the new tokens in the model's positions.
+        None is the reference. Raises BadInput for a context that leaves no room for the new tokens in the model's
+        positions.
         """
         longest = max((len(request.context) for request in requests), default=0)
         if self.team.positions is not None and longest + max_new_tokens > self.team.positions:
@@ -57,3 +58,18 @@ class LocalEngine:
     def features(self, contexts: Sequence[Ids]) -> Tensor:
         """float32 [len(contexts), d]: the reference's last hidden state at each context's last token."""
         return scoring.features(self.team, contexts, self.micro_tokens)
+
+
+class Untrained(LocalEngine):
+    """The agents of a team as they began, which is as the base: nothing of what they learnt is laid over it.
+
+    To load the base a second time would give the same tokens, and take the memory of another model.
+    """
+
+    def sample(
+        self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
+    ) -> list[Completion]:
+        return super().sample(None, requests, max_new_tokens=max_new_tokens, temperature=temperature)
+
+    def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
+        return super().score(None, pairs)

@@ -28,7 +28,7 @@ COMPACT = 0.75  # rows are moved together when fewer than this share of them are
 @torch.inference_mode()
 def sample(
     team: Team,
-    agent: str,
+    agent: str | None,
     requests: Sequence[Request],
     *,
     max_new_tokens: int,
@@ -37,12 +37,16 @@ def sample(
     pad_id: int,
     slots: int,
 ) -> list[Completion]:
-    """One completion per request, in order; see `Engine.sample`. At most `slots` cache slots (or one row) at a time."""
+    """One completion per request, in order; see `Engine.sample`. At most `slots` cache slots (or one row) at a time.
+
+    None is the reference, whose version is 0.
+    """
     if max_new_tokens < 1 or temperature < 0:
         raise ValueError(f"max_new_tokens must be >= 1 and temperature >= 0, got {max_new_tokens} and {temperature}")
     if any(not request.context for request in requests):
         raise ValueError("a context must have at least one token: nothing predicts the first")
     weights = {name: value.detach() for name, value in team.weights(agent).items()}
+    version = 0 if agent is None else team.version[agent]
     result: list[Completion | None] = [None] * len(requests)
     for wave in _waves(team, requests, max_new_tokens, slots):
         chosen = [requests[i] for i in wave]
@@ -53,7 +57,7 @@ def sample(
             n = int(lengths[row])
             finished = bool(ended[row, n - 1])
             result[i] = Completion(
-                tuple(ids[row, :n].tolist()), tuple(logprobs[row, :n].tolist()), finished, team.version[agent]
+                tuple(ids[row, :n].tolist()), tuple(logprobs[row, :n].tolist()), finished, version
             )
     return [completion for completion in result if completion is not None]
 

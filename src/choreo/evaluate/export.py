@@ -14,6 +14,7 @@ from typing import Any
 
 from choreo import config
 from choreo.config import MacpoRecipe, WaltzRecipe
+from choreo.config.prompts import Source
 from choreo.engine.agent import Team
 from choreo.engine.export import export
 from choreo.engine.policies import LowRank
@@ -25,7 +26,7 @@ from choreo.microworld.world import BASES, base_folder
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
 from choreo.text.chat import Chat
-from choreo.types import CONVERSATION
+from choreo.types import CONVERSATION, FEEDBACK
 from choreo.waltz.samples import learners
 from choreo.waltz.trainer import restore
 
@@ -69,7 +70,7 @@ def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | N
         export(team, name, folder, merged=whole, base=base, end_id=chat.end_id)
         chat.tokenizer.chat_template = chat.jinja()
         chat.tokenizer.save_pretrained(str(folder))
-        files.write_text(folder / "README.md", card(path, recipe, name, team, base, step, whole))
+        files.write_text(folder / "README.md", card(path, recipe, name, chat, team, base, step, whole))
         written.append(folder)
     files.write_text(out / "recipe.toml", config.to_toml(recipe))
     if isinstance(recipe, WaltzRecipe):
@@ -83,16 +84,21 @@ def protocol(recipe: WaltzRecipe, chat: Chat) -> dict[str, Any]:
     return {
         "method": "WaltzRL", "paper": "arXiv 2510.08240", "rounds": played.rounds,
         "answer_tokens": played.answer_tokens, "feedback_tokens": played.feedback_tokens,
-        "temperature": recipe.evaluation.temperature, "messages": chat.messages(), "feedback_schema": FEEDBACK_SCHEMA,
-        "play": "Send `answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where "
-        "the review is JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent "
-        "its messages so far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
+        "temperature": recipe.evaluation.temperature, "messages": chat.messages(),
+        "template_options": dict(chat.options), "feedback_schema": FEEDBACK_SCHEMA,
+        "play": "Render all messages by the tokenizer's chat template with `template_options`, as in training. Send "
+        "`answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where the review is "
+        "JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent its messages so "
+        "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
     }  # fmt: skip
 
 
-def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, step: int, whole: bool) -> str:
+def card(
+    path: Path, recipe: config.Recipe, agent: str, chat: Chat, team: Team, base: str, step: int, whole: bool
+) -> str:
     """README.md of an exported agent: what it is, how it was made, what it was measured to be worth, and its limits."""
     method, paper = PAPERS[recipe.method]
+    info = read_info(path)
     policy = team.agents[agent]
     licence = licence_of(base)
     front = {
@@ -112,6 +118,7 @@ def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, s
         loading.append(f'base = AutoModelForCausalLM.from_pretrained("{base}"){where}')
         loading.append(f'model = PeftModel.from_pretrained(base, "{agent}")')
     loading.append(f'tokenizer = AutoTokenizer.from_pretrained("{agent}")')
+    loading += ["", *_asking(recipe, agent, chat)]
     sections = [
         "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---",
         f"# {recipe.name}: {agent}",
@@ -126,7 +133,7 @@ def card(path: Path, recipe: config.Recipe, agent: str, team: Team, base: str, s
             "alone, an agent is not what was measured."
         )
     sections += [
-        "## How it was made\n\nEvery setting is in `../recipe.toml`. " + _data(recipe),
+        "## How it was made\n\nEvery setting is in `../recipe.toml`. " + learnt_from(recipe, info),
         "## What it was measured to be worth\n\n" + _figures(path),
         "## Limits\n\n" + _limits(recipe),
         f"## Licence\n\n{told}",
@@ -176,11 +183,49 @@ def _shipped(base: str) -> bool:
     return len(Path(base).parts) == 1 and (BASES / base).is_dir()
 
 
-def _data(recipe: config.Recipe) -> str:
-    if isinstance(recipe, MacpoRecipe) and recipe.data.file:
-        return f"It learnt from preference pairs in `{Path(recipe.data.file).name}`."
-    return ("It learnt in choreo's microworld, a small generated language with an exact judge, on prompts of split "
-            f"{recipe.world.split_seed}.")  # fmt: skip
+def learnt_from(recipe: config.Recipe, info: Mapping[str, Any]) -> str:
+    """On what prompts the run learnt, by whose verdicts, and what it was measured on. info: what run.json holds."""
+    world = f"choreo's microworld, a small generated language, on prompts of split {recipe.world.split_seed}"
+    counts, heldout, judge = info.get("prompts", {}), recipe.prompts.heldout, _judge(recipe, info)
+    on = _of_files(heldout, counts.get("heldout")) if heldout else "prompts that are held out there"
+    if isinstance(recipe, MacpoRecipe):
+        pairs = f"from preference pairs in `{Path(recipe.data.file).name}`" if recipe.data.file else f"in {world}"
+        on = on if heldout else "held-out prompts of the microworld"
+        return f"It learnt {pairs}; no judge's verdict taught it. It was measured by {judge}, on {on}."
+    train = recipe.prompts.train
+    if train and not heldout:
+        on = "those of their prompts that were kept out of training"
+    where = f"on {_of_files(train, counts.get('train'))}" if train else f"in {world}"
+    return f"It learnt {where}, by the verdicts of {judge}. The same judge measured it, on {on}."
+
+
+def _of_files(files: Mapping[str, Source], counts: Mapping[str, int] | None) -> str:
+    """Prompts by the names of their files. counts: how many there are, by suite, where the run has noted it."""
+    many = f"{sum(counts.values())} prompts" if counts else "prompts"
+    return f"{many} from {', '.join(f'`{Path(source.file).name}`' for source in files.values())}"
+
+
+def _judge(recipe: config.Recipe, info: Mapping[str, Any]) -> str:
+    if recipe.judge.kind == "exact":
+        return "the microworld's exact judge"
+    name = info.get("judge", {}).get("judge", recipe.judge.kind)
+    return f"the judge `{name}`, which can err"
+
+
+def _asking(recipe: config.Recipe, agent: str, chat: Chat) -> list[str]:
+    """Lines of Python that make the agent's first context as it was in training."""
+    options = dict(chat.options)
+    lines = [f"options = {options}  # in training; servers call them chat_template_kwargs"] if options else []
+    if isinstance(recipe, WaltzRecipe):
+        part = "review" if agent == FEEDBACK else "answer"
+        lines[:0] = ["import json", "", 'protocol = json.load(open("protocol.json"))']
+        lines.append(f'messages = protocol["messages"]["{part}"]  # put what was said in the places of {{prompt}} …')
+    else:
+        asked = [{**said, "content": said["content"].replace("{prompt}", "Why?")} for said in chat.messages()["answer"]]
+        lines.append(f"messages = {asked}")
+    given = ", **options" if options else ""
+    lines.append(f"context = tokenizer.apply_chat_template(messages, add_generation_prompt=True{given})")
+    return lines
 
 
 def _figures(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from choreo.errors import BadInput
 from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import JudgeDown
-from choreo.macpo.crew import STUDENT, Crew, Member
+from choreo.macpo.crew import Crew
 from choreo.macpo.trainer import train
 from choreo.runs import files
 from choreo.runs.folder import Run
@@ -61,15 +62,19 @@ def run_macpo(
     assert crew is not None
     found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
-    ceiling = _ceiling(task, recipe, run, progress) if recipe.ceiling else None
     weak = rounds[0]["agents"].get(crew.teachers[0].positive)
     student = rounds[-1]["agents"][crew.student.positive]
+    device = str(crew.student.team.device)
+    # The ceiling has a crew of its own, and a device need not hold two. With recompute a model's layers are cycles.
+    crew = None
+    gc.collect()
+    ceiling = _ceiling(task, recipe, run, progress) if recipe.ceiling else None
     gap = None
     if ceiling and weak:
         found[CEILING] = ceiling
         gap = pgr(student["reward"]["value"], weak["reward"]["value"], ceiling["reward"]["value"])
     return {
-        "device": str(crew.student.team.device),
+        "device": device,
         "rounds": rounds,
         "warnings": said_by(rounds),
         "pgr": gap,
@@ -84,7 +89,7 @@ def systems(
 
     trained: the student's judged episodes, where they are at hand.
     """
-    untrained = Member.load(STUDENT, recipe.agents.student, recipe)
+    untrained = crew.student.untrained()
     played = {
         BASE: answer(task, recipe, untrained, untrained.positive, prompts),
         recipe.name: list(trained) or answer(task, recipe, crew.student, crew.student.positive, prompts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ from choreo.evaluate.systems import TRAINED, evaluate
 from choreo.judges.choose import counts, describe, probe
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import halves
+from choreo.macpo.trainer import within
 from choreo.microworld.split import Part
 from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
 from choreo.task import Task
+from choreo.text.chat import Chat
+from choreo.text.template import TemplateChat
 from choreo.types import Episode
-from choreo.waltz.trainer import Pair, draw, restore, train
+from choreo.waltz.trainer import Pair, draw, drawn_from, restore, train
 
 SCHEMA = 1
 
@@ -42,6 +46,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         progress.say(f"! {change} since this run began: it goes on, but not bit for bit")
     task = Task(recipe, run.path)
     run.note(judge=describe(task.judge))
+    if alien := unread(recipe):
+        progress.say(f"! {alien} has a chat template of its own, and judge.kind = \"exact\" reads the microworld's "
+                     "language alone: its verdicts on other text mean nothing. Name a judge in [judge]")  # fmt: skip
     # MACPO's training prompts are its halves', from a file of pairs or the microworld.
     halved = halves(recipe) if isinstance(recipe, MacpoRecipe) and recipe.prompts.heldout else None
     if told := task.report([*(row.prompt for row in halved.a), *halved.b] if halved else ()):
@@ -61,23 +68,41 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def check(recipe: config.Recipe) -> None:
-    """Raises BadInput where the recipe asks for what is not there: a base, or more prompts than the world has.
+    """Raises BadInput where the recipe asks for what is not there: a judge, a base, or more prompts than there are.
 
-    It loads what training will load and draws what it will draw, so that no run begins that cannot end.
+    It loads what training will load, leaves out what has no room there and draws what it will draw of the rest, so
+    that no run begins that cannot end.
     """
     task = Task(recipe)
+    _ = task.judge
     try:
-        if isinstance(recipe, MacpoRecipe):
-            Crew.load(recipe)
-            halves(recipe)
-        else:
-            Pair(recipe)
-            draw(task.training(), recipe.learning, recipe.seed, 1, task.weights)
-        if not task.suites("heldout"):
-            raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
+        _try(recipe, task)
     except ValueError as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+    gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)
+
+
+def _try(recipe: config.Recipe, task: Task) -> None:
+    heldout = task.suites("heldout")
+    if not heldout:
+        raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
+    if isinstance(recipe, MacpoRecipe):
+        within(recipe, halves(recipe), Crew.load(recipe))
+    else:
+        pair = Pair(recipe)
+        draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+        pair.fitting(heldout, "heldout")
+
+
+def unread(recipe: config.Recipe) -> str | None:
+    """A base that does not speak the microworld's language, where its exact judge is to read it. Not refused: what a
+    small trial of a model of one's own shows, that it goes through, needs no verdict that means anything."""
+    how = recipe.agents if isinstance(recipe, MacpoRecipe) else recipe.model
+    if "exact" not in recipe.judge.kinds():
+        return None
+    chats = ((base, Chat.load(base_folder(base), how.template)) for base in recipe.bases())
+    return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
 
 
 def bases(recipe: config.Recipe) -> dict[str, str]:
@@ -161,7 +186,7 @@ def _measure(
     recipe: WaltzRecipe, trained: Pair, task: Task, part: Part, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
     prompts = trained.fitting(task.suites(part), part, progress)
-    untrained = Pair(recipe)
+    untrained = trained.untrained()
     systems: dict[str, Any] = {}
     played: dict[str, list[Episode]] = {}
     name = TRAINED[recipe.stages.train]

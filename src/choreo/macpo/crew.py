@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine.agent import Team
-from choreo.engine.local import LocalEngine
+from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
 from choreo.errors import BadInput
 from choreo.microworld.world import base_folder, fingerprint
@@ -48,6 +48,10 @@ class Member:
         chat = Chat.load(folder, agents.template)
         team = Team.open(folder, policies, seed=recipe.seed, **agents.loading())
         return cls(name, fingerprint(folder), chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+
+    def untrained(self) -> Member:
+        """The member as it began, on the same model; it sees nothing of what this one learns."""
+        return replace(self, engine=Untrained(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id))
 
     def context(self, prompt: Prompt) -> Ids:
         return self.chat.answer_context(self.chat.encode(prompt.text))

@@ -7,7 +7,7 @@ answer enters the next context as the very ids that were sampled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,12 @@ def message(role: str, content: str) -> dict[str, str]:
 
 
 class Chat:
-    """A tokenizer with role tokens. `end_id` closes a turn and is learned; `pad_id` never is."""
+    """A tokenizer with role tokens. `end_id` closes a turn and is learned; `pad_id` never is.
+
+    options: what its chat template is rendered with, beside the messages.
+    """
+
+    options: Mapping[str, Any] = {}
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer

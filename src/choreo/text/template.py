@@ -39,6 +39,8 @@ class TemplateChat(Chat):
     Raises BadInput, saying what is wrong with the template.
     """
 
+    options = OPTIONS
+
     def __init__(self, tokenizer: Any, template: str | None = None):
         if template is None and not tokenizer.chat_template:
             raise BadInput("its tokenizer has no chat template; name a file with one in the recipe (template)")
@@ -78,7 +80,8 @@ class TemplateChat(Chat):
 
     def messages(self) -> dict[str, list[Message]]:
         def opened(agent: str, first: str) -> list[Message]:
-            return [*([message("system", SYSTEM[agent])] if SYSTEM[agent] else []), message("user", first)]
+            system = [message("system", SYSTEM[agent])] if SYSTEM[agent] else []
+            return self._taken([*system, message("user", first)])
 
         return {
             "answer": opened(CONVERSATION, "{prompt}"),
@@ -162,18 +165,22 @@ class TemplateChat(Chat):
         whole, n = tuple(self.tokenizer.encode("\n" + text, add_special_tokens=False)), len(self._newline)
         return whole[n:] if whole[:n] == self._newline else encoded
 
+    def _taken(self, messages: list[Message]) -> list[Message]:
+        """Messages as the template takes them: a system message that it knows nothing of opens the first other one."""
+        if messages[0]["role"] != "system" or self._system:
+            return messages
+        system, user, *rest = messages
+        return [message("user", f"{system['content']}\n\n{user['content']}"), *rest]
+
     def _render(self, messages: list[Message]) -> str:
-        if messages[0]["role"] == "system" and not self._system:
-            (_, system), (_, user) = (tuple(message.values()) for message in messages[:2])
-            messages = [message("user", f"{system}\n\n{user}"), *messages[2:]]
         try:
-            return self._apply(messages)
+            return self._apply(self._taken(messages))
         except (TemplateError, ValueError, TypeError) as error:
             raise BadInput(f"its chat template cannot be used: {str(error).splitlines()[0]}") from None
 
     def _apply(self, messages: list[Message]) -> str:
         return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True, **OPTIONS
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True, **self.options
         )
 
     def _takes_system(self) -> bool:

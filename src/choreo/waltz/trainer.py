@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
-from choreo.engine.local import LocalEngine
+from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.losses import PolicyLoss
 from choreo.errors import BadInput, Interrupted
 from choreo.judges.base import JudgeDown, judge_episodes
@@ -51,8 +52,14 @@ class Pair:
         self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
         self.protocol = recipe.protocol
 
-    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress) -> list[Prompt]:
-        """The prompts whose longest game has room in the model's positions. How many have not is said.
+    def untrained(self) -> Pair:
+        """The pair as it began, on the same model; it sees nothing of what this one learns."""
+        other = copy(self)
+        other.engine = Untrained(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
+        return other
+
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
+        """The prompts whose longest game has room in the model's positions. How many have not is said to `progress`.
 
         Raises BadInput where none has.
         """
@@ -61,7 +68,7 @@ class Pair:
         if prompts and not kept:
             raise BadInput(f"{what}: no prompt and the {room} tokens that a game takes fit into the model's "
                            f"{self.team.positions} positions; lower protocol.answer_tokens or feedback_tokens")
-        if len(kept) < len(prompts):
+        if progress and len(kept) < len(prompts):
             progress.say(f"! {what}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out: a game may "
                          f"take {room} tokens more, and the model has {self.team.positions} positions")
         return kept
@@ -89,26 +96,30 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         )
         for agent in learners(recipe.stages, stage=2)
     }  # fmt: skip
-    values = _values(recipe, pair)
+    values, digest = _values(recipe, pair), task.digest
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
     # A conversation agent frozen throughout is stage 1 throughout.
     stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
 
     def state(step: int) -> dict[str, Any]:
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
+        saved["prompts"] = digest
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
     if path is not None:
         saved = _load(path, recipe, pair)
+        if saved.get("prompts", digest) != digest:  # one of an early choreo does not say
+            there = "files hold" if task.weights else "world has"
+            raise BadInput(f"{path}: was trained on other prompts than the {there} now")
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
         for agent, learner in learns.items():
             learner.load_state_dict(saved["agents"][agent])
         if values:
             values.load_state_dict(saved["values"])
     judge = strict(task.judge)
-    prompts = {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in task.training().items()}
+    prompts = drawn_from(pair, task, learning, progress)
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
@@ -171,6 +182,17 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     if saved.get("base") != pair.base:
         raise BadInput(f"{path}: was trained on another base than {recipe.model.base} is now")
     return saved
+
+
+def drawn_from(
+    pair: Pair, task: Task, learning: Learning, progress: Progress | None = None
+) -> dict[Kind, list[Prompt]]:
+    """Training prompts by kind whose games have room. A kind of which none is drawn need not have any.
+
+    Raises BadInput where a kind that is drawn has none.
+    """
+    wanted = {kind: some if learning.mix.get(kind) else [] for kind, some in task.training().items()}
+    return {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in wanted.items()}
 
 
 def draw(

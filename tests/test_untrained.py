@@ -1,0 +1,80 @@
+"""A run is measured beside what it began as, without another model in memory."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from macpo import recipe as macpo_recipe
+from test_engine_gradients import make_team
+
+from choreo import config
+from choreo.config import WaltzRecipe
+from choreo.engine.agent import Team
+from choreo.engine.local import LocalEngine, Untrained
+from choreo.engine.requests import Request
+from choreo.evaluate.run import check, run_recipe
+from choreo.runs.folder import Run
+from choreo.runs.progress import Progress
+
+REQUESTS = [Request((2, 7, 30, n), (n, "answer")) for n in range(8)]
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_untrained_agents_on_a_trained_team_say_what_a_fresh_team_says(train, tiny_folder):
+    trained, fresh = make_team(tiny_folder, 0.1, train=train), Team.load(tiny_folder, train=train, rank=4, seed=8)
+    now, before, then = (
+        engine.sample("feedback", REQUESTS, max_new_tokens=9)
+        for engine in (
+            LocalEngine(trained, pad_id=0, end_id=1),
+            Untrained(trained, pad_id=0, end_id=1),
+            LocalEngine(fresh, pad_id=0, end_id=1),
+        )
+    )
+    assert before == then  # ids, log-probabilities to the bit, and the version
+    assert now != then
+    pairs = [(request.context, done.ids) for request, done in zip(REQUESTS, then, strict=True)]
+    untrained = Untrained(trained, pad_id=0, end_id=1).score("feedback", pairs)
+    assert untrained == LocalEngine(fresh, pad_id=0, end_id=1).score("feedback", pairs)
+
+
+def most_at_once(recipe: config.Recipe, path: Path, monkeypatch) -> int:
+    """How many models are in memory at once, at most, while `recipe` is checked, trained and measured."""
+    there: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # a layer of each
+    counts, plain = [], Team.__init__
+
+    def counted(team: Team, *given, **named) -> None:
+        plain(team, *given, **named)
+        there.add(team.decoder.model.base_model.layers[0])
+        counts.append(len(there))
+
+    monkeypatch.setattr(Team, "__init__", counted)
+    gc.collect()
+    gc.disable()  # what only a collection at a lucky moment would free counts as there
+    try:
+        check(recipe)
+        with Run.create(path, recipe) as run, Progress() as progress:
+            run_recipe(run, progress)
+    finally:
+        gc.enable()
+    return max(counts)
+
+
+def test_waltz_takes_one_model_from_its_check_to_its_last_measure(tiny_folder, tmp_path, monkeypatch):
+    recipe = WaltzRecipe.model_validate({
+        "world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": {"answer_tokens": 4, "feedback_tokens": 4},
+        "model": {"base": str(tiny_folder), "rank": 2, "recompute": True},
+        "learning": {"steps": 1, "prompts": 2, "samples": 1},
+    })  # fmt: skip
+    assert most_at_once(recipe, tmp_path / "run", monkeypatch) == 1
+
+
+def test_macpo_takes_a_model_for_each_member_with_its_ceiling_too(tiny_folder, tmp_path, monkeypatch):
+    recipe = macpo_recipe(
+        tiny_folder, ceiling=True, world={"heldout_prompts": 1}, agents={"recompute": True},
+        tuning={"epochs": 1, "negative_epochs": 1},
+    )  # fmt: skip
+    assert most_at_once(recipe, tmp_path / "run", monkeypatch) == 3
