@@ -64,9 +64,6 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[i
         run.note(data=data.counts)
         told = ", ".join(f"{what} {count}" for what, count in data.counts.items())
         progress.say(f"{recipe.data.file or 'prompts'}: {told}")
-        if recipe.rounds.refusals == "as-labelled" and recipe.judge.kind == "exact" and not _refusing(desk, data):
-            progress.say("! no chosen answer of half A is a refusal in the microworld's words: refusals are held to no "
-                         "share. For other text name its judge (judge.kind)")  # fmt: skip
     phases = plan(recipe)
     done, (step, path) = 0, run.rewind()
     if path is not None:
