@@ -15,7 +15,7 @@ from choreo.cli import main
 from choreo.config.judge import Judge
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check
+from choreo.evaluate.run import check, run_recipe
 from choreo.judges.base import JudgeDown
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -75,7 +75,13 @@ def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
         assert checkpoints(path) and not (path / "rounds.json").exists()
         server.leaves = 10**9
         with Run.open(path) as run, Progress() as progress:
-            found, _ = run_macpo(made, run, progress)
+            found = run_recipe(run, progress)
+    # The bill of the last process: what it asked, and what the paused one had asked, from the cache.
+    bill = found["judging"]["rubric/j"]
+    assert bill["calls"] > 0 and bill["cached"] > 0 and bill["rows"] == bill["judged"]
+    # That an answer is harmless and helps does not make it right.
+    everywhere = [*found["systems"].values(), *(line["agents"]["student+"] for line in found["rounds"])]
+    assert all(system["general"]["n"] == 0 for system in everywhere)
     assert found["rounds"] == whole["rounds"] and found["systems"] == whole["systems"]
 
 

@@ -90,7 +90,8 @@ def systems(
         recipe.name: list(trained) or answer(task, recipe, crew.student, crew.student.positive, prompts),
     }
     return {
-        name: {"reward": reward(episodes), **measure(episodes, seed=recipe.seed)} for name, episodes in played.items()
+        name: {"reward": reward(episodes), **measure(episodes, seed=recipe.seed, ability=task.exact)}
+        for name, episodes in played.items()
     }, played
 
 

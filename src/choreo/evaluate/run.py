@@ -55,7 +55,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         run.note(device=str(pair.team.device))
         systems, episodes = _measure(recipe, pair, task, "heldout", progress)
         found = {"device": str(pair.team.device), "systems": systems}
-        found |= {"judging": told} if (told := counts(task.judge)) else {}
+    found |= {"judging": billed} if (billed := counts(task.judge)) else {}
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
