@@ -150,8 +150,13 @@ def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[tuple[float, int]]:
-    turns = [episode.answers[-1] for episode in episodes]
-    ids: list[Ids] = student.adopt(turns, writer)
-    contexts = [student.context(episode.prompt) for episode in episodes]
-    scores = student.engine.score(student.positive, list(zip(contexts, ids, strict=True)))
-    return [(-math.fsum(row), len(row)) for row in scores]
+    """(Σ −log π, tokens) of every answer under the student; (0, 0) where another's answer, spelled in the student's
+    tokens, is longer than its positions."""
+    ids: list[Ids] = student.adopt([episode.answers[-1] for episode in episodes], writer)
+    pairs = list(zip([student.context(episode.prompt) for episode in episodes], ids, strict=True))
+    limit = student.team.positions
+    within = [limit is None or len(context) + len(said) <= limit for context, said in pairs]
+    fitting = [pair for pair, fits in zip(pairs, within, strict=True) if fits]
+    scores = iter(student.engine.score(student.positive, fitting))
+    rows = [next(scores) if fits else () for fits in within]
+    return [(-math.fsum(row), len(row)) for row in rows]

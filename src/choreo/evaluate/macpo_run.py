@@ -38,11 +38,11 @@ def run_macpo(
     """
     file = run.path / "rounds.json"
     task = task or Task(recipe, run.path)
-    prompts = task.suites("heldout")
+    crew = Crew.load(recipe)
+    prompts = fitting(recipe, crew, task.suites("heldout"), progress)
     rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    crew: Crew | None = None
     episodes: list[Episode] = []
-    for number, crew in train(recipe, run, progress):
+    for number, _ in train(recipe, run, progress, crew):
         if number == len(rounds):
             try:
                 agents, episodes = measure_round(task, recipe, crew, number, prompts, progress)
@@ -58,7 +58,6 @@ def run_macpo(
         if said and recipe.watch.stop:
             progress.say(f"stopped after round {number}, as watch.stop says")
             break
-    assert crew is not None
     found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
     ceiling = _ceiling(task, recipe, run, progress) if recipe.ceiling else None
@@ -75,6 +74,18 @@ def run_macpo(
         "pgr": gap,
         "systems": found,
     }, played
+
+
+def fitting(recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], progress: Progress) -> list[Prompt]:
+    """The prompts that every agent can be measured on; how many cannot is said. Raises BadInput where none is left.
+
+    Before anything is trained, or one long prompt would end a run at its first measurement, and every resume again.
+    """
+    kept = crew.fitting(prompts, recipe.writing.answer_tokens)
+    if lost := len(prompts) - len(kept):
+        progress.say(f"! {lost} of {len(prompts)} prompts to measure on are left out: with an answer of "
+                     f"{recipe.writing.answer_tokens} tokens they overflow some agent's positions")  # fmt: skip
+    return kept
 
 
 def systems(

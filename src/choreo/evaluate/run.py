@@ -68,7 +68,7 @@ def check(recipe: config.Recipe) -> None:
     task = Task(recipe)
     try:
         if isinstance(recipe, MacpoRecipe):
-            Crew.load(recipe)
+            Crew.load(recipe).fitting(task.suites("heldout"), recipe.writing.answer_tokens)
             halves(recipe)
         else:
             Pair(recipe)
@@ -112,7 +112,8 @@ def evaluate_run(
     systems: dict[str, Any]
     if isinstance(recipe, MacpoRecipe):
         crew = macpo_run.restore(recipe, folder)
-        systems, played = macpo_run.systems(task, recipe, crew, task.suites(part(suite)))
+        prompts = macpo_run.fitting(recipe, crew, task.suites(part(suite)), progress)
+        systems, played = macpo_run.systems(task, recipe, crew, prompts)
         device = crew.student.team.device
     else:
         pair = restore(recipe, folder)

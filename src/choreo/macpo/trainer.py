@@ -51,13 +51,16 @@ class Lesson:
     figures: dict[str, float]
 
 
-def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[int, Crew]]:
+def train(
+    recipe: MacpoRecipe, run: Run, progress: Progress, crew: Crew | None = None
+) -> Iterator[tuple[int, Crew]]:  # fmt: skip
     """Yields (round, agents) at the end of the start (round 0) and of every round, for the caller to measure.
 
     From the run's last checkpoint if there is one; a round that had ended there is yielded again. The caller may
-    stop early. Raises Interrupted, its state saved, when `progress` was interrupted.
+    stop early. crew: the recipe's untrained agents, where they are loaded already; it is what is yielded.
+    Raises Interrupted, its state saved, when `progress` was interrupted.
     """
-    crew = Crew.load(recipe)
+    crew = crew or Crew.load(recipe)
     data = within(recipe, halves(recipe), crew)
     desk = Desk(recipe, crew, data.b)
     if data.counts:
