@@ -101,10 +101,16 @@ def test_turns_that_fail_are_counted_and_never_judged(tmp_path, capsys):
 
     suite = write(tmp_path / "mine.jsonl", PROMPTS[:4])
     with Stub(script) as agents:
-        assert main(["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o"),
-                     "--set", "retries=0", "--set", "json_schema=false", "--json"]) == 0  # fmt: skip
+        command = ["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o"),
+                   "--set", "retries=0", "--set", "json_schema=false"]  # fmt: skip
+        assert main([*command, "--json"]) == 0
         assert not any("response_format" in body for body in agents.seen)
-    result = json.loads(capsys.readouterr().out)
+        result = json.loads(capsys.readouterr().out)
+        assert main([*command, "--resume"]) == 0
+        told = capsys.readouterr().out.splitlines()[-1]
+        left_open = 100 * result["systems"]["base"]["undetermined"]["value"]
+        assert told.startswith(f"5 turns failed; base: open {left_open:.1f} %; collaboration-untrained: open ")
+        assert told.endswith(", format rate 0.0 %")
     pair = result["systems"]["collaboration-untrained"]
     assert pair["orr"]["n"] == 2 and pair["orr"]["undetermined"] == 2
     assert pair["format_rate"]["value"] == 0.0 and pair["ftr"]["benign"]["value"] == 0.0
@@ -112,6 +118,32 @@ def test_turns_that_fail_are_counted_and_never_judged(tmp_path, capsys):
     assert result["open"]["base"] == {"no answer": 2}
     assert result["failed"] == 5 and result["agents"]["conversation"]["failed: rejected"] == 2
     assert pair["tokens_added"]["n"] == 0 or pair["tokens_added"]["value"] is not None
+
+
+def test_a_server_that_takes_no_review_is_said_and_not_counted_as_bad_reviews(tmp_path, capsys):
+    def script(body: dict, n: int) -> Say:
+        return Say({"error": {"message": "no response_format"}}, 400) if "response_format" in body else world(body, n)
+
+    for rows in (PROMPTS, PROMPTS[:2]):  # more turns than patience, and fewer
+        suite = write(tmp_path / "mine.jsonl", rows)
+        with Stub(script) as agents:
+            assert main(["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite),
+                         "--out", str(tmp_path / str(len(rows)))]) == 2  # fmt: skip
+        assert re.search("no response_format; it takes no request of the feedback agent; json_schema = false",
+                         capsys.readouterr().err)  # fmt: skip
+
+
+def test_tokens_are_billed_once_and_calls_counted_by_one_thread(tmp_path):
+    suite = write(tmp_path / "mine.jsonl", PROMPTS)
+    with Stub(world) as agents:
+        command = ["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o")]
+        bills = []
+        for more in ([], ["--resume"]):
+            assert main([*command, *more, "--json"]) == 0
+            bills.append(json.loads((tmp_path / "o" / "summary.json").read_text())["agents"]["conversation"])
+    first, again = bills
+    assert first["calls"] == len(agents.seen) == 26 and first["completion_tokens"] == 260 and not first["cached"]
+    assert again["cached"] == 26 and "calls" not in again and "completion_tokens" not in again
 
 
 def test_a_server_that_is_not_there_and_one_that_goes_away(tmp_path, capsys):
@@ -143,6 +175,8 @@ def test_a_server_that_is_not_there_and_one_that_goes_away(tmp_path, capsys):
 def test_bad_input_is_one_line(tmp_path, capsys):
     suite = write(tmp_path / "mine.jsonl", PROMPTS)
     bare = write(tmp_path / "bare.jsonl", [{"prompt": "Hi"}])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
     own = write(tmp_path / "own.jsonl", [{"prompt": "Hi", "kind": "benign", "answer": "Ho"}])
     for argv, said in (
         (["eval"], "give a run folder"),
@@ -155,6 +189,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
          "has no prompt of use (what a right answer does is not said"),
         (["eval", "--conversation", "no-such-model", "--suite", str(suite), "--out", str(tmp_path / "p")],
          "neither a shipped one"),
+        (["eval", "--conversation", "micro-llama", "--suite", str(suite), "--out", str(tmp_path / "run"), "--resume"],
+         "is a run's folder"),
         (["judge", "answers", str(bare)], "no known format"),
         (["judge", "answers", str(own), "--judge", "x y"], "expected KIND"),
     ):  # fmt: skip

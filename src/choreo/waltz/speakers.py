@@ -29,7 +29,7 @@ class EndpointSpeaker:
 
     schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes around its JSON, and
         a review that does not parse is not applied.
-    counts: calls, cached, tokens, and failures by kind.
+    counts: calls, cached, tokens of what was asked now, and failures by kind.
     """
 
     def __init__(self, endpoint: Endpoint, cache: Path | None = None, *, schema: bool = True):
@@ -37,7 +37,7 @@ class EndpointSpeaker:
         self.counts: Counter[str] = Counter()
         self._client = Client(endpoint)
         self._cache = Cache(cache)
-        self._answered = False
+        self._heard: set[str] = set()  # agents that the server has replied to, now or earlier
 
     @property
     def name(self) -> str:
@@ -45,27 +45,35 @@ class EndpointSpeaker:
 
     def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
         """See `Speaker.say`. A turn that gets no reply after every retry fails alone; `endpoint.patience` of them in a
-        row, or a server that never answered, stop the work."""
+        row, or a server that never answered as this agent, stop the work."""
         bodies = [self._body(agent, one, max_tokens, temperature) for one in asked]
         keys = [key_of([self.endpoint.address(body), body, list(one.key)]) for body, one in
                 zip(bodies, asked, strict=True)]  # fmt: skip
         found: dict[str, Reply | Failure] = {key: Reply(**reply) for key, reply in self._cache.find(keys).items()}
         self.counts["cached"] += len(found)
-        self._answered |= bool(found)
+        if found:
+            self._heard.add(agent)
         wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
-        missing = 0
+        missing, last = 0, None
         self._client.stopping.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="agent") as pool:
             try:
-                for key, outcome in zip(wanted, pool.map(self._one, wanted, wanted.values()), strict=True):
+                asking = pool.map(self._one, wanted, wanted.values())
+                for key, (calls, outcome) in zip(wanted, asking, strict=True):
                     found[key] = outcome
-                    of_row = isinstance(outcome, Failure) and outcome.of_row and self._answered
-                    missing = 0 if isinstance(outcome, Reply) or of_row else missing + 1
-                    self._check(outcome, missing)
+                    self._count(calls, outcome)
+                    if isinstance(outcome, Reply):
+                        self._heard.add(agent)
+                        missing = 0
+                    else:
+                        last, missing = outcome, 0 if outcome.of_row and agent in self._heard else missing + 1
+                        self._check(agent, outcome, missing)
             except BaseException:
                 self._client.stopping.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        if last and agent not in self._heard:  # fewer turns than patience, and not one reply
+            self._check(agent, last, self.endpoint.patience)
         return [self._turn(agent, one, found[key]) for one, key in zip(asked, keys, strict=True)]
 
     def _body(self, agent: str, one: Asked, max_tokens: int, temperature: float) -> dict[str, Any]:
@@ -75,32 +83,41 @@ class EndpointSpeaker:
             question["response_format"] = {"type": "json_schema", "json_schema": described}
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
 
-    def _one(self, key: str, body: dict[str, Any]) -> Reply | Failure:
+    def _one(self, key: str, body: dict[str, Any]) -> tuple[int, Reply | Failure]:
+        """How many requests it took, and the outcome; a reply is kept at once. Runs in threads: it counts nothing."""
         asked = self._client.ask(body)
-        self.counts["calls"] += asked.calls
         if isinstance(asked.outcome, Failure):
-            return asked.outcome
-        return Reply(**self._cache.keep(key, asdict(asked.outcome)))
+            return asked.calls, asked.outcome
+        return asked.calls, Reply(**self._cache.keep(key, asdict(asked.outcome)))
 
-    def _check(self, outcome: Reply | Failure, missing: int) -> None:
+    def _count(self, calls: int, outcome: Reply | Failure) -> None:
+        self.counts["calls"] += calls
         if isinstance(outcome, Reply):
-            self._answered = True
-            return
+            self.counts["prompt_tokens"] += outcome.prompt_tokens or 0
+            self.counts["completion_tokens"] += outcome.completion_tokens or 0
+
+    def _check(self, agent: str, outcome: Failure, missing: int) -> None:
+        """Raises once going on makes no sense; missing: turns in a row without a reply."""
         told = f"{self.name}: {outcome.kind}: {outcome.details}"
         if outcome.kind == "wrong":
             raise BadInput(f"{told} (is the address, the model or the key in {self.endpoint.key_variable} wrong?)")
-        if not self._answered and (outcome.kind == "unreachable" or missing >= self.endpoint.patience):
+        if not self._heard and outcome.kind == "unreachable":
             raise BadInput(f"{told}; is the server running, and is this its address?")
-        if missing >= self.endpoint.patience:
-            raise Interrupted(f"{told}; it stopped answering. {len(self._cache)} replies are kept")
+        if missing < self.endpoint.patience:
+            return
+        if outcome.of_row:
+            schema = "; json_schema = false is for servers that take no response_format"
+            raise BadInput(f"{told}; it takes no request of the {agent} agent"
+                           f"{schema if agent == FEEDBACK and self.schema else ''}")  # fmt: skip
+        if not self._heard:
+            raise BadInput(f"{told}; is the server running, and is this its address?")
+        raise Interrupted(f"{told}; it stopped answering. {len(self._cache)} replies are kept")
 
     def _turn(self, agent: str, one: Asked, outcome: Reply | Failure) -> Spoken:
         round = int(one.key[-1])
         if isinstance(outcome, Failure):
             self.counts[f"failed: {outcome.kind}"] += 1
             return Spoken(agent, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
-        self.counts["prompt_tokens"] += outcome.prompt_tokens or 0
-        self.counts["completion_tokens"] += outcome.completion_tokens or 0
         text = after_thinking(outcome.refused or outcome.text)
         failure = ""
         if outcome.finish == "content_filter" and not text:
