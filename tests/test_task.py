@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
 from choreo.evaluate.run import check, run_recipe
 from choreo.judges.base import JudgeDown
+from choreo.judges.offline import WEIGHTS
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.waltz.trainer import train
@@ -109,7 +111,9 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "! 5 held-out prompts are also trained on (5 word for word, 0 nearly)" in err
     told = json.loads((run / "run.json").read_text())
-    assert told["judge"] == {"judge": "offline"} and told["prompts"]["overlap"]["equal"] == 5
+    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    assert told["judge"] == {"judge": "offline", "weights": weights, "unsure": 0.1}
+    assert told["prompts"]["overlap"]["equal"] == 5
     assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
     page = tmp_path / "page"
