@@ -12,6 +12,7 @@ import pytest
 from stub_endpoint import Say, Stub, chat
 
 from choreo.cli import main
+from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.errors import BadInput
 from choreo.judges.choose import choose, counts, describe, strict
@@ -262,3 +263,42 @@ def test_a_local_base_speaks_as_it_plays(tmp_path):
         assert [turn.text for turn in (*ours.answers, *ours.reviews)] == [
             turn.text for turn in (*theirs.answers, *theirs.reviews)]  # fmt: skip
         assert ours.feedback == theirs.feedback
+
+
+def test_a_local_model_is_loaded_as_it_is_told_and_what_overflows_fails_alone(tiny_folder, tmp_path, capsys):
+    from architectures import PLAIN
+
+    template = tmp_path / "plain.jinja"
+    template.write_text(PLAIN, encoding="utf-8")
+    suite = write(tmp_path / "mine.jsonl", [*PROMPTS[:3], {"prompt": "x y " * 900, "kind": "benign"}])
+    command = ["eval", "--conversation", str(tiny_folder), "--suite", str(suite), "--set", "answer_tokens=8", "--set",
+               "feedback_tokens=8", "--set", "device=cpu", "--set", f"template={template}"]  # fmt: skip
+    assert main([*command, "--set", "dtype=bfloat16", "--out", str(tmp_path / "o"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["open"]["base"]["no answer"] == 1 and result["failed"] == 2  # and so there was nothing to review
+    assert main([*command, "--set", "dtype=float16", "--out", str(tmp_path / "p")]) == 2
+    assert "dtype" in capsys.readouterr().err
+
+
+def test_what_a_local_model_only_thought_is_no_answer(tiny_folder):
+    from choreo.engine.requests import Completion
+    from choreo.text.chat import Chat
+    from choreo.waltz.speakers import LocalSpeaker
+
+    chat = Chat.load(tiny_folder)
+    said = [("<think>well", False), ("<think>well</think>yes", False), ("yes", True), ("", True)]
+
+    class Scripted:
+        def sample(self, agent, requests, **options):
+            return [Completion(chat.encode(text), (), finished, 0) for text, finished in said]
+
+    asked = [Asked("p", (), "", ("k", i, 0)) for i in range(len(said))]
+    turns = LocalSpeaker("m", chat, Scripted()).say("conversation", asked, max_tokens=9, temperature=1.0)
+    assert [turn.failure.split(":")[0] for turn in turns] == ["thought only", "", "", ""]
+    assert turns[0].text == ""
+
+
+def test_no_two_files_share_a_name(tmp_path):
+    files = [Path(name) for name in ("a.csv", "b/a.csv", "a-2.csv", "c/a.csv", "a-3.csv", "d/a-2.csv")]
+    named = sources(files)
+    assert [source.file for source in named.values()] == [str(file) for file in files]

@@ -20,8 +20,11 @@ from choreo.types import CONVERSATION, FEEDBACK, Spoken
 from choreo.waltz.spoken import Asked
 
 if TYPE_CHECKING:
-    from choreo.engine.requests import Engine
+    from choreo.engine.requests import Completion, Engine
     from choreo.text.chat import Chat
+
+
+THOUGHT = "thought only: cut off before it answered"
 
 
 class EndpointSpeaker:
@@ -123,7 +126,7 @@ class EndpointSpeaker:
         if outcome.finish == "content_filter" and not text:
             failure = "content_filter: the server withheld it"
         elif text is None:
-            failure = "thought only: cut off before it answered"
+            failure = THOUGHT
         if failure:
             self.counts[f"failed: {failure.split(':')[0]}"] += 1
         return Spoken(agent, round, text or "", outcome.finish != "length", outcome.completion_tokens, failure)
@@ -134,22 +137,39 @@ class EndpointSpeaker:
 
 
 class LocalSpeaker:
-    """A model that is loaded here: its chat, and an engine whose team has an agent of the name that speaks."""
+    """A model that is loaded here: its chat, and an engine whose team has an agent of the name that speaks.
 
-    def __init__(self, name: str, chat: Chat, engine: Engine, agents: dict[str, str] | None = None):
+    positions: of the model. A turn that they have no room for fails alone; None is no limit.
+    """
+
+    def __init__(
+        self, name: str, chat: Chat, engine: Engine, agents: dict[str, str] | None = None, positions: int | None = None
+    ):
         self.name = name
-        self._chat, self._engine = chat, engine
+        self._chat, self._engine, self._positions = chat, engine, positions
         self._agents = agents or {CONVERSATION: CONVERSATION, FEEDBACK: FEEDBACK}
 
     def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
         from choreo.engine.requests import Request
 
         requests = [Request(self._context(agent, one), one.key) for one in asked]
-        done = self._engine.sample(self._agents[agent], requests, max_new_tokens=max_tokens, temperature=temperature)
+        fits = [self._positions is None or len(r.context) + max_tokens <= self._positions for r in requests]
+        fitting = [request for request, fit in zip(requests, fits, strict=True) if fit]
+        done = iter(self._engine.sample(self._agents[agent], fitting, max_new_tokens=max_tokens,
+                                        temperature=temperature) if fitting else ())  # fmt: skip
         return [
-            Spoken(agent, int(one.key[-1]), self._chat.decode(c.ids), c.finished, len(c.ids))
-            for one, c in zip(asked, done, strict=True)
+            self._turn(agent, int(one.key[-1]), next(done))
+            if fit
+            else Spoken(agent, int(one.key[-1]), "", False, 0, "too long: the model's positions have no room for it")
+            for one, fit in zip(asked, fits, strict=True)
         ]
+
+    def _turn(self, agent: str, round: int, said: Completion) -> Spoken:
+        """What a model only thought before it was cut off is no answer, as over an endpoint. Of a template that drops
+        reasoning nothing is left of such a turn."""
+        text = self._chat.decode(said.ids)
+        failure = THOUGHT if not said.finished and not after_thinking(text) else ""
+        return Spoken(agent, round, "" if failure else text, said.finished, len(said.ids), failure)
 
     def _context(self, agent: str, one: Asked) -> tuple[int, ...]:
         encode = self._chat.encode
