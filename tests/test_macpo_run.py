@@ -128,7 +128,7 @@ def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(ti
         summary, played = run_macpo(made(), run, progress)
     assert "! 2 of 3 prompts to measure on are left out" in capsys.readouterr().err
     assert all([e.prompt.text for e in episodes] == [rows[0]["prompt"]] for episodes in played.values())
-    assert summary["rounds"][-1]["agents"]["teacher-2+"]["suites"].keys() == {"asked"}
+    assert summary["rounds"][-1]["agents"]["teacher-2+"]["suites"].keys() == {"asked-benign"}
     with Progress() as progress:
         again, _ = evaluate_run(tmp_path / "run", "heldout", progress)
     assert again["systems"] == summary["systems"]
