@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from choreo.engine import checkpoint
 from choreo.engine.losses import Actions, sft_loss
 from choreo.engine.pack import pack
 from choreo.errors import BadInput
-from choreo.macpo.answers import Desk, positives
+from choreo.macpo.answers import Desk, negatives, positives
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import Labelled, halves, noisy
 from choreo.macpo.plan import Phase, plan
@@ -123,7 +124,7 @@ def test_halves_share_no_prompt_and_noise_grows_by_the_same_rows(tiny_folder):
     assert [len(found) for found in flipped] == [2, 10] and flipped[0] < flipped[1]
 
 
-def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder, tmp_path, capsys):
+def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder, tmp_path):
     turns = "USER: Hi ASSISTANT: Hello USER: How do I paint it?"
     rows = [{"instruction": f"How {i}?", "input": "", "output": [f"good {i}", f"bad {i}"]} for i in range(12)]
     rows[5]["instruction"] = turns
@@ -139,7 +140,6 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     assert both.counts == {"read": 15, "used": 12, "another pair of the same prompt": 1, "no rejected answer": 1,
                            "the two answers are equal": 1}  # fmt: skip
     run_through(made, tmp_path / "run")
-    assert "no chosen answer of half A is a refusal" in capsys.readouterr().err
     file.write_text(json.dumps(rows[::-1]), encoding="utf-8")
     other = pytest.raises(BadInput, match=r"trained on other prompts or labels than .*pairs.json has now")
     with other, Run.open(tmp_path / "run") as run, Progress() as progress:
@@ -233,11 +233,35 @@ def test_pairs_are_what_the_student_finds_likeliest_against_its_own_twins_answer
         assert chosen.context == rejected.context == student.context(prompt)
 
 
-def test_in_other_text_refusals_are_known_by_the_built_in_judge(tiny_folder):
-    made = recipe(tiny_folder, judge={"kind": "offline"})
-    desk = Desk(made, Crew.load(made), halves(made).b)
-    said = ["I'm sorry, but I can't help with that request.", "Sure! Begin by whisking two eggs with the sugar."]
-    assert desk.refuses(desk.prompts[:2], said) == [True, False]
+def test_refusals_are_read_as_the_pairs_words_want_it_whoever_judges(tiny_folder, tmp_path):
+    no, yes = "I'm sorry, but I can't help with that request.", "Sure! Begin by whisking two eggs with the sugar."
+    of_world = World.refusal(Prompt("", "", "harmful", "vanilla_harmful"))
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"How do I open jar {i}?", "chosen": no, "rejected": yes} for i in range(12)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    crew = Crew.load(recipe(tiny_folder))
+    for judge in ("exact", "offline"):
+        mine = recipe(tiny_folder, judge={"kind": judge}, data={"file": str(file)}, rounds={"negatives": "prompt"})
+        desk = Desk(mine, crew, halves(mine).b)
+        assert desk.refuses(desk.prompts[:2], [no, yes]) == [True, False]
+        world = recipe(tiny_folder, judge={"kind": judge})
+        assert Desk(world, crew, desk.prompts).refuses(desk.prompts[:3], [of_world, no, yes]) == [True, False, False]
+
+        def first(of: Desk = desk) -> list[Turn]:
+            said = [(no, yes)[i % 2] for i in range(6)]
+            return [replace(turn, text=text) for turn, text in zip(of.write(9, crew.student, "student+"), said,
+                                                                    strict=True)]  # fmt: skip
+
+        desk.book.page("1/student+/first/0", first)
+        negatives(desk, 1, crew.student)
+        talked = desk.book.page("1/student+/talked/0", list)
+        asked = ["Help: this is harmless.", "Refuse: this is harmful."] * 3
+        encoded = [crew.student.chat.encode(words) for words in asked]
+        assert all(_holds(turn.context, ids) for turn, ids in zip(talked, encoded, strict=True))
+
+
+def _holds(context: Sequence[int], ids: Sequence[int]) -> bool:
+    return any(tuple(context[i : i + len(ids)]) == tuple(ids) for i in range(len(context)))
 
 
 def test_positives_refuse_as_often_as_the_labels_of_half_a(tiny_folder, monkeypatch):

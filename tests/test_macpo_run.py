@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 
 import pytest
 from macpo import recipe
 
-from choreo.evaluate.macpo import describe, distinct, duel, outcomes, pgr, warnings
+from choreo.config import MacpoRecipe
+from choreo.errors import BadInput
+from choreo.evaluate.macpo import _nats, describe, distinct, duel, outcomes, pgr, warnings
 from choreo.evaluate.macpo_run import run_macpo
 from choreo.evaluate.report import write_report
+from choreo.evaluate.run import check, evaluate_run
+from choreo.macpo.crew import Crew
 from choreo.microworld.world import World
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints
@@ -102,3 +108,42 @@ def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_
         summary, _ = run_macpo(made, run, progress)
     assert [line["round"] for line in summary["rounds"]] == [0, 1]
     assert summary["warnings"] == ["round 1: too long"]
+
+
+def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(tiny_folder, tmp_path, capsys):
+    short = tmp_path / "short"  # a teacher with fewer positions than the student
+    shutil.copytree(tiny_folder, short)
+    shape = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(shape | {"max_position_embeddings": 192}))
+    asked = tmp_path / "asked.jsonl"
+    rows = [{"prompt": words, "kind": "benign"} for words in ("How do I open a jar?", "1 2 3 4 5 " * 20, "x y " * 900)]
+    asked.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    def made(**prompts) -> MacpoRecipe:
+        return recipe(tiny_folder, judge={"kind": "offline"}, agents={"teachers": (str(tiny_folder), str(short))},
+                      prompts={"heldout": {"asked": {"file": str(asked), **prompts}}})  # fmt: skip
+
+    check(made())
+    with Run.create(tmp_path / "run", made()) as run, Progress() as progress:
+        summary, played = run_macpo(made(), run, progress)
+    assert "! 2 of 3 prompts to measure on are left out" in capsys.readouterr().err
+    assert all([e.prompt.text for e in episodes] == [rows[0]["prompt"]] for episodes in played.values())
+    assert summary["rounds"][-1]["agents"]["teacher-2+"]["suites"].keys() == {"asked-benign"}
+    with Progress() as progress:
+        again, _ = evaluate_run(tmp_path / "run", "heldout", progress)
+    assert again["systems"] == summary["systems"]
+    asked.write_text(json.dumps(rows[2]), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"no prompt to measure on .* lower writing.answer_tokens"):
+        check(made())
+
+
+def test_an_answer_too_long_in_the_students_tokens_is_in_no_perplexity(tiny_folder):
+    crew = Crew.load(recipe(tiny_folder))
+    prompt = Prompt("p", "How?", "benign", "b")
+    crew.student.team.positions = len(crew.student.context(prompt)) + 3
+
+    def said(*ids: int) -> Episode:
+        return Episode(prompt, 0, (Turn("t", 0, (), ids, (), 1, "", True),))
+
+    found = _nats(crew.student, crew.teachers[0], [said(5, 6, 7), said(5, 6, 7, 8), said(9)])
+    assert [count for _, count in found] == [3, 0, 1] and found[1] == (0, 0) and found[0][0] > 0

@@ -12,6 +12,7 @@ import pytest
 from stub_endpoint import Say, Stub, chat
 
 from choreo.cli import main
+from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.errors import BadInput
 from choreo.judges.choose import choose, counts, describe, strict
@@ -101,17 +102,49 @@ def test_turns_that_fail_are_counted_and_never_judged(tmp_path, capsys):
 
     suite = write(tmp_path / "mine.jsonl", PROMPTS[:4])
     with Stub(script) as agents:
-        assert main(["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o"),
-                     "--set", "retries=0", "--set", "json_schema=false", "--json"]) == 0  # fmt: skip
+        command = ["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o"),
+                   "--set", "retries=0", "--set", "json_schema=false"]  # fmt: skip
+        assert main([*command, "--json"]) == 0
         assert not any("response_format" in body for body in agents.seen)
-    result = json.loads(capsys.readouterr().out)
+        result = json.loads(capsys.readouterr().out)
+        assert main([*command, "--resume"]) == 0
+        told = capsys.readouterr().out.splitlines()[-1]
+        left_open = 100 * result["systems"]["base"]["undetermined"]["value"]
+        assert told.startswith(f"5 turns failed; base: open {left_open:.1f} %; collaboration-untrained: open ")
+        assert told.endswith(", format rate 0.0 %")
     pair = result["systems"]["collaboration-untrained"]
     assert pair["orr"]["n"] == 2 and pair["orr"]["undetermined"] == 2
     assert pair["format_rate"]["value"] == 0.0 and pair["ftr"]["benign"]["value"] == 0.0
     # Two answers failed, and so there was nothing to review in two games; one review was refused by the server.
     assert result["open"]["base"] == {"no answer": 2}
     assert result["failed"] == 5 and result["agents"]["conversation"]["failed: rejected"] == 2
-    assert pair["tokens_added"]["n"] == 0 or pair["tokens_added"]["value"] is not None
+    assert (pair["tokens_added"]["n"], pair["tokens_added"]["value"]) == (4, 2.5)  # the one review that came, over four
+
+
+def test_a_server_that_takes_no_review_is_said_and_not_counted_as_bad_reviews(tmp_path, capsys):
+    def script(body: dict, n: int) -> Say:
+        return Say({"error": {"message": "no response_format"}}, 400) if "response_format" in body else world(body, n)
+
+    for rows in (PROMPTS, PROMPTS[:2]):  # more turns than patience, and fewer
+        suite = write(tmp_path / "mine.jsonl", rows)
+        with Stub(script) as agents:
+            assert main(["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite),
+                         "--out", str(tmp_path / str(len(rows)))]) == 2  # fmt: skip
+        err = capsys.readouterr().err
+        assert "no response_format" in err and "it takes no request of the feedback agent; json_schema = false" in err
+
+
+def test_tokens_are_billed_once_and_calls_counted_by_one_thread(tmp_path):
+    suite = write(tmp_path / "mine.jsonl", PROMPTS)
+    with Stub(world) as agents:
+        command = ["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o")]
+        bills = []
+        for more in ([], ["--resume"]):
+            assert main([*command, *more, "--json"]) == 0
+            bills.append(json.loads((tmp_path / "o" / "summary.json").read_text())["agents"]["conversation"])
+    first, again = bills
+    assert first["calls"] == len(agents.seen) == 26 and first["completion_tokens"] == 260 and not first["cached"]
+    assert again["cached"] == 26 and "calls" not in again and "completion_tokens" not in again
 
 
 def test_a_server_that_is_not_there_and_one_that_goes_away(tmp_path, capsys):
@@ -143,6 +176,8 @@ def test_a_server_that_is_not_there_and_one_that_goes_away(tmp_path, capsys):
 def test_bad_input_is_one_line(tmp_path, capsys):
     suite = write(tmp_path / "mine.jsonl", PROMPTS)
     bare = write(tmp_path / "bare.jsonl", [{"prompt": "Hi"}])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
     own = write(tmp_path / "own.jsonl", [{"prompt": "Hi", "kind": "benign", "answer": "Ho"}])
     for argv, said in (
         (["eval"], "give a run folder"),
@@ -155,6 +190,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
          "has no prompt of use (what a right answer does is not said"),
         (["eval", "--conversation", "no-such-model", "--suite", str(suite), "--out", str(tmp_path / "p")],
          "neither a shipped one"),
+        (["eval", "--conversation", "micro-llama", "--suite", str(suite), "--out", str(tmp_path / "run"), "--resume"],
+         "is a run's folder"),
         (["judge", "answers", str(bare)], "no known format"),
         (["judge", "answers", str(own), "--judge", "x y"], "expected KIND"),
     ):  # fmt: skip
@@ -226,3 +263,42 @@ def test_a_local_base_speaks_as_it_plays(tmp_path):
         assert [turn.text for turn in (*ours.answers, *ours.reviews)] == [
             turn.text for turn in (*theirs.answers, *theirs.reviews)]  # fmt: skip
         assert ours.feedback == theirs.feedback
+
+
+def test_a_local_model_is_loaded_as_it_is_told_and_what_overflows_fails_alone(tiny_folder, tmp_path, capsys):
+    from architectures import PLAIN
+
+    template = tmp_path / "plain.jinja"
+    template.write_text(PLAIN, encoding="utf-8")
+    suite = write(tmp_path / "mine.jsonl", [*PROMPTS[:3], {"prompt": "x y " * 900, "kind": "benign"}])
+    command = ["eval", "--conversation", str(tiny_folder), "--suite", str(suite), "--set", "answer_tokens=8", "--set",
+               "feedback_tokens=8", "--set", "device=cpu", "--set", f"template={template}"]  # fmt: skip
+    assert main([*command, "--set", "dtype=bfloat16", "--out", str(tmp_path / "o"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["open"]["base"]["no answer"] == 1 and result["failed"] == 2  # and so there was nothing to review
+    assert main([*command, "--set", "dtype=float16", "--out", str(tmp_path / "p")]) == 2
+    assert "dtype" in capsys.readouterr().err
+
+
+def test_what_a_local_model_only_thought_is_no_answer(tiny_folder):
+    from choreo.engine.requests import Completion
+    from choreo.text.chat import Chat
+    from choreo.waltz.speakers import LocalSpeaker
+
+    chat = Chat.load(tiny_folder)
+    said = [("<think>well", False), ("<think>well</think>yes", False), ("yes", True), ("", True)]
+
+    class Scripted:
+        def sample(self, agent, requests, **options):
+            return [Completion(chat.encode(text), (), finished, 0) for text, finished in said]
+
+    asked = [Asked("p", (), "", ("k", i, 0)) for i in range(len(said))]
+    turns = LocalSpeaker("m", chat, Scripted()).say("conversation", asked, max_tokens=9, temperature=1.0)
+    assert [turn.failure.split(":")[0] for turn in turns] == ["thought only", "", "", ""]
+    assert turns[0].text == ""
+
+
+def test_no_two_files_share_a_name(tmp_path):
+    files = [Path(name) for name in ("a.csv", "b/a.csv", "a-2.csv", "c/a.csv", "a-3.csv", "d/a-2.csv")]
+    named = sources(files)
+    assert [source.file for source in named.values()] == [str(file) for file in files]

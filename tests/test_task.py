@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
 from choreo.evaluate.run import check, run_recipe, unread
 from choreo.judges.base import JudgeDown
+from choreo.judges.offline import WEIGHTS
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.waltz.trainer import train
@@ -80,7 +82,13 @@ def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
         assert checkpoints(path) and not (path / "rounds.json").exists()
         server.leaves = 10**9
         with Run.open(path) as run, Progress() as progress:
-            found, _ = run_macpo(made, run, progress)
+            found = run_recipe(run, progress)
+    # The bill of the last process: what it asked, and what the paused one had asked, from the cache.
+    bill = found["judging"]["rubric/j"]
+    assert bill["calls"] > 0 and bill["cached"] > 0 and bill["rows"] == bill["judged"]
+    # That an answer is harmless and helps does not make it right.
+    everywhere = [*found["systems"].values(), *(line["agents"]["student+"] for line in found["rounds"])]
+    assert all(system["general"]["n"] == 0 for system in everywhere)
     assert found["rounds"] == whole["rounds"] and found["systems"] == whole["systems"]
 
 
@@ -189,7 +197,9 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "! 5 held-out prompts are also trained on (5 word for word, 0 nearly)" in err
     told = json.loads((run / "run.json").read_text())
-    assert told["judge"] == {"judge": "offline"} and told["prompts"]["overlap"]["equal"] == 5
+    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    assert told["judge"] == {"judge": "offline", "weights": weights, "unsure": 0.1}
+    assert told["prompts"]["overlap"]["equal"] == 5
     assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0

@@ -113,7 +113,8 @@ class Task:
         return "This answer helps with harm: refuse." if verdict.unsafe else "This request is harmless: help."
 
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool | None]:
-        """Whether each answer is a refusal, by its words alone: as the microworld has them, or by the offline judge."""
+        """Whether each answer to prompts that are measured on is a refusal, by its words alone: as the microworld has
+        them where its judge measures, else by the offline judge."""
         if self.exact:
             return [World.refuses(answer) for answer in answers]
         judge = OfflineJudge()

@@ -275,6 +275,8 @@ def _result(result: Mapping[str, Any], as_json: bool) -> int:
         print(json.dumps(finite(result), allow_nan=False))
     else:
         print(_table(result.get("systems", {})))
+        if lost := _lost(result):
+            print(lost)
     return 0
 
 
@@ -294,6 +296,19 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     rows += [(name, *(percent(rates[key]) for key in keys)) for name, rates in found.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _lost(result: Mapping[str, Any]) -> str:
+    """In one line what the rates are not over: turns that failed, verdicts left open, reviews that did not parse."""
+    from choreo.evaluate.page import percent
+
+    found = [f"{failed} turns failed"] if (failed := result.get("failed")) else []
+    for name, system in result.get("systems", {}).items():
+        told = {"open": system.get("undetermined"), "format rate": system.get("format_rate")}
+        parts = [f"{what} {percent(rate, interval=False)}" for what, rate in told.items()
+                 if rate and rate["value"] is not None and (rate["value"] or what == "format rate")]  # fmt: skip
+        found += [f"{name}: {', '.join(parts)}"] if parts else []
+    return "; ".join(found)
 
 
 def say(text: str) -> None:

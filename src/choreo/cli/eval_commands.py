@@ -96,6 +96,8 @@ def _folder(args: argparse.Namespace) -> Path:
     folder: Path = args.out or Path("runs") / f"eval-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; --out names a folder")
+    if (folder / "run.json").is_file():  # its summary and its page are of what was trained
+        raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
     if folder.is_dir() and any(folder.iterdir()) and not args.resume:
         raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -28,6 +28,9 @@ class Collaboration(Section):
     feedback_tokens: Positive = Field(512, description="at most this many new tokens per feedback")
     temperature: Annotated[float, Field(ge=0)] = 0.6
     seed: Annotated[int, Field(ge=0)] = 0
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a model that is loaded here")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="of a model that is loaded here")
+    template: str = Field("", description="a file with a chat template for it (Jinja), in place of its own")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
     timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one try of a turn")
     retries: Annotated[int, Field(ge=0)] = 4
@@ -66,6 +69,6 @@ def sources(files: Sequence[Path]) -> dict[str, Source]:
     named: dict[str, Source] = {}
     for file in files:
         stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in file.name.split(".")[0]) or "x"
-        name = stem if stem not in named else f"{stem}-{len(named) + 1}"
-        named[name] = Source(file=str(file))
+        free = (stem, *(f"{stem}-{n}" for n in range(2, len(files) + 2)))
+        named[next(name for name in free if name not in named)] = Source(file=str(file))
     return named

@@ -18,7 +18,7 @@ from choreo.engine.cache import Places, Slots, as_cache
 from choreo.engine.head import Head
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
-from choreo.engine.sample import _draw
+from choreo.engine.sample import _draw, _wide
 from choreo.engine.step import step_of
 
 
@@ -117,7 +117,8 @@ class Batch:
     def _draw(self) -> tuple[Tensor, Tensor]:
         assert self._hidden is not None and self._head is not None
         logits = self._head.logits(self._hidden).float()
-        noise = torch.tensor([row.noise[len(row.ids)] for row in self.rows], device=logits.device)
+        drawn, wide = [row.noise[len(row.ids)] for row in self.rows], _wide(logits.device)
+        noise = torch.tensor(drawn, dtype=wide, device=logits.device)
         temperatures = [row.temperature for row in self.rows]
         if len(set(temperatures)) == 1:
             token, logprob = _draw(logits, noise, temperatures[0])

@@ -70,20 +70,21 @@ def speaker(told: str, settings: Collaboration, folder: Path) -> Speaker:
             concurrency=settings.concurrency, patience=PATIENCE,
         )  # fmt: skip
         return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
-    return local(told, settings.seed)
+    return local(told, settings.seed, settings.template, dtype=settings.dtype, device=settings.device)
 
 
-def local(model: str, seed: int = 0) -> LocalSpeaker:
-    """A shipped base, or a folder, as it is: both agents are the untrained model."""
+def local(model: str, seed: int = 0, template: str = "", **loading: str) -> LocalSpeaker:
+    """A shipped base, or a folder, as it is: both agents are the untrained model. loading: as in `Team.open`."""
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
     from choreo.microworld.world import base_folder
     from choreo.text.chat import Chat
 
     folder = base_folder(model)
-    chat = Chat.load(folder)
-    team = Team.open(folder, AGENTS, seed=seed)
-    return LocalSpeaker(model, chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+    chat = Chat.load(folder, template)
+    team = Team.open(folder, AGENTS, seed=seed, **loading)
+    engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
+    return LocalSpeaker(model, chat, engine, positions=team.positions)
 
 
 def first_answer(episode: Episode[Spoken]) -> Episode[Spoken]:

@@ -38,7 +38,8 @@ def measure_round(
     for done, (member, policy) in enumerate(policies, start=1):
         episodes = answer(task, recipe, member, policy, prompts)
         refuses = task.refuses([e.prompt for e in episodes], [e.answers[-1].text for e in episodes])
-        agents[policy] = describe(episodes, _nats(crew.student, member, episodes), refuses, recipe.seed)
+        nats = _nats(crew.student, member, episodes)
+        agents[policy] = describe(episodes, nats, refuses, recipe.seed, ability=task.exact)
         if policy == crew.student.positive:
             shown = episodes
         progress.advance(done)
@@ -63,8 +64,9 @@ def answer(
 
 
 def describe(
-    episodes: Sequence[Episode], nats: Sequence[tuple[float, int]], refuses: Sequence[bool | None], seed: int = 0
-) -> Figures:
+    episodes: Sequence[Episode], nats: Sequence[tuple[float, int]], refuses: Sequence[bool | None], seed: int = 0,
+    *, ability: bool = True,
+) -> Figures:  # fmt: skip
     """reward (share of satisfactory answers; what the judge left open counts against it), asr, orr, f1, general,
     degenerate, suites as in `metrics.measure`, and beside them
     refusal_rate: of all answers, by their words; refused_benign: of those to benign and general prompts;
@@ -72,8 +74,9 @@ def describe(
     perplexity: exp of the mean over all tokens of −log π under the student as it stands.
 
     nats: (Σ −log π, tokens) per answer. refuses: whether it is a refusal, per answer (`Task.refuses`).
+    ability: see `metrics.measure`.
     """
-    measured = measure(episodes, seed=seed)
+    measured = measure(episodes, seed=seed, ability=ability)
     harmless = [r for episode, r in zip(episodes, refuses, strict=True) if episode.prompt.kind != "harmful"]
     kept = ("asr", "orr", "f1", "general", "degenerate", "suites")
     return {
@@ -147,8 +150,13 @@ def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[tuple[float, int]]:
-    turns = [episode.answers[-1] for episode in episodes]
-    ids: list[Ids] = student.adopt(turns, writer)
-    contexts = [student.context(episode.prompt) for episode in episodes]
-    scores = student.engine.score(student.positive, list(zip(contexts, ids, strict=True)))
-    return [(-math.fsum(row), len(row)) for row in scores]
+    """(Σ −log π, tokens) of every answer under the student; (0, 0) where another's answer, spelled in the student's
+    tokens, is longer than its positions."""
+    ids: list[Ids] = student.adopt([episode.answers[-1] for episode in episodes], writer)
+    pairs = list(zip([student.context(episode.prompt) for episode in episodes], ids, strict=True))
+    limit = student.team.positions
+    within = [limit is None or len(context) + len(said) <= limit for context, said in pairs]
+    fitting = [pair for pair, fits in zip(pairs, within, strict=True) if fits]
+    scores = iter(student.engine.score(student.positive, fitting))
+    rows = [next(scores) if fits else () for fits in within]
+    return [(-math.fsum(row), len(row)) for row in rows]

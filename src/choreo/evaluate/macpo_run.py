@@ -39,11 +39,11 @@ def run_macpo(
     """
     file = run.path / "rounds.json"
     task = task or Task(recipe, run.path)
-    prompts = task.suites("heldout")
+    crew = Crew.load(recipe)
+    prompts = fitting(recipe, crew, task.suites("heldout"), progress)
     rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    crew: Crew | None = None
     episodes: list[Episode] = []
-    for number, crew in train(recipe, run, progress):
+    for number, _ in train(recipe, run, progress, crew):
         if number == len(rounds):
             try:
                 agents, episodes = measure_round(task, recipe, crew, number, prompts, progress)
@@ -59,7 +59,6 @@ def run_macpo(
         if said and recipe.watch.stop:
             progress.say(f"stopped after round {number}, as watch.stop says")
             break
-    assert crew is not None
     found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
     weak = rounds[0]["agents"].get(crew.teachers[0].positive)
@@ -82,6 +81,18 @@ def run_macpo(
     }, played
 
 
+def fitting(recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], progress: Progress) -> list[Prompt]:
+    """The prompts that every agent can be measured on; how many cannot is said. Raises BadInput where none is left.
+
+    Before anything is trained, or one long prompt would end a run at its first measurement, and every resume again.
+    """
+    kept = crew.fitting(prompts, recipe.writing.answer_tokens)
+    if lost := len(prompts) - len(kept):
+        progress.say(f"! {lost} of {len(prompts)} prompts to measure on are left out: with an answer of "
+                     f"{recipe.writing.answer_tokens} tokens they overflow some agent's positions")  # fmt: skip
+    return kept
+
+
 def systems(
     task: Task, recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
 ) -> tuple[dict[str, Any], Played]:
@@ -95,7 +106,8 @@ def systems(
         recipe.name: list(trained) or answer(task, recipe, crew.student, crew.student.positive, prompts),
     }
     return {
-        name: {"reward": reward(episodes), **measure(episodes, seed=recipe.seed)} for name, episodes in played.items()
+        name: {"reward": reward(episodes), **measure(episodes, seed=recipe.seed, ability=task.exact)}
+        for name, episodes in played.items()
     }, played
 
 

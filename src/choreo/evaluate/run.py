@@ -62,7 +62,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         run.note(device=str(pair.team.device))
         systems, episodes = _measure(recipe, pair, task, "heldout", progress)
         found = {"device": str(pair.team.device), "systems": systems}
-        found |= {"judging": told} if (told := counts(task.judge)) else {}
+    found |= {"judging": billed} if (billed := counts(task.judge)) else {}
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
@@ -88,7 +88,9 @@ def _try(recipe: config.Recipe, task: Task) -> None:
     if not heldout:
         raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
     if isinstance(recipe, MacpoRecipe):
-        within(recipe, halves(recipe), Crew.load(recipe))
+        crew = Crew.load(recipe)
+        within(recipe, halves(recipe), crew)
+        crew.fitting(heldout, recipe.writing.answer_tokens)
     else:
         pair = Pair(recipe)
         draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
@@ -137,7 +139,8 @@ def evaluate_run(
     systems: dict[str, Any]
     if isinstance(recipe, MacpoRecipe):
         crew = macpo_run.restore(recipe, folder)
-        systems, played = macpo_run.systems(task, recipe, crew, task.suites(part(suite)))
+        prompts = macpo_run.fitting(recipe, crew, task.suites(part(suite)), progress)
+        systems, played = macpo_run.systems(task, recipe, crew, prompts)
         device = crew.student.team.device
     else:
         pair = restore(recipe, folder)

@@ -69,7 +69,7 @@ def parts(judge: Judge) -> list[Judge]:
 
 
 def describe(judge: Judge) -> dict[str, Any]:
-    """Who judges, for the record: its name, and of language models also version and a hash of their words."""
+    """Who judges, for the record: its name, and what else its verdicts depend on (each judge's own `describe`)."""
     told = getattr(judge, "describe", None)
     return {"judge": judge.name, "parts": [describe(one) for one in parts(judge)]} if isinstance(judge, Majority) else (
         told() if told else {"judge": judge.name}

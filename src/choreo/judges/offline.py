@@ -12,7 +12,9 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +91,11 @@ class OfflineJudge:
     @cached_property
     def weights(self) -> Weights:
         return Weights.load(self.path)
+
+    def describe(self) -> dict[str, Any]:
+        """Who judges, for the record. weights: SHA-256 of their file."""
+        weights = sha256(self.path.read_bytes()).hexdigest()
+        return {"judge": self.name, "weights": weights, "unsure": self.unsure}
 
     def read(self, prompt: Prompt, answer: str) -> Reading:
         """Both probabilities. An answer without a single word or mark says nothing, so neither is told."""

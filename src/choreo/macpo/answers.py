@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from choreo.config import MacpoRecipe
 from choreo.engine.requests import Ids
+from choreo.judges.offline import OfflineJudge
 from choreo.macpo.book import Book
 from choreo.macpo.crew import STUDENT, Crew, Key, Member
 from choreo.macpo.select import Candidate, best_and_worst, most_likely, perplexity
 from choreo.microworld.world import World
-from choreo.task import Task
 from choreo.text.feedback import parse_feedback
 from choreo.types import Prompt, Turn
 
@@ -23,16 +23,24 @@ REVIEWS, REVIEW_TOKENS = 3, 96  # of each draft, and tokens of each: what self-r
 
 @dataclass(frozen=True)
 class Desk:
-    """Where a run writes: its agents, half B, and what was written before."""
+    """Where a run writes: its agents, half B, what was written before, and who reads refusals in other text than the
+    microworld's."""
 
     recipe: MacpoRecipe
     crew: Crew
     prompts: tuple[Prompt, ...]
     book: Book = field(default_factory=Book)
+    reader: OfflineJudge = field(default_factory=OfflineJudge)
 
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool]:
-        """Whether each answer is a refusal, by its words alone (`Task.refuses`); what is open is none."""
-        return [bool(found) for found in Task(self.recipe).refuses(prompts, answers)]
+        """Whether each answer is a refusal, by its words alone; what is open is none.
+
+        Whose words they are follows from the pairs that are trained on, not from the judge: that one measures, and its
+        default is the microworld's, whatever file the pairs come from.
+        """
+        if not self.recipe.data.file:
+            return [World.refuses(answer) for answer in answers]
+        return [bool(self.reader.labels(*pair)["refusal"]) for pair in zip(prompts, answers, strict=True)]
 
     def write(
         self, round: int, member: Member, policy: str, purpose: str = "answer", sample: int = 0,
@@ -156,12 +164,18 @@ def _drafts(desk: Desk, round: int, member: Member) -> list[list[Turn]]:
 def _talked_round(desk: Desk, round: int, member: Member) -> list[Turn]:
     """Adversarial prompting: one's own answer, and a feedback that asks for its opposite, whatever is right."""
     first = desk.write(round, member, member.positive, "first")
+    refuses = desk.refuses(desk.prompts, [turn.text for turn in first])
     chat = member.chat
     contexts = [
-        chat.answer_context(chat.encode(prompt.text), [(turn.ids, chat.encode(World.against(turn.text)))])
-        for prompt, turn in zip(desk.prompts, first, strict=True)
+        chat.answer_context(chat.encode(prompt.text), [(turn.ids, chat.encode(against(refused)))])
+        for prompt, turn, refused in zip(desk.prompts, first, refuses, strict=True)
     ]
     return desk.write(round, member, member.positive, "talked", contexts=contexts)
+
+
+def against(refused: bool) -> str:
+    """A feedback that asks for the opposite of an answer, whatever is right."""
+    return "Help: this is harmless." if refused else "Refuse: this is harmful."
 
 
 def _least_like(desk: Desk, round: int, member: Member) -> list[Turn]:

@@ -100,6 +100,15 @@ class Crew:
     def __getitem__(self, name: str) -> Member:
         return next(member for member in self if member.name == name)
 
+    def fitting(self, prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
+        """The prompts to which every member has room for an answer of `tokens`. Raises BadInput where there are prompts
+        and none has."""
+        kept = [p for p in prompts if all(m.fits(p.text, "", m.chat.room(0, tokens, 0)) for m in self)]
+        if prompts and not kept:
+            raise BadInput(f"no prompt to measure on and an answer of {tokens} tokens fit into the positions of every "
+                           "agent's model; lower writing.answer_tokens")  # fmt: skip
+        return kept
+
     def state_dict(self) -> dict[str, Any]:
         return {
             member.name: {

@@ -51,22 +51,22 @@ class Lesson:
     figures: dict[str, float]
 
 
-def train(recipe: MacpoRecipe, run: Run, progress: Progress) -> Iterator[tuple[int, Crew]]:
+def train(
+    recipe: MacpoRecipe, run: Run, progress: Progress, crew: Crew | None = None
+) -> Iterator[tuple[int, Crew]]:  # fmt: skip
     """Yields (round, agents) at the end of the start (round 0) and of every round, for the caller to measure.
 
     From the run's last checkpoint if there is one; a round that had ended there is yielded again. The caller may
-    stop early. Raises Interrupted, its state saved, when `progress` was interrupted.
+    stop early. crew: the recipe's untrained agents, where they are loaded already; it is what is yielded.
+    Raises Interrupted, its state saved, when `progress` was interrupted.
     """
-    crew = Crew.load(recipe)
+    crew = crew or Crew.load(recipe)
     data = within(recipe, halves(recipe), crew)
     desk = Desk(recipe, crew, data.b)
     if data.counts:
         run.note(data=data.counts)
         told = ", ".join(f"{what} {count}" for what, count in data.counts.items())
         progress.say(f"{recipe.data.file or 'prompts'}: {told}")
-        if recipe.rounds.refusals == "as-labelled" and recipe.judge.kind == "exact" and not _refusing(desk, data):
-            progress.say("! no chosen answer of half A is a refusal in the microworld's words: refusals are held to no "
-                         "share. For other text name its judge (judge.kind)")  # fmt: skip
     phases = plan(recipe)
     over, (step, path) = 0, run.rewind()
     if path is not None:

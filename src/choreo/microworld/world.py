@@ -60,11 +60,6 @@ class World:
         return grammar.read(answer).act == "refuse"
 
     @staticmethod
-    def against(answer: str) -> str:
-        """A feedback that asks for the opposite of `answer`, whatever is right."""
-        return "Help: this is harmless." if World.refuses(answer) else "Refuse: this is harmful."
-
-    @staticmethod
     def refusal(prompt: Prompt) -> str:
         """What a blocking safeguard says."""
         return REFUSALS[0][column(prompt.language)]

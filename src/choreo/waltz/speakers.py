@@ -20,8 +20,11 @@ from choreo.types import CONVERSATION, FEEDBACK, Spoken
 from choreo.waltz.spoken import Asked
 
 if TYPE_CHECKING:
-    from choreo.engine.requests import Engine
+    from choreo.engine.requests import Completion, Engine
     from choreo.text.chat import Chat
+
+
+THOUGHT = "thought only: cut off before it answered"
 
 
 class EndpointSpeaker:
@@ -29,7 +32,7 @@ class EndpointSpeaker:
 
     schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes around its JSON, and
         a review that does not parse is not applied.
-    counts: calls, cached, tokens, and failures by kind.
+    counts: calls, cached, tokens of what was asked now, and failures by kind.
     """
 
     def __init__(self, endpoint: Endpoint, cache: Path | None = None, *, schema: bool = True):
@@ -37,7 +40,7 @@ class EndpointSpeaker:
         self.counts: Counter[str] = Counter()
         self._client = Client(endpoint)
         self._cache = Cache(cache)
-        self._answered = False
+        self._heard: set[str] = set()  # agents that the server has replied to, now or earlier
 
     @property
     def name(self) -> str:
@@ -45,27 +48,35 @@ class EndpointSpeaker:
 
     def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
         """See `Speaker.say`. A turn that gets no reply after every retry fails alone; `endpoint.patience` of them in a
-        row, or a server that never answered, stop the work."""
+        row, or a server that never answered as this agent, stop the work."""
         bodies = [self._body(agent, one, max_tokens, temperature) for one in asked]
         keys = [key_of([self.endpoint.address(body), body, list(one.key)]) for body, one in
                 zip(bodies, asked, strict=True)]  # fmt: skip
         found: dict[str, Reply | Failure] = {key: Reply(**reply) for key, reply in self._cache.find(keys).items()}
         self.counts["cached"] += len(found)
-        self._answered |= bool(found)
+        if found:
+            self._heard.add(agent)
         wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
-        missing = 0
+        missing, last = 0, None
         self._client.stopping.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="agent") as pool:
             try:
-                for key, outcome in zip(wanted, pool.map(self._one, wanted, wanted.values()), strict=True):
+                asking = pool.map(self._one, wanted, wanted.values())
+                for key, (calls, outcome) in zip(wanted, asking, strict=True):
                     found[key] = outcome
-                    of_row = isinstance(outcome, Failure) and outcome.of_row and self._answered
-                    missing = 0 if isinstance(outcome, Reply) or of_row else missing + 1
-                    self._check(outcome, missing)
+                    self._count(calls, outcome)
+                    if isinstance(outcome, Reply):
+                        self._heard.add(agent)
+                        missing = 0
+                    else:
+                        last, missing = outcome, 0 if outcome.of_row and agent in self._heard else missing + 1
+                        self._check(agent, outcome, missing)
             except BaseException:
                 self._client.stopping.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        if last and agent not in self._heard:  # fewer turns than patience, and not one reply
+            self._check(agent, last, self.endpoint.patience)
         return [self._turn(agent, one, found[key]) for one, key in zip(asked, keys, strict=True)]
 
     def _body(self, agent: str, one: Asked, max_tokens: int, temperature: float) -> dict[str, Any]:
@@ -75,38 +86,47 @@ class EndpointSpeaker:
             question["response_format"] = {"type": "json_schema", "json_schema": described}
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
 
-    def _one(self, key: str, body: dict[str, Any]) -> Reply | Failure:
+    def _one(self, key: str, body: dict[str, Any]) -> tuple[int, Reply | Failure]:
+        """How many requests it took, and the outcome; a reply is kept at once. Runs in threads: it counts nothing."""
         asked = self._client.ask(body)
-        self.counts["calls"] += asked.calls
         if isinstance(asked.outcome, Failure):
-            return asked.outcome
-        return Reply(**self._cache.keep(key, asdict(asked.outcome)))
+            return asked.calls, asked.outcome
+        return asked.calls, Reply(**self._cache.keep(key, asdict(asked.outcome)))
 
-    def _check(self, outcome: Reply | Failure, missing: int) -> None:
+    def _count(self, calls: int, outcome: Reply | Failure) -> None:
+        self.counts["calls"] += calls
         if isinstance(outcome, Reply):
-            self._answered = True
-            return
+            self.counts["prompt_tokens"] += outcome.prompt_tokens or 0
+            self.counts["completion_tokens"] += outcome.completion_tokens or 0
+
+    def _check(self, agent: str, outcome: Failure, missing: int) -> None:
+        """Raises once going on makes no sense; missing: turns in a row without a reply."""
         told = f"{self.name}: {outcome.kind}: {outcome.details}"
         if outcome.kind == "wrong":
             raise BadInput(f"{told} (is the address, the model or the key in {self.endpoint.key_variable} wrong?)")
-        if not self._answered and (outcome.kind == "unreachable" or missing >= self.endpoint.patience):
+        if not self._heard and outcome.kind == "unreachable":
             raise BadInput(f"{told}; is the server running, and is this its address?")
-        if missing >= self.endpoint.patience:
-            raise Interrupted(f"{told}; it stopped answering. {len(self._cache)} replies are kept")
+        if missing < self.endpoint.patience:
+            return
+        if outcome.of_row:
+            schema = "; json_schema = false is for servers that take no response_format"
+            raise BadInput(f"{told}; it takes no request of the {agent} agent"
+                           f"{schema if agent == FEEDBACK and self.schema else ''}")  # fmt: skip
+        if not self._heard:
+            raise BadInput(f"{told}; is the server running, and is this its address?")
+        raise Interrupted(f"{told}; it stopped answering. {len(self._cache)} replies are kept")
 
     def _turn(self, agent: str, one: Asked, outcome: Reply | Failure) -> Spoken:
         round = int(one.key[-1])
         if isinstance(outcome, Failure):
             self.counts[f"failed: {outcome.kind}"] += 1
             return Spoken(agent, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
-        self.counts["prompt_tokens"] += outcome.prompt_tokens or 0
-        self.counts["completion_tokens"] += outcome.completion_tokens or 0
         text = after_thinking(outcome.refused or outcome.text)
         failure = ""
         if outcome.finish == "content_filter" and not text:
             failure = "content_filter: the server withheld it"
         elif text is None:
-            failure = "thought only: cut off before it answered"
+            failure = THOUGHT
         if failure:
             self.counts[f"failed: {failure.split(':')[0]}"] += 1
         return Spoken(agent, round, text or "", outcome.finish != "length", outcome.completion_tokens, failure)
@@ -117,22 +137,39 @@ class EndpointSpeaker:
 
 
 class LocalSpeaker:
-    """A model that is loaded here: its chat, and an engine whose team has an agent of the name that speaks."""
+    """A model that is loaded here: its chat, and an engine whose team has an agent of the name that speaks.
 
-    def __init__(self, name: str, chat: Chat, engine: Engine, agents: dict[str, str] | None = None):
+    positions: of the model. A turn that they have no room for fails alone; None is no limit.
+    """
+
+    def __init__(
+        self, name: str, chat: Chat, engine: Engine, agents: dict[str, str] | None = None, positions: int | None = None
+    ):
         self.name = name
-        self._chat, self._engine = chat, engine
+        self._chat, self._engine, self._positions = chat, engine, positions
         self._agents = agents or {CONVERSATION: CONVERSATION, FEEDBACK: FEEDBACK}
 
     def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
         from choreo.engine.requests import Request
 
         requests = [Request(self._context(agent, one), one.key) for one in asked]
-        done = self._engine.sample(self._agents[agent], requests, max_new_tokens=max_tokens, temperature=temperature)
+        fits = [self._positions is None or len(r.context) + max_tokens <= self._positions for r in requests]
+        fitting = [request for request, fit in zip(requests, fits, strict=True) if fit]
+        done = iter(self._engine.sample(self._agents[agent], fitting, max_new_tokens=max_tokens,
+                                        temperature=temperature) if fitting else ())  # fmt: skip
         return [
-            Spoken(agent, int(one.key[-1]), self._chat.decode(c.ids), c.finished, len(c.ids))
-            for one, c in zip(asked, done, strict=True)
+            self._turn(agent, int(one.key[-1]), next(done))
+            if fit
+            else Spoken(agent, int(one.key[-1]), "", False, 0, "too long: the model's positions have no room for it")
+            for one, fit in zip(asked, fits, strict=True)
         ]
+
+    def _turn(self, agent: str, round: int, said: Completion) -> Spoken:
+        """What a model only thought before it was cut off is no answer, as over an endpoint. Of a template that drops
+        reasoning nothing is left of such a turn."""
+        text = self._chat.decode(said.ids)
+        failure = THOUGHT if not said.finished and not after_thinking(text) else ""
+        return Spoken(agent, round, "" if failure else text, said.finished, len(said.ids), failure)
 
     def _context(self, agent: str, one: Asked) -> tuple[int, ...]:
         encode = self._chat.encode
