@@ -36,7 +36,7 @@ def test_the_words_of_the_command_are_those_of_the_server():
 
 
 def test_a_plain_answer_by_the_official_client(client):
-    answer = ask(client)
+    answer = ask(client, seed=1)
     [choice] = answer.choices
     assert choice.message.role == "assistant" and choice.message.content and choice.finish_reason == "stop"
     own = answer.usage.choreo

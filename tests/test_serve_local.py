@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given as drawn
@@ -21,7 +22,7 @@ from choreo.serve.pair import Resident, recipe_of
 from choreo.serve.skeleton import HEAD, given
 from choreo.text.feedback import parse_feedback, render_feedback
 from choreo.types import Episode, Feedback, Prompt
-from choreo.waltz.protocol import play
+from choreo.waltz.protocol import play, review
 from choreo.waltz.trainer import Pair
 
 
@@ -65,12 +66,29 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
     games = play(
         pair.engine, pair.chat, prompts, rounds=1, answer_tokens=40, feedback_tokens=96, key=("serve", 0),
         temperature=0.6,
+        reviewer=partial(review, pair.engine, pair.chat, feedback_tokens=96, key=("serve", 0), temperature=0.0),
     )  # fmt: skip
     assert {len(outcome.game.answers) for outcome in outcomes} == {1, 2}
     for outcome, played in zip(outcomes, games, strict=True):
         assert [t.ids for t in outcome.game.answers] == [t.ids for t in played.answers]
         assert [t.ids for t in outcome.game.reviews] == [t.ids for t in played.reviews]
         assert outcome.game.feedback == played.feedback
+
+
+def test_asking_again_gets_no_other_verdict_on_the_same_answer(resident):
+    async def again():
+        games = [
+            dance(game(text, sample), resident.agents, wish(seed, temperature=0.0), mode="adaptive", rounds=1)
+            for text in TEXTS
+            for seed in range(4)
+            for sample in range(2)
+        ]
+        return await asyncio.gather(*games)
+
+    outcomes = asyncio.run(again())
+    for i in range(0, len(outcomes), 8):
+        assert len({outcome.game.answers[0].text for outcome in outcomes[i : i + 8]}) == 1
+        assert len({outcome.game.reviews[0].text for outcome in outcomes[i : i + 8]}) == 1
 
 
 def test_with_its_skeleton_a_review_always_parses_and_takes_fewer_tokens(resident):

@@ -33,7 +33,7 @@ class Down(Exception):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a caller wants of the conversation agent; the feedback agent takes no wishes.
+    """What a caller wants of the conversation agent; the feedback agent takes none, and samples nothing.
 
     max_tokens: of each answer. stop: the answer ends before any of these. seed: names the noise.
     deadline: of the whole request, in the seconds of `time.monotonic`.

@@ -141,15 +141,14 @@ class LocalAgent:
         agent: str,
         *,
         feedback_tokens: int,
-        temperature: float,
         positions: int,
         skeleton: Skeleton | None = None,
     ):
-        """temperature: of the feedback agent; callers choose the other's. positions: what the base can read.
+        """positions: what the base can read.
         skeleton: what a review is given; without it every token is sampled, as in training."""
         self.skeleton = skeleton
         self.worker, self.chat, self.agent = worker, chat, agent
-        self.feedback_tokens, self.temperature, self.positions = feedback_tokens, temperature, positions
+        self.feedback_tokens, self.positions = feedback_tokens, positions
 
     def room(self, game: Episode, wish: Wish, rounds: int) -> None:
         """The last revision's context holds all that came before it; each turn adds two tokens of its role."""
@@ -175,12 +174,14 @@ class LocalAgent:
         return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
 
     async def _review(self, game: Episode, asked: Request) -> Said:
+        """At temperature 0: a review that is sampled could be drawn again, by another seed or n, until it lets an
+        answer pass."""
         if self.skeleton is None:
-            done = await self._sample(Row(asked, self.feedback_tokens, self.temperature))
+            done = await self._sample(Row(asked, self.feedback_tokens, 0.0))
             return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
         head = self.skeleton.head
         begun = replace(asked, context=(*asked.context, *head))
-        row = Row(begun, max(1, self.feedback_tokens - len(head)), self.temperature, self.skeleton.heard())
+        row = Row(begun, max(1, self.feedback_tokens - len(head)), 0.0, self.skeleton.heard())
         done = await self._sample(row)
         ids = self.skeleton.whole(done.ids)
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none

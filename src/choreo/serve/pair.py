@@ -37,7 +37,7 @@ class Resident:
         self.agents: Mapping[str, Agent] = {
             agent: LocalAgent(
                 self.worker, pair.chat, agent, feedback_tokens=self.recipe.protocol.feedback_tokens,
-                temperature=self.recipe.evaluation.temperature, positions=positions, skeleton=Skeleton(pair.chat),
+                positions=positions, skeleton=Skeleton(pair.chat),
             )
             for agent in AGENTS
         }  # fmt: skip
