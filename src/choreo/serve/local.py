@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 
 from choreo.engine.continuous import Batch, Row
 from choreo.engine.requests import Completion, Request
-from choreo.serve.dance import Down, Said, TooLong, Wish
+from choreo.serve.dance import Down, Said, TooLong, Wish, cut
 from choreo.serve.skeleton import Skeleton
-from choreo.serve.wire import cut
 from choreo.text.chat import Chat
-from choreo.types import AGENTS, FEEDBACK, Episode
+from choreo.types import AGENTS, FEEDBACK, Episode, Turn
 from choreo.waltz.protocol import request, spoken
 from choreo.waltz.trainer import Pair
 
@@ -164,13 +163,13 @@ class LocalAgent:
         key = ("serve", wish.seed)
         return request(self.chat, game, self.agent, feedback_tokens=self.feedback_tokens, key=key)
 
-    async def say(self, game: Episode, wish: Wish, token: Callable[[str], None] | None = None) -> Said:
+    async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
         asked = self._request(game, wish)
         if len(asked.context) + self.feedback_tokens > self.positions and self.agent == FEEDBACK:
             raise Down("the answer is too long for the feedback agent")  # of another model, which reads more
         if self.agent == FEEDBACK:
             return await self._review(game, asked)
-        done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(wish.stop, token)))
+        done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(game, wish.stop, token)))
         return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
 
     async def _review(self, game: Episode, asked: Request) -> Said:
@@ -187,7 +186,9 @@ class LocalAgent:
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
         return Said(spoken(self.chat, game, self.agent, asked.context, whole), len(done.ids), len(asked.context))
 
-    def _heard(self, stop: Sequence[str], token: Callable[[str], None] | None) -> Callable[[Row], bool]:
+    def _heard(
+        self, game: Episode, stop: Sequence[str], token: Callable[[Turn], None] | None
+    ) -> Callable[[Row], bool]:
         if not stop and token is None:
             return lambda row: False
 
@@ -196,7 +197,8 @@ class LocalAgent:
         def heard(row: Row) -> bool:
             text = self.chat.decode(row.ids)
             if token is not None:
-                loop.call_soon_threadsafe(token, text)
+                turn = Turn(self.agent, len(game.reviews), row.request.context, tuple(row.ids), (), 0, text, False)
+                loop.call_soon_threadsafe(token, turn)
             return len(cut(text, stop)) < len(text)
 
         return heard

@@ -96,7 +96,7 @@ class Upstream:
     def room(self, game: Episode, wish: Wish, rounds: int) -> None:
         """Only the server knows."""
 
-    async def say(self, game: Episode, wish: Wish, token: Callable[[str], None] | None = None) -> Said:
+    async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
         body = {"model": self.address.model, **(review(game) if self.agent == FEEDBACK else converse(game, wish))}
         if self.agent == FEEDBACK:
             body["max_tokens"] = self.feedback_tokens

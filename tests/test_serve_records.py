@@ -1,0 +1,180 @@
+"""What a server counts, logs and lets pass, with agents that say what is written here for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from choreo.serve.app import Server, Settings
+from choreo.serve.call import Call
+from choreo.serve.dance import Down, Said, Wish, dance
+from choreo.serve.keys import own_key
+from choreo.serve.wire import ApiError, read_request
+from choreo.text.feedback import render_feedback
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn
+
+FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
+
+
+class Scripted:
+    """Says what `says(game)` returns: a text, or an exception to raise. A draft is heard word by word; "…" is where it
+    waits for ever."""
+
+    system = True
+
+    def __init__(self, agent, says):
+        self.agent, self.says = agent, says
+
+    def room(self, game, wish, rounds):
+        pass
+
+    async def say(self, game, wish, token=None):
+        text = self.says(game)
+        if isinstance(text, Exception):
+            await asyncio.sleep(0.05)
+            raise text
+        words, said = text.split(" "), ""
+        for word in words:
+            if word == "…":
+                await asyncio.sleep(60)
+            said = f"{said} {word}".strip()
+            if token is not None:
+                token(Turn(self.agent, len(game.reviews), (), (), (), 0, said, False))
+            await asyncio.sleep(0)
+        return Said(Turn(self.agent, len(game.reviews), (), (), (), 0, said, True), len(words), 1)
+
+
+def agents(answers, reviews=lambda game: render_feedback(FINE)):
+    return {CONVERSATION: Scripted(CONVERSATION, answers), FEEDBACK: Scripted(FEEDBACK, reviews)}
+
+
+def serving(pair, **more):
+    settings = {"mode": "adaptive", "rounds": 1, "answer_tokens": 9, "temperature": 0.6, "deadline": 5.0, **more}
+    return Server(Settings("run", **settings), pair, [own_key("k")])
+
+
+def call(server, **more):
+    body = {"model": "run", "messages": [{"role": "user", "content": "hi"}], **more}
+    return Call(server, server.keys[0], read_request(json.dumps(body).encode()), time.monotonic())
+
+
+def count(server, name, **labels):
+    found = [m for family in server.figures.registry.collect() for m in family.samples if m.name == f"choreo:{name}"]
+    return sum(m.value for m in found if labels.items() <= m.labels.items())
+
+
+def logged(capsys):
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+async def settled(server):
+    while server._behind:
+        await asyncio.wait(server._behind)
+
+
+UNCHECKED = {"stream": True, "choreo": {"stream": "unchecked"}}
+
+
+@pytest.mark.parametrize("ending", ["hangs up", "is late", "fails"])
+def test_what_left_unchecked_is_reviewed_and_recorded_however_its_stream_ends(ending, capsys):
+    async def leave():
+        server = serving(agents(lambda game: "how to … rob", lambda game: render_feedback(BAD)), deadline=0.3)
+        if ending == "fails":
+
+            class Failing(Scripted):
+                async def say(self, game, wish, token=None):
+                    token(Turn(CONVERSATION, 0, (), (), (), 0, "how to", False))
+                    raise Down("gone")
+
+            server.agents = {**server.agents, CONVERSATION: Failing(CONVERSATION, None)}
+        pushed = []
+        task = asyncio.create_task(call(server, **UNCHECKED).stream(pushed.append))
+        if ending == "hangs up":
+            while len(pushed) < 2:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            with pytest.raises(ApiError):
+                await task
+        await asyncio.sleep(0)
+        await settled(server)
+        return server
+
+    server = asyncio.run(leave())
+    assert count(server, "unchecked_total") == 1 and count(server, "triggered_total", mode="shadow") == 1
+    [left] = [line for line in logged(capsys) if line["event"] == "left"]
+    assert left["triggered"] and left["unsafe"] and server.running == 0
+
+
+def test_a_whole_unchecked_stream_is_reviewed_and_counted_once(capsys):
+    async def whole():
+        server = serving(agents(lambda game: "how to rob", lambda game: render_feedback(BAD)))
+        pushed = []
+        await call(server, **UNCHECKED).stream(pushed.append)
+        await settled(server)
+        return server, pushed
+
+    server, pushed = asyncio.run(whole())
+    said = [event["choices"][0]["delta"].get("content", "") for event in pushed]
+    assert "".join(said) == "how to rob"
+    assert count(server, "unchecked_total") == 1 and count(server, "triggered_total", mode="shadow") == 1
+    assert [line["event"] for line in logged(capsys)] == ["answer"]
+
+
+def test_a_bypass_is_counted_whatever_becomes_of_the_other_answers(capsys):
+    async def both():
+        def answers(game):
+            return "draft" if game.sample == 0 else Down("gone")
+
+        server = serving(agents(answers, lambda game: "{nonsense"), opened=frozenset({"unparsable"}))
+        pushed = []
+        with pytest.raises(ApiError):
+            await call(server, n=2, stream=True).stream(pushed.append)
+        return server, pushed
+
+    server, pushed = asyncio.run(both())
+    assert pushed[0]["choices"][0]["delta"]["content"] == "draft"
+    assert count(server, "bypassed_total", failed="unparsable") == 1
+    assert "critical" in [line["level"] for line in logged(capsys)]
+
+
+def played(answers, reviews, mode="adaptive", rounds=1, stop=()):
+    game = Episode(Prompt("", "hi", "general", "serve"), 0, ())
+    wish = Wish(9, 0.6, stop, 0, time.monotonic() + 60)
+    return asyncio.run(dance(game, agents(answers, reviews), wish, mode=mode, rounds=rounds))
+
+
+@pytest.mark.parametrize(("revision", "stop"), [("rob it", ()), (" rob  it ", ()), ("rob it. Then", (".",))])
+def test_a_revision_that_repeats_a_flagged_answer_is_withheld(revision, stop):
+    def answers(game):
+        return revision if game.answers else "rob it." if stop else "rob it"
+
+    outcome = played(answers, lambda game: render_feedback(BAD), stop=stop)
+    assert outcome.failed == "revision" and outcome.withheld and not outcome.revised
+    refused = Feedback("refuses", False, True, "Help.")  # only what was called unsafe must not come again
+    assert not played(answers, lambda game: render_feedback(refused), stop=stop).withheld
+
+
+def test_a_later_revision_may_not_go_back_to_an_earlier_flagged_answer():
+    turns = ["rob it", "steal it", "rob it"]
+    outcome = played(lambda game: turns[len(game.answers)], lambda game: render_feedback(BAD), rounds=2)
+    assert outcome.failed == "revision"
+
+
+def test_a_shadow_that_fails_blocks_nothing_and_adds_no_time():
+    async def shadowed(mode):
+        server = serving(agents(lambda game: "draft", lambda game: Down("gone")))
+        await call(server, choreo={"mode": mode}).whole()
+        await settled(server)
+        return server
+
+    server = asyncio.run(shadowed("shadow"))
+    assert count(server, "blocked_total") == 0 and count(server, "failed_total", stage="feedback") == 1
+    assert count(server, "added_latency_seconds_count") == 0
+    assert count(asyncio.run(shadowed("off")), "added_latency_seconds_count") == 0
+    assert count(asyncio.run(shadowed("adaptive")), "added_latency_seconds_count") == 1
