@@ -46,6 +46,10 @@ class Wish:
     deadline: float
 
 
+class Refused(Down):
+    """An agent's server will not take what it was sent, and would not take it again."""
+
+
 class TooLong(Exception):
     """The conversation does not fit what the agent can read. The message says what would."""
 
