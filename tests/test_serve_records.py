@@ -6,8 +6,12 @@ import asyncio
 import json
 import time
 
+import httpx2
 import pytest
+from serving import make_run
 
+from choreo.errors import BadInput
+from choreo.serve import run
 from choreo.serve.app import Server, Settings
 from choreo.serve.call import Call
 from choreo.serve.dance import Down, Said, Wish, dance
@@ -178,3 +182,61 @@ def test_a_shadow_that_fails_blocks_nothing_and_adds_no_time():
     assert count(server, "added_latency_seconds_count") == 0
     assert count(asyncio.run(shadowed("off")), "added_latency_seconds_count") == 0
     assert count(asyncio.run(shadowed("adaptive")), "added_latency_seconds_count") == 1
+
+
+def http(server, content=None, **more):
+    """One request over HTTP, in this process."""
+
+    async def ask():
+        transport = httpx2.ASGITransport(server.app())
+        headers = {"Authorization": "Bearer k"}
+        body = {"model": "run", "messages": [{"role": "user", "content": "hi"}], **more}
+        async with httpx2.AsyncClient(transport=transport, base_url="http://here", headers=headers) as client:
+            sent = {"json": body} if content is None else {"content": content()}
+            return await client.post("/v1/chat/completions", **sent)
+
+    return asyncio.run(ask())
+
+
+def error(answer):
+    return answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["param"]
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "always", "shadow"])
+def test_a_pair_trained_without_feedback_is_not_served_as_if_it_had_been_reviewed(tmp_path, mode, monkeypatch):
+    monkeypatch.setenv("CHOREO_API_KEY", "k")
+    path = make_run(tmp_path / "run", protocol={"rounds": 0}, stages={"train": "conversation"})
+    with pytest.raises(BadInput, match="--mode off"):
+        run.serve(run.Options(path, port=0, mode=mode))
+    server = serving(agents(lambda game: "draft"), mode="off", rounds=0)
+    assert http(server).json()["choices"][0]["message"]["content"] == "draft"
+    assert error(http(server, choreo={"mode": mode})) == (400, "unsupported_value", "choreo.mode")
+    assert error(http(server, **UNCHECKED)) == (400, "unsupported_value", "choreo.stream")
+
+
+def test_the_queue_is_asked_before_the_messages_are_read_and_for_every_answer():
+    server = serving(agents(lambda game: "draft"), queue=3)
+    server.agents[CONVERSATION].room = lambda *asked: pytest.fail("read")
+    server.running = 2
+    assert error(http(server, n=2)) == (503, "overloaded", None)
+    assert error(http(server, n=4)) == (400, "invalid_value", "n")
+    assert server.running == 2
+
+
+def test_what_a_template_refuses_is_the_callers_to_change():
+    def alternate(*asked):
+        raise BadInput("its chat template cannot be used: roles must alternate")
+
+    server = serving(agents(lambda game: "draft"))
+    server.agents[CONVERSATION].room = alternate
+    assert error(http(server)) == (400, "invalid_value", "messages") and server.running == 0
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    async def trickle():
+        yield b"{"
+        await asyncio.sleep(30)
+
+    began = time.monotonic()
+    assert error(http(serving(agents(lambda game: "draft"), deadline=0.3), trickle)) == (408, "request_timeout", None)
+    assert time.monotonic() - began < 10

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -77,23 +77,34 @@ class Server:
             message = f"this key may ask {key.per_minute} times a minute"
             raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
-    def enter(self) -> None:
-        """Counts one more game in play. Raises 503 where the queue is full; call `leave` once for each."""
-        if self.running >= self.settings.queue:
+    def enter(self, games: int) -> None:
+        """Counts so many more games in play. Raises 503 where the queue is full; call `leave` once they are over."""
+        if games > self.settings.queue:
+            message = f"at most {self.settings.queue} answers are in play here"
+            raise ApiError(400, message, param="n", code="invalid_value")
+        if self.running + games > self.settings.queue:
             raise ApiError(
                 503, "the queue is full", type="server_error", code="overloaded", headers={"Retry-After": "1"}
             )
-        self.running += 1
+        self.running += games
 
-    def leave(self) -> None:
-        self.running -= 1
+    def leave(self, games: int = 1) -> None:
+        self.running -= games
 
     async def body(self, request: Request) -> bytes:
         received = b""
-        async for part in request.stream():
-            received += part
-            if len(received) > self.settings.body:
-                raise ApiError(413, f"the body is larger than {self.settings.body} bytes", code="request_too_large")
+        try:
+            async with asyncio.timeout(self.settings.deadline):
+                async for part in request.stream():
+                    received += part
+                    if len(received) > self.settings.body:
+                        message = f"the body is larger than {self.settings.body} bytes"
+                        raise ApiError(413, message, code="request_too_large")
+        except TimeoutError:
+            message = f"the body did not come within {self.settings.deadline:g} s"
+            raise ApiError(408, message, code="request_timeout") from None
+        except ClientDisconnect:  # nobody reads it; the counter of requests does
+            raise ApiError(499, "the client left") from None
         return received
 
     # ---- /v1/chat/completions -------------------------------------------------------------------
@@ -107,20 +118,26 @@ class Server:
             message = f"no model {asked.model!r} here; there is {self.settings.model!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
         self.allow(key, asked)
-        call = Call(self, key, asked, began)
-        self.enter()
+        games = asked.n or 1
+        self.limiter.owe(key, games - 1)
+        self.enter(games)
+        try:
+            call = Call(self, key, asked, began)
+        except BaseException:
+            self.leave(games)
+            raise
         if asked.stream:
-            return EventStream(call.stream, self.leave, self.figures.disconnected.labels(key.name).inc)
+            return EventStream(call.stream, lambda: self.leave(games), self.figures.disconnected.labels(key.name).inc)
         try:
             return JSONResponse(await while_there(request.receive, call.whole()))
         except ClientLeft:
             self.figures.disconnected.labels(key.name).inc()
-            return Response(status_code=499)  # nobody reads it; the counter of requests does
+            return Response(status_code=499)
         finally:
-            self.leave()
+            self.leave(games)
 
     def allow(self, key: Key, asked: ChatRequest) -> None:
-        """Raises 403 for what the key does not allow."""
+        """Raises 403 for what the key does not allow, 400 for a review by a pair that was trained without."""
         wanted = asked.choreo
         for name, wants, may in (
             ("trace", wanted.trace, key.trace),
@@ -130,6 +147,10 @@ class Server:
             if wants and not may:
                 message = f"this key does not allow choreo.{name}"
                 raise ApiError(403, message, type="permission_error", param=f"choreo.{name}", code="permission_denied")
+        if self.settings.rounds < 1 and (wanted.stream == "unchecked" or (wanted.mode or self.settings.mode) != "off"):
+            name = "stream" if wanted.stream == "unchecked" else "mode"
+            message = "this pair was trained without feedback (T_max 0); there is mode off alone"
+            raise ApiError(400, message, param=f"choreo.{name}", code="unsupported_value")
 
     def shadow(self, key: str, draft: Outcome, wish: Wish, event: str = "answer") -> None:
         """Has a draft that was given out reviewed, for the record alone. It keeps its place in the queue."""

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from choreo.serve.dance import Down, Mode, Move, Outcome, Said, TooLong, Wish, cut, dance, move_record
+from choreo.errors import BadInput
+from choreo.serve.dance import Down, Mode, Move, Outcome, Refused, Said, TooLong, Wish, cut, dance, move_record
 from choreo.serve.events import Push
 from choreo.serve.figures import log
 from choreo.serve.keys import Key
@@ -51,6 +52,8 @@ class Call:
             server.agents[CONVERSATION].room(self.games[0], self.wish, 0 if self.mode == "off" else self.rounds)
         except TooLong as error:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
+        except BadInput as error:  # a template may want roles to take turns
+            raise ApiError(400, str(error), param="messages", code="invalid_value") from None
 
     async def whole(self) -> dict[str, Any]:
         outcomes = await self.play()
@@ -155,6 +158,8 @@ class Call:
         except (Down, TimeoutError) as error:
             server.figures.failed.labels("draft").inc()
             log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=str(error) or "deadline")
+            if isinstance(error, Refused):
+                raise ApiError(400, str(error), param="messages", code="refused_upstream") from None
             if isinstance(error, Down):
                 raise ApiError(503, str(error), type="server_error", code="model_unavailable") from None
             message = f"no answer within {settings.deadline:g} s"
