@@ -200,7 +200,8 @@ def test_many_clients_among_faults_get_one_whole_answer_each_and_none_unchecked(
     for word, outcome in zip(words, outcomes, strict=True):
         if outcome is None:
             continue
-        answer, _ = outcome
+        answer, seconds = outcome
+        assert seconds < 3 + 5  # the deadline, and what a busy machine adds to it
         if answer.status_code != 200:
             assert answer.status_code in (503, 504) and "error" in answer.json()
             continue
