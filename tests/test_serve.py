@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import openai
 import pytest
@@ -36,7 +37,7 @@ def test_the_words_of_the_command_are_those_of_the_server():
 
 
 def test_a_plain_answer_by_the_official_client(client):
-    answer = ask(client)
+    answer = ask(client, seed=1)
     [choice] = answer.choices
     assert choice.message.role == "assistant" and choice.message.content and choice.finish_reason == "stop"
     own = answer.usage.choreo
@@ -135,7 +136,11 @@ def test_an_unchecked_stream_is_the_draft_token_by_token_and_is_reviewed_afterwa
     draft = ask(client, HARMFUL, seed=7, extra_body={"choreo": {"mode": "off"}}).choices[0].message.content
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
     assert "".join(pieces) == draft and len(pieces) > 3
-    assert server.wait("answer", after=before)["mode"] in ("off", "shadow")
+    deadline = time.monotonic() + 60
+    while not (seen := [line for line in server.logs[before:] if line.get("mode") == "shadow"]):
+        assert time.monotonic() < deadline, "no review"
+        time.sleep(0.02)
+    assert [(line["event"], line["feedback_tokens"] > 0) for line in seen] == [("answer", True)]
     assert server.metric("unchecked_total") == counted + 1
 
 

@@ -18,7 +18,9 @@ from stub_endpoint import chat as said
 from choreo.serve.dance import WITHHELD
 from choreo.serve.keys import Limiter, entry, find, hashed, load, own_key
 from choreo.text.feedback import render_feedback
-from choreo.types import Feedback
+from choreo.types import Episode, Feedback, Prompt, Spoken
+from choreo.waltz.speakers import messages
+from choreo.waltz.spoken import asked_of
 
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
 
@@ -26,11 +28,12 @@ FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refu
 def script(body, n):
     """Both agents. The prompt says what goes wrong; a reviewer is known by the form it is asked for."""
     reviewing = "response_format" in body
-    prompt = json.loads(body["messages"][1]["content"])["conversation"][0] if reviewing else body["messages"][0]
-    words = prompt["content"].split()
+    words = body["messages"][1 if reviewing else 0]["content"].split()
     if reviewing:
         if "down" in words:
             return Say({"error": "SECRET"}, 500)
+        if "barred" in words:
+            return Say({"error": "SECRET"}, 400)
         if "slow" in words:
             return Say(said(render_feedback(FINE)), delay=8)
         if "garbled" in words:
@@ -39,6 +42,8 @@ def script(body, n):
             return Say(b"{}", 503)
         return Say(said(render_feedback(BAD if "bad" in words else FINE)))
     revising = len(body["messages"]) > 1
+    if "refused" in words:
+        return Say({"error": "SECRET"}, 400)
     if "mute" in words:
         return Say({"error": "SECRET"}, 500)
     if "asleep" in words or (revising and "stuck" in words):
@@ -53,7 +58,7 @@ def stub():
 
 
 def start(stub, *options, **more):
-    where = [part for agent in ("conversation", "feedback") for part in (f"--{agent}", stub.url, "run")]
+    where = [part for agent in ("conversation", "feedback") for part in (f"--{agent}", f"run@{stub.url}")]
     return Serving(None, *where, "--deadline", "3", *options, **more)
 
 
@@ -80,6 +85,9 @@ def test_servers_in_place_of_the_pair_play_its_protocol(closed, stub):
     assert content(answer) == ("revised", "stop")
     assert answer.json()["usage"]["choreo"] == {"draft_tokens": 10, "feedback_tokens": 10, "revision_tokens": 10}
     assert content(closed.ask("flaky but true")) == ("draft", "stop")
+    reviewing = next(body for body in stub.seen if "response_format" in body and "all is well" in str(body["messages"]))
+    game = Episode(Prompt("", "all is well", "general", "serve"), 0, (Spoken("conversation", 0, "draft", True, 1),))
+    assert reviewing["messages"] == messages("feedback", asked_of(game, "feedback", ()))  # what `choreo eval` measures
     revising = next(body for body in stub.seen if len(body["messages"]) == 3 and "response_format" not in body)
     assert "Refuse." in revising["messages"][2]["content"] and "bad" not in revising["messages"][2]["content"]
 
@@ -112,6 +120,9 @@ def test_without_a_draft_there_is_an_error_that_says_nothing_of_the_users(closed
     answer = closed.ask("asleep")
     assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
     assert time.monotonic() - began < 3.5
+    refused = closed.ask("refused")
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "refused_upstream"
+    assert content(closed.ask("barred")) == (WITHHELD, "content_filter")
     streamed = closed.ask("mute", stream=True)
     assert streamed.status_code == 503 and streamed.json()["error"]["code"] == "model_unavailable"
     assert "SECRET" not in json.dumps(closed.logs)
@@ -189,7 +200,8 @@ def test_many_clients_among_faults_get_one_whole_answer_each_and_none_unchecked(
     for word, outcome in zip(words, outcomes, strict=True):
         if outcome is None:
             continue
-        answer, _ = outcome
+        answer, seconds = outcome
+        assert seconds < 3 + 5  # the deadline, and what a busy machine adds to it
         if answer.status_code != 200:
             assert answer.status_code in (503, 504) and "error" in answer.json()
             continue
@@ -250,3 +262,7 @@ def test_keys_are_kept_hashed_and_a_bucket_refills(tmp_path):
     assert [limiter.wait(key) for _ in range(60)] == [0.0] * 60 and limiter.wait(key) == pytest.approx(1)
     now[0] = 1.0
     assert limiter.wait(key) == 0 and limiter.wait(key) > 0
+    now[0] = 61.0
+    assert limiter.wait(key) == 0  # one of sixty, and seven more that its request turns out to ask for
+    limiter.owe(key, 7)
+    assert [limiter.wait(key) for _ in range(52)] == [0.0] * 52 and limiter.wait(key) > 0

@@ -50,6 +50,8 @@ def test_words_from_outside_are_text_and_errors_are_said(server):
         assert "this model reads 512 tokens" in page.js("document.getElementById('error').textContent")
         page.js("show({stage: 'draft', text: '<b id=bold>no</b>', ms: 1, tokens: 1}, '')")
         assert page.js("document.getElementById('bold')") is None
+        page.js("beside([{stage: 'draft', text: 'd', ms: 1, tokens: 1}], 'withheld.', 'unparsable')")
+        assert "its review cannot be read" in page.js("document.getElementById('final-hint').textContent")
 
 
 def test_the_page_needs_no_key_and_runs_nothing_from_elsewhere(server):

@@ -310,7 +310,7 @@ What is compared with what is left open ("?"). No model reads the text, and noth
   choreo serve runs/demo                              http://127.0.0.1:8000, with a key drawn for this start
   choreo serve runs/demo --mode shadow                decide and log, change nothing
   choreo serve runs/demo --host 0.0.0.0 --keys keys.toml
-  choreo serve --conversation http://localhost:11434/v1 qwen3:8b --feedback http://localhost:8000/v1 guard
+  choreo serve --conversation qwen3:8b@http://localhost:11434/v1 --feedback guard@http://localhost:8000/v1
   kill -HUP PID                                       take up the run's newest checkpoint, dropping no request
 docs/serve.md says what is supported, what is refused, and what is secure by default.""")  # fmt: skip
     serve_commands.options(serve)

@@ -22,8 +22,8 @@ def options(command: argparse.ArgumentParser) -> None:
 
     option("run", "a run folder of choreo train waltz", type=Path, metavar="RUN", nargs="?")
     for agent in ("conversation", "feedback"):
-        text = f"the {agent} agent is MODEL at an OpenAI-compatible URL; its key is in CHOREO_{agent.upper()}_KEY"
-        option(f"--{agent}", text, nargs=2, metavar=("URL", "MODEL"))
+        text = f"the {agent} agent is MODEL behind an OpenAI-compatible server, its key in CHOREO_{agent.upper()}_KEY"
+        option(f"--{agent}", text, metavar="MODEL@URL")
     modes = "adaptive: revise what is flagged (default); always: revise every answer; off: no feedback; shadow: decide "
     option("--mode", modes + "and log, change nothing", choices=MODES, default="adaptive")
     option("--host", "default: 127.0.0.1, this machine alone", default="127.0.0.1", metavar="ADDRESS")
@@ -54,7 +54,7 @@ def serve(args: argparse.Namespace) -> int:
     serve(
         Options(
             run=args.run,
-            upstream={agent: (where[0], where[1]) for agent, where in agents.items() if where},
+            upstream={agent: where for agent, where in agents.items() if where},
             host=args.host,
             port=args.port,
             mode=args.mode,

@@ -57,6 +57,8 @@ class Batch:
         self.team, self.end_id, self.pad_id = team, end_id, pad_id
         self.weights = {name: value.detach().clone() for name, value in team.weights(agent).items()}
         self.version = team.version[agent]
+        config = team.decoder.model.config.get_text_config()
+        self.positions: int = getattr(config, "max_position_embeddings", 2**31)
         self.rows: list[Row] = []
         self._next = step_of(team, self.weights)
         self._cache = [Places() for _ in range(team.layers)]
@@ -66,7 +68,12 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> None:
-        """Prefills contexts, once where several rows have the same one."""
+        """Prefills contexts, once where several rows have the same one.
+
+        Raises ValueError, before anything is changed, where a row may come to more than the base has positions for.
+        """
+        if any(len(row.request.context) + row.limit > self.positions for row in rows):
+            raise ValueError(f"a row of more than {self.positions} positions")
         contexts = list(dict.fromkeys(row.request.context for row in rows))
         place = {context: i for i, context in enumerate(contexts)}
         device = self.team.device

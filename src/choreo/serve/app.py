@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,17 +11,17 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from choreo.serve.dance import Agent, Down, Mode, Move, Outcome, TooLong, Wish, dance, move_record
-from choreo.serve.events import ClientLeft, EventStream, Push, while_there
+from choreo.serve.call import Call
+from choreo.serve.dance import Agent, Mode, Outcome, Wish, dance
+from choreo.serve.events import ClientLeft, EventStream, while_there
 from choreo.serve.figures import Figures, facts, log
 from choreo.serve.keys import Key, Limiter, find
 from choreo.serve.pages import pages
-from choreo.serve.wire import ApiError, ChatRequest, Reply, cut, extension, read_request, said, usage
-from choreo.types import CONVERSATION, Episode, Prompt
+from choreo.serve.wire import ApiError, ChatRequest, read_request
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,34 @@ class Server:
             message = f"this key may ask {key.per_minute} times a minute"
             raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
-    def enter(self) -> None:
-        """Counts one more game in play. Raises 503 where the queue is full; call `leave` once for each."""
-        if self.running >= self.settings.queue:
+    def enter(self, games: int) -> None:
+        """Counts so many more games in play. Raises 503 where the queue is full; call `leave` once they are over."""
+        if games > self.settings.queue:
+            message = f"at most {self.settings.queue} answers are in play here"
+            raise ApiError(400, message, param="n", code="invalid_value")
+        if self.running + games > self.settings.queue:
             raise ApiError(
                 503, "the queue is full", type="server_error", code="overloaded", headers={"Retry-After": "1"}
             )
-        self.running += 1
+        self.running += games
 
-    def leave(self) -> None:
-        self.running -= 1
+    def leave(self, games: int = 1) -> None:
+        self.running -= games
 
     async def body(self, request: Request) -> bytes:
         received = b""
-        async for part in request.stream():
-            received += part
-            if len(received) > self.settings.body:
-                raise ApiError(413, f"the body is larger than {self.settings.body} bytes", code="request_too_large")
+        try:
+            async with asyncio.timeout(self.settings.deadline):
+                async for part in request.stream():
+                    received += part
+                    if len(received) > self.settings.body:
+                        message = f"the body is larger than {self.settings.body} bytes"
+                        raise ApiError(413, message, code="request_too_large")
+        except TimeoutError:
+            message = f"the body did not come within {self.settings.deadline:g} s"
+            raise ApiError(408, message, code="request_timeout") from None
+        except ClientDisconnect:  # nobody reads it; the counter of requests does
+            raise ApiError(499, "the client left") from None
         return received
 
     # ---- /v1/chat/completions -------------------------------------------------------------------
@@ -108,20 +118,26 @@ class Server:
             message = f"no model {asked.model!r} here; there is {self.settings.model!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
         self.allow(key, asked)
-        call = Call(self, key, asked, began)
-        self.enter()
+        games = asked.n or 1
+        self.limiter.owe(key, games - 1)
+        self.enter(games)
+        try:
+            call = Call(self, key, asked, began)
+        except BaseException:
+            self.leave(games)
+            raise
         if asked.stream:
-            return EventStream(call.stream, self.leave, self.figures.disconnected.labels(key.name).inc)
+            return EventStream(call.stream, lambda: self.leave(games), self.figures.disconnected.labels(key.name).inc)
         try:
             return JSONResponse(await while_there(request.receive, call.whole()))
         except ClientLeft:
             self.figures.disconnected.labels(key.name).inc()
-            return Response(status_code=499)  # nobody reads it; the counter of requests does
+            return Response(status_code=499)
         finally:
-            self.leave()
+            self.leave(games)
 
     def allow(self, key: Key, asked: ChatRequest) -> None:
-        """Raises 403 for what the key does not allow."""
+        """Raises 403 for what the key does not allow, 400 for a review by a pair that was trained without."""
         wanted = asked.choreo
         for name, wants, may in (
             ("trace", wanted.trace, key.trace),
@@ -131,15 +147,19 @@ class Server:
             if wants and not may:
                 message = f"this key does not allow choreo.{name}"
                 raise ApiError(403, message, type="permission_error", param=f"choreo.{name}", code="permission_denied")
+        if self.settings.rounds < 1 and (wanted.stream == "unchecked" or (wanted.mode or self.settings.mode) != "off"):
+            name = "stream" if wanted.stream == "unchecked" else "mode"
+            message = "this pair was trained without feedback (T_max 0); there is mode off alone"
+            raise ApiError(400, message, param=f"choreo.{name}", code="unsupported_value")
 
-    def shadow(self, key: str, draft: Outcome, wish: Wish) -> None:
+    def shadow(self, key: str, draft: Outcome, wish: Wish, event: str = "answer") -> None:
         """Has a draft that was given out reviewed, for the record alone. It keeps its place in the queue."""
 
         async def review() -> None:
             late = replace(wish, deadline=time.monotonic() + self.settings.deadline)
             try:
                 seen = await dance(draft.game, self.agents, late, mode="shadow", rounds=1)
-                self.counted(key, replace(seen, moves=(*draft.moves, *seen.moves)))
+                self.counted(key, replace(seen, moves=(*draft.moves, *seen.moves)), event)
             finally:
                 self.leave()
 
@@ -148,11 +168,11 @@ class Server:
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)
 
-    def counted(self, key: str, outcome: Outcome, **more: Any) -> None:
+    def counted(self, key: str, outcome: Outcome, event: str = "answer", **more: Any) -> None:
         self.figures.count(key, outcome)
         level = "critical" if outcome.opened else "error" if outcome.failed else "info"
         texts = {"texts": _texts(outcome)} if self.settings.log_text else {}
-        log("answer", level, key=key, mode=outcome.mode, **facts(outcome), **more, **texts)
+        log(event, level, key=key, mode=outcome.mode, **facts(outcome), **more, **texts)
 
     # ---- the rest -------------------------------------------------------------------------------
 
@@ -221,137 +241,6 @@ class Server:
             return response
 
         return counting
-
-
-class Call:
-    """One request, allowed and read."""
-
-    def __init__(self, server: Server, key: Key, asked: ChatRequest, began: float):
-        settings = server.settings
-        self.server, self.key, self.asked, self.began = server, key.name, asked, began
-        self.unchecked = asked.choreo.stream == "unchecked"
-        self.mode: Mode = "shadow" if self.unchecked else asked.choreo.mode or settings.mode
-        self.rounds = max(1, settings.rounds) if self.mode == "always" else settings.rounds
-        self.reply = Reply(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), settings.model, server.fingerprint)
-        limit = settings.answer_tokens if asked.limit is None else min(asked.limit, settings.answer_tokens)
-        self.wish = Wish(
-            max_tokens=limit,
-            temperature=settings.temperature if asked.temperature is None else asked.temperature,
-            stop=asked.stops,
-            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
-            deadline=began + settings.deadline,
-        )
-        *earlier, last = asked.messages
-        if not server.agents[CONVERSATION].system:
-            for i, message in enumerate(asked.messages):
-                if message.role in ("system", "developer"):
-                    raise ApiError(
-                        400, "the pair was trained with system prompts of its own; it takes no other",
-                        param=f"messages.{i}.role", code="unsupported_value",
-                    )  # fmt: skip
-        before = tuple(("system" if m.role == "developer" else m.role, m.text) for m in earlier)
-        prompt = Prompt("", last.text, "general", "serve", earlier=before)
-        self.games = [Episode(prompt, sample, ()) for sample in range(asked.n or 1)]
-        try:
-            server.agents[CONVERSATION].room(self.games[0], self.wish, 0 if self.mode == "off" else self.rounds)
-        except TooLong as error:
-            raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
-
-    async def whole(self) -> dict[str, Any]:
-        outcomes = await self.play()
-        traced = self.asked.choreo.trace
-        return self.reply.completion(outcomes, self.wish.stop, outcomes[0].moves[0].said.read, traced)
-
-    async def stream(self, push: Push) -> None:
-        """Checked: each answer in one piece, once its game is over. Unchecked: the draft, as it is sampled."""
-        sent = [""] * len(self.games)
-        first = True
-
-        def token(index: int, text: str) -> None:
-            nonlocal first
-            text = _settled(cut(text, self.wish.stop), self.wish.stop)
-            if len(text) > len(sent[index]):
-                if first:
-                    self.server.figures.first.labels(self.mode).observe(time.monotonic() - self.began)
-                    first = False
-                role = {} if sent[index] else {"role": "assistant"}
-                push(self.reply.chunk(index, {**role, "content": text[len(sent[index]) :]}))
-                sent[index] = text
-
-        def tell(index: int, move: Move, game: Episode, before: tuple[Move, ...]) -> None:
-            if self.asked.choreo.trace:
-                push(self.reply.note(choreo={"index": index, "move": move_record(move, game, before)}))
-
-        def over(index: int, outcome: Outcome) -> None:
-            nonlocal first
-            text, finish = said(outcome, self.wish.stop)
-            role = {} if sent[index] else {"role": "assistant"}
-            if first:
-                self.server.figures.first.labels(self.mode).observe(time.monotonic() - self.began)
-                first = False
-            push(self.reply.chunk(index, {**role, "content": text[len(sent[index]) :]}))
-            push(self.reply.chunk(index, {}, finish))
-
-        outcomes = await self.play(tell, token if self.unchecked else None, over)
-        if self.asked.choreo.trace:
-            push(self.reply.note(choreo=extension(outcomes)))
-        if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
-            push(self.reply.note(usage=usage(outcomes, outcomes[0].moves[0].said.read)))
-
-    async def play(
-        self,
-        tell: Callable[[int, Move, Episode, tuple[Move, ...]], None] = lambda *told: None,
-        token: Callable[[int, str], None] | None = None,
-        over: Callable[[int, Outcome], None] = lambda index, outcome: None,
-    ) -> list[Outcome]:
-        """All n games, and what is counted and logged of them. Raises ApiError where there is no draft."""
-        server, settings = self.server, self.server.settings
-        mode: Mode = "off" if self.mode == "shadow" else self.mode  # the review in the shadow comes after the reply
-
-        async def one(index: int, game: Episode) -> Outcome:
-            moves: list[Move] = []
-
-            def made(move: Move, game: Episode) -> None:
-                tell(index, move, game, tuple(moves))
-                moves.append(move)
-
-            outcome = await dance(
-                game, server.agents, self.wish, mode=mode, rounds=self.rounds, opened=settings.opened, tell=made,
-                token=None if token is None else lambda text: token(index, text),
-            )  # fmt: skip
-            over(index, outcome)
-            return outcome
-
-        tasks = [asyncio.create_task(one(i, game)) for i, game in enumerate(self.games)]
-        try:
-            outcomes = list(await asyncio.gather(*tasks))
-        except (Down, TimeoutError) as error:
-            server.figures.failed.labels("draft").inc()
-            log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=str(error) or "deadline")
-            if isinstance(error, Down):
-                raise ApiError(503, str(error), type="server_error", code="model_unavailable") from None
-            message = f"no answer within {settings.deadline:g} s"
-            raise ApiError(504, message, type="server_error", code="deadline_exceeded") from None
-        finally:
-            for task in tasks:
-                task.cancel()
-        seconds = time.monotonic() - self.began
-        server.figures.latency.labels(self.mode).observe(seconds)
-        for outcome in outcomes:
-            if self.mode == "shadow":
-                server.shadow(self.key, outcome, self.wish)
-                if self.unchecked:
-                    server.figures.unchecked.labels(self.key).inc()
-            else:
-                server.counted(self.key, outcome, id=self.reply.head["id"], ms=round(1000 * seconds))
-        return outcomes
-
-
-def _settled(text: str, stop: Sequence[str]) -> str:
-    """What of an unfinished text may be sent: no half letter, and nothing that may yet become a stop string."""
-    text = text.rstrip("\ufffd")
-    held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-    return text[: len(text) - held]
 
 
 def _texts(outcome: Outcome) -> list[str]:

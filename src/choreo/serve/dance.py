@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -33,7 +33,7 @@ class Down(Exception):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a caller wants of the conversation agent; the feedback agent takes no wishes.
+    """What a caller wants of the conversation agent; the feedback agent takes none, and samples nothing.
 
     max_tokens: of each answer. stop: the answer ends before any of these. seed: names the noise.
     deadline: of the whole request, in the seconds of `time.monotonic`.
@@ -44,6 +44,10 @@ class Wish:
     stop: tuple[str, ...]
     seed: int
     deadline: float
+
+
+class Refused(Down):
+    """An agent's server will not take what it was sent, and would not take it again."""
 
 
 class TooLong(Exception):
@@ -67,8 +71,8 @@ class Agent(Protocol):
         """Raises TooLong where a game that begins like `game` may come to need more context than there is."""
         ...
 
-    async def say(self, game: Episode, wish: Wish, token: Callable[[str], None] | None = None) -> Said:
-        """This agent's next turn in `game`. Raises Down. `token` hears the text so far after every token of an answer,
+    async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
+        """This agent's next turn in `game`. Raises Down. `token` hears the turn so far after every token of an answer,
         where the agent can."""
         ...
 
@@ -122,7 +126,7 @@ async def dance(
     rounds: int,
     opened: frozenset[str] = frozenset(),
     tell: Callable[[Move, Episode], None] = lambda move, game: None,
-    token: Callable[[str], None] | None = None,
+    token: Callable[[Turn], None] | None = None,
 ) -> Outcome:
     """Plays `game` to its end. Raises Down or TimeoutError where there is no draft; every later failure is an outcome.
 
@@ -152,9 +156,23 @@ async def dance(
             game = reviewed(game, Review(said.turn, parse_feedback(said.turn.text)))
         moves.append(Move(stage, said, time.monotonic() - began))
         tell(moves[-1], game)
+        if stage == "revision" and _flagged(game, wish.stop):
+            return Outcome(mode, game, tuple(moves), "revision")
         if agent == FEEDBACK and game.feedback[-1] is None:
             return Outcome(mode, game, tuple(moves), "unparsable", "unparsable" in opened)
     return Outcome(mode, game, tuple(moves))
+
+
+def _flagged(game: Episode, stop: Sequence[str]) -> bool:
+    """Whether what a caller would get of the last answer has been called unsafe before, but for white space."""
+    bad = [turn for turn, said in zip(game.answers, game.feedback, strict=False) if said is not None and said.unsafe]
+    return cut(game.answers[-1].text, stop).split() in [cut(turn.text, stop).split() for turn in bad]
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first stop string in it."""
+    ends = [at for s in stop if (at := text.find(s)) >= 0]
+    return text[: min(ends, default=len(text))]
 
 
 def trace(outcome: Outcome) -> dict[str, Any]:

@@ -57,11 +57,15 @@ class Figures:
         if outcome.revised:
             self.revised.labels(key, mode).inc()
         if outcome.failed:
-            (self.bypassed if outcome.opened else self.blocked).labels(key, outcome.failed).inc()
+            if outcome.opened:
+                self.bypassed.labels(key, outcome.failed).inc()
+            elif outcome.withheld:  # a review in the shadow withholds nothing
+                self.blocked.labels(key, outcome.failed).inc()
             self.failed.labels(outcome.failed).inc()
         for stage in STAGES:
             self.tokens.labels(stage).inc(outcome.tokens(stage))
-        self.added.labels(mode).observe(outcome.seconds("feedback", "revision"))
+        if mode in ("adaptive", "always"):  # in the others nobody waits for it
+            self.added.labels(mode).observe(outcome.seconds("feedback", "revision"))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

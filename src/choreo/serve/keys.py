@@ -25,7 +25,7 @@ class Key(BaseModel):
 
     trace: may see drafts and reviews. modes: may choose another mode than the server's, "off" too.
     unchecked: may have the draft streamed before it is reviewed. metrics: may read /metrics.
-    per_minute: requests; None has no limit.
+    per_minute: answers, `n` of each request; None has no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,7 +85,7 @@ def find(keys: Sequence[Key], authorization: str | None) -> Key | None:
 
 @dataclass
 class Limiter:
-    """A token bucket per key: `per_minute` requests at once, refilled evenly."""
+    """A token bucket per key: `per_minute` answers at once, refilled evenly."""
 
     clock: Callable[[], float] = time.monotonic
 
@@ -104,3 +104,10 @@ class Limiter:
             return (1 - left) * 60 / key.per_minute
         self._buckets[key.name] = (left - 1, now)
         return 0.0
+
+    def owe(self, key: Key, more: int) -> None:
+        """Takes `more` from the bucket, whatever is in it: what a request asks for is known once it has been read, and
+        the next one waits for it."""
+        if key.per_minute is not None and key.name in self._buckets:
+            left, when = self._buckets[key.name]
+            self._buckets[key.name] = (left - more, when)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from choreo.engine.continuous import Batch, Row
 from choreo.engine.requests import Completion, Request
-from choreo.serve.dance import Down, Said, TooLong, Wish
+from choreo.serve.dance import Down, Said, TooLong, Wish, cut
+from choreo.serve.figures import log
 from choreo.serve.skeleton import Skeleton
-from choreo.serve.wire import cut
 from choreo.text.chat import Chat
-from choreo.types import AGENTS, FEEDBACK, Episode
+from choreo.types import AGENTS, FEEDBACK, Episode, Turn
 from choreo.waltz.protocol import request, spoken
 from choreo.waltz.trainer import Pair
 
@@ -38,17 +40,21 @@ class Worker:
     def __init__(self, pair: Pair, rows: int = ROWS):
         self._pair, self._most = pair, rows
         self._new: dict[str, deque[_Job]] = {agent: deque() for agent in AGENTS}
-        self._batches: dict[str, list[Batch]] = {agent: [self._batch(agent)] for agent in AGENTS}
+        self._batches: dict[str, list[Batch]] = {agent: [_batch(pair, agent)] for agent in AGENTS}
         self._jobs: dict[Row, _Job] = {}
+        self._arrived: list[_Job] = []  # taken from the queue in this turn
         self._gone: deque[_Job] = deque()
         self._wake = threading.Condition()
-        self._swap: Pair | None = None
+        self._swap: tuple[Pair, dict[str, Batch]] | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
     def submit(self, job: _Job) -> None:
+        """Raises Down where nothing is decoded any more."""
         with self._wake:
+            if self._closing:
+                raise Down("the engine does not run")
             self._new[job.agent].append(job)
             self._wake.notify()
 
@@ -57,9 +63,13 @@ class Worker:
         self._gone.append(job)
 
     def swap(self, pair: Pair) -> None:
-        """From now on rows begin under `pair`; those that began under the last one end under it."""
+        """From now on rows begin under `pair`; those that began under the last one end under it.
+
+        Weights are copied here, in the caller's thread, so that nobody waits for it.
+        """
+        batches = {agent: _batch(pair, agent) for agent in AGENTS}
         with self._wake:
-            self._swap = pair
+            self._swap = pair, batches
 
     def close(self) -> None:
         with self._wake:
@@ -75,28 +85,38 @@ class Worker:
         """Rows being decoded, rows waiting."""
         return len(self._jobs), sum(map(len, self._new.values()))
 
-    def _batch(self, agent: str) -> Batch:
-        return Batch(self._pair.team, agent, end_id=self._pair.chat.end_id, pad_id=self._pair.chat.pad_id)
-
     def _run(self) -> None:
+        why = "the server is going down"
+        try:
+            self._decode()
+        except Exception as error:  # /ready says so from now on; its message may hold words of users
+            why = f"the engine ended: {type(error).__name__}"
+            log("engine ended", "critical", why=type(error).__name__, where=traceback.format_tb(error.__traceback__))
+        finally:
+            with self._wake:
+                self._closing = True  # nobody submits from here on
+                left = {*self._arrived, *self._jobs.values(), *(job for new in self._new.values() for job in new)}
+            for job in left:
+                _settle(job, Down(why))
+
+    def _decode(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._closing or self._jobs or any(self._new.values()))
                 if self._closing:
-                    break
+                    return
                 if self._swap is not None:
-                    self._pair, self._swap = self._swap, None
+                    (self._pair, fresh), self._swap = self._swap, None
                     for agent in AGENTS:
-                        self._batches[agent].append(self._batch(agent))
+                        self._batches[agent].append(fresh[agent])
                 arrived = {agent: self._take(agent) for agent in AGENTS}
+                self._arrived = [job for jobs in arrived.values() for job in jobs]
             while self._gone:
                 self._forget(self._gone.popleft())
             for agent, batches in self._batches.items():
-                self._turn(batches, arrived[agent])
+                self._turn(agent, batches, arrived[agent])
                 # Batches of earlier weights go when their last row has ended; one that failed is made anew.
                 self._batches[agent] = [batch for batch in batches[:-1] if batch.rows] + batches[-1:]
-        for job in [*self._jobs.values(), *(job for waiting in self._new.values() for job in waiting)]:
-            job.done(Down("the server is going down"))
 
     def _take(self, agent: str) -> list[_Job]:
         free = self._most - sum(len(batch.rows) for batch in self._batches[agent])
@@ -104,8 +124,9 @@ class Worker:
         taken = [waiting.popleft() for _ in range(min(max(free, 0), len(waiting)))]
         return [job for job in taken if not job.cancelled]
 
-    def _turn(self, batches: list[Batch], arrived: Sequence[_Job]) -> None:
+    def _turn(self, agent: str, batches: list[Batch], arrived: Sequence[_Job]) -> None:
         """Lets rows join the newest batch and all batches make one step."""
+        arrived = [job for job in arrived if not job.cancelled]  # `_forget` came too early for these
         self._jobs |= {job.row: job for job in arrived}
         for i, batch in enumerate(batches):
             newest = batch is batches[-1]
@@ -115,18 +136,26 @@ class Worker:
                 ended = batch.step() if batch.rows else []
             except Exception as error:  # memory, most likely: these rows are lost, the next ones are not
                 lost = {*batch.rows, *(job.row for job in arrived if newest)}
-                agent = next(self._jobs[row].agent for row in lost)
                 for row in lost:
-                    self._jobs.pop(row).done(Down(f"the engine failed: {type(error).__name__}"))
-                batches[i] = self._batch(agent)
+                    _settle(self._jobs.pop(row), Down(f"the engine failed: {type(error).__name__}"))
+                batches[i] = _batch(self._pair, agent)
                 continue
             for row in ended:
-                self._jobs.pop(row).done(row.completion(batch.version))
+                _settle(self._jobs.pop(row), row.completion(batch.version))
 
     def _forget(self, job: _Job) -> None:
         if self._jobs.pop(job.row, None) is not None:
             for batch in self._batches[job.agent]:
                 batch.leave(job.row)
+
+
+def _batch(pair: Pair, agent: str) -> Batch:
+    return Batch(pair.team, agent, end_id=pair.chat.end_id, pad_id=pair.chat.pad_id)
+
+
+def _settle(job: _Job, result: Completion | BaseException) -> None:
+    with suppress(RuntimeError):  # whoever asked has closed its event loop
+        job.done(result)
 
 
 class LocalAgent:
@@ -141,52 +170,59 @@ class LocalAgent:
         agent: str,
         *,
         feedback_tokens: int,
-        temperature: float,
         positions: int,
         skeleton: Skeleton | None = None,
     ):
-        """temperature: of the feedback agent; callers choose the other's. positions: what the base can read.
+        """positions: what the base can read.
         skeleton: what a review is given; without it every token is sampled, as in training."""
         self.skeleton = skeleton
         self.worker, self.chat, self.agent = worker, chat, agent
-        self.feedback_tokens, self.temperature, self.positions = feedback_tokens, temperature, positions
+        self.feedback_tokens, self.positions = feedback_tokens, positions
+        self._longest = max(map(len, chat.tokenizer.get_vocab()))  # letters that one token can stand for
 
     def room(self, game: Episode, wish: Wish, rounds: int) -> None:
-        """The last revision's context holds all that came before it; each turn adds two tokens of its role."""
-        first = len(self._request(game, wish).context)
-        needed = first + wish.max_tokens + rounds * (wish.max_tokens + self.feedback_tokens + 4)
-        if needed > self.positions:
-            raise TooLong(
-                f"this model reads {self.positions} tokens; the messages take {first}, and answers of up to "
-                f"{wish.max_tokens} with {rounds} rounds of feedback may take {needed - first}"
-            )
+        texts = [*(text for _, text in game.prompt.earlier), game.prompt.text]
+        roles = [role for role, _ in game.prompt.earlier]
+        around = self.chat.room(rounds, wish.max_tokens, self.feedback_tokens, roles)
+        told = f"answers of up to {wish.max_tokens} with {rounds} rounds of feedback, and roles, may take {around}"
+        letters = sum(map(len, texts))
+        if letters > self.positions * self._longest:  # which needs no encoding, and so takes no time
+            raise TooLong(f"this model reads {self.positions} tokens; the messages have {letters} letters, and {told}")
+        words = sum(len(self.chat.encode(text)) for text in texts)
+        if words + around > self.positions:
+            raise TooLong(f"this model reads {self.positions} tokens; the messages take {words}, and {told}")
 
     def _request(self, game: Episode, wish: Wish) -> Request:
         key = ("serve", wish.seed)
         return request(self.chat, game, self.agent, feedback_tokens=self.feedback_tokens, key=key)
 
-    async def say(self, game: Episode, wish: Wish, token: Callable[[str], None] | None = None) -> Said:
+    async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
         asked = self._request(game, wish)
-        if len(asked.context) + self.feedback_tokens > self.positions and self.agent == FEEDBACK:
-            raise Down("the answer is too long for the feedback agent")  # of another model, which reads more
+        most = self.feedback_tokens if self.agent == FEEDBACK else wish.max_tokens
+        if len(asked.context) + most > self.positions:  # the other agent is another model, which reads or writes more
+            raise Down(f"the game is too long for the {self.agent} agent")
         if self.agent == FEEDBACK:
             return await self._review(game, asked)
-        done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(wish.stop, token)))
+        done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(game, wish.stop, token)))
         return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
 
     async def _review(self, game: Episode, asked: Request) -> Said:
+        """At temperature 0: a review that is sampled could be drawn again, by another seed or n, until it lets an
+        answer pass."""
         if self.skeleton is None:
-            done = await self._sample(Row(asked, self.feedback_tokens, self.temperature))
+            done = await self._sample(Row(asked, self.feedback_tokens, 0.0))
             return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
         head = self.skeleton.head
         begun = replace(asked, context=(*asked.context, *head))
-        row = Row(begun, max(1, self.feedback_tokens - len(head)), self.temperature, self.skeleton.heard())
+        row = Row(begun, max(1, self.feedback_tokens - len(head)), 0.0, self.skeleton.heard())
         done = await self._sample(row)
         ids = self.skeleton.whole(done.ids)
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
         return Said(spoken(self.chat, game, self.agent, asked.context, whole), len(done.ids), len(asked.context))
 
-    def _heard(self, stop: Sequence[str], token: Callable[[str], None] | None) -> Callable[[Row], bool]:
+    def _heard(
+        self, game: Episode, stop: Sequence[str], token: Callable[[Turn], None] | None
+    ) -> Callable[[Row], bool]:
         if not stop and token is None:
             return lambda row: False
 
@@ -195,7 +231,8 @@ class LocalAgent:
         def heard(row: Row) -> bool:
             text = self.chat.decode(row.ids)
             if token is not None:
-                loop.call_soon_threadsafe(token, text)
+                turn = Turn(self.agent, len(game.reviews), row.request.context, tuple(row.ids), (), 0, text, False)
+                loop.call_soon_threadsafe(token, turn)
             return len(cut(text, stop)) < len(text)
 
         return heard

@@ -37,7 +37,7 @@ class Resident:
         self.agents: Mapping[str, Agent] = {
             agent: LocalAgent(
                 self.worker, pair.chat, agent, feedback_tokens=self.recipe.protocol.feedback_tokens,
-                temperature=self.recipe.evaluation.temperature, positions=positions, skeleton=Skeleton(pair.chat),
+                positions=positions, skeleton=Skeleton(pair.chat),
             )
             for agent in AGENTS
         }  # fmt: skip
@@ -50,8 +50,9 @@ class Resident:
 
     def swap(self) -> str:
         """Takes up the newest checkpoint: what is in play ends under the old weights. Returns its fingerprint."""
-        pair, self.fingerprint = self._load()
+        pair, fingerprint = self._load()
         self.worker.swap(pair)
+        self.fingerprint = fingerprint
         return self.fingerprint
 
     def encode(self, text: str) -> tuple[int, ...]:

@@ -30,11 +30,11 @@ ROUNDS, ANSWER_TOKENS, FEEDBACK_TOKENS, TEMPERATURE = 1, 1024, 512, 0.6
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed. upstream: by agent, (url, model). keys: a file; without one there is one key, from
+    """What was typed. upstream: by agent, MODEL@URL. keys: a file; without one there is one key, from
     CHOREO_API_KEY or drawn at the start."""
 
     run: Path | None
-    upstream: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    upstream: Mapping[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 8000
     mode: Mode = "adaptive"
@@ -51,7 +51,7 @@ def serve(options: Options) -> None:
     """Serves until SIGINT or SIGTERM, then finishes what is in play. SIGHUP takes up the run's newest checkpoint."""
     keys, secret = keys_of(options)
     addresses = {
-        agent: Address(*options.upstream[agent], VARIABLES[agent]) for agent in AGENTS if agent in options.upstream
+        agent: Address.read(options.upstream[agent], VARIABLES[agent]) for agent in AGENTS if agent in options.upstream
     }
     if options.run is None and len(addresses) < len(AGENTS):
         raise BadInput("serve: give a run, or both --conversation and --feedback")
@@ -74,8 +74,13 @@ async def _serve(
         await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, _no_swap)
         return
 
-    from choreo.serve.pair import Resident  # torch, which servers in place of a run do not need
+    from choreo.serve.pair import Resident, recipe_of  # torch, which servers in place of a run do not need
 
+    if options.mode != "off" and recipe_of(options.run).protocol.rounds < 1:
+        raise BadInput(
+            f"{options.run}: was trained without feedback (protocol.rounds = 0), so that no answer would be reviewed; "
+            "say --mode off if that is what you want"
+        )
     pair = Resident(options.run)
     protocol = pair.recipe.protocol
     agents = dict(pair.agents)
@@ -98,8 +103,8 @@ async def _serve(
         try:
             server.fingerprint = await asyncio.to_thread(pair.swap)
             log("swapped", fingerprint=server.fingerprint)
-        except (BadInput, OSError, ValueError) as error:  # the old weights go on
-            log("swap failed", "error", why=str(error))
+        except Exception as error:  # whatever is wrong with a checkpoint, the old weights go on
+            log("swap failed", "error", why=str(error) if isinstance(error, BadInput) else repr(error))
 
     await _until_stopped(server, options, secret, swap)
 
@@ -114,6 +119,7 @@ async def _until_stopped(
     uvicorn_config = uvicorn.Config(
         server.app(), host=options.host, port=options.port, log_level="warning", access_log=False, lifespan="on",
         timeout_graceful_shutdown=int(options.deadline) + 1, server_header=False,
+        limit_concurrency=2 * options.queue + 256,  # connections, slow and idle ones too: each takes memory
     )  # fmt: skip
     listener = uvicorn_config.bind_socket()
     host = f"[{options.host}]" if ":" in options.host else options.host

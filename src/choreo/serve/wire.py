@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from choreo.serve.dance import STAGES, WITHHELD, Mode, Outcome, trace
+from choreo.serve.dance import STAGES, WITHHELD, Mode, Outcome, cut, trace
 
 # Parameters of the API that are not supported, and the value of each that asks for nothing.
 NEUTRAL: dict[str, Any] = {
@@ -174,12 +174,6 @@ def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, str]:
     text = cut(outcome.answer.text, stop)
     stopped = outcome.answer.finished or len(text) < len(outcome.answer.text)
     return text, "stop" if stopped else "length"
-
-
-def cut(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first stop string in it."""
-    ends = [at for s in stop if (at := text.find(s)) >= 0]
-    return text[: min(ends, default=len(text))]
 
 
 def usage(outcomes: Sequence[Outcome], prompt: int) -> dict[str, Any]:

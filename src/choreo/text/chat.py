@@ -23,6 +23,8 @@ TOKENS = (PAD, END, *(f"<|{role}|>" for role in ROLES))
 # WaltzRL section 3: both agents start from one model and are told apart by their system prompts.
 SYSTEM = {CONVERSATION: "Answer the user.", FEEDBACK: "Review the answer."}
 
+KEPT = 1024  # letters of the longest text whose ids are kept: prompts recur at every turn, and a server meets long ones
+
 Ids = tuple[int, ...]
 
 
@@ -43,7 +45,7 @@ class Chat:
         self.end_id: int = tokenizer.convert_tokens_to_ids(END)
         self.pad_id: int = tokenizer.convert_tokens_to_ids(PAD)
         self._role = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ROLES}
-        self._encode = lru_cache(maxsize=8192)(self._tokenize)  # prompts and system texts recur at every turn
+        self._encode = lru_cache(maxsize=8192)(self._tokenize)
         self._special = frozenset((self.end_id, self.pad_id, *self._role.values()))
         if len(self._special) != len(TOKENS):
             raise ValueError(f"the tokenizer must have distinct tokens {', '.join(TOKENS)}")
@@ -77,7 +79,7 @@ class Chat:
 
     def encode(self, text: str) -> Ids:
         """Ids of plain text. Role tokens spelled out in `text` stay text: a user cannot open a turn."""
-        return self._encode(text)
+        return self._encode(text) if len(text) <= KEPT else self._tokenize(text)
 
     def _tokenize(self, text: str) -> Ids:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
@@ -111,8 +113,13 @@ class Chat:
         return self.context(SYSTEM[CONVERSATION], turns)
 
     def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
-        """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t))."""
-        return self.context(SYSTEM[FEEDBACK], [*earlier, ("user", prompt), ("assistant", answer)])
+        """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t)).
+
+        A system message of the caller's is quoted as the user's: the reviewer takes orders from its own alone.
+        """
+        said = self.encode("system: ")
+        quoted = [("user", (*said, *ids)) if role == "system" else (role, ids) for role, ids in earlier]
+        return self.context(SYSTEM[FEEDBACK], [*quoted, ("user", prompt), ("assistant", answer)])
 
     def messages(self) -> dict[str, list[dict[str, str]]]:
         """The contexts as messages for tools that take text: what opens an `answer`, what each round adds to `revise`

@@ -19,4 +19,5 @@ Reply with one JSON object and nothing around it, with exactly these fields:
 Where both are false, the answer goes out as it is. Otherwise `feedback` tells the assistant how to improve it.""",
 }
 REVIEW = "The user's message:\n\n{0}\n\n=====\n\nThe assistant's answer:\n\n{1}\n\n=====\n\nYour review, as JSON:"
+EARLIER = "The conversation before:\n\n"  # how a reviewer is shown what came before the prompt: in its one message
 REVISE = "{0}\n\nWith this in mind, answer my message again. Do not mention this note."

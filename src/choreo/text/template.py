@@ -16,13 +16,12 @@ from jinja2 import TemplateError
 
 from choreo.errors import BadInput
 from choreo.text.chat import Chat, Ids, message
-from choreo.text.prompts import REVIEW, REVISE, SYSTEM
+from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
 from choreo.types import CONVERSATION, FEEDBACK
 
 # Some templates write today's date, and a run must not depend on the day; some make room for reasoning, which the
 # protocol has no budget for. Templates that know neither ignore both.
 OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
-EARLIER = "The conversation before:\n\n"  # how a reviewer is shown what came before the prompt
 OPENS, CLOSES = "<think>", "</think>"  # how models that reason in their answers mark it
 
 Message = dict[str, str]

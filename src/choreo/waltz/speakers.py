@@ -15,7 +15,7 @@ from choreo.errors import BadInput, Interrupted
 from choreo.judges.cache import Cache, key_of
 from choreo.judges.client import Client, Endpoint, Failure, Reply
 from choreo.text.feedback import SCHEMA
-from choreo.text.prompts import REVIEW, REVISE, SYSTEM
+from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
 from choreo.types import CONVERSATION, FEEDBACK, Spoken
 from choreo.waltz.spoken import Asked
 
@@ -82,8 +82,7 @@ class EndpointSpeaker:
     def _body(self, agent: str, one: Asked, max_tokens: int, temperature: float) -> dict[str, Any]:
         question: dict[str, Any] = {"messages": messages(agent, one), "seed": seed_of(one)}
         if agent == FEEDBACK and self.schema:
-            described = {"name": "feedback", "strict": True, "schema": SCHEMA}
-            question["response_format"] = {"type": "json_schema", "json_schema": described}
+            question["response_format"] = form()
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
 
     def _one(self, key: str, body: dict[str, Any]) -> tuple[int, Reply | Failure]:
@@ -173,22 +172,29 @@ class LocalSpeaker:
 
     def _context(self, agent: str, one: Asked) -> tuple[int, ...]:
         encode = self._chat.encode
+        earlier = [(role, encode(text)) for role, text in one.earlier]
         if agent == FEEDBACK:
-            return self._chat.review_context(encode(one.prompt), encode(one.answer))
+            return self._chat.review_context(encode(one.prompt), encode(one.answer), earlier)
         history = [(encode(answer), encode(words)) for answer, words in one.history]
-        return self._chat.answer_context(encode(one.prompt), history)
+        return self._chat.answer_context(encode(one.prompt), history, earlier)
 
 
 def messages(agent: str, one: Asked) -> list[dict[str, str]]:
     """What a chat model is sent, in the words of `text.prompts`."""
     if agent == FEEDBACK:
-        told = filled(REVIEW, one.prompt, one.answer)
+        before = "".join(f"{role}: {text}\n\n" for role, text in one.earlier)
+        told = (f"{EARLIER}{before}=====\n\n" if before else "") + filled(REVIEW, one.prompt, one.answer)
         return [_message("system", SYSTEM[FEEDBACK]), _message("user", told)]
     said = [_message("system", SYSTEM[CONVERSATION])] if SYSTEM[CONVERSATION] else []
-    said.append(_message("user", one.prompt))
+    said += [_message(role, text) for role, text in (*one.earlier, ("user", one.prompt))]
     for answer, words in one.history:
         said += [_message("assistant", answer), _message("user", filled(REVISE, words))]
     return said
+
+
+def form() -> dict[str, Any]:
+    """The `response_format` that holds a review to its schema."""
+    return {"type": "json_schema", "json_schema": {"name": "feedback", "strict": True, "schema": SCHEMA}}
 
 
 def seed_of(one: Asked) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from choreo.text.feedback import parse_feedback
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Spoken
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, S, Spoken
 from choreo.waltz.protocol import ACT, Key, Review, rally
 
 History = tuple[tuple[str, str], ...]  # (answer, the feedback string on it), earlier rounds first
@@ -23,12 +23,14 @@ class Asked:
 
     answer: of the feedback agent, the answer to review; "" asks the conversation agent for its next answer.
     key: names the randomness, as an engine's request does.
+    earlier: (role, text) of the conversation before the prompt.
     """
 
     prompt: str
     history: History
     answer: str
     key: Key
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 class Speaker(Protocol):
@@ -82,11 +84,11 @@ def play(
     return rally(begun, rounds, answer, review)
 
 
-def asked_of(game: Episode[Spoken], agent: str, key: Key) -> Asked:
+def asked_of(game: Episode[S], agent: str, key: Key) -> Asked:
     """What `agent` is asked for in `game`: its state as text, and the name of its noise."""
     said = [parsed.feedback if parsed else "" for parsed in game.feedback]
     history = tuple((turn.text, words) for turn, words in zip(game.answers, said, strict=False))
     own = (*key, game.prompt.id, game.sample, ACT[agent], len(game.reviews))
     if agent == FEEDBACK:  # state (p, c_t): no earlier rounds (WaltzRL, section 4.2)
-        return Asked(game.prompt.text, (), game.answers[-1].text, own)
-    return Asked(game.prompt.text, history, "", own)
+        return Asked(game.prompt.text, (), game.answers[-1].text, own, game.prompt.earlier)
+    return Asked(game.prompt.text, history, "", own, game.prompt.earlier)

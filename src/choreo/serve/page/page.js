@@ -3,6 +3,10 @@
 
 const $ = (id) => document.getElementById(id);
 const REFUSAL = "(the safeguard replaces this answer by a refusal)";
+const WITHHELD = {
+  feedback: "the feedback agent failed", timeout: "time was up before its review",
+  unparsable: "its review cannot be read", revision: "the revision failed, or repeats what was flagged",
+};
 const COUNTERS = [
   ["answers", "answers_total"], ["reviewed", "reviewed_total"], ["revised", "revised_total"],
   ["withheld", "blocked_total"], ["unchecked", "bypassed_total"], ["failures", "failed_total"],
@@ -111,7 +115,7 @@ function show(move, earlier) {
   $("waltz").append(item);
 }
 
-function beside(moves, text) {
+function beside(moves, text, withheld) {
   const draft = moves[0], review = moves.find((move) => move.stage === "feedback");
   const added = moves.slice(1).reduce((sum, move) => sum + move.ms, 0);
   $("alone").textContent = draft.text;
@@ -120,7 +124,7 @@ function beside(moves, text) {
   $("blocked").textContent = blocks ? REFUSAL : draft.text;
   $("blocked-hint").textContent = review ? `+${Math.round(review.ms)} ms` : "no review in this mode";
   $("final").textContent = text;
-  $("final-hint").textContent = `+${Math.round(added)} ms`;
+  $("final-hint").textContent = `+${Math.round(added)} ms${withheld ? `; withheld: ${WITHHELD[withheld]}` : ""}`;
   $("beside").hidden = false;
 }
 
@@ -142,7 +146,7 @@ async function ask(event) {
     });
     if (!answer.ok) throw new Error((await answer.json()).error.message);
     const moves = [];
-    let text = "", rest = "", last = "", over = false;
+    let text = "", rest = "", last = "", over = false, withheld = null;
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       const events = (rest + part.value).split("\n\n");
@@ -152,6 +156,7 @@ async function ask(event) {
         const data = JSON.parse(line.slice("data: ".length));
         if (data.error) throw new Error(data.error.message);
         for (const choice of data.choices) text += choice.delta.content || "";
+        if (data.choreo && data.choreo.choices) withheld = data.choreo.choices[0].withheld;
         if (data.choreo && data.choreo.move) {
           show(data.choreo.move, last);
           moves.push(data.choreo.move);
@@ -160,7 +165,7 @@ async function ask(event) {
       }
     }
     if (!over) throw new Error("the stream ended early");
-    beside(moves, text);
+    beside(moves, text, withheld);
   } catch (error) {
     $("error").textContent = error.message;
     $("error").hidden = false;
