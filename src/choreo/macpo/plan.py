@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from choreo.config import MacpoRecipe
 from choreo.macpo.crew import STUDENT
+
+CEILING = "ceiling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,17 @@ def plan(recipe: MacpoRecipe) -> list[Phase]:
     for number in range(1, rounds.count + 1):
         phases += _ended([Phase(number, name, "+") for name in (STUDENT, *learners)])
     return phases
+
+
+def ceiling_of(recipe: MacpoRecipe) -> MacpoRecipe:
+    """The strong ceiling of `recipe`: its student trained on human labels of half B, and no rounds."""
+    settings: dict[str, Any] = {
+        "name": CEILING,
+        "ceiling": False,
+        "tuning": recipe.tuning.model_copy(update={"labels": "human", "confident": 0.0}),
+        "rounds": recipe.rounds.model_copy(update={"count": 0}),
+    }
+    return recipe.model_copy(update=settings)
 
 
 def _ended(phases: list[Phase]) -> list[Phase]:
