@@ -63,7 +63,21 @@ def test_what_is_planned_is_what_is_loaded(name, tmp_path):
 def test_the_shipped_macpo_is_planned_without_its_bases_weights(capsys):
     found = planned(capsys, "macpo")
     assert [model["agents_of"] for model in found["models"]] == ["student", "teacher-1", "teacher-2", "teacher-3"]
-    assert found["fits"] is True and found["steps"] == 770 + 3 * 681  # the start and three rounds, counted by hand
+    assert found["fits"] is True and found["steps"] == 770 + 3 * 681 + 190  # start, three rounds, ceiling: by hand
+    assert planned(capsys, "macpo", "--set", "ceiling=false")["steps"] == 770 + 3 * 681
+
+
+@pytest.mark.parametrize(
+    "name, change, each",
+    [
+        ("macpo", [], 2 * 40 + 3 * 4 * 40 + 4 * 40),  # start; three rounds of four writers; negatives once
+        ("self-rewarding", [], 40 + 3 * 4 * (40 + 3 * 96)),  # drafts, each reviewed three times
+        ("confident-loss", [], 40 + 4 * 40),  # its own answers before every epoch but the first
+        ("macpo", ["--set", "rounds.negatives=prompt"], 40 + 3 * 4 * 40 + 4 * 2 * 40),  # a first answer, and another
+    ],
+)
+def test_what_macpo_writes_is_counted_by_hand(name, change, each, capsys):
+    assert planned(capsys, name, "--set", "ceiling=false", *change)["tokens"] == 600 * each
 
 
 def test_a_model_that_is_not_here_is_bad_input(monkeypatch, capsys):

@@ -15,6 +15,7 @@ from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, 
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import JudgeDown
 from choreo.macpo.crew import Crew
+from choreo.macpo.plan import CEILING, ceiling_of
 from choreo.macpo.trainer import train
 from choreo.runs import files
 from choreo.runs.folder import Run
@@ -23,7 +24,6 @@ from choreo.task import Task
 from choreo.types import Episode, Prompt
 
 BASE = "base"
-CEILING = "ceiling"
 
 Played = dict[str, list[Episode]]
 
@@ -121,13 +121,7 @@ def restore(recipe: MacpoRecipe, path: Path) -> Crew:
 def _ceiling(task: Task, recipe: MacpoRecipe, run: Run, progress: Progress) -> dict[str, Any]:
     """Figures of the student trained on human labels of half B, from `run`'s folder or made there."""
     path = run.path / CEILING
-    settings: dict[str, Any] = {
-        "name": CEILING,
-        "ceiling": False,
-        "tuning": recipe.tuning.model_copy(update={"labels": "human", "confident": 0.0}),
-        "rounds": recipe.rounds.model_copy(update={"count": 0}),
-    }
-    own = recipe.model_copy(update=settings)
+    own = ceiling_of(recipe)
     begun = (path / "recipe.toml").is_file()
     with Run.open(path) if begun else Run.create(path, own, overwrite=path.exists()) as inner:
         found, _ = run_macpo(own, inner, progress, task)

@@ -17,6 +17,8 @@ from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput
+from choreo.macpo.answers import REVIEW_TOKENS, REVIEWS
+from choreo.macpo.plan import ceiling_of
 from choreo.macpo.plan import plan as phases_of
 from choreo.macpo.trainer import steps_of
 from choreo.microworld.world import base_folder
@@ -117,7 +119,8 @@ def sampling(model: Model, how: Weights) -> float:
 def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     """What `recipe` takes. memory: of the device, in bytes; None looks at the one that is here.
 
-    Sizes are bytes; tokens are the most that can be written. `fits` is whether the estimate and a tenth to spare are
+    Sizes are bytes; tokens are the most that training can write, and steps what it can take: what is measured is not
+    in them. `fits` is whether the estimate and a tenth to spare are
     within the device's memory.
     """
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
@@ -167,7 +170,8 @@ def tell(found: dict[str, Any]) -> str:
         )
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
-    lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}")
+    lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; "
+                 "measuring comes on top")  # fmt: skip
     memory = found["memory"]
     there = f"{_size(memory['there'])} on {memory['device']}" if memory["there"] else f"unknown on {memory['device']}"
     lines.append(f"  memory: about {_size(memory['needed'])}, of {there}")
@@ -199,13 +203,33 @@ def _waltz(recipe: WaltzRecipe) -> Iterator[tuple[str, Any]]:
 
 
 def _macpo(recipe: MacpoRecipe) -> Iterator[tuple[str, Any]]:
-    """Answers are written once per prompt of half B, policy and round; drafts as many times as are compared."""
-    rounds, prompts = recipe.rounds, recipe.data.prompts
-    yield "steps", sum(steps_of(recipe, phase) for phase in phases_of(recipe))
-    policies = 1 + len(recipe.agents.teachers)
-    drafts = rounds.candidates if {"judged", "decoding"} & {rounds.positives, rounds.negatives} else 1
-    negatives = policies * (rounds.count if rounds.renew else min(1, rounds.count))
-    yield "tokens", prompts * recipe.writing.answer_tokens * (policies * rounds.count * drafts + negatives * drafts + 1)
+    """Steps and tokens of the run and, where it trains one, of its strong ceiling."""
+    ceiling = ceiling_of(recipe) if recipe.ceiling else None
+    runs = [recipe, *([ceiling] if ceiling else [])]
+    yield "steps", sum(steps_of(run, phase) for run in runs for phase in phases_of(run))
+    yield "tokens", sum(map(_written, runs))
+
+
+def _written(recipe: MacpoRecipe) -> int:
+    """Tokens that training has written at most: for every prompt of half B what `macpo/answers.py` may ask for.
+
+    Of drafts that are compared, best and worst are chosen from the same ones.
+    """
+    rounds, tuning, answer = recipe.rounds, recipe.tuning, recipe.writing.answer_tokens
+    phases = phases_of(recipe)
+    learners = len({phase.member for phase in phases if phase.round})  # in each round; those who are read write too
+    writers = 1 + len(recipe.agents.teachers) if rounds.positives == "mutual" else learners
+    drafts = rounds.candidates * (answer + REVIEWS * REVIEW_TOKENS)
+    start = 0 if tuning.labels == "human" else answer * (1 + (rounds.negatives == "twin" and rounds.count > 0))
+    if tuning.confident:  # the student's own answers, anew before every epoch but the first
+        start += answer * (tuning.epochs - 1)
+    positives = {"mutual": writers * answer, "self": learners * answer, "weak": 0, "judged": learners * drafts}
+    worst = 0 if rounds.positives == "judged" else drafts
+    negatives = {"none": 0, "twin": answer, "self": answer, "prompt": 2 * answer,
+                 "decoding": rounds.candidates * answer, "judged": worst}  # fmt: skip
+    times = rounds.count if rounds.renew else min(1, rounds.count)
+    written = start + rounds.count * positives[rounds.positives] + times * learners * negatives[rounds.negatives]
+    return recipe.data.prompts * written
 
 
 def _bytes(how: Weights) -> int:

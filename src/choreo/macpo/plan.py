@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from choreo.config import MacpoRecipe
 from choreo.errors import BadInput
 from choreo.macpo.crew import STUDENT
+
+CEILING = "ceiling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,17 @@ def done(saved: Sequence[str], phases: Sequence[Phase], where: str) -> int:
     if list(saved) != [str(phase) for phase in phases[: len(saved)]]:
         raise BadInput(f"{where}: was trained in other phases than its recipe has in this version")
     return len(saved)
+
+
+def ceiling_of(recipe: MacpoRecipe) -> MacpoRecipe:
+    """The strong ceiling of `recipe`: its student trained on human labels of half B, and no rounds."""
+    settings: dict[str, Any] = {
+        "name": CEILING,
+        "ceiling": False,
+        "tuning": recipe.tuning.model_copy(update={"labels": "human", "confident": 0.0}),
+        "rounds": recipe.rounds.model_copy(update={"count": 0}),
+    }
+    return recipe.model_copy(update=settings)
 
 
 def _ended(phases: list[Phase]) -> list[Phase]:
