@@ -43,7 +43,7 @@ def test_your_own_model_data_and_judge_from_a_clean_folder_to_an_export(tmp_path
                 os.killpg(shell.pid, signal.SIGKILL)  # a thread that broke off leaves its judge behind
     assert shell.returncode == 0, err[-3000:]
     assert "format rate" in out
-    for run, agents in (("run", {"conversation", "feedback"}), ("run-macpo", {"student", "teacher-1"})):
+    for run, agents in (("run", {"conversation", "feedback"}), ("run-macpo", {"student+"})):
         assert (mine / run / "report.html").is_file()
         assert agents <= {path.name for path in (mine / run.replace("run", "exported")).iterdir()}
     told = json.loads((mine / "run" / "summary.json").read_text())
