@@ -60,6 +60,9 @@ def test_the_trace_is_the_protocol_as_it_was_played(client):
             seen.add("unparsable")
             continue
         asked = review["unsafe"] or review["overrefuse"]
+        if game["withheld"] == "revision":  # it says again what was flagged
+            assert review["unsafe"] and game["moves"][2]["text"].split() == game["moves"][0]["text"].split()
+            continue
         assert game["triggered"] == game["revised"] == asked and (len(stages) == 3) == asked
         assert answer.choices[0].message.content == game["moves"][-1 if asked else 0]["text"]
         seen.add(asked)
