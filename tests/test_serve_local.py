@@ -280,7 +280,7 @@ def test_new_weights_come_in_without_dropping_a_request(tmp_path):
         server.process.send_signal(signal.SIGHUP)
         assert server.wait("swapped", 120)["fingerprint"].startswith("step-000007/")
         after = server.ask(seed=1, temperature=0, choreo={"mode": "off", "trace": True}).json()
-        checkpoint.save(run / "checkpoints" / "step-000009", {"base": pair.base, "agents": {}})  # no agents: KeyError
+        checkpoint.save(run / "checkpoints" / "step-000009", {"base": pair.base, "agents": {}})  # of nobody
         server.process.send_signal(signal.SIGHUP)
         assert server.wait("swap failed", 120) and server.ask().status_code == 200
         stop.set()

@@ -65,7 +65,7 @@ def run_macpo(
     student = rounds[-1]["agents"][crew.student.positive]
     device = str(crew.student.team.device)
     # The ceiling has a crew of its own, and a device need not hold two. With recompute a model's layers are cycles.
-    del crew
+    del crew, _
     gc.collect()
     ceiling = _ceiling(task, recipe, run, progress) if recipe.ceiling else None
     gap = None
