@@ -1,15 +1,18 @@
-"""Keys and values of one layer in buffers of fixed capacity. Growing by concatenation copies it all each step.
+"""Keys and values in buffers of fixed capacity. Growing by concatenation copies it all each step.
 
-`Slots` for a batch that is played to its end, `Places` for rows that come and go.
+`Slots` for a batch that is played to its end; `Pool` for rows that come and go, `Prefixes` for what they began with.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from choreo.engine.requests import Ids
 
 
 class Slots(CacheLayerMixin):
@@ -66,72 +69,137 @@ def as_cache(layers: Sequence[CacheLayerMixin]) -> Cache:
 
 
 class Places(CacheLayerMixin):
-    """keys, values: [room, heads, capacity, width]. Row r holds its own number of slots, counted from its own start, so
-    that rows may come and go; what lies beyond the first `rows` is free. Room and capacity grow when they have to."""
+    """One layer of some of a pool's rows, for one step: keys, values [rows, heads, capacity, width].
+
+    slots: int64 [rows, new], where each row's new tokens go. reach: slots that attention sees.
+    """
 
     is_sliding = False
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor, reach: int):
         super().__init__()
-        self.rows = 0
-        self.lengths = torch.zeros(0, dtype=torch.int64)  # of each row, and …
-        self.reach = 0  # … slots that attention sees: in the step under way (`aim`)
-
-    def admit(self, layer: Slots, copies: Tensor, capacity: int) -> None:
-        """Adds rows `copies` of a prefilled `layer`; they may grow to `capacity` slots."""
-        assert layer.keys is not None and layer.values is not None
-        held, total = self.rows, self.rows + len(copies)
-        self._grow(layer.keys, total, capacity)
-        assert self.keys is not None and self.values is not None
-        self.keys[held:total, :, : layer.used] = layer.keys[copies, :, : layer.used]
-        self.values[held:total, :, : layer.used] = layer.values[copies, :, : layer.used]
-        self.rows = total
-
-    def _grow(self, like: Tensor, room: int, capacity: int) -> None:
-        if self.keys is not None and room <= self.keys.shape[0] and capacity <= self.keys.shape[2]:
-            return
-        held = (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[2])
-        room, capacity = (
-            have if need <= have else max(need, 2 * have) for need, have in zip((room, capacity), held, strict=True)
-        )
-        for name in ("keys", "values"):
-            # Zeros: what attention gives no weight must still be a number, for 0 · NaN is NaN.
-            grown = like.new_zeros(room, like.shape[1], capacity, like.shape[3])
-            if self.is_initialized:
-                grown[: held[0], :, : held[1]] = getattr(self, name)
-            setattr(self, name, grown)
+        self.keys, self.values, self.slots, self.reach = keys, values, slots, reach
         self.is_initialized = True
 
-    def keep(self, order: Sequence[int], used: int) -> None:
-        """Row i becomes what was row `order[i]`, its first `used` slots; rows that move must move into gaps."""
-        moves = [(source, i) for i, source in enumerate(order) if source != i]
-        if moves:
-            assert self.keys is not None and self.values is not None
-            sources, targets = (torch.tensor(side, device=self.keys.device) for side in zip(*moves, strict=True))
-            for buffer in (self.keys, self.values):
-                buffer[targets, :, :used] = buffer[sources, :, :used]
-        self.rows = len(order)
-
-    def aim(self, lengths: Tensor, reach: int) -> None:
-        """Before a step: where each row's next slot is, and how many slots the longest row then has."""
-        self.lengths, self.reach = lengths, reach
-
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Adds [rows, heads, 1, width] at each row's end and returns all that there is."""
+        """Adds [rows, heads, new, width] at each row's slots and returns all that there is."""
         assert self.keys is not None and self.values is not None
-        rows = torch.arange(self.rows, device=self.lengths.device)
-        self.keys[rows, :, self.lengths] = key_states[:, :, 0]
-        self.values[rows, :, self.lengths] = value_states[:, :, 0]
-        return self.keys[: self.rows, :, : self.reach], self.values[: self.rows, :, : self.reach]
+        rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
+        self.keys[rows, :, self.slots] = key_states.transpose(1, 2)
+        self.values[rows, :, self.slots] = value_states.transpose(1, 2)
+        return self.keys[:, :, : self.reach], self.values[:, :, : self.reach]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise AssertionError("rows are admitted with their keys and values")
+        raise AssertionError("a pool has its buffers from the start")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.reach, 0
 
     def get_seq_length(self) -> int:
-        return self.reach - 1
+        return self.reach - self.slots.shape[1]
 
     def get_max_length(self) -> int:
         return self.reach
+
+
+class Pool:
+    """keys, values: [layers, room, heads, capacity, width]. Row r holds its own number of slots, counted from its own
+    start; what lies beyond is free. Room and capacity grow when they have to."""
+
+    def __init__(self, like: Sequence[Slots]):
+        """like: every layer, with something in it. Raises ValueError where layers differ in heads or width."""
+        self.keys, self.values = _empty([layer.keys for layer in like]), _empty([layer.values for layer in like])
+
+    def fit(self, room: int, capacity: int) -> None:
+        held = self.keys.shape[1], self.keys.shape[3]
+        if room <= held[0] and capacity <= held[1]:
+            return
+        room, capacity = (
+            have if need <= have else max(need, 2 * have) for need, have in zip((room, capacity), held, strict=True)
+        )
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            # Zeros: what attention gives no weight must still be a number, for 0 · NaN is NaN.
+            grown = old.new_zeros(old.shape[0], room, old.shape[2], capacity, old.shape[4])
+            grown[:, : held[0], :, : held[1]] = old
+            setattr(self, name, grown)
+
+    def layers(self, rows: slice, slots: Tensor, reach: int) -> list[Places]:
+        """The layers of `rows` for a step that fills `slots`, int64 [rows, new]."""
+        pairs = zip(self.keys[:, rows], self.values[:, rows], strict=True)
+        return [Places(keys, values, slots, reach) for keys, values in pairs]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int], used: int) -> None:
+        """Rows `targets` become what `sources` are, their first `used` slots."""
+        if sources:
+            self.keys[:, targets, :, :used] = self.keys[:, sources, :, :used]
+            self.values[:, targets, :, :used] = self.values[:, sources, :, :used]
+
+
+def _empty(layers: Sequence[Tensor | None]) -> Tensor:
+    """[layers, 0, heads, 0, width]"""
+    shapes = {(layer.shape[1], layer.shape[3]) for layer in layers if layer is not None}
+    if len(shapes) != 1 or layers[0] is None:
+        raise ValueError("rows that come and go need layers of one shape; those of this model differ")
+    [(heads, width)] = shapes
+    return layers[0].new_zeros(len(layers), 0, heads, 0, width)
+
+
+BLOCK = 4  # tokens of a prefix that are kept or reused together
+
+
+class Prefixes:
+    """Keys and values of what rows began with, for rows that begin alike: a system prompt, a chat that goes on, the
+    draft before its revision. A tree of blocks of tokens; the least recently used go when there are more than `slots`.
+    """
+
+    def __init__(self, slots: int):
+        self._most = slots // BLOCK
+        self._count = 0
+        # (number of the block before, tokens) -> (number, keys, values [layers, heads, BLOCK, width]); oldest first
+        self._blocks: OrderedDict[tuple[int, Ids], tuple[int, Tensor, Tensor]] = OrderedDict()
+
+    def load(self, pool: Pool, row: int, ids: Ids) -> int:
+        """Fills the row's first slots with what is kept of `ids`; how many."""
+        found = self._walk(ids)
+        if found:
+            n = len(found) * BLOCK
+            torch.cat([self._blocks[key][1] for key in found], 2, out=pool.keys[:, row, :, :n])
+            torch.cat([self._blocks[key][2] for key in found], 2, out=pool.values[:, row, :, :n])
+        return len(found) * BLOCK
+
+    def keep(self, pool: Pool, row: int, ids: Ids) -> None:
+        """Keeps the row's slots of `ids`, whole blocks of them."""
+        found = self._walk(ids)
+        begin, end = len(found) * BLOCK, len(ids) // BLOCK * BLOCK
+        if begin == end:
+            return
+        # One copy for all new blocks, which are views of it.
+        keys, values = pool.keys[:, row, :, begin:end].clone(), pool.values[:, row, :, begin:end].clone()
+        before = self._blocks[found[-1]][0] if found else 0
+        fresh = []
+        for start in range(begin, end, BLOCK):
+            part = slice(start - begin, start - begin + BLOCK)
+            self._count += 1
+            fresh.append((before, ids[start : start + BLOCK]))
+            self._blocks[fresh[-1]] = self._count, keys[:, :, part], values[:, :, part]
+            before = self._count
+        self._touch([*found, *fresh])
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)
+
+    def _walk(self, ids: Ids) -> list[tuple[int, Ids]]:
+        found: list[tuple[int, Ids]] = []
+        before = 0
+        for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+            key = before, ids[start : start + BLOCK]
+            if key not in self._blocks:
+                break
+            before = self._blocks[key][0]
+            found.append(key)
+        self._touch(found)
+        return found
+
+    def _touch(self, path: Sequence[tuple[int, Ids]]) -> None:
+        for key in reversed(path):  # the first block last, so that none outlives the one before it
+            self._blocks.move_to_end(key)

@@ -1,7 +1,8 @@
 """The decode loop of a server: rows join and leave between two tokens (iteration-level scheduling, Orca, OSDI 2022).
 
-`sample.py` plays a batch to its end; here each row has its own limit, temperature and length. Weights, noise, the draw
-and the step of one token are the same, so that a row says what `sample` would say, to rounding.
+`sample.py` plays a batch to its end; here each row has its own limit, temperature and length, and a step feeds it all
+that it has to read: a context but for what another row has read already, one token, or several that are given or
+guessed. Weights, noise and the draw are the same, so that a row says what `sample` would say, to rounding.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from choreo.engine.agent import Team
-from choreo.engine.cache import Places, Slots, as_cache
-from choreo.engine.head import Head
+from choreo.engine.cache import Pool, Prefixes, Slots, as_cache
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
 from choreo.engine.sample import _draw, _wide
-from choreo.engine.step import step_of
+from choreo.engine.step import Part, step_of
+
+KEPT = 8192  # slots of prefixes that a batch keeps for rows to come
+AHEAD = 16  # tokens fed behind what is known, at most: all rows of a step are padded to the longest
 
 
 @dataclass(eq=False)
@@ -29,20 +32,41 @@ class Row:
     limit: most new tokens. temperature: 0 is greedy.
     heard: called after each token with the row; True ends it there (a stop string, a verdict that needs no more words).
     forced: ids to be taken before anything is drawn again; `heard` may add to them.
+    guess: what may come after the ids so far and those that are forced. It is fed together with them and kept as far as
+    it is what is drawn: a good guess saves steps, a bad one changes nothing. (Speculative decoding, Leviathan et al.
+    2023; but noise belongs to the row here, so that the very same token is drawn.)
     """
 
     request: Request
     limit: int
     temperature: float
     heard: Callable[[Row], bool] = lambda row: False
+    guess: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ()
     forced: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
     finished: bool = False
     noise: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    cached: int = 0  # of context and ids: how many have been fed
 
     def completion(self, version: int) -> Completion:
-        return Completion(tuple(self.ids), tuple(self.logprobs), self.finished, version)
+        """Without log-probabilities: nobody learns from what is served."""
+        return Completion(tuple(self.ids), (), self.finished, version)
+
+    def take(self, drawn: Sequence[int], ahead: Sequence[int], end_id: int) -> bool:
+        """Takes tokens as long as what was fed `ahead` is what was drawn; whether the row has ended.
+
+        drawn: [len(ahead) + 1], after the ids so far and after each token ahead.
+        """
+        self.cached = len(self.request.context) + len(self.ids)
+        for token, fed in zip(drawn, [*ahead, None], strict=True):
+            self.ids.append(self.forced.pop(0) if self.forced else token)
+            self.finished = self.ids[-1] == end_id
+            if self.finished or len(self.ids) == self.limit or self.heard(self):
+                return True
+            if self.ids[-1] != fed:
+                break
+            self.cached += 1
+        return False
 
 
 class Batch:
@@ -54,112 +78,124 @@ class Batch:
     def __init__(self, team: Team, agent: str, *, end_id: int, pad_id: int):
         if not team.full_attention:
             raise ValueError("rows that come and go need attention to everything before them; this model slides")
-        self.team, self.end_id, self.pad_id = team, end_id, pad_id
-        self.weights = {name: value.detach().clone() for name, value in team.weights(agent).items()}
+        self.device, self.end_id = team.device, end_id
+        weights = {name: value.detach().clone() for name, value in team.weights(agent).items()}
         self.version = team.version[agent]
         config = team.decoder.model.config.get_text_config()
         self.positions: int = getattr(config, "max_position_embeddings", 2**31)
-        self.rows: list[Row] = []
-        self._next = step_of(team, self.weights)
-        self._cache = [Places() for _ in range(team.layers)]
-        self._lengths = torch.zeros(0, dtype=torch.int64, device=team.device)
-        self._hidden: Tensor | None = None  # [rows, d]: what the next token of each row is drawn from
-        self._head: Head | None = None
+        self.rows: list[Row] = []  # first those that have a row of the pool, which is then the same
+        self._placed = 0
+        self._feed = step_of(team, weights)
+        with torch.inference_mode():
+            shown = [Slots(1) for _ in range(team.layers)]  # what the keys and values of this model are like
+            inputs = {"input_ids": torch.tensor([[pad_id]], device=team.device), "past_key_values": as_cache(shown)}
+            _, self._head = team.run(weights, {**inputs, "use_cache": True})
+            self._pool = Pool(shown)
+        self._prefixes = Prefixes(KEPT)
 
-    @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> None:
-        """Prefills contexts, once where several rows have the same one.
+        """Adds rows, which begin with the next step.
 
         Raises ValueError, before anything is changed, where a row may come to more than the base has positions for.
         """
         if any(len(row.request.context) + row.limit > self.positions for row in rows):
             raise ValueError(f"a row of more than {self.positions} positions")
-        contexts = list(dict.fromkeys(row.request.context for row in rows))
-        place = {context: i for i, context in enumerate(contexts)}
-        device = self.team.device
-        lengths = torch.tensor([len(context) for context in contexts], device=device)
-        width = int(lengths.max())
-        padded = torch.tensor([[*c, *[self.pad_id] * (width - len(c))] for c in contexts], device=device)
-        last = torch.arange(len(contexts), device=device) * width + lengths - 1
-        filled = [Slots(width) for _ in range(self.team.layers)]
-        inputs = {"input_ids": padded, "past_key_values": as_cache(filled), "use_cache": True}
-        hidden, self._head = self.team.run(self.weights, inputs, last)
-        copies = torch.tensor([place[row.request.context] for row in rows], device=device)
-        capacity = max(len(row.request.context) + row.limit for row in rows)
-        for layer, slots in zip(self._cache, filled, strict=True):
-            layer.admit(slots, copies, max(width, capacity))
-        self._lengths = torch.cat((self._lengths, lengths[copies]))
-        self._hidden = hidden[copies] if self._hidden is None else torch.cat((self._hidden, hidden[copies]))
         for row in rows:
             row.noise = uniforms([row.request.key], row.limit)[0]
         self.rows += rows
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """One token for every row; the rows that ended with it, which have left."""
-        drawn, logprobs = self._draw()
+        """One token or more for every row; the rows that ended with it, which have left."""
+        old, new = self._placed, self._place()
+        rows = self.rows[:new]
+        ahead = [_ahead(row) for row in rows]
+        feeds = [
+            [*row.request.context, *row.ids, *more][row.cached :] for row, more in zip(rows, ahead, strict=True)
+        ]
+        spans = [slice(begin, end) for begin, end in ((0, old), (old, new)) if begin < end]
+        hidden = self._feed(*(self._part(span, feeds[span]) for span in spans))
+        where: list[int] = []  # the last states of each row: of its newest token, and of those ahead
+        offset = 0
+        for span, states in zip(spans, hidden, strict=True):
+            for i in range(span.start, span.stop):
+                where += range(offset + len(feeds[i]) - 1 - len(ahead[i]), offset + len(feeds[i]))
+                offset += states.shape[1]
+        drawn = self._draw(rows, ahead, torch.cat([states.flatten(0, 1) for states in hidden])[where])
         ended = set()
-        for i, (row, token, logprob) in enumerate(zip(self.rows, drawn.tolist(), logprobs.tolist(), strict=True)):
-            row.ids.append(token)
-            row.logprobs.append(logprob)
-            row.finished = token == self.end_id
-            if row.finished or len(row.ids) == row.limit or row.heard(row):
+        for i, (row, tokens, more) in enumerate(zip(rows, drawn, ahead, strict=True)):
+            if row.take(tokens, more, self.end_id):
                 ended.add(i)
-        gone = [self.rows[i] for i in sorted(ended)]
-        drawn = drawn[self._drop(ended)]
-        if self.rows:
-            reach = int(self._lengths.max()) + 1
-            for layer in self._cache:
-                layer.aim(self._lengths, reach)
-            self._hidden = self._next(drawn, self._lengths, self._cache, _end_mask(self._lengths, reach))
-            self._lengths = self._lengths + 1
-        return gone
+            if i in ended or i >= old:
+                self._prefixes.keep(self._pool, i, (*row.request.context, *row.ids)[: row.cached])
+        self._drop(ended)
+        return [rows[i] for i in sorted(ended)]
 
     @torch.inference_mode()
     def leave(self, row: Row) -> None:
         """Takes out a row that nobody waits for any more."""
-        if row in self.rows:
+        if row in self.rows[: self._placed]:
             self._drop({self.rows.index(row)})
+        elif row in self.rows:
+            self.rows.remove(row)
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        assert self._hidden is not None and self._head is not None
-        logits = self._head.logits(self._hidden).float()
-        drawn, wide = [row.noise[len(row.ids)] for row in self.rows], _wide(logits.device)
-        noise = torch.tensor(drawn, dtype=wide, device=logits.device)
-        temperatures = [row.temperature for row in self.rows]
-        if len(set(temperatures)) == 1:
-            token, logprob = _draw(logits, noise, temperatures[0])
-        else:
-            token = torch.zeros(len(self.rows), dtype=torch.int64, device=logits.device)
-            logprob = torch.zeros(len(self.rows), device=logits.device)
-            for temperature in set(temperatures):
-                mine = torch.tensor([i for i, t in enumerate(temperatures) if t == temperature], device=logits.device)
-                token[mine], logprob[mine] = _draw(logits[mine], noise[mine], temperature)
-        for i, row in enumerate(self.rows):
-            if row.forced:
-                token[i] = row.forced.pop(0)
-                logprob[i] = logits[i].log_softmax(-1)[token[i]]
-        return token, logprob
+    def _place(self) -> int:
+        """Gives rows of the pool to those that have none; how many have one then. Of rows with one context the first
+        goes ahead, and the others find it read."""
+        waiting = self.rows[self._placed :]
+        first = {row.request.context: row for row in reversed(waiting)}
+        now = list(first.values())[::-1]
+        self.rows[self._placed :] = [*now, *(row for row in waiting if first[row.request.context] is not row)]
+        total = self._placed + len(now)
+        self._pool.fit(total, max((len(row.request.context) + row.limit for row in now), default=0))
+        for i, row in enumerate(now, self._placed):
+            row.cached = self._prefixes.load(self._pool, i, row.request.context[:-1])
+        self._placed = total
+        return total
 
-    def _drop(self, ended: set[int]) -> list[int]:
-        """Takes rows out and fills the gaps from the end. Returns where each row that stays was before."""
-        stay = len(self.rows) - len(ended)
-        order = list(range(len(self.rows)))
-        if ended:
-            movers = [i for i in order[stay:] if i not in ended]
-            order = [movers.pop() if i in ended else i for i in range(stay)]
-            assert self._hidden is not None
-            used = int(self._lengths.max())
-            for layer in self._cache:
-                layer.keep(order, used)
-            self.rows = [self.rows[i] for i in order]
-            self._lengths, self._hidden = self._lengths[order], self._hidden[order]
-        return order
+    def _part(self, span: slice, feeds: Sequence[Sequence[int]]) -> Part:
+        """`feeds` for the rows of `span`. Where one is shorter it is filled with its last token at its last place."""
+        width = max(map(len, feeds))
+        token = torch.tensor([[*fed, *[fed[-1]] * (width - len(fed))] for fed in feeds], device=self.device)
+        begin = [row.cached for row in self.rows[span]]
+        ends = [start + len(fed) for start, fed in zip(begin, feeds, strict=True)]
+        first, last = (torch.tensor(side, device=self.device)[:, None] for side in (begin, ends))
+        slots = torch.minimum(first + torch.arange(width, device=self.device), last - 1)
+        mask, reach = None, max(ends)
+        if width > 1 or min(ends) < reach:
+            hidden = torch.arange(reach, device=self.device) > slots[:, None, :, None]
+            mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))
+        return Part(token, slots, self._pool.layers(span, slots, reach), mask)
+
+    def _draw(self, rows: Sequence[Row], ahead: Sequence[Sequence[int]], hidden: Tensor) -> list[list[int]]:
+        """[len(ahead) + 1] for every row, from hidden [their sum, d]."""
+        logits = self._head.logits(hidden).float()
+        counts = [len(more) + 1 for more in ahead]
+        token = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        temperatures = np.repeat([row.temperature for row in rows], counts)
+        for temperature in set(temperatures.tolist()):
+            mine = torch.from_numpy(np.flatnonzero(temperatures == temperature)).to(logits.device)
+            if temperature == 0:
+                token[mine] = logits[mine].argmax(-1)
+            else:
+                noise = np.concatenate([row.noise[len(row.ids) :][:n] for row, n in zip(rows, counts, strict=True)])
+                uniform = torch.from_numpy(noise).to(logits.device, _wide(logits.device))
+                token[mine] = _draw(logits[mine], uniform[mine], temperature)[0]
+        return [part.tolist() for part in token.split(counts)]
+
+    def _drop(self, ended: set[int]) -> None:
+        """Takes rows out and fills the gaps from the end of those that have a row of the pool."""
+        stay = self._placed - len(ended)
+        movers = [i for i in range(stay, self._placed) if i not in ended]
+        gaps = [i for i in range(stay) if i in ended]
+        if movers:
+            self._pool.move(movers, gaps, max(self.rows[i].cached for i in movers))
+        for source, target in zip(movers, gaps, strict=True):
+            self.rows[target] = self.rows[source]
+        del self.rows[stay : self._placed]
+        self._placed = stay
 
 
-def _end_mask(lengths: Tensor, reach: int) -> Tensor | None:
-    """float32 [rows, 1, 1, reach], additive: hides what lies behind each row's newest token (slot `lengths`)."""
-    if bool((lengths == reach - 1).all()):
-        return None
-    hidden = torch.arange(reach, device=lengths.device) > lengths[:, None]
-    return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+def _ahead(row: Row) -> list[int]:
+    """What to feed behind what is known; one more token than that may be drawn."""
+    return [*row.forced, *row.guess([*row.ids, *row.forced])][: min(AHEAD, row.limit - len(row.ids) - 1)]

@@ -1,4 +1,4 @@
-"""One more token for every row.
+"""The next tokens of every row: one, or several that are known or guessed.
 
 A small model's decode step is mostly the Python around its kernels. Models built like Llama get a step of
 their own here, a dozen kernels a layer and nothing between; all others take the one that transformers has.
@@ -7,7 +7,7 @@ their own here, a dozen kernels a layer and nothing between; all others take the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,23 @@ from choreo.engine.agent import Team
 from choreo.engine.cache import Places, Slots, as_cache
 from choreo.engine.policies import Weights
 
-Layers = Sequence[Slots | Places]
-Step = Callable[[Tensor, Tensor, Layers, Tensor | None], Tensor]
-"""(token int64 [rows], position int64 [rows], cache by layer, additive mask [rows, 1, 1, slots] or None) -> the last
-hidden state, float [rows, d]. The keys and values of the token are added to the cache."""
+
+class Part(NamedTuple):
+    """Rows that are fed equally many tokens.
+
+    token, position: int64 [rows, new]. cache: by layer. mask: float [rows, 1, new, slots], additive, or None where all
+    that the cache holds may be seen (one new token).
+    """
+
+    token: Tensor
+    position: Tensor
+    cache: Sequence[Slots | Places]
+    mask: Tensor | None
+
+
+Step = Callable[..., list[Tensor]]
+"""(*parts) -> the last hidden states of each part, float [rows, new, d]. The tokens' keys and values are added to the
+caches."""
 
 LIKE_LLAMA = ("llama", "qwen2")
 
@@ -32,15 +45,18 @@ def step_of(team: Team, weights: Weights) -> Step:
     if like_llama and team.dtype == torch.float32:  # lower precision must round where the learner's forward does
         return LlamaStep(team.decoder.model, weights)
 
-    def step(token: Tensor, position: Tensor, cache: Layers, mask: Tensor | None) -> Tensor:
-        inputs = {
-            "input_ids": token[:, None],
-            "position_ids": position[:, None],
-            "attention_mask": mask,
-            "past_key_values": as_cache(cache),
-            "use_cache": True,
-        }
-        return team.run(weights, inputs)[0]
+    def step(*parts: Part) -> list[Tensor]:
+        hidden = []
+        for part in parts:
+            inputs = {
+                "input_ids": part.token,
+                "position_ids": part.position,
+                "attention_mask": part.mask,
+                "past_key_values": as_cache(part.cache),
+                "use_cache": True,
+            }
+            hidden.append(team.run(weights, inputs)[0].unflatten(0, part.token.shape))
+        return hidden
 
     return step
 
@@ -48,7 +64,7 @@ def step_of(team: Team, weights: Weights) -> Step:
 class LlamaStep:
     """The step of a Llama: RMSNorm, rotary positions, (grouped) attention, SwiGLU. Equal to transformers' to rounding.
 
-    Matrices that read the same input are joined, once for a whole decode.
+    Matrices that read the same input are joined, once for a whole decode; and so are the parts, but in attention.
     """
 
     def __init__(self, model: Any, weights: Weights):
@@ -76,13 +92,15 @@ class LlamaStep:
                 joined(layer, ("mlp.down_proj",)),
             ))  # fmt: skip
 
-    def __call__(self, token: Tensor, position: Tensor, cache: Layers, mask: Tensor | None) -> Tensor:
-        x = F.embedding(token, self.embedding)
-        cos, sin = self.rotary(x[:, None], position[:, None])  # [rows, 1, width of a head], the 1 in place of heads
-        half = cos.shape[-1] // 2
+    def __call__(self, *parts: Part) -> list[Tensor]:
+        sizes = [part.token.numel() for part in parts]
+        x = F.embedding(_joined([part.token.flatten() for part in parts]), self.embedding)  # [n, d]
+        cos, sin = self.rotary(x[:, None], _joined([part.position.flatten() for part in parts])[:, None])
+        half = cos.shape[-1] // 2  # cos, sin: [n, 1, width of a head], the 1 in place of heads
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
-        for (norm, qkv, out, norm2, gate_up, down), slots in zip(self.layers, cache, strict=True):
-            assert slots.keys is not None and slots.values is not None
+        for i, (norm, qkv, out, norm2, gate_up, down) in enumerate(self.layers):
+            slots = parts[0].cache[i]
+            assert slots.keys is not None
             kv_heads, width = slots.keys.shape[1], slots.keys.shape[3]
             heads = qkv[0].shape[0] // width - 2 * kv_heads
             turned, value = (
@@ -91,15 +109,23 @@ class LlamaStep:
                 .split((heads + kv_heads, kv_heads), 1)
             )
             turned = turned * cos + turned.roll(half, -1) * sin
-            query, key = turned.split((heads, kv_heads), 1)
-            keys, values = slots.update(key[:, :, None], value[:, :, None])
-            seen = F.scaled_dot_product_attention(
-                query[:, :, None], keys, values, attn_mask=mask, enable_gqa=heads != kv_heads
-            )
-            x = x + F.linear(seen.flatten(1), *out)
+            seen = []
+            for part, mine, said in zip(parts, turned.split(sizes), value.split(sizes), strict=True):
+                query, key = mine.unflatten(0, part.token.shape).transpose(1, 2).split((heads, kv_heads), 1)
+                keys, values = part.cache[i].update(key, said.unflatten(0, part.token.shape).transpose(1, 2))
+                found = F.scaled_dot_product_attention(
+                    query, keys, values, attn_mask=part.mask, enable_gqa=heads != kv_heads
+                )
+                seen.append(found.transpose(1, 2).reshape(-1, heads * width))
+            x = x + F.linear(_joined(seen), *out)
             gate, up = F.linear(self._norm(x, norm2), *gate_up).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, *down)
-        return self._norm(x, self.norm)
+        x = self._norm(x, self.norm)
+        return [own.unflatten(0, part.token.shape) for part, own in zip(parts, x.split(sizes), strict=True)]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.eps)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -43,7 +43,8 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for turn in range(rounds):
             for traffic, suites in TRAFFIC.items():
-                asked = [prompt for prompt in prompts if prompt.suite in suites]
+                each = ([prompt for prompt in prompts if prompt.suite == suite] for suite in suites)
+                asked = [prompt for alternating in zip(*each, strict=False) for prompt in alternating]
                 for mode in MODES:
                     figures = asyncio.run(_measure(started["address"], secret, asked, mode, requests, clients, turn))
                     measured.setdefault(traffic, {}).setdefault(mode, []).append(figures)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from choreo.engine.continuous import Batch, Row
+from choreo.engine.recall import Recall
 from choreo.engine.requests import Completion, Request
 from choreo.serve.dance import Down, Said, TooLong, Wish, cut
 from choreo.serve.figures import log
@@ -24,6 +25,7 @@ from choreo.waltz.protocol import request, spoken
 from choreo.waltz.trainer import Pair
 
 ROWS = 64  # decoded at once, per agent; more wait
+PATIENCE = 4
 
 
 @dataclass(eq=False)
@@ -44,6 +46,7 @@ class Worker:
         self._jobs: dict[Row, _Job] = {}
         self._arrived: list[_Job] = []  # taken from the queue in this turn
         self._gone: deque[_Job] = deque()
+        self._passed = dict.fromkeys(AGENTS, 0)  # turns that an agent with rows did not have
         self._wake = threading.Condition()
         self._swap: tuple[Pair, dict[str, Batch]] | None = None
         self._closing = False
@@ -109,17 +112,29 @@ class Worker:
                     (self._pair, fresh), self._swap = self._swap, None
                     for agent in AGENTS:
                         self._batches[agent].append(fresh[agent])
-                arrived = {agent: self._take(agent) for agent in AGENTS}
-                self._arrived = [job for jobs in arrived.values() for job in jobs]
+                agent = self._whose_turn()
+                self._arrived = self._take(agent)
             while self._gone:
                 self._forget(self._gone.popleft())
-            for agent, batches in self._batches.items():
-                self._turn(agent, batches, arrived[agent])
-                # Batches of earlier weights go when their last row has ended; one that failed is made anew.
-                self._batches[agent] = [batch for batch in batches[:-1] if batch.rows] + batches[-1:]
+            batches = self._batches[agent]
+            self._turn(agent, batches, self._arrived)
+            # Batches of earlier weights go when their last row has ended; one that failed is made anew.
+            self._batches[agent] = [batch for batch in batches[:-1] if batch.rows] + batches[-1:]
+
+    def _whose_turn(self) -> str:
+        """The agent with most rows, or one that has been passed over PATIENCE times: a step of few rows takes nearly as
+        long as one of many, and those who wait come together."""
+        rows = {agent: len(self._new[agent]) + self._decoding(agent) for agent in AGENTS}
+        turn = max(AGENTS, key=lambda agent: (rows[agent] > 0 and self._passed[agent] >= PATIENCE, rows[agent]))
+        for agent in AGENTS:
+            self._passed[agent] = 0 if agent == turn or not rows[agent] else self._passed[agent] + 1
+        return turn
+
+    def _decoding(self, agent: str) -> int:
+        return sum(len(batch.rows) for batch in self._batches[agent])
 
     def _take(self, agent: str) -> list[_Job]:
-        free = self._most - sum(len(batch.rows) for batch in self._batches[agent])
+        free = self._most - self._decoding(agent)
         waiting = self._new[agent]
         taken = [waiting.popleft() for _ in range(min(max(free, 0), len(waiting)))]
         return [job for job in taken if not job.cancelled]
@@ -175,7 +190,7 @@ class LocalAgent:
     ):
         """positions: what the base can read.
         skeleton: what a review is given; without it every token is sampled, as in training."""
-        self.skeleton = skeleton
+        self.skeleton, self.recall = skeleton, Recall()
         self.worker, self.chat, self.agent = worker, chat, agent
         self.feedback_tokens, self.positions = feedback_tokens, positions
         self._longest = max(map(len, chat.tokenizer.get_vocab()))  # letters that one token can stand for
@@ -214,9 +229,11 @@ class LocalAgent:
             return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
         head = self.skeleton.head
         begun = replace(asked, context=(*asked.context, *head))
-        row = Row(begun, max(1, self.feedback_tokens - len(head)), 0.0, self.skeleton.heard())
-        done = await self._sample(row)
+        room = max(1, self.feedback_tokens - len(head))
+        guess = self.recall.guesser(begun.context)
+        done = await self._sample(Row(begun, room, 0.0, self.skeleton.heard(), guess))
         ids = self.skeleton.whole(done.ids)
+        self.recall.learn(ids)
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
         return Said(spoken(self.chat, game, self.agent, asked.context, whole), len(done.ids), len(asked.context))
 
