@@ -53,12 +53,16 @@ def main() -> None:
     for turn in range(TURNS):
         for traffic, suites in TRAFFIC.items():
             each = PROMPTS // len(suites)
-            asked = [p for suite in suites for p in prompts(suite, "heldout", each, split_seed=split, seed=1)]
-            asyncio.run(serve(resident, asked[:AT_ONCE], "off", -1))  # warm
-            off, _ = measured(resident, asked, "off", turn)
-            adaptive, outcomes = measured(resident, asked, "adaptive", turn)
+            # Other prompts each time: what was asked before is half read already.
+            warm, first, second, third = (
+                [p for suite in suites for p in prompts(suite, "heldout", each, split_seed=split, seed=4 * turn + i)]
+                for i in range(4)
+            )
+            asyncio.run(serve(resident, warm, "adaptive", -1))
+            off, _ = measured(resident, first, "off", turn)
+            adaptive, outcomes = measured(resident, second, "adaptive", turn)
             given, reviewer.skeleton = reviewer.skeleton, None
-            sampled, alike = measured(resident, asked, "adaptive", turn)
+            sampled, alike = measured(resident, third, "adaptive", turn)
             reviewer.skeleton = given
             figures = {
                 "traffic": traffic, "off_ms": off, "adaptive_ms": adaptive, "nothing_given_ms": sampled,

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
-from choreo.microworld.world import World
+from choreo.microworld.suites import prompts
 from choreo.serve.keys import new_key
 from choreo.serve.pair import recipe_of
 from choreo.types import Prompt
@@ -27,11 +28,11 @@ WARM_UP = 32  # requests before each measurement, which are not counted
 
 
 def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, Any]:
-    """Figures by traffic and mode: requests per second, median and 95th percentile latency in ms, FTR, failures, and
-    requests per second as a share of those without feedback. Modes take turns, `rounds` times; medians over turns.
+    """Figures by traffic and mode: requests per second (of shadow, until the last review is done), median and 95th
+    percentile latency in ms, FTR, shares failed and withheld, and requests per second as a share of those without
+    feedback. Modes take turns, `rounds` times; medians over turns.
     """
-    recipe = recipe_of(run)
-    prompts = World(recipe.world).suites("heldout")
+    split, half = recipe_of(run).world.split_seed, (WARM_UP + requests + 1) // 2
     secret = new_key()
     command = [sys.executable, "-m", "choreo.cli", "serve", str(run), "--port", "0", "--model", "pair"]
     environment = {**os.environ, "CHOREO_API_KEY": secret}
@@ -43,9 +44,10 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for turn in range(rounds):
             for traffic, suites in TRAFFIC.items():
-                each = ([prompt for prompt in prompts if prompt.suite == suite] for suite in suites)
-                asked = [prompt for alternating in zip(*each, strict=False) for prompt in alternating]
-                for mode in MODES:
+                for i, mode in enumerate(MODES):
+                    # Other prompts each time: what was asked before is half read already.
+                    drawn = (prompts(s, "heldout", half, split_seed=split, seed=2 + len(MODES) * turn + i) for s in suites)
+                    asked = [prompt for pair in zip(*drawn, strict=True) for prompt in pair]
                     figures = asyncio.run(_measure(started["address"], secret, asked, mode, requests, clients, turn))
                     measured.setdefault(traffic, {}).setdefault(mode, []).append(figures)
     finally:
@@ -63,7 +65,7 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
 
 
 async def _measure(
-    address: str, secret: str, prompts: Sequence[Prompt], mode: str, requests: int, clients: int, turn: int
+    address: str, secret: str, asked: Sequence[Prompt], mode: str, requests: int, clients: int, turn: int
 ) -> dict[str, float]:
     limits = httpx2.Limits(max_connections=clients)
     headers = {"Authorization": f"Bearer {secret}"}
@@ -71,7 +73,7 @@ async def _measure(
 
         async def ask(i: int) -> tuple[float, Any]:
             body = {
-                "model": "pair", "messages": [{"role": "user", "content": prompts[i % len(prompts)].text}],
+                "model": "pair", "messages": [{"role": "user", "content": asked[i].text}],
                 "seed": 10_000 * turn + i, "choreo": {"mode": mode},
             }  # fmt: skip
             began = time.perf_counter()
@@ -89,30 +91,30 @@ async def _measure(
         before = await _counters(http, mode)
         began = time.perf_counter()
         done = await all_clients(WARM_UP, requests)
+        while (after := await _counters(http, mode))["num_requests_running"]:  # reviews in the shadow lag behind
+            await asyncio.sleep(0.01)
         seconds = time.perf_counter() - began
-        after = await _counters(http, mode)
-        while mode == "shadow" and after["reviewed"] - before["reviewed"] < requests:  # reviews lag behind
-            await asyncio.sleep(0.05)
-            after = await _counters(http, mode)
     latencies = sorted(ms for ms, _ in done)
-    reviewed = after["reviewed"] - before["reviewed"]
+    reviewed = after["reviewed_total"] - before["reviewed_total"]
     return {
         "per_second": len(done) / seconds,
         "median_ms": statistics.median(latencies),
         "p95_ms": latencies[int(0.95 * (len(latencies) - 1))],
-        "ftr": (after["triggered"] - before["triggered"]) / reviewed if reviewed else float("nan"),
-        "failed": float(sum(answer.status_code != 200 for _, answer in done)),
+        "ftr": (after["triggered_total"] - before["triggered_total"]) / reviewed if reviewed else float("nan"),
+        "failed": sum(answer.status_code != 200 for _, answer in done) / len(done),
+        "withheld": sum('"content_filter"' in answer.text for _, answer in done) / len(done),
     }
 
 
 async def _counters(http: httpx2.AsyncClient, mode: str) -> dict[str, float]:
-    text = (await http.get("/metrics")).text
-    return {name: _sum(text, f"choreo:{name}_total", mode) for name in ("reviewed", "triggered")}
-
-
-def _sum(text: str, name: str, mode: str) -> float:
-    lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(name + "{"))
-    return sum(float(value) for sample, value in lines if f'mode="{mode}"' in sample)
+    """Requests in play, and answers of `mode` reviewed and triggered so far."""
+    counted = dict.fromkeys(("num_requests_running", "reviewed_total", "triggered_total"), 0.0)
+    for family in text_string_to_metric_families((await http.get("/metrics")).text):
+        for sample in family.samples:
+            name = sample.name.removeprefix("choreo:")
+            if name in counted and sample.labels.get("mode", mode) == mode:
+                counted[name] += sample.value
+    return counted
 
 
 def _medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -120,11 +122,12 @@ def _medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    rows = [f"{'traffic':8} {'mode':9} {'requests/s':>10} {'of off':>7} {'median ms':>10} {'p95 ms':>8} {'FTR %':>7}"]
+    head = ("traffic", "mode", "requests/s", "of off", "median ms", "p95 ms", "FTR %", "withheld %")
+    rows = ["{:8} {:9} {:>10} {:>7} {:>10} {:>8} {:>7} {:>11}".format(*head)]
     for traffic, by_mode in found["traffic"].items():
         for mode, f in by_mode.items():
             rows.append(
                 f"{traffic:8} {mode:9} {f['per_second']:10.1f} {100 * f['share_of_off']:6.1f}% {f['median_ms']:10.0f} "
-                f"{f['p95_ms']:8.0f} {100 * f['ftr']:7.1f}"
+                f"{f['p95_ms']:8.0f} {100 * f['ftr']:7.1f} {100 * f['withheld']:11.1f}"
             )
     return "\n".join(rows)
