@@ -36,8 +36,9 @@ def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         texts = work["policy"][start : start + PROMPTS]
         games = [(Prompt(str(i), text, "general", "bench"), k) for i, text in enumerate(texts) for k in range(GROUP)]
         episodes = play(
-            {CONVERSATION: Player(chat, engine)}, games, rounds=0, answer_tokens=NEW_TOKENS, feedback_tokens=1, key=(SEED, start)
-        )
+            {CONVERSATION: Player(chat, engine)}, games,
+            rounds=0, answer_tokens=NEW_TOKENS, feedback_tokens=1, key=(SEED, start),
+        )  # fmt: skip
         samples = []
         for episode in episodes:
             turn = episode.answers[0]

@@ -97,8 +97,8 @@ def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
     from choreo import config
     from choreo.microworld.world import World
     from choreo.types import CONVERSATION, FEEDBACK
-    from choreo.waltz.protocol import play
     from choreo.waltz.pair import Pair
+    from choreo.waltz.protocol import play
     from choreo.waltz.trainer import draw
 
     recipe = config.load("waltz", overrides(base))

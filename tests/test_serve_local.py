@@ -23,9 +23,9 @@ from choreo.serve.dance import Down, TooLong, Wish, dance
 from choreo.serve.pair import Resident, recipe_of
 from choreo.serve.skeleton import HEAD, given
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import Episode, Feedback, Prompt
-from choreo.waltz.protocol import play, review
+from choreo.types import AGENTS, Episode, Feedback, Prompt
 from choreo.waltz.pair import Pair
+from choreo.waltz.protocol import play, review
 
 
 @pytest.fixture(scope="module")
