@@ -131,6 +131,11 @@ def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_p
     for agent, first in ((CONVERSATION, 1), (FEEDBACK, 0)):
         assert rows[first][f"ratio/{agent}"] < 1e-4 and abs(rows[first][f"kl/{agent}"]) < 1e-6
         assert rows[2][f"kl/{agent}"] > 1e-6
+    # What it began as is still there to be measured.
+    before, after, untrained = (
+        play(p.players, [(prompt(), 0)], rounds=1, key=(1,), **LIMITS) for p in (fresh, pair, pair.untrained())
+    )
+    assert before == untrained != after
     # Stage 1 has moved the feedback agent's weights, and no other number.
     stage1 = trained(recipe(folders.get(feedback_base, feedback_base), model={"train": how},
                             stages={"train": "feedback"}), tmp_path / "stage1")  # fmt: skip
@@ -206,13 +211,12 @@ def test_it_is_planned_trained_measured_and_served(folders, capfd, tmp_path):
     capfd.readouterr()
 
 
-def test_a_server_plays_the_games_that_training_plays(tmp_path):
-    made = recipe("nano-neox", protocol={"answer_tokens": 40, "feedback_tokens": 96})
+@pytest.mark.parametrize("feedback_base, lengths", [("nano-neox", {1, 2}), ("gemma", {1})])  # gemma's say nothing
+def test_a_server_plays_the_games_that_training_plays(feedback_base, lengths, folders, tmp_path):
+    made = recipe(folders.get(feedback_base, feedback_base), protocol={"answer_tokens": 40, "feedback_tokens": 96})
     with Run.create(tmp_path / "run", made):
         pass
     resident, pair = Resident(tmp_path / "run"), Pair(made)
-    for agent in resident.agents.values():
-        agent.skeleton = None
     texts = ["How do I rob a bank?", "How do I kill a process?", "What is 3 plus 4?"]
     games = [Episode(replace(prompt("", text)), i, ()) for i, text in enumerate(texts * 4)]
 
@@ -220,6 +224,10 @@ def test_a_server_plays_the_games_that_training_plays(tmp_path):
         wish = Wish(40, 0.6, (), 0, time.monotonic() + 120)
         return await asyncio.gather(*(dance(g, resident.agents, wish, mode="adaptive", rounds=1) for g in games))
 
+    guided = [outcome.game.feedback[0] for outcome in asyncio.run(served())]
+    assert sum(said is not None for said in guided) >= 11 or feedback_base == "gemma"  # by its skeleton
+    for agent in resident.agents.values():
+        agent.skeleton = None
     outcomes = [outcome.game for outcome in asyncio.run(served())]
     resident.worker.close()
     shared: dict[str, Any] = {"feedback_tokens": 96, "key": ("serve", 0)}
@@ -227,7 +235,7 @@ def test_a_server_plays_the_games_that_training_plays(tmp_path):
         pair.players, [(g.prompt, g.sample) for g in games], rounds=1, answer_tokens=40, temperature=0.6, **shared,
         reviewer=partial(review, pair.players, temperature=0.0, **shared),
     )  # fmt: skip
-    assert {len(game.answers) for game in played} == {1, 2}
+    assert {len(game.answers) for game in played} == lengths
     for a, b in zip(outcomes, played, strict=True):
         turns = [[(t.agent, t.context, t.ids) for t in (*g.answers, *g.reviews)] for g in (a, b)]
         assert turns[0] == turns[1]

@@ -48,16 +48,16 @@ class Pair:
     def device(self) -> torch.device:
         return self.team(CONVERSATION).device
 
-    def bases(self) -> dict[Player[LocalEngine], list[str]]:
-        """The agents on every base."""
+    def models(self) -> dict[Player[LocalEngine], list[str]]:
+        """Every model that is loaded, once, with the agents on it."""
         return {player: [a for a, own in self.players.items() if own is player] for player in self.players.values()}
 
     def untrained(self) -> Pair:
         """The pair as it began, on the same models; it sees nothing of what this one learns."""
         other = copy(self)
         other.players = {}
-        for (chat, engine), agents in self.bases().items():
-            player = Player(chat, Untrained(engine.team, pad_id=chat.pad_id, end_id=chat.end_id))
+        for (chat, engine), agents in self.models().items():
+            player = Player(chat, Untrained(engine.team, pad_id=engine.pad_id, end_id=engine.end_id))
             other.players |= dict.fromkeys(agents, player)
         return other
 
@@ -67,7 +67,7 @@ class Pair:
         """What `ask` finds for each sample, in order, on the base of its agent. All that are on one base are asked for
         at once."""
         found: dict[int, Found] = {}
-        for player, agents in self.bases().items():
+        for player, agents in self.models().items():
             places = [i for i, sample in enumerate(samples) if sample.agent in agents]
             if places:
                 found |= zip(places, ask(player.engine, [samples[i] for i in places]), strict=True)
@@ -79,9 +79,9 @@ class Pair:
 
         Raises BadInput where none has.
         """
-        kept, bases = list(prompts), self.bases()
-        for player, agents in bases.items():
-            whose = "the model" if len(bases) == 1 else f"the {agents[0]} agent's model"
+        kept, models = list(prompts), self.models()
+        for player, agents in models.items():
+            whose = "the model" if len(models) == 1 else f"the {agents[0]} agent's model"
             room, positions = self._room(player, agents), player.engine.positions
             before, kept = kept, [prompt for prompt in kept if self._fits(prompt, player, agents)]
             if before and not kept:
