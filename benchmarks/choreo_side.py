@@ -22,7 +22,7 @@ from choreo.runs.progress import Progress
 from choreo.text.chat import Chat
 from choreo.types import CONVERSATION, Preference, Prompt, Sample
 from choreo.waltz.advantages import grpo
-from choreo.waltz.protocol import play
+from choreo.waltz.protocol import Player, play
 from choreo.waltz.trainer import train
 
 NEVER = -1  # an end token that no model writes, so that every answer has its full length
@@ -36,8 +36,9 @@ def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         texts = work["policy"][start : start + PROMPTS]
         games = [(Prompt(str(i), text, "general", "bench"), k) for i, text in enumerate(texts) for k in range(GROUP)]
         episodes = play(
-            engine, chat, games, rounds=0, answer_tokens=NEW_TOKENS, feedback_tokens=1, key=(SEED, start)
-        )
+            {CONVERSATION: Player(chat, engine)}, games,
+            rounds=0, answer_tokens=NEW_TOKENS, feedback_tokens=1, key=(SEED, start),
+        )  # fmt: skip
         samples = []
         for episode in episodes:
             turn = episode.answers[0]

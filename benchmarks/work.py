@@ -97,8 +97,9 @@ def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
     from choreo import config
     from choreo.microworld.world import World
     from choreo.types import CONVERSATION, FEEDBACK
+    from choreo.waltz.pair import Pair
     from choreo.waltz.protocol import play
-    from choreo.waltz.trainer import Pair, draw
+    from choreo.waltz.trainer import draw
 
     recipe = config.load("waltz", overrides(base))
     pair, prompts, protocol = Pair(recipe), World(recipe.world).training(), recipe.protocol
@@ -106,7 +107,7 @@ def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
     for step in range(1, WARM_UP + STEPS + 1):
         first = [(prompt, 0) for prompt, sample in draw(prompts, recipe.learning, SEED, step) if sample == 0]
         games = play(
-            pair.engine, chat, first, rounds=0, answer_tokens=protocol.answer_tokens,
+            pair.players, first, rounds=0, answer_tokens=protocol.answer_tokens,
             feedback_tokens=protocol.feedback_tokens, key=(SEED, step),
         )  # fmt: skip
         for game in games:

@@ -13,6 +13,7 @@ from choreo.types import CONVERSATION, FEEDBACK, Sample
 from choreo.waltz.advantages import ESTIMATORS, dr_grpo, flat_groups, grpo, reinforce_pp, reinforce_pp_baseline, rloo
 from choreo.waltz.values import ValueBaseline
 
+WIDTHS = {CONVERSATION: 6, FEEDBACK: 6}
 EACH = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS)
 
 
@@ -145,7 +146,7 @@ def _states(seed, n=64, d=6):
 def test_value_baseline_starts_at_zero_and_learns():
     agents, features, rewards = _states(3)
     for kind in ("separate", "shared"):
-        baseline = ValueBaseline(kind, 6, seed=0)
+        baseline = ValueBaseline(kind, WIDTHS, seed=0)
         assert baseline.predict(agents, features) == [0.0] * 64
         first = baseline.fit(agents, features, rewards)
         for _ in range(40):
@@ -157,7 +158,7 @@ def test_value_baseline_starts_at_zero_and_learns():
 def test_shared_values_are_shared_and_separate_ones_are_not():
     _, features, rewards = _states(4)
     for kind, moves in {"separate": False, "shared": True}.items():
-        baseline = ValueBaseline(kind, 6, seed=0)
+        baseline = ValueBaseline(kind, WIDTHS, seed=0)
         baseline.fit([CONVERSATION] * 64, features, rewards)
         assert any(baseline.predict([FEEDBACK] * 64, features)) == moves
         assert any(baseline.predict([CONVERSATION] * 64, features))
@@ -165,7 +166,7 @@ def test_shared_values_are_shared_and_separate_ones_are_not():
 
 def test_value_baseline_resumes_bit_for_bit():
     agents, features, rewards = _states(5)
-    through, stopped = (ValueBaseline("separate", 6, seed=seed) for seed in (1, 2))
+    through, stopped = (ValueBaseline("separate", WIDTHS, seed=seed) for seed in (1, 2))
     through.fit(agents, features, rewards)
     stopped.load_state_dict(through.state_dict())
     for baseline in (through, stopped):

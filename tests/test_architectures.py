@@ -62,7 +62,7 @@ def test_waltzrl_trains(name, train, folders, tmp_path):
         pair = waltz.train(recipe, run, progress)
     rows = lines(tmp_path / "run")
     assert [row["stage"] for row in rows] == [1, 2]
-    assert pair.team.version == {"conversation": 1, "feedback": 2}
+    assert pair.team("feedback").version == {"conversation": 1, "feedback": 2}
     assert rows[0]["ratio/feedback"] < 1e-4 and rows[1]["ratio/conversation"] < 1e-4  # the sampler's π_old, to rounding
     assert abs(rows[0]["kl/feedback"]) < 1e-6 < rows[1]["kl/feedback"]
 
@@ -180,7 +180,7 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
         with pytest.raises(BadInput, match="no prompt and the"):
             pair.fitting(long[:1], "training", progress)
     with pytest.raises(BadInput, match="overflow the model's 1024 positions"):
-        pair.engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
+        pair.players["feedback"].engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
 
 
 def test_rows_that_overflow_some_members_model_are_left_out_and_counted(folders):

@@ -22,7 +22,7 @@ def blocks(page: str) -> list[str]:
 
 def test_your_own_model_data_and_judge_from_a_clean_folder_to_an_export(tmp_path):
     setup, *thread = blocks("your-own.md")
-    assert "make " in setup and len(thread) == 7  # what installs choreo is run by `make test` itself
+    assert "make " in setup and len(thread) == 8  # what installs choreo is run by `make test` itself
     commands, mine = tmp_path / "bin", tmp_path / "mine"
     for folder in (commands, mine):
         folder.mkdir()
@@ -43,7 +43,8 @@ def test_your_own_model_data_and_judge_from_a_clean_folder_to_an_export(tmp_path
                 os.killpg(shell.pid, signal.SIGKILL)  # a thread that broke off leaves its judge behind
     assert shell.returncode == 0, err[-3000:]
     assert "format rate" in out
-    for run, agents in (("run", {"conversation", "feedback"}), ("run-macpo", {"student+"})):
+    pair = {"conversation", "feedback"}
+    for run, agents in (("run", pair), ("run-two", pair), ("run-macpo", {"student+"})):
         assert (mine / run / "report.html").is_file()
         assert agents <= {path.name for path in (mine / run.replace("run", "exported")).iterdir()}
     told = json.loads((mine / "run" / "summary.json").read_text())

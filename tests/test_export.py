@@ -30,15 +30,17 @@ SAID = {"prompt": "How do I kill a process?", "answer": "Find its number.", "fee
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_folder) -> dict[str, Path]:
     """WaltzRL runs of two steps: on the microworld's format, and on models with templates of their own, of which
-    Qwen's and Llama's heed options and Gemma's takes no system message."""
+    Qwen's and Llama's heed options and Gemma's takes no system message; and with an agent on either."""
     made = {}
     folder = tmp_path_factory.mktemp("runs")
     bases = {"microworld": (tiny_folder, "lora"), "full": (tiny_folder, "full")}
     bases |= {name: (make(name, folder / f"{name}-base"), "lora") for name in ("qwen", "llama", "gemma")}
+    bases |= {f"two-{train}": (tiny_folder, train) for train in ("lora", "full")}
     for name, (base, train) in bases.items():
+        feedback = {"feedback_base": str(bases["qwen"][0])} if name.startswith("two") else {}
         recipe = WaltzRecipe.model_validate({
             "name": name, "world": {"train_prompts": 30, "heldout_prompts": 2},
-            "model": {"base": str(base), "rank": 2, "train": train},
+            "model": {"base": str(base), "rank": 2, "train": train, **feedback},
             "protocol": {"answer_tokens": 6, "feedback_tokens": 8}, "stages": {"stage1_share": 0.0},
             "learning": {"steps": 2, "prompts": 3, "samples": 2, "lr": 5e-2},
         })  # fmt: skip
@@ -73,7 +75,8 @@ def greedy(model, context: tuple[int, ...], end_id: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("name, form", [("microworld", "--merged"), ("microworld", "--adapter"), ("qwen", "--merged"),
                                         ("qwen", "--adapter"), ("llama", "--adapter"), ("gemma", "--adapter"),
-                                        ("full", "--merged")])  # fmt: skip
+                                        ("full", "--merged"), ("two-lora", "--adapter"), ("two-lora", "--merged"),
+                                        ("two-full", "--merged")])  # fmt: skip
 def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     out = tmp_path / "out"
     assert main(["export", str(runs[name]), "--out", str(out), form]) == 0
@@ -81,16 +84,17 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     pair = waltz.restore(recipe, max(checkpoints(runs[name]).items())[1])
     base = waltz.Pair(recipe)
     told = json.loads((out / "protocol.json").read_text())
-    said = {field: pair.chat.encode(text) for field, text in SAID.items()}
+    answers, reviews = (pair.players[agent].chat for agent in AGENTS)
+    said = {field: answers.encode(text) for field, text in SAID.items()}
     expected = {
-        "conversation": pair.chat.answer_context(said["prompt"], [(said["answer"], said["feedback"])]),
-        "feedback": pair.chat.review_context(said["prompt"], said["answer"]),
+        "conversation": answers.answer_context(said["prompt"], [(said["answer"], said["feedback"])]),
+        "feedback": reviews.review_context(reviews.encode(SAID["prompt"]), reviews.encode(SAID["answer"])),
     }
     given = {"conversation": ["answer", "revise"], "feedback": ["review"]}
     different = 0
     for agent in AGENTS:
-        folder = out / agent
-        model = AutoModelForCausalLM.from_pretrained(folder if form == "--merged" else recipe.model.base)
+        folder, (chat, engine) = out / agent, pair.players[agent]
+        model = AutoModelForCausalLM.from_pretrained(folder if form == "--merged" else recipe.model.of(agent)[0])
         model = (model if form == "--merged" else PeftModel.from_pretrained(model, folder)).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         messages = filled([m for part in given[agent] for m in told["messages"][part]])
@@ -99,20 +103,23 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
         context = tuple(tokenizer.encode(text, add_special_tokens=False))
         assert context == expected[agent]
         request = [Request(context, (0,))]
-        [ours] = pair.engine.sample(agent, request, max_new_tokens=12, temperature=0)
-        assert greedy(model, context, pair.chat.end_id) == ours.ids
-        different += ours.ids != base.engine.sample(agent, request, max_new_tokens=12, temperature=0)[0].ids
+        [ours] = engine.sample(agent, request, max_new_tokens=12, temperature=0)
+        assert greedy(model, context, chat.end_id) == ours.ids
+        [before] = base.players[agent].engine.sample(agent, request, max_new_tokens=12, temperature=0)
+        different += ours.ids != before.ids
         card = (folder / "README.md").read_text()
+        assert f"base_model: {json.dumps(recipe.model.of(agent)[0])}" in card
         assert "arXiv 2510.08240" in card and "## Limits" in card and "the run has not ended" in card
     assert different  # training had moved at least one of them
 
 
-@pytest.mark.parametrize("name", ["microworld", "qwen", "gemma"])
+@pytest.mark.parametrize("name", ["microworld", "qwen", "gemma", "two-lora"])
 def test_the_python_of_a_card_makes_the_contexts_of_training(name, runs, tmp_path, monkeypatch):
     assert main(["export", str(runs[name]), "--out", str(tmp_path / "out"), "--merged"]) == 0
-    chat = waltz.restore(WaltzRecipe.model_validate(_recipe(runs[name])), None).chat
-    expected = {"conversation": chat.answer_context(chat.encode("{prompt}")),
-                "feedback": chat.review_context(chat.encode("{prompt}"), chat.encode("{answer}"))}  # fmt: skip
+    pair = waltz.restore(WaltzRecipe.model_validate(_recipe(runs[name])), None)
+    answers, reviews = (pair.players[agent].chat for agent in AGENTS)
+    expected = {"conversation": answers.answer_context(answers.encode("{prompt}")),
+                "feedback": reviews.review_context(reviews.encode("{prompt}"), reviews.encode("{answer}"))}  # fmt: skip
     for agent in AGENTS:
         assert by_its_card(tmp_path / "out", agent, monkeypatch) == expected[agent]
 

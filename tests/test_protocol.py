@@ -16,8 +16,8 @@ from choreo.engine.requests import Completion
 from choreo.judges.base import judge_episodes
 from choreo.text.chat import END, PAD, ROLES, SYSTEM, Chat
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import CONVERSATION, FEEDBACK, Feedback, Prompt, Verdict
-from choreo.waltz.protocol import play
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Feedback, Prompt, Verdict
+from choreo.waltz.protocol import Player, play
 from choreo.waltz.systems import GUARD, ORACLE, block, oracle
 
 LIMITS = {"answer_tokens": 8, "feedback_tokens": 96}
@@ -49,7 +49,7 @@ class Scripted:
 
     def __init__(self, chat: Chat, script):
         self.chat, self.script, self.batches = chat, script, []
-        self.end_id, self.pad_id = chat.end_id, chat.pad_id
+        self.end_id, self.pad_id, self.positions = chat.end_id, chat.pad_id, None
 
     def sample(self, agent, requests, *, max_new_tokens, temperature=1.0):
         self.batches.append((agent, list(requests), temperature))
@@ -81,10 +81,14 @@ def talk(*reviews, answers="the lamp"):
     return script
 
 
+def both(engine, chat):
+    return dict.fromkeys(AGENTS, Player(chat, engine))
+
+
 def run(chat, script, prompts=None, **kwargs):
     engine = Scripted(chat, script)
     settings = {"rounds": 1, "key": (5, 9), **LIMITS, **kwargs}
-    return play(engine, chat, prompts or [(prompt(), 0)], **settings), engine
+    return play(both(engine, chat), prompts or [(prompt(), 0)], **settings), engine
 
 
 def context(chat, agent, *turns):
@@ -183,7 +187,7 @@ def test_a_game_does_not_depend_on_its_batch_nor_its_first_answer_on_the_rounds(
     prompts = [(prompt(f"p{i}", f"light {i}"), s) for i in range(12) for s in range(2)]
 
     def games(prompts, rounds=3):
-        return play(_noisy(chat), chat, prompts, rounds=rounds, key=(1, 2), **LIMITS)
+        return play(both(_noisy(chat), chat), prompts, rounds=rounds, key=(1, 2), **LIMITS)
 
     whole = games(prompts)
     assert {len(game.answers) for game in whole} >= {1, 2, 3}
@@ -273,7 +277,7 @@ def test_the_blocking_safeguard_refuses_what_is_called_unsafe_and_nothing_else(c
 
     prompts = [(prompt(name), 0) for name in reviews]
     engine = Scripted(chat, script)
-    games = block(engine, chat, prompts, refusal=lambda p: f"no {p.id}", key=(5, 9), **LIMITS)
+    games = block(both(engine, chat), prompts, refusal=lambda p: f"no {p.id}", key=(5, 9), **LIMITS)
     assert [[t.text for t in g.answers] for g in games] == [["the lamp", "no unsafe"], *[["the lamp"]] * 3]
     guard = games[0].answers[1]
     assert (guard.agent, guard.round, guard.logprobs, guard.finished) == (GUARD, 1, (), True)

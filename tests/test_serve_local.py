@@ -23,9 +23,9 @@ from choreo.serve.dance import Down, TooLong, Wish, dance
 from choreo.serve.pair import Resident, recipe_of
 from choreo.serve.skeleton import HEAD, given
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import Episode, Feedback, Prompt
+from choreo.types import AGENTS, Episode, Feedback, Prompt
+from choreo.waltz.pair import Pair
 from choreo.waltz.protocol import play, review
-from choreo.waltz.trainer import Pair
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
     pair = Pair(resident.recipe)
     prompts = [(game(TEXTS[i % 4]).prompt, i) for i in range(16)]
     games = play(
-        pair.engine, pair.chat, prompts, rounds=1, answer_tokens=40, feedback_tokens=96, key=("serve", 0),
+        pair.players, prompts, rounds=1, answer_tokens=40, feedback_tokens=96, key=("serve", 0),
         temperature=0.6,
-        reviewer=partial(review, pair.engine, pair.chat, feedback_tokens=96, key=("serve", 0), temperature=0.0),
+        reviewer=partial(review, pair.players, feedback_tokens=96, key=("serve", 0), temperature=0.0),
     )  # fmt: skip
     assert {len(outcome.game.answers) for outcome in outcomes} == {1, 2}
     for outcome, played in zip(outcomes, games, strict=True):
@@ -271,11 +271,11 @@ def test_new_weights_come_in_without_dropping_a_request(tmp_path):
         for thread in threads:
             thread.start()
         pair = Pair(recipe_of(run))
-        for agent in pair.team.agents:
-            for name, value in pair.team.agents[agent].parameters.items():
+        for agent in AGENTS:
+            for name, value in pair.team(agent).agents[agent].parameters.items():
                 value.data += 0.1 if name.endswith("lora_B") else 0.0
-            pair.team.version[agent] = 7
-        agents = {agent: {"agent": pair.team.state_dict(agent)} for agent in pair.team.agents}
+            pair.team(agent).version[agent] = 7
+        agents = {agent: {"agent": pair.team(agent).state_dict(agent)} for agent in AGENTS}
         checkpoint.save(run / "checkpoints" / "step-000007", {"base": pair.base, "agents": agents})
         server.process.send_signal(signal.SIGHUP)
         assert server.wait("swapped", 120)["fingerprint"].startswith("step-000007/")

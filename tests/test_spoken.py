@@ -250,13 +250,13 @@ def test_a_local_base_speaks_as_it_plays(tmp_path):
     from choreo.evaluate.collaboration import local
     from choreo.microworld.suites import prompts
     from choreo.waltz import protocol, spoken
-    from choreo.waltz.trainer import Pair
+    from choreo.waltz.pair import Pair
 
     recipe = config.WaltzRecipe()
     asked = [(prompt, 0) for prompt in prompts("sensitive_benign", "heldout", 12)]
     settings = {"rounds": 1, "answer_tokens": 40, "feedback_tokens": 96, "key": (0, "evaluation"), "temperature": 0.6}
     pair, speaker = Pair(recipe), local("micro-llama")
-    by_ids = protocol.play(pair.engine, pair.chat, asked, **settings)
+    by_ids = protocol.play(pair.players, asked, **settings)
     in_text = spoken.play(speaker, speaker, asked, **settings)
     assert any(episode.triggered for episode in by_ids)
     for ours, theirs in zip(in_text, by_ids, strict=True):

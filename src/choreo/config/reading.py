@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,14 @@ def find(path: str | Path) -> Path:
 
 
 def unsaid(file: Path) -> list[str]:
-    """The settings that the recipe in `file` leaves to their defaults, as dotted keys."""
+    """The settings that the recipe in `file` leaves to their defaults, as dotted keys.
+
+    Not those whose text is empty: they ask for nothing, and a run from before there was such a setting had none.
+    """
     data, _ = toml.read(file)
     said = set(_leaves(data))
-    return [".".join(keys) for keys in _leaves(_check(data, lambda keys: str(file)).model_dump()) if keys not in said]
+    whole = _check(data, lambda keys: str(file)).model_dump()
+    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in said]
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -68,9 +72,11 @@ def _check(data: dict[str, Any], where: Callable[[toml.Keys], str]) -> Recipe:
     return check(kind, data, where)
 
 
-def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> Iterator[toml.Keys]:
+def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> dict[toml.Keys, Any]:
+    found: dict[toml.Keys, Any] = {}
     for key, value in table.items():
-        yield from _leaves(value, (*above, key)) if isinstance(value, Mapping) else [(*above, key)]
+        found |= _leaves(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
+    return found
 
 
 def _blame(paths: dict[str, toml.Keys], wrong: toml.Keys) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from choreo.config.common import Common, Fraction, Positive, Section, Weights
 from choreo.config.judge import Judge
 from choreo.config.prompts import Prompts, suited
+from choreo.types import AGENTS, FEEDBACK
 
 
 class Model(Weights):
@@ -16,6 +17,28 @@ class Model(Weights):
         "micro-llama",
         description="a shipped base, a folder in Hugging Face format, or the name of a model on the hub (owner/name)",
     )
+    feedback_base: str = Field("", description="the feedback agent's, where it is to be another; none: both are on one")
+    feedback_template: str = Field("", description="a file with a chat template for feedback_base")
+
+    def of(self, agent: str) -> tuple[str, str]:
+        """The base of `agent`, and the file with its chat template ("" for its own)."""
+        if agent == FEEDBACK and self.feedback_base:
+            return self.feedback_base, self.feedback_template
+        return self.base, self.template
+
+    def shared(self) -> dict[tuple[str, str], list[str]]:
+        """What is loaded, as `of` has it, each with the agents on it."""
+        agents: dict[tuple[str, str], list[str]] = {}
+        for agent in AGENTS:
+            agents.setdefault(self.of(agent), []).append(agent)
+        return agents
+
+    @field_validator("feedback_template")
+    @classmethod
+    def _of_a_base(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("feedback_base"):
+            raise ValueError("goes with feedback_base alone; where both agents are on one base, template is for both")
+        return value
 
 
 class Protocol(Section):
@@ -121,9 +144,17 @@ class WaltzRecipe(Common):
     checkpoint_every: Positive = Field(10, description="steps between checkpoints")
 
     def bases(self) -> tuple[str, ...]:
-        return (self.model.base,)
+        return tuple(dict.fromkeys(base for base, _ in self.model.shared()))
 
     _suited = field_validator("judge")(suited)
+
+    @field_validator("learning")
+    @classmethod
+    def _states_are_comparable(cls, value: Learning, info: ValidationInfo) -> Learning:
+        if value.baseline == "shared" and "model" in info.data and len(info.data["model"].shared()) > 1:
+            raise ValueError('baseline = "shared" reads the states of both agents as one base has them, and there are '
+                             'two; "separate" does not')  # fmt: skip
+        return value
 
     @field_validator("stages")
     @classmethod

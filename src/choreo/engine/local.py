@@ -28,6 +28,10 @@ class LocalEngine:
         self.team, self.pad_id, self.end_id = team, pad_id, end_id
         self.slots, self.micro_tokens = slots, micro_tokens
 
+    @property
+    def positions(self) -> int | None:
+        return self.team.positions
+
     def sample(
         self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
     ) -> list[Completion]:
@@ -37,9 +41,9 @@ class LocalEngine:
         positions.
         """
         longest = max((len(request.context) for request in requests), default=0)
-        if self.team.positions is not None and longest + max_new_tokens > self.team.positions:
+        if self.positions is not None and longest + max_new_tokens > self.positions:
             raise BadInput(f"a context of {longest} tokens and {max_new_tokens} new ones overflow the model's "
-                           f"{self.team.positions} positions")  # fmt: skip
+                           f"{self.positions} positions")  # fmt: skip
         return sampling.sample(
             self.team,
             agent,

@@ -37,8 +37,13 @@ class Completion:
 
 
 class Engine(Protocol):
+    """positions: tokens that a context and what is written after it may have together; None is no limit."""
+
     end_id: int
     pad_id: int
+
+    @property
+    def positions(self) -> int | None: ...
 
     def sample(
         self, agent: str, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0

@@ -15,7 +15,7 @@ from choreo.evaluate.systems import UNTRAINED, evaluate
 from choreo.microworld import grammar, habits, wording
 from choreo.microworld.world import World
 from choreo.types import Episode
-from choreo.waltz.trainer import Pair
+from choreo.waltz.pair import Pair
 
 
 def calibrate(base: str = "micro-llama", split_seed: int = 0, prompts: int = 300) -> dict[str, Any]:

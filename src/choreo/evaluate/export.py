@@ -74,19 +74,24 @@ def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | N
         written.append(folder)
     files.write_text(out / "recipe.toml", config.to_toml(recipe))
     if isinstance(recipe, WaltzRecipe):
-        files.write_json(out / "protocol.json", protocol(recipe, members[CONVERSATION][0]))
+        chats = {name: chat for name, (chat, _, _) in members.items()}
+        files.write_json(out / "protocol.json", protocol(recipe, chats))
     return written
 
 
-def protocol(recipe: WaltzRecipe, chat: Chat) -> dict[str, Any]:
-    """The game as data: what each agent is told, when it ends, and what may be read in a review."""
-    played = recipe.protocol
+def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:
+    """The game as data: what each agent is told, when it ends, and what may be read in a review.
+
+    chats: by agent. The options of both are given together, for a template passes over those that it does not know.
+    """
+    played, answers, reviews = recipe.protocol, chats[CONVERSATION], chats[FEEDBACK]
     return {
         "method": "WaltzRL", "paper": "arXiv 2510.08240", "rounds": played.rounds,
         "answer_tokens": played.answer_tokens, "feedback_tokens": played.feedback_tokens,
-        "temperature": recipe.evaluation.temperature, "messages": chat.messages(),
-        "template_options": dict(chat.options), "feedback_schema": FEEDBACK_SCHEMA,
-        "play": "Render all messages by the tokenizer's chat template with `template_options`, as in training. Send "
+        "temperature": recipe.evaluation.temperature,
+        "messages": answers.messages() | {"review": reviews.messages()["review"]},
+        "template_options": {**answers.options, **reviews.options}, "feedback_schema": FEEDBACK_SCHEMA,
+        "play": "Render all messages by the agent's chat template with `template_options`, as in training. Send "
         "`answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where the review is "
         "JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent its messages so "
         "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
@@ -167,7 +172,10 @@ def _agents(
         chosen: Sequence[str] = [crew.student.positive]
     else:
         pair = restore(recipe, checkpoint)
-        members = {name: (pair.chat, pair.team, _called(recipe.model.base)) for name in pair.team.agents}
+        members = {
+            name: (chat, engine.team, _called(recipe.model.of(name)[0]))
+            for name, (chat, engine) in pair.players.items()
+        }
         chosen = learners(recipe.stages, stage=2)
     if agent is not None and agent not in members:
         raise BadInput(f"--agent {agent}: the run has {', '.join(members)}")

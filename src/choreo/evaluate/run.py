@@ -29,8 +29,9 @@ from choreo.runs.progress import Progress
 from choreo.task import Task
 from choreo.text.chat import Chat
 from choreo.text.template import TemplateChat
-from choreo.types import Episode
-from choreo.waltz.trainer import Pair, draw, drawn_from, restore, train
+from choreo.types import CONVERSATION, Episode
+from choreo.waltz.pair import Pair
+from choreo.waltz.trainer import draw, drawn_from, restore, train
 
 SCHEMA = 1
 
@@ -59,9 +60,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         found, episodes = macpo_run.run_macpo(recipe, run, progress, task)
     else:
         pair = train(recipe, run, progress, task)
-        run.note(device=str(pair.team.device))
+        run.note(device=str(pair.device))
         systems, episodes = _measure(recipe, pair, task, "heldout", progress)
-        found = {"device": str(pair.team.device), "systems": systems}
+        found = {"device": str(pair.device), "systems": systems}
     found |= {"judging": billed} if (billed := counts(task.judge)) else {}
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
@@ -99,11 +100,15 @@ def _try(recipe: config.Recipe, task: Task) -> None:
 
 def unread(recipe: config.Recipe) -> str | None:
     """A base that does not speak the microworld's language, where its exact judge is to read it. Not refused: what a
-    small trial of a model of one's own shows, that it goes through, needs no verdict that means anything."""
-    how = recipe.agents if isinstance(recipe, MacpoRecipe) else recipe.model
+    small trial of a model of one's own shows, that it goes through, needs no verdict that means anything. Of a pair it
+    reads the conversation agent's answers alone."""
     if "exact" not in recipe.judge.kinds():
         return None
-    chats = ((base, Chat.load(base_folder(base), how.template)) for base in recipe.bases())
+    if isinstance(recipe, WaltzRecipe):
+        judged = [recipe.model.of(CONVERSATION)]
+    else:
+        judged = [(base, recipe.agents.template) for base in recipe.bases()]
+    chats = ((base, Chat.load(base_folder(base), template)) for base, template in judged)
     return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
 
 
@@ -145,7 +150,7 @@ def evaluate_run(
     else:
         pair = restore(recipe, folder)
         systems, played = _measure(recipe, pair, task, part(suite), progress)
-        device = pair.team.device
+        device = pair.device
     told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
     told |= {"judge": describe(task.judge), "judging": counts(task.judge)}
     return {**_of(recipe), **told, "systems": systems}, played

@@ -22,7 +22,6 @@ from choreo.macpo.plan import ceiling_of
 from choreo.macpo.plan import plan as phases_of
 from choreo.macpo.trainer import steps_of
 from choreo.microworld.world import base_folder
-from choreo.types import AGENTS
 from choreo.waltz.samples import learners
 
 GIB = 2**30
@@ -163,10 +162,11 @@ def tell(found: dict[str, Any]) -> str:
     """The plan in words."""
     lines = [f"{found['recipe']} ({found['method']})"]
     for model in found["models"]:
+        agents, each = model["agents"], _count(model["trained_per_agent"])
         lines.append(
             f"  {model['agents_of']}: {model['model']} ({model['architecture']}, "
-            f"{_count(model['parameters'])} parameters), {model['agents']} agents that learn "
-            f"{_count(model['trained_per_agent'])} each"
+            f"{_count(model['parameters'])} parameters), "
+            + (f"{agents} agents that learn {each} each" if agents > 1 else f"an agent that learns {each}")
         )
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
@@ -187,7 +187,9 @@ def _advice() -> str:
 def _members(recipe: Recipe) -> Iterator[tuple[str, str, int, int]]:
     """(whose, base, agents, optimisers that live at once)"""
     if isinstance(recipe, WaltzRecipe):
-        yield "both", recipe.model.base, len(AGENTS), len(learners(recipe.stages, stage=2))
+        learn = {*learners(recipe.stages, stage=2)}
+        for (base, _), agents in recipe.model.shared().items():
+            yield "both" if len(agents) > 1 else agents[0], base, len(agents), len(learn & {*agents})
         return
     kept = 3 if recipe.rounds.reference == "sft" else 2
     yield "student", recipe.agents.student, kept, 1  # one policy at a time has an optimiser, the student's the largest

@@ -14,10 +14,10 @@ from choreo.engine.requests import Completion, Request
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import judge_episodes
 from choreo.task import Task
-from choreo.types import Episode, Prompt
-from choreo.waltz.protocol import play
+from choreo.types import FEEDBACK, Episode, Prompt
+from choreo.waltz.pair import Pair
+from choreo.waltz.protocol import Player, play
 from choreo.waltz.systems import block, oracle
-from choreo.waltz.trainer import Pair
 
 # In which the prompts are played; latency is the mean of their times. Languages take turns by threes among prompts, so
 # that any other number but a multiple of three puts some of every suite and language into each.
@@ -45,6 +45,7 @@ class Stopwatch:
 
     def __init__(self, engine: Any):
         self.engine, self.pad_id, self.end_id = engine, engine.pad_id, engine.end_id
+        self.positions = engine.positions
         self.added = 0.0
 
     def sample(self, agent: str, requests: Sequence[Request], **options: Any) -> list[Completion]:
@@ -72,7 +73,12 @@ def evaluate(
     told: hears after every chunk how many prompts are done. task: who judges; by default as the recipe has it.
     """
     task, protocol = task or Task(recipe), recipe.protocol
-    clock = Stopwatch(pair.engine)
+    clocks = {agent: Stopwatch(engine) for agent, (_, engine) in pair.players.items()}
+    players = {agent: Player(chat, clocks[agent]) for agent, (chat, _) in pair.players.items()}
+
+    def added() -> float:
+        return sum(clock.added for clock in clocks.values())
+
     shared: dict[str, Any] = {
         "answer_tokens": protocol.answer_tokens,
         "feedback_tokens": protocol.feedback_tokens,
@@ -81,17 +87,17 @@ def evaluate(
     }
     how = PLAYS[name]
     rounds = 0 if how == "alone" else max(1, protocol.rounds)
-    reviewer = oracle(task.judge, pair.chat, task.advice) if how == "oracle" else None
+    reviewer = oracle(task.judge, players[FEEDBACK].chat, task.advice) if how == "oracle" else None
     episodes: list[Episode] = []
     latency: list[float] = []
     for first in range(min(CHUNKS, len(prompts))):
         chunk = [(prompt, 0) for prompt in prompts[first::CHUNKS]]
-        before = clock.added
+        before = added()
         if how == "guard":
-            played = block(clock, pair.chat, chunk, refusal=task.refusal, **shared)
+            played = block(players, chunk, refusal=task.refusal, **shared)
         else:
-            played = play(clock, pair.chat, chunk, rounds=rounds, reviewer=reviewer, **shared)
+            played = play(players, chunk, rounds=rounds, reviewer=reviewer, **shared)
         episodes += judge_episodes(task.judge, played)
-        latency.append((clock.added - before) / len(chunk))
+        latency.append((added() - before) / len(chunk))
         told(len(episodes))
     return measure(episodes, latency, seed=recipe.seed, ability=task.exact), episodes

@@ -21,8 +21,8 @@ from choreo.serve.figures import log
 from choreo.serve.skeleton import Skeleton
 from choreo.text.chat import Chat
 from choreo.types import AGENTS, FEEDBACK, Episode, Turn
+from choreo.waltz.pair import Pair
 from choreo.waltz.protocol import request, spoken
-from choreo.waltz.trainer import Pair
 
 ROWS = 64  # decoded at once, per agent; more wait
 PATIENCE = 4
@@ -165,7 +165,8 @@ class Worker:
 
 
 def _batch(pair: Pair, agent: str) -> Batch:
-    return Batch(pair.team, agent, end_id=pair.chat.end_id, pad_id=pair.chat.pad_id)
+    chat, engine = pair.players[agent]
+    return Batch(engine.team, agent, end_id=chat.end_id, pad_id=chat.pad_id)
 
 
 def _settle(job: _Job, result: Completion | BaseException) -> None:
@@ -186,12 +187,14 @@ class LocalAgent:
         *,
         feedback_tokens: int,
         positions: int,
+        writer: Chat | None = None,
         skeleton: Skeleton | None = None,
     ):
-        """positions: what the base can read.
+        """positions: what the base can read. writer: whose answers it reviews, where they are not its own.
         skeleton: what a review is given; without it every token is sampled, as in training."""
         self.skeleton, self.recall = skeleton, Recall()
         self.worker, self.chat, self.agent = worker, chat, agent
+        self.writer = writer or chat
         self.feedback_tokens, self.positions = feedback_tokens, positions
         self._longest = max(map(len, chat.tokenizer.get_vocab()))  # letters that one token can stand for
 
@@ -209,7 +212,9 @@ class LocalAgent:
 
     def _request(self, game: Episode, wish: Wish) -> Request:
         key = ("serve", wish.seed)
-        return request(self.chat, game, self.agent, feedback_tokens=self.feedback_tokens, key=key)
+        return request(
+            self.chat, game, self.agent, writer=self.writer, feedback_tokens=self.feedback_tokens, key=key
+        )
 
     async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
         asked = self._request(game, wish)

@@ -14,8 +14,9 @@ from choreo.runs.folder import checkpoints, read_info
 from choreo.serve.dance import Agent
 from choreo.serve.local import LocalAgent, Worker
 from choreo.serve.skeleton import Skeleton
-from choreo.types import AGENTS
-from choreo.waltz.trainer import Pair, restore
+from choreo.types import CONVERSATION
+from choreo.waltz.pair import Pair
+from choreo.waltz.trainer import restore
 
 
 class Resident:
@@ -27,19 +28,18 @@ class Resident:
     def __init__(self, path: Path):
         self.path, self.recipe = path, recipe_of(path)
         pair, self.fingerprint = self._load()
-        self.chat = pair.chat
+        self.chat = pair.players[CONVERSATION].chat
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
         try:
             self.worker = Worker(pair)
         except ValueError as error:
             raise BadInput(f"{path}: {error}") from None
-        positions = getattr(pair.team.decoder.model.config.get_text_config(), "max_position_embeddings", 2**31)
         self.agents: Mapping[str, Agent] = {
             agent: LocalAgent(
-                self.worker, pair.chat, agent, feedback_tokens=self.recipe.protocol.feedback_tokens,
-                positions=positions, skeleton=Skeleton(pair.chat),
+                self.worker, chat, agent, feedback_tokens=self.recipe.protocol.feedback_tokens,
+                positions=engine.positions or 2**31, writer=self.chat, skeleton=Skeleton(chat),
             )
-            for agent in AGENTS
+            for agent, (chat, engine) in pair.players.items()
         }  # fmt: skip
 
     def _load(self) -> tuple[Pair, str]:

@@ -21,8 +21,9 @@ from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
 from choreo.swarm.answers import Answer, Answers, Truth, cached, truth_of
 from choreo.types import Episode, Prompt, Turn
+from choreo.waltz.pair import Pair
 from choreo.waltz.protocol import Review, play, review
-from choreo.waltz.trainer import Pair, restore
+from choreo.waltz.trainer import restore
 
 SUITES = ("adversarial_harmful", "sensitive_benign", "general")  # what the users of a scenario bring
 STEPS = 200  # of a run's recorded steps, at most and evenly spread, whose answers a probe is fitted on
@@ -87,7 +88,7 @@ def of_pair(run: Path, recipe: config.WaltzRecipe, cache: Path, told: Callable[[
     always_on: after it, alone, with feedback when the feedback agent asks for a revision, and revising every answer.
     """
     _, last = max(checkpoints(run).items())
-    prompts, base = heldout(recipe), fingerprint(base_folder(recipe.model.base))
+    prompts, base = heldout(recipe), "+".join(fingerprint(base_folder(base)) for base in recipe.bases())
     pairs: dict[bool, Pair] = {}
     found = {}
     for arm, trained, rounds, always in (
@@ -123,7 +124,7 @@ def _played(
     }
     insist = partial(_insisting, pair, shared) if always else None
     games = play(
-        pair.engine, pair.chat, [(prompt, 0) for prompt in prompts],
+        pair.players, [(prompt, 0) for prompt in prompts],
         rounds=rounds, answer_tokens=protocol.answer_tokens, reviewer=insist, **shared,
     )  # fmt: skip
     return tuple(_of_episode(episode, world) for episode in games)
@@ -132,7 +133,7 @@ def _played(
 def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) -> list[Review]:
     """The feedback agent, and a revision whatever it says: its words reach the conversation agent even where it is
     satisfied. What does not parse has no words, and changes nothing."""
-    reviews = review(pair.engine, pair.chat, games, **shared)
+    reviews = review(pair.players, games, **shared)
     return [
         Review(turn, replace(said, overrefuse=True)) if said is not None and said.satisfied else Review(turn, said)
         for turn, said in reviews

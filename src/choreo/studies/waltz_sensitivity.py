@@ -74,7 +74,7 @@ def arms_of(name: str, key: str, values: Sequence[Any]) -> list[Arm]:
 
 def _bases(study: Study) -> tuple[dict[str, str], str]:
     """Base -> its arm, for the recipe's base and every shipped size of its kind; and which are not there."""
-    (own,) = study.recipe(Arm("waltz"), study.seeds[0]).bases()
+    own, *_ = study.recipe(Arm("waltz"), study.seeds[0]).bases()
     bases, absent = {own: "waltz"}, []
     kind = SIZES[own].kind if own in SIZES else ""  # another architecture would be compared as if it were a size
     for name in (name for name, size in SIZES.items() if size.kind == kind):

@@ -7,13 +7,14 @@ answer enters the next context as the very ids that were sampled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.types import CONVERSATION, FEEDBACK
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
 ROLES = ("system", "user", "assistant")
 END = "<|end|>"
@@ -73,9 +74,12 @@ class Chat:
 
     def same_tokenizer(self, other: Chat) -> bool:
         """Whether the ids of one mean the same text to the other, and end a turn in the same way."""
-        if self is other:
-            return True
-        return self.end_id == other.end_id and self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+        return self is other or (self.end_id == other.end_id and self._vocabulary == other._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> bytes:
+        """A digest of what every id means."""
+        return blake2b(repr(sorted(self.tokenizer.get_vocab().items())).encode(), digest_size=16).digest()
 
     def encode(self, text: str) -> Ids:
         """Ids of plain text. Role tokens spelled out in `text` stay text: a user cannot open a turn."""
@@ -87,6 +91,15 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text for judges and readers: special tokens are left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def spoken(self, ids: Ids) -> Ids:
+        """What of a turn's ids others read."""
+        return ids
+
+    def heard(self, turn: Turn, writer: Chat) -> Ids:
+        """What is read here of a turn that was written in `writer`: the ids that were sampled where both share a
+        tokenizer, else those of its words."""
+        return writer.spoken(turn.ids) if self.same_tokenizer(writer) else self.encode(turn.text)
 
     def content(self, ids: Ids) -> Ids:
         """What of a turn's ids enters a context. A policy that samples role tokens must not be able to open a turn in
@@ -115,6 +128,7 @@ class Chat:
     def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t)).
 
+        answer: what of it is read (`heard`).
         A system message of the caller's is quoted as the user's: the reviewer takes orders from its own alone.
         """
         said = self.encode("system: ")
@@ -144,13 +158,22 @@ class Chat:
             return True
         return len(self.encode(text)) + room <= positions
 
-    def room(self, rounds: int, answer_tokens: int, feedback_tokens: int, earlier: Sequence[str] = ()) -> int:
-        """Tokens that a game takes at most beyond its prompt's words: its longest context and what is written after it.
+    def room(
+        self,
+        rounds: int,
+        answer_tokens: int,
+        feedback_tokens: int,
+        earlier: Sequence[str] = (),
+        agents: Collection[str] = AGENTS,
+    ) -> int:
+        """Tokens that a game takes at most beyond its prompt's words: the longest context of those of `agents` who play
+        in this format, and what is written after it.
 
         earlier: the roles of the turns before the prompt, whose words count as the prompt's.
         """
         before = [(role, ()) for role in earlier]
         said = rounds * (answer_tokens + feedback_tokens) + answer_tokens
-        room = len(self.answer_context((), [((), ())] * rounds, before)) + said
-        reviewed = len(self.review_context((), (), before)) + answer_tokens + feedback_tokens
-        return max(room, reviewed) if rounds else room
+        room = {CONVERSATION: len(self.answer_context((), [((), ())] * rounds, before)) + said}
+        if rounds:
+            room[FEEDBACK] = len(self.review_context((), (), before)) + answer_tokens + feedback_tokens
+        return max((tokens for agent, tokens in room.items() if agent in agents), default=0)

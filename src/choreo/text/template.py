@@ -69,7 +69,7 @@ class TemplateChat(Chat):
         return self._fill(self._frame(len(history), tuple(role for role, _ in earlier)), contents)
 
     def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
-        contents = [*self._said(earlier), prompt, self.spoken(answer)]
+        contents = [*self._said(earlier), prompt, answer]
         return self._fill(self._frame(None, tuple(role for role, _ in earlier)), contents)
 
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:

@@ -2,15 +2,19 @@
 
 A game in play is an `Episode` that is not over yet. Its moves are pure functions (`turn_of`, `request`, `answered`,
 `reviewed`); `play` makes them for many games at once, where every phase (all c_0, all f_0, the c_1 that were asked
-for, …) is one batch, and a server makes the same moves for games that come and go.
+for, …) is one batch, and a server makes the same moves for games that come and go. A turn has the ids of its writer;
+a reader with another tokenizer is given its words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from typing import Any, Generic, NamedTuple
+
+from typing_extensions import TypeVar
 
 from choreo.engine.requests import Completion, Engine, Request
 from choreo.text.chat import Chat, Ids
@@ -19,6 +23,20 @@ from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, S, T
 
 Key = tuple[int | str, ...]
 ACT = {CONVERSATION: "answer", FEEDBACK: "feedback"}
+NOBODY = "nobody"  # whose review it is where the reviewer's model has no room for an answer
+
+E = TypeVar("E", bound=Engine, default=Engine, covariant=True)
+
+
+class Player(NamedTuple, Generic[E]):
+    """A model that agents play on: how it reads and writes, and what samples it."""
+
+    chat: Chat
+    engine: E
+
+
+Players = Mapping[str, Player]
+"""By agent. Agents on one base have one player."""
 
 
 class Review(NamedTuple, Generic[S]):
@@ -33,8 +51,7 @@ Reviewer = Callable[[Sequence[Episode]], list[Review[Turn]]]
 
 
 def play(
-    engine: Engine,
-    chat: Chat,
+    players: Players,
     prompts: Sequence[tuple[Prompt, int]],
     *,
     rounds: int,
@@ -53,7 +70,7 @@ def play(
     answer_tokens, feedback_tokens: most new tokens per turn of each agent.
     key: what the noise is drawn from, e.g. (seed, step). With it goes (prompt id, sample, act, round), so
         a game is the same whatever it is batched with, and c_0 is the same for any number of rounds.
-    reviewer: who reviews; by default the engine's feedback agent.
+    reviewer: who reviews; by default the feedback agent.
 
     Raises ValueError for negative rounds or a (prompt id, sample) given twice, which would repeat one game.
     """
@@ -62,10 +79,11 @@ def play(
     if len({(prompt.id, sample) for prompt, sample in prompts}) != len(prompts):
         raise ValueError("each (prompt id, sample) may be given once: the same key would sample the same game again")
     if reviewer is None:
-        reviewer = partial(review, engine, chat, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
+        reviewer = partial(review, players, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
 
     def answer(games: Sequence[Episode]) -> list[Turn]:
-        return _sample(engine, chat, CONVERSATION, games, answer_tokens, feedback_tokens, key, temperature)
+        asked = _requests(players, CONVERSATION, games, feedback_tokens, key)
+        return _sample(players, CONVERSATION, games, asked, answer_tokens, temperature)
 
     return rally([Episode(prompt, sample, ()) for prompt, sample in prompts], rounds, answer, reviewer)
 
@@ -92,16 +110,27 @@ def rally(
 
 
 def review(
-    engine: Engine,
-    chat: Chat,
+    players: Players,
     games: Sequence[Episode],
     *,
     feedback_tokens: int,
     key: Key,
     temperature: float = 1.0,
 ) -> list[Review[Turn]]:
-    """The feedback agent on the last answer of every game: one batch, state (p, c_t) (WaltzRL, section 4.2)."""
-    turns = _sample(engine, chat, FEEDBACK, games, feedback_tokens, feedback_tokens, key, temperature)
+    """The feedback agent on the last answer of every game: one batch, state (p, c_t) (WaltzRL, section 4.2).
+
+    In another tokenizer an answer may be longer than its writer was allowed. It is never cut: where the reviewer's
+    model has no room for it, nobody reviews it, which is as a review that does not parse.
+    """
+    asked = _requests(players, FEEDBACK, games, feedback_tokens, key)
+    limit = players[FEEDBACK].engine.positions
+    fits = [limit is None or len(one.context) + feedback_tokens <= limit for one in asked]
+    fitting = list(compress(games, fits)), list(compress(asked, fits))
+    said = iter(_sample(players, FEEDBACK, *fitting, feedback_tokens, temperature))
+    turns = [
+        next(said) if fit else Turn(NOBODY, len(game.reviews), (), (), (), 0, "", False)
+        for game, fit in zip(games, fits, strict=True)
+    ]
     return [Review(turn, parse_feedback(turn.text)) for turn in turns]
 
 
@@ -131,10 +160,14 @@ def reviewed(game: Episode[S], said: Review[S]) -> Episode[S]:
     return replace(game, reviews=(*game.reviews, said.turn), feedback=(*game.feedback, said.feedback))
 
 
-def request(chat: Chat, game: Episode, agent: str, *, feedback_tokens: int, key: Key) -> Request:
-    """What an engine is asked for `agent`'s turn in `game`: its state as ids, and the name of its noise."""
+def request(chat: Chat, game: Episode, agent: str, *, writer: Chat, feedback_tokens: int, key: Key) -> Request:
+    """What an engine is asked for `agent`'s turn in `game`: its state as ids, and the name of its noise.
+
+    chat: the agent's; writer: the one that answers are written in.
+    """
     if agent == FEEDBACK:  # state (p, c_t): no earlier rounds (WaltzRL, section 4.2)
-        context = chat.review_context(chat.encode(game.prompt.text), game.answers[-1].ids, _earlier(chat, game))
+        answer = chat.heard(game.answers[-1], writer)
+        context = chat.review_context(chat.encode(game.prompt.text), answer, _earlier(chat, game))
     else:
         context = _state(chat, game, feedback_tokens)
     return Request(context, (*key, game.prompt.id, game.sample, ACT[agent], len(game.reviews)))
@@ -162,20 +195,27 @@ def _earlier(chat: Chat, game: Episode) -> list[tuple[str, Ids]]:
     return [(role, chat.encode(text)) for role, text in game.prompt.earlier]
 
 
+def _requests(
+    players: Players, agent: str, games: Sequence[Episode], feedback_tokens: int, key: Key
+) -> list[Request]:
+    chat, writer = players[agent].chat, players[CONVERSATION].chat
+    return [
+        request(chat, game, agent, writer=writer, feedback_tokens=feedback_tokens, key=key) for game in games
+    ]
+
+
 def _sample(
-    engine: Engine,
-    chat: Chat,
+    players: Players,
     agent: str,
     games: Sequence[Episode],
+    requests: Sequence[Request],
     max_new_tokens: int,
-    feedback_tokens: int,
-    key: Key,
     temperature: float,
 ) -> list[Turn]:
     """One turn of `agent` in every game, as one batch."""
     if not games:
         return []
-    requests = [request(chat, game, agent, feedback_tokens=feedback_tokens, key=key) for game in games]
+    chat, engine = players[agent]
     completions = engine.sample(agent, requests, max_new_tokens=max_new_tokens, temperature=temperature)
     return [
         spoken(chat, game, agent, asked.context, done)

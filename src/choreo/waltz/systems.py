@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from choreo.engine.requests import Engine
 from choreo.judges.base import Judge
 from choreo.text.chat import Chat
 from choreo.text.feedback import render_feedback
-from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
-from choreo.waltz.protocol import Key, Review, Reviewer, play, review
+from choreo.types import CONVERSATION, Episode, Feedback, Prompt, Turn, Verdict
+from choreo.waltz.protocol import Key, Players, Review, Reviewer, play, review
 
 GUARD = "guard"
 ORACLE = "oracle"
 
 
 def block(
-    engine: Engine,
-    chat: Chat,
+    players: Players,
     prompts: Sequence[tuple[Prompt, int]],
     *,
     refusal: Callable[[Prompt], str],
@@ -34,10 +32,12 @@ def block(
     With the same `key`, c_0 and f_0 are those of `play`: the two systems differ in the remedy alone.
     """
     games = play(
-        engine, chat, prompts,
+        players, prompts,
         rounds=0, answer_tokens=answer_tokens, feedback_tokens=feedback_tokens, key=key, temperature=temperature,
     )  # fmt: skip
-    reviews = review(engine, chat, games, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
+    reviews = review(players, games, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
+
+    chat = players[CONVERSATION].chat
 
     def guarded(game: Episode, turn: Turn, feedback: Feedback | None) -> Episode:
         blocked = feedback is not None and feedback.unsafe

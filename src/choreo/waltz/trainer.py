@@ -11,75 +11,30 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
-from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
-from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.losses import PolicyLoss
 from choreo.errors import BadInput, Interrupted
 from choreo.judges.base import JudgeDown, judge_episodes
 from choreo.judges.choose import strict
-from choreo.microworld.world import base_folder, fingerprint
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.task import Task
-from choreo.text.chat import Chat
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, Prompt, Sample
 from choreo.waltz.advantages import ESTIMATORS, flat_groups
 from choreo.waltz.alarms import alarms, refusal_share
+from choreo.waltz.pair import Pair
 from choreo.waltz.protocol import play
 from choreo.waltz.rewards import labels_right
 from choreo.waltz.samples import Split, learners, split
 from choreo.waltz.values import ValueBaseline
 
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
-
-
-class Pair:
-    """The agents of a recipe, ready to play: chat format, team and engine. `base` is the fingerprint of theirs."""
-
-    def __init__(self, recipe: WaltzRecipe):
-        folder = base_folder(recipe.model.base)
-        self.base = fingerprint(folder)
-        self.chat = Chat.load(folder, recipe.model.template)
-        self.team = Team.open(folder, AGENTS, seed=recipe.seed, **recipe.model.loading())
-        self.engine = LocalEngine(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
-        self.protocol = recipe.protocol
-
-    def untrained(self) -> Pair:
-        """The pair as it began, on the same model; it sees nothing of what this one learns."""
-        other = copy(self)
-        other.engine = Untrained(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id)
-        return other
-
-    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
-        """The prompts whose longest game has room in the model's positions. How many have not is said to `progress`.
-
-        Raises BadInput where none has.
-        """
-        kept = [prompt for prompt in prompts if self._fits(prompt)]
-        room = self._room()
-        if prompts and not kept:
-            raise BadInput(f"{what}: no prompt and the {room} tokens that a game takes fit into the model's "
-                           f"{self.team.positions} positions; lower protocol.answer_tokens or feedback_tokens")
-        if progress and len(kept) < len(prompts):
-            progress.say(f"! {what}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out: a game may "
-                         f"take {room} tokens more, and the model has {self.team.positions} positions")
-        return kept
-
-    def _fits(self, prompt: Prompt) -> bool:
-        words = "\n".join((*(said for _, said in prompt.earlier), prompt.text))
-        return self.chat.fits(words, self._room([role for role, _ in prompt.earlier]), self.team.positions)
-
-    def _room(self, earlier: Sequence[str] = ()) -> int:
-        played = self.protocol
-        return self.chat.room(max(1, played.rounds), played.answer_tokens, played.feedback_tokens, earlier)
 
 
 def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> Pair:
@@ -91,7 +46,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
     learns = {
         agent: Learner(
-            pair.team, agent,
+            pair.team(agent), agent,
             lr=learning.lr, max_grad_norm=learning.max_grad_norm, micro_tokens=learning.micro_tokens,
         )
         for agent in learners(recipe.stages, stage=2)
@@ -126,7 +81,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         began = time.monotonic()
         key = (recipe.seed, step)
         episodes = play(
-            pair.engine, pair.chat, draw(prompts, learning, recipe.seed, step, task.weights),
+            pair.players, draw(prompts, learning, recipe.seed, step, task.weights),
             rounds=recipe.protocol.rounds, answer_tokens=recipe.protocol.answer_tokens,
             feedback_tokens=recipe.protocol.feedback_tokens, key=key,
         )  # fmt: skip
@@ -138,7 +93,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
                 checkpoint.save(run.checkpoint(step - 1), state(step - 1))
             raise type(missing)(f"saved at step {step - 1}; {missing}") from None
         parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
-        samples = _advantages(parts.samples, learning, pair.engine, values)
+        samples = _advantages(parts.samples, learning, pair, values)
         figures: dict[str, Any] = {"stage": stage, **describe(episodes, parts)}
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
@@ -173,14 +128,14 @@ def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     pair = Pair(recipe)
     if path is not None:
         for agent, saved in _load(path, recipe, pair)["agents"].items():
-            pair.team.load_state_dict(agent, saved["agent"])
+            pair.team(agent).load_state_dict(agent, saved["agent"])
     return pair
 
 
 def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     saved = checkpoint.load(path)
     if saved.get("base") != pair.base:
-        raise BadInput(f"{path}: was trained on another base than {recipe.model.base} is now")
+        raise BadInput(f"{path}: was trained on another base than {' and '.join(recipe.bases())} is now")
     if not saved.get("agents"):  # an agent that was never trained has none, but one of them was
         raise BadInput(f"{path}: holds no agent's state")
     return saved
@@ -288,8 +243,8 @@ def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
 def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
-    width = pair.engine.features([(pair.chat.end_id,)]).shape[1]
-    return ValueBaseline(recipe.learning.baseline, width, seed=recipe.seed)
+    widths = {agent: engine.features([(chat.end_id,)]).shape[1] for agent, (chat, engine) in pair.players.items()}
+    return ValueBaseline(recipe.learning.baseline, widths, seed=recipe.seed)
 
 
 def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
@@ -303,18 +258,18 @@ def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
 
 
 def _advantages(
-    samples: list[Sample], learning: Learning, engine: LocalEngine, values: ValueBaseline | None
+    samples: list[Sample], learning: Learning, pair: Pair, values: ValueBaseline | None
 ) -> list[Sample]:
     """The samples with log π_ref (where the KL needs it) and advantages."""
     if not samples:
         return []
     if learning.beta:
-        scores = engine.score(None, [(sample.context, sample.ids) for sample in samples])
+        scores = pair.of_each(samples, lambda engine, own: engine.score(None, [(s.context, s.ids) for s in own]))
         samples = [replace(sample, reference=score) for sample, score in zip(samples, scores, strict=True)]
     predicted = None
     if values:
         agents = [sample.agent for sample in samples]
-        features = engine.features([sample.context for sample in samples])
+        features = pair.of_each(samples, lambda engine, own: list(engine.features([s.context for s in own])))
         predicted = values.predict(agents, features)
         values.fit(agents, features, [sample.reward for sample in samples])
     beta = learning.beta if learning.kl == "k1-reward" else 0.0

@@ -6,7 +6,7 @@ features of the state. It never touches a policy's weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -21,35 +21,42 @@ HIDDEN = 32
 class ValueBaseline:
     """kind: "separate" has one regressor per agent, "shared" one that reads the states of both.
 
-    width: d of the features. Predicts 0 until the first `fit`. Call `predict` before `fit` on a batch: a
-    baseline that has seen a batch's rewards depends on its actions, and biases the gradient.
+    widths: d of each agent's features; for a shared regressor both are of one base, and so the same.
+    Predicts 0 until the first `fit`. Call `predict` before `fit` on a batch: a baseline that has seen a batch's rewards
+    depends on its actions, and biases the gradient.
     """
 
     def __init__(
-        self, kind: Literal["separate", "shared"], width: int, *, seed: int, lr: float = 1e-2, passes: int = 4
+        self,
+        kind: Literal["separate", "shared"],
+        widths: Mapping[str, int],
+        *,
+        seed: int,
+        lr: float = 1e-2,
+        passes: int = 4,
     ):
         self.passes = passes
-        names = AGENTS if kind == "separate" else ("shared",)
         self._head_of = {agent: agent if kind == "separate" else "shared" for agent in AGENTS}
-        self._heads = {name: _head(width, seed + i) for i, name in enumerate(names)}
+        width_of = {name: widths[agent] for agent, name in self._head_of.items()}
+        self._heads = {name: _head(width, seed + i) for i, (name, width) in enumerate(width_of.items())}
         self._adam = {name: torch.optim.Adam(head.parameters(), lr=lr) for name, head in self._heads.items()}
 
     @torch.no_grad()
-    def predict(self, agents: Sequence[str], features: Tensor) -> list[float]:
-        """V of every state. agents: who acts in it, [n]; features: float32 [n, d]."""
+    def predict(self, agents: Sequence[str], features: Sequence[Tensor]) -> list[float]:
+        """V of every state. agents: who acts in it, [n]; features: n of float32 [d], d that of the agent."""
         values = torch.zeros(len(agents))
         for name, rows in self._rows(agents).items():
-            values[rows] = self._heads[name](features[rows]).squeeze(-1)
+            values[rows] = self._heads[name](_batch(features, rows)).squeeze(-1)
         return values.tolist()
 
-    def fit(self, agents: Sequence[str], features: Tensor, rewards: Sequence[float]) -> dict[str, float]:
+    def fit(self, agents: Sequence[str], features: Sequence[Tensor], rewards: Sequence[float]) -> dict[str, float]:
         """A few full-batch Adam steps on the squared error. Returns each regressor's mean error before them."""
         targets = torch.tensor(rewards, dtype=torch.float32)
         before = {}
         for name, rows in self._rows(agents).items():
-            head, adam = self._heads[name], self._adam[name]
+            head, adam, states = self._heads[name], self._adam[name], _batch(features, rows)
             for step in range(self.passes):
-                loss = (head(features[rows]).squeeze(-1) - targets[rows]).square().mean()
+                loss = (head(states).squeeze(-1) - targets[rows]).square().mean()
                 if step == 0:
                     before[name] = loss.item()
                 adam.zero_grad()
@@ -73,6 +80,10 @@ class ValueBaseline:
         for i, agent in enumerate(agents):
             rows.setdefault(self._head_of[agent], []).append(i)
         return rows
+
+
+def _batch(features: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    return torch.stack([features[row] for row in rows])
 
 
 def _head(width: int, seed: int) -> nn.Module:

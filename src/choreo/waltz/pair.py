@@ -1,0 +1,104 @@
+"""The two agents of WaltzRL, loaded: two policies on one base, or each on a base of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import TypeVar
+
+import torch
+
+from choreo.config import WaltzRecipe
+from choreo.engine.agent import Team
+from choreo.engine.local import LocalEngine, Untrained
+from choreo.errors import BadInput
+from choreo.microworld.world import base_folder, fingerprint
+from choreo.runs.progress import Progress
+from choreo.text.chat import Chat
+from choreo.types import CONVERSATION, Prompt, Sample
+from choreo.waltz.protocol import Player
+
+Found = TypeVar("Found")
+
+
+class Pair:
+    """The agents of a recipe, ready to play.
+
+    players: by agent; one for both where both are on one base.
+    base: the fingerprint of it, or of both, joined by +.
+    """
+
+    def __init__(self, recipe: WaltzRecipe):
+        """Raises BadInput where there is no such base, before any is loaded."""
+        shared = recipe.model.shared()
+        folders = [base_folder(base) for base, _ in shared]
+        self.base = "+".join(map(fingerprint, folders))
+        self.players: dict[str, Player[LocalEngine]] = {}
+        for folder, ((_, template), agents) in zip(folders, shared.items(), strict=True):
+            chat = Chat.load(folder, template)
+            team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
+            player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+            self.players |= dict.fromkeys(agents, player)
+        self.protocol = recipe.protocol
+
+    def team(self, agent: str) -> Team:
+        return self.players[agent].engine.team
+
+    @property
+    def device(self) -> torch.device:
+        return self.team(CONVERSATION).device
+
+    def models(self) -> dict[Player[LocalEngine], list[str]]:
+        """Every model that is loaded, once, with the agents on it."""
+        return {player: [a for a, own in self.players.items() if own is player] for player in self.players.values()}
+
+    def untrained(self) -> Pair:
+        """The pair as it began, on the same models; it sees nothing of what this one learns."""
+        other = copy(self)
+        other.players = {}
+        for (chat, engine), agents in self.models().items():
+            player = Player(chat, Untrained(engine.team, pad_id=engine.pad_id, end_id=engine.end_id))
+            other.players |= dict.fromkeys(agents, player)
+        return other
+
+    def of_each(
+        self, samples: Sequence[Sample], ask: Callable[[LocalEngine, list[Sample]], Sequence[Found]]
+    ) -> list[Found]:
+        """What `ask` finds for each sample, in order, on the base of its agent. All that are on one base are asked for
+        at once."""
+        found: dict[int, Found] = {}
+        for player, agents in self.models().items():
+            places = [i for i, sample in enumerate(samples) if sample.agent in agents]
+            if places:
+                found |= zip(places, ask(player.engine, [samples[i] for i in places]), strict=True)
+        return [found[i] for i in range(len(samples))]
+
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
+        """The prompts whose longest game has room in every model's positions, if an answer takes as many tokens in its
+        reader's tokenizer as in its writer's. How many have not is said to `progress`.
+
+        Raises BadInput where none has.
+        """
+        kept, models = list(prompts), self.models()
+        for player, agents in models.items():
+            whose = "the model" if len(models) == 1 else f"the {agents[0]} agent's model"
+            room, positions = self._room(player, agents), player.engine.positions
+            before, kept = kept, [prompt for prompt in kept if self._fits(prompt, player, agents)]
+            if before and not kept:
+                raise BadInput(f"{what}: no prompt and the {room} tokens that a game takes fit into {whose}'s "
+                               f"{positions} positions; lower protocol.answer_tokens or feedback_tokens")
+            if progress and len(kept) < len(before):
+                progress.say(f"! {what}: {len(before) - len(kept)} of {len(prompts)} prompts are left out: a game may "
+                             f"take {room} tokens more, and {whose} has {positions} positions")
+        return kept
+
+    def _fits(self, prompt: Prompt, player: Player[LocalEngine], agents: Sequence[str]) -> bool:
+        words = "\n".join((*(said for _, said in prompt.earlier), prompt.text))
+        room = self._room(player, agents, [role for role, _ in prompt.earlier])
+        return player.chat.fits(words, room, player.engine.positions)
+
+    def _room(self, player: Player[LocalEngine], agents: Sequence[str], earlier: Sequence[str] = ()) -> int:
+        played = self.protocol
+        return player.chat.room(
+            max(1, played.rounds), played.answer_tokens, played.feedback_tokens, earlier, agents
+        )
