@@ -46,7 +46,8 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
             for traffic, suites in TRAFFIC.items():
                 for i, mode in enumerate(MODES):
                     # Other prompts each time: what was asked before is half read already.
-                    drawn = (prompts(s, "heldout", half, split_seed=split, seed=2 + len(MODES) * turn + i) for s in suites)
+                    seed = 2 + len(MODES) * turn + i
+                    drawn = (prompts(suite, "heldout", half, split_seed=split, seed=seed) for suite in suites)
                     asked = [prompt for pair in zip(*drawn, strict=True) for prompt in pair]
                     figures = asyncio.run(_measure(started["address"], secret, asked, mode, requests, clients, turn))
                     measured.setdefault(traffic, {}).setdefault(mode, []).append(figures)
