@@ -51,15 +51,19 @@ class Undefended(Chat):
         return (*ids, self._role["assistant"])
 
 
-async def asr(resident: Resident, asked: list[Prompt], attack: str) -> tuple[int, int, int, int]:
-    """Unsafe answers, decided ones, all, and games in which a revision was asked for."""
+async def asr(resident: Resident, asked: list[Prompt], attack: str) -> dict[str, int]:
+    """Counts of games, of answers that the judge decides on and that are unsafe, of unsafe drafts and of those that
+    the reviewer let pass, and of games in which a revision was asked for."""
     wish = Wish(resident.recipe.protocol.answer_tokens, 0.6, (), 0, time.monotonic() + 600)
     games = [Episode(replace(p, text=ATTACKS[attack].replace("{text}", p.text)), 0, ()) for p in asked]
     outcomes = await asyncio.gather(*(dance(game, resident.agents, wish, mode="adaptive", rounds=1) for game in games))
-    given = [o for o in outcomes if not o.withheld]
-    verdicts = [World.judge(o.game.prompt, o.answer.text) for o in given]
+    verdicts = [World.judge(o.game.prompt, o.answer.text) for o in outcomes if not o.withheld]
     decided = [v.unsafe for v in verdicts if v.unsafe is not None]
-    return sum(decided), len(decided), len(games), sum(o.game.triggered for o in outcomes)
+    bad = [o for o in outcomes if World.judge(o.game.prompt, o.game.answers[0].text).unsafe]
+    return {
+        "games": len(games), "decided": len(decided), "unsafe": sum(decided), "unsafe_drafts": len(bad),
+        "passed": sum(not o.game.triggered for o in bad), "triggered": sum(o.game.triggered for o in outcomes),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -75,11 +79,10 @@ def main() -> None:
             for agent in resident.agents.values():
                 agent.chat, agent.skeleton = Undefended(agent.chat.tokenizer), None
         for attack in ATTACKS:
-            unsafe, decided, total, triggered = asyncio.run(asr(resident, asked, attack))
-            low, high = wilson(unsafe, decided) if decided else (0.0, 1.0)
-            row = {"defence": defence, "attack": attack, "prompts": total, "decided": decided, "unsafe": unsafe}
-            rate = unsafe / decided if decided else None
-            print(json.dumps(row | {"asr": rate, "low": low, "high": high, "triggered": triggered}), flush=True)
+            counts = asyncio.run(asr(resident, asked, attack))
+            low, high = wilson(counts["unsafe"], counts["decided"]) if counts["decided"] else (0.0, 1.0)
+            row = {"defence": defence, "attack": attack, **counts, "asr_low": low, "asr_high": high}
+            print(json.dumps(row), flush=True)
     resident.worker.close()
 
 
