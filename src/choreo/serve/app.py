@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,6 +21,7 @@ from choreo.serve.call import Call
 from choreo.serve.dance import Agent, Mode, Outcome, Wish, dance
 from choreo.serve.events import ClientLeft, EventStream, while_there
 from choreo.serve.figures import Figures, facts, log
+from choreo.serve.guardrail import PATH, Conversations, guardrail
 from choreo.serve.keys import Key, Limiter, find
 from choreo.serve.pages import pages
 from choreo.serve.wire import ApiError, ChatRequest, read_request
@@ -47,22 +50,25 @@ class Server:
     def __init__(
         self, settings: Settings, agents: Mapping[str, Agent], keys: Sequence[Key], *,
         alive: Callable[[], bool] = lambda: True, waiting: Callable[[], float] = lambda: 0.0,
-        fingerprint: str = "", stop: Callable[[], Awaitable[None]] | None = None,
+        fingerprint: str = "", encode: Callable[[str], tuple[int, ...]] = lambda text: (),
+        stop: Callable[[], Awaitable[None]] | None = None,
     ):  # fmt: skip
-        """alive: whether the engine runs. waiting: sequences that wait for it. stop: called when all is answered."""
+        """alive: whether the engine runs. waiting: sequences that wait for it. encode: ids of another model's
+        answer, for an agent in this process that reads it. stop: called when all is answered."""
         self.settings, self.agents, self.keys = settings, agents, keys
-        self.alive, self.fingerprint, self._stop = alive, fingerprint, stop
+        self.alive, self.fingerprint, self.encode, self._stop = alive, fingerprint, encode, stop
         self.running = 0
         self.started = int(time.time())
         self.limiter = Limiter()
+        self.conversations: defaultdict[str, Conversations] = defaultdict(Conversations)  # by key
         self.figures = Figures(lambda: self.running, waiting)
         self._behind: set[asyncio.Task[None]] = set()  # reviews in the shadow, which nobody waits for
 
     # ---- who and how much -----------------------------------------------------------------------
 
-    def key(self, request: Request) -> Key:
-        """The caller. Raises 401."""
-        key = find(self.keys, request.headers.get("authorization"))
+    def key(self, request: Request, authorization: str | None = None) -> Key:
+        """The caller. authorization: said in another header. Raises 401."""
+        key = find(self.keys, authorization or request.headers.get("authorization"))
         if key is None:
             raise ApiError(
                 401, "no valid API key (Authorization: Bearer …)", type="authentication_error", code="invalid_api_key",
@@ -211,6 +217,7 @@ class Server:
         return Starlette(
             routes=[
                 Route("/v1/chat/completions", self._counted(self.chat), methods=["POST"]),
+                Route(PATH, self._counted(partial(guardrail, self)), methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{model}", self.models),
                 Route("/health", self.health),

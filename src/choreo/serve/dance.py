@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from choreo.errors import BadInput
 from choreo.text.feedback import parse_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 from choreo.waltz.protocol import Review, answered, reviewed, turn_of
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
+Guard = Literal["guard", "repair"]  # of another model's answer, which is reviewed alone, or revised too (`guardrail`)
 Stage = Literal["draft", "feedback", "revision"]
 Failure = Literal["feedback", "timeout", "unparsable", "revision"]
 
@@ -92,7 +94,7 @@ class Outcome:
     failed: what failed after the draft, or None. opened: the draft passes nevertheless, by the operator's leave.
     """
 
-    mode: Mode
+    mode: Mode | Guard
     game: Episode
     moves: tuple[Move, ...]
     failed: Failure | None = None
@@ -122,7 +124,7 @@ async def dance(
     agents: Mapping[str, Agent],
     wish: Wish,
     *,
-    mode: Mode,
+    mode: Mode | Guard,
     rounds: int,
     opened: frozenset[str] = frozenset(),
     tell: Callable[[Move, Episode], None] = lambda move, game: None,
@@ -130,20 +132,21 @@ async def dance(
 ) -> Outcome:
     """Plays `game` to its end. Raises Down or TimeoutError where there is no draft; every later failure is an outcome.
 
-    rounds: T_max. "off" plays none, "shadow" reviews the draft and leaves it so, "always" has every answer revised.
+    rounds: T_max. "off" plays none, "shadow" and "guard" review the draft and leave it so, "always" has every answer
+        revised.
     tell: hears every move as it is made. token: hears the draft while it is sampled.
     """
-    rounds = {"off": 0, "shadow": 1}.get(mode, rounds)
+    rounds = {"off": 0, "shadow": 1, "guard": 1}.get(mode, rounds)
     moves: list[Move] = []
     while agent := turn_of(game, rounds, always=mode == "always"):
         stage: Stage = "feedback" if agent == FEEDBACK else "revision" if game.answers else "draft"
-        if mode == "shadow" and stage == "revision":
+        if mode in ("shadow", "guard") and stage == "revision":
             break
         began = time.monotonic()
         try:
             async with asyncio.timeout(wish.deadline - began):
                 said = await agents[agent].say(game, wish, token if stage == "draft" else None)
-        except (Down, TimeoutError) as error:
+        except (Down, TimeoutError, BadInput) as error:  # the last of a template that wants roles to take turns
             if stage == "draft":
                 raise
             failed: Failure = "revision" if stage == "revision" else "feedback"

@@ -96,7 +96,7 @@ async def _serve(
 
     server = Server(
         settings, agents, keys, alive=lambda: pair.worker.alive, waiting=lambda: pair.worker.counts()[1],
-        fingerprint=pair.fingerprint, stop=stop,
+        fingerprint=pair.fingerprint, encode=pair.encode, stop=stop,
     )  # fmt: skip
 
     async def swap() -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from choreo.serve.dance import STAGES, WITHHELD, Mode, Outcome, cut, trace
+
+M = TypeVar("M", bound=BaseModel)
 
 # Parameters of the API that are not supported, and the value of each that asks for nothing.
 NEUTRAL: dict[str, Any] = {
@@ -36,16 +38,16 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Part(_Strict):
+class Part(Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(min_length=1)]
     name: None = None
@@ -60,12 +62,12 @@ class Message(_Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
-class Extension(_Strict):
+class Extension(Strict):
     """What only choreo has; each needs a key that allows it.
 
     mode: another than the server's. trace: the whole game in the reply, drafts in the clear.
@@ -77,7 +79,7 @@ class Extension(_Strict):
     stream: Literal["checked", "unchecked"] = "checked"
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     n: Annotated[int, Field(ge=1, le=8)] | None = None
@@ -102,6 +104,14 @@ class ChatRequest(_Strict):
         return min(given, default=None)
 
 
+def read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises ApiError for anything else."""
+    data = read_json(body)
+    if not isinstance(data, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return data
+
+
 def read_json(body: bytes) -> Any:
     """Raises ApiError for what is not JSON or holds what is no text (half a surrogate pair)."""
     try:
@@ -114,20 +124,12 @@ def read_json(body: bytes) -> Any:
 
 def read_request(body: bytes) -> ChatRequest:
     """A request that can be met, read strictly. Raises ApiError that names the parameter."""
-    data = read_json(body)
-    if not isinstance(data, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    data = read_object(body)
     for name in [name for name in data if name in NEUTRAL]:
         value = data.pop(name)
         if value is not None and value != NEUTRAL[name]:
             raise ApiError(400, f"{name} is not supported here", param=name, code="unsupported_parameter")
-    try:
-        asked = ChatRequest.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(map(str, first["loc"]))
-        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-        raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
+    asked = validated(ChatRequest, data)
     if asked.messages[-1].role != "user":
         last = f"messages.{len(asked.messages) - 1}.role"
         raise ApiError(400, "the last message must be the user's", param=last, code="invalid_value")
@@ -136,6 +138,17 @@ def read_request(body: bytes) -> ChatRequest:
     if asked.choreo.stream == "unchecked" and not asked.stream:
         raise ApiError(400, "an unchecked stream needs stream", param="choreo.stream", code="invalid_value")
     return asked
+
+
+def validated(model: type[M], data: dict[str, Any]) -> M:
+    """`data` as `model` reads it. Raises ApiError that names the parameter."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(map(str, first["loc"]))
+        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+        raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
 
 
 def _refuse(constant: str) -> None:
