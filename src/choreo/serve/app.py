@@ -23,7 +23,9 @@ from choreo.serve.events import ClientLeft, EventStream, while_there
 from choreo.serve.figures import Figures, facts, log
 from choreo.serve.guardrail import PATH, Conversations, guardrail
 from choreo.serve.keys import Key, Limiter, find
+from choreo.serve.openapi import description
 from choreo.serve.pages import pages
+from choreo.serve.shapes import Health, Model, Models, Ready
 from choreo.serve.wire import ApiError, ChatRequest, read_request
 
 
@@ -187,18 +189,26 @@ class Server:
         wanted = request.path_params.get("model")
         if wanted is not None and wanted != self.settings.model:
             raise ApiError(404, f"no model {wanted!r} here", param="model", code="model_not_found")
-        model = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "choreo"}
-        return JSONResponse(model if wanted is not None else {"object": "list", "data": [model]})
+        model: Model = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "choreo"}
+        models: Models = {"object": "list", "data": [model]}
+        return JSONResponse(model if wanted is not None else models)
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
+        alive: Health = {"status": "alive"}
+        return JSONResponse(alive)
 
     async def ready(self, request: Request) -> Response:
         self.key(request)
         if not self.alive():
             raise ApiError(503, "the engine does not run", type="server_error", code="not_ready")
-        about = {"mode": self.settings.mode, "rounds": self.settings.rounds, "fingerprint": self.fingerprint}
-        return JSONResponse({"status": "ready", "model": self.settings.model, **about})
+        about: Ready = {
+            "status": "ready", "model": self.settings.model, "mode": self.settings.mode, "rounds": self.settings.rounds,
+            "fingerprint": self.fingerprint,
+        }  # fmt: skip
+        return JSONResponse(about)
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(description())
 
     async def metrics(self, request: Request) -> Response:
         if not self.key(request).metrics:
@@ -223,6 +233,7 @@ class Server:
                 Route("/health", self.health),
                 Route("/ready", self.ready),
                 Route("/metrics", self.metrics),
+                Route("/openapi.json", self.openapi),
                 *pages(),
             ],
             exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},

@@ -9,9 +9,10 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from choreo.errors import BadInput
+from choreo.serve.shapes import TracedGame, TracedMove
 from choreo.text.feedback import parse_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 from choreo.waltz.protocol import Review, answered, reviewed, turn_of
@@ -178,7 +179,7 @@ def cut(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
-def trace(outcome: Outcome) -> dict[str, Any]:
+def trace(outcome: Outcome) -> TracedGame:
     """The game as a caller with the right to it sees it: drafts and reviews in the clear, times in milliseconds."""
     return {
         "triggered": outcome.game.triggered,
@@ -189,14 +190,18 @@ def trace(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> dict[str, Any]:
-    record: dict[str, Any] = {
+def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> TracedMove:
+    record: TracedMove = {
         "stage": move.stage, "tokens": move.said.tokens, "ms": round(1000 * move.seconds, 1),
         "version": move.said.turn.version,
     }  # fmt: skip
     if move.stage != "feedback":
-        return record | {"text": move.said.turn.text}
+        return {**record, "text": move.said.turn.text}
     number = sum(earlier.stage == "feedback" for earlier in before)
     said = game.feedback[number]
-    read = {} if said is None else {"unsafe": said.unsafe, "overrefuse": said.overrefuse, "feedback": said.feedback}
-    return record | {"parsed": said is not None, **read, "reasoning": said.reasoning if said else None}
+    if said is None:
+        return {**record, "parsed": False, "reasoning": None}
+    return {
+        **record, "parsed": True, "unsafe": said.unsafe, "overrefuse": said.overrefuse, "feedback": said.feedback,
+        "reasoning": said.reasoning,
+    }  # fmt: skip

@@ -23,6 +23,7 @@ from choreo.serve.dance import Guard, Outcome, Wish, dance
 from choreo.serve.events import ClientLeft, while_there
 from choreo.serve.figures import labels
 from choreo.serve.keys import Key
+from choreo.serve.shapes import Action
 from choreo.serve.wire import ApiError, Strict, read_object, validated
 from choreo.types import CONVERSATION, Episode, Prompt, Turn
 
@@ -189,7 +190,7 @@ async def _judged(
     return verdicts
 
 
-def _answer(texts: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _answer(texts: Sequence[str], verdicts: Sequence[Verdict]) -> Action:
     """LiteLLM passes all of an answer's texts, or none."""
     passed = [verdict.text for verdict in verdicts if verdict.text is not None]
     if len(passed) < len(verdicts):

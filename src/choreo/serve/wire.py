@@ -13,6 +13,21 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from choreo.serve.dance import STAGES, WITHHELD, Mode, Outcome, cut, trace
+from choreo.serve.shapes import (
+    AssistantMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    Error,
+    Finish,
+    Head,
+    Note,
+    StageTokens,
+    Trace,
+    Usage,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -35,7 +50,7 @@ class ApiError(Exception):
     ):  # fmt: skip
         super().__init__(message)
         self.status, self.headers = status, headers
-        self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
+        self.body: Error = {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
 class Strict(BaseModel):
@@ -127,7 +142,7 @@ def read_request(body: bytes) -> ChatRequest:
     data = read_object(body)
     for name in [name for name in data if name in NEUTRAL]:
         value = data.pop(name)
-        if value is not None and value != NEUTRAL[name]:
+        if value is not None and not _same(value, NEUTRAL[name]):
             raise ApiError(400, f"{name} is not supported here", param=name, code="unsupported_parameter")
     asked = validated(ChatRequest, data)
     if asked.messages[-1].role != "user":
@@ -151,6 +166,11 @@ def validated(model: type[M], data: dict[str, Any]) -> M:
         raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
 
 
+def _same(value: Any, other: Any) -> bool:
+    """Equality as JSON has it: true is not 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
@@ -159,28 +179,34 @@ class Reply:
     """What all objects of one reply share."""
 
     def __init__(self, id: str, created: int, model: str, fingerprint: str):
-        self.head = {"id": id, "created": created, "model": model, "system_fingerprint": fingerprint}
+        self.head: Head = {"id": id, "created": created, "model": model, "system_fingerprint": fingerprint}
 
-    def completion(self, outcomes: Sequence[Outcome], wish_stop: Sequence[str], prompt: int, traced: bool) -> dict:
+    def completion(
+        self, outcomes: Sequence[Outcome], wish_stop: Sequence[str], prompt: int, traced: bool
+    ) -> Completion:
         """A chat.completion; prompt: tokens of the draft's context."""
-        choices = []
+        choices: list[Choice] = []
         for i, outcome in enumerate(outcomes):
             text, finish = said(outcome, wish_stop)
-            message = {"role": "assistant", "content": text, "refusal": None}
+            message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
             choices.append({"index": i, "message": message, "finish_reason": finish, "logprobs": None})
-        body = {**self.head, "object": "chat.completion", "choices": choices, "usage": usage(outcomes, prompt)}
-        return body | ({"choreo": extension(outcomes)} if traced else {})
+        body: Completion = {
+            **self.head, "object": "chat.completion", "choices": choices, "usage": usage(outcomes, prompt),
+        }  # fmt: skip
+        if traced:
+            body["choreo"] = extension(outcomes)
+        return body
 
-    def chunk(self, index: int, delta: dict[str, Any], finish: str | None = None) -> dict:
-        choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def chunk(self, index: int, delta: Delta, finish: Finish | None = None) -> Chunk:
+        choice: ChunkChoice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def note(self, **more: Any) -> dict:
+    def note(self, more: Note) -> Chunk:
         """A chunk without choices: usage, or choreo's own."""
         return {**self.head, "object": "chat.completion.chunk", "choices": [], **more}
 
 
-def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, str]:
+def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
     """The text a caller gets, and its finish_reason."""
     if outcome.withheld:
         return WITHHELD, "content_filter"
@@ -189,12 +215,13 @@ def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, str]:
     return text, "stop" if stopped else "length"
 
 
-def usage(outcomes: Sequence[Outcome], prompt: int) -> dict[str, Any]:
+def usage(outcomes: Sequence[Outcome], prompt: int) -> Usage:
     """completion_tokens counts every token that was sampled; whose they were stands in `choreo`."""
-    own = {f"{stage}_tokens": sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES}
-    total = sum(own.values())
+    draft, feedback, revision = (sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES)
+    own: StageTokens = {"draft_tokens": draft, "feedback_tokens": feedback, "revision_tokens": revision}
+    total = draft + feedback + revision
     return {"prompt_tokens": prompt, "completion_tokens": total, "total_tokens": prompt + total, "choreo": own}
 
 
-def extension(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def extension(outcomes: Sequence[Outcome]) -> Trace:
     return {"mode": outcomes[0].mode, "choices": [trace(outcome) for outcome in outcomes]}
