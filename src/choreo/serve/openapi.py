@@ -47,11 +47,17 @@ class Operation:
 
 
 TEXT = {"type": "string"}
+DATA = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Chunk", "Error")]}
+EVENT = {  # each of a stream's; the last one says [DONE], where the stream did not break off
+    "type": "object", "required": ["data"], "properties": {"data": {"type": "string", "anyOf": [
+        {"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": DATA},
+    ]}},
+}  # fmt: skip
 NAME = {"name": "model", "in": "path", "required": True, "schema": TEXT}
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", "/v1/chat/completions"): Operation(
-        "A reviewed answer. As events where `stream` is true: each holds a Chunk, or an Error; the last says [DONE].",
-        {"application/json": Completion, "text/event-stream": TEXT}, (*POSTED, 403, 404, 504), ChatRequest,
+        "A reviewed answer. As events, where `stream` is true.",
+        {"application/json": Completion, "text/event-stream": EVENT}, (*POSTED, 403, 404, 504), ChatRequest,
     ),
     ("post", PATH): Operation(
         "LiteLLM's generic guardrail: whether an answer of another model passes.",
