@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class Server:
         answer, for an agent in this process that reads it. stop: called when all is answered."""
         self.settings, self.agents, self.keys = settings, agents, keys
         self.alive, self.fingerprint, self.encode, self._stop = alive, fingerprint, encode, stop
-        self.running = 0
+        self.running, self.in_flight = 0, Counter[str]()  # games in play, and whose
         self.started = int(time.time())
         self.limiter = Limiter()
         self.conversations: defaultdict[str, Conversations] = defaultdict(Conversations)  # by key
@@ -85,19 +85,27 @@ class Server:
             message = f"this key may ask {key.per_minute} times a minute"
             raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
-    def enter(self, games: int) -> None:
-        """Counts so many more games in play. Raises 503 where the queue is full; call `leave` once they are over."""
-        if games > self.settings.queue:
-            message = f"at most {self.settings.queue} answers are in play here"
-            raise ApiError(400, message, param="n", code="invalid_value")
+    def enter(self, key: Key, games: int) -> None:
+        """Counts so many more games in play. Raises 429 where the key has too many, 503 where the queue is full; call
+        `leave` once they are over."""
+        most = min(self.settings.queue, key.in_flight or self.settings.queue)
+        if games > most:
+            raise ApiError(400, f"at most {most} answers are in play here", param="n", code="invalid_value")
+        if key.in_flight is not None and self.in_flight[key.name] + games > key.in_flight:
+            message = f"this key may have {key.in_flight} answers in play"
+            raise ApiError(
+                429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": "1"}
+            )
         if self.running + games > self.settings.queue:
             raise ApiError(
                 503, "the queue is full", type="server_error", code="overloaded", headers={"Retry-After": "1"}
             )
         self.running += games
+        self.in_flight[key.name] += games
 
-    def leave(self, games: int = 1) -> None:
+    def leave(self, key: str, games: int = 1) -> None:
         self.running -= games
+        self.in_flight[key] -= games
 
     async def body(self, request: Request) -> bytes:
         received = b""
@@ -128,21 +136,22 @@ class Server:
         self.allow(key, asked)
         games = asked.n or 1
         self.limiter.owe(key, games - 1)
-        self.enter(games)
+        self.enter(key, games)
+        leave = partial(self.leave, key.name, games)
         try:
             call = Call(self, key, asked, began)
         except BaseException:
-            self.leave(games)
+            leave()
             raise
         if asked.stream:
-            return EventStream(call.stream, lambda: self.leave(games), self.figures.disconnected.labels(key.name).inc)
+            return EventStream(call.stream, leave, self.figures.disconnected.labels(key.name).inc)
         try:
             return JSONResponse(await while_there(request.receive, call.whole()))
         except ClientLeft:
             self.figures.disconnected.labels(key.name).inc()
             return Response(status_code=499)
         finally:
-            self.leave(games)
+            leave()
 
     def allow(self, key: Key, asked: ChatRequest) -> None:
         """Raises 403 for what the key does not allow, 400 for a review by a pair that was trained without."""
@@ -169,9 +178,10 @@ class Server:
                 seen = await dance(draft.game, self.agents, late, mode="shadow", rounds=1)
                 self.counted(key, replace(seen, moves=(*draft.moves, *seen.moves)), event)
             finally:
-                self.leave()
+                self.leave(key)
 
         self.running += 1
+        self.in_flight[key] += 1
         task = asyncio.create_task(review())
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)

@@ -159,7 +159,7 @@ async def guardrail(server: Server, request: Request) -> Response:
     games = len(texts)
     server.limit(key)
     server.limiter.owe(key, games - 1)
-    server.enter(games)
+    server.enter(key, games)
     mode: Guard = "repair" if (asked.additional_provider_specific_params or Params()).repair else "guard"
     try:
         verdicts = _judged(server, key, None if unread else prompt, texts, mode, began)
@@ -168,7 +168,7 @@ async def guardrail(server: Server, request: Request) -> Response:
         server.figures.disconnected.labels(key.name).inc()
         return Response(status_code=499)
     finally:
-        server.leave(games)
+        server.leave(key.name, games)
 
 
 async def _judged(
