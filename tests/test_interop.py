@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -33,26 +34,23 @@ model_list:
       api_base: {url}/v1
       api_key: {key}
       extra_body: {{choreo: {{mode: "off"}}}}
-guardrails:
-  - guardrail_name: block
-    litellm_params: &ours
-      guardrail: generic_guardrail_api
-      mode: [during_call, post_call]
-      api_base: {url}
-      api_key: {key}
-      timeout: 35
-      streaming_end_of_stream_only: true
-      streaming_transform_mode: incremental_diff
-  - guardrail_name: repair
-    litellm_params:
-      <<: *ours
-      additional_provider_specific_params: {{repair: true}}
-  - guardrail_name: forgets
-    litellm_params:
-      <<: *ours
-      mode: post_call
 general_settings: {{master_key: sk-proxy}}
 """
+
+
+def guardrails(url):
+    """The guardrail of docs/serve.md, as it stands there, and two like it; each request names the one it wants."""
+    page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+    told = re.search(r"```yaml\nguardrails:\n(.*?)```", page, re.S)[1]
+    for what, instead in (("http://127.0.0.1:8000", url), ("default_on: true", "default_on: false")):
+        assert what in told
+        told = told.replace(what, instead)
+    names = {
+        "repair": told,
+        "block": told.replace("repair: true", "repair: false"),
+        "forgets": told.replace("[during_call, post_call]", "post_call"),
+    }
+    return "guardrails:\n" + "".join(f"{text.replace('name: choreo', f'name: {name}')}" for name, text in names.items())
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +63,13 @@ def server(tmp_path_factory):
 def proxy(server, tmp_path_factory):
     """An OpenAI client of a LiteLLM proxy, whose model is the untrained pair's conversation agent alone."""
     folder = tmp_path_factory.mktemp("proxy")
-    (folder / "config.yaml").write_text(CONFIG.format(url=server.url, key=KEY), encoding="utf-8")
+    config = CONFIG.format(url=server.url, key=KEY) + guardrails(server.url)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [LITELLM, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "CHOREO_API_KEY": KEY}
     with open(folder / "log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
