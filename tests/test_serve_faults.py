@@ -238,6 +238,40 @@ def test_keys_allow_what_their_file_says_and_no_more(stub, tmp_path):
         assert int(statuses[2].headers["retry-after"]) >= 1
 
 
+def test_a_key_has_no_more_in_play_than_it_may(stub, tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("small", "one") + "in_flight = 2\n" + entry("other", "two"))
+
+    async def many(server, content, count):
+        async with httpx2.AsyncClient(base_url=server.url, headers=server.http.headers, timeout=60) as http:
+            body = {"model": "run", "messages": [{"role": "user", "content": content}], "n": count}
+            return await asyncio.gather(*(http.post("/v1/chat/completions", json=body) for _ in range(3)))
+
+    with start(stub, "--keys", str(file), key="one") as server:
+        answers = sorted(asyncio.run(many(server, "busy", 1)), key=lambda answer: answer.status_code)
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[2].headers["retry-after"] == "1"
+        assert server.ask("hello", n=3).status_code == 400  # it never could
+        assert server.ask("hello", n=2).status_code == 200  # and all places are free again
+        server.http.headers["Authorization"] = "Bearer two"
+        assert {answer.status_code for answer in asyncio.run(many(server, "busy", 1))} == {200}
+
+
+def test_a_key_is_revoked_without_a_restart_and_a_broken_file_changes_nothing(stub, tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("old", "one"))
+    with start(stub, "--keys", str(file), key="one") as server:
+        for text, event in (("[[key]]\nname = 3", "keys failed"), (entry("new", "two"), "keys")):
+            assert server.ask("hello").status_code == 200
+            file.write_text(text)
+            server.process.send_signal(signal.SIGHUP)
+            line = server.wait(event)
+        assert server.wait("keys failed")["level"] == "critical" and line["count"] == 1
+        assert server.ask("hello").status_code == 401
+        server.http.headers["Authorization"] = "Bearer two"
+        assert server.ask("hello").status_code == 200
+
+
 def test_what_is_in_play_is_finished_before_the_end(stub):
     serving, answers = start(stub, "--deadline", "30"), []
     thread = threading.Thread(target=lambda: answers.append(serving.ask("busy")))
