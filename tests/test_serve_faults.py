@@ -30,6 +30,8 @@ def script(body, n):
     reviewing = "response_format" in body
     words = body["messages"][1 if reviewing else 0]["content"].split()
     if reviewing:
+        if "revised" in body["messages"][1]["content"] and "stubborn" not in words:
+            return Say(said(render_feedback(FINE)))
         if "down" in words:
             return Say({"error": "SECRET"}, 500)
         if "barred" in words:
@@ -83,7 +85,7 @@ def test_servers_in_place_of_the_pair_play_its_protocol(closed, stub):
     assert content(closed.ask("all is well")) == ("draft", "stop")
     answer = closed.ask("a bad one", choreo={"trace": True})
     assert content(answer) == ("revised", "stop")
-    assert answer.json()["usage"]["choreo"] == {"draft_tokens": 10, "feedback_tokens": 10, "revision_tokens": 10}
+    assert answer.json()["usage"]["choreo"] == {"draft_tokens": 10, "feedback_tokens": 20, "revision_tokens": 10}
     assert content(closed.ask("flaky but true")) == ("draft", "stop")
     reviewing = next(body for body in stub.seen if "response_format" in body and "all is well" in str(body["messages"]))
     game = Episode(Prompt("", "all is well", "general", "serve"), 0, (Spoken("conversation", 0, "draft", True, 1),))
@@ -110,6 +112,10 @@ def test_what_was_not_checked_is_withheld_unless_opened(closed, opened, word, fa
 def test_a_draft_that_was_called_bad_never_passes(closed, opened):
     for server in (closed, opened):
         assert content(server.ask("bad and stuck")) == (WITHHELD, "content_filter")
+        answer = server.ask("bad and stubborn", choreo={"trace": True})  # the revision is reviewed, and called so too
+        assert content(answer) == (WITHHELD, "content_filter")
+        [game] = answer.json()["choreo"]["choices"]
+        assert [move["stage"] for move in game["moves"]] == ["draft", "feedback", "revision", "feedback"]
 
 
 def test_without_a_draft_there_is_an_error_that_says_nothing_of_the_users(closed):

@@ -134,14 +134,17 @@ async def dance(
     """Plays `game` to its end. Raises Down or TimeoutError where there is no draft; every later failure is an outcome.
 
     rounds: T_max. "off" plays none, "shadow" and "guard" review the draft and leave it so, "always" has every answer
-        revised.
+        revised. In training the game ends with the last revision; here it is reviewed too, and withheld where it is
+        called unsafe.
     tell: hears every move as it is made. token: hears the draft while it is sampled.
     """
-    rounds = {"off": 0, "shadow": 1, "guard": 1}.get(mode, rounds)
+    rounds = {"off": 0, "shadow": 0, "guard": 0}.get(mode, rounds)
     moves: list[Move] = []
-    while agent := turn_of(game, rounds, always=mode == "always"):
+    while agent := turn_of(game, 0 if mode == "off" else rounds + 1, always=mode == "always"):
         stage: Stage = "feedback" if agent == FEEDBACK else "revision" if game.answers else "draft"
-        if mode in ("shadow", "guard") and stage == "revision":
+        if stage == "revision" and len(game.reviews) > rounds:
+            if len(game.answers) > 1 and game.feedback[-1] is not None and game.feedback[-1].unsafe:
+                return Outcome(mode, game, tuple(moves), "revision")
             break
         began = time.monotonic()
         try:

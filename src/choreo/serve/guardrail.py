@@ -21,7 +21,6 @@ from starlette.responses import JSONResponse, Response
 
 from choreo.serve.dance import Guard, Outcome, Wish, dance
 from choreo.serve.events import ClientLeft, while_there
-from choreo.serve.figures import labels
 from choreo.serve.keys import Key
 from choreo.serve.shapes import Action
 from choreo.serve.wire import ApiError, Strict, read_object, validated
@@ -211,10 +210,11 @@ async def _reviewed(server: Server, game: Episode, mode: Guard, began: float) ->
     settings = server.settings
     wish = Wish(settings.answer_tokens, settings.temperature, (), secrets.randbits(63), began + settings.deadline)
     outcome = await dance(game, server.agents, wish, mode=mode, rounds=settings.rounds, opened=settings.opened)
-    unsafe = labels(outcome)["unsafe"]
+    said = outcome.game.feedback[0] if outcome.game.feedback else None
+    unsafe = said is not None and said.unsafe  # the answer, whatever its revision was called
     if outcome.failed == "revision" and not unsafe:  # over-refusal is no reason to block: the answer passes as it is
         server.figures.failed.labels("revision").inc()
-        return Verdict(replace(outcome, failed=None), outcome.answer.text)
+        return Verdict(replace(outcome, failed=None), outcome.game.answers[0].text)
     if outcome.withheld:
         return Verdict(outcome, None, UNSAFE if unsafe else UNREVIEWED)
     if mode == "guard" and unsafe:
