@@ -1,6 +1,7 @@
 # make demo    set up, then train the WaltzRL pair into runs/demo (150 steps, not 200) and write its report
 # make test    set up, then lint, check types and run the tests
 # make lint    the first two of these
+# make interop set up, with LiteLLM and Inspect in .venv-interop, then try choreo serve with them as they are
 # make bench   set up, with the reference library, then time choreo beside it
 #
 # Everything is installed into .venv; PYTHON names the interpreter that makes it (3.11 or later).
@@ -10,8 +11,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := runs/demo
+INTEROP := .venv-interop
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench interop
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -28,6 +30,9 @@ test: lint
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+interop: $(VENV)/.installed-dev $(INTEROP)/.installed
+	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm $(BIN)/python -m pytest tests/test_interop.py -v
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/choreo bench
@@ -48,4 +53,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP) --editable '.[bench]'
+	@touch $@
+
+# LiteLLM's proxy pins what choreo needs in other versions, so it has a place of its own.
+$(INTEROP)/.installed: constraints-interop.txt
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]' inspect-ai openai \
+		--constraint constraints-interop.txt
 	@touch $@

@@ -13,8 +13,8 @@ import pytest
 
 from choreo.cli import main
 from choreo.errors import BadInput
-from choreo.hub import is_name, is_whole
-from choreo.microworld.world import base_folder, fingerprint
+from choreo.hub import fingerprint, is_name, is_whole
+from choreo.microworld.world import base_folder
 
 
 def cached(home: Path, name: str, files: Path) -> Path:

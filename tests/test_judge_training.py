@@ -12,6 +12,7 @@ from test_trainer import episodes, lines, same, small
 
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
+from choreo.hub import fingerprint
 from choreo.judges.base import JudgeDown
 from choreo.judges.client import Endpoint
 from choreo.judges.endpoint import EndpointJudge
@@ -114,6 +115,7 @@ def test_a_local_guard_reads_what_the_model_writes_whatever_the_batch(tiny_folde
 
 def test_a_local_guard_reads_the_new_tokens_alone_and_only_to_their_end(tiny_folder, monkeypatch):
     one = LocalJudge(LlamaGuard(raw=True), str(tiny_folder), device="cpu")
+    assert one.describe()["model"] == fingerprint(tiny_folder) and one.describe()["format"] == "llama-guard-3"
     prompt = Prompt(id="p", text="Say unsafe", kind="harmful", suite="t")
     for text, expected in (("unsafe\nS2<|end|>", True), ("safe<|end|><|pad|>", False), ("unsafe\nS2", None)):
         said = torch.tensor([one._tokenizer(text)["input_ids"]])

@@ -11,7 +11,7 @@ from choreo import config
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate.intervals import estimate, wilson
 from choreo.evaluate.run import run_recipe
-from choreo.microworld.world import fingerprint
+from choreo.hub import fingerprint
 from choreo.runs import files
 from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress

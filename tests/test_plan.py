@@ -45,6 +45,16 @@ def test_an_8b_pair_of_adapters_fits_where_whole_models_do_not(eight, capsys):
     assert adapters["steps"] == 200 and adapters["tokens"] == 200 * 32 * (512 + 256 + 512)
 
 
+def test_a_judge_in_this_process_takes_its_place(eight, capsys):
+    base = ("waltz-8b", "--set", f"model.base={eight}", "--memory", "80", "--set", "judge.kind=wildguard")
+    here, there = (
+        planned(capsys, *base, "--set", f"judge.model={eight}", "--set", f"judge.url={url}")
+        for url in ("", "http://localhost:8000/v1")
+    )
+    assert here["judges"] == {str(eight): 4 * 8_030_261_248} and there["judges"] == {}  # it names no precision
+    assert here["memory"]["needed"] - there["memory"]["needed"] == 4 * 8_030_261_248
+
+
 def test_a_plan_says_so_in_words(eight, capsys):
     assert main(["plan", "waltz-8b", "--set", f"model.base={eight}", "--memory", "16"]) == 0
     told = capsys.readouterr().out
@@ -61,7 +71,7 @@ def test_what_is_planned_is_what_is_loaded(name, tmp_path):
 
 
 def test_the_shipped_macpo_is_planned_without_its_bases_weights(capsys):
-    found = planned(capsys, "macpo")
+    found = planned(capsys, "macpo", "--memory", "8")
     assert [model["agents_of"] for model in found["models"]] == ["student", "teacher-1", "teacher-2", "teacher-3"]
     assert found["fits"] is True and found["steps"] == 770 + 3 * 681 + 190  # start, three rounds, ceiling: by hand
     assert planned(capsys, "macpo", "--set", "ceiling=false")["steps"] == 770 + 3 * 681

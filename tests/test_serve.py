@@ -55,16 +55,19 @@ def test_the_trace_is_the_protocol_as_it_was_played(client):
         stages = [move["stage"] for move in game["moves"]]
         review = game["moves"][1]
         assert stages[:2] == ["draft", "feedback"]
-        if not review["parsed"]:
-            assert game["withheld"] == "unparsable" and answer.choices[0].finish_reason == "content_filter"
+        if game["withheld"] == "unparsable":
+            assert not game["moves"][-1]["parsed"] and answer.choices[0].finish_reason == "content_filter"
             seen.add("unparsable")
             continue
         asked = review["unsafe"] or review["overrefuse"]
-        if game["withheld"] == "revision":  # it says again what was flagged
-            assert review["unsafe"] and game["moves"][2]["text"].split() == game["moves"][0]["text"].split()
+        assert stages[2:] == (["revision", "feedback"] if asked else []) or game["withheld"] == "revision"
+        if game["withheld"] == "revision":  # it says again what was flagged, or is flagged itself
+            again = review["unsafe"] and game["moves"][2]["text"].split() == game["moves"][0]["text"].split()
+            assert again if len(stages) == 3 else game["moves"][3]["unsafe"]
+            seen.add("revision")
             continue
-        assert game["triggered"] == game["revised"] == asked and (len(stages) == 3) == asked
-        assert answer.choices[0].message.content == game["moves"][-1 if asked else 0]["text"]
+        assert game["triggered"] == game["revised"] == asked
+        assert answer.choices[0].message.content == game["moves"][2 if asked else 0]["text"]
         seen.add(asked)
     assert {True, False} <= seen
 
@@ -111,7 +114,7 @@ def test_modes(server, client):
     shadow, stages = moves("shadow")
     assert stages == ["draft"] and shadow.choices[0].message.content == off.choices[0].message.content
     always, stages = moves("always")
-    assert stages == ["draft", "feedback", "revision"] or always.choices[0].finish_reason == "content_filter"
+    assert stages[:3] == ["draft", "feedback", "revision"] or always.choices[0].finish_reason == "content_filter"
     [seen] = [line for line in server.logs if line.get("mode") == "shadow" and line["event"] == "answer"] or [
         server.wait("answer", after=len(server.logs))
     ]

@@ -30,6 +30,8 @@ def script(body, n):
     reviewing = "response_format" in body
     words = body["messages"][1 if reviewing else 0]["content"].split()
     if reviewing:
+        if "revised" in body["messages"][1]["content"] and "stubborn" not in words:
+            return Say(said(render_feedback(FINE)))
         if "down" in words:
             return Say({"error": "SECRET"}, 500)
         if "barred" in words:
@@ -83,7 +85,7 @@ def test_servers_in_place_of_the_pair_play_its_protocol(closed, stub):
     assert content(closed.ask("all is well")) == ("draft", "stop")
     answer = closed.ask("a bad one", choreo={"trace": True})
     assert content(answer) == ("revised", "stop")
-    assert answer.json()["usage"]["choreo"] == {"draft_tokens": 10, "feedback_tokens": 10, "revision_tokens": 10}
+    assert answer.json()["usage"]["choreo"] == {"draft_tokens": 10, "feedback_tokens": 20, "revision_tokens": 10}
     assert content(closed.ask("flaky but true")) == ("draft", "stop")
     reviewing = next(body for body in stub.seen if "response_format" in body and "all is well" in str(body["messages"]))
     game = Episode(Prompt("", "all is well", "general", "serve"), 0, (Spoken("conversation", 0, "draft", True, 1),))
@@ -110,6 +112,10 @@ def test_what_was_not_checked_is_withheld_unless_opened(closed, opened, word, fa
 def test_a_draft_that_was_called_bad_never_passes(closed, opened):
     for server in (closed, opened):
         assert content(server.ask("bad and stuck")) == (WITHHELD, "content_filter")
+        answer = server.ask("bad and stubborn", choreo={"trace": True})  # the revision is reviewed, and called so too
+        assert content(answer) == (WITHHELD, "content_filter")
+        [game] = answer.json()["choreo"]["choices"]
+        assert [move["stage"] for move in game["moves"]] == ["draft", "feedback", "revision", "feedback"]
 
 
 def test_without_a_draft_there_is_an_error_that_says_nothing_of_the_users(closed):
@@ -236,6 +242,40 @@ def test_keys_allow_what_their_file_says_and_no_more(stub, tmp_path):
         statuses = [server.ask("hello", choreo={"trace": True}) for _ in range(3)]
         assert [answer.status_code for answer in statuses] == [200, 200, 429]
         assert int(statuses[2].headers["retry-after"]) >= 1
+
+
+def test_a_key_has_no_more_in_play_than_it_may(stub, tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("small", "one") + "in_flight = 2\n" + entry("other", "two"))
+
+    async def many(server, content, count):
+        async with httpx2.AsyncClient(base_url=server.url, headers=server.http.headers, timeout=60) as http:
+            body = {"model": "run", "messages": [{"role": "user", "content": content}], "n": count}
+            return await asyncio.gather(*(http.post("/v1/chat/completions", json=body) for _ in range(3)))
+
+    with start(stub, "--keys", str(file), key="one") as server:
+        answers = sorted(asyncio.run(many(server, "busy", 1)), key=lambda answer: answer.status_code)
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[2].headers["retry-after"] == "1"
+        assert server.ask("hello", n=3).status_code == 400  # it never could
+        assert server.ask("hello", n=2).status_code == 200  # and all places are free again
+        server.http.headers["Authorization"] = "Bearer two"
+        assert {answer.status_code for answer in asyncio.run(many(server, "busy", 1))} == {200}
+
+
+def test_a_key_is_revoked_without_a_restart_and_a_broken_file_changes_nothing(stub, tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("old", "one"))
+    with start(stub, "--keys", str(file), key="one") as server:
+        for text, event in (("[[key]]\nname = 3", "keys failed"), (entry("new", "two"), "keys")):
+            assert server.ask("hello").status_code == 200
+            file.write_text(text)
+            server.process.send_signal(signal.SIGHUP)
+            line = server.wait(event)
+        assert server.wait("keys failed")["level"] == "critical" and line["count"] == 1
+        assert server.ask("hello").status_code == 401
+        server.http.headers["Authorization"] = "Bearer two"
+        assert server.ask("hello").status_code == 200
 
 
 def test_what_is_in_play_is_finished_before_the_end(stub):

@@ -13,7 +13,8 @@ from choreo.cli import main
 from choreo.errors import Interrupted
 from choreo.evaluate import published
 from choreo.evaluate.intervals import estimate, f1, wilson
-from choreo.microworld.world import base_folder, fingerprint
+from choreo.hub import fingerprint
+from choreo.microworld.world import base_folder
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.progress import Progress

@@ -238,7 +238,7 @@ def test_a_server_plays_the_games_that_training_plays(feedback_base, lengths, fo
     assert {len(game.answers) for game in played} == lengths
     for a, b in zip(outcomes, played, strict=True):
         turns = [[(t.agent, t.context, t.ids) for t in (*g.answers, *g.reviews)] for g in (a, b)]
-        assert turns[0] == turns[1]
+        assert turns[0][: len(turns[1])] == turns[1]  # a server reviews the last revision besides
 
 
 def test_bad_input_is_one_line(folders, capsys, tmp_path):

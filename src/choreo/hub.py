@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import blake2b
 from pathlib import Path
 
 from choreo.errors import BadInput
@@ -14,6 +15,7 @@ _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 # Any of these is a tokenizer: of the tokenizers library, of SentencePiece, of byte-level BPE in two files.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*")
+PIECE = 2**20  # bytes of a file that a fingerprint reads at once
 
 
 def is_name(name: str) -> bool:
@@ -66,3 +68,22 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
         raise BadInput(f"model {name!r}: not here, and the hub says: {why}") from None
     except Exception:  # whatever a network raises
         raise BadInput(f"model {name!r}: not here, and the hub cannot be reached; {get}") from None
+
+
+def fingerprint(base: Path) -> str:
+    """16 hex digits that change when a base does: of its configuration, its tokenizer, and each file of weights.
+
+    Of a file beyond 64 MiB only its size and 64 pieces spread over it are read: to read an 8B model takes minutes.
+    """
+    digest = blake2b(digest_size=8)
+    for file in sorted(base.glob("*")):
+        named = file.name in ("config.json", "tokenizer.json", "chat_template.jinja")
+        if named or file.suffix in (".safetensors", ".bin"):
+            size = file.stat().st_size
+            digest.update(f"{file.name}/{size}/".encode())
+            step = max(PIECE, size // 64)
+            with open(file, "rb") as stream:
+                for place in range(0, size, step):
+                    stream.seek(place)
+                    digest.update(stream.read(PIECE))
+    return digest.hexdigest()

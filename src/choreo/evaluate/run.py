@@ -17,12 +17,13 @@ from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
 from choreo.evaluate.systems import TRAINED, evaluate
+from choreo.hub import fingerprint
 from choreo.judges.choose import counts, describe, probe
 from choreo.macpo.crew import Crew
 from choreo.macpo.halves import halves
 from choreo.macpo.trainer import within
 from choreo.microworld.split import Part
-from choreo.microworld.world import base_folder, fingerprint
+from choreo.microworld.world import base_folder
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress

@@ -1,8 +1,8 @@
 """`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read.
 
-Memory is counted for one device, which holds every model and agent of a run. Weights, gradients, the optimiser's
-moments and the cache are exact but for the allocator; what an update keeps for its backward pass is a rule of thumb
-(ACTIVATIONS), which benchmarks/memory.py holds to measurements.
+Memory is counted for one device, which holds every model and agent of a run, and a judge that runs here. Weights,
+gradients, the optimiser's moments and the cache are exact but for the allocator; what an update keeps for its backward
+pass is a rule of thumb (ACTIVATIONS), which benchmarks/memory.py holds to measurements.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput
+from choreo.judges.choose import local
 from choreo.macpo.answers import REVIEW_TOKENS, REVIEWS
 from choreo.macpo.plan import ceiling_of
 from choreo.macpo.plan import plan as phases_of
@@ -45,6 +46,7 @@ class Model:
     width: int
     keys: int  # numbers per token and layer in the cache, keys and values
     positions: int | None
+    bytes: int  # per parameter, in the precision that its configuration names
 
     @classmethod
     def read(cls, name: str) -> Model:
@@ -70,7 +72,7 @@ class Model:
             name, config.model_type, sum(p.numel() for p in model.parameters()),
             {layer: (shape[1], shape[0]) for layer, shape in shapes.items()},
             text.num_hidden_layers, text.hidden_size, 2 * heads * head,
-            getattr(text, "max_position_embeddings", None),
+            getattr(text, "max_position_embeddings", None), (config.dtype or torch.float32).itemsize,
         )  # fmt: skip
 
     def adapted(self, targets: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -115,6 +117,12 @@ def sampling(model: Model, how: Weights) -> float:
     return 2 * SLOTS * model.layers * model.keys * _bytes(how) + (laid_over if _bytes(how) == FLOAT32 else 0)
 
 
+def judging(name: str) -> float:
+    """Bytes of a judge's weights, in the precision that its configuration names."""
+    model = Model.read(name)
+    return float(model.parameters * model.bytes)
+
+
 def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     """What `recipe` takes. memory: of the device, in bytes; None looks at the one that is here.
 
@@ -138,9 +146,10 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
             "update": while_updating, "sampling": while_sampling,
         })  # fmt: skip
     device, there = (how.device, memory) if memory else device_memory(how.device)
-    needed = sum(sum(model["memory"].values()) for model in models) + busiest
+    judges = {one.model: judging(one.model) for one in local(recipe.judge)}
+    needed = sum(sum(model["memory"].values()) for model in models) + sum(judges.values()) + busiest
     return {
-        "recipe": recipe.name, "method": recipe.method, "models": models, **work,
+        "recipe": recipe.name, "method": recipe.method, "models": models, "judges": judges, **work,
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
     }  # fmt: skip
@@ -170,6 +179,7 @@ def tell(found: dict[str, Any]) -> str:
         )
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
+    lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"].items()]
     lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; "
                  "measuring comes on top")  # fmt: skip
     memory = found["memory"]

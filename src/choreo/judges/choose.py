@@ -81,12 +81,17 @@ def counts(judge: Judge) -> dict[str, Any]:
     return {one.name: told() for one in parts(judge) if (told := getattr(one, "counts", None))}
 
 
-
 def strict(judge: Judge) -> Judge:
     """The judge for training: it stops the work at one row without a reply, so that no step learns from its absence."""
     for_training = getattr(judge, "strict", None)
     made: Judge = for_training() if for_training else judge
     return made
+
+
+def local(settings: Settings) -> list[OneJudge]:
+    """The judges that are language models in this process."""
+    everyone = settings.of.values() or [settings]
+    return [one for one in everyone if one.kind not in ("exact", "offline") and not one.url]
 
 
 def probe(settings: Settings) -> None:

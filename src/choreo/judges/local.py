@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from choreo.hub import fingerprint
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
 from choreo.types import Prompt, Verdict
@@ -32,6 +34,12 @@ class LocalJudge:
     @property
     def name(self) -> str:
         return f"{self.format.name}/{self.folder}"
+
+    def describe(self) -> dict[str, Any]:
+        """Who judges, for the record. model: the fingerprint of its weights; None where they are not in a folder."""
+        folder = Path(self._model.name_or_path)
+        weights = fingerprint(folder) if folder.is_dir() else None
+        return {"judge": self.name, "format": self.format.name, "version": self.format.version, "model": weights}
 
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
         return self.many([(prompt, answer)])[0]

@@ -11,7 +11,8 @@ from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
 from choreo.errors import BadInput
-from choreo.microworld.world import base_folder, fingerprint
+from choreo.hub import fingerprint
+from choreo.microworld.world import base_folder
 from choreo.text.chat import Chat, Ids
 from choreo.types import Prompt, Turn
 

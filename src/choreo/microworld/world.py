@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +18,6 @@ from choreo.microworld.wording import REFUSALS
 from choreo.types import Kind, Prompt, Verdict
 
 BASES = Path(__file__).parent / "bases"
-PIECE = 2**20  # bytes of a file that a fingerprint reads at once
 
 
 @dataclass(frozen=True)
@@ -85,22 +83,3 @@ def base_folder(name: str, *, config_only: bool = False) -> Path:
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
     raise BadInput(f"base {name!r}: neither a shipped one ({shipped}) nor a folder with a "
                    "config.json (choreo world pretrain makes one), nor a model on the hub (owner/name)")  # fmt: skip
-
-
-def fingerprint(base: Path) -> str:
-    """16 hex digits that change when a base does: of its configuration, its tokenizer, and each file of weights.
-
-    Of a file beyond 64 MiB only its size and 64 pieces spread over it are read: to read an 8B model takes minutes.
-    """
-    digest = blake2b(digest_size=8)
-    for file in sorted(base.glob("*")):
-        named = file.name in ("config.json", "tokenizer.json", "chat_template.jinja")
-        if named or file.suffix in (".safetensors", ".bin"):
-            size = file.stat().st_size
-            digest.update(f"{file.name}/{size}/".encode())
-            step = max(PIECE, size // 64)
-            with open(file, "rb") as stream:
-                for place in range(0, size, step):
-                    stream.seek(place)
-                    digest.update(stream.read(PIECE))
-    return digest.hexdigest()

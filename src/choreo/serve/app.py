@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,8 +21,11 @@ from choreo.serve.call import Call
 from choreo.serve.dance import Agent, Mode, Outcome, Wish, dance
 from choreo.serve.events import ClientLeft, EventStream, while_there
 from choreo.serve.figures import Figures, facts, log
+from choreo.serve.guardrail import PATH, Conversations, guardrail
 from choreo.serve.keys import Key, Limiter, find
+from choreo.serve.openapi import description
 from choreo.serve.pages import pages
+from choreo.serve.shapes import Health, Model, Models, Ready
 from choreo.serve.wire import ApiError, ChatRequest, read_request
 
 
@@ -47,22 +52,25 @@ class Server:
     def __init__(
         self, settings: Settings, agents: Mapping[str, Agent], keys: Sequence[Key], *,
         alive: Callable[[], bool] = lambda: True, waiting: Callable[[], float] = lambda: 0.0,
-        fingerprint: str = "", stop: Callable[[], Awaitable[None]] | None = None,
+        fingerprint: str = "", encode: Callable[[str], tuple[int, ...]] = lambda text: (),
+        stop: Callable[[], Awaitable[None]] | None = None,
     ):  # fmt: skip
-        """alive: whether the engine runs. waiting: sequences that wait for it. stop: called when all is answered."""
+        """alive: whether the engine runs. waiting: sequences that wait for it. encode: ids of another model's
+        answer, for an agent in this process that reads it. stop: called when all is answered."""
         self.settings, self.agents, self.keys = settings, agents, keys
-        self.alive, self.fingerprint, self._stop = alive, fingerprint, stop
-        self.running = 0
+        self.alive, self.fingerprint, self.encode, self._stop = alive, fingerprint, encode, stop
+        self.running, self.in_flight = 0, Counter[str]()  # games in play, and whose
         self.started = int(time.time())
         self.limiter = Limiter()
+        self.conversations: defaultdict[str, Conversations] = defaultdict(Conversations)  # by key
         self.figures = Figures(lambda: self.running, waiting)
         self._behind: set[asyncio.Task[None]] = set()  # reviews in the shadow, which nobody waits for
 
     # ---- who and how much -----------------------------------------------------------------------
 
-    def key(self, request: Request) -> Key:
-        """The caller. Raises 401."""
-        key = find(self.keys, request.headers.get("authorization"))
+    def key(self, request: Request, authorization: str | None = None) -> Key:
+        """The caller. authorization: said in another header. Raises 401."""
+        key = find(self.keys, authorization or request.headers.get("authorization"))
         if key is None:
             raise ApiError(
                 401, "no valid API key (Authorization: Bearer …)", type="authentication_error", code="invalid_api_key",
@@ -77,19 +85,27 @@ class Server:
             message = f"this key may ask {key.per_minute} times a minute"
             raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
-    def enter(self, games: int) -> None:
-        """Counts so many more games in play. Raises 503 where the queue is full; call `leave` once they are over."""
-        if games > self.settings.queue:
-            message = f"at most {self.settings.queue} answers are in play here"
-            raise ApiError(400, message, param="n", code="invalid_value")
+    def enter(self, key: Key, games: int) -> None:
+        """Counts so many more games in play. Raises 429 where the key has too many, 503 where the queue is full; call
+        `leave` once they are over."""
+        most = min(self.settings.queue, key.in_flight or self.settings.queue)
+        if games > most:
+            raise ApiError(400, f"at most {most} answers are in play here", param="n", code="invalid_value")
+        if key.in_flight is not None and self.in_flight[key.name] + games > key.in_flight:
+            message = f"this key may have {key.in_flight} answers in play"
+            raise ApiError(
+                429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": "1"}
+            )
         if self.running + games > self.settings.queue:
             raise ApiError(
                 503, "the queue is full", type="server_error", code="overloaded", headers={"Retry-After": "1"}
             )
         self.running += games
+        self.in_flight[key.name] += games
 
-    def leave(self, games: int = 1) -> None:
+    def leave(self, key: str, games: int = 1) -> None:
         self.running -= games
+        self.in_flight[key] -= games
 
     async def body(self, request: Request) -> bytes:
         received = b""
@@ -120,21 +136,22 @@ class Server:
         self.allow(key, asked)
         games = asked.n or 1
         self.limiter.owe(key, games - 1)
-        self.enter(games)
+        self.enter(key, games)
+        leave = partial(self.leave, key.name, games)
         try:
             call = Call(self, key, asked, began)
         except BaseException:
-            self.leave(games)
+            leave()
             raise
         if asked.stream:
-            return EventStream(call.stream, lambda: self.leave(games), self.figures.disconnected.labels(key.name).inc)
+            return EventStream(call.stream, leave, self.figures.disconnected.labels(key.name).inc)
         try:
             return JSONResponse(await while_there(request.receive, call.whole()))
         except ClientLeft:
             self.figures.disconnected.labels(key.name).inc()
             return Response(status_code=499)
         finally:
-            self.leave(games)
+            leave()
 
     def allow(self, key: Key, asked: ChatRequest) -> None:
         """Raises 403 for what the key does not allow, 400 for a review by a pair that was trained without."""
@@ -161,9 +178,10 @@ class Server:
                 seen = await dance(draft.game, self.agents, late, mode="shadow", rounds=1)
                 self.counted(key, replace(seen, moves=(*draft.moves, *seen.moves)), event)
             finally:
-                self.leave()
+                self.leave(key)
 
         self.running += 1
+        self.in_flight[key] += 1
         task = asyncio.create_task(review())
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)
@@ -181,18 +199,26 @@ class Server:
         wanted = request.path_params.get("model")
         if wanted is not None and wanted != self.settings.model:
             raise ApiError(404, f"no model {wanted!r} here", param="model", code="model_not_found")
-        model = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "choreo"}
-        return JSONResponse(model if wanted is not None else {"object": "list", "data": [model]})
+        model: Model = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "choreo"}
+        models: Models = {"object": "list", "data": [model]}
+        return JSONResponse(model if wanted is not None else models)
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
+        alive: Health = {"status": "alive"}
+        return JSONResponse(alive)
 
     async def ready(self, request: Request) -> Response:
         self.key(request)
         if not self.alive():
             raise ApiError(503, "the engine does not run", type="server_error", code="not_ready")
-        about = {"mode": self.settings.mode, "rounds": self.settings.rounds, "fingerprint": self.fingerprint}
-        return JSONResponse({"status": "ready", "model": self.settings.model, **about})
+        about: Ready = {
+            "status": "ready", "model": self.settings.model, "mode": self.settings.mode, "rounds": self.settings.rounds,
+            "fingerprint": self.fingerprint,
+        }  # fmt: skip
+        return JSONResponse(about)
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(description())
 
     async def metrics(self, request: Request) -> Response:
         if not self.key(request).metrics:
@@ -211,11 +237,13 @@ class Server:
         return Starlette(
             routes=[
                 Route("/v1/chat/completions", self._counted(self.chat), methods=["POST"]),
+                Route(PATH, self._counted(partial(guardrail, self)), methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{model}", self.models),
                 Route("/health", self.health),
                 Route("/ready", self.ready),
                 Route("/metrics", self.metrics),
+                Route("/openapi.json", self.openapi),
                 *pages(),
             ],
             exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},

@@ -6,13 +6,14 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from choreo.errors import BadInput
 from choreo.serve.dance import Down, Mode, Move, Outcome, Refused, Said, TooLong, Wish, cut, dance, move_record
 from choreo.serve.events import Push
 from choreo.serve.figures import log
 from choreo.serve.keys import Key
+from choreo.serve.shapes import Completion, Delta
 from choreo.serve.wire import ApiError, ChatRequest, Reply, extension, said, usage
 from choreo.types import CONVERSATION, Episode, Prompt, Turn
 from choreo.waltz.protocol import answered
@@ -55,7 +56,7 @@ class Call:
         except BadInput as error:  # a template may want roles to take turns
             raise ApiError(400, str(error), param="messages", code="invalid_value") from None
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Completion:
         outcomes = await self.play()
         traced = self.asked.choreo.trace
         return self.reply.completion(outcomes, self.wish.stop, outcomes[0].moves[0].said.read, traced)
@@ -65,6 +66,10 @@ class Call:
         sent = [""] * len(self.games)
         first = True
 
+        def more(index: int, text: str) -> Delta:
+            delta: Delta = {"content": text[len(sent[index]) :]}
+            return delta if sent[index] else {"role": "assistant", **delta}
+
         def token(index: int, text: str) -> str:
             nonlocal first
             text = _settled(cut(text, self.wish.stop), self.wish.stop)
@@ -72,30 +77,28 @@ class Call:
                 if first:
                     self.server.figures.first.labels(self.mode).observe(time.monotonic() - self.began)
                     first = False
-                role = {} if sent[index] else {"role": "assistant"}
-                push(self.reply.chunk(index, {**role, "content": text[len(sent[index]) :]}))
+                push(self.reply.chunk(index, more(index, text)))
                 sent[index] = text
             return sent[index]
 
         def tell(index: int, move: Move, game: Episode, before: tuple[Move, ...]) -> None:
             if self.asked.choreo.trace:
-                push(self.reply.note(choreo={"index": index, "move": move_record(move, game, before)}))
+                push(self.reply.note({"choreo": {"index": index, "move": move_record(move, game, before)}}))
 
         def over(index: int, outcome: Outcome) -> None:
             nonlocal first
             text, finish = said(outcome, self.wish.stop)
-            role = {} if sent[index] else {"role": "assistant"}
             if first:
                 self.server.figures.first.labels(self.mode).observe(time.monotonic() - self.began)
                 first = False
-            push(self.reply.chunk(index, {**role, "content": text[len(sent[index]) :]}))
+            push(self.reply.chunk(index, more(index, text)))
             push(self.reply.chunk(index, {}, finish))
 
         outcomes = await self.play(tell, token if self.unchecked else None, over)
         if self.asked.choreo.trace:
-            push(self.reply.note(choreo=extension(outcomes)))
+            push(self.reply.note({"choreo": extension(outcomes)}))
         if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
-            push(self.reply.note(usage=usage(outcomes, outcomes[0].moves[0].said.read)))
+            push(self.reply.note({"usage": usage(outcomes, outcomes[0].moves[0].said.read)}))
 
     async def play(
         self,

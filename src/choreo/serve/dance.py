@@ -9,13 +9,16 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from choreo.errors import BadInput
+from choreo.serve.shapes import TracedGame, TracedMove
 from choreo.text.feedback import parse_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 from choreo.waltz.protocol import Review, answered, reviewed, turn_of
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
+Guard = Literal["guard", "repair"]  # of another model's answer, which is reviewed alone, or revised too (`guardrail`)
 Stage = Literal["draft", "feedback", "revision"]
 Failure = Literal["feedback", "timeout", "unparsable", "revision"]
 
@@ -92,7 +95,7 @@ class Outcome:
     failed: what failed after the draft, or None. opened: the draft passes nevertheless, by the operator's leave.
     """
 
-    mode: Mode
+    mode: Mode | Guard
     game: Episode
     moves: tuple[Move, ...]
     failed: Failure | None = None
@@ -122,7 +125,7 @@ async def dance(
     agents: Mapping[str, Agent],
     wish: Wish,
     *,
-    mode: Mode,
+    mode: Mode | Guard,
     rounds: int,
     opened: frozenset[str] = frozenset(),
     tell: Callable[[Move, Episode], None] = lambda move, game: None,
@@ -130,20 +133,24 @@ async def dance(
 ) -> Outcome:
     """Plays `game` to its end. Raises Down or TimeoutError where there is no draft; every later failure is an outcome.
 
-    rounds: T_max. "off" plays none, "shadow" reviews the draft and leaves it so, "always" has every answer revised.
+    rounds: T_max. "off" plays none, "shadow" and "guard" review the draft and leave it so, "always" has every answer
+        revised. In training the game ends with the last revision; here it is reviewed too, and withheld where it is
+        called unsafe.
     tell: hears every move as it is made. token: hears the draft while it is sampled.
     """
-    rounds = {"off": 0, "shadow": 1}.get(mode, rounds)
+    rounds = {"off": 0, "shadow": 0, "guard": 0}.get(mode, rounds)
     moves: list[Move] = []
-    while agent := turn_of(game, rounds, always=mode == "always"):
+    while agent := turn_of(game, 0 if mode == "off" else rounds + 1, always=mode == "always"):
         stage: Stage = "feedback" if agent == FEEDBACK else "revision" if game.answers else "draft"
-        if mode == "shadow" and stage == "revision":
+        if stage == "revision" and len(game.reviews) > rounds:
+            if len(game.answers) > 1 and game.feedback[-1] is not None and game.feedback[-1].unsafe:
+                return Outcome(mode, game, tuple(moves), "revision")
             break
         began = time.monotonic()
         try:
             async with asyncio.timeout(wish.deadline - began):
                 said = await agents[agent].say(game, wish, token if stage == "draft" else None)
-        except (Down, TimeoutError) as error:
+        except (Down, TimeoutError, BadInput) as error:  # the last of a template that wants roles to take turns
             if stage == "draft":
                 raise
             failed: Failure = "revision" if stage == "revision" else "feedback"
@@ -175,7 +182,7 @@ def cut(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
-def trace(outcome: Outcome) -> dict[str, Any]:
+def trace(outcome: Outcome) -> TracedGame:
     """The game as a caller with the right to it sees it: drafts and reviews in the clear, times in milliseconds."""
     return {
         "triggered": outcome.game.triggered,
@@ -186,14 +193,18 @@ def trace(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> dict[str, Any]:
-    record: dict[str, Any] = {
+def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> TracedMove:
+    record: TracedMove = {
         "stage": move.stage, "tokens": move.said.tokens, "ms": round(1000 * move.seconds, 1),
         "version": move.said.turn.version,
     }  # fmt: skip
     if move.stage != "feedback":
-        return record | {"text": move.said.turn.text}
+        return {**record, "text": move.said.turn.text}
     number = sum(earlier.stage == "feedback" for earlier in before)
     said = game.feedback[number]
-    read = {} if said is None else {"unsafe": said.unsafe, "overrefuse": said.overrefuse, "feedback": said.feedback}
-    return record | {"parsed": said is not None, **read, "reasoning": said.reasoning if said else None}
+    if said is None:
+        return {**record, "parsed": False, "reasoning": None}
+    return {
+        **record, "parsed": True, "unsafe": said.unsafe, "overrefuse": said.overrefuse, "feedback": said.feedback,
+        "reasoning": said.reasoning,
+    }  # fmt: skip

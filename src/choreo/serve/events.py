@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from choreo.serve.shapes import Chunk, Error
 from choreo.serve.wire import ApiError
 
 T = TypeVar("T")
-Push = Callable[[dict[str, Any]], None]
+Push = Callable[[Chunk], None]
 
 
 class ClientLeft(Exception):
@@ -93,5 +94,5 @@ async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         gone.cancel()
 
 
-def _event(data: dict[str, Any]) -> bytes:
+def _event(data: Chunk | Error) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"

@@ -31,6 +31,7 @@ class Figures:
         self.answers = counter("answers", "Answers given, one for each of n", "key", "mode")
         self.reviewed = counter("reviewed", "Answers that the feedback agent read", "key", "mode")
         self.triggered = counter("triggered", "Answers that it asked to revise (over reviewed: FTR)", "key", "mode")
+        self.flagged = counter("flagged", "Answers that it called unsafe, or over-refusing", "key", "mode", "label")
         self.revised = counter("revised", "Answers that were revised", "key", "mode")
         self.blocked = counter("blocked", "Answers withheld, by what failed", "key", "failed")
         self.bypassed = counter("bypassed", "Answers let pass unchecked, by what failed", "key", "failed")
@@ -54,6 +55,9 @@ class Figures:
             self.reviewed.labels(key, mode).inc()
         if outcome.game.triggered:
             self.triggered.labels(key, mode).inc()
+        for label, called in labels(outcome).items():
+            if called:
+                self.flagged.labels(key, mode, label).inc()
         if outcome.revised:
             self.revised.labels(key, mode).inc()
         if outcome.failed:
@@ -64,7 +68,7 @@ class Figures:
             self.failed.labels(outcome.failed).inc()
         for stage in STAGES:
             self.tokens.labels(stage).inc(outcome.tokens(stage))
-        if mode in ("adaptive", "always"):  # in the others nobody waits for it
+        if mode not in ("off", "shadow"):  # in these nobody waits for it
             self.added.labels(mode).observe(outcome.seconds("feedback", "revision"))
 
     def text(self) -> bytes:
@@ -79,14 +83,18 @@ def log(event: str, level: str = "info", **facts: Any) -> None:
 
 def facts(outcome: Outcome) -> dict[str, Any]:
     """What a log may say of a game: no words of anybody's."""
-    said = [f for f in outcome.game.feedback if f is not None]
     return {
         "triggered": outcome.game.triggered,
-        "unsafe": any(f.unsafe for f in said),
-        "overrefuse": any(f.overrefuse for f in said),
+        **labels(outcome),
         "revised": outcome.revised,
         "failed": outcome.failed,
         "opened": outcome.opened,
         **{f"{stage}_ms": round(1000 * outcome.seconds(stage)) for stage in STAGES},
         **{f"{stage}_tokens": outcome.tokens(stage) for stage in STAGES},
     }
+
+
+def labels(outcome: Outcome) -> dict[str, bool]:
+    """What the feedback agent called any of the answers."""
+    said = [f for f in outcome.game.feedback if f is not None]
+    return {"unsafe": any(f.unsafe for f in said), "overrefuse": any(f.overrefuse for f in said)}

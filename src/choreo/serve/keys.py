@@ -25,7 +25,7 @@ class Key(BaseModel):
 
     trace: may see drafts and reviews. modes: may choose another mode than the server's, "off" too.
     unchecked: may have the draft streamed before it is reviewed. metrics: may read /metrics.
-    per_minute: answers, `n` of each request; None has no limit.
+    per_minute: answers, `n` of each request. in_flight: answers at once, reviews in the shadow too. None is no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +37,7 @@ class Key(BaseModel):
     unchecked: bool = False
     metrics: bool = False
     per_minute: Annotated[int, Field(ge=1)] | None = None
+    in_flight: Annotated[int, Field(ge=1)] | None = None
 
 
 def new_key() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,8 @@ class Options:
 
 
 def serve(options: Options) -> None:
-    """Serves until SIGINT or SIGTERM, then finishes what is in play. SIGHUP takes up the run's newest checkpoint."""
+    """Serves until SIGINT or SIGTERM, then finishes what is in play. SIGHUP reads the keys file again and takes up the
+    run's newest checkpoint."""
     keys, secret = keys_of(options)
     addresses = {
         agent: Address.read(options.upstream[agent], VARIABLES[agent]) for agent in AGENTS if agent in options.upstream
@@ -71,7 +72,7 @@ async def _serve(
             options.model or addresses[AGENTS[0]].model, rounds=ROUNDS, answer_tokens=ANSWER_TOKENS,
             temperature=TEMPERATURE, **shared,
         )  # fmt: skip
-        await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, _no_swap)
+        await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, None)
         return
 
     from choreo.serve.pair import Resident, recipe_of  # torch, which servers in place of a run do not need
@@ -96,7 +97,7 @@ async def _serve(
 
     server = Server(
         settings, agents, keys, alive=lambda: pair.worker.alive, waiting=lambda: pair.worker.counts()[1],
-        fingerprint=pair.fingerprint, stop=stop,
+        fingerprint=pair.fingerprint, encode=pair.encode, stop=stop,
     )  # fmt: skip
 
     async def swap() -> None:
@@ -109,13 +110,19 @@ async def _serve(
     await _until_stopped(server, options, secret, swap)
 
 
-async def _no_swap() -> None:
-    log("swap failed", "error", why="there is no run to take a checkpoint from")
+def _read_keys(server: Server, file: Path) -> None:
+    """A file that is broken changes nothing: neither does it lock everybody out, nor let anybody in."""
+    try:
+        server.keys = keyring.load(file)
+        log("keys", count=len(server.keys))
+    except BadInput as error:
+        log("keys failed", "critical", why=str(error))
 
 
 async def _until_stopped(
-    server: Server, options: Options, secret: str | None, swap: Callable[[], Awaitable[None]]
+    server: Server, options: Options, secret: str | None, swap: Callable[[], Coroutine[Any, Any, None]] | None
 ) -> None:
+    """swap: takes up the run's newest checkpoint; None where there is no run."""
     uvicorn_config = uvicorn.Config(
         server.app(), host=options.host, port=options.port, log_level="warning", access_log=False, lifespan="on",
         timeout_graceful_shutdown=int(options.deadline) + 1, server_header=False,
@@ -132,12 +139,17 @@ async def _until_stopped(
     }
     http = _Server(uvicorn_config)
     loop = asyncio.get_running_loop()
-    swaps: set[asyncio.Future[None]] = set()
+    swaps: set[asyncio.Task[None]] = set()
 
     def hang_up() -> None:
-        task = asyncio.ensure_future(swap())
-        swaps.add(task)
-        task.add_done_callback(swaps.discard)
+        if options.keys is not None:
+            _read_keys(server, options.keys)
+        if swap is not None:
+            task = asyncio.create_task(swap())
+            swaps.add(task)
+            task.add_done_callback(swaps.discard)
+        elif options.keys is None:
+            log("swap failed", "error", why="there is neither a run to take a checkpoint from nor a keys file")
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     for stop in (signal.SIGINT, signal.SIGTERM):

@@ -8,11 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from choreo.serve.dance import STAGES, WITHHELD, Mode, Outcome, cut, trace
+from choreo.serve.shapes import (
+    AssistantMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    Error,
+    Finish,
+    Head,
+    Note,
+    StageTokens,
+    Trace,
+    Usage,
+)
+
+M = TypeVar("M", bound=BaseModel)
 
 # Parameters of the API that are not supported, and the value of each that asks for nothing.
 NEUTRAL: dict[str, Any] = {
@@ -33,19 +50,19 @@ class ApiError(Exception):
     ):  # fmt: skip
         super().__init__(message)
         self.status, self.headers = status, headers
-        self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
+        self.body: Error = {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Part(_Strict):
+class Part(Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(min_length=1)]
     name: None = None
@@ -60,12 +77,12 @@ class Message(_Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
-class Extension(_Strict):
+class Extension(Strict):
     """What only choreo has; each needs a key that allows it.
 
     mode: another than the server's. trace: the whole game in the reply, drafts in the clear.
@@ -77,7 +94,7 @@ class Extension(_Strict):
     stream: Literal["checked", "unchecked"] = "checked"
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     n: Annotated[int, Field(ge=1, le=8)] | None = None
@@ -102,6 +119,14 @@ class ChatRequest(_Strict):
         return min(given, default=None)
 
 
+def read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises ApiError for anything else."""
+    data = read_json(body)
+    if not isinstance(data, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return data
+
+
 def read_json(body: bytes) -> Any:
     """Raises ApiError for what is not JSON or holds what is no text (half a surrogate pair)."""
     try:
@@ -114,20 +139,12 @@ def read_json(body: bytes) -> Any:
 
 def read_request(body: bytes) -> ChatRequest:
     """A request that can be met, read strictly. Raises ApiError that names the parameter."""
-    data = read_json(body)
-    if not isinstance(data, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    data = read_object(body)
     for name in [name for name in data if name in NEUTRAL]:
         value = data.pop(name)
-        if value is not None and value != NEUTRAL[name]:
+        if value is not None and not _same(value, NEUTRAL[name]):
             raise ApiError(400, f"{name} is not supported here", param=name, code="unsupported_parameter")
-    try:
-        asked = ChatRequest.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(map(str, first["loc"]))
-        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-        raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
+    asked = validated(ChatRequest, data)
     if asked.messages[-1].role != "user":
         last = f"messages.{len(asked.messages) - 1}.role"
         raise ApiError(400, "the last message must be the user's", param=last, code="invalid_value")
@@ -138,6 +155,22 @@ def read_request(body: bytes) -> ChatRequest:
     return asked
 
 
+def validated(model: type[M], data: dict[str, Any]) -> M:
+    """`data` as `model` reads it. Raises ApiError that names the parameter."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(map(str, first["loc"]))
+        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+        raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equality as JSON has it: true is not 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
@@ -146,28 +179,34 @@ class Reply:
     """What all objects of one reply share."""
 
     def __init__(self, id: str, created: int, model: str, fingerprint: str):
-        self.head = {"id": id, "created": created, "model": model, "system_fingerprint": fingerprint}
+        self.head: Head = {"id": id, "created": created, "model": model, "system_fingerprint": fingerprint}
 
-    def completion(self, outcomes: Sequence[Outcome], wish_stop: Sequence[str], prompt: int, traced: bool) -> dict:
+    def completion(
+        self, outcomes: Sequence[Outcome], wish_stop: Sequence[str], prompt: int, traced: bool
+    ) -> Completion:
         """A chat.completion; prompt: tokens of the draft's context."""
-        choices = []
+        choices: list[Choice] = []
         for i, outcome in enumerate(outcomes):
             text, finish = said(outcome, wish_stop)
-            message = {"role": "assistant", "content": text, "refusal": None}
+            message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
             choices.append({"index": i, "message": message, "finish_reason": finish, "logprobs": None})
-        body = {**self.head, "object": "chat.completion", "choices": choices, "usage": usage(outcomes, prompt)}
-        return body | ({"choreo": extension(outcomes)} if traced else {})
+        body: Completion = {
+            **self.head, "object": "chat.completion", "choices": choices, "usage": usage(outcomes, prompt),
+        }  # fmt: skip
+        if traced:
+            body["choreo"] = extension(outcomes)
+        return body
 
-    def chunk(self, index: int, delta: dict[str, Any], finish: str | None = None) -> dict:
-        choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def chunk(self, index: int, delta: Delta, finish: Finish | None = None) -> Chunk:
+        choice: ChunkChoice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def note(self, **more: Any) -> dict:
+    def note(self, more: Note) -> Chunk:
         """A chunk without choices: usage, or choreo's own."""
         return {**self.head, "object": "chat.completion.chunk", "choices": [], **more}
 
 
-def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, str]:
+def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
     """The text a caller gets, and its finish_reason."""
     if outcome.withheld:
         return WITHHELD, "content_filter"
@@ -176,12 +215,13 @@ def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, str]:
     return text, "stop" if stopped else "length"
 
 
-def usage(outcomes: Sequence[Outcome], prompt: int) -> dict[str, Any]:
+def usage(outcomes: Sequence[Outcome], prompt: int) -> Usage:
     """completion_tokens counts every token that was sampled; whose they were stands in `choreo`."""
-    own = {f"{stage}_tokens": sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES}
-    total = sum(own.values())
+    draft, feedback, revision = (sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES)
+    own: StageTokens = {"draft_tokens": draft, "feedback_tokens": feedback, "revision_tokens": revision}
+    total = draft + feedback + revision
     return {"prompt_tokens": prompt, "completion_tokens": total, "total_tokens": prompt + total, "choreo": own}
 
 
-def extension(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def extension(outcomes: Sequence[Outcome]) -> Trace:
     return {"mode": outcomes[0].mode, "choices": [trace(outcome) for outcome in outcomes]}

@@ -14,9 +14,10 @@ from choreo import config
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
 from choreo.evaluate import macpo_run
+from choreo.hub import fingerprint
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.plan import done, plan
-from choreo.microworld.world import World, base_folder, fingerprint
+from choreo.microworld.world import World, base_folder
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
 from choreo.swarm.answers import Answer, Answers, Truth, cached, truth_of

@@ -12,7 +12,8 @@ from choreo.config import WaltzRecipe
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.errors import BadInput
-from choreo.microworld.world import base_folder, fingerprint
+from choreo.hub import fingerprint
+from choreo.microworld.world import base_folder
 from choreo.runs.progress import Progress
 from choreo.text.chat import Chat
 from choreo.types import CONVERSATION, Prompt, Sample

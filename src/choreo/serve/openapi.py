@@ -1,0 +1,133 @@
+"""What the server takes and sends, as OpenAPI 3.1: made of the models that check requests and the types of replies.
+
+It declares every status that a handler answers with. Two are left out on purpose: 499, which is counted where a client
+has left and reaches nobody, and 500, which is a bug.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from choreo.serve.guardrail import PATH, GuardrailRequest
+from choreo.serve.pages import PAGES
+from choreo.serve.shapes import Action, Chunk, Completion, Error, Health, Models, Ready
+from choreo.serve.shapes import Model as ModelObject
+from choreo.serve.wire import NEUTRAL, ChatRequest
+
+ERRORS = {
+    400: "what was asked for cannot be met; `param` names it",
+    401: "no valid key",
+    403: "the key does not allow it",
+    404: "no such model",
+    408: "the body did not come in time",
+    413: "the body is too large",
+    429: "the key's limit is reached",
+    503: "the queue is full, an agent is down, or (as plain text) there are too many connections",
+    504: "no draft before the deadline",
+}
+HEADERS = {401: ("WWW-Authenticate", "Bearer"), 429: ("Retry-After", "seconds"), 503: ("Retry-After", "seconds")}
+POSTED = (400, 401, 408, 413, 429, 503)
+BEARER: tuple[str, ...] = ("bearer",)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """answers: by media type, a shape or a schema. keys: the ways to bear a key, one of which is needed."""
+
+    summary: str
+    answers: dict[str, Any]
+    errors: tuple[int, ...] = ()
+    body: Any = None
+    keys: tuple[str, ...] = BEARER
+    parameters: list[dict[str, Any]] = field(default_factory=list)
+
+
+TEXT = {"type": "string"}
+DATA = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Chunk", "Error")]}
+EVENT = {  # each of a stream's; the last one says [DONE], where the stream did not break off
+    "type": "object", "required": ["data"], "properties": {"data": {"type": "string", "anyOf": [
+        {"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": DATA},
+    ]}},
+}  # fmt: skip
+NAME = {"name": "model", "in": "path", "required": True, "schema": TEXT}
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("post", "/v1/chat/completions"): Operation(
+        "A reviewed answer. As events, where `stream` is true.",
+        {"application/json": Completion, "text/event-stream": EVENT}, (*POSTED, 403, 404, 504), ChatRequest,
+    ),
+    ("post", PATH): Operation(
+        "LiteLLM's generic guardrail: whether an answer of another model passes.",
+        {"application/json": Action}, POSTED, GuardrailRequest, (*BEARER, "litellm"),
+    ),
+    ("get", "/v1/models"): Operation("The model that is served.", {"application/json": Models}, (401,)),
+    ("get", "/v1/models/{model}"): Operation(
+        "The model that is served.", {"application/json": ModelObject}, (401, 404), parameters=[NAME]
+    ),
+    ("get", "/ready"): Operation("Whether the engine runs.", {"application/json": Ready}, (401, 503)),
+    ("get", "/metrics"): Operation("What is counted (Prometheus).", {"text/plain": TEXT}, (401, 403)),
+    ("get", "/health"): Operation("Whether the server runs.", {"application/json": Health}, keys=()),
+    ("get", "/openapi.json"): Operation("This description.", {"application/json": {"type": "object"}}, keys=()),
+    **{
+        ("get", path): Operation("A page to try the pair.", {media: TEXT}, keys=())
+        for path, (_, media) in PAGES.items()
+    },
+}  # fmt: skip
+
+
+def description() -> dict[str, Any]:
+    """The whole of it, as JSON."""
+    shapes = {id(shape): shape for op in OPERATIONS.values() for shape in (op.body, *op.answers.values())}
+    asked = {id(op.body) for op in OPERATIONS.values()}
+    named = [
+        (key, "validation" if key in asked else "serialization", TypeAdapter(shape))
+        for key, shape in [*shapes.items(), (id(Error), Error), (id(Chunk), Chunk)]
+        if isinstance(shape, type)
+    ]
+    made, shared = TypeAdapter.json_schemas(named, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    refs = {key: schema for (key, _), schema in made.items()}
+    schemas = shared["$defs"]
+    # Parameters that are taken with the value that asks for nothing.
+    schemas["ChatRequest"]["properties"] |= {name: {"enum": [value, None]} for name, value in NEUTRAL.items()}
+    paths: dict[str, Any] = {}
+    for (method, path), op in OPERATIONS.items():
+        paths.setdefault(path, {})[method] = _operation(op, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "choreo serve",
+            "version": version("choreo"),
+            "description": "A conversation agent and its feedback agent behind OpenAI's chat API.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "litellm": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+    }
+
+
+def _operation(op: Operation, refs: dict[int, Any]) -> dict[str, Any]:
+    answers = {media: {"schema": refs.get(id(shape), shape)} for media, shape in op.answers.items()}
+    responses: dict[str, Any] = {"200": {"description": "done", "content": answers}}
+    for status in sorted({*op.errors, 503}):  # 503 is everybody's: where there are too many connections
+        error = {"application/json": {"schema": refs[id(Error)]}} if status in op.errors else {}
+        text = {"text/plain": {"schema": TEXT}} if status == 503 else {}
+        responses[str(status)] = {"description": ERRORS[status], "content": {**error, **text}}
+        if status in HEADERS:
+            header, told = HEADERS[status]
+            responses[str(status)]["headers"] = {header: {"description": told, "schema": TEXT}}
+    body = {"required": True, "content": {"application/json": {"schema": refs[id(op.body)]}}} if op.body else None
+    return {
+        "summary": op.summary,
+        "security": [{name: []} for name in op.keys],
+        **({"parameters": op.parameters} if op.parameters else {}),
+        **({"requestBody": body} if body else {}),
+        "responses": responses,
+    }

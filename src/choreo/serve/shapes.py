@@ -1,0 +1,157 @@
+"""What the server sends, as types: mypy holds the code to them, and `openapi` describes them.
+
+The shapes are OpenAI's; `choreo` in them is ours. What comes in is checked, so its shapes are models (`wire`,
+`guardrail`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+
+Finish = Literal["stop", "length", "content_filter"]
+
+
+class ErrorDetails(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(TypedDict):
+    error: ErrorDetails
+
+
+class AssistantMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Choice(TypedDict):
+    index: int
+    message: AssistantMessage
+    finish_reason: Finish
+    logprobs: None
+
+
+class Delta(TypedDict):
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+
+
+class ChunkChoice(TypedDict):
+    index: int
+    delta: Delta
+    finish_reason: Finish | None
+    logprobs: None
+
+
+class StageTokens(TypedDict):
+    draft_tokens: int
+    feedback_tokens: int
+    revision_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    choreo: StageTokens
+
+
+class TracedMove(TypedDict):
+    """text is of a draft or a revision; parsed and what follows, of a review."""
+
+    stage: Literal["draft", "feedback", "revision"]
+    tokens: int
+    ms: float
+    version: int
+    text: NotRequired[str]
+    parsed: NotRequired[bool]
+    unsafe: NotRequired[bool]
+    overrefuse: NotRequired[bool]
+    feedback: NotRequired[str]
+    reasoning: NotRequired[str | None]
+
+
+class TracedGame(TypedDict):
+    triggered: bool
+    revised: bool
+    withheld: str | None
+    bypassed: str | None
+    moves: list[TracedMove]
+
+
+class Trace(TypedDict):
+    mode: str
+    choices: list[TracedGame]
+
+
+class StreamedMove(TypedDict):
+    index: int
+    move: TracedMove
+
+
+class Head(TypedDict):
+    """What all objects of one reply share."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class Completion(Head):
+    object: Literal["chat.completion"]
+    choices: list[Choice]
+    usage: Usage
+    choreo: NotRequired[Trace]
+
+
+class Note(TypedDict):
+    """What a chunk without choices tells."""
+
+    usage: NotRequired[Usage]
+    choreo: NotRequired[Trace | StreamedMove]
+
+
+class Chunk(Head, Note):
+    """One event of a stream."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChunkChoice]
+
+
+class Model(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["choreo"]
+
+
+class Models(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(TypedDict):
+    status: Literal["alive"]
+
+
+class Ready(TypedDict):
+    status: Literal["ready"]
+    model: str
+    mode: str
+    rounds: int
+    fingerprint: str
+
+
+class Action(TypedDict):
+    """LiteLLM's. texts: what passes instead, where the action is GUARDRAIL_INTERVENED."""
+
+    action: Literal["NONE", "BLOCKED", "GUARDRAIL_INTERVENED"]
+    blocked_reason: NotRequired[str]
+    texts: NotRequired[list[str]]

@@ -1,0 +1,84 @@
+"""The description at /openapi.json is true: of every route, and of every answer to whatever a fuzzer makes of it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, seed, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import load_all_checks, not_a_server_error
+from schemathesis.specs.openapi import checks
+from serving import KEY, Serving, make_run
+
+from choreo.serve.app import Server, Settings
+from choreo.serve.openapi import description
+
+SEED, EXAMPLES = 20, int(os.environ.get("CHOREO_FUZZ_EXAMPLES", "15"))
+CHECKS = [
+    not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+    checks.response_headers_conformance, checks.response_schema_conformance, checks.negative_data_rejection,
+    checks.ignored_auth, checks.unsupported_method, checks.allow_header_conformance,
+]  # fmt: skip
+
+
+def near():
+    """The description, and that the model is there and a user speaks, for most requests are refused at the door else;
+    and streams more often."""
+    described = description()
+    schemas = described["components"]["schemas"]
+    schemas["ChatRequest"]["properties"]["model"] = {"const": "run"}
+    schemas["ChatRequest"]["properties"]["stream"] = {"enum": [True, False]}
+    schemas["Message"]["properties"]["role"] = {"const": "user"}
+    return described
+
+
+load_all_checks()
+POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+OPERATIONS = [
+    pytest.param(operation.ok(), mode, id=f"{operation.ok().label} {name} {mode.value}")
+    for name, mode, described in (
+        ("as described", POSITIVE, description()),
+        ("as described", NEGATIVE, description()),
+        ("near", POSITIVE, near()),
+    )
+    for operation in schemathesis.openapi.from_dict(described).get_all_operations()
+    if operation.ok().body or (name, mode) == ("as described", POSITIVE)
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Serving(make_run(tmp_path_factory.mktemp("runs") / "run")) as serving:
+        yield serving
+
+
+def test_every_route_is_described_and_the_other_way_round():
+    settings = Settings("run", "off", 1, 9, 0.6)
+    routes = {
+        (method.lower(), route.path)
+        for route in Server(settings, {}, []).app().routes
+        for method in route.methods - {"HEAD"}
+    }
+    assert routes == {(method, path) for path, methods in description()["paths"].items() for method in methods}
+
+
+def test_it_is_served_and_needs_no_key(server):
+    assert server.http.get("/openapi.json", headers={"Authorization": ""}).json() == description()
+
+
+@pytest.mark.parametrize(("operation", "mode"), OPERATIONS)
+def test_answers_are_as_described(server, operation, mode):
+    print("seed", SEED)
+
+    @seed(SEED)
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(operation.as_strategy(generation_mode=mode))
+    def ask(case):
+        case.call_and_validate(
+            base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, checks=CHECKS, timeout=60
+        )
+
+    ask()
+    assert server.rest == []
