@@ -52,10 +52,10 @@ def upstream(port: int, passed: Path) -> None:
         if reviewing and "garbled" in text:
             said = '{"reasoning": "cut off'
         elif reviewing:
-            unsafe = "bad" in text
+            unsafe = "bad" in text and "revised" not in text
             if not unsafe:
                 with passed.open("a") as file:
-                    print(name, file=file)
+                    print("revised" if "revised" in text else "draft", name, file=file)
             said = json.dumps({"reasoning": "", "unsafe": unsafe, "overrefuse": False, "feedback": "No." * unsafe})
         else:
             said = f"{'revised' if len(body['messages']) > 1 else 'draft'} {name}"
@@ -165,12 +165,12 @@ async def measure(requests: int, clients: int, folder: Path) -> dict[str, Any]:
         kills = await killing
         server.terminate()
         code = server.wait()
-    allowed = set(passed.read_text().split())
+    allowed = set(passed.read_text().splitlines())
     unchecked = mixed = 0
     for i, (kind, said, _) in enumerate(done):
         if kind == "answer":
             mixed += said.split()[1:] != [f"number-{i}"]
-            unchecked += said.startswith("draft") and f"number-{i}" not in allowed
+            unchecked += said not in allowed
         elif kind == "withheld":
             mixed += said != WITHHELD
     took = [seconds for kind, _, seconds in done if kind != "left"]

@@ -28,7 +28,8 @@ WARM_UP = 32  # requests before each measurement, which are not counted
 
 
 def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, Any]:
-    """Figures by traffic and mode: requests per second (of shadow, until the last review is done), median and 95th
+    """What a request takes beside its draft, in ms. By traffic and mode: requests per second (of shadow, until its last
+    review is done), median and 95th
     percentile latency in ms, FTR, shares failed and withheld, and requests per second as a share of those without
     feedback. Modes take turns, `rounds` times; medians over turns.
     """
@@ -41,6 +42,7 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
         assert process.stderr is not None
         started = json.loads(process.stderr.readline())
         drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # its log, or it would block
+        overhead = asyncio.run(_overhead(started["address"], secret, prompts("general", "heldout", WARM_UP, seed=1)))
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for turn in range(rounds):
             for traffic, suites in TRAFFIC.items():
@@ -61,8 +63,25 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
     for by_mode in found.values():
         for figures in by_mode.values():
             figures["share_of_off"] = figures["per_second"] / by_mode["off"]["per_second"]
-    about = {"run": str(run), "requests": requests, "clients": clients, "rounds": rounds, "cores": os.cpu_count()}
+    about: dict[str, Any] = {"run": str(run), "requests": requests, "clients": clients, "rounds": rounds}
+    about |= {"overhead_ms": overhead, "cores": os.cpu_count()}
     return {**about, "threads": os.environ.get("OMP_NUM_THREADS"), "machine": platform.machine(), "traffic": found}
+
+
+async def _overhead(address: str, secret: str, asked: Sequence[Prompt]) -> float:
+    """What a request takes beside its draft, one at a time: median, in ms."""
+    async with httpx2.AsyncClient(base_url=address, headers={"Authorization": f"Bearer {secret}"}) as http:
+        beside = []
+        for prompt in asked:
+            body = {
+                "model": "pair", "messages": [{"role": "user", "content": prompt.text}],
+                "choreo": {"mode": "off", "trace": True},
+            }  # fmt: skip
+            began = time.perf_counter()
+            answer = await http.post("/v1/chat/completions", json=body)
+            whole = 1000 * (time.perf_counter() - began)
+            beside.append(whole - answer.json()["choreo"]["choices"][0]["moves"][0]["ms"])
+    return statistics.median(beside)
 
 
 async def _measure(
@@ -131,4 +150,5 @@ def table(found: Mapping[str, Any]) -> str:
                 f"{traffic:8} {mode:9} {f['per_second']:10.1f} {100 * f['share_of_off']:6.1f}% {f['median_ms']:10.0f} "
                 f"{f['p95_ms']:8.0f} {100 * f['ftr']:7.1f} {100 * f['withheld']:11.1f}"
             )
+    rows.append(f"a request alone takes {found['overhead_ms']:.1f} ms beside its draft (median)")
     return "\n".join(rows)
