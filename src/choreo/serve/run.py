@@ -130,7 +130,7 @@ async def _until_stopped(
         limit_concurrency=2 * options.queue + 256,  # connections, slow and idle ones too: each takes memory
     )  # fmt: skip
     listener = uvicorn_config.bind_socket()
-    # asyncio does this where a socket names its protocol, which uvicorn's does not. Without it the body of a reply waits
+    # asyncio does this where a socket names its protocol, which uvicorn's does not. Without it a reply's body waits
     # 40 ms for the client to acknowledge its head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     host = f"[{options.host}]" if ":" in options.host else options.host
