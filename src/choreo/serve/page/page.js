@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const REFUSAL = "(the safeguard replaces this answer by a refusal)";
 const WITHHELD = {
   feedback: "the feedback agent failed", timeout: "time was up before its review",
-  unparsable: "its review cannot be read", revision: "the revision failed, or repeats what was flagged",
+  unparsable: "its review cannot be read", revision: "the revision failed, repeats what was flagged, or was flagged too",
 };
 const COUNTERS = [
   ["answers", "answers_total"], ["reviewed", "reviewed_total"], ["revised", "revised_total"],
