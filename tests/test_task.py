@@ -206,8 +206,8 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     card = (tmp_path / "out" / "feedback" / "README.md").read_text(encoding="utf-8")
     assert "on 24 prompts from `mine.jsonl`, by the verdicts of the judge `offline`" in card
     capsys.readouterr()
-    page = tmp_path / "page"
-    assert main(["eval", str(run), "--suite", str(file), "--judge", "offline", "--out", str(page), "--json"]) == 0
+    page, moved = tmp_path / "page", file.rename(tmp_path / "moved.jsonl")  # where it was trained on nothing is left
+    assert main(["eval", str(run), "--suite", str(moved), "--judge", "offline", "--out", str(page), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["systems"]["waltz"]["asr"]["n"] + result["systems"]["waltz"]["asr"]["undetermined"] == 8
     assert (page / "report.html").is_file()

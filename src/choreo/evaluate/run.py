@@ -12,7 +12,7 @@ import torch
 from choreo import config
 from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.config.judge import Judge as JudgeSettings
-from choreo.config.prompts import Source
+from choreo.config.prompts import Prompts, Source
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
@@ -69,33 +69,35 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
 
-def check(recipe: config.Recipe) -> None:
+def check(recipe: config.Recipe, trains: bool = True) -> None:
     """Raises BadInput where the recipe asks for what is not there: a judge, a base, or more prompts than there are.
 
     It loads what training will load, leaves out what has no room there and draws what it will draw of the rest, so
-    that no run begins that cannot end.
+    that no run begins that cannot end. trains: False where it is only to be measured.
     """
     task = Task(recipe)
     _ = task.judge
     try:
-        _try(recipe, task)
+        _try(recipe, task, trains)
     except ValueError as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)
 
 
-def _try(recipe: config.Recipe, task: Task) -> None:
+def _try(recipe: config.Recipe, task: Task, trains: bool) -> None:
     heldout = task.suites("heldout")
     if not heldout:
         raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
     if isinstance(recipe, MacpoRecipe):
         crew = Crew.load(recipe)
-        within(recipe, halves(recipe), crew)
+        if trains:
+            within(recipe, halves(recipe), crew)
         crew.fitting(heldout, recipe.writing.answer_tokens)
     else:
         pair = Pair(recipe)
-        draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+        if trains:
+            draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
         pair.fitting(heldout, "heldout")
 
 
@@ -136,7 +138,7 @@ def evaluate_run(
     if unsaid := config.unsaid(file):
         raise BadInput(f"{file}: {unsaid[0]}: missing; what was trained is known by its every setting")
     recipe = measured_on(recipe, files or {}, judge)
-    check(recipe)
+    check(recipe, trains=False)
     found = checkpoints(path)
     if not found:
         raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
@@ -165,7 +167,9 @@ def measured_on(
         raise BadInput("eval: the run's judge knows the microworld alone; name another for your files with --judge")
     if not files and judge and recipe.judge.kind != "exact" and "exact" in judge.kinds():
         raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
-    prompts = recipe.prompts.model_copy(update={"heldout": dict(files)} if files else {})
+    # The files that were trained on are not opened then: a run may be measured where they are not.
+    others = {"heldout": dict(files)} | ({"train": {}} if isinstance(recipe.prompts, Prompts) else {})
+    prompts = recipe.prompts.model_copy(update=others if files else {})
     return recipe.model_copy(update={"prompts": prompts, "judge": judge or recipe.judge})
 
 
