@@ -113,7 +113,7 @@ def test_what_was_read_is_not_read_again():
     batch.step()
     assert fed == [len(request.context)]  # the others wait for it
     batch.step()
-    assert fed[1] <= 1 + 2 * BLOCK
+    assert fed[1] <= 1 + 2 * BLOCK and all(row.ids for row in alike)
     run(batch, {0: []})
     said = next(row for row in alike if len(row.ids) > BLOCK)
     longer = (*said.request.context, *said.ids, *chat.encode("And then?"))
@@ -135,8 +135,9 @@ def test_prefixes_give_back_what_was_kept_and_hold_no_more_than_they_may():
     layers = [Slots(1), Slots(1)]
     for layer in layers:
         layer.update(torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 5))
-    pool, prefixes = Pool(layers), Prefixes(10 * BLOCK)
-    pool.fit(2, 40)
+    pool = Pool(layers)
+    prefixes = Prefixes(pool, 10 * BLOCK)
+    pool.fit(2, 40, 40)
     marks = {}
 
     def mark(ids, i):
@@ -146,17 +147,19 @@ def test_prefixes_give_back_what_was_kept_and_hold_no_more_than_they_may():
     for _ in range(200):
         ids = tuple(rng.randrange(2) for _ in range(rng.randrange(1, 40)))
         pool.keys.fill_(float("nan"))
-        n = prefixes.load(pool, 1, ids)
+        n = prefixes.load(1, ids)
         longest = max((BLOCK * (common(ids, other) // BLOCK) for other in kept), default=0)
         assert n % BLOCK == 0 and n <= longest
         for i in range(n):
             assert (pool.keys[:, 1, :, i] == mark(ids, i)).all() and (pool.values[:, 1, :, i] == -mark(ids, i)).all()
         for i in range(len(ids)):
             pool.keys[:, 0, :, i], pool.values[:, 0, :, i] = mark(ids, i), -mark(ids, i)
-        prefixes.keep(pool, 0, ids)
+        prefixes.keep(0, ids)
         kept.append(ids)
         assert len(prefixes._blocks) <= 10
-        assert prefixes.load(pool, 1, ids) == len(ids) // BLOCK * BLOCK  # nothing is so new as what was kept just now
+        numbers = {0, *(number for number, _ in prefixes._blocks.values())}
+        assert {before for before, _ in prefixes._blocks} <= numbers  # none outlives the one before it
+        assert prefixes.load(1, ids) == len(ids) // BLOCK * BLOCK  # nothing is so new as what was kept just now
 
 
 def common(a, b):

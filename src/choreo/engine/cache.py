@@ -110,19 +110,25 @@ class Pool:
         """like: every layer, with something in it. Raises ValueError where layers differ in heads or width."""
         self.keys, self.values = _empty([layer.keys for layer in like]), _empty([layer.values for layer in like])
 
-    def fit(self, room: int, capacity: int) -> None:
+    def fit(self, room: int, capacity: int, most: int) -> None:
+        """Makes room for rows and slots; more slots than `most` no row can have."""
         held = self.keys.shape[1], self.keys.shape[3]
         if room <= held[0] and capacity <= held[1]:
             return
         room, capacity = (
             have if need <= have else max(need, 2 * have) for need, have in zip((room, capacity), held, strict=True)
         )
+        capacity = min(capacity, most)
         for name in ("keys", "values"):
             old = getattr(self, name)
             # Zeros: what attention gives no weight must still be a number, for 0 · NaN is NaN.
             grown = old.new_zeros(old.shape[0], room, old.shape[2], capacity, old.shape[4])
             grown[:, : held[0], :, : held[1]] = old
             setattr(self, name, grown)
+
+    def clear(self) -> None:
+        """Lets go of what one long row made it grow to."""
+        self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
 
     def layers(self, rows: slice, slots: Tensor, reach: int) -> list[Places]:
         """The layers of `rows` for a step that fills `slots`, int64 [rows, new]."""
@@ -147,59 +153,72 @@ def _empty(layers: Sequence[Tensor | None]) -> Tensor:
 
 BLOCK = 4  # tokens of a prefix that are kept or reused together
 
+Block = tuple[int, Ids]
+"""The number of the block before (0: none), and the tokens."""
+
 
 class Prefixes:
     """Keys and values of what rows began with, for rows that begin alike: a system prompt, a chat that goes on, the
     draft before its revision. A tree of blocks of tokens; the least recently used go when there are more than `slots`.
     """
 
-    def __init__(self, slots: int):
-        self._most = slots // BLOCK
-        self._count = 0
-        # (number of the block before, tokens) -> (number, keys, values [layers, heads, BLOCK, width]); oldest first
-        self._blocks: OrderedDict[tuple[int, Ids], tuple[int, Tensor, Tensor]] = OrderedDict()
+    def __init__(self, pool: Pool, slots: int):
+        self._pool, self._free = pool, list(range(slots // BLOCK))
+        self._count = 0  # of all blocks ever: a number names one block, and is not given again
+        # [places, layers, heads, BLOCK, width]
+        self._keys, self._values = (
+            buffer.new_empty(slots // BLOCK, buffer.shape[0], buffer.shape[2], BLOCK, buffer.shape[4])
+            for buffer in (pool.keys, pool.values)
+        )
+        # (number, place), the least recently used first
+        self._blocks: OrderedDict[Block, tuple[int, int]] = OrderedDict()
 
-    def load(self, pool: Pool, row: int, ids: Ids) -> int:
+    def known(self, ids: Ids) -> int:
+        """How many of the first `ids` are kept."""
+        return len(self._walk(ids)) * BLOCK
+
+    def load(self, row: int, ids: Ids) -> int:
         """Fills the row's first slots with what is kept of `ids`; how many."""
-        found = self._walk(ids)
-        if found:
-            n = len(found) * BLOCK
-            torch.cat([self._blocks[key][1] for key in found], 2, out=pool.keys[:, row, :, :n])
-            torch.cat([self._blocks[key][2] for key in found], 2, out=pool.values[:, row, :, :n])
-        return len(found) * BLOCK
+        places = [self._blocks[block][1] for block in self._walk(ids)]
+        if places:
+            for kept, buffer in ((self._keys, self._pool.keys), (self._values, self._pool.values)):
+                buffer[:, row, :, : len(places) * BLOCK] = kept[places].permute(1, 2, 0, 3, 4).flatten(2, 3)
+        return len(places) * BLOCK
 
-    def keep(self, pool: Pool, row: int, ids: Ids) -> None:
-        """Keeps the row's slots of `ids`, whole blocks of them."""
-        found = self._walk(ids)
-        begin, end = len(found) * BLOCK, len(ids) // BLOCK * BLOCK
-        if begin == end:
-            return
-        # One copy for all new blocks, which are views of it.
-        keys, values = pool.keys[:, row, :, begin:end].clone(), pool.values[:, row, :, begin:end].clone()
-        before = self._blocks[found[-1]][0] if found else 0
-        fresh = []
-        for start in range(begin, end, BLOCK):
-            part = slice(start - begin, start - begin + BLOCK)
+    def keep(self, row: int, ids: Ids) -> None:
+        """Keeps the row's slots of `ids`, whole blocks of them, as many as there is room for."""
+        path = self._walk(ids)
+        begin, fresh, mine = len(path) * BLOCK, [], set(path)
+        for start in range(begin, len(ids) - BLOCK + 1, BLOCK):
+            if not self._free:
+                oldest = next(iter(self._blocks))
+                if oldest in mine:  # all that is kept is of this very prefix
+                    break
+                self._free.append(self._blocks.pop(oldest)[1])
+            before = self._blocks[path[-1]][0] if path else 0
+            path.append((before, ids[start : start + BLOCK]))
+            mine.add(path[-1])
             self._count += 1
-            fresh.append((before, ids[start : start + BLOCK]))
-            self._blocks[fresh[-1]] = self._count, keys[:, :, part], values[:, :, part]
-            before = self._count
-        self._touch([*found, *fresh])
-        while len(self._blocks) > self._most:
-            self._blocks.popitem(last=False)
+            fresh.append(self._free.pop())
+            self._blocks[path[-1]] = self._count, fresh[-1]
+        self._touch(path)
+        if fresh:
+            for kept, buffer in ((self._keys, self._pool.keys), (self._values, self._pool.values)):
+                new = buffer[:, row, :, begin : begin + len(fresh) * BLOCK].unflatten(2, (len(fresh), BLOCK))
+                kept[fresh] = new.permute(2, 0, 1, 3, 4)
 
-    def _walk(self, ids: Ids) -> list[tuple[int, Ids]]:
-        found: list[tuple[int, Ids]] = []
+    def _walk(self, ids: Ids) -> list[Block]:
+        found: list[Block] = []
         before = 0
         for start in range(0, len(ids) - BLOCK + 1, BLOCK):
-            key = before, ids[start : start + BLOCK]
-            if key not in self._blocks:
+            block = before, ids[start : start + BLOCK]
+            if block not in self._blocks:
                 break
-            before = self._blocks[key][0]
-            found.append(key)
+            before = self._blocks[block][0]
+            found.append(block)
         self._touch(found)
         return found
 
-    def _touch(self, path: Sequence[tuple[int, Ids]]) -> None:
-        for key in reversed(path):  # the first block last, so that none outlives the one before it
-            self._blocks.move_to_end(key)
+    def _touch(self, path: Sequence[Block]) -> None:
+        for block in reversed(path):  # the first block last, so that none outlives the one before it
+            self._blocks.move_to_end(block)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from choreo.engine.agent import Team
-from choreo.engine.cache import Pool, Prefixes, Slots, as_cache
+from choreo.engine.cache import BLOCK, Pool, Prefixes, Slots, as_cache
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
 from choreo.engine.sample import _draw, _wide
 from choreo.engine.step import Part, step_of
 
 KEPT = 8192  # slots of prefixes that a batch keeps for rows to come
+UNEVEN = 2  # how many times the shortest feed of a part its longest may be: all are padded to that
 AHEAD = 16  # tokens fed behind what is known, at most: all rows of a step are padded to the longest
 
 
@@ -81,8 +82,7 @@ class Batch:
         self.device, self.end_id = team.device, end_id
         weights = {name: value.detach().clone() for name, value in team.weights(agent).items()}
         self.version = team.version[agent]
-        config = team.decoder.model.config.get_text_config()
-        self.positions: int = getattr(config, "max_position_embeddings", 2**31)
+        self.positions, self._exact = team.positions or 2**31, team.dtype == torch.float32
         self.rows: list[Row] = []  # first those that have a row of the pool, which is then the same
         self._placed = 0
         self._feed = step_of(team, weights)
@@ -91,7 +91,7 @@ class Batch:
             inputs = {"input_ids": torch.tensor([[pad_id]], device=team.device), "past_key_values": as_cache(shown)}
             _, self._head = team.run(weights, {**inputs, "use_cache": True})
             self._pool = Pool(shown)
-        self._prefixes = Prefixes(KEPT)
+            self._prefixes = Prefixes(self._pool, KEPT)
 
     def join(self, rows: Sequence[Row]) -> None:
         """Adds rows, which begin with the next step.
@@ -109,11 +109,11 @@ class Batch:
         """One token or more for every row; the rows that ended with it, which have left."""
         old, new = self._placed, self._place()
         rows = self.rows[:new]
-        ahead = [_ahead(row) for row in rows]
+        ahead = [self._ahead(row) for row in rows]
         feeds = [
             [*row.request.context, *row.ids, *more][row.cached :] for row, more in zip(rows, ahead, strict=True)
         ]
-        spans = [slice(begin, end) for begin, end in ((0, old), (old, new)) if begin < end]
+        spans = _spans(old, [len(feed) for feed in feeds])
         hidden = self._feed(*(self._part(span, feeds[span]) for span in spans))
         where: list[int] = []  # the last states of each row: of its newest token, and of those ahead
         offset = 0
@@ -127,7 +127,7 @@ class Batch:
             if row.take(tokens, more, self.end_id):
                 ended.add(i)
             if i in ended or i >= old:
-                self._prefixes.keep(self._pool, i, (*row.request.context, *row.ids)[: row.cached])
+                self._prefixes.keep(i, (*row.request.context, *row.ids)[: row.cached])
         self._drop(ended)
         return [rows[i] for i in sorted(ended)]
 
@@ -140,16 +140,28 @@ class Batch:
             self.rows.remove(row)
 
     def _place(self) -> int:
-        """Gives rows of the pool to those that have none; how many have one then. Of rows with one context the first
-        goes ahead, and the others find it read."""
+        """Gives rows of the pool to those that have none, the shorter ones first; how many rows have one then.
+
+        Of rows that wait with one context, the first goes ahead, and the others find it read.
+        """
         waiting = self.rows[self._placed :]
-        first = {row.request.context: row for row in reversed(waiting)}
-        now = list(first.values())[::-1]
-        self.rows[self._placed :] = [*now, *(row for row in waiting if first[row.request.context] is not row)]
+        now, later, reading = [], [], set()
+        for row in waiting:
+            context = row.request.context
+            read = self._prefixes.known(context[:-1])
+            row.cached = read  # as it will be
+            if context in reading and read < (len(context) - 1) // BLOCK * BLOCK:
+                later.append(row)
+            else:
+                now.append(row)
+                reading.add(context)
+        now.sort(key=lambda row: len(row.request.context) - row.cached)
+        self.rows[self._placed :] = [*now, *later]
         total = self._placed + len(now)
-        self._pool.fit(total, max((len(row.request.context) + row.limit for row in now), default=0))
+        longest = max((len(row.request.context) + row.limit for row in now), default=0)
+        self._pool.fit(total, longest, self.positions)
         for i, row in enumerate(now, self._placed):
-            row.cached = self._prefixes.load(self._pool, i, row.request.context[:-1])
+            row.cached = self._prefixes.load(i, row.request.context[:-1])
         self._placed = total
         return total
 
@@ -162,7 +174,8 @@ class Batch:
         first, last = (torch.tensor(side, device=self.device)[:, None] for side in (begin, ends))
         slots = torch.minimum(first + torch.arange(width, device=self.device), last - 1)
         mask, reach = None, max(ends)
-        if width > 1 or min(ends) < reach:
+        whole = max(begin) == 0 and min(ends) == width  # contexts from their start, and no padding
+        if not whole if width > 1 else min(ends) < reach:
             hidden = torch.arange(reach, device=self.device) > slots[:, None, :, None]
             mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))
         return Part(token, slots, self._pool.layers(span, slots, reach), mask)
@@ -194,8 +207,21 @@ class Batch:
             self.rows[target] = self.rows[source]
         del self.rows[stay : self._placed]
         self._placed = stay
+        if not stay:
+            self._pool.clear()
+
+    def _ahead(self, row: Row) -> list[int]:
+        """What to feed behind what is known; one more token than that may be drawn. In lower precision a token's
+        neighbours move its rounding, and with it now and then what is said: nothing is guessed there."""
+        guessed = row.guess([*row.ids, *row.forced]) if self._exact else ()
+        return [*row.forced, *guessed][: min(AHEAD, row.limit - len(row.ids) - 1)]
 
 
-def _ahead(row: Row) -> list[int]:
-    """What to feed behind what is known; one more token than that may be drawn."""
-    return [*row.forced, *row.guess([*row.ids, *row.forced])][: min(AHEAD, row.limit - len(row.ids) - 1)]
+def _spans(old: int, lengths: Sequence[int]) -> list[slice]:
+    """Rows that are fed in one part: the `old` ones, which are fed a few tokens each, and new ones of like length."""
+    spans, begin = [slice(0, old)] if old else [], old
+    for i in range(old, len(lengths)):
+        if lengths[i] > UNEVEN * lengths[begin]:
+            spans.append(slice(begin, i))
+            begin = i
+    return [*spans, slice(begin, len(lengths))] if begin < len(lengths) else spans

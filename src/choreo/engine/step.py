@@ -21,8 +21,8 @@ from choreo.engine.policies import Weights
 class Part(NamedTuple):
     """Rows that are fed equally many tokens.
 
-    token, position: int64 [rows, new]. cache: by layer. mask: float [rows, 1, new, slots], additive, or None where all
-    that the cache holds may be seen (one new token).
+    token, position: int64 [rows, new]. cache: by layer. mask: float [rows, 1, new, slots], additive; or None, where one
+    new token sees all that the cache holds, or several that are all it holds see those before them.
     """
 
     token: Tensor
@@ -113,8 +113,9 @@ class LlamaStep:
             for part, mine, said in zip(parts, turned.split(sizes), value.split(sizes), strict=True):
                 query, key = mine.unflatten(0, part.token.shape).transpose(1, 2).split((heads, kv_heads), 1)
                 keys, values = part.cache[i].update(key, said.unflatten(0, part.token.shape).transpose(1, 2))
+                causal = part.mask is None and query.shape[2] > 1
                 found = F.scaled_dot_product_attention(
-                    query, keys, values, attn_mask=part.mask, enable_gqa=heads != kv_heads
+                    query, keys, values, attn_mask=part.mask, is_causal=causal, enable_gqa=heads != kv_heads
                 )
                 seen.append(found.transpose(1, 2).reshape(-1, heads * width))
             x = x + F.linear(_joined(seen), *out)
