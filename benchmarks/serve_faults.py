@@ -31,7 +31,7 @@ from choreo.serve.dance import WITHHELD
 
 SEED, DEADLINE, LATE, UP, DOWN = 0, 3.0, 10.0, 6.0, 0.5  # the last four in seconds
 KEY = "sk-choreo-faults"
-FORMAL = {400, 408, 429, 503, 504}
+FORMAL = {429, 503, 504}  # what may be said to a request that is as it should be
 
 
 def upstream(port: int, passed: Path) -> None:

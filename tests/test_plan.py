@@ -51,7 +51,7 @@ def test_a_judge_in_this_process_takes_its_place(eight, capsys):
         planned(capsys, *base, "--set", f"judge.model={eight}", "--set", f"judge.url={url}")
         for url in ("", "http://localhost:8000/v1")
     )
-    assert here["judges"] == {str(eight): 4 * 8_030_261_248} and there["judges"] == {}  # it names no precision
+    assert here["judges"] == [[str(eight), 4 * 8_030_261_248]] and there["judges"] == []  # it names no precision
     assert here["memory"]["needed"] - there["memory"]["needed"] == 4 * 8_030_261_248
 
 

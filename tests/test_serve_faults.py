@@ -23,6 +23,7 @@ from choreo.waltz.speakers import messages
 from choreo.waltz.spoken import asked_of
 
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
+STRICT = Feedback("too strict", False, True, "Help.")
 
 
 def script(body, n):
@@ -30,8 +31,11 @@ def script(body, n):
     reviewing = "response_format" in body
     words = body["messages"][1 if reviewing else 0]["content"].split()
     if reviewing:
-        if "revised" in body["messages"][1]["content"] and "stubborn" not in words:
-            return Say(said(render_feedback(FINE)))
+        if "revised" in body["messages"][1]["content"]:
+            answer = "?" if "hopeless" in words else render_feedback(BAD if "stubborn" in words else FINE)
+            return Say(said(answer))
+        if "strict" in words:
+            return Say(said(render_feedback(STRICT)))
         if "down" in words:
             return Say({"error": "SECRET"}, 500)
         if "barred" in words:
@@ -116,6 +120,15 @@ def test_a_draft_that_was_called_bad_never_passes(closed, opened):
         assert content(answer) == (WITHHELD, "content_filter")
         [game] = answer.json()["choreo"]["choices"]
         assert [move["stage"] for move in game["moves"]] == ["draft", "feedback", "revision", "feedback"]
+
+
+@pytest.mark.parametrize("word", ["stuck", "stubborn", "hopeless"])
+def test_a_draft_that_was_only_called_too_strict_stands_in_for_a_revision_that_fails(closed, word):
+    """The revision does not come, is called unsafe, or cannot be reviewed."""
+    answer = closed.ask(f"strict and {word}", choreo={"trace": True})
+    assert content(answer) == ("draft", "stop")
+    [game] = answer.json()["choreo"]["choices"]
+    assert game["triggered"] and not game["revised"] and game["withheld"] is None and game["bypassed"] is None
 
 
 def test_without_a_draft_there_is_an_error_that_says_nothing_of_the_users(closed):

@@ -56,7 +56,7 @@ class Team:
         self.agents = dict(agents)
         self.version = dict.fromkeys(agents, 0)
         self.layers: int = model.config.get_text_config().num_hidden_layers
-        self.positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.positions: int | None = _positions(model.config.get_text_config())
         self.full_attention = _full_attention(model)
         self._lock = threading.RLock()  # functional_call swaps weights in the shared module
         _check_head(self.decoder)
@@ -153,6 +153,17 @@ def device_of(name: Device) -> torch.device:
     if not there[found]:
         raise BadInput(f'device = "{name}": there is none here; "auto" takes the best there is')
     return torch.device(found)
+
+
+def _positions(config: Any) -> int | None:
+    """How far the model counts; with LongRoPE only as far as it was pretrained, for beyond that one long row changes
+    how all that it is batched with are read."""
+    most: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if most is None or rope.get("rope_type") != "longrope":
+        return most
+    original: int | None = rope.get("original_max_position_embeddings")
+    return min(most, original or getattr(config, "original_max_position_embeddings", None) or most)
 
 
 def _full_attention(model: Any) -> bool:

@@ -146,8 +146,8 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
             "update": while_updating, "sampling": while_sampling,
         })  # fmt: skip
     device, there = (how.device, memory) if memory else device_memory(how.device)
-    judges = {one.model: judging(one.model) for one in local(recipe.judge)}
-    needed = sum(sum(model["memory"].values()) for model in models) + sum(judges.values()) + busiest
+    judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
+    needed = sum(sum(model["memory"].values()) for model in models) + sum(size for _, size in judges) + busiest
     return {
         "recipe": recipe.name, "method": recipe.method, "models": models, "judges": judges, **work,
         "memory": {"device": device, "needed": needed, "there": there},
@@ -179,7 +179,7 @@ def tell(found: dict[str, Any]) -> str:
         )
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
-    lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"].items()]
+    lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
     lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; "
                  "measuring comes on top")  # fmt: skip
     memory = found["memory"]

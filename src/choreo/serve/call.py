@@ -160,7 +160,8 @@ class Call:
             outcomes = list(await asyncio.gather(*tasks))
         except (Down, TimeoutError) as error:
             server.figures.failed.labels("draft").inc()
-            log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=str(error) or "deadline")
+            why, ms = str(error) or "deadline", round(1000 * (time.monotonic() - self.began))
+            log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=why, ms=ms)
             if isinstance(error, Refused):
                 raise ApiError(400, str(error), param="messages", code="refused_upstream") from None
             if isinstance(error, Down):

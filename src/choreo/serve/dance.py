@@ -92,7 +92,7 @@ class Move(NamedTuple):
 class Outcome:
     """How a game ended.
 
-    failed: what failed after the draft, or None. opened: the draft passes nevertheless, by the operator's leave.
+    failed: what failed after the draft, or None. opened: the last answer passes nevertheless, by the operator's leave.
     """
 
     mode: Mode | Guard
@@ -102,16 +102,21 @@ class Outcome:
     opened: bool = False
 
     @property
+    def answer(self) -> Turn | None:
+        """What passes: the last answer; after a failure the newest that was reviewed and not called unsafe. None where
+        that is none, and all is withheld."""
+        if self.failed is None or self.opened or self.mode == "shadow":
+            return self.game.answers[-1]
+        read = zip(self.game.answers, self.game.feedback, strict=False)
+        return next((turn for turn, said in reversed([*read]) if said is not None and not said.unsafe), None)
+
+    @property
     def withheld(self) -> bool:
-        return self.failed is not None and not self.opened and self.mode != "shadow"
+        return self.answer is None
 
     @property
     def revised(self) -> bool:
-        return len(self.game.answers) > 1 and not self.withheld and self.mode != "shadow"
-
-    @property
-    def answer(self) -> Turn:
-        return self.game.answers[-1]
+        return self.answer not in (None, self.game.answers[0])
 
     def tokens(self, stage: Stage) -> int:
         return sum(move.said.tokens for move in self.moves if move.stage == stage)

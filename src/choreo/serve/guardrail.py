@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from choreo.serve.dance import Guard, Outcome, Wish, dance
+from choreo.serve.dance import Guard, Outcome, TooLong, Wish, dance
 from choreo.serve.events import ClientLeft, while_there
 from choreo.serve.keys import Key
 from choreo.serve.shapes import Action
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PATH = "/beta/litellm_basic_guardrail_api"
 KEPT_SECONDS, KEPT_LETTERS = 600.0, 4_000_000  # of conversations whose answers have not come; letters of each key
+
+MOST = 8  # texts of one answer, as `n` of a chat
 
 # What LiteLLM tells its client of a blocked answer: nobody's words, and none of a review, which may quote the answer.
 UNSAFE = "The answer was called unsafe by its review and is withheld."
@@ -55,6 +57,11 @@ class Heard(_Read):
             texts = [part.get("text") for part in self.content if part.get("type") == "text"]
             return "".join(text for text in texts if isinstance(text, str))
         return self.content or ""
+
+    @property
+    def partial(self) -> bool:
+        """There is more to it than its text, a picture for one."""
+        return isinstance(self.content, list) and any(part.get("type") != "text" for part in self.content)
 
 
 class Params(Strict):
@@ -95,12 +102,14 @@ class Conversations:
     def keep(self, call: str, prompt: Prompt | None) -> None:
         """Two conversations of one id leave neither: a client may choose the id (x-litellm-call-id), and a harmless
         question must not stand in for another."""
+        while self._kept and self._oldest() < self.clock() - KEPT_SECONDS:
+            self._drop(next(iter(self._kept)))
         if call in self._kept:
             before = self._drop(call)
             prompt = prompt if prompt == before else None
         self._kept[call] = (self.clock(), prompt)
         self._letters += _letters(prompt)
-        while self._kept and (self._letters > KEPT_LETTERS or self._oldest() < self.clock() - KEPT_SECONDS):
+        while self._letters > KEPT_LETTERS:
             self._drop(next(iter(self._kept)))
 
     def find(self, call: str) -> Prompt | None:
@@ -117,20 +126,22 @@ class Conversations:
 
 
 def conversation(messages: Sequence[Heard], texts: Sequence[str], system: bool) -> Prompt | None:
-    """What a user asked last, and what was said before; None where no user has said anything.
+    """What a user asked last, and what was said before; None where no user has said anything, or something that is no
+    text.
 
     texts: stand for the user's where an API has no messages. system: whether system messages are read.
     """
     roles = {"user": "user", "assistant": "assistant"}
     if system:
         roles |= {"system": "system", "developer": "system"}
-    said = [(roles[m.role], m.text) for m in messages if m.role in roles and m.text]
+    heard = [m for m in messages if m.role in roles and (m.text or m.partial)]
     if not messages and any(texts):
-        said = [("user", "\n\n".join(texts))]
-    asked = [i for i, (role, _) in enumerate(said) if role == "user"]
-    if not asked:
+        heard = [Heard(role="user", content="\n\n".join(texts))]
+    asked = [i for i, m in enumerate(heard) if m.role == "user"]
+    if not asked or heard[asked[-1]].partial:
         return None
-    return Prompt("", said[asked[-1]][1], "general", "guardrail", earlier=tuple(said[: asked[-1]]))
+    said = tuple((roles[m.role], m.text) for m in heard[: asked[-1]] if m.text)
+    return Prompt("", heard[asked[-1]].text, "general", "guardrail", earlier=said)
 
 
 async def guardrail(server: Server, request: Request) -> Response:
@@ -155,7 +166,8 @@ async def guardrail(server: Server, request: Request) -> Response:
     texts = asked.texts or ([""] if unread else [])
     if not texts:
         return JSONResponse({"action": "NONE"})
-    games = len(texts)
+    if (games := len(texts)) > MOST:
+        raise ApiError(400, f"at most {MOST} texts of an answer", param="texts", code="invalid_value")
     server.limit(key)
     server.limiter.owe(key, games - 1)
     server.enter(key, games)
@@ -174,7 +186,7 @@ async def _judged(
     server: Server, key: Key, prompt: Prompt | None, texts: Sequence[str], mode: Guard, began: float
 ) -> list[Verdict]:
     """Each is counted and logged before anybody hears of it. prompt: None where there is nothing that can be read."""
-    if prompt is None:
+    if prompt is None or not _fits(server, prompt, texts):
         verdicts = [_unread(server, mode, text) for text in texts]
     else:
         games = [Episode(prompt, i, (_turn(server, text),)) for i, text in enumerate(texts)]
@@ -184,7 +196,7 @@ async def _judged(
         blocked, failed = verdict.text is None, verdict.outcome.failed
         if blocked and not failed:
             server.figures.blocked.labels(key.name, "unsafe").inc()
-        why = {} if prompt else {"why": "no conversation, or an answer that is no text"}
+        why = {} if verdict.outcome.moves or not failed else {"why": "no conversation, no text, or too much of it"}
         server.counted(key.name, verdict.outcome, "guardrail", blocked=blocked, ms=ms, **why)
     return verdicts
 
@@ -206,19 +218,28 @@ def _unread(server: Server, mode: Guard, text: str) -> Verdict:
     return Verdict(outcome, text if opened else None, UNREVIEWED)
 
 
+def _fits(server: Server, prompt: Prompt, texts: Sequence[str]) -> bool:
+    """Whether both agents can read the conversation and the longest text; told without encoding what is far too long,
+    which would hold up everybody."""
+    longest = max(texts, key=len)
+    told = replace(prompt, earlier=(*prompt.earlier, ("assistant", longest)))
+    wish = Wish(server.settings.answer_tokens, 0.0, (), 0, 0.0)
+    try:
+        for agent in server.agents.values():
+            agent.room(Episode(told, 0, ()), wish, server.settings.rounds)
+    except TooLong:
+        return False
+    return True
+
+
 async def _reviewed(server: Server, game: Episode, mode: Guard, began: float) -> Verdict:
     settings = server.settings
     wish = Wish(settings.answer_tokens, settings.temperature, (), secrets.randbits(63), began + settings.deadline)
     outcome = await dance(game, server.agents, wish, mode=mode, rounds=settings.rounds, opened=settings.opened)
     said = outcome.game.feedback[0] if outcome.game.feedback else None
     unsafe = said is not None and said.unsafe  # the answer, whatever its revision was called
-    if outcome.failed == "revision" and not unsafe:  # over-refusal is no reason to block: the answer passes as it is
-        server.figures.failed.labels("revision").inc()
-        return Verdict(replace(outcome, failed=None), outcome.game.answers[0].text)
-    if outcome.withheld:
+    if outcome.answer is None or (mode == "guard" and unsafe):
         return Verdict(outcome, None, UNSAFE if unsafe else UNREVIEWED)
-    if mode == "guard" and unsafe:
-        return Verdict(outcome, None, UNSAFE)
     return Verdict(outcome, outcome.answer.text)
 
 

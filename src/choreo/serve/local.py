@@ -111,7 +111,8 @@ class Worker:
                 if self._swap is not None:
                     (self._pair, fresh), self._swap = self._swap, None
                     for agent in AGENTS:
-                        self._batches[agent].append(fresh[agent])
+                        left = [batch for batch in self._batches[agent] if batch.rows]
+                        self._batches[agent] = [*left, fresh[agent]]
                 agent = self._whose_turn()
                 self._arrived = self._take(agent)
             while self._gone:
@@ -146,7 +147,7 @@ class Worker:
         for i, batch in enumerate(batches):
             newest = batch is batches[-1]
             try:
-                if newest and arrived:
+                if newest:
                     batch.join([job.row for job in arrived])
                 ended = batch.step() if batch.rows else []
             except Exception as error:  # memory, most likely: these rows are lost, the next ones are not

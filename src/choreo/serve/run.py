@@ -101,9 +101,12 @@ async def _serve(
         fingerprint=pair.fingerprint, encode=pair.encode, stop=stop,
     )  # fmt: skip
 
+    one_swap = asyncio.Lock()  # of two at once, the one that read the older checkpoint might end last
+
     async def swap() -> None:
         try:
-            server.fingerprint = await asyncio.to_thread(pair.swap)
+            async with one_swap:
+                server.fingerprint = await asyncio.to_thread(pair.swap)
             log("swapped", fingerprint=server.fingerprint)
         except Exception as error:  # whatever is wrong with a checkpoint, the old weights go on
             log("swap failed", "error", why=str(error) if isinstance(error, BadInput) else repr(error))

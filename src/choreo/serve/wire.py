@@ -208,10 +208,11 @@ class Reply:
 
 def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
     """The text a caller gets, and its finish_reason."""
-    if outcome.withheld:
+    answer = outcome.answer
+    if answer is None:
         return WITHHELD, "content_filter"
-    text = cut(outcome.answer.text, stop)
-    stopped = outcome.answer.finished or len(text) < len(outcome.answer.text)
+    text = cut(answer.text, stop)
+    stopped = answer.finished or len(text) < len(answer.text)
     return text, "stop" if stopped else "length"
 
 
