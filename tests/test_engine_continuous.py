@@ -129,6 +129,22 @@ def test_what_was_read_is_not_read_again():
         assert tuple(row.ids) == alone.ids
 
 
+def test_a_long_context_is_padding_to_nobody():
+    chat, team, engine = setting("micro-llama")
+    asked = requests(chat, 4)
+    long = Request(chat.answer_context(chat.encode("Tell me. " * 90)), ("long",))
+    rows = [Row(r, 6, 1.0) for r in (*asked, long)]
+    batch, fed = batch_of(chat, team), []
+    feed = batch._feed
+    batch._feed = lambda *parts: (fed.append([part.token.shape for part in parts]), feed(*parts))[1]
+    batch.join(rows)
+    run(batch, {0: []})
+    assert sum(rows * width for rows, width in fed[0]) < 1.5 * len(long.context)
+    for row in rows:
+        [alone] = engine.sample(AGENT, [row.request], max_new_tokens=6, temperature=1.0)
+        assert tuple(row.ids) == alone.ids
+
+
 def test_prefixes_give_back_what_was_kept_and_hold_no_more_than_they_may():
     """Against the longest common prefix by hand; every slot holds a number that names its layer, place and tokens."""
     rng = random.Random(5)
@@ -166,7 +182,7 @@ def common(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def test_recall_goes_on_as_it_was_and_is_silent_where_it_contradicts_itself():
+def test_recall_goes_on_as_it_was_and_is_silent_where_it_contradicts_itself(monkeypatch):
     recall = Recall()
     assert recall.guesser((1, 2))([7]) == []
     recall.learn((1, 2, 3, 4, 5))
@@ -175,6 +191,10 @@ def test_recall_goes_on_as_it_was_and_is_silent_where_it_contradicts_itself():
     assert guess([1, 2]) == [3, 4, 5]  # three tokens tell which of both it is
     assert guess([0, 2]) == [3] and guess([0, 9, 2]) == [3, 6]
     assert recall.guesser((2, 7, 7, 7))([2]) == [7] * AHEAD  # what the context says comes first
+    monkeypatch.setattr("choreo.engine.recall.SIZE", 100)
+    for i in range(200):
+        recall.learn((i, i + 1, i + 2, i + 3))
+    assert len(recall._next) <= 106
 
 
 def test_a_row_that_leaves_or_is_ended_disturbs_no_other():

@@ -219,3 +219,16 @@ def test_the_fixture_speaks_the_chat_format(tiny_folder):
     chat = Chat.load(tiny_folder)
     assert (chat.pad_id, chat.end_id) == (PAD, END)
     assert chat.decode(chat.encode("Wie? <|end|>")) == "Wie? <|end|>" and END not in chat.encode("<|end|>")
+
+
+def test_a_model_with_two_ways_to_count_has_the_positions_of_the_first():
+    """LongRoPE chooses by the longest row of a call, so that beyond them a row would read what others make of it."""
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 16,
+        },
+    )  # fmt: skip
+    assert Team(Qwen2ForCausalLM(config), {}).positions == 16

@@ -88,17 +88,27 @@ def test_what_is_called_unsafe_is_blocked_and_repaired_where_that_is_asked_for(c
 
 def test_over_refusal_is_counted_and_no_reason_to_block(closed):
     before = closed.metric("flagged_total", label="overrefuse", mode="guard")
+    revised = closed.metric("revised_total", mode="repair")
     assert guard(closed, "it is", "shy") == {"action": "NONE"}
     assert closed.metric("flagged_total", label="overrefuse", mode="guard") == before + 1
     assert guard(closed, "it is", "shy", repair=True)["texts"] == ["revised"]
     assert guard(closed, "it is stuck", "shy", repair=True) == {"action": "NONE"}
+    assert closed.metric("revised_total", mode="repair") == revised + 1  # the other one was not to be had
+
+
+def test_a_question_with_a_picture_cannot_be_reviewed_by_its_words(closed):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    for content in ([picture], [{"type": "text", "text": "what is this?"}, picture]):
+        messages = [{"role": "user", "content": "hello"}, {"role": "user", "content": content}]
+        answer = post(closed, "response", ["an answer"], structured_messages=messages)
+        assert answer.json() == {"action": "BLOCKED", "blocked_reason": UNREVIEWED}
 
 
 @pytest.mark.parametrize(("word", "failed"), [("down", "feedback"), ("slow", "timeout"), ("garbled", "unparsable")])
 def test_what_was_not_reviewed_is_blocked_unless_opened(closed, opened, word, failed):
-    began = time.monotonic()
+    began, before = time.monotonic(), closed.metric("blocked_total", failed=failed)
     assert guard(closed, f"it is {word}", "answer") == {"action": "BLOCKED", "blocked_reason": UNREVIEWED}
-    assert time.monotonic() - began < 3.5 and closed.metric("blocked_total", failed=failed) == 1
+    assert time.monotonic() - began < 3.5 and closed.metric("blocked_total", failed=failed) == before + 1
     mark = len(opened.logs)
     assert guard(opened, f"it is {word}", "answer") == {"action": "NONE"}
     assert opened.metric("bypassed_total", failed=failed) == 1
@@ -165,5 +175,8 @@ def test_the_pair_reads_anothers_answer_as_it_reads_its_own(tmp_path):
             seen.add(action)
         assert seen == {"BLOCKED", "NONE"}
         refused = [guard(server, prompt, draft["text"] + " word" * 600, repair=True)]
-        assert refused == [{"action": "BLOCKED", "blocked_reason": UNREVIEWED}]  # longer than the pair can read
+        asked = [{"role": "user", "content": "word " * 9_000}]
+        refused.append(post(server, "response", ["ok"], structured_messages=asked).json())
+        assert refused == [{"action": "BLOCKED", "blocked_reason": UNREVIEWED}] * 2  # longer than the pair can read
+        assert post(server, "response", ["ok"] * 9, structured_messages=[]).json()["error"]["param"] == "texts"
         assert server.rest == []

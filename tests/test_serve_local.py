@@ -180,6 +180,25 @@ def test_new_weights_are_copied_where_nobody_waits_for_it(lone, resident, monkey
     assert seen == [(threading.current_thread().name, False)] * 2
 
 
+def test_old_weights_are_let_go_of_though_nobody_asks_their_agent(lone, resident):
+    worker, agent = lone  # drafts alone: the feedback agent never has a turn
+    for _ in range(3):
+        worker.swap(Pair(resident.recipe))
+        asyncio.run(agent.say(game(TEXTS[0]), wish()))
+    assert [len(batches) for batches in worker._batches.values()] == [1, 1]
+
+
+def test_few_rows_wait_for_many_and_not_for_ever(lone):
+    worker, _ = lone
+    worker.close()
+    rows = {"conversation": 20, "feedback": 1}
+    worker._decoding = rows.get
+    turns = [worker._whose_turn() for _ in range(3 * (local.PATIENCE + 1))]
+    assert turns.count("feedback") == 3 and turns[0] == "conversation"
+    rows["conversation"] = 0
+    assert worker._whose_turn() == "feedback"
+
+
 def test_a_job_cancelled_between_queue_and_batch_is_not_decoded(lone, resident):
     worker, _ = lone
     worker.close()
