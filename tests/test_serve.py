@@ -107,6 +107,7 @@ def test_a_conversation_of_several_turns(client):
 def test_modes(server, client):
     def moves(mode):
         answer = ask(client, seed=1, extra_body={"choreo": {"trace": True, "mode": mode}})
+        assert answer.choreo["mode"] == mode
         return answer, [move["stage"] for move in answer.choreo["choices"][0]["moves"]]
 
     off, stages = moves("off")

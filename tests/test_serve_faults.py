@@ -15,7 +15,8 @@ from serving import Serving
 from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
 
-from choreo.serve.dance import WITHHELD
+from choreo.cli import main
+from choreo.serve.dance import UNSAFE, WITHHELD
 from choreo.serve.keys import Limiter, entry, find, hashed, load, own_key
 from choreo.text.feedback import render_feedback
 from choreo.types import Episode, Feedback, Prompt, Spoken
@@ -106,7 +107,9 @@ def test_what_was_not_checked_is_withheld_unless_opened(closed, opened, word, fa
     assert answer.status_code == 200 and content(answer) == (WITHHELD, "content_filter")
     assert answer.json()["choreo"]["choices"][0]["withheld"] == failed
     assert closed.metric("blocked_total", failed=failed) == 1 and closed.metric("bypassed_total") == 0
-    assert closed.wait("answer", after=len(closed.logs) - 1)["level"] == "error"
+    logged = closed.wait("answer", after=len(closed.logs) - 1)
+    assert logged["level"] == "error"
+    assert logged.get("why") == ("the feedback server failed: HTTP 500" if word == "down" else None)
     mark = len(opened.logs)
     assert content(opened.ask(f"it is {word}")) == ("draft", "stop")
     assert opened.metric("bypassed_total", failed=failed) == 1 and opened.metric("blocked_total", failed=failed) == 0
@@ -115,9 +118,9 @@ def test_what_was_not_checked_is_withheld_unless_opened(closed, opened, word, fa
 
 def test_a_draft_that_was_called_bad_never_passes(closed, opened):
     for server in (closed, opened):
-        assert content(server.ask("bad and stuck")) == (WITHHELD, "content_filter")
+        assert content(server.ask("bad and stuck")) == (UNSAFE, "content_filter")
         answer = server.ask("bad and stubborn", choreo={"trace": True})  # the revision is reviewed, and called so too
-        assert content(answer) == (WITHHELD, "content_filter")
+        assert content(answer) == (UNSAFE, "content_filter")
         [game] = answer.json()["choreo"]["choices"]
         assert [move["stage"] for move in game["moves"]] == ["draft", "feedback", "revision", "feedback"]
 
@@ -234,8 +237,15 @@ def test_many_clients_among_faults_get_one_whole_answer_each_and_none_unchecked(
         if word in ("well", "flaky"):
             assert text in ("draft", WITHHELD)
         else:
-            assert text in ("revised", WITHHELD) if word == "bad" else text == WITHHELD
+            assert text in ("revised", UNSAFE, WITHHELD) if word == "bad" else text in (UNSAFE, WITHHELD)
     assert sum(outcome is not None for outcome in outcomes) >= len(words) - len(leaving)
+
+
+def test_a_port_in_use_is_one_line(closed, stub, capsys):
+    where = [part for agent in ("conversation", "feedback") for part in (f"--{agent}", f"run@{stub.url}")]
+    port = closed.url.rpartition(":")[2]
+    assert main(["serve", *where, "--port", port]) == 2
+    assert f"--port {port}: Address already in use" in capsys.readouterr().err
 
 
 def test_keys_allow_what_their_file_says_and_no_more(stub, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import platform
 import statistics
@@ -37,7 +38,7 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
     secret = new_key()
     command = [sys.executable, "-m", "choreo.cli", "serve", str(run), "--port", "0", "--model", "pair"]
     environment = {**os.environ, "CHOREO_API_KEY": secret}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         started = json.loads(process.stderr.readline())
@@ -148,7 +149,12 @@ def table(found: Mapping[str, Any]) -> str:
         for mode, f in by_mode.items():
             rows.append(
                 f"{traffic:8} {mode:9} {f['per_second']:10.1f} {100 * f['share_of_off']:6.1f}% {f['median_ms']:10.0f} "
-                f"{f['p95_ms']:8.0f} {100 * f['ftr']:7.1f} {100 * f['withheld']:11.1f}"
+                f"{f['p95_ms']:8.0f} {_percent(f['ftr'])} {100 * f['withheld']:11.1f}"
             )
-    rows.append(f"a request alone takes {found['overhead_ms']:.1f} ms beside its draft (median)")
+    rows.append(f"HTTP and all else beside the draft, of requests one at a time with feedback off: "
+                f"{found['overhead_ms']:.1f} ms (median)")  # fmt: skip
     return "\n".join(rows)
+
+
+def _percent(share: float) -> str:
+    return f"{'–':>7}" if math.isnan(share) else f"{100 * share:7.1f}"

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from choreo.errors import BadInput
@@ -149,6 +150,7 @@ class Call:
                 if self.unchecked and not sent:  # an agent that is not heard while it speaks
                     server.figures.unchecked.labels(self.key).inc()
                 server.shadow(self.key, outcome, self.wish)
+                outcome = replace(outcome, mode="shadow")
             else:
                 ms = round(1000 * (time.monotonic() - self.began))
                 server.counted(self.key, outcome, id=self.reply.head["id"], ms=ms)

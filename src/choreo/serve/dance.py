@@ -27,7 +27,9 @@ STAGES: tuple[Stage, ...] = ("draft", "feedback", "revision")
 # Failures that an operator may open. A revision that fails is none of them: the draft has been called bad by then.
 OPENABLE: tuple[Failure, ...] = ("feedback", "timeout", "unparsable")
 
+# What a caller gets for an answer: that nobody could review, or that was called unsafe.
 WITHHELD = "This answer could not be checked and is withheld. Please try again later."
+UNSAFE = "This answer was called unsafe when it was reviewed, and is withheld."
 
 
 class Down(Exception):
@@ -100,6 +102,7 @@ class Outcome:
     moves: tuple[Move, ...]
     failed: Failure | None = None
     opened: bool = False
+    why: str = ""  # an agent failed; no user's words
 
     @property
     def answer(self) -> Turn | None:
@@ -161,7 +164,8 @@ async def dance(
             failed: Failure = "revision" if stage == "revision" else "feedback"
             if failed == "feedback" and isinstance(error, TimeoutError):
                 failed = "timeout"
-            return Outcome(mode, game, tuple(moves), failed, failed in opened)
+            why = str(error) if isinstance(error, Down) else ""
+            return Outcome(mode, game, tuple(moves), failed, failed in opened, why)
         if agent == CONVERSATION:
             game = answered(game, said.turn)
         else:

@@ -89,6 +89,7 @@ def facts(outcome: Outcome) -> dict[str, Any]:
         "revised": outcome.revised,
         "failed": outcome.failed,
         "opened": outcome.opened,
+        **({"why": outcome.why} if outcome.why else {}),
         **{f"{stage}_ms": round(1000 * outcome.seconds(stage)) for stage in STAGES},
         **{f"{stage}_tokens": outcome.tokens(stage) for stage in STAGES},
     }

@@ -196,8 +196,7 @@ async def _judged(
         blocked, failed = verdict.text is None, verdict.outcome.failed
         if blocked and not failed:
             server.figures.blocked.labels(key.name, "unsafe").inc()
-        why = {} if verdict.outcome.moves or not failed else {"why": "no conversation, no text, or too much of it"}
-        server.counted(key.name, verdict.outcome, "guardrail", blocked=blocked, ms=ms, **why)
+        server.counted(key.name, verdict.outcome, "guardrail", blocked=blocked, ms=ms)
     return verdicts
 
 
@@ -213,8 +212,8 @@ def _answer(texts: Sequence[str], verdicts: Sequence[Verdict]) -> Action:
 def _unread(server: Server, mode: Guard, text: str) -> Verdict:
     """A review that cannot be made, as one that failed."""
     opened = "feedback" in server.settings.opened
-    outcome = Outcome(mode, Episode(Prompt("", "", "general", "guardrail"), 0, (_turn(server, text),)), (), "feedback",
-                      opened)  # fmt: skip
+    game = Episode(Prompt("", "", "general", "guardrail"), 0, (Turn(CONVERSATION, 0, (), (), (), 0, text, True),))
+    outcome = Outcome(mode, game, (), "feedback", opened, "no conversation, no text, or too much of it")
     return Verdict(outcome, text if opened else None, UNREVIEWED)
 
 

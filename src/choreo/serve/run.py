@@ -132,8 +132,12 @@ async def _until_stopped(
         timeout_graceful_shutdown=int(options.deadline) + 1, server_header=False,
         limit_concurrency=2 * options.queue + 256,  # connections, slow and idle ones too: each takes memory
     )  # fmt: skip
-    listener = uvicorn_config.bind_socket()
-    # asyncio does this where a socket names its protocol, which uvicorn's does not. Without it a reply's body waits
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        listener = socket.create_server((options.host, options.port), family=family, backlog=2048)
+    except OSError as error:
+        raise BadInput(f"--host {options.host} --port {options.port}: {error.strerror}") from None
+    # asyncio does this where a socket names its protocol, which this one does not. Without it a reply's body waits
     # 40 ms for the client to acknowledge its head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -162,9 +166,10 @@ async def _until_stopped(
     for stop in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(stop, http.stop)
     log("serving", **where)
-    if secret is not None:
-        print(f"{address}/#key={secret}\nOPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={secret}", flush=True)
+    drawn = (f"#key={secret}", f" OPENAI_API_KEY={secret}") if secret is not None else ("", "")
+    print(f"{address}/{drawn[0]}\nOPENAI_BASE_URL={address}/v1{drawn[1]}", flush=True)
     await http.serve(sockets=[listener])
+    log("stopped")
 
 
 class _Server(uvicorn.Server):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from choreo.serve.dance import STAGES, WITHHELD, Mode, Outcome, cut, trace
+from choreo.serve.dance import STAGES, UNSAFE, WITHHELD, Mode, Outcome, cut, trace
 from choreo.serve.shapes import (
     AssistantMessage,
     Choice,
@@ -210,7 +210,7 @@ def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
     """The text a caller gets, and its finish_reason."""
     answer = outcome.answer
     if answer is None:
-        return WITHHELD, "content_filter"
+        return UNSAFE if outcome.failed == "revision" else WITHHELD, "content_filter"
     text = cut(answer.text, stop)
     stopped = answer.finished or len(text) < len(answer.text)
     return text, "stop" if stopped else "length"

@@ -9,7 +9,8 @@ const WITHHELD = {
 };
 const COUNTERS = [
   ["answers", "answers_total"], ["reviewed", "reviewed_total"], ["revised", "revised_total"],
-  ["withheld", "blocked_total"], ["unchecked", "bypassed_total"], ["failures", "failed_total"],
+  ["withheld", "blocked_total"], ["let through", "bypassed_total"], ["unchecked", "unchecked_total"],
+  ["failures", "failed_total"],
 ];
 let key = sessionStorage.getItem("choreo-key") || "";
 let model = "";
