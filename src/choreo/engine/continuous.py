@@ -184,16 +184,17 @@ class Batch:
         """[len(ahead) + 1] for every row, from hidden [their sum, d]."""
         logits = self._head.logits(hidden).float()
         counts = [len(more) + 1 for more in ahead]
-        token = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         temperatures = np.repeat([row.temperature for row in rows], counts)
+        token = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         for temperature in set(temperatures.tolist()):
             mine = torch.from_numpy(np.flatnonzero(temperatures == temperature)).to(logits.device)
+            own = logits if len(mine) == len(logits) else logits[mine]
             if temperature == 0:
-                token[mine] = logits[mine].argmax(-1)
+                token[mine] = _likeliest(own)
             else:
                 noise = np.concatenate([row.noise[len(row.ids) :][:n] for row, n in zip(rows, counts, strict=True)])
                 uniform = torch.from_numpy(noise).to(logits.device, _wide(logits.device))
-                token[mine] = _draw(logits[mine], uniform[mine], temperature)[0]
+                token[mine] = _draw(own, uniform[mine], temperature)[0]
         return [part.tolist() for part in token.split(counts)]
 
     def _drop(self, ended: set[int]) -> None:
@@ -215,6 +216,11 @@ class Batch:
         neighbours move its rounding, and with it now and then what is said: nothing is guessed there."""
         guessed = row.guess([*row.ids, *row.forced]) if self._exact else ()
         return [*row.forced, *guessed][: min(AHEAD, row.limit - len(row.ids) - 1)]
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """int64 [rows]. NumPy's argmax is 20 times as fast as torch's on a CPU."""
+    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
 
 
 def _spans(old: int, lengths: Sequence[int]) -> list[slice]:
