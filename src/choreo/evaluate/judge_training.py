@@ -18,7 +18,7 @@ import numpy as np
 from choreo.data.answers import Labelled, load
 from choreo.errors import BadInput
 from choreo.evaluate.judging import Confusion, table
-from choreo.judges.features import BUCKETS, FIGURES, features
+from choreo.judges.features import BUCKETS, FIGURES, features, tokens
 from choreo.judges.logistic import fit
 from choreo.judges.offline import OfflineJudge, Weights
 
@@ -118,7 +118,7 @@ def read(folder: Path) -> list[Labelled]:
 
 
 def encode(rows: list[Labelled]) -> Encoded:
-    seen = [features(row.prompt.text, row.answer) for row in rows]
+    seen = [features(row.prompt.text, tokens(row.answer), row.answer) for row in rows]
     figures = np.stack([shape for _, _, shape in seen]).astype(np.float64)
     buckets, values = [b for b, _, _ in seen], [v for _, v, _ in seen]
     gram = np.zeros((len(rows), len(rows)))
