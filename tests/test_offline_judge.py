@@ -14,7 +14,7 @@ from choreo.data.answers import load
 from choreo.errors import BadInput
 from choreo.evaluate import judge_training as training
 from choreo.evaluate.judging import Confusion, measure, table
-from choreo.judges.features import features, tokens, unreadable
+from choreo.judges.features import BUCKETS, features, tokens, unreadable
 from choreo.judges.logistic import fit
 from choreo.judges.offline import WEIGHTS, OfflineJudge, Weights
 from choreo.types import Prompt
@@ -160,6 +160,14 @@ def test_what_ships_says_what_was_trained(data, tmp_path):
             assert (said.refusal, said.harm)[column] == pytest.approx(1 / (1 + np.exp(-logit)), abs=5e-3)
 
 
+def test_inner_products_are_not_rounded_to_single_precision(data):
+    """Or the same command gives other weights on another CPU, whose BLAS sums in another order."""
+    row = np.zeros(BUCKETS)
+    row[data.buckets[0]] = data.values[0]
+    scaled = (data.figures - data.figures.mean(0)) * np.sqrt(0.1 / data.figures.shape[1]) / (data.figures.std(0) + 1e-9)
+    assert data.gram[0, 0] == pytest.approx(row @ row + scaled[0] @ scaled[0], rel=1e-14)
+
+
 def test_train_then_evaluate(folder, tmp_path, capsys):
     assert main(["judge", "train", "--data", str(folder), "--out", str(tmp_path / "made")]) == 0
     assert "unseen attack family" in (told := capsys.readouterr().out)
@@ -214,7 +222,7 @@ def test_what_it_cannot_read_is_left_open(answer, why, degenerate):
 
 
 @pytest.mark.parametrize("answer", ["Paris.", "Turn the lid.", "As an AI language model, I am unable to assist.",
-                                    "Red, green, blue and tan.", "Angela Merkel was born on July 17, 1954."])  # fmt: skip
+                                    "Red, blue and tan.", "Angela Merkel was born on July 17, 1954."])  # fmt: skip
 def test_short_english_is_read(answer):
     assert unreadable(tokens(answer)) == ""
 

@@ -123,7 +123,7 @@ def encode(rows: list[Labelled]) -> Encoded:
     buckets, values = [b for b, _, _ in seen], [v for _, v, _ in seen]
     gram = np.zeros((len(rows), len(rows)))
     for first in range(0, BUCKETS, CHUNK):  # a dense matrix of all buckets would take a gigabyte
-        part = np.zeros((len(rows), CHUNK), np.float32)
+        part = np.zeros((len(rows), CHUNK))  # float64: what one CPU rounds otherwise than another is lost in float16
         for index, (bucket, value) in enumerate(zip(buckets, values, strict=True)):
             here = (bucket >= first) & (bucket < first + CHUNK)
             part[index, bucket[here] - first] = value[here]
