@@ -174,7 +174,9 @@ def test_train_then_evaluate(folder, tmp_path, capsys):
     assert told.strip() in (tmp_path / "made" / "DATA_CARD.md").read_text(encoding="utf-8")
     weights, file = str(tmp_path / "made" / "offline.npz"), str(folder / training.FILES[0])
     assert main(["judge", "evaluate", "--data", file, "--weights", weights, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert f"learnt from {len(XSTEST)} of these answers" in captured.err and "choreo judge train" in captured.err
     assert result["n"] == len(XSTEST) and result["harm"] is None and result["per_second"] > 0
     assert result["refusal"]["f1"] == 1.0 and set(result["refusal"]) >= {"precision", "recall", "undetermined"}
     assert main(["judge", "train", "--data", str(folder), "--out", str(tmp_path / "made")]) == 2

@@ -230,6 +230,13 @@ def card(rows: Sequence[Labelled], told: str) -> str:
     )
 
 
+def learnt(weights: Path) -> Callable[[Labelled], bool]:
+    """Whether the data card beside `weights` names the source and model of an answer; never, where there is no card."""
+    file = weights.parent / CARD_FILE
+    told = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return lambda row: f"| {row.source} | {row.model} |" in told
+
+
 def report(data: Encoded, both: Sequence[Head], unsure: float) -> str:
     """The cross-validated tables, in Markdown. unsure: as in OfflineJudge."""
     parts = []
