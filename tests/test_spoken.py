@@ -311,6 +311,38 @@ def test_a_local_model_is_loaded_as_it_is_told_and_what_overflows_fails_alone(ti
     assert "dtype" in capsys.readouterr().err
 
 
+def test_two_local_models_have_a_template_each(tmp_path, capsys):
+    from architectures import PLAIN, make
+    from transformers import AutoTokenizer
+
+    from choreo.config.collaboration import collaboration
+    from choreo.evaluate.collaboration import speaker
+
+    one, two = (str(make(name, tmp_path / name)) for name in ("qwen", "llama"))
+    own = AutoTokenizer.from_pretrained(one).chat_template
+    bare = AutoTokenizer.from_pretrained(two)
+    bare.chat_template = None
+    for file in Path(two).glob("*chat_template*"):
+        file.unlink()
+    bare.save_pretrained(two)
+    template, suite = tmp_path / "plain.jinja", write(tmp_path / "mine.jsonl", PROMPTS)
+    template.write_text(PLAIN, encoding="utf-8")
+    given = {"conversation": one, "feedback": two, "suites": {"mine": {"file": str(suite)}}}
+    settings = collaboration(None, given, [f"feedback_template={template}"])
+    told = [speaker(model, settings, tmp_path, reviews=model == two)._chat.jinja() for model in (one, two)]
+    assert told == [own, PLAIN]
+    pair = ["eval", "--conversation", one, "--feedback", two, "--suite", str(suite), "--out", str(tmp_path / "o")]
+    for argv, said in (
+        (pair, "no chat template; name a file with one (--set feedback_template=FILE)"),
+        ([*pair, "--set", "feedback_template=none.jinja"], "none.jinja: No such file"),
+        ([*pair[:3], *pair[5:], "--set", f"feedback_template={template}"], "goes with a feedback model of its own"),
+        (["eval", "--conversation", "a@http://x", *pair[3:], "--set", f"template={template}"],
+         "conversation is on a server, which has its own template; feedback_template is of feedback"),
+    ):  # fmt: skip
+        assert main([*argv, "--resume"]) == 2
+        assert said in (err := capsys.readouterr().err) and err.count("\n") == 1, err
+
+
 def test_what_a_local_model_only_thought_is_no_answer(tiny_folder):
     from choreo.engine.requests import Completion
     from choreo.text.chat import Chat
