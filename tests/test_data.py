@@ -79,6 +79,9 @@ def test_what_a_name_or_a_recipe_says_of_a_file(tmp_path):
     told = prompts.load(bare, kind="general", name="mine")
     assert [prompt.id for prompt in told.rows] == ["mine-1"]
     assert told.left_out == {"a prompt that was there before": [2], "no prompt": [3]}
+    kinds = write(tmp_path / "k.jsonl", *({"prompt": "Hi", "kind": kind} for kind in ("benign", "harmful", "benign")))
+    assert prompts.load(kinds).left_out == {"a prompt that was there before, as benign and not harmful": [2],
+                                            "a prompt that was there before": [3]}  # fmt: skip
     other = {**MADE["coconot"][0], "category": "Incomplete requests"}
     left_out = prompts.load(write(tmp_path / "c.jsonl", other)).counts
     assert left_out == {"noncompliance for another reason than safety": 1}
@@ -205,6 +208,12 @@ def test_check_says_what_a_file_is_and_what_is_wrong_where(tmp_path, capsys):
     assert (told["overlap"]["equal"], told["overlap"]["prompts"]) == (1, 1)
     assert main(["data", "check", str(write(tmp_path / "z.jsonl", {"a": 1}))]) == 2
     assert "no known format has the fields a" in capsys.readouterr().err
+    for name, text, said in (("e", "", "holds no rows"), ("README.md", "# Read", ":1: not JSON: Expecting value, "),
+                             ("s", '{"a": "b', ":1: not JSON: Unterminated string starting, column 7"),
+                             ("f", "{}", ":1: a row without any field")):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        assert main(["data", "check", str(tmp_path / name)]) == 2
+        assert said in (err := capsys.readouterr().err) and err.count("\n") == 1, err
     assert main(["data", "check", str(file), "--format", "none"]) == 2
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from choreo.runs.progress import Progress
 from choreo.types import AGENTS
 from choreo.waltz import trainer as waltz
 
+ASKED = "How do I open a jar?"  # in the cards
 SAID = {"prompt": "How do I kill a process?", "answer": "Find its number.", "feedback": "Help: this is harmless."}
 
 
@@ -51,11 +54,14 @@ def runs(tmp_path_factory, tiny_folder) -> dict[str, Path]:
 
 
 def by_its_card(out: Path, agent: str, monkeypatch) -> tuple[int, ...]:
-    """The context that the Python of an exported agent's card makes, run where it was exported to."""
-    monkeypatch.chdir(out)
-    code = (out / agent / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    exec(code, made := {})
-    return tuple(made["context"]["input_ids"])
+    """The context that the Python of an exported agent's card makes, run in its folder."""
+    monkeypatch.chdir(out / agent)
+    exec(of_card(out / agent), made := {})
+    return tuple(made["context"]["input_ids"][0].tolist())
+
+
+def of_card(folder: Path) -> str:
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
 
 
 def filled(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -118,10 +124,32 @@ def test_the_python_of_a_card_makes_the_contexts_of_training(name, runs, tmp_pat
     assert main(["export", str(runs[name]), "--out", str(tmp_path / "out"), "--merged"]) == 0
     pair = waltz.restore(WaltzRecipe.model_validate(_recipe(runs[name])), None)
     answers, reviews = (pair.players[agent].chat for agent in AGENTS)
-    expected = {"conversation": answers.answer_context(answers.encode("{prompt}")),
-                "feedback": reviews.review_context(reviews.encode("{prompt}"), reviews.encode("{answer}"))}  # fmt: skip
+    expected = {"conversation": answers.answer_context(answers.encode(ASKED)),
+                "feedback": reviews.review_context(reviews.encode(ASKED), reviews.encode("Turn the lid."))}  # fmt: skip
     for agent in AGENTS:
         assert by_its_card(tmp_path / "out", agent, monkeypatch) == expected[agent]
+
+
+@pytest.mark.parametrize("name", ["qwen", "shipped"])
+def test_the_python_of_an_adapters_card_runs_as_printed_and_says_what_was_trained(name, runs, tmp_path):
+    if name == "shipped":
+        recipe = WaltzRecipe.model_validate(_recipe(runs["microworld"]) | {"model": {"base": "nano-qwen", "rank": 2}})
+        with Run.create(tmp_path / "run", recipe) as run, Progress() as progress:
+            waltz.train(recipe, run, progress)
+    path, out = tmp_path / "run" if name == "shipped" else runs[name], tmp_path / "out"
+    assert main(["export", str(path), "--out", str(out), "--adapter"]) == 0
+    pair = waltz.restore(WaltzRecipe.model_validate(_recipe(path)), max(checkpoints(path).items())[1])
+    for agent, tokens in zip(AGENTS, (6, 8), strict=True):
+        asking = [sys.executable, "-c", of_card(out / agent)]
+        told = subprocess.run(asking, cwd=out / agent, capture_output=True, text=True)
+        assert told.returncode == 0, told.stderr
+        chat, engine = pair.players[agent].chat, pair.players[agent].engine
+        asked = chat.encode(ASKED)
+        context = chat.answer_context(asked) if agent == AGENTS[0] else chat.review_context(
+            asked, chat.encode("Turn the lid."))  # fmt: skip
+        [ours] = engine.sample(agent, [Request(context, (0,))], max_new_tokens=tokens, temperature=0)
+        assert told.stdout == chat.decode(ours.ids) + "\n"
+        assert "pip install torch transformers peft`" in (out / agent / "README.md").read_text()
 
 
 def test_a_card_says_on_what_and_by_whom_the_run_was_taught():
@@ -166,7 +194,7 @@ def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, t
     assert [f.name for f in sorted((tmp_path / "a").iterdir())] == ["recipe.toml", "student+"]
     member = macpo_run.restore(recipe, max(checkpoints(path).items())[1]).student
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a" / "student+")
-    context = member.chat.answer_context(member.chat.encode("Why?"))
+    context = member.chat.answer_context(member.chat.encode(ASKED))
     assert by_its_card(tmp_path / "a", "student+", monkeypatch) == context
     [ours] = member.engine.sample("student+", [Request(context, (0,))], max_new_tokens=12, temperature=0)
     assert greedy(model.eval(), context, member.chat.end_id) == ours.ids

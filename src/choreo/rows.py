@@ -106,8 +106,14 @@ def _row(file: Path, line: int, told: str) -> Row | BadInput:
     try:
         row = json.loads(told)
     except (ValueError, RecursionError) as error:
-        return BadInput(f"{file}:{line}: not JSON: {getattr(error, 'msg', 'nested too deeply')}")
+        return BadInput(f"{file}:{line}: not JSON: {_why(error)}")
     return _object(file, line, row)
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _object(file: Path, line: int, row: Any) -> Row | BadInput:
@@ -126,7 +132,7 @@ def _array(file: Path, text: str) -> Iterator[tuple[int, Row | BadInput]]:
         try:
             row, end = decoder.raw_decode(text, end)
         except json.JSONDecodeError as error:
-            raise BadInput(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+            raise BadInput(f"{file}:{error.lineno}: not JSON: {_why(error)}") from None
         except RecursionError:
             raise BadInput(f"{file}:{line}: not JSON: nested too deeply") from None
         yield line, _object(file, line, row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ def check(args: argparse.Namespace) -> int:
 def _readings(file: Path, format: str | None, kind: Any) -> list[tuple[dict[str, Any], Sequence[Any]]]:
     """(figures, rows) of every way in which the file can be read: as prompts, as pairs, as answers to judge."""
     from choreo.data import answers, preferences, prompts
-    from choreo.data.reading import Loaded, fitting
+    from choreo.data.reading import Loaded, Unknown, fitting
     from choreo.rows import rows
 
-    first = next((row for _, row in rows(file) if not isinstance(row, BadInput)), {})
+    line, first = _first(rows(file), file)
     ways: dict[str, tuple[Mapping[str, Any], Any]] = {
         "answers": (answers.FORMATS, answers.load),
         "pairs": (preferences.FORMATS, preferences.load),
@@ -56,11 +56,20 @@ def _readings(file: Path, format: str | None, kind: Any) -> list[tuple[dict[str,
         found.append((figures, loaded.rows))
     if found:
         return found
-    known = sorted({name for formats, _ in ways.values() for name in formats})
     if format:
+        known = sorted({name for formats, _ in ways.values() for name in formats})
         raise BadInput(f"{file}: no format {format!r}; there are {', '.join(known)}")
-    fields = ", ".join(sorted(first)) or "(none)"
-    raise BadInput(f"{file}: no known format has the fields {fields} (known: {', '.join(known)})")
+    raise Unknown(f"{file}:{line}", frozenset(first))
+
+
+def _first(rows: Iterable[tuple[int, dict[str, Any] | BadInput]], file: Path) -> tuple[int, dict[str, Any]]:
+    """The first row that can be read, with its line. Raises BadInput, with what is wrong first, where there is none."""
+    broken = None
+    for line, row in rows:
+        if not isinstance(row, BadInput):
+            return line, row
+        broken = broken or row
+    raise broken or BadInput(f"{file}: holds no rows")
 
 
 def _prompt(row: Any) -> Prompt | None:

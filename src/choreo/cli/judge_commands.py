@@ -13,13 +13,22 @@ from choreo.errors import BadInput
 def evaluate(args: argparse.Namespace) -> int:
     from choreo.config.judge import judge_from
     from choreo.data.answers import load
+    from choreo.evaluate.judge_training import CARD_FILE, learnt
     from choreo.evaluate.judging import measure, measure_verdicts
     from choreo.judges.choose import choose
-    from choreo.judges.offline import OfflineJudge
+    from choreo.judges.offline import WEIGHTS, OfflineJudge
 
     settings, rows = judge_from([args.judge]), load(args.data).rows
+    if not any(label is not None for row in rows for label in (row.refusal, row.harm)):
+        raise BadInput(f"{args.data}: has no labels to compare with; write refusal or harmful, true or false, beside "
+                       f"answers, or judge the answers with choreo judge answers {args.data}")  # fmt: skip
     if args.judge == "offline":
-        result = measure((OfflineJudge(path=args.weights) if args.weights else OfflineJudge()).labels, rows)
+        judge = OfflineJudge(path=args.weights or WEIGHTS)
+        result = measure(judge.labels, rows)
+        if seen := sum(map(learnt(judge.path), rows)):
+            print(f"! the judge learnt from {seen} of these answers, if the file is as published: the figures say too "
+                  "much. Those of answers left out of training are in its data card, made by choreo judge train --data "
+                  f"FOLDER --out NEW: {judge.path.with_name(CARD_FILE)}", file=sys.stderr)  # fmt: skip
     elif args.weights:
         raise BadInput("judge evaluate: --weights are the offline judge's")
     else:
@@ -28,11 +37,14 @@ def evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(result, allow_nan=False))
         return 0
     print(f"{result['n']} answers, {result['per_second']:,.0f} a second")
+    silent = sum(row.refusal is not None and row.prompt.kind == "harmful" for row in rows)
     for head in ("refusal", "harm"):
         if result[head] is None:
             print(f"{head}: no labels in this file")
         else:
             print(f"{head}: " + ", ".join(f"{name} {_figure(value)}" for name, value in result[head].items()))
+    if silent and args.judge != "offline":
+        print(f"(refusal of the {silent} answers to harmful prompts is undetermined: verdicts there tell harm alone)")
     return 0
 
 

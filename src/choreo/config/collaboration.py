@@ -30,7 +30,10 @@ class Collaboration(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a model that is loaded here")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="of a model that is loaded here")
-    template: str = Field("", description="a file with a chat template for it (Jinja), in place of its own")
+    template: str = Field(
+        "", description="a file with a chat template (Jinja) in place of the own of a conversation model loaded here"
+    )
+    feedback_template: str = Field("", description="the same for feedback, where that is another model")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
     timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one try of a turn")
     retries: Annotated[int, Field(ge=0)] = 4
@@ -40,6 +43,19 @@ class Collaboration(Section):
     @classmethod
     def _bare_names(cls, value: dict[str, Source]) -> dict[str, Source]:
         return bare(value)
+
+    @field_validator("template", "feedback_template")
+    @classmethod
+    def _of_a_model_here(cls, value: str, info: ValidationInfo) -> str:
+        agents = "conversation", "feedback"
+        conversation, feedback = (info.data.get(agent, "") for agent in agents)
+        mine = info.field_name == "template"
+        if value and not mine and feedback in ("", conversation):
+            raise ValueError("goes with a feedback model of its own alone; template is for both where they are one")
+        if value and "@http" in (conversation if mine else feedback):
+            other = f"; {'feedback_template' if mine else 'template'} is of {agents[mine]}"
+            raise ValueError(f"{agents[not mine]} is on a server, which has its own template{other}")
+        return value
 
     @field_validator("judge")
     @classmethod

@@ -51,7 +51,7 @@ class OneJudge(Section):
     @classmethod
     def _named(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("kind", "exact") not in ("exact", "offline", "majority"):
-            raise ValueError(f"a {info.data['kind']} judge is a language model, and this names none")
+            raise ValueError(f"a {info.data['kind']} judge is a language model, and this names none (KIND:MODEL@URL)")
         return value
 
     @field_validator("url")
@@ -102,4 +102,7 @@ def _one(word: str, kind: type[Any]) -> Any:
     told = _SHORT.fullmatch(word)
     if told is None:
         raise BadInput(f"--judge {word}: expected KIND, KIND:MODEL@URL, KIND:FOLDER or a .toml file")
+    called, cut, host = (told["model"] or "").rpartition("@")
+    if cut and not told["url"] and not Path(told["model"]).exists():
+        raise BadInput(f"--judge {word}: a URL begins with http:// or https://, as {told['kind']}:{called}@http://{host}")
     return check(kind, {name: value for name, value in told.groupdict().items() if value}, lambda _: f"--judge {word}")

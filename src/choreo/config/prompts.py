@@ -33,8 +33,8 @@ class HeldOut(Section):
 
 
 class Prompts(HeldOut):
-    """Files to train on and to measure on, by name, in place of the microworld. Without a held-out file every tenth
-    prompt of the training files, by a checksum of its words, is held out."""
+    """Files to train on and to measure on, by name, in place of the microworld. Without a held-out file about one
+    prompt in ten of the training files, by a checksum of its words, is held out."""
 
     train: dict[str, Source] = Field({})
 

@@ -11,6 +11,7 @@ from choreo.errors import BadInput
 from choreo.rows import Fields
 from choreo.types import KINDS, Kind, Prompt
 
+OWN_LABELS = ("refusal", "harmful")
 LABELS = {"1_full_compliance": False, "2_full_refusal": True, "3_partial_refusal": True}
 
 
@@ -34,7 +35,12 @@ class Labelled:
 
 def load(path: str | Path, format: str | None = None, *, tolerant: bool = False) -> Loaded[Labelled]:
     """All answers of a file; see `reading.load`. format: a key of FORMATS."""
-    return reading.load(Path(path), FORMATS, format, tolerant=tolerant)
+    try:
+        return reading.load(Path(path), FORMATS, format, tolerant=tolerant)
+    except reading.Unknown as unknown:
+        if unknown.fields & {"answer", "response", "completion"}:
+            raise
+        raise BadInput(f"{unknown}; no answer in it: prompt, answer and kind are needed") from None
 
 
 def _xstest(row: Fields) -> Labelled:
@@ -57,13 +63,15 @@ def _jailbreakbench(row: Fields) -> Labelled:
 
 
 def _own(answer: str) -> Format[Labelled]:
-    """{prompt, answer, kind} and, if you like, suite: answers of your own, without labels."""
+    """{prompt, answer, kind} and, if you like, suite: answers of your own. Labels, where someone gave them: refusal,
+    full or partial, and harmful, of the answer (kind is the prompt's), each true or false; null is not known."""
 
     def read(row: Fields) -> Labelled:
         asked, kind = row.text("prompt"), _kind(row)
         suite = row.text("suite") if "suite" in row.row else kind
         prompt = Prompt(f"line-{row.line}", asked, kind, suite)
-        return Labelled(prompt, row.text(answer), None, None, asked, suite, "", "")
+        refusal, harm = (row.flag(name) if row.row.get(name) not in (None, "") else None for name in OWN_LABELS)
+        return Labelled(prompt, row.text(answer), refusal, harm, asked, suite, "", "")
 
     return Format("answers of your own", frozenset({"prompt", answer, "kind"}), read)
 

@@ -41,7 +41,7 @@ def load(
     name = name or file.name.split(".")[0]
     told = reading.load(file, FORMATS, format, tolerant=tolerant)
     found: Loaded[Prompt] = Loaded(told.format, [], told.left_out, told.wrong)
-    seen: set[str] = set()
+    seen: dict[str, Kind] = {}
     for row in told.rows:
         for part, asked in enumerate(row, start=1):
             of = kind or asked.kind
@@ -50,9 +50,10 @@ def load(
             elif not asked.text.strip():
                 found.leave_out("no prompt", asked.line)
             elif asked.text in seen:
-                found.leave_out("a prompt that was there before", asked.line)
+                of_another = "" if seen[asked.text] == of else f", as {seen[asked.text]} and not {of}"
+                found.leave_out(f"a prompt that was there before{of_another}", asked.line)
             else:
-                seen.add(asked.text)
+                seen[asked.text] = of
                 place = str(asked.line) if len(row) == 1 else f"{asked.line}.{part}"
                 prompt = Prompt(f"{name}-{place}", asked.text, of, f"{name}-{of}", asked.language, asked.family)
                 found.rows.append(prompt)

@@ -22,6 +22,16 @@ class Unusable(Exception):
     """A row that fits its format and is of no use; the message is the reason it is counted under."""
 
 
+class Unknown(BadInput):
+    """No format has the `fields` of a file's first row."""
+
+    def __init__(self, place: str, fields: frozenset[str]):
+        known = "docs/your-own-data.md has those that are known"
+        told = f"no known format has the fields {', '.join(sorted(fields))}" if fields else "a row without any field"
+        super().__init__(f"{place}: {told} ({known})")
+        self.fields = fields
+
+
 @dataclass(frozen=True, slots=True)
 class Format(Generic[T]):
     """fields: a row that has them all is taken for one of this format. about: what it is, in a few words."""
@@ -94,5 +104,4 @@ def fitting(row: Row, formats: Mapping[str, Format[T]]) -> str | None:
 def _recognised(file: Path, line: int, row: Row, formats: Mapping[str, Format[T]]) -> str:
     if name := fitting(row, formats):
         return name
-    fields = ", ".join(sorted(row)) or "(none)"
-    raise BadInput(f"{file}:{line}: no known format has the fields {fields} (known: {', '.join(formats)})")
+    raise Unknown(f"{file}:{line}", frozenset(row))

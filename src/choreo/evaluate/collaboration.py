@@ -38,7 +38,7 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     judge = choose(settings.judge, folder / JUDGEMENTS)
     speakers = {AGENTS[0]: speaker(settings.conversation, settings, folder)}
     same = settings.feedback in ("", settings.conversation)
-    speakers[AGENTS[1]] = speakers[AGENTS[0]] if same else speaker(settings.feedback, settings, folder)
+    speakers[AGENTS[1]] = speakers[AGENTS[0]] if same else speaker(settings.feedback, settings, folder, reviews=True)
     progress.start("evaluating", len(mixed.prompts))
     together: list[Episode[Spoken]] = []
     try:
@@ -61,8 +61,9 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     }, systems  # fmt: skip
 
 
-def speaker(told: str, settings: Collaboration, folder: Path) -> Speaker:
-    """MODEL@URL, or a model that is loaded here. Raises BadInput where there is none."""
+def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool = False) -> Speaker:
+    """MODEL@URL, or a model that is loaded here. reviews: it is the feedback agent's alone. Raises BadInput where there
+    is none."""
     model, at, url = told.rpartition("@http")
     if at:
         endpoint = Endpoint(
@@ -70,18 +71,25 @@ def speaker(told: str, settings: Collaboration, folder: Path) -> Speaker:
             concurrency=settings.concurrency, patience=PATIENCE,
         )  # fmt: skip
         return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
-    return local(told, settings.seed, settings.template, dtype=settings.dtype, device=settings.device)
+    setting = "feedback_template" if reviews else "template"
+    return local(
+        told, settings.seed, getattr(settings, setting), f"--set {setting}=FILE",
+        dtype=settings.dtype, device=settings.device,
+    )  # fmt: skip
 
 
-def local(model: str, seed: int = 0, template: str = "", **loading: str) -> LocalSpeaker:
-    """A shipped base, or a folder, as it is: both agents are the untrained model. loading: as in `Team.open`."""
+def local(
+    model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", **loading: str
+) -> LocalSpeaker:
+    """A shipped base, or a folder, as it is: both agents are the untrained model. template, setting: as in `Chat.load`;
+    loading: as in `Team.open`."""
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
     from choreo.microworld.world import base_folder
     from choreo.text.chat import Chat
 
     folder = base_folder(model)
-    chat = Chat.load(folder, template)
+    chat = Chat.load(folder, template, setting)
     team = Team.open(folder, AGENTS, seed=seed, **loading)
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
     return LocalSpeaker(model, chat, engine, positions=team.positions)

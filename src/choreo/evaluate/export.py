@@ -114,23 +114,14 @@ def card(
     told = "The licence of the base holds; its folder does not say which, so look there before you share this."
     if licence:
         told = f"The base's own licence ({licence}) holds."
-    loading = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    if whole:
-        loading.append(f'model = AutoModelForCausalLM.from_pretrained("{agent}")')
-    else:
-        loading[1:1] = ["from peft import PeftModel"]
-        where = "  # comes with choreo: choreo/microworld/bases" if _shipped(base) else ""
-        loading.append(f'base = AutoModelForCausalLM.from_pretrained("{base}"){where}')
-        loading.append(f'model = PeftModel.from_pretrained(base, "{agent}")')
-    loading.append(f'tokenizer = AutoTokenizer.from_pretrained("{agent}")')
-    loading += ["", *_asking(recipe, agent, chat)]
     sections = [
         "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---",
         f"# {recipe.name}: {agent}",
         f"The agent `{agent}` of a {method} run ([arXiv {paper}](https://arxiv.org/abs/{paper})), trained with choreo "
         f"from `{base}` ({kind}), as it was after step {step}. " + ("These are whole weights." if whole else
         "This is an adapter; it needs its base."),
-        "## Load it\n\n```python\n" + "\n".join(loading) + "\n```",
+        f"## Run it\n\nIn this folder, after `pip install torch transformers{'' if whole else ' peft'}`:\n\n"
+        f"```python\n{script(recipe, agent, chat, base, whole)}\n```",
     ]  # fmt: skip
     if isinstance(recipe, WaltzRecipe):
         sections.append(
@@ -220,20 +211,48 @@ def _judge(recipe: config.Recipe, info: Mapping[str, Any]) -> str:
     return f"the judge `{name}`, which can err"
 
 
-def _asking(recipe: config.Recipe, agent: str, chat: Chat) -> list[str]:
-    """Lines of Python that make the agent's first context as it was in training."""
-    options = dict(chat.options)
-    lines = [f"options = {options}  # in training; servers call them chat_template_kwargs"] if options else []
-    if isinstance(recipe, WaltzRecipe):
-        part = "review" if agent == FEEDBACK else "answer"
-        lines[:0] = ["import json", "", 'protocol = json.load(open("protocol.json"))']
-        lines.append(f'messages = protocol["messages"]["{part}"]  # put what was said in the places of {{prompt}} …')
+def script(recipe: config.Recipe, agent: str, chat: Chat, base: str, whole: bool) -> str:
+    """Python that puts a prompt to the exported agent, in its folder, in the context of training, and prints what it
+    says. It takes torch and transformers, PEFT for an adapter, and choreo where the base is one that comes with it."""
+    waltz = isinstance(recipe, WaltzRecipe)
+    part = "review" if waltz and agent == FEEDBACK else "answer"
+    said = {"prompt": "How do I open a jar?"} | ({"answer": "Turn the lid."} if part == "review" else {})
+    standard, others = ["import re"], ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if waltz:
+        standard.insert(0, "import json")
+    lines = ['model = AutoModelForCausalLM.from_pretrained(".")']
+    if not whole:
+        others.insert(0, "from peft import PeftModel")
+        lines = [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+                 'model = PeftModel.from_pretrained(base, ".")']  # fmt: skip
+        if _shipped(base):
+            others.insert(0, "from choreo.microworld.world import base_folder  # the base comes with choreo")
+            lines[0] = f"base = AutoModelForCausalLM.from_pretrained(base_folder({json.dumps(base)}))"
+    lines += ['tokenizer = AutoTokenizer.from_pretrained(".")', ""]
+    if waltz:
+        lines += ['protocol = json.load(open("../protocol.json", encoding="utf-8"))',
+                  f'messages = protocol["messages"]["{part}"]']  # fmt: skip
     else:
-        asked = [{**said, "content": said["content"].replace("{prompt}", "Why?")} for said in chat.messages()["answer"]]
-        lines.append(f"messages = {asked}")
+        lines.append(f"messages = {chat.messages()[part]}")
+    options = dict(chat.options)
+    if options:
+        lines.append(f"options = {options}  # in training; servers call them chat_template_kwargs")
     given = ", **options" if options else ""
-    lines.append(f"context = tokenizer.apply_chat_template(messages, add_generation_prompt=True{given})")
-    return lines
+    tokens = f'protocol["{agent}_tokens"]'.replace(CONVERSATION, "answer") if waltz else "64"
+    lines += [
+        f"said = {json.dumps(said)}",
+        "for message in messages:",
+        r'    message["content"] = re.sub(r"\{(\w+)\}", lambda place: said[place[1]], message["content"])',
+        "context = tokenizer.apply_chat_template(",
+        f'    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"{given}',
+        ")",
+        "written = model.generate(",
+        f"    **context, max_new_tokens={tokens}, do_sample=False,",
+        f"    eos_token_id={chat.end_id}, pad_token_id={chat.pad_id},",
+        ")",
+        'print(tokenizer.decode(written[0, context["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    return "\n".join([*standard, "", *others, "", *lines])
 
 
 def _figures(path: Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from choreo.data.answers import Labelled, load
 from choreo.errors import BadInput
 from choreo.evaluate.judging import Confusion, table
-from choreo.judges.features import BUCKETS, FIGURES, features
+from choreo.judges.features import BUCKETS, FIGURES, features, tokens
 from choreo.judges.logistic import fit
 from choreo.judges.offline import OfflineJudge, Weights
 
@@ -118,12 +118,12 @@ def read(folder: Path) -> list[Labelled]:
 
 
 def encode(rows: list[Labelled]) -> Encoded:
-    seen = [features(row.prompt.text, row.answer) for row in rows]
+    seen = [features(row.prompt.text, tokens(row.answer), row.answer) for row in rows]
     figures = np.stack([shape for _, _, shape in seen]).astype(np.float64)
     buckets, values = [b for b, _, _ in seen], [v for _, v, _ in seen]
     gram = np.zeros((len(rows), len(rows)))
     for first in range(0, BUCKETS, CHUNK):  # a dense matrix of all buckets would take a gigabyte
-        part = np.zeros((len(rows), CHUNK), np.float32)
+        part = np.zeros((len(rows), CHUNK))  # float64: what one CPU rounds otherwise than another is lost in float16
         for index, (bucket, value) in enumerate(zip(buckets, values, strict=True)):
             here = (bucket >= first) & (bucket < first + CHUNK)
             part[index, bucket[here] - first] = value[here]
@@ -228,6 +228,13 @@ def card(rows: Sequence[Labelled], told: str) -> str:
     return CARD.format(
         rows=lines, tables=told, weak_harm=WEAK_HARM, weak_refusal=WEAK_REFUSAL, unsure=OfflineJudge.unsure
     )
+
+
+def learnt(weights: Path) -> Callable[[Labelled], bool]:
+    """Whether the data card beside `weights` names the source and model of an answer; never, where there is no card."""
+    file = weights.parent / CARD_FILE
+    told = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return lambda row: f"| {row.source} | {row.model} |" in told
 
 
 def report(data: Encoded, both: Sequence[Head], unsure: float) -> str:

@@ -57,10 +57,10 @@ class Confusion:
         return _share(2 * self.true_yes, 2 * self.true_yes + self.false_yes + self.false_no)
 
     def figures(self) -> dict[str, Any]:
-        """Rates among the decided answers, fractions or None (nothing to divide by); undetermined is a count."""
+        """n: labelled answers, undetermined ones (a count) among them. Rates among the decided: fractions, or None."""
         return {
-            "n": self.n, "accuracy": self.accuracy, "precision": self.precision, "recall": self.recall, "f1": self.f1,
-            "undetermined": self.undetermined,
+            "n": self.n + self.undetermined, "accuracy": self.accuracy, "precision": self.precision,
+            "recall": self.recall, "f1": self.f1, "undetermined": self.undetermined,
         }  # fmt: skip
 
 
@@ -75,12 +75,12 @@ def measure(labels: Labels, rows: Sequence[Labelled]) -> dict[str, Any]:
 
 def measure_verdicts(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
     """`measure` of any judge, by its verdicts. Those on harmful prompts do not tell a refusal, which is right there,
-    from a harmless answer: such rows are in harm alone."""
+    from a harmless answer: there refusal is undetermined."""
     start = time.perf_counter()
     verdicts = judge_all(judge, [(row.prompt, row.answer) for row in rows])
     seconds = time.perf_counter() - start
     told = [
-        {"harm": said.unsafe} | ({} if row.prompt.kind == "harmful" else {"refusal": said.overrefuse})
+        {"harm": said.unsafe, "refusal": None if row.prompt.kind == "harmful" else said.overrefuse}
         for row, said in zip(rows, verdicts, strict=True)
     ]
     return _figures(rows, told, seconds)
@@ -89,7 +89,7 @@ def measure_verdicts(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
 def _figures(rows: Sequence[Labelled], told: Sequence[Mapping[str, bool | None]], seconds: float) -> dict[str, Any]:
     result: dict[str, Any] = {"n": len(rows)}
     for head in ("refusal", "harm"):
-        known = [(getattr(row, head), said[head]) for row, said in zip(rows, told, strict=True) if head in said]
+        known = [(getattr(row, head), said[head]) for row, said in zip(rows, told, strict=True)]
         known = [(truth, said) for truth, said in known if truth is not None]
         result[head] = Confusion.of([t for t, _ in known], [s for _, s in known]).figures() if known else None
     return result | {"per_second": len(rows) / seconds}

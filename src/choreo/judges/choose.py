@@ -8,12 +8,15 @@ from typing import Any
 from choreo.config.judge import Judge as Settings
 from choreo.config.judge import OneJudge
 from choreo.errors import BadInput
+from choreo.hub import is_name
 from choreo.judges.base import Format, Judge, judge_all
 from choreo.judges.guards import LlamaGuard, StrongReject, WildGuard
 from choreo.judges.majority import Majority
 from choreo.judges.offline import WEIGHTS, OfflineJudge
 from choreo.judges.rubric import Rubric
 from choreo.types import Prompt
+
+ON_THE_HUB = ("wildguard", "llama-guard-3", "llama-guard-4")  # models made for it; a rubric's can be any
 
 
 def choose(settings: Settings, cache: Path | None = None) -> Judge:
@@ -44,6 +47,11 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
             concurrency=one.concurrency, prompt_price=one.prompt_price, completion_price=one.completion_price,
         )  # fmt: skip
         return EndpointJudge(format_of(one), endpoint, cache)
+    if not Path(one.model).is_dir() and not (one.kind in ON_THE_HUB and is_name(one.model)):
+        raise BadInput(
+            f"judge.model {one.model!r}: not a folder here, and no url of a server that has it: "
+            f"{one.kind}:MODEL@URL, as {one.kind}:{one.model}@http://localhost:8000/v1 (in TOML model and url)"
+        )
     from choreo.judges.local import LocalJudge
 
     try:

@@ -52,10 +52,10 @@ class Chat:
             raise ValueError(f"the tokenizer must have distinct tokens {', '.join(TOKENS)}")
 
     @classmethod
-    def load(cls, folder: str | Path, template: str | Path = "") -> Chat:
+    def load(cls, folder: str | Path, template: str | Path = "", setting: str = "template in the recipe") -> Chat:
         """The chat of a model's folder: the microworld's where its tokenizer has those tokens, else its own template's.
 
-        template: a file with a chat template (Jinja) in place of the model's own.
+        template: a file with a chat template (Jinja) in place of the model's own. setting: how a user names one.
         Raises BadInput for a folder without a tokenizer, or with neither those tokens nor a template.
         """
         from transformers import AutoTokenizer
@@ -63,12 +63,18 @@ class Chat:
         from choreo.text.template import TemplateChat
 
         try:
+            own = Path(template).read_text(encoding="utf-8") if template else None
+        except UnicodeDecodeError:
+            raise BadInput(f"{template}: not UTF-8 text") from None
+        except OSError as error:
+            raise BadInput(f"{template}: {error.strerror}") from None
+        try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
             if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
                 return Chat(tokenizer)
-            return TemplateChat(tokenizer, Path(template).read_text(encoding="utf-8") if template else None)
-        except UnicodeDecodeError:
-            raise BadInput(f"{template}: not UTF-8 text") from None
+            if own is None and not tokenizer.chat_template:
+                raise BadInput(f"its tokenizer has no chat template; name a file with one ({setting})")
+            return TemplateChat(tokenizer, own)
         except (OSError, ValueError, BadInput) as error:
             raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
 
