@@ -140,6 +140,16 @@ def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_
     assert config.load(old / "recipe.toml") == small()  # what was there is there still
 
 
+def test_files_that_leave_nothing_to_train_on_are_no_reason_to_train_on_the_microworld(tmp_path, capsys):
+    file, recipe, run = tmp_path / "one.jsonl", tmp_path / "one.toml", tmp_path / "run"
+    file.write_text('{"prompt": "a b c d", "kind": "benign"}\n')  # its checksum is of the held-out tenth
+    for side, said in (("train", "prompts.train: nothing is left"), ("heldout", "to measure on alone; name what to")):
+        recipe.write_text(f'[judge]\nkind = "offline"\n[prompts.{side}.mine]\nfile = "{file}"\n')
+        assert main(["train", str(recipe), "--run", str(run)]) == 2 and not run.exists()
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+
+
 def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_path):
     recipe = on_files(tmp_path, tiny_folder, {**FEW, "general": [LONG]}, ["Who?"])
     assert main(["train", str(recipe), "--run", str(tmp_path / "run")]) == 0
