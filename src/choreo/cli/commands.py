@@ -299,16 +299,25 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _lost(result: Mapping[str, Any]) -> str:
-    """In one line what the rates are not over: turns that failed, verdicts left open, reviews that did not parse."""
+    """In one line what the rates are not over: turns that failed and why, verdicts left open, reviews that did not
+    parse. A review that had no answer to read is no failure of its own."""
     from choreo.evaluate.page import percent
 
-    found = [f"{failed} turns failed"] if (failed := result.get("failed")) else []
+    found = [
+        f"{count} {turns if count > 1 else turns[:-1]} failed: {', '.join(why) if len(why) == 1 else most(why)}"
+        for turns, why in result.get("failures", {}).items() if (count := sum(why.values()))
+    ]  # fmt: skip
     for name, system in result.get("systems", {}).items():
         told = {"open": system.get("undetermined"), "format rate": system.get("format_rate")}
         parts = [f"{what} {percent(rate, interval=False)}" for what, rate in told.items()
                  if rate and rate["value"] is not None and (rate["value"] or what == "format rate")]  # fmt: skip
         found += [f"{name}: {', '.join(parts)}"] if parts else []
     return "; ".join(found)
+
+
+def most(reasons: Mapping[str, int]) -> str:
+    """The most frequent reasons with their counts."""
+    return ", ".join(f"{reason} {count}" for reason, count in [*reasons.items()][:3])
 
 
 def say(text: str) -> None:

@@ -251,7 +251,10 @@ def _facts(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[t
     if isinstance(judge := summary.get("judge"), dict):
         facts.append(("judge", str(judge.get("judge"))))
     if summary.get("failed"):
-        facts.append(("turns that failed", str(summary["failed"])))
+        why = summary.get("failures", {})
+        kinds = [f"{turn}, {kind}: {count}" for turn, kinds in why.items() for kind, count in kinds.items()]
+        facts.append(("turns that failed", f"{summary['failed']} ({'; '.join(kinds)})" if kinds else
+                      str(summary["failed"])))  # fmt: skip
     if isinstance(summary.get("seconds"), int | float):
         facts.append(("time", f"{summary['seconds'] / 60:.1f} min"))
     return facts
