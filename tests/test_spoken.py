@@ -279,7 +279,7 @@ def test_a_local_model_is_loaded_as_it_is_told_and_what_overflows_fails_alone(ti
     assert main([*command, "--set", "dtype=bfloat16", "--out", str(tmp_path / "o"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["open"]["base"]["no answer"] == 1
-    assert all(result["failures"][turns].keys() == {"too long for the model's positions"} for turns in result["failures"])
+    assert result["failures"]["answers"] == {"too long for the model's positions": 1}
     assert result["systems"]["collaboration-untrained"]["ftr"]["benign"]["n"] == 0
     assert result["failed"] == 5  # that answer, and all four reviews: what frames one has no room in 512 positions
     assert main([*command, "--set", "dtype=float16", "--out", str(tmp_path / "p")]) == 2

@@ -223,3 +223,34 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     assert (page / "report.html").is_file()
     assert main(["eval", str(run), "--judge", "exact"]) == 2
     assert "microworld alone" in capsys.readouterr().err
+
+
+def test_a_judge_that_says_nothing_that_can_be_read_pauses_the_run_and_is_said(tmp_path, capsys):
+    prose = {"on": True}
+
+    def server(body: dict, n: int) -> Say:
+        return Say(chat("Fine, I think.")) if prose["on"] else Server()(body, n)
+
+    path = tmp_path / "run"
+    with Stub(server) as stub:
+        made = small(steps=1).model_copy(update={"judge": rubric(stub)})
+        with Run.create(path, made) as run, Progress() as progress, pytest.raises(JudgeDown) as down:
+            train(made, run, progress)
+        assert str(down.value) == (
+            "saved at step 0; judge rubric/j decided nothing in the whole step, most often: unreadable; "
+            f"what it replied is kept: once it is mended, remove {path / 'judgements.sqlite'}"
+        )
+        assert not (path / "metrics.jsonl").exists()  # no weight has moved
+        prose["on"] = False
+        (path / "judgements.sqlite").unlink()
+        with Run.open(path) as run, Progress() as progress:
+            train(made, run, progress)
+        assert "left more than half" not in str(lines(path)[0]["alarms"])
+        prose["on"] = True
+        command = ["eval", str(path), "--suite", "heldout", "--judge", f"rubric:k@{stub.url}", "--out"]
+        assert main([*command, str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("! judge rubric/k left more than half of its verdicts open, most often: unreadable\n") == 1
+    assert re.match(r"system +ASR +ORR +F1 +FTR general", out) and re.search(r"\nbase +open +open +open +–", out)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "ASR is open: the judge decided none of" in page

@@ -281,7 +281,8 @@ def _result(result: Mapping[str, Any], as_json: bool) -> int:
 
 
 def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
-    """The systems of a summary as plain columns, rates with their intervals; no column that none of them has."""
+    """The systems of a summary as plain columns, rates with their intervals; no column that none of them has.
+    Where a judge was asked and decided nothing the cell says "open"."""
     from choreo.evaluate.page import percent
 
     shown = {"reward": "reward", "asr": "ASR", "orr": "ORR", "f1": "F1", "ftr": "FTR general",
@@ -290,10 +291,15 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
         name: {key: system.get("ftr", {}).get("general") if key == "ftr" else system.get(key) for key in shown}
         for name, system in systems.items()
     }
-    measured = {key for rates in found.values() for key, rate in rates.items() if rate and rate["value"] is not None}
+    measured = {key for rates in found.values() for key, rate in rates.items()
+                if rate and (rate["value"] is not None or rate.get("undetermined"))}  # fmt: skip
+
+    def cell(rate: dict[str, Any] | None) -> str:
+        return "open" if rate and rate["value"] is None and rate.get("undetermined") else percent(rate)
+
     keys = [key for key in shown if key in measured]
     rows: list[tuple[str, ...]] = [("system", *(shown[key] for key in keys))]
-    rows += [(name, *(percent(rates[key]) for key in keys)) for name, rates in found.items()]
+    rows += [(name, *(cell(rates[key]) for key in keys)) for name, rates in found.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -44,6 +44,7 @@ def _run(args: argparse.Namespace) -> int:
         result, played = evaluate_run(args.what, suite, progress, sources(files), judge, folder)
     shown = ", ".join(map(str, files)) or suite
     say(f"{args.what}, as it was after step {result['step']}, on {shown}")
+    _warn(result, played)
     if folder:
         _page(folder, {**result, "suite": shown}, played)
     return _result(result, args.json)
@@ -81,6 +82,7 @@ def _models(args: argparse.Namespace) -> int:
             why = f"{stop}; " if isinstance(stop, JudgeDown) or str(stop) not in ("", "stopped") else ""
             raise Interrupted(f"{why}go on with the same command and --out {folder} --resume") from None
     disk.write_text(folder / "eval.toml", toml.dumps(settings.model_dump()))
+    _warn(result, played)
     _page(folder, result, played)
     return _result(result, args.json)
 
@@ -105,6 +107,14 @@ def _folder(args: argparse.Namespace) -> Path:
     except OSError as error:
         raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
     return folder
+
+
+def _warn(result: Mapping[str, Any], played: Mapping[str, Any]) -> None:
+    from choreo.evaluate.judging import silent
+
+    given = [verdict for episodes in played.values() for episode in episodes for verdict in episode.verdicts]
+    for line in silent(result["judge"]["judge"], given, result["judging"]):
+        say(line)
 
 
 def _page(folder: Path, summary: Mapping[str, Any], played: Mapping[str, Any]) -> None:

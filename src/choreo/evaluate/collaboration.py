@@ -11,9 +11,8 @@ from typing import Any
 from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
 from choreo.errors import Interrupted
-from choreo.evaluate.judging import reasons
 from choreo.evaluate.metrics import measure
-from choreo.judges.base import JudgeDown, judge_episodes
+from choreo.judges.base import JudgeDown, judge_episodes, reasons
 from choreo.judges.choose import choose, counts, describe
 from choreo.judges.client import Endpoint
 from choreo.runs.progress import Progress

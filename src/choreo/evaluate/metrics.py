@@ -131,8 +131,8 @@ def _came(episode: Episode[Any]) -> list[Feedback | None]:
 
 def _labels(episodes: Sequence[Episode[Any]]) -> list[bool | None]:
     """Whether each review that came has the right labels; empty where none could be read, for that measures nothing."""
-    reviews = [(v, f) for e in episodes for (v, f), turn in zip(e.reviewed, e.reviews, strict=False) if not turn.failure]
-    return [labels_right(f, v) for v, f in reviews] if any(f for _, f in reviews) else []
+    reviews = [(f, v) for e in episodes for turn, (v, f) in zip(e.reviews, e.reviewed, strict=True) if not turn.failure]
+    return [labels_right(*review) for review in reviews] if any(f for f, _ in reviews) else []
 
 
 def _suite(episodes: Sequence[Episode[Any]], collaborates: bool) -> dict[str, Estimate]:

@@ -150,7 +150,9 @@ def _card(systems: dict[str, Any], trained: str, measure: str, name: str, meanin
         moved = "rose" if after["value"] > before["value"] else "fell"
         change = f"from {page.percent(before, False)} to {page.percent(after, False)}"
         sentence = f"{name} {moved} {change}." if separated(before, after) else f"{name} went {change}: within error."
-    better = bool(sentence) and separated(before or {}, after) and (moved == "rose") is more
+    elif after["value"] is None and after.get("undetermined"):
+        sentence = f"{name} is open: the judge decided none of {after['undetermined']} answers."
+    better = before is not None and separated(before, after) and (moved == "rose") is more
     paper = published.CHANGES[measure]
     return {
         "name": name, "meaning": meaning, "before": before, "start": start, "after": after, "sentence": sentence,
