@@ -157,6 +157,7 @@ def test_a_server_that_is_not_there_and_one_that_goes_away(tmp_path, capsys):
     common = ["--suite", str(suite), "--set", "retries=0", "--judge", "offline"]
     assert main(["eval", "--conversation", f"a@{url}", *common, "--out", str(tmp_path / "a")]) == 2
     assert re.search(r"a at http://127.*unreachable.*is the server running", capsys.readouterr().err)
+    assert not (tmp_path / "a").exists()  # nothing was said, and nothing is left
     began, back = time.monotonic(), []
 
     def leaves(body: dict, n: int) -> Say:
