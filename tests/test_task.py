@@ -21,7 +21,7 @@ from choreo.config.judge import Judge
 from choreo.config.waltz import Model
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check, run_recipe, unread
+from choreo.evaluate.run import check, rooted, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline import WEIGHTS
 from choreo.runs.folder import Run, checkpoints
@@ -138,6 +138,29 @@ def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_
     assert main(["train", str(recipe), "--run", str(old), "--overwrite"]) == 2
     assert re.search(said, capsys.readouterr().err)
     assert config.load(old / "recipe.toml") == small()  # what was there is there still
+
+
+def test_a_run_is_bound_to_no_working_directory(tiny_folder, tmp_path, monkeypatch, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    shutil.copytree(tiny_folder, here / "tiny")
+    recipe = on_files(here, Path("tiny"), FEW, ["Who?"])
+    recipe.write_text(recipe.read_text().replace(f"{here}/", ""))
+    monkeypatch.chdir(here)
+    assert main(["train", "mine.toml", "--run", "run"]) == 0
+    kept = config.load(here / "run" / "recipe.toml")
+    assert kept.bases() == (str(here / "tiny"),)
+    assert [kept.prompts.train["mine"].file, kept.prompts.heldout["other"].file] == [
+        str(here / f"{name}.jsonl") for name in ("train", "heldout")]  # fmt: skip
+    monkeypatch.chdir(there)
+    assert main(["eval", "../here/run"]) == 0 and main(["export", "../here/run", "--out", "out"]) == 0
+    monkeypatch.chdir(here)
+    served = Judge(kind="rubric", model="tiny", url="http://x")
+    for same in (WaltzRecipe(), WaltzRecipe(judge=served)):
+        assert rooted(same) == same  # shipped bases and models of a server keep their names
+    local = rooted(WaltzRecipe(model=Model(template="t.jinja"), judge=Judge(kind="wildguard", model="tiny")))
+    assert (local.model.template, local.judge.model) == (str(here / "t.jinja"), str(here / "tiny"))
 
 
 def test_files_that_leave_nothing_to_train_on_are_no_reason_to_train_on_the_microworld(tmp_path, capsys):

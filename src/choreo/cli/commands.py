@@ -37,11 +37,11 @@ def train(args: argparse.Namespace) -> int:
         run = Run.open(args.resume)
     else:
         recipe = config.load(args.recipe, args.set)
-        from choreo.evaluate.run import check
+        from choreo.evaluate.run import check, rooted
 
         _quiet()
         check(recipe)  # before anything is made, or removed by --overwrite
-        run = Run.create(args.run or _new_folder(recipe.name), recipe, args.overwrite)
+        run = Run.create(args.run or _new_folder(recipe.name), rooted(recipe), args.overwrite)
     from choreo.evaluate.report import write_report
     from choreo.judges.base import JudgeDown
 
