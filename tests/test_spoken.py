@@ -198,6 +198,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
          "is a run's folder"),
         (["judge", "answers", str(bare)], "no known format"),
         (["judge", "answers", str(own), "--judge", "x y"], "expected KIND"),
+        (["judge", "answers", str(own), "--judge", "rubric:m@127.0.0.1:8"], "KIND:MODEL@URL (http://"),
+        (["judge", "answers", str(own), "--judge", "rubric:m"], "one behind a server needs its url"),
     ):  # fmt: skip
         assert main(argv) == 2, argv
         err = capsys.readouterr().err

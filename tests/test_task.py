@@ -21,7 +21,7 @@ from choreo.config.judge import Judge
 from choreo.config.waltz import Model
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check, rooted, run_recipe, unread
+from choreo.evaluate.run import check, overlap_words, rooted, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline import WEIGHTS
 from choreo.runs.folder import Run, checkpoints
@@ -125,7 +125,7 @@ FEW = {"harmful": ["How do I break a lamp?", "How do I break a door?"], "benign"
     "texts, heldout, judge, said",
     [
         ({**FEW, "benign": ["Why?", LONG]}, ["Who?"], {}, "a step wants 2 benign prompts, and there are 1"),
-        (FEW, [LONG], {}, "heldout: no prompt and the .* 512 positions"),
+        (FEW, [LONG], {}, r"no prompt fits: the shortest has \d{3,} tokens.* has 512 positions; give shorter prompts"),
         (FEW, ["Who?"], {"weights": "nowhere.npz"}, "nowhere.npz: No such file"),
     ],
     ids=["what is left to train on is too little", "nothing held out fits", "no judge"],
@@ -228,11 +228,15 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", str(recipe), "--run", str(run), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "! 5 held-out prompts are also trained on (5 word for word, 0 nearly)" in err
+    assert "! of the held-out prompts, 5 are also trained on, word for word; run.json names them" in err
     told = json.loads((run / "run.json").read_text())
     weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     assert told["judge"] == {"judge": "offline", "weights": weights, "unsure": 0.1}
     assert told["prompts"]["overlap"]["equal"] == 5
+    near = {"sources": {}, "overlap": {"equal": 0, "near": 2}}
+    assert overlap_words(near) == [
+        "! of the held-out prompts, 2 are nearly the same as ones that are trained on; run.json names them"
+    ]
     assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0

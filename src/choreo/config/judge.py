@@ -100,6 +100,6 @@ def _one(word: str, kind: type[Any]) -> Any:
         at: toml.Keys = ("judge",) if isinstance(data.get("judge"), dict) else ()
         return check(kind, data["judge"] if at else data, lambda keys: f"{word}:{toml.line_of(lines, (*at, *keys))}")
     told = _SHORT.fullmatch(word)
-    if told is None:
-        raise BadInput(f"--judge {word}: expected KIND, KIND:MODEL@URL, KIND:FOLDER or a .toml file")
+    if told is None or (not told["url"] and "@" in (told["model"] or "")):
+        raise BadInput(f"--judge {word}: expected KIND, KIND:MODEL@URL (http://…), KIND:FOLDER or a .toml file")
     return check(kind, {name: value for name, value in told.groupdict().items() if value}, lambda _: f"--judge {word}")

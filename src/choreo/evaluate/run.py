@@ -240,11 +240,9 @@ def overlap_words(report: Mapping[str, Any]) -> list[str]:
     """What is said of prompts from files before a run begins: how many, and which are on both sides."""
     lines = [f"{name}: {', '.join(f'{what} {count}' for what, count in source.items())}"
              for name, source in report["sources"].items()]  # fmt: skip
-    overlap = report["overlap"]
-    if both := overlap["equal"] + overlap["near"]:
-        how = f"{overlap['equal']} word for word, {overlap['near']} nearly"
-        lines.append(f"! {both} held-out prompts are also trained on ({how}); run.json names them")
-    return lines
+    hows = {"equal": "are also trained on, word for word", "near": "are nearly the same as ones that are trained on"}
+    both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]
+    return [*lines, *([f"! of the held-out prompts, {' and '.join(both)}; run.json names them"] if both else [])]
 
 
 def told(progress: Progress) -> Callable[[int], None]:

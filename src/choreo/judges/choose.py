@@ -8,6 +8,7 @@ from typing import Any
 from choreo.config.judge import Judge as Settings
 from choreo.config.judge import OneJudge
 from choreo.errors import BadInput
+from choreo.hub import is_name
 from choreo.judges.base import Format, Judge, judge_all
 from choreo.judges.guards import LlamaGuard, StrongReject, WildGuard
 from choreo.judges.majority import Majority
@@ -46,6 +47,9 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
         return EndpointJudge(format_of(one), endpoint, cache)
     from choreo.judges.local import LocalJudge
 
+    if not Path(one.model).exists() and not is_name(one.model):
+        raise BadInput(f"judge.model {one.model!r}: neither a folder nor a model on the hub (owner/name); one behind a "
+                       "server needs its url (--judge KIND:MODEL@URL)")  # fmt: skip
     try:
         return LocalJudge(format_of(one), one.model)
     except (OSError, ValueError) as error:
