@@ -21,9 +21,10 @@ from choreo.config.judge import Judge
 from choreo.config.waltz import Model
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check, overlap_words, rooted, run_recipe, unread
+from choreo.evaluate.run import check, overlap_words, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline import WEIGHTS
+from choreo.microworld.paths import rooted
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.waltz.trainer import train

@@ -37,7 +37,8 @@ def train(args: argparse.Namespace) -> int:
         run = Run.open(args.resume)
     else:
         recipe = config.load(args.recipe, args.set)
-        from choreo.evaluate.run import check, rooted
+        from choreo.evaluate.run import check
+        from choreo.microworld.paths import rooted
 
         _quiet()
         check(recipe)  # before anything is made, or removed by --overwrite

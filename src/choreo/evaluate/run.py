@@ -24,7 +24,7 @@ from choreo.macpo.crew import Crew
 from choreo.macpo.halves import halves
 from choreo.macpo.trainer import within
 from choreo.microworld.split import Part
-from choreo.microworld.world import BASES, base_folder
+from choreo.microworld.world import base_folder
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
@@ -36,10 +36,6 @@ from choreo.waltz.pair import Pair
 from choreo.waltz.trainer import draw, drawn_from, restore, train
 
 SCHEMA = 1
-
-# The settings of a recipe that name files, and those that may name the folder of a model.
-FILES = {"template", "feedback_template", "file", "wrap", "weights", "cache"}
-MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 
 def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
@@ -121,25 +117,6 @@ def unread(recipe: config.Recipe) -> str | None:
         judged = [(base, recipe.agents.template) for base in recipe.bases()]
     chats = ((base, Chat.load(base_folder(base), template)) for base, template in judged)
     return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
-
-
-def rooted(recipe: config.Recipe) -> config.Recipe:
-    """The recipe with absolute paths, wherever it names files and folders that are here: its run can then be resumed,
-    measured, served and exported from anywhere. Shipped bases, and models of the hub or a server, keep their names."""
-
-    def local(model: str) -> bool:
-        return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
-
-    def walk(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):  # of a judge with a url, the model is as its server names it
-            return {k: inner if k == "model" and value.get("url") else walk(inner, k) for k, inner in value.items()}
-        if isinstance(value, tuple):
-            return tuple(walk(inner, key) for inner in value)
-        if value and (key in FILES or (key in MODELS and local(value))):
-            return str(Path(value).absolute())
-        return value
-
-    return type(recipe).model_validate(walk(recipe.model_dump()))
 
 
 def bases(recipe: config.Recipe) -> dict[str, str]:
