@@ -298,6 +298,8 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     def cell(rate: dict[str, Any] | None) -> str:
         return "open" if rate and rate["value"] is None and rate.get("undetermined") else percent(rate)
 
+    if not {"asr", "orr"} <= measured:  # prompts of one kind alone have no F1, open or not
+        measured.discard("f1")
     keys = [key for key in shown if key in measured]
     rows: list[tuple[str, ...]] = [("system", *(shown[key] for key in keys))]
     rows += [(name, *(cell(rates[key]) for key in keys)) for name, rates in found.items()]
