@@ -177,7 +177,7 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
         long = [dataclasses.replace(prompts[0], text=prompts[0].text * 40), before, *prompts]
         assert pair.fitting(long, "training", progress) == prompts
         assert "training: 2 of" in capsys.readouterr().err
-        with pytest.raises(BadInput, match="no prompt and the"):
+        with pytest.raises(BadInput, match="no prompt fits: the shortest"):
             pair.fitting(long[:1], "training", progress)
     with pytest.raises(BadInput, match="overflow the model's 1024 positions"):
         pair.players["feedback"].engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)

@@ -110,11 +110,14 @@ def test_turns_that_fail_are_counted_and_never_judged(tmp_path, capsys):
         assert main([*command, "--resume"]) == 0
         told = capsys.readouterr().out.splitlines()[-1]
         left_open = 100 * result["systems"]["base"]["undetermined"]["value"]
-        assert told.startswith(f"5 turns failed; base: open {left_open:.1f} %; collaboration-untrained: open ")
+        assert told.startswith("2 answers failed: rejected 1, content_filter 1; 1 review failed: rejected; "
+                               f"base: open {left_open:.1f} %; collaboration-untrained: open ")
         assert told.endswith(", format rate 0.0 %")
     pair = result["systems"]["collaboration-untrained"]
     assert pair["orr"]["n"] == 2 and pair["orr"]["undetermined"] == 2
-    assert pair["format_rate"]["value"] == 0.0 and pair["ftr"]["benign"]["value"] == 0.0
+    # Of the one review that came and could not be read: what did not happen is in no rate, and no label was measured.
+    assert all((rate["value"], rate["n"]) == (0.0, 1) for rate in (pair["format_rate"], pair["ftr"]["benign"]))
+    assert pair["label_accuracy"]["n"] == 0
     # Two answers failed, and so there was nothing to review in two games; one review was refused by the server.
     assert result["open"]["base"] == {"no answer": 2}
     assert result["failed"] == 5 and result["agents"]["conversation"]["failed: rejected"] == 2
@@ -154,6 +157,7 @@ def test_a_server_that_is_not_there_and_one_that_goes_away(tmp_path, capsys):
     common = ["--suite", str(suite), "--set", "retries=0", "--judge", "offline"]
     assert main(["eval", "--conversation", f"a@{url}", *common, "--out", str(tmp_path / "a")]) == 2
     assert re.search(r"a at http://127.*unreachable.*is the server running", capsys.readouterr().err)
+    assert not (tmp_path / "a").exists()  # nothing was said, and nothing is left
     began, back = time.monotonic(), []
 
     def leaves(body: dict, n: int) -> Say:
@@ -199,6 +203,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         (["judge", "answers", str(own), "--judge", "wildguard:m"], "wildguard:MODEL@URL"),
         (["judge", "answers", str(own), "--judge", "rubric:m@localhost:1/v1"], "as rubric:m@http://localhost:1/v1"),
         (["judge", "answers", str(own), "--judge", "x y"], "expected KIND"),
+        (["judge", "answers", str(own), "--judge", "rubric:m@127.0.0.1:8"], "KIND:MODEL@URL (http://"),
+        (["judge", "answers", str(own), "--judge", "rubric:m"], "one behind a server needs its url"),
     ):  # fmt: skip
         assert main(argv) == 2, argv
         err = capsys.readouterr().err
@@ -306,6 +312,8 @@ def test_a_local_model_is_loaded_as_it_is_told_and_what_overflows_fails_alone(ti
     assert main([*command, "--set", "dtype=bfloat16", "--out", str(tmp_path / "o"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["open"]["base"]["no answer"] == 1
+    assert result["failures"]["answers"] == {"too long for the model's positions": 1}
+    assert result["systems"]["collaboration-untrained"]["ftr"]["benign"]["n"] == 0
     assert result["failed"] == 5  # that answer, and all four reviews: what frames one has no room in 512 positions
     assert main([*command, "--set", "dtype=float16", "--out", str(tmp_path / "p")]) == 2
     assert "dtype" in capsys.readouterr().err

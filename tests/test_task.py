@@ -21,9 +21,10 @@ from choreo.config.judge import Judge
 from choreo.config.waltz import Model
 from choreo.errors import BadInput
 from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check, run_recipe, unread
+from choreo.evaluate.run import check, overlap_words, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline import WEIGHTS
+from choreo.microworld.paths import rooted
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.waltz.trainer import train
@@ -125,7 +126,7 @@ FEW = {"harmful": ["How do I break a lamp?", "How do I break a door?"], "benign"
     "texts, heldout, judge, said",
     [
         ({**FEW, "benign": ["Why?", LONG]}, ["Who?"], {}, "a step wants 2 benign prompts, and there are 1"),
-        (FEW, [LONG], {}, "heldout: no prompt and the .* 512 positions"),
+        (FEW, [LONG], {}, r"no prompt fits: the shortest has \d{3,} tokens.* has 512 positions; give shorter prompts"),
         (FEW, ["Who?"], {"weights": "nowhere.npz"}, "nowhere.npz: No such file"),
     ],
     ids=["what is left to train on is too little", "nothing held out fits", "no judge"],
@@ -138,6 +139,39 @@ def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_
     assert main(["train", str(recipe), "--run", str(old), "--overwrite"]) == 2
     assert re.search(said, capsys.readouterr().err)
     assert config.load(old / "recipe.toml") == small()  # what was there is there still
+
+
+def test_a_run_is_bound_to_no_working_directory(tiny_folder, tmp_path, monkeypatch, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    shutil.copytree(tiny_folder, here / "tiny")
+    recipe = on_files(here, Path("tiny"), FEW, ["Who?"])
+    recipe.write_text(recipe.read_text().replace(f"{here}/", ""))
+    monkeypatch.chdir(here)
+    assert main(["train", "mine.toml", "--run", "run"]) == 0
+    kept = config.load(here / "run" / "recipe.toml")
+    assert kept.bases() == (str(here / "tiny"),)
+    assert [kept.prompts.train["mine"].file, kept.prompts.heldout["other"].file] == [
+        str(here / f"{name}.jsonl") for name in ("train", "heldout")]  # fmt: skip
+    monkeypatch.chdir(there)
+    assert main(["eval", "../here/run"]) == 0 and main(["export", "../here/run", "--out", "out"]) == 0
+    monkeypatch.chdir(here)
+    served = Judge(kind="rubric", model="tiny", url="http://x")
+    for same in (WaltzRecipe(), WaltzRecipe(judge=served)):
+        assert rooted(same) == same  # shipped bases and models of a server keep their names
+    local = rooted(WaltzRecipe(model=Model(template="t.jinja"), judge=Judge(kind="wildguard", model="tiny")))
+    assert (local.model.template, local.judge.model) == (str(here / "t.jinja"), str(here / "tiny"))
+
+
+def test_files_that_leave_nothing_to_train_on_are_no_reason_to_train_on_the_microworld(tmp_path, capsys):
+    file, recipe, run = tmp_path / "one.jsonl", tmp_path / "one.toml", tmp_path / "run"
+    file.write_text('{"prompt": "a b c d", "kind": "benign"}\n')  # its checksum is of the held-out tenth
+    for side, said in (("train", "prompts.train: nothing is left"), ("heldout", "to measure on alone; name what to")):
+        recipe.write_text(f'[judge]\nkind = "offline"\n[prompts.{side}.mine]\nfile = "{file}"\n')
+        assert main(["train", str(recipe), "--run", str(run)]) == 2 and not run.exists()
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
 
 
 def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_path):
@@ -195,11 +229,15 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", str(recipe), "--run", str(run), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "! 5 held-out prompts are also trained on (5 word for word, 0 nearly)" in err
+    assert "! of the held-out prompts, 5 are also trained on, word for word; run.json names them" in err
     told = json.loads((run / "run.json").read_text())
     weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     assert told["judge"] == {"judge": "offline", "weights": weights, "unsure": 0.1}
     assert told["prompts"]["overlap"]["equal"] == 5
+    near = {"sources": {}, "overlap": {"equal": 0, "near": 2}}
+    assert overlap_words(near) == [
+        "! of the held-out prompts, 2 are nearly the same as ones that are trained on; run.json names them"
+    ]
     assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
@@ -213,3 +251,34 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     assert (page / "report.html").is_file()
     assert main(["eval", str(run), "--judge", "exact"]) == 2
     assert "microworld alone" in capsys.readouterr().err
+
+
+def test_a_judge_that_says_nothing_that_can_be_read_pauses_the_run_and_is_said(tmp_path, capsys):
+    prose = {"on": True}
+
+    def server(body: dict, n: int) -> Say:
+        return Say(chat("Fine, I think.")) if prose["on"] else Server()(body, n)
+
+    path = tmp_path / "run"
+    with Stub(server) as stub:
+        made = small(steps=1).model_copy(update={"judge": rubric(stub)})
+        with Run.create(path, made) as run, Progress() as progress, pytest.raises(JudgeDown) as down:
+            train(made, run, progress)
+        assert str(down.value) == (
+            "saved at step 0; judge rubric/j decided nothing in the whole step, most often: unreadable; "
+            f"what it replied is kept: once it is mended, remove {path / 'judgements.sqlite'}"
+        )
+        assert not (path / "metrics.jsonl").exists()  # no weight has moved
+        prose["on"] = False
+        (path / "judgements.sqlite").unlink()
+        with Run.open(path) as run, Progress() as progress:
+            train(made, run, progress)
+        assert "left more than half" not in str(lines(path)[0]["alarms"])
+        prose["on"] = True
+        command = ["eval", str(path), "--suite", "heldout", "--judge", f"rubric:k@{stub.url}", "--out"]
+        assert main([*command, str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("! judge rubric/k left more than half of its verdicts open, most often: unreadable\n") == 1
+    assert re.match(r"system +ASR +ORR +F1 +FTR general", out) and re.search(r"\nbase +open +open +open +–", out)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "ASR is open: the judge decided none of" in page

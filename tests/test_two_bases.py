@@ -254,10 +254,11 @@ def test_bad_input_is_one_line(folders, capsys, tmp_path):
     told = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 64}
     (short / "config.json").write_text(json.dumps(told))
     line = refused(f"model.feedback_base={short}")
-    assert "no prompt and the" in line and "fit into the feedback agent's model's 64 positions" in line
+    assert "no prompt fits: " in line and "the feedback agent's model has 64 positions; lower protocol." in line
     assert "goes with feedback_base alone" in refused("model.feedback_template=a.jinja")
     assert 'baseline = "shared" reads' in refused("model.feedback_base=nano-neox", "learning.baseline=shared")
-    assert "a.jinja" in refused("model.feedback_base=nano-neox", "model.feedback_template=a.jinja")
+    missing = refused("model.feedback_base=nano-neox", "model.feedback_template=a.jinja")
+    assert "template a.jinja: No such file" in missing
 
 
 def test_a_game_has_to_fit_each_model_with_its_own_agents_part_of_it(folders):

@@ -14,6 +14,7 @@ from choreo import config
 from choreo.config.prompts import Prompts
 from choreo.data.mixture import Mixture, mixture, parted
 from choreo.data.overlap import overlaps
+from choreo.errors import BadInput
 from choreo.judges.base import Judge
 from choreo.judges.choose import choose
 from choreo.judges.offline import OfflineJudge
@@ -61,10 +62,21 @@ class Task:
         return Mixture(tuple(kept), mixed.weights, mixed.counts), heldout
 
     def training(self) -> dict[Kind, list[Prompt]]:
-        """Training prompts by kind."""
-        if not self._files or not self._files[0].prompts:
+        """Training prompts by kind. Raises BadInput where prompts come from files and none is left to train on: the
+        microworld's are no stand-in for a user's own."""
+        if not self._files:
             return self.world.training()
+        if not self._files[0].prompts:
+            raise BadInput(self._nothing())
         return {kind: [prompt for prompt in self._files[0].prompts if prompt.kind == kind] for kind in KINDS}
+
+    def _nothing(self) -> str:
+        if not isinstance(prompts := self.recipe.prompts, Prompts):
+            return "prompts: this recipe trains on pairs, and its files are to measure on alone"
+        if not prompts.train:
+            return "prompts: files to measure on alone; name what to train on in [prompts.train.NAME]"
+        return ("prompts.train: nothing is left to train on, for what there is falls to the held-out tenth; give more "
+                "prompts, or a file to measure on in [prompts.heldout.NAME]")  # fmt: skip
 
     @property
     def weights(self) -> dict[str, float]:

@@ -38,10 +38,11 @@ def train(args: argparse.Namespace) -> int:
     else:
         recipe = config.load(args.recipe, args.set)
         from choreo.evaluate.run import check
+        from choreo.microworld.paths import rooted
 
         _quiet()
         check(recipe)  # before anything is made, or removed by --overwrite
-        run = Run.create(args.run or _new_folder(recipe.name), recipe, args.overwrite)
+        run = Run.create(args.run or _new_folder(recipe.name), rooted(recipe), args.overwrite)
     from choreo.evaluate.report import write_report
     from choreo.judges.base import JudgeDown
 
@@ -281,7 +282,8 @@ def _result(result: Mapping[str, Any], as_json: bool) -> int:
 
 
 def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
-    """The systems of a summary as plain columns, rates with their intervals; no column that none of them has."""
+    """The systems of a summary as plain columns, rates with their intervals; no column that none of them has.
+    Where a judge was asked and decided nothing the cell says "open"."""
     from choreo.evaluate.page import percent
 
     shown = {"reward": "reward", "asr": "ASR", "orr": "ORR", "f1": "F1", "ftr": "FTR general",
@@ -290,25 +292,41 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
         name: {key: system.get("ftr", {}).get("general") if key == "ftr" else system.get(key) for key in shown}
         for name, system in systems.items()
     }
-    measured = {key for rates in found.values() for key, rate in rates.items() if rate and rate["value"] is not None}
+    measured = {key for rates in found.values() for key, rate in rates.items()
+                if rate and (rate["value"] is not None or rate.get("undetermined"))}  # fmt: skip
+
+    def cell(rate: dict[str, Any] | None) -> str:
+        return "open" if rate and rate["value"] is None and rate.get("undetermined") else percent(rate)
+
+    if not {"asr", "orr"} <= measured:  # prompts of one kind alone have no F1, open or not
+        measured.discard("f1")
     keys = [key for key in shown if key in measured]
     rows: list[tuple[str, ...]] = [("system", *(shown[key] for key in keys))]
-    rows += [(name, *(percent(rates[key]) for key in keys)) for name, rates in found.items()]
+    rows += [(name, *(cell(rates[key]) for key in keys)) for name, rates in found.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _lost(result: Mapping[str, Any]) -> str:
-    """In one line what the rates are not over: turns that failed, verdicts left open, reviews that did not parse."""
+    """In one line what the rates are not over: turns that failed and why, verdicts left open, reviews that did not
+    parse. A review that had no answer to read is no failure of its own."""
     from choreo.evaluate.page import percent
 
-    found = [f"{failed} turns failed"] if (failed := result.get("failed")) else []
+    found = [
+        f"{count} {turns if count > 1 else turns[:-1]} failed: {', '.join(why) if len(why) == 1 else most(why)}"
+        for turns, why in result.get("failures", {}).items() if (count := sum(why.values()))
+    ]  # fmt: skip
     for name, system in result.get("systems", {}).items():
         told = {"open": system.get("undetermined"), "format rate": system.get("format_rate")}
         parts = [f"{what} {percent(rate, interval=False)}" for what, rate in told.items()
                  if rate and rate["value"] is not None and (rate["value"] or what == "format rate")]  # fmt: skip
         found += [f"{name}: {', '.join(parts)}"] if parts else []
     return "; ".join(found)
+
+
+def most(reasons: Mapping[str, int]) -> str:
+    """The most frequent reasons with their counts."""
+    return ", ".join(f"{reason} {count}" for reason, count in [*reasons.items()][:3])
 
 
 def say(text: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,20 @@ def _run(args: argparse.Namespace) -> int:
     files = [] if args.suite in ([suite] for suite in SUITES) else _files(args.suite)
     read_info(args.what)
     judge = judge_from(args.judge) if args.judge else None
-    folder = _folder(args) if files or judge or args.out else None
     suite = "heldout" if files else args.suite[0]
 
     from choreo.evaluate.run import evaluate_run
     from choreo.runs.progress import Progress
 
     _quiet()
-    with Progress() as progress:
-        result, played = evaluate_run(args.what, suite, progress, sources(files), judge, folder)
-    shown = ", ".join(map(str, files)) or suite
-    say(f"{args.what}, as it was after step {result['step']}, on {shown}")
-    if folder:
-        _page(folder, {**result, "suite": shown}, played)
+    with _folder(args) if files or judge or args.out else nullcontext() as folder:
+        with Progress() as progress:
+            result, played = evaluate_run(args.what, suite, progress, sources(files), judge, folder)
+        shown = ", ".join(map(str, files)) or suite
+        say(f"{args.what}, as it was after step {result['step']}, on {shown}")
+        _warn(result, played)
+        if folder:
+            _page(folder, {**result, "suite": shown}, played)
     return _result(result, args.json)
 
 
@@ -65,7 +67,6 @@ def _models(args: argparse.Namespace) -> int:
     if args.judge:
         given["judge"] = judge_from(args.judge).model_dump()
     settings = collaboration(file, given, args.set)
-    folder = _folder(args)
 
     from choreo import toml
     from choreo.evaluate import collaboration as playing
@@ -74,13 +75,14 @@ def _models(args: argparse.Namespace) -> int:
     from choreo.runs.progress import Progress
 
     _quiet_if_local(settings.conversation, settings.feedback)
-    with Progress() as progress:
+    with _folder(args) as folder, Progress() as progress:
         try:
             result, played = playing.run(settings, folder, progress)
         except (Interrupted, KeyboardInterrupt) as stop:
             why = f"{stop}; " if isinstance(stop, JudgeDown) or str(stop) not in ("", "stopped") else ""
             raise Interrupted(f"{why}go on with the same command and --out {folder} --resume") from None
     disk.write_text(folder / "eval.toml", toml.dumps(settings.model_dump()))
+    _warn(result, played)
     _page(folder, result, played)
     return _result(result, args.json)
 
@@ -92,7 +94,9 @@ def _files(names: Sequence[str]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def _folder(args: argparse.Namespace) -> Path:
+@contextmanager
+def _folder(args: argparse.Namespace) -> Iterator[Path]:
+    """Where an evaluation is kept. What was made for one that is refused, and holds no reply, goes again."""
     folder: Path = args.out or Path("runs") / f"eval-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; --out names a folder")
@@ -100,11 +104,38 @@ def _folder(args: argparse.Namespace) -> Path:
         raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
     if folder.is_dir() and any(folder.iterdir()) and not args.resume:
         raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
-    return folder
+    try:
+        yield folder
+    except BadInput:
+        if made and _holds_nothing(folder):
+            for file in folder.iterdir():
+                file.unlink()
+            with suppress(OSError):  # another evaluation has begun beside it
+                for path in made:
+                    path.rmdir()
+        raise
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether there is nothing in `folder` but files for replies, and no reply in them."""
+    if not all(file.name.partition(".")[2].startswith("sqlite") for file in folder.iterdir()):
+        return False
+    from choreo.judges.cache import Cache
+
+    return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))
+
+
+def _warn(result: Mapping[str, Any], played: Mapping[str, Any]) -> None:
+    from choreo.evaluate.judging import silent
+
+    given = [verdict for episodes in played.values() for episode in episodes for verdict in episode.verdicts]
+    for line in silent(result["judge"]["judge"], given, result["judging"]):
+        say(line)
 
 
 def _page(folder: Path, summary: Mapping[str, Any], played: Mapping[str, Any]) -> None:

@@ -90,7 +90,8 @@ def parser() -> argparse.ArgumentParser:
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
 macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; for models of real sizes waltz-8b, macpo-7b.
-A run folder's recipe.toml lists every setting and can be trained again.""")  # fmt: skip
+Paths in a recipe are relative to where the command runs. A run folder's recipe.toml lists every setting, with
+absolute paths, and can be trained again.""")  # fmt: skip
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
     train.add_argument("--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME-TIME)")

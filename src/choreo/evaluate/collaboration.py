@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,14 @@ from typing import Any
 from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
 from choreo.errors import Interrupted
-from choreo.evaluate.judging import reasons
 from choreo.evaluate.metrics import measure
-from choreo.judges.base import JudgeDown, judge_episodes
+from choreo.judges.base import JudgeDown, judge_episodes, reasons
 from choreo.judges.choose import choose, counts, describe
 from choreo.judges.client import Endpoint
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, Episode, Prompt, Spoken
 from choreo.waltz.speakers import EndpointSpeaker, LocalSpeaker
-from choreo.waltz.spoken import Speaker, play
+from choreo.waltz.spoken import NOTHING, Speaker, play
 
 ALONE, TOGETHER = "base", "collaboration-untrained"
 CHUNK = 32  # prompts between two looks at the bar; what was said and judged before is kept
@@ -57,6 +57,10 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
         "agents": agents, "judge": describe(judge), "judging": counts(judge),
         "open": {name: reasons([e.verdicts[-1] for e in episodes]) for name, episodes in systems.items()},
         "failed": sum(bool(turn.failure) for e in together for turn in (*e.answers, *e.reviews)),
+        "failures": {
+            "answers": failures([turn for e in together for turn in e.answers]),
+            "reviews": failures([turn for e in together for turn in e.reviews if turn.failure != NOTHING]),
+        },
         "systems": {name: measure(episodes, seed=settings.seed, ability=False) for name, episodes in systems.items()},
     }, systems  # fmt: skip
 
@@ -98,6 +102,11 @@ def local(
 def first_answer(episode: Episode[Spoken]) -> Episode[Spoken]:
     """The same game without a feedback agent: c_0 does not depend on what follows it."""
     return replace(episode, answers=episode.answers[:1], reviews=(), feedback=(), verdicts=episode.verdicts[:1])
+
+
+def failures(turns: Sequence[Spoken]) -> dict[str, int]:
+    """Why turns failed, by kind of reason, the most frequent first."""
+    return dict(Counter(turn.failure.split(":")[0] for turn in turns if turn.failure).most_common())
 
 
 def _play(settings: Collaboration, speakers: dict[str, Speaker], prompts: Sequence[Prompt]) -> list[Episode[Spoken]]:

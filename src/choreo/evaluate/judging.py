@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from choreo.data.answers import Labelled
 from choreo.evaluate.intervals import share, wilson
-from choreo.judges.base import Judge, judge_all
+from choreo.judges.base import Judge, asked_of, judge_all, reasons, silence
 from choreo.types import Prompt, Verdict
 
 Labels = Callable[[Prompt, str], Mapping[str, bool | None]]
@@ -109,10 +108,15 @@ def rates(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, A
     }
 
 
-def reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """Why verdicts are undetermined, by kind of reason, the most frequent first."""
-    told = Counter(verdict.reason.split(":")[0] or "no reason given" for verdict in verdicts if verdict.undetermined)
-    return dict(told.most_common())
+def silent(judge: str, verdicts: Sequence[Verdict], judging: Mapping[str, Any]) -> list[str]:
+    """A line on every judge that left more than half of its verdicts open; of a majority, on each that has a say too.
+
+    judging: what judges over endpoints counted, by name (`judges.choose.counts`).
+    """
+    given = asked_of(verdicts)
+    parts = [(name, told["rows"], told["undetermined"]) for name, told in judging.items() if name != judge]
+    lines = [silence(*told) for told in [(judge, len(given), reasons(given)), *parts]]
+    return [f"! {line}" for line in lines if line]
 
 
 def table(named: Sequence[tuple[str, Confusion]]) -> str:

@@ -150,7 +150,9 @@ def _card(systems: dict[str, Any], trained: str, measure: str, name: str, meanin
         moved = "rose" if after["value"] > before["value"] else "fell"
         change = f"from {page.percent(before, False)} to {page.percent(after, False)}"
         sentence = f"{name} {moved} {change}." if separated(before, after) else f"{name} went {change}: within error."
-    better = bool(sentence) and separated(before or {}, after) and (moved == "rose") is more
+    elif after["value"] is None and after.get("undetermined"):
+        sentence = f"{name} is open: the judge decided none of {after['undetermined']} answers."
+    better = before is not None and separated(before, after) and (moved == "rose") is more
     paper = published.CHANGES[measure]
     return {
         "name": name, "meaning": meaning, "before": before, "start": start, "after": after, "sentence": sentence,
@@ -251,7 +253,10 @@ def _facts(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[t
     if isinstance(judge := summary.get("judge"), dict):
         facts.append(("judge", str(judge.get("judge"))))
     if summary.get("failed"):
-        facts.append(("turns that failed", str(summary["failed"])))
+        why = summary.get("failures", {})
+        kinds = [f"{turn}, {kind}: {count}" for turn, kinds in why.items() for kind, count in kinds.items()]
+        facts.append(("turns that failed", f"{summary['failed']} ({'; '.join(kinds)})" if kinds else
+                      str(summary["failed"])))  # fmt: skip
     if isinstance(summary.get("seconds"), int | float):
         facts.append(("time", f"{summary['seconds'] / 60:.1f} min"))
     return facts

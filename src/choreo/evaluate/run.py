@@ -16,6 +16,7 @@ from choreo.config.prompts import Prompts, Source
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
+from choreo.evaluate.judging import silent
 from choreo.evaluate.systems import TRAINED, evaluate
 from choreo.hub import fingerprint
 from choreo.judges.choose import counts, describe, probe
@@ -65,6 +66,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         systems, episodes = _measure(recipe, pair, task, "heldout", progress)
         found = {"device": str(pair.device), "systems": systems}
     found |= {"judging": billed} if (billed := counts(task.judge)) else {}
+    given = [verdict for played in episodes.values() for episode in played for verdict in episode.verdicts]
+    for line in silent(task.judge.name, given, billed):
+        progress.say(line)
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
@@ -213,11 +217,9 @@ def overlap_words(report: Mapping[str, Any]) -> list[str]:
     """What is said of prompts from files before a run begins: how many, and which are on both sides."""
     lines = [f"{name}: {', '.join(f'{what} {count}' for what, count in source.items())}"
              for name, source in report["sources"].items()]  # fmt: skip
-    overlap = report["overlap"]
-    if both := overlap["equal"] + overlap["near"]:
-        how = f"{overlap['equal']} word for word, {overlap['near']} nearly"
-        lines.append(f"! {both} held-out prompts are also trained on ({how}); run.json names them")
-    return lines
+    hows = {"equal": "are also trained on, word for word", "near": "are nearly the same as ones that are trained on"}
+    both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]
+    return [*lines, *([f"! of the held-out prompts, {' and '.join(both)}; run.json names them"] if both else [])]
 
 
 def told(progress: Progress) -> Callable[[int], None]:

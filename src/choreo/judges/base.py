@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,6 +12,9 @@ from choreo.types import Episode, Prompt, S, Said, Verdict
 
 Pair = tuple[Prompt, str]
 """A prompt and the answer to be judged."""
+
+
+NO_ANSWER = "no answer"  # how the reason begins where a turn failed: of such a verdict no judge was asked
 
 
 class JudgeDown(Interrupted):
@@ -60,6 +64,25 @@ def undetermined(reason: str) -> Verdict:
     return Verdict(None, None, reason=reason)
 
 
+def reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Why verdicts are undetermined, by kind of reason, the most frequent first."""
+    told = Counter(verdict.reason.split(":")[0] or "no reason given" for verdict in verdicts if verdict.undetermined)
+    return dict(told.most_common())
+
+
+def silence(name: str, asked: int, why: Mapping[str, int]) -> str:
+    """Where more than half of what a judge was asked is open, a sentence on it; else "". why: as of `reasons`."""
+    if 2 * sum(why.values()) <= asked:
+        return ""
+    often = sorted(why, key=lambda kind: -why[kind])[:3]
+    return f"judge {name} left more than half of its verdicts open, most often: {', '.join(often)}"
+
+
+def asked_of(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Those that a judge gave: without answers that failed, which none was shown."""
+    return [verdict for verdict in verdicts if not verdict.reason.startswith(NO_ANSWER)]
+
+
 def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
     """A verdict per pair, in order: in one batch where the judge takes one.
 
@@ -86,7 +109,7 @@ def judge_episodes(judge: Judge, episodes: Sequence[Episode[S]]) -> list[Episode
 
     def verdict(turn: Said) -> Verdict:
         if turn.failure:
-            return undetermined(f"no answer: {turn.failure}")
+            return undetermined(f"{NO_ANSWER}: {turn.failure}")
         said = next(told)
         return said if turn.finished else replace(said, degenerate=True)
 

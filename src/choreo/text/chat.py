@@ -62,12 +62,7 @@ class Chat:
 
         from choreo.text.template import TemplateChat
 
-        try:
-            own = Path(template).read_text(encoding="utf-8") if template else None
-        except UnicodeDecodeError:
-            raise BadInput(f"{template}: not UTF-8 text") from None
-        except OSError as error:
-            raise BadInput(f"{template}: {error.strerror}") from None
+        own = _template(Path(template)) if template else None
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
             if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
@@ -183,3 +178,13 @@ class Chat:
         if rounds:
             room[FEEDBACK] = len(self.review_context((), (), before)) + answer_tokens + feedback_tokens
         return max((tokens for agent, tokens in room.items() if agent in agents), default=0)
+
+
+def _template(file: Path) -> str:
+    """The chat template in `file`. Raises BadInput where there is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(f"{file}: not UTF-8 text") from None
+    except OSError as error:
+        raise BadInput(f"template {file}: {error.strerror}") from None

@@ -86,20 +86,31 @@ class Pair:
             room, positions = self._room(player, agents), player.engine.positions
             before, kept = kept, [prompt for prompt in kept if self._fits(prompt, player, agents)]
             if before and not kept:
-                raise BadInput(f"{what}: no prompt and the {room} tokens that a game takes fit into {whose}'s "
-                               f"{positions} positions; lower protocol.answer_tokens or feedback_tokens")
+                shortest = min(len(player.chat.encode(_words(prompt))) for prompt in sorted(before, key=_length)[:9])
+                lower = "lower protocol.answer_tokens or feedback_tokens, or "
+                raise BadInput(f"{what}: no prompt fits: the shortest has {shortest} tokens, a game takes {room} more, "
+                               f"and {whose} has {positions} positions; "
+                               f"{lower if shortest < (positions or 0) else ''}give shorter prompts")
             if progress and len(kept) < len(before):
                 progress.say(f"! {what}: {len(before) - len(kept)} of {len(prompts)} prompts are left out: a game may "
                              f"take {room} tokens more, and {whose} has {positions} positions")
         return kept
 
     def _fits(self, prompt: Prompt, player: Player[LocalEngine], agents: Sequence[str]) -> bool:
-        words = "\n".join((*(said for _, said in prompt.earlier), prompt.text))
         room = self._room(player, agents, [role for role, _ in prompt.earlier])
-        return player.chat.fits(words, room, player.engine.positions)
+        return player.chat.fits(_words(prompt), room, player.engine.positions)
 
     def _room(self, player: Player[LocalEngine], agents: Sequence[str], earlier: Sequence[str] = ()) -> int:
         played = self.protocol
         return player.chat.room(
             max(1, played.rounds), played.answer_tokens, played.feedback_tokens, earlier, agents
         )
+
+
+def _words(prompt: Prompt) -> str:
+    """All that a game has to read before its first answer."""
+    return "\n".join((*(said for _, said in prompt.earlier), prompt.text))
+
+
+def _length(prompt: Prompt) -> int:
+    return len(_words(prompt))

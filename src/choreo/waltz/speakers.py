@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 THOUGHT = "thought only: cut off before it answered"
+TOO_LONG = "too long for the model's positions"
 
 
 class EndpointSpeaker:
@@ -159,7 +160,7 @@ class LocalSpeaker:
         return [
             self._turn(agent, int(one.key[-1]), next(done))
             if fit
-            else Spoken(agent, int(one.key[-1]), "", False, 0, "too long: the model's positions have no room for it")
+            else Spoken(agent, int(one.key[-1]), "", False, 0, TOO_LONG)
             for one, fit in zip(asked, fits, strict=True)
         ]
 

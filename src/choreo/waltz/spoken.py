@@ -14,6 +14,7 @@ from choreo.text.feedback import parse_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, S, Spoken
 from choreo.waltz.protocol import ACT, Key, Review, rally
 
+NOTHING = "no answer to review"
 History = tuple[tuple[str, str], ...]  # (answer, the feedback string on it), earlier rounds first
 
 
@@ -76,7 +77,7 @@ def play(
 
     def review(games: Sequence[Episode[Spoken]]) -> list[Review[Spoken]]:
         turns = iter(say(feedback, FEEDBACK, [g for g in games if not g.answers[-1].failure], feedback_tokens))
-        nothing = [Spoken(FEEDBACK, len(g.reviews), "", True, 0, "no answer to review") for g in games]
+        nothing = [Spoken(FEEDBACK, len(g.reviews), "", True, 0, NOTHING) for g in games]
         said = [none if g.answers[-1].failure else next(turns) for g, none in zip(games, nothing, strict=True)]
         return [Review(turn, None if turn.failure else parse_feedback(turn.text)) for turn in said]
 

@@ -20,11 +20,11 @@ from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
 from choreo.errors import BadInput, Interrupted
-from choreo.judges.base import JudgeDown, judge_episodes
+from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.choose import strict
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.task import Task
+from choreo.task import CACHE, Task
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, Prompt, Sample
 from choreo.waltz.advantages import ESTIMATORS, flat_groups
 from choreo.waltz.alarms import alarms, refusal_share
@@ -87,6 +87,11 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         )  # fmt: skip
         try:
             episodes = judge_episodes(judge, episodes)
+            why = reasons(given := asked_of([verdict for episode in episodes for verdict in episode.verdicts]))
+            # A judge that reads words by rule is not mended: it is the answers then, of which it says so.
+            may_be_mended = not {*recipe.judge.kinds()} <= {"exact", "offline"}
+            if may_be_mended and given and sum(why.values()) == len(given):
+                raise JudgeDown(_speechless(judge.name, why, Path(recipe.judge.cache or run.path / CACHE)))
         except (BadInput, JudgeDown) as missing:
             # No weight has moved in this step. To go on without verdicts would be to learn from their absence.
             if step > 1 and not run.checkpoint(step - 1).exists():
@@ -105,6 +110,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
         figures["alarms"] = alarms(figures, grouped=learning.estimator != "reinforce++")
+        figures["alarms"] += [said] if (said := silence(judge.name, len(given), why)) else []
         run.log(step, figures)
         run.save_episodes(step, episodes, parts.paid)
         progress.advance(step, _shown(figures), figures["alarms"])
@@ -118,6 +124,12 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         if progress.interrupted and step < learning.steps:
             raise Interrupted(f"saved at step {step}")
     return pair
+
+
+def _speechless(judge: str, why: Mapping[str, int], cache: Path) -> str:
+    """Of a judge none of whose verdicts in a step says anything. Its replies are kept, and would be read again."""
+    told = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*why][:3])}"
+    return f"{told}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else told
 
 
 def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:

@@ -1,0 +1,32 @@
+"""The paths of a recipe as its run keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from choreo import config
+from choreo.microworld.world import BASES
+
+# The settings of a recipe that name files, and those that may name the folder of a model.
+FILES = {"template", "feedback_template", "file", "wrap", "weights", "cache"}
+MODELS = {"base", "feedback_base", "student", "teachers", "model"}
+
+
+def rooted(recipe: config.Recipe) -> config.Recipe:
+    """The recipe with absolute paths, wherever it names files and folders that are here: its run can then be resumed,
+    measured, served and exported from anywhere. Shipped bases, and models of the hub or a server, keep their names."""
+
+    def local(model: str) -> bool:
+        return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
+
+    def walk(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):  # of a judge with a url, the model is as its server names it
+            return {k: inner if k == "model" and value.get("url") else walk(inner, k) for k, inner in value.items()}
+        if isinstance(value, tuple):
+            return tuple(walk(inner, key) for inner in value)
+        if value and (key in FILES or (key in MODELS and local(value))):
+            return str(Path(value).absolute())
+        return value
+
+    return type(recipe).model_validate(walk(recipe.model_dump()))
