@@ -203,8 +203,6 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         (["judge", "answers", str(own), "--judge", "wildguard:m"], "wildguard:MODEL@URL"),
         (["judge", "answers", str(own), "--judge", "rubric:m@localhost:1/v1"], "as rubric:m@http://localhost:1/v1"),
         (["judge", "answers", str(own), "--judge", "x y"], "expected KIND"),
-        (["judge", "answers", str(own), "--judge", "rubric:m@127.0.0.1:8"], "KIND:MODEL@URL (http://"),
-        (["judge", "answers", str(own), "--judge", "rubric:m"], "one behind a server needs its url"),
     ):  # fmt: skip
         assert main(argv) == 2, argv
         err = capsys.readouterr().err

@@ -54,9 +54,6 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
         )
     from choreo.judges.local import LocalJudge
 
-    if not Path(one.model).exists() and not is_name(one.model):
-        raise BadInput(f"judge.model {one.model!r}: neither a folder nor a model on the hub (owner/name); one behind a "
-                       "server needs its url (--judge KIND:MODEL@URL)")  # fmt: skip
     try:
         return LocalJudge(format_of(one), one.model)
     except (OSError, ValueError) as error:
