@@ -43,7 +43,8 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
         assert process.stderr is not None
         started = json.loads(process.stderr.readline())
         drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # its log, or it would block
-        overhead = asyncio.run(_overhead(started["address"], secret, prompts("general", "heldout", WARM_UP, seed=1)))
+        general = prompts("general", "heldout", WARM_UP, split_seed=split, seed=1)
+        overhead = asyncio.run(_overhead(started["address"], secret, general))
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for turn in range(rounds):
             for traffic, suites in TRAFFIC.items():
