@@ -31,6 +31,8 @@ from choreo.errors import BadInput
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
+ALIGNMENT = 64  # bytes, at which PyTorch puts every tensor that it makes on a CPU
+
 
 class Decoder(nn.Module):
     """A causal language model split where its memory is decided: hidden states first, logits only where wanted."""
@@ -87,6 +89,7 @@ class Team:
 
         model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
         model = model.to(device_of(device)).eval().requires_grad_(False)
+        _align(model)
         policies: dict[str, LowRank | Full] = {}
         if train == "full":
             policies = {name: Full(model) for name in agents}
@@ -153,6 +156,17 @@ def device_of(name: Device) -> torch.device:
     if not there[found]:
         raise BadInput(f'device = "{name}": there is none here; "auto" takes the best there is')
     return torch.device(found)
+
+
+def _align(model: nn.Module) -> None:
+    """Copies every weight that does not begin at a multiple of ALIGNMENT bytes to where one does.
+
+    A file that is mapped into memory has its weights at any address, and MKL's product with one row rounds by the
+    address (measured on a processor with AVX2). So equal weights at two addresses would give unequal logits.
+    """
+    for value in (*model.parameters(), *model.buffers()):
+        if value.data_ptr() % ALIGNMENT:
+            value.data = value.data.clone()
 
 
 def _positions(config: Any) -> int | None:
