@@ -1,7 +1,7 @@
 """What rounding may change in what is sampled, and nothing else: the comparisons of tests that batch in two ways.
 
-float32 sums round by the shape of a batch, the kernel and the number of threads. So a token may be another one where its
-draw lies within MARGIN of the boundary between both, as float64 has them; what follows it is then another text.
+float32 sums round by the shape of a batch, the kernel and the number of threads. So a token may be another one where
+its draw lies within MARGIN of the boundary between both, as float64 has them; what follows it is then another text.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def same_games(
     players: Players, ones: Sequence[Episode], others: Sequence[Episode], key: tuple[int | str, ...],
     answers: float, reviews: float,
 ) -> list[bool]:
-    """`same` for the turns that both have of each game, as far as it goes the same way; answers, reviews: temperatures."""
+    """`same` for the turns that both have of each game, as far as it goes the same way.
+
+    answers, reviews: the temperatures of both agents.
+    """
     equal = []
     for one, other in zip(ones, others, strict=True):
         agree = True

@@ -238,7 +238,7 @@ def test_forced_ids_are_taken_and_what_follows_is_drawn_on_them():
 
 
 def test_weights_are_those_of_the_batch_beginning():
-    chat, team, engine = setting("micro-llama")
+    chat, team, _ = setting("micro-llama")
     [request] = requests(chat, 1)
     row, before = Row(request, 12, 0.0), Row(request, 12, 0.0)
     run(batch_of(chat, team), {0: [before]})

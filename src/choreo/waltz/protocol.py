@@ -69,7 +69,7 @@ def play(
 
     answer_tokens, feedback_tokens: most new tokens per turn of each agent.
     key: what the noise is drawn from, e.g. (seed, step). With it goes (prompt id, sample, act, round), so
-        a game is the same whatever it is batched with, and c_0 is the same for any number of rounds.
+        a game has the same noise whatever it is batched with, and c_0 has it for any number of rounds.
     reviewer: who reviews; by default the feedback agent.
 
     Raises ValueError for negative rounds or a (prompt id, sample) given twice, which would repeat one game.
