@@ -7,3 +7,11 @@ class BadInput(Exception):
 
 class Interrupted(Exception):
     """The user stopped the work and its state is saved (exit code 130)."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an exception of another library says, for a message of our own: its first line, at most `most` letters of
+    it, as text that can be encoded. The exception's type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text[:most].encode("utf-8", "replace").decode("utf-8")
