@@ -181,7 +181,8 @@ class Call:
 
 def _unsuited(error: BadInput) -> ApiError:
     """The model's chat template does not take the conversation: it may want roles to take turns."""
-    return ApiError(400, str(error), param="messages", code="invalid_value")
+    message = f"the model does not take such a conversation: {error}"
+    return ApiError(400, message, param="messages", code="invalid_value")
 
 
 def _settled(text: str, stop: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ class TemplateChat(Chat):
         self._system = self._takes_system()
         self._forgets, self._begun = self._reasoning()
         turns = self._literals(_turns())
-        frames = turns, self._literals([message("system", _mark(0)), *_turns(1)])
+        frames = turns, self._literals([message("system", _mark(0)), message("user", _mark(1))])
         written = marks(tokenizer, self.template, {
             text: self._literal(text, first=i == 0) for literals in frames for i, text in enumerate(literals)
         })  # fmt: skip
@@ -323,9 +323,8 @@ def _bare(text: str) -> bool:
     return len(text) == 1 and text.isascii() and (text.isprintable() or text.isspace())
 
 
-def _turns(first: int = 0) -> list[Message]:
-    roles = ("user", "assistant", "user")
-    return [message(role, _mark(i)) for i, role in enumerate(roles, start=first)]
+def _turns() -> list[Message]:
+    return [message(role, _mark(i)) for i, role in enumerate(("user", "assistant", "user"))]
 
 
 def _mark(number: int) -> str:
