@@ -36,8 +36,11 @@ def is_whole(folder: Path) -> bool:
             return False
     else:
         parts = {"model.safetensors"}
-    there = any((folder / name).is_file() for name in _TOKENIZERS)
-    return there and all((folder / part).is_file() for part in parts)
+    return has_tokenizer(folder) and all((folder / part).is_file() for part in parts)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def snapshot(name: str, *, config_only: bool = False) -> Path:

@@ -77,23 +77,23 @@ def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool =
         return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
     setting = "feedback_template" if reviews else "template"
     return local(
-        told, settings.seed, getattr(settings, setting), f"--set {setting}=FILE",
+        told, settings.seed, getattr(settings, setting), f"--set {setting}=FILE", settings.rounds,
         dtype=settings.dtype, device=settings.device,
     )  # fmt: skip
 
 
 def local(
-    model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", **loading: str
+    model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
 ) -> LocalSpeaker:
-    """A shipped base, or a folder, as it is: both agents are the untrained model. template, setting: as in `Chat.load`;
-    loading: as in `Team.open`."""
+    """A shipped base, or a folder, as it is: both agents are the untrained model. template, setting, rounds: as in
+    `Chat.load`; loading: as in `Team.open`."""
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
     from choreo.microworld.world import base_folder
     from choreo.text.chat import Chat
 
     folder = base_folder(model)
-    chat = Chat.load(folder, template, setting)
+    chat = Chat.load(folder, template, setting, rounds)
     team = Team.open(folder, AGENTS, seed=seed, **loading)
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
     return LocalSpeaker(model, chat, engine, positions=team.positions)

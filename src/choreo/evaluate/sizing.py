@@ -17,12 +17,14 @@ from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput
+from choreo.hub import has_tokenizer
 from choreo.judges.choose import local
 from choreo.macpo.answers import REVIEW_TOKENS, REVIEWS
 from choreo.macpo.plan import ceiling_of
 from choreo.macpo.plan import plan as phases_of
 from choreo.macpo.trainer import steps_of
 from choreo.microworld.world import base_folder
+from choreo.text.chat import Chat
 from choreo.waltz.samples import learners
 
 GIB = 2**30
@@ -146,10 +148,12 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
             "update": while_updating, "sampling": while_sampling,
         })  # fmt: skip
     device, there = (how.device, memory) if memory else device_memory(how.device)
+    rounds = recipe.protocol.rounds if isinstance(recipe, WaltzRecipe) else 1
+    remarks = [f"{base}: {remark}" for base, template in _templates(recipe) for remark in _chat(base, template, rounds)]
     judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
     needed = sum(sum(model["memory"].values()) for model in models) + sum(size for _, size in judges) + busiest
     return {
-        "recipe": recipe.name, "method": recipe.method, "models": models, "judges": judges, **work,
+        "recipe": recipe.name, "method": recipe.method, "models": models, "judges": judges, "remarks": remarks, **work,
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
     }  # fmt: skip
@@ -180,6 +184,7 @@ def tell(found: dict[str, Any]) -> str:
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
     lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
+    lines += [f"  ! {remark}" for remark in found["remarks"]]
     lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; "
                  "measuring comes on top")  # fmt: skip
     memory = found["memory"]
@@ -192,6 +197,20 @@ def tell(found: dict[str, Any]) -> str:
 def _advice() -> str:
     return ('; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
             "model. A run is not spread over devices.")  # fmt: skip
+
+
+def _templates(recipe: Recipe) -> dict[tuple[str, str], None]:
+    """Every (base, chat template) of a recipe, once, in order."""
+    if isinstance(recipe, WaltzRecipe):
+        return dict.fromkeys(recipe.model.shared())
+    return dict.fromkeys((base, recipe.agents.template) for base in (recipe.agents.student, *recipe.agents.teachers))
+
+
+def _chat(base: str, template: str, rounds: int) -> tuple[str, ...]:
+    """What a user should know of a base's chat template; nothing where its tokenizer is not here yet. Raises BadInput
+    where the template cannot be used."""
+    folder = base_folder(base, config_only=True)
+    return Chat.load(folder, template, rounds=rounds).remarks if has_tokenizer(folder) else ()
 
 
 def _members(recipe: Recipe) -> Iterator[tuple[str, str, int, int]]:

@@ -56,7 +56,7 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
 
     try:
         return LocalJudge(format_of(one), one.model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadInput) as error:
         raise BadInput(f"judge.model {one.model!r}: {str(error).splitlines()[0]}") from None
 
 

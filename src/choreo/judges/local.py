@@ -11,13 +11,14 @@ import torch
 from choreo.hub import fingerprint
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
+from choreo.text.template import template_of
 from choreo.types import Prompt, Verdict
 
 
 class LocalJudge:
     """`format` asked of a model in `folder` (a path, or a name on a hub), greedily, `batch` rows at a time.
 
-    Raises OSError, from transformers, where there is no such model.
+    Raises OSError, from transformers, where there is no such model; BadInput where it has no chat template to use.
     """
 
     def __init__(self, format: Format, folder: str, *, batch: int = 8, device: str | None = None):
@@ -27,6 +28,8 @@ class LocalJudge:
         self.folder = folder
         self.batch = batch
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
+        self._template = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         self._model = model.to(device).eval()
@@ -61,7 +64,9 @@ class LocalJudge:
         """Token ids of a question. A plain prompt gets what the tokenizer begins a sequence with."""
         if "prompt" in question:
             return list(self._tokenizer(question["prompt"])["input_ids"])
-        text = self._tokenizer.apply_chat_template(question["messages"], tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(
+            question["messages"], chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
         # The template has written the special tokens that it wants.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -101,6 +101,10 @@ class Crew:
     def __getitem__(self, name: str) -> Member:
         return next(member for member in self if member.name == name)
 
+    def remarks(self) -> list[str]:
+        """What a user should know of its members' chat templates."""
+        return [f"{member.name}: {remark}" for member in self for remark in member.chat.remarks]
+
     def fitting(self, prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
         """The prompts to which every member has room for an answer of `tokens`. Raises BadInput where there are prompts
         and none has."""

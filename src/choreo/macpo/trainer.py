@@ -61,6 +61,8 @@ def train(
     Raises Interrupted, its state saved, when `progress` was interrupted.
     """
     crew = crew or Crew.load(recipe)
+    for remark in crew.remarks():
+        progress.say(f"! {remark}")
     data = within(recipe, halves(recipe), crew)
     desk = Desk(recipe, crew, data.b)
     if data.counts:

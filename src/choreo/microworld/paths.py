@@ -8,8 +8,9 @@ from typing import Any
 from choreo import config
 from choreo.microworld.world import BASES
 
-# The settings of a recipe that name files, and those that may name the folder of a model.
-FILES = {"template", "feedback_template", "file", "wrap", "weights", "cache"}
+# The settings of a recipe that name files, those that may name the folder of a model, and a file with a template.
+FILES = {"file", "wrap", "weights", "cache"}
+TEMPLATES = {"template", "feedback_template"}  # or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 
@@ -25,7 +26,8 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
             return {k: inner if k == "model" and value.get("url") else walk(inner, k) for k, inner in value.items()}
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
-        if value and (key in FILES or (key in MODELS and local(value))):
+        here = key in FILES or (key in MODELS and local(value)) or (key in TEMPLATES and Path(value).is_file())
+        if value and here:
             return str(Path(value).absolute())
         return value
 

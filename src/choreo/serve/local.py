@@ -200,10 +200,14 @@ class LocalAgent:
         self._longest = max(map(len, chat.tokenizer.get_vocab()))  # letters that one token can stand for
 
     def room(self, game: Episode, wish: Wish, rounds: int) -> None:
-        texts = [*(text for _, text in game.prompt.earlier), game.prompt.text]
+        texts = [*(text for _, text in game.prompt.earlier), game.prompt.text, *(turn.text for turn in game.answers)]
         roles = [role for role, _ in game.prompt.earlier]
-        around = self.chat.room(rounds, wish.max_tokens, self.feedback_tokens, roles)
-        told = f"answers of up to {wish.max_tokens} with {rounds} rounds of feedback, and roles, may take {around}"
+        if game.answers:
+            around = self.chat.room(1, 0, self.feedback_tokens, roles, (FEEDBACK,))
+            told = f"its review, and roles, may take {around}"
+        else:
+            around = self.chat.room(rounds, wish.max_tokens, self.feedback_tokens, roles)
+            told = f"answers of up to {wish.max_tokens} with {rounds} rounds of feedback, and roles, may take {around}"
         letters = sum(map(len, texts))
         if letters > self.positions * self._longest:  # which needs no encoding, and so takes no time
             raise TooLong(f"this model reads {self.positions} tokens; the messages have {letters} letters, and {told}")

@@ -84,6 +84,8 @@ async def _serve(
             "say --mode off if that is what you want"
         )
     pair = Resident(options.run)
+    for remark in pair.remarks:
+        log("template", "warning", why=remark)
     protocol = pair.recipe.protocol
     agents = dict(pair.agents)
     for agent, address in addresses.items():

@@ -53,6 +53,11 @@ class ApiError(Exception):
         self.body: Error = {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
+def internal() -> ApiError:
+    """A bug of ours, of which the client learns nothing."""
+    return ApiError(500, "internal error", type="server_error", code="internal_error")
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
