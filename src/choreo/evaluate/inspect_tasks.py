@@ -31,15 +31,17 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import JSONSchema
 
+from choreo import utf8
 from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.data.mixture import mixture
 from choreo.judges.base import judge_episodes
 from choreo.judges.choose import choose
 from choreo.text.feedback import SCHEMA, parse_feedback
+from choreo.text.thinking import arrived
 from choreo.types import FEEDBACK, Episode, Prompt, Spoken
 from choreo.waltz.protocol import Review, answered, reviewed, turn_of
-from choreo.waltz.speakers import after_thinking, messages, seed_of
+from choreo.waltz.speakers import messages, seed_of
 from choreo.waltz.spoken import Asked, asked_of
 
 EPISODE = "episode"
@@ -146,14 +148,14 @@ def _told(agent: str, asked: Asked) -> list[ChatMessage]:
 
 
 def _turn(agent: str, asked: Asked, said: Any, model: Model) -> Spoken:
-    text, tokens = after_thinking(said.completion), said.usage.output_tokens if said.usage else None
-    failure = said.error or ""
-    if said.stop_reason == "content_filter" and not text:
-        failure = "content_filter: the server withheld it"
-    elif text is None:
-        failure = "thought only: cut off before it answered"
+    tokens = said.usage.output_tokens if said.usage else None
+    message = said.choices[0].message if said.choices else None
+    parts = message.content if message is not None and isinstance(message.content, list) else []
+    thought = any(part.type == "reasoning" for part in parts)
+    called = bool(message is not None and message.tool_calls)
+    text, failure = arrived(utf8.mended(said.completion), said.stop_reason, thought=thought, called=called)
     finished = said.stop_reason not in ("max_tokens", "model_length")
-    return Spoken(agent, int(asked.key[-1]), text or "", finished, tokens, failure)
+    return Spoken(agent, int(asked.key[-1]), text, finished, tokens, said.error or failure)
 
 
 def _number(label: bool | None) -> float:
