@@ -309,12 +309,16 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _lost(result: Mapping[str, Any]) -> str:
     """In one line what the rates are not over: turns that failed and why, verdicts left open, reviews that did not
-    parse. A review that had no answer to read is no failure of its own."""
+    parse; and how many turns hold what is no text. A review that had no answer to read is no failure of its own."""
     from choreo.evaluate.page import percent
 
     found = [
         f"{count} {turns if count > 1 else turns[:-1]} failed: {', '.join(why) if len(why) == 1 else most(why)}"
         for turns, why in result.get("failures", {}).items() if (count := sum(why.values()))
+    ]  # fmt: skip
+    found += [
+        f"{count} {turns if count > 1 else turns[:-1]} with a broken character (U+FFFD)"
+        for turns, count in result.get("broken", {}).items() if count
     ]  # fmt: skip
     for name, system in result.get("systems", {}).items():
         told = {"open": system.get("undetermined"), "format rate": system.get("format_rate")}

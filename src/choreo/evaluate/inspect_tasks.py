@@ -51,17 +51,20 @@ EPISODE = "episode"
 def collaboration(
     suite: str, judge: str = "offline", rounds: int = 1, answer_tokens: int = 1024, feedback_tokens: int = 512,
     temperature: float = 0.6, seed: int = 0, json_schema: bool = True, cache: str = "judgements.sqlite",
+    format: str = "",
 ) -> Task:  # fmt: skip
     """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-own-data.md.
+    format: of all these files, or of each; what they were taken for is in the task's metadata.
 
     rounds: feedback rounds at most; 0 is the model alone. json_schema: hold reviews to theirs. cache: of what judges
     over an endpoint replied.
     """
-    prompts = mixture(sources([Path(name) for name in suite.split(",")]), seed).prompts
-    samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in prompts]
+    mixed = mixture(sources([Path(name) for name in suite.split(",")], format.split(",") if format else ()), seed)
+    samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
     limits = (answer_tokens, feedback_tokens)
     return Task(
         dataset=MemoryDataset(samples, name=suite),
+        metadata={"suites": mixed.counts},
         solver=play(rounds, limits, temperature, seed, json_schema),
         scorer=verdict(judge, cache),
     )
