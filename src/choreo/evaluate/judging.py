@@ -129,7 +129,8 @@ def absent(played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
         if why and why.total() == len(episodes):
             lines.append(f"! {name}: not one answer arrived, so nothing was measured ({told})")
         elif why:
-            lines.append(f"! {name}: {why.total()} of {len(episodes)} answers did not arrive, and are in no rate ({told})")
+            of_all = f"{why.total()} of {len(episodes)} answers"
+            lines.append(f"! {name}: {of_all} did not arrive, and are in no rate ({told})")
     return lines
 
 

@@ -83,7 +83,7 @@ class Figures:
 def log(event: str, level: str = "info", **facts: Any) -> None:
     """One line on the error stream."""
     line = {"time": round(time.time(), 3), "level": level, "event": event, **facts}
-    print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
+    print(json.dumps(line), file=sys.stderr, flush=True)  # in ASCII, whatever the stream can write
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:
