@@ -244,7 +244,7 @@ def test_what_a_row_says_of_itself_wins_over_what_its_fields_look_like(tmp_path,
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"prompt": "a", "category": "c"}, {"prompt": "b", "category": "c", "kind": "harmful"}], ":2: has the fields of"),
+        ([{"prompt": "a", "category": "c"}, {"prompt": "b", "category": "c", "kind": "harmful"}], ":2: has the"),
         ([{"prompt": "a", "category": "c"}, {"goal": "g", "prompt": "b", "method": "m", "category": "c"}],
          ":2: has the fields of JailbreakBench's attacks"),
         ([{"prompt": "a", "kind": "benign"}, {"prompt": "b"}], ":2: kind: expected one of"),
