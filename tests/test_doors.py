@@ -189,6 +189,16 @@ def test_settings_keys_and_words_that_are_no_text(tmp_path, monkeypatch):
     assert utf8.broken({"a": ["x", {"\udc00": 1}]})[0] == ("a", "1", "\\udc00")
 
 
+def test_a_chat_template_that_writes_no_text(tmp_path):
+    from architectures import PLAIN, make
+
+    from choreo.text.chat import Chat
+
+    (file := tmp_path / "t.jinja").write_text(PLAIN + r'{{ "\ud83d" }}', encoding="utf-8")
+    with pytest.raises(BadInput, match="chat template cannot be used: it writes no text"):
+        Chat.load(make("qwen", tmp_path / "qwen"), str(file))
+
+
 def test_a_terminal_without_unicode_and_arguments_that_are_no_text(tmp_path):
     answers = write(tmp_path / "a.jsonl", {"prompt": "Hi", "answer": "Ho, é", "kind": "benign"})
     code = [sys.executable, "-c", "import sys; from choreo.cli import main; sys.exit(main())"]

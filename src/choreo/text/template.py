@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from choreo import utf8
 from choreo.errors import BadInput
 from choreo.text.chat import Chat, Ids, message
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
@@ -178,9 +179,12 @@ class TemplateChat(Chat):
             raise BadInput(f"its chat template cannot be used: {str(error).splitlines()[0]}") from None
 
     def _apply(self, messages: list[Message]) -> str:
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages, chat_template=self.template, tokenize=False, add_generation_prompt=True, **self.options
         )
+        if wrong := utf8.broken(text):
+            raise ValueError(f"it writes {wrong[1]}")
+        return text
 
     def _takes_system(self) -> bool:
         """Some templates refuse a system message and some pass over it; it then opens the first message."""
