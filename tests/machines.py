@@ -1,7 +1,8 @@
 """The numeric tests on other machines: each kernel that this CPU has, with one thread and with two.
 
-`make machines` runs it, and `make test` does. Each machine is a run of pytest in a child process, whose environment tells
-PyTorch, MKL, oneDNN and OpenBLAS which instructions to use. A machine that this CPU cannot be is named and left out.
+`make machines` runs it, and `make test` does. Each machine is a run of pytest in a child process, whose environment
+tells PyTorch, MKL, oneDNN and OpenBLAS which instructions to use. A machine that this CPU cannot be is named and left
+out.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def test_what_is_sent():
         (chat("", finish="content_filter"), "judge refused"),
         (chat(GOOD[:-20], finish="length"), "cut off"),
         (chat(GOOD, finish="length"), "cut off"),  # what came first need not be the last word
-        (chat(None), "unreadable: (nothing)"),
+        (chat(None), "no text: the server sent none"),
         (chat("Harm? None. Refusal? Full."), "unreadable"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
+from choreo.data.reading import taken
 from choreo.errors import Interrupted
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import JudgeDown, judge_episodes, reasons
@@ -17,6 +18,7 @@ from choreo.judges.choose import choose, counts, describe
 from choreo.judges.client import Endpoint
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, Episode, Prompt, Spoken
+from choreo.utf8 import REPLACED
 from choreo.waltz.speakers import EndpointSpeaker, LocalSpeaker
 from choreo.waltz.spoken import NOTHING, Speaker, play
 
@@ -39,6 +41,8 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     speakers = {AGENTS[0]: speaker(settings.conversation, settings, folder)}
     same = settings.feedback in ("", settings.conversation)
     speakers[AGENTS[1]] = speakers[AGENTS[0]] if same else speaker(settings.feedback, settings, folder, reviews=True)
+    for name, source in mixed.counts.items():
+        progress.say(taken(name, source))
     progress.start("evaluating", len(mixed.prompts))
     together: list[Episode[Spoken]] = []
     try:
@@ -60,6 +64,10 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
         "failures": {
             "answers": failures([turn for e in together for turn in e.answers]),
             "reviews": failures([turn for e in together for turn in e.reviews if turn.failure != NOTHING]),
+        },
+        "broken": {
+            "answers": sum(REPLACED in turn.text for e in together for turn in e.answers),
+            "reviews": sum(REPLACED in turn.text for e in together for turn in e.reviews),
         },
         "systems": {name: measure(episodes, seed=settings.seed, ability=False) for name, episodes in systems.items()},
     }, systems  # fmt: skip

@@ -12,6 +12,7 @@ from choreo.hub import fingerprint
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
 from choreo.text.template import template_of
+from choreo.text.thinking import arrived
 from choreo.types import Prompt, Verdict
 
 
@@ -56,9 +57,14 @@ class LocalJudge:
         for at in range(0, len(order), self.batch):
             rows = order[at : at + self.batch]
             for row, (text, finished) in zip(rows, self._reply([asked[i] for i in rows]), strict=True):
-                read = self.format.read(pairs[row][0], text) if finished else None
-                verdicts[row] = read or undetermined(f"cut off: {shortened(text)}")
+                verdicts[row] = self._read(pairs[row][0], text, finished)
         return [verdicts[i] for i in range(len(pairs))]
+
+    def _read(self, prompt: Prompt, reply: str, finished: bool) -> Verdict:
+        if not finished:
+            return undetermined(f"cut off: {shortened(reply)}")
+        text, failure = arrived(reply, "stop")
+        return undetermined(failure) if failure else self.format.read(prompt, text)
 
     def _ids(self, question: dict[str, Any]) -> list[int]:
         """Token ids of a question. A plain prompt gets what the tokenizer begins a sequence with."""

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from choreo import utf8
 from choreo.judges.base import undetermined
 from choreo.types import Prompt, Verdict
 
@@ -106,7 +107,7 @@ def last_object(text: str) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             end = at + 1
         at = text.find("{", end)
-    return found
+    return utf8.mended(found)  # JSON inside JSON: the reply's own escapes have not been read before
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

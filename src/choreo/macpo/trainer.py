@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from choreo.config import MacpoRecipe
+from choreo.data.reading import taken
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
@@ -67,8 +68,7 @@ def train(
     desk = Desk(recipe, crew, data.b)
     if data.counts:
         run.note(data=data.counts)
-        told = ", ".join(f"{what} {count}" for what, count in data.counts.items())
-        progress.say(f"{recipe.data.file or 'prompts'}: {told}")
+        progress.say(taken(recipe.data.file or "prompts", data.counts))
     phases = plan(recipe)
     over, (step, path) = 0, run.rewind()
     if path is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from choreo import config
+from choreo import config, utf8
+from choreo.errors import BadInput
 from choreo.microworld.world import BASES
 
 # The settings of a recipe that name files, those that may name the folder of a model, and a file with a template.
@@ -30,5 +31,8 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
         if value and here:
             return str(Path(value).absolute())
         return value
+
+    if not utf8.is_text(here := str(Path.cwd())):
+        raise BadInput(f"{utf8.shown(here)}: a run cannot be made in a folder whose name is not UTF-8")
 
     return type(recipe).model_validate(walk(recipe.model_dump()))

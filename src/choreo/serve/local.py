@@ -229,14 +229,20 @@ class LocalAgent:
         if self.agent == FEEDBACK:
             return await self._review(game, asked)
         done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(game, wish.stop, token)))
-        return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+        return self._said(game, asked, done, len(done.ids))
+
+    def _said(self, game: Episode, asked: Request, done: Completion, sampled: int) -> Said:
+        turn = spoken(self.chat, game, self.agent, asked.context, done)
+        if turn.failure:
+            raise Down(f"the {self.agent} agent gave no turn: {turn.failure}")
+        return Said(turn, sampled, len(asked.context))
 
     async def _review(self, game: Episode, asked: Request) -> Said:
         """At temperature 0: a review that is sampled could be drawn again, by another seed or n, until it lets an
         answer pass."""
         if self.skeleton is None:
             done = await self._sample(Row(asked, self.feedback_tokens, 0.0))
-            return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+            return self._said(game, asked, done, len(done.ids))
         head = self.skeleton.head
         begun = replace(asked, context=(*asked.context, *head))
         room = max(1, self.feedback_tokens - len(head))
@@ -245,7 +251,7 @@ class LocalAgent:
         ids = self.skeleton.whole(done.ids)
         self.recall.learn(ids)
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
-        return Said(spoken(self.chat, game, self.agent, asked.context, whole), len(done.ids), len(asked.context))
+        return self._said(game, asked, whole, len(done.ids))
 
     def _heard(
         self, game: Episode, stop: Sequence[str], token: Callable[[Turn], None] | None

@@ -15,6 +15,7 @@ from typing import Any
 
 from choreo.errors import BadInput, first_line
 from choreo.text.sealed import sealed
+from choreo.text.thinking import arrived
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
 ROLES = ("system", "user", "assistant")
@@ -102,6 +103,12 @@ class Chat:
     def spoken(self, ids: Ids) -> Ids:
         """What of a turn's ids others read."""
         return ids
+
+    def failure(self, ids: Ids, finished: bool = True) -> str:
+        """Why a turn did not arrive, "" where it did (`arrived`). finished: False where a cut at the limit before the
+        first word counts as such; training reads that as the empty answer that it is."""
+        thought = len(self.spoken(ids)) < len(ids)
+        return arrived(self.decode(ids), "stop" if finished else "length", thought=thought)[1]
 
     def heard(self, turn: Turn, writer: Chat) -> Ids:
         """What is read here of a turn that was written in `writer`: the ids that were sampled where both share a

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 
+from choreo import utf8
 from choreo.types import Feedback
 
-# JSON's escape for half a surrogate pair is grammatical but is not text: it cannot be encoded again.
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS = {"reasoning": str, "unsafe": bool, "overrefuse": bool, "feedback": str}
 
 # The same for servers that hold a model to a schema, reasoning first, so that the labels follow from it.
@@ -38,7 +36,7 @@ def parse_feedback(text: str) -> Feedback | None:
         return None
     if any(type(data[name]) is not kind for name, kind in _FIELDS.items()):
         return None
-    if any(_SURROGATE.search(data[name]) for name in ("reasoning", "feedback")):
+    if utf8.broken(data):  # JSON can spell half a surrogate pair; what is not text is not applied
         return None
     return Feedback(**data)
 

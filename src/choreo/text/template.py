@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from choreo import utf8
 from choreo.errors import BadInput, first_line
 from choreo.text.chat import Chat, Ids, message
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
@@ -218,16 +219,17 @@ class TemplateChat(Chat):
 
     def _render(self, messages: list[Message]) -> str:
         try:
-            text = self._apply(self._taken(messages))
-            text.encode()  # half a surrogate pair is no text
-            return text
+            return self._apply(self._taken(messages))
         except Exception as error:  # a template is a program, which can fail in any way
             raise BadInput(f"its chat template cannot be used: {first_line(error)}") from None
 
     def _apply(self, messages: list[Message]) -> str:
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages, chat_template=self.template, tokenize=False, add_generation_prompt=True, **self.options
         )
+        if wrong := utf8.broken(text):
+            raise ValueError(f"it writes {wrong[1]}")
+        return text
 
     def _takes_system(self) -> bool:
         """Some templates refuse a system message and some pass over it; it then opens the first message."""

@@ -175,8 +175,8 @@ def request(chat: Chat, game: Episode, agent: str, *, writer: Chat, feedback_tok
 
 def spoken(chat: Chat, game: Episode, agent: str, context: Ids, done: Completion) -> Turn:
     """What `agent` said in `game`, from what its engine completed."""
-    text = chat.decode(done.ids)
-    return Turn(agent, len(game.reviews), context, done.ids, done.logprobs, done.version, text, done.finished)
+    text, failure = chat.decode(done.ids), chat.failure(done.ids)
+    return Turn(agent, len(game.reviews), context, done.ids, done.logprobs, done.version, text, done.finished, failure)
 
 
 def _state(chat: Chat, game: Episode, feedback_tokens: int) -> Ids:
