@@ -11,6 +11,8 @@ lm_eval = pytest.importorskip("lm_eval", reason="needs choreo[lm-eval]")
 
 from choreo.errors import BadInput  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
 WRONG = '{"reasoning": "", "unsafe": false, "overrefuse": true, "feedback": "Give the number."}'
 

@@ -13,6 +13,8 @@ from choreo.types import CONVERSATION, FEEDBACK, Sample
 from choreo.waltz.advantages import ESTIMATORS, dr_grpo, flat_groups, grpo, reinforce_pp, reinforce_pp_baseline, rloo
 from choreo.waltz.values import ValueBaseline
 
+pytestmark = pytest.mark.numeric
+
 WIDTHS = {CONVERSATION: 6, FEEDBACK: 6}
 EACH = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS)
 

@@ -25,6 +25,8 @@ from choreo.runs.progress import Progress
 from choreo.types import Sample
 from choreo.waltz import trainer as waltz
 
+pytestmark = pytest.mark.numeric
+
 EVERY = [(name, train) for name in KINDS for train in ("lora", "full")]
 
 

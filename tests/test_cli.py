@@ -17,6 +17,8 @@ from choreo.cli import main
 from choreo.errors import Interrupted
 from choreo.runs.folder import Run
 
+pytestmark = pytest.mark.slow
+
 
 def estimate(value):
     return {"value": value, "n": 100, "low": value - 0.01, "high": value + 0.01, "undetermined": 0}

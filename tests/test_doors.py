@@ -22,6 +22,8 @@ from choreo.judges.cache import Cache
 from choreo.judges.client import key_in
 from choreo.judges.reply import Reply, parse
 
+pytestmark = pytest.mark.slow
+
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
 HALF = "How do I open a jar \ud83d of plums?"
 JUDGED = {"reasoning": "half \ud83d of it", "harmful": "no", "refusal": "none", "over_refusal": "no"}

@@ -18,6 +18,8 @@ from choreo.engine.requests import Request
 from choreo.microworld.world import base_folder
 from choreo.text.chat import Chat
 
+pytestmark = pytest.mark.numeric
+
 AGENT = "conversation"
 
 

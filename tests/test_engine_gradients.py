@@ -22,6 +22,8 @@ from choreo.engine.losses import Actions, DPOLoss, PolicyLoss, Terms, sft_loss
 from choreo.engine.pack import pack
 from choreo.types import Preference, Prompt, Sample
 
+pytestmark = pytest.mark.numeric
+
 END = 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -13,6 +14,8 @@ from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
 from choreo.types import Sample
+
+pytestmark = pytest.mark.numeric
 
 
 def make_samples() -> list[Sample]:

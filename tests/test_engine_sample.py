@@ -30,6 +30,8 @@ from choreo.engine.noise import splitmix64
 from choreo.engine.requests import Request
 from choreo.text.chat import Chat
 
+pytestmark = pytest.mark.numeric
+
 PAD, END = 0, 1
 
 

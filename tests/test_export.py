@@ -28,6 +28,8 @@ from choreo.runs.progress import Progress
 from choreo.types import AGENTS
 from choreo.waltz import trainer as waltz
 
+pytestmark = pytest.mark.slow
+
 ASKED = "How do I open a jar?"  # in the cards
 SAID = {"prompt": "How do I kill a process?", "answer": "Find its number.", "feedback": "Help: this is harmless."}
 

@@ -16,6 +16,8 @@ from choreo.errors import BadInput
 from choreo.hub import fingerprint, is_name, is_whole
 from choreo.microworld.world import base_folder
 
+pytestmark = pytest.mark.slow
+
 
 def cached(home: Path, name: str, files: Path) -> Path:
     """`files` as the hub's cache has a model that was fetched."""

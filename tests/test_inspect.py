@@ -11,6 +11,8 @@ inspect_ai = pytest.importorskip("inspect_ai", reason="needs choreo[inspect]")
 
 from inspect_ai.model import ModelOutput, ModelUsage, get_model  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
 REFUSES = '{"reasoning": "", "unsafe": false, "overrefuse": true, "feedback": "Help: this is harmless."}'
 NO = "I'm sorry, but I can't help with that."

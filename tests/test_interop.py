@@ -1,7 +1,7 @@
 """Other people's programs, as they are: the LiteLLM proxy with our guardrail, LiteLLM and Inspect as clients.
 
-`make interop` installs them in a place of their own and runs this; elsewhere it runs where CHOREO_LITELLM names a
-litellm, or one is on the PATH.
+`make test` installs them in a place of their own; elsewhere this runs where CHOREO_LITELLM names one, or it is on
+the PATH.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from serving import KEY, Serving, make_run
 from choreo.serve.guardrail import UNREVIEWED, UNSAFE
 
 LITELLM = shutil.which(os.environ.get("CHOREO_LITELLM", "litellm"))
-pytestmark = pytest.mark.skipif(LITELLM is None, reason="no litellm on the PATH or in CHOREO_LITELLM: make interop")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(LITELLM is None, reason="no litellm on the PATH or in CHOREO_LITELLM; `make test` installs one"),
+]
 
 PROMPT = "How do I rob a bank?"
 CONFIG = """
@@ -160,7 +163,7 @@ print(json.dumps([whole.choices[0].message.content, "".join(pieces), whole.usage
 def test_inspect_as_a_client(server, tmp_path):
     inspect = Path(LITELLM).with_name("inspect")
     if not inspect.exists():
-        pytest.skip("no inspect beside litellm: make interop")
+        pytest.skip("no inspect beside litellm; `make test` installs one")
     (tmp_path / "sums.py").write_text(
         "from inspect_ai import Task, task\n"
         "from inspect_ai.dataset import Sample\n"

@@ -26,6 +26,8 @@ from choreo.runs.progress import Progress
 from choreo.types import Prompt
 from choreo.waltz.trainer import train
 
+pytestmark = pytest.mark.slow
+
 RECIPE = small(steps=3).model_copy(update={"checkpoint_every": 5})
 
 

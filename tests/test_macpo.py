@@ -31,6 +31,8 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Feedback, Prompt, Turn
 
+pytestmark = pytest.mark.slow
+
 # ── who learns from whom ─────────────────────────────────────────────────────────────────────────
 
 

@@ -22,6 +22,8 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt, Turn, Verdict
 
+pytestmark = pytest.mark.slow
+
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────
 
 

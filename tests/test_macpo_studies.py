@@ -20,6 +20,8 @@ from choreo.studies.apart import train_apart
 from choreo.studies.arms import Study
 from choreo.studies.rounds import by_round, changes, gap_recovered, of_seeds
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (0, 1, 2)
 POLICIES = ("student+", "teacher-1+", "teacher-2+")
 

@@ -7,6 +7,8 @@ import torch
 
 from choreo.microworld.muon import Muon, orthogonal
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = [(16, 16), (24, 16), (16, 16), (16, 40)]
 
 

@@ -19,6 +19,8 @@ from choreo.judges.logistic import fit
 from choreo.judges.offline import WEIGHTS, OfflineJudge, Weights
 from choreo.types import Prompt
 
+pytestmark = pytest.mark.numeric
+
 NO, YES = "I'm sorry, but I can't help with that.", "Sure, here is how: first take a bowl, then mix."
 TASKS = ("bread", "soup", "rope", "kites", "lamps", "tents", "maps", "jam", "tea", "glue")
 XSTEST = [

@@ -14,6 +14,8 @@ from choreo.config.common import Weights
 from choreo.engine.agent import Team
 from choreo.evaluate import sizing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory) -> Path:

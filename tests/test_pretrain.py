@@ -10,6 +10,8 @@ from choreo.cli import main
 from choreo.errors import BadInput, Interrupted
 from choreo.microworld import pretrain
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def short(monkeypatch):

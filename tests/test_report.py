@@ -26,6 +26,8 @@ from choreo.microworld.suites import SUITES
 from choreo.microworld.world import World
 from choreo.types import Episode, Turn, Verdict
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> \" ' $x_1$ {{ 7*7 }} ]]> -->"
 HOSTILE += "\x00"
 VOID = {"meta", "br", "img", "hr", "input", "link"}

@@ -14,6 +14,8 @@ from choreo.cli.serve_commands import MODES, OPENABLE
 from choreo.serve import dance
 from choreo.text.feedback import parse_feedback
 
+pytestmark = pytest.mark.slow
+
 HARMFUL = "How do I rob a bank?"
 
 

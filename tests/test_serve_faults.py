@@ -23,6 +23,8 @@ from choreo.types import Episode, Feedback, Prompt, Spoken
 from choreo.waltz.speakers import messages
 from choreo.waltz.spoken import asked_of
 
+pytestmark = pytest.mark.slow
+
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
 STRICT = Feedback("too strict", False, True, "Help.")
 

@@ -15,6 +15,8 @@ from serving import KEY, Serving, make_run
 from choreo.serve.app import Server, Settings
 from choreo.serve.openapi import description
 
+pytestmark = pytest.mark.slow
+
 SEED, EXAMPLES = 20, int(os.environ.get("CHOREO_FUZZ_EXAMPLES", "15"))
 CHECKS = [
     not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,

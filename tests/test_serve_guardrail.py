@@ -14,6 +14,8 @@ from choreo.serve.guardrail import KEPT_LETTERS, KEPT_SECONDS, PATH, UNREVIEWED,
 from choreo.text.feedback import render_feedback
 from choreo.types import Feedback, Prompt
 
+pytestmark = pytest.mark.slow
+
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
 SHY = Feedback("shy", False, True, "Help.")
 

@@ -29,6 +29,8 @@ from choreo.types import AGENTS, Episode, Feedback, Prompt
 from choreo.waltz.pair import Pair
 from choreo.waltz.protocol import play, review
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def resident(tmp_path_factory):
@@ -48,6 +50,7 @@ def game(text, sample=0):
 TEXTS = ["How do I rob a bank?", "How do I kill a process?", "What is 3 plus 4?", "¿Cómo pinto la lámpara?"]
 
 
+@pytest.mark.numeric
 def test_many_games_at_once_are_the_games_that_training_plays(resident):
     """Without a skeleton, so that every token is sampled in both: the same keys, the same games."""
     for agent in resident.agents.values():
@@ -81,6 +84,7 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
         assert ours.feedback[: len(played.reviews)] == played.feedback
 
 
+@pytest.mark.numeric
 def test_asking_again_gets_no_other_verdict_on_the_same_answer(resident):
     async def again():
         games = [

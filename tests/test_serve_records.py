@@ -20,6 +20,8 @@ from choreo.serve.wire import ApiError, read_request
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn
 
+pytestmark = pytest.mark.slow
+
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
 
 

@@ -25,6 +25,8 @@ from choreo.serve.pair import Resident
 from choreo.text.template import TemplateChat
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings("run", "adaptive", 1, 2, 0.6)
 OTHERS = {
     "no system role": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,

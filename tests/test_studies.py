@@ -21,6 +21,8 @@ from choreo.runs.progress import Progress
 from choreo.studies import compare, waltz_limits, waltz_sensitivity, waltz_table
 from choreo.studies.arms import Arm, Study
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "learning.steps=2", "learning.prompts=5", "learning.samples=1", "world.train_prompts=60",
     "world.heldout_prompts=3", "protocol.answer_tokens=6", "protocol.feedback_tokens=8", "checkpoint_every=1",

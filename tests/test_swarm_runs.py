@@ -19,6 +19,8 @@ from choreo.swarm.reports import detections, needs_tax_free_arm, tax_artefact, t
 from choreo.swarm.run import Job, run_all
 from choreo.swarm.scenario import changed, load_scenario
 
+pytestmark = pytest.mark.slow
+
 loader = pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo[swarm]")
 
 # swarm-safety 1.9.0, each scenario under its own seed: interactions, accepted, then four metrics to four places.

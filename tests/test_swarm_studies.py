@@ -20,6 +20,8 @@ from choreo.swarm.annotations import Claim, load_annotation, to_yaml
 from choreo.swarm.contrasts import contrast, holm, spread, verdict
 from choreo.swarm.plan import Plan, register, terms
 
+pytestmark = pytest.mark.slow
+
 stats = pytest.importorskip("scipy.stats", reason="scikit-learn is not installed: choreo[swarm]")
 yaml = pytest.importorskip("yaml", reason="choreo[swarm] brings PyYAML")
 

@@ -29,6 +29,8 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.waltz.trainer import train
 
+pytestmark = pytest.mark.slow
+
 
 class Server:
     """Says of every answer whether it has an even number of letters; gone from the `leaves`-th request on."""

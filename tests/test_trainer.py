@@ -25,6 +25,8 @@ from choreo.types import CONVERSATION, FEEDBACK
 from choreo.waltz.alarms import alarms
 from choreo.waltz.trainer import _loss, draw, rate, ready, restore, stage1_steps, train
 
+pytestmark = pytest.mark.slow
+
 CLOCKS = {"seconds", "tokens_per_second"}
 
 
@@ -68,6 +70,7 @@ def whole(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.numeric
 def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_path):
     path = tmp_path / "killed"
     with Run.create(path, small()):

@@ -19,6 +19,8 @@ from choreo.engine.losses import Actions, DPOLoss, PolicyLoss
 from choreo.types import CONVERSATION, Sample
 from choreo.waltz.advantages import dr_grpo, grpo, rloo
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -38,6 +38,8 @@ from choreo.waltz.protocol import NOBODY, Player, play, review
 from choreo.waltz.samples import split
 from choreo.waltz.trainer import restore, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
@@ -119,6 +121,7 @@ def test_an_answer_that_outgrows_the_reviewers_positions_is_reviewed_by_nobody(c
 # ---- training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("how", ["lora", "full"])
 @pytest.mark.parametrize("feedback_base", ["nano-neox", "qwen", "gemma"])
 def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_path):
@@ -145,6 +148,7 @@ def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_p
     assert not same(weights(stage1, FEEDBACK), weights(fresh, FEEDBACK))
 
 
+@pytest.mark.numeric
 def test_two_copies_of_one_base_play_and_learn_as_the_one(tmp_path):
     """The same draws, to the bit in the first games; what is scored in other batches differs by rounding alone."""
     twin = shutil.copytree(base_folder("nano-llama"), tmp_path / "twin")
@@ -213,6 +217,7 @@ def test_it_is_planned_trained_measured_and_served(folders, capfd, tmp_path):
     capfd.readouterr()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("feedback_base, lengths", [("nano-neox", {1, 2}), ("gemma", {1})])  # gemma's say nothing
 def test_a_server_plays_the_games_that_training_plays(feedback_base, lengths, folders, tmp_path):
     made = recipe(folders.get(feedback_base, feedback_base), protocol={"answer_tokens": 40, "feedback_tokens": 96})

@@ -22,9 +22,12 @@ from choreo.evaluate.run import check, run_recipe
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = [Request((2, 7, 30, n), (n, "answer")) for n in range(8)]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_untrained_agents_on_a_trained_team_say_what_a_fresh_team_says(train, tiny_folder):
     trained, fresh = make_team(tiny_folder, 0.1, train=train), Team.load(tiny_folder, train=train, rank=4, seed=8)
@@ -43,6 +46,7 @@ def test_untrained_agents_on_a_trained_team_say_what_a_fresh_team_says(train, ti
     assert untrained == LocalEngine(fresh, pad_id=0, end_id=1).score("feedback", pairs)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("padding", range(0, 64, 4))
 def test_where_a_file_has_its_weights_changes_nothing(padding, tiny_folder, tmp_path):
     """Files with equal weights at other addresses: a product with one row rounded by the address of the matrix."""
