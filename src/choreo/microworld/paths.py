@@ -11,7 +11,7 @@ from choreo.microworld.world import BASES
 
 # The settings of a recipe that name files, those that may name the folder of a model, and a file with a template.
 FILES = {"file", "wrap", "weights", "cache"}
-TEMPLATES = {"template", "feedback_template"}  # or the name of one that the tokenizer has
+TEMPLATES = {"template", "feedback_template"}  # a bare word may be the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 
@@ -22,13 +22,17 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
     def local(model: str) -> bool:
         return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
 
+    def template(value: str) -> bool:
+        return Path(value).is_file() or value != Path(value).stem
+
     def walk(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):  # of a judge with a url, the model is as its server names it
             return {k: inner if k == "model" and value.get("url") else walk(inner, k) for k, inner in value.items()}
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
-        here = key in FILES or (key in MODELS and local(value)) or (key in TEMPLATES and Path(value).is_file())
-        if value and here:
+        if value and (
+            key in FILES or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))
+        ):  # fmt: skip
             return str(Path(value).absolute())
         return value
 
