@@ -195,3 +195,5 @@ def _template(file: Path) -> str:
         raise BadInput(f"{file}: not UTF-8 text") from None
     except OSError as error:
         raise BadInput(f"template {file}: {error.strerror}") from None
+    except ValueError:
+        raise BadInput(f"{file}: no file has a NUL in its name") from None
