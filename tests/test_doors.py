@@ -21,6 +21,7 @@ from choreo.errors import BadInput
 from choreo.judges.cache import Cache
 from choreo.judges.client import key_in
 from choreo.judges.reply import Reply, parse
+from choreo.rows import rows
 
 pytestmark = pytest.mark.slow
 
@@ -182,9 +183,11 @@ def test_settings_keys_and_words_that_are_no_text(tmp_path, monkeypatch):
     scenario.write_text(shipped.read_text(encoding="utf-8") + 'description: "half \\ud83d"\n', encoding="utf-8")
     with pytest.raises(BadInput, match=r"s\.yaml:\d+: .*(no text|said twice)"):
         load_scenario(str(scenario))
-    for override in ("conversation=a\ud83d", 'conversation="a\\u0000b"'):
-        with pytest.raises(BadInput, match=r"no text|NUL"):
-            collaboration(None, {"suites": {"x": {"file": "x"}}}, [override])
+    with pytest.raises(BadInput, match="no text"):
+        collaboration(None, {"suites": {"x": {"file": "x"}}}, ["conversation=a\ud83d"])
+    for read in (lambda file: [*rows(file)], Cache):  # NUL is text, and in no file's name
+        with pytest.raises(BadInput, match=r"NUL|null"):
+            read(tmp_path / "a\0b")
     monkeypatch.setenv("SOME_KEY", "k\udcff")
     with pytest.raises(BadInput, match="SOME_KEY: holds no key that can be sent"):
         key_in("SOME_KEY")

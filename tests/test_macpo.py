@@ -76,7 +76,8 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     both = halves(made)
     assert {row.prompt.text for row in both.a} | {p.text for p in both.b} == {r["instruction"] for r in rows[:12]}
     assert all(row.chosen[5:] == row.rejected[4:] and row.chosen.startswith("good") for row in both.a)
-    assert both.counts == {"read": 15, "used": 12, "another pair of the same prompt": 1, "no rejected answer": 1,
+    assert both.counts == {"format": "macpo", "known": "by its fields instruction, output", "read": 15, "used": 12,
+                           "another pair of the same prompt": 1, "no rejected answer": 1,
                            "the two answers are equal": 1}  # fmt: skip
     run_through(made, tmp_path / "run")
     file.write_text(json.dumps(rows[::-1]), encoding="utf-8")

@@ -105,6 +105,8 @@ def _text(file: Path) -> str:
         line = raw[: error.start].count(b"\n") + 1
         other = " (UTF-16, by its first bytes)" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
         raise BadInput(f"{file}:{line}: not UTF-8{other}") from None
+    except ValueError:
+        raise BadInput(f"{file}: no file has a NUL in its name") from None
 
 
 class _Twice(dict[str, Any]):

@@ -51,7 +51,7 @@ class Cache:
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
             self._file.execute(f"PRAGMA user_version = {LAYOUT}")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # the last of a name with a NUL
             raise BadInput(f"{path}: cannot be used as a cache of judgements: {error}") from None
 
     def find(self, keys: Iterable[str]) -> dict[str, Any]:
