@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from choreo.engine.head import Head, shaping
-from choreo.engine.layers import layers_of
+from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
@@ -79,7 +79,7 @@ class Team:
     ) -> Team:
         """Agents on the base in `folder` (Hugging Face format). All start equal to it.
 
-        The initial A of an adapter depends on (seed, agent) alone. targets: see `layers_of`.
+        The initial A of an adapter depends on (seed, agent) alone. targets: see `layers.chosen`.
         dtype: of the base and of what runs on it; what is learnt is float32. recompute: gradient checkpointing.
         Raises ValueError for a model whose layers are not all attention, or that does to its logits what `Head`
         cannot; BadInput for a device that is not there.
@@ -92,7 +92,7 @@ class Team:
         if train == "full":
             policies = {name: Full(model) for name in agents}
         else:
-            layers = layers_of(model, targets)
+            layers = chosen(model, targets)
             if dtype != "float32":
                 make_adaptable(model, layers)
             for name in agents:

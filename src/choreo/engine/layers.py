@@ -48,19 +48,24 @@ class Layer:
         return rank * (self.inputs + self.outputs) * (self.experts or 1)
 
 
-def layers_of(model: Any, endings: Sequence[str] = ()) -> list[Layer]:
-    """The layers that take an adapter, in the model's order; where any `endings` are given, those whose names end so.
+def chosen(model: Any, endings: Sequence[str] = ()) -> list[Layer]:
+    """Of the layers that take an adapter those whose names end in one of `endings`; all of them where there is none.
 
     An ending may belong to another model. Raises ValueError where that leaves none.
     """
-    layers = list(_layers(model))
+    layers = layers_of(model)
     if not layers:
         raise ValueError(f'{type(model).__name__} has no linear layers to adapt; train = "full" needs none')
-    chosen = [layer for layer in layers if not endings or _ending(layer.name) in endings]
-    if not chosen:
+    found = [layer for layer in layers if not endings or _ending(layer.name) in endings]
+    if not found:
         known = ", ".join(sorted({_ending(layer.name) for layer in layers}))
         raise ValueError(f"{type(model).__name__} has no linear layer called {', '.join(endings)}; it has {known}")
-    return chosen
+    return found
+
+
+def layers_of(model: Any) -> list[Layer]:
+    """Every layer that takes an adapter, in the model's order."""
+    return list(_layers(model))
 
 
 def _layers(model: Any) -> Iterator[Layer]:
@@ -106,16 +111,12 @@ class Reach:
     whole: int
     beyond: tuple[str, ...]
 
-    def tell(self) -> str:
-        """In words; "" where it is all."""
-        if not self.beyond:
-            return ""
-        share = min(100 * self.reached / self.whole, 99.9) if self.reached < self.whole else 100.0
-        return f"adapters reach {share:.1f} % of the weights in its layers, not {', '.join(self.beyond)}"
-
     def record(self) -> dict[str, Any]:
-        return {"reached": self.reached, "of": self.whole, "share": self.reached / self.whole,
-                "beyond": list(self.beyond)}  # fmt: skip
+        """For JSON; `said` is all of it in one line."""
+        share = self.reached / self.whole
+        percent = min(round(100 * share, 1), 100.0 if share == 1 else 99.9)
+        said = f"adapters reach {percent} % of the weights in its layers, and not {', '.join(self.beyond)}"
+        return {"reached": self.reached, "of": self.whole, "share": share, "beyond": list(self.beyond), "said": said}
 
 
 def reach(model: Any, layers: Sequence[Layer]) -> Reach:

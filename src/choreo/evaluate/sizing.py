@@ -15,6 +15,7 @@ from typing import Any
 
 from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
+from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput
 from choreo.judges.choose import local
@@ -36,12 +37,17 @@ SPARE = 0.1  # of a device's memory that a plan leaves free: fragments, kernels,
 
 @dataclass(frozen=True)
 class Model:
-    """A model by its configuration. linear: (in, out) of every linear layer but the output layer, by name."""
+    """A model by its configuration.
+
+    adaptable: the layers that take an adapter. adapted: those that get one, and reach: how much that is of the model.
+    """
 
     name: str
     kind: str
     parameters: int
-    linear: dict[str, tuple[int, int]]
+    adaptable: list[Layer]
+    adapted: list[Layer]
+    reach: Reach
     layers: int
     width: int
     keys: int  # numbers per token and layer in the cache, keys and values
@@ -49,41 +55,36 @@ class Model:
     bytes: int  # per parameter, in the precision that its configuration names
 
     @classmethod
-    def read(cls, name: str) -> Model:
-        """Raises BadInput where there is no such model, or its configuration is not one of a causal language model."""
+    def read(cls, name: str, how: Weights | None = None) -> Model:
+        """how: it is trained; None is a model that is only used. Raises BadInput where there is no such model, or its
+        configuration is not one of a causal language model."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
-
-        from choreo.engine.policies import linear_layers
 
         folder = base_folder(name, config_only=True)
         try:
             config = AutoConfig.from_pretrained(str(folder))
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
-            names = linear_layers(model)
+            adapted = chosen(model, how.targets) if how and how.train == "lora" else []
         except (OSError, ValueError) as error:
             raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
         text = config.get_text_config()
-        shapes = {layer: tuple(model.get_parameter(f"{layer}.weight").shape) for layer in names}
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return cls(
             name, config.model_type, sum(p.numel() for p in model.parameters()),
-            {layer: (shape[1], shape[0]) for layer, shape in shapes.items()},
+            layers_of(model), adapted, reach(model, adapted),
             text.num_hidden_layers, text.hidden_size, 2 * heads * head,
             getattr(text, "max_position_embeddings", None), (config.dtype or torch.float32).itemsize,
         )  # fmt: skip
-
-    def adapted(self, targets: tuple[str, ...]) -> list[tuple[int, int]]:
-        return [s for name, s in self.linear.items() if not targets or name.rpartition(".")[2] in targets]
 
 
 def trainable(model: Model, how: Weights) -> int:
     """Parameters that one agent learns."""
     if how.train == "full":
         return model.parameters
-    return sum(how.rank * (inputs + outputs) for inputs, outputs in model.adapted(how.targets))
+    return sum(layer.parameters(how.rank) for layer in model.adapted)
 
 
 def standing(model: Model, how: Weights, policies: int, optimisers: int) -> dict[str, float]:
@@ -104,8 +105,8 @@ def updating(model: Model, how: Weights, micro_tokens: int) -> float:
     elif size < FLOAT32:
         laid_over = 0
     else:
-        laid_over = 2 * FLOAT32 * sum(i * o for i, o in model.adapted(how.targets))
-    kept = ACTIVATIONS * micro_tokens * size * sum(i + o for i, o in model.linear.values())
+        laid_over = 2 * FLOAT32 * sum(layer.size for layer in model.adapted)
+    kept = ACTIVATIONS * micro_tokens * size * sum(one.used * (one.inputs + one.outputs) for one in model.adaptable)
     if how.recompute:
         kept = kept / model.layers + model.layers * micro_tokens * model.width * size
     return own * FLOAT32 + laid_over + kept
@@ -113,7 +114,7 @@ def updating(model: Model, how: Weights, micro_tokens: int) -> float:
 
 def sampling(model: Model, how: Weights) -> float:
     """Bytes of the cache, and of its copy while finished rows are taken out."""
-    laid_over = FLOAT32 * sum(i * o for i, o in model.adapted(how.targets)) if how.train == "lora" else 0
+    laid_over = FLOAT32 * sum(layer.size for layer in model.adapted) if how.train == "lora" else 0
     return 2 * SLOTS * model.layers * model.keys * _bytes(how) + (laid_over if _bytes(how) == FLOAT32 else 0)
 
 
@@ -136,7 +137,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     busiest = 0.0
     for name, base, policies, optimisers in _members(recipe):
-        model = Model.read(base)
+        model = Model.read(base, how)
         while_updating, while_sampling = updating(model, how, micro_tokens), sampling(model, how)
         busiest = max(busiest, while_updating, while_sampling)
         models.append({
@@ -144,6 +145,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
             "trained_per_agent": trainable(model, how), "agents": policies, "positions": model.positions,
             "memory": standing(model, how, policies, optimisers),
             "update": while_updating, "sampling": while_sampling,
+            **({"adapters": model.reach.record()} if how.train == "lora" and model.reach.beyond else {}),
         })  # fmt: skip
     device, there = (how.device, memory) if memory else device_memory(how.device)
     judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
@@ -153,6 +155,15 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
     }  # fmt: skip
+
+
+def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """By base, how much of it adapters reach, where that is not all; see `Reach.record`."""
+    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
+    if how.train == "full":
+        return {}
+    models = {base: Model.read(base, how) for base in recipe.bases()}
+    return {base: model.reach.record() for base, model in models.items() if model.reach.beyond}
 
 
 def device_memory(name: str) -> tuple[str, float | None]:
@@ -179,6 +190,8 @@ def tell(found: dict[str, Any]) -> str:
         )
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
+        if adapters := model.get("adapters"):
+            lines.append(f"    {adapters['said']}")
     lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
     lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; "
                  "measuring comes on top")  # fmt: skip
