@@ -65,7 +65,8 @@ def test_a_plan_says_so_in_words(eight, capsys):
 def test_what_is_planned_is_what_is_loaded(name, tmp_path):
     folder = make(name, tmp_path)
     for how in (Weights(rank=2), Weights(train="full"), Weights(rank=2, targets=("v_proj", "query_key_value"))):
-        model, team = sizing.Model.read(str(folder), how), Team.load(folder, seed=0, **how.loading() | {"device": "cpu"})
+        model = sizing.Model.read(str(folder), how)
+        team = Team.load(folder, seed=0, **how.loading() | {"device": "cpu"})
         assert model.parameters == sum(p.numel() for p in team.decoder.parameters())
         assert sizing.trainable(model, how) == sum(p.numel() for p in team.agents["feedback"].parameters.values())
 
@@ -77,7 +78,8 @@ def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
     [model] = planned(capsys, *base)["models"]
     whole = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 4 * 3 * 16 * 32)  # attention, and four experts of three matrices, by hand
     assert model["adapters"] | {"said": ""} == {
-        "reached": whole, "of": whole + 2 * 4 * 32, "share": whole / (whole + 2 * 4 * 32), "beyond": ["gate"], "said": "",
+        "reached": whole, "of": whole + 2 * 4 * 32, "share": whole / (whole + 2 * 4 * 32), "beyond": ["gate"],
+        "said": "",
     }  # fmt: skip
     each = (2 * (32 + 32) + 2 * (32 + 16)) + 4 * ((32 + 32) + (16 + 32))
     assert model["trained_per_agent"] == 2 * 2 * each

@@ -317,9 +317,11 @@ def _lost(result: Mapping[str, Any]) -> str:
         for turns, why in result.get("failures", {}).items() if (count := sum(why.values()))
     ]  # fmt: skip
     for name, system in result.get("systems", {}).items():
-        told = {"open": system.get("undetermined"), "format rate": system.get("format_rate")}
+        told = {"open": system.get("undetermined"), "format rate": (strict := system.get("format_rate"))}
+        if (lenient := system.get("format_rate_lenient")) != strict:
+            told["format rate read leniently"] = lenient
         parts = [f"{what} {percent(rate, interval=False)}" for what, rate in told.items()
-                 if rate and rate["value"] is not None and (rate["value"] or what == "format rate")]  # fmt: skip
+                 if rate and rate["value"] is not None and (rate["value"] or what.startswith("format"))]  # fmt: skip
         found += [f"{name}: {', '.join(parts)}"] if parts else []
     return "; ".join(found)
 

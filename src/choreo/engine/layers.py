@@ -1,7 +1,7 @@
 """Which weights of a model take an adapter: those of its linear layers, and those of its experts.
 
 transformers keeps the experts of one layer as stacks, one parameter for all of them (`use_experts_implementation`).
-Each expert of a stack gets an adapter of its own. Routers get none: an adapter there would send tokens to other experts.
+Each expert of a stack gets an adapter of its own. Routers get none: it would send tokens to other experts.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _used(config: Any) -> int:
 
 @dataclass(frozen=True)
 class Reach:
-    """How much of a model adapters reach. Sizes are numbers of weights; without embeddings, output layer, norms, biases.
+    """How much of a model adapters reach, in numbers of weights: embeddings, output layer, norms and biases left out.
 
     beyond: the last parts of the names of what no adapter reaches.
     """

@@ -67,7 +67,7 @@ class LowRank:
         if not any(_has_room(self.base, layer) for layer in self.targets[:1]):
             return self.merged()
         scale = self.alpha / self.rank
-        beside = {}
+        beside: dict[str, Tensor] = {}
         for layer in self.targets:
             down, up = self.factors(layer)
             beside |= {layer.slot("lora_A"): down, layer.slot("lora_B"): up * scale}

@@ -61,7 +61,10 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
             "answers": failures([turn for e in together for turn in e.answers]),
             "reviews": failures([turn for e in together for turn in e.reviews if turn.failure != NOTHING]),
         },
-        "systems": {name: measure(episodes, seed=settings.seed, ability=False) for name, episodes in systems.items()},
+        "systems": {
+            name: measure(episodes, seed=settings.seed, ability=False, lenient=True)
+            for name, episodes in systems.items()
+        },
     }, systems  # fmt: skip
 
 
