@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A part may import itself and whatever lies on a lower floor, never its neighbours.
 FLOORS = (
     {"errors", "types"},
-    {"toml", "rows", "hub"},
+    {"toml", "rows", "hub", "models"},
     {"config"},
     {"text", "runs"},
     {"judges", "data"},

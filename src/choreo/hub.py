@@ -7,7 +7,7 @@ import re
 from hashlib import blake2b
 from pathlib import Path
 
-from choreo.errors import BadInput
+from choreo.errors import BadInput, opening
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What transformers reads; weights as safetensors alone, for the older format runs code from the file.
@@ -74,16 +74,16 @@ def fingerprint(base: Path) -> str:
     """16 hex digits that change when a base does: of its configuration, its tokenizer, and each file of weights.
 
     Of a file beyond 64 MiB only its size and 64 pieces spread over it are read: to read an 8B model takes minutes.
+    Raises BadInput for a file that cannot be read.
     """
     digest = blake2b(digest_size=8)
     for file in sorted(base.glob("*")):
         named = file.name in ("config.json", "tokenizer.json", "chat_template.jinja")
         if named or file.suffix in (".safetensors", ".bin"):
-            size = file.stat().st_size
-            digest.update(f"{file.name}/{size}/".encode())
-            step = max(PIECE, size // 64)
-            with open(file, "rb") as stream:
-                for place in range(0, size, step):
+            with opening(file), open(file, "rb") as stream:
+                size = file.stat().st_size
+                digest.update(f"{file.name}/{size}/".encode())
+                for place in range(0, size, max(PIECE, size // 64)):
                     stream.seek(place)
                     digest.update(stream.read(PIECE))
     return digest.hexdigest()

@@ -259,7 +259,7 @@ def _figures(path: Path) -> str:
     file = path / "summary.json"
     if not file.is_file():
         return "Nothing yet: the run has not ended."
-    summary: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    summary = files.read_object(file)
     rows = [
         f"| {name} | {percent(s.get('asr'))} | {percent(s.get('orr'))} | {percent(s.get('f1'))} |"
         for name, s in summary.get("systems", {}).items()

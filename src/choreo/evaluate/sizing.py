@@ -1,4 +1,5 @@
-"""`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read.
+"""`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read, but what their files
+say of themselves is: a folder that would not load is said here already.
 
 Memory is counted for one device, which holds every model and agent of a run, and a judge that runs here. Weights,
 gradients, the optimiser's moments and the cache are exact but for the allocator; what an update keeps for its backward
@@ -13,17 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from choreo import models
 from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
 from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
-from choreo.errors import BadInput
+from choreo.errors import BadInput, cause
 from choreo.judges.choose import local
 from choreo.macpo.answers import REVIEW_TOKENS, REVIEWS
 from choreo.macpo.plan import ceiling_of
 from choreo.macpo.plan import plan as phases_of
 from choreo.macpo.trainer import steps_of
 from choreo.microworld.world import base_folder
+from choreo.text.chat import Chat
 from choreo.waltz.samples import learners
 
 GIB = 2**30
@@ -55,20 +58,32 @@ class Model:
     bytes: int  # per parameter, in the precision that its configuration names
 
     @classmethod
-    def read(cls, name: str, how: Weights | None = None) -> Model:
-        """how: it is trained; None is a model that is only used. Raises BadInput where there is no such model, or its
-        configuration is not one of a causal language model."""
+    def read(cls, name: str, how: Weights | None = None, template: str = "") -> Model:
+        """how: it is trained; None is a model that is only used. template: as in `Chat.load`.
+
+        A folder that has a configuration alone will do. Raises BadInput where there is no such model, its configuration
+        is not one of a causal language model, or, as far as that can be told without reading weights, it is broken.
+        """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from choreo.engine.agent import full_attention
 
         folder = base_folder(name, config_only=True)
+        config = models.configuration(folder, quantised=how is None)
+        model = models.blank(folder, config)
+        if models.check_whole(folder):
+            if not models.is_quantised(config):
+                models.check_weights(folder, model)
+            if how is None:
+                models.check_ids(folder, models.tokenizer(folder))
+            else:
+                Chat.load(folder, template)
         try:
-            config = AutoConfig.from_pretrained(str(folder))
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
+            if how:
+                full_attention(model)
             adapted = chosen(model, how.targets) if how and how.train == "lora" else []
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
+        except ValueError as error:
+            raise BadInput(f"{name}: {cause(error)}") from None
         text = config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -134,13 +149,13 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     work = dict(_waltz(recipe) if isinstance(recipe, WaltzRecipe) else _macpo(recipe))
     micro_tokens = recipe.learning.micro_tokens if isinstance(recipe, WaltzRecipe) else recipe.micro_tokens
-    models: list[dict[str, Any]] = []
+    planned: list[dict[str, Any]] = []
     busiest = 0.0
-    for name, base, policies, optimisers in _members(recipe):
-        model = Model.read(base, how)
+    for name, base, template, policies, optimisers in _members(recipe):
+        model = Model.read(base, how, template)
         while_updating, while_sampling = updating(model, how, micro_tokens), sampling(model, how)
         busiest = max(busiest, while_updating, while_sampling)
-        models.append({
+        planned.append({
             "agents_of": name, "model": base, "architecture": model.kind, "parameters": model.parameters,
             "trained_per_agent": trainable(model, how), "agents": policies, "positions": model.positions,
             "memory": standing(model, how, policies, optimisers),
@@ -149,9 +164,9 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
         })  # fmt: skip
     device, there = (how.device, memory) if memory else device_memory(how.device)
     judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
-    needed = sum(sum(model["memory"].values()) for model in models) + sum(size for _, size in judges) + busiest
+    needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
     return {
-        "recipe": recipe.name, "method": recipe.method, "models": models, "judges": judges, **work,
+        "recipe": recipe.name, "method": recipe.method, "models": planned, "judges": judges, **work,
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
     }  # fmt: skip
@@ -162,8 +177,8 @@ def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     if how.train == "full":
         return {}
-    models = {base: Model.read(base, how) for base in recipe.bases()}
-    return {base: model.reach.record() for base, model in models.items() if model.reach.beyond}
+    reached = {base: Model.read(base, how, template).reach for _, base, template, *_ in _members(recipe)}
+    return {base: reach.record() for base, reach in reached.items() if reach.beyond}
 
 
 def device_memory(name: str) -> tuple[str, float | None]:
@@ -207,17 +222,18 @@ def _advice() -> str:
             "model. A run is not spread over devices.")  # fmt: skip
 
 
-def _members(recipe: Recipe) -> Iterator[tuple[str, str, int, int]]:
-    """(whose, base, agents, optimisers that live at once)"""
+def _members(recipe: Recipe) -> Iterator[tuple[str, str, str, int, int]]:
+    """(whose, base, template, agents, optimisers that live at once)"""
     if isinstance(recipe, WaltzRecipe):
         learn = {*learners(recipe.stages, stage=2)}
-        for (base, _), agents in recipe.model.shared().items():
-            yield "both" if len(agents) > 1 else agents[0], base, len(agents), len(learn & {*agents})
+        for (base, template), agents in recipe.model.shared().items():
+            yield "both" if len(agents) > 1 else agents[0], base, template, len(agents), len(learn & {*agents})
         return
     kept = 3 if recipe.rounds.reference == "sft" else 2
-    yield "student", recipe.agents.student, kept, 1  # one policy at a time has an optimiser, the student's the largest
+    template = recipe.agents.template
+    yield "student", recipe.agents.student, template, kept, 1  # one policy at a time has an optimiser, the student's the largest
     for k, base in enumerate(recipe.agents.teachers, start=1):
-        yield f"teacher-{k}", base, kept, 0
+        yield f"teacher-{k}", base, template, kept, 0
 
 
 def _waltz(recipe: WaltzRecipe) -> Iterator[tuple[str, Any]]:

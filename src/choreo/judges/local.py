@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from choreo.hub import fingerprint
+from choreo import models
+from choreo.hub import fingerprint, snapshot
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
 from choreo.types import Prompt, Verdict
@@ -17,18 +18,18 @@ from choreo.types import Prompt, Verdict
 class LocalJudge:
     """`format` asked of a model in `folder` (a path, or a name on a hub), greedily, `batch` rows at a time.
 
-    Raises OSError, from transformers, where there is no such model.
+    Raises BadInput where there is no such model, or not a whole one.
     """
 
     def __init__(self, format: Format, folder: str, *, batch: int = 8, device: str | None = None):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         self.format = format
         self.folder = folder
         self.batch = batch
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        place = Path(folder) if Path(folder).is_dir() else snapshot(folder)
+        self._tokenizer = models.tokenizer(place)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model: Any = models.load(place, "auto", quantised=True)
+        models.check_ids(place, self._tokenizer)
         self._model = model.to(device).eval()
 
     @property

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from choreo import models
 from choreo.errors import BadInput
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
@@ -56,15 +57,15 @@ class Chat:
         """The chat of a model's folder: the microworld's where its tokenizer has those tokens, else its own template's.
 
         template: a file with a chat template (Jinja) in place of the model's own. setting: how a user names one.
-        Raises BadInput for a folder without a tokenizer, or with neither those tokens nor a template.
+        Raises BadInput for a folder without a tokenizer, with one that is another model's, or with neither those tokens
+        nor a template.
         """
-        from transformers import AutoTokenizer
-
         from choreo.text.template import TemplateChat
 
         own = _template(Path(template)) if template else None
+        tokenizer = models.tokenizer(folder)
+        models.check_ids(folder, tokenizer)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
             if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
                 return Chat(tokenizer)
             if own is None and not tokenizer.chat_template:
