@@ -8,8 +8,10 @@ files, the tokenizer, and whether the model has an embedding for each of its ids
 from __future__ import annotations
 
 import json
+import pickle
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,9 +87,9 @@ def configuration(folder: str | Path, *, quantised: bool = False) -> Any:
         how = config.quantization_config
         method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", None)
         raise BadInput(f"{file}: its weights are quantised ({method}); expected them as float32, float16 or bfloat16")
-    for name in ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads"):
-        number = getattr(text, name, 1)
-        if not isinstance(number, int) or number < 1:
+    for name in ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"):
+        number = getattr(text, name, None)
+        if name == "vocab_size" if number is None else not isinstance(number, int) or number < 1:
             raise BadInput(f"{file}: {name}: expected a whole number of at least 1, got {number!r}")
     return config
 
@@ -186,8 +188,12 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         kind = _kind(stream.read(64), file.stat().st_size)
     if kind:
         raise BadInput(f"{file}: no weights: {kind}")
-    with opening(file, "holds no weights that can be read without running code from it"):
-        state = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+    with opening(file), quietly():
+        try:
+            state = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except pickle.UnpicklingError:
+            raise BadInput(f"{file}: holds no tensors, or code beside them, which is not run; best give "
+                           f"{WEIGHTS}") from None  # fmt: skip
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise BadInput(f"{file}: expected tensors by their names")
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -220,10 +226,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in `folder`. Raises BadInput."""
+    """The tokenizer in `folder`. Raises BadInput, also where the model has no embedding for one of its ids."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)
+    config = configuration(folder, quantised=True)
     if not has_tokenizer(folder):
         raise BadInput(f"{folder}: {NO_TOKENIZER}")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -231,7 +238,8 @@ def tokenizer(folder: str | Path) -> Any:
             read_json(file)
     with opening(folder, "its tokenizer cannot be loaded"), quietly():
         made = AutoTokenizer.from_pretrained(str(folder))
-        made.get_vocab()
+        vocabulary = made.get_vocab()
+    _check_ids(folder, vocabulary, config.get_text_config())
     return made
 
 
@@ -239,17 +247,18 @@ def has_tokenizer(folder: Path) -> bool:
     return any(_there(file) for pattern in TOKENIZERS for file in folder.glob(pattern))
 
 
-def check_ids(folder: str | Path, tokenizer: Any) -> None:
-    """Raises BadInput where the tokenizer, or the end of a text, has an id that the model has no embedding for."""
-    text = configuration(folder, quantised=True).get_text_config()
+def _check_ids(folder: Path, vocabulary: Mapping[str, int], text: Any) -> None:
+    """Raises BadInput where a token, or the end of a text, has an id that the model has no embedding for."""
     rows = text.vocab_size
-    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if not vocabulary:
+        raise BadInput(f"{folder}: its tokenizer has no tokens")
+    token, highest = max(vocabulary.items(), key=lambda item: item[1])
     if highest >= rows:
         raise BadInput(f"{folder}: its tokenizer has {token!r} as id {highest}, and the model embeds ids below {rows}: "
                        "one of the two is another model's")  # fmt: skip
-    file = Path(folder) / "generation_config.json"
+    file = folder / "generation_config.json"
     told = read_json(file) if file.exists() else {}
-    for where, ends in ((Path(folder) / "config.json", getattr(text, "eos_token_id", None)),
+    for where, ends in ((folder / "config.json", getattr(text, "eos_token_id", None)),
                         (file, told.get("eos_token_id"))):  # fmt: skip
         for end in ends if isinstance(ends, list) else [ends]:
             if end is not None and not (isinstance(end, int) and 0 <= end < rows):
@@ -258,13 +267,15 @@ def check_ids(folder: str | Path, tokenizer: Any) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """transformers tells its log what it makes of a folder, in many lines. What matters of it is said here."""
+    """transformers and PyTorch warn of what they make of a folder, in many lines. What matters of it is said here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(before)
 

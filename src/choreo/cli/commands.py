@@ -33,7 +33,9 @@ def train(args: argparse.Namespace) -> int:
                 from choreo.evaluate.report import write_report
 
                 write_report(args.resume)
-            return _result(json.loads((args.resume / "summary.json").read_text(encoding="utf-8")), args.json)
+            from choreo.runs.files import read_object
+
+            return _result(read_object(args.resume / "summary.json"), args.json)
         run = Run.open(args.resume)
     else:
         recipe = config.load(args.recipe, args.set)

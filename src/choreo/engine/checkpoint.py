@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, An
     none."""
     file = Path(folder) / _FILE
     with opening(file, "no checkpoint can be read from it"):
-        state = torch.load(file, map_location=device, weights_only=True)
+        try:
+            state = torch.load(file, map_location=device, weights_only=True)
+        except pickle.UnpicklingError:  # whose words are advice on how to run code from the file
+            state = None
     if not isinstance(state, dict):
         raise BadInput(f"{file}: is no checkpoint of choreo's")
     return state

@@ -75,7 +75,7 @@ class Model:
             if not models.is_quantised(config):
                 models.check_weights(folder, model)
             if how is None:
-                models.check_ids(folder, models.tokenizer(folder))
+                models.tokenizer(folder)
             else:
                 Chat.load(folder, template)
         try:
@@ -231,7 +231,8 @@ def _members(recipe: Recipe) -> Iterator[tuple[str, str, str, int, int]]:
         return
     kept = 3 if recipe.rounds.reference == "sft" else 2
     template = recipe.agents.template
-    yield "student", recipe.agents.student, template, kept, 1  # one policy at a time has an optimiser, the student's the largest
+    # One policy at a time has an optimiser, the student's the largest.
+    yield "student", recipe.agents.student, template, kept, 1
     for k, base in enumerate(recipe.agents.teachers, start=1):
         yield f"teacher-{k}", base, template, kept, 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from choreo import models
+from choreo.errors import BadInput, opening
 from choreo.hub import fingerprint, snapshot
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
@@ -29,7 +30,10 @@ class LocalJudge:
         self._tokenizer = models.tokenizer(place)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = models.load(place, "auto", quantised=True)
-        models.check_ids(place, self._tokenizer)
+        with opening(place, "its chat template cannot be used"):
+            self._ids(format.ask(Prompt("", "", "general", ""), ""))
+        if self._ends() == {None}:
+            raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
         self._model = model.to(device).eval()
 
     @property
@@ -66,11 +70,15 @@ class LocalJudge:
         # The template has written the special tokens that it wants.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _ends(self) -> set[Any]:
+        """The ids at which a reply ends."""
+        ends = self._model.generation_config.eos_token_id
+        return set(ends if isinstance(ends, list) else [ends if ends is not None else self._tokenizer.eos_token_id])
+
     @torch.inference_mode()
     def _reply(self, asked: Sequence[list[int]]) -> list[tuple[str, bool]]:
         """Per row, the text written and whether it came to its end."""
-        ends = self._model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends if ends is not None else self._tokenizer.eos_token_id])
+        ends = self._ends()
         pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else next(iter(ends))
         width = max(map(len, asked))
         # Left padding: every row ends where its reply begins.

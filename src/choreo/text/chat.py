@@ -64,7 +64,6 @@ class Chat:
 
         own = _template(Path(template)) if template else None
         tokenizer = models.tokenizer(folder)
-        models.check_ids(folder, tokenizer)
         try:
             if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
                 return Chat(tokenizer)
