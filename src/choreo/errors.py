@@ -28,7 +28,8 @@ def opening(what: str | Path, wrong: str = "") -> Iterator[None]:
     except (BadInput, Interrupted):
         raise
     except Exception as error:
-        raise BadInput(f"{what}: {wrong}{': ' if wrong else ''}{cause(error)}") from None
+        told = isinstance(error, OSError) and error.strerror  # the file cannot be had at all
+        raise BadInput(f"{what}: {'' if told or not wrong else f'{wrong}: '}{cause(error)}") from None
 
 
 def cause(error: Exception, most: int = 240) -> str:

@@ -11,7 +11,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +141,8 @@ def check_weights(folder: Path, model: Any) -> None:
             raise BadInput(f"{tensor.file}: {name} has shape {_shape(tensor.shape)}, and config.json means "
                            f"{_shape(wanted[name].shape)}")  # fmt: skip
     missing = wanted.keys() - found.keys()
-    if missing and not (found.keys() - wanted.keys() - tied and _converts(model)):
+    unknown = found.keys() - wanted.keys() - tied
+    if missing and not (unknown and _converts(model, unknown)):
         raise BadInput(f"{folder}: its weights lack {_some(missing)}")
 
 
@@ -239,7 +240,10 @@ def tokenizer(folder: str | Path) -> Any:
     with opening(folder, "its tokenizer cannot be loaded"), quietly():
         made = AutoTokenizer.from_pretrained(str(folder))
         vocabulary = made.get_vocab()
-    _check_ids(folder, vocabulary, config.get_text_config())
+        special = {*made.all_special_ids, *(i for i, one in made.added_tokens_decoder.items() if one.special)}
+    # A special token is in no text; transformers adds some that a model never met. Chats check those that they write.
+    check_ids(folder, made, set(vocabulary.values()) - special)
+    _check_ends(folder, config)
     return made
 
 
@@ -247,22 +251,25 @@ def has_tokenizer(folder: Path) -> bool:
     return any(_there(file) for pattern in TOKENIZERS for file in folder.glob(pattern))
 
 
-def _check_ids(folder: Path, vocabulary: Mapping[str, int], text: Any) -> None:
-    """Raises BadInput where a token, or the end of a text, has an id that the model has no embedding for."""
-    rows = text.vocab_size
-    if not vocabulary:
-        raise BadInput(f"{folder}: its tokenizer has no tokens")
-    token, highest = max(vocabulary.items(), key=lambda item: item[1])
-    if highest >= rows:
+def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int]) -> None:
+    """Raises BadInput where one of `ids` has no embedding in the model."""
+    rows = configuration(folder, quantised=True).get_text_config().vocab_size
+    if (highest := max(ids, default=0)) >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
         raise BadInput(f"{folder}: its tokenizer has {token!r} as id {highest}, and the model embeds ids below {rows}: "
                        "one of the two is another model's")  # fmt: skip
-    file = folder / "generation_config.json"
+
+
+def _check_ends(folder: Path, config: Any) -> None:
+    """Raises BadInput where a text is to end with an id that the model has no embedding for."""
+    text, file = config.get_text_config(), folder / "generation_config.json"
     told = read_json(file) if file.exists() else {}
     for where, ends in ((folder / "config.json", getattr(text, "eos_token_id", None)),
                         (file, told.get("eos_token_id"))):  # fmt: skip
         for end in ends if isinstance(ends, list) else [ends]:
-            if end is not None and not (isinstance(end, int) and 0 <= end < rows):
-                raise BadInput(f"{where}: eos_token_id: {end!r} is no id below {rows}, which the model embeds")
+            if end is not None and not (isinstance(end, int) and 0 <= end < text.vocab_size):
+                raise BadInput(f"{where}: eos_token_id: {end!r} is no id below {text.vocab_size}, which the model "
+                               "embeds")  # fmt: skip
 
 
 @contextmanager
@@ -293,13 +300,14 @@ def _tied(model: Any) -> set[str]:
     return set(tied or ())
 
 
-def _converts(model: Any) -> bool:
-    """Whether transformers renames or joins weights of this kind of model while it loads them."""
+def _converts(model: Any, unknown: Iterable[str]) -> bool:
+    """Whether transformers may rename or join the `unknown` weights of such a model while it loads them."""
     try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:  # an older one, which converts in ways of its own
         return True
-    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
+    legacy = any(name.endswith((".gamma", ".beta", ".weight_g", ".weight_v")) for name in unknown)
+    return legacy or bool(get_model_conversion_mapping(model, add_legacy=False))
 
 
 def _some(names: Any) -> str:

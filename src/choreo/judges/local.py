@@ -31,7 +31,8 @@ class LocalJudge:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = models.load(place, "auto", quantised=True)
         with opening(place, "its chat template cannot be used"):
-            self._ids(format.ask(Prompt("", "", "general", ""), ""))
+            asked = self._ids(format.ask(Prompt("", "", "general", ""), ""))
+        models.check_ids(place, self._tokenizer, asked)
         if self._ends() == {None}:
             raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
         self._model = model.to(device).eval()

@@ -65,13 +65,15 @@ class Chat:
         own = _template(Path(template)) if template else None
         tokenizer = models.tokenizer(folder)
         try:
-            if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
-                return Chat(tokenizer)
-            if own is None and not tokenizer.chat_template:
+            shipped = not template and set(TOKENS) <= tokenizer.get_vocab().keys()
+            if not shipped and own is None and not tokenizer.chat_template:
                 raise BadInput(f"its tokenizer has no chat template; name a file with one ({setting})")
-            return TemplateChat(tokenizer, own)
+            chat = Chat(tokenizer) if shipped else TemplateChat(tokenizer, own)
+            written = {chat.end_id, chat.pad_id, *chat.answer_context((), [((), ())]), *chat.review_context((), ())}
         except (OSError, ValueError, BadInput) as error:
             raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
+        models.check_ids(folder, tokenizer, written)
+        return chat
 
     def same_tokenizer(self, other: Chat) -> bool:
         """Whether the ids of one mean the same text to the other, and end a turn in the same way."""

@@ -150,7 +150,8 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     saved = checkpoint.load(path)
     if saved.get("base") != pair.base:
         raise BadInput(f"{path}: was trained on another base than {' and '.join(recipe.bases())} is now")
-    if not isinstance(agents := saved.get("agents"), dict) or not agents:  # an agent that was never trained has none, but one of them was
+    agents = saved.get("agents")
+    if not isinstance(agents, dict) or not agents:  # an agent that was never trained has none, but one of them was
         raise BadInput(f"{path}: holds no agent's state")
     return saved
 
