@@ -1,10 +1,12 @@
-# make demo    set up, then train the WaltzRL pair into runs/demo (150 steps, not 200) and write its report
-# make test    set up, then lint, check types and run the tests
-# make lint    the first two of these
-# make interop set up, with LiteLLM and Inspect in .venv-interop, then try choreo serve with them as they are
-# make bench   set up, with the reference library, then time choreo beside it
+# make demo     set up, then train the WaltzRL pair into runs/demo (150 steps, not 200) and write its report
+# make test     set up, then lint, check types, run the tests, and the numeric ones as on other machines
+# make check    the quick part of it, for work in between: lint, types, and all tests that take no training or server
+# make machines the numeric tests with the instructions of every processor that this one can be, one thread and two
+# make lint     style and types alone
+# make bench    set up, then time choreo beside the reference library
 #
-# Everything is installed into .venv; PYTHON names the interpreter that makes it (3.11 or later).
+# Everything is installed into .venv, but for LiteLLM, whose pins are other ones (.venv-interop). PYTHON names the
+# interpreter that makes them (3.11 or later). Tests run in two processes of one thread each.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,8 +14,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := runs/demo
 INTEROP := .venv-interop
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test lint bench interop
+# More threads than cores wait for one another, and mostly by spinning.
+test check machines: export OMP_NUM_THREADS ?= 1
+test check machines: export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test check machines lint bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -24,17 +32,21 @@ demo: $(VENV)/.installed
 	elif [ -f $(DEMO)/recipe.toml ]; then $(BIN)/choreo train --resume $(DEMO); \
 	else $(BIN)/choreo train waltz --run $(DEMO) --set learning.steps=150; fi
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint $(INTEROP)/.installed
+	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm $(PYTEST) -rs
+	$(BIN)/python tests/machines.py -n $(WORKERS)
+
+check: lint
+	$(PYTEST) -m 'not slow'
+
+machines: $(VENV)/.installed-dev
+	$(BIN)/python tests/machines.py -n $(WORKERS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-interop: $(VENV)/.installed-dev $(INTEROP)/.installed
-	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm $(BIN)/python -m pytest tests/test_interop.py -v
-
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-dev
 	$(BIN)/choreo bench
 
 # torch goes first and alone, so that nothing that depends on it can draw another build of it.
@@ -48,11 +60,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,swarm,serve]'
-	@touch $@
-
-$(VENV)/.installed-bench: $(VENV)/.installed
-	$(PIP) --editable '.[bench]'
+	$(PIP) --editable '.[dev,swarm,serve,bench,inspect,lm-eval]'
 	@touch $@
 
 # LiteLLM's proxy pins what choreo needs in other versions, so it has a place of its own.

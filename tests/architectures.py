@@ -37,6 +37,20 @@ PLAIN = """{%- for m in messages %}
 {%- else %}{{ ('User:\n' if m.role == 'user' else '') + m.content + '\n' }}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"""
 
+# Why a template can fail, and Jinja that does so.
+REASONS = {
+    "raises": "{{ raise_exception('not for you') }}", "raises nothing": "{{ raise_exception('') }}",
+    "raises lines": "{{ raise_exception('one\n\ntwo') }}", "raises data": "{{ raise_exception(messages) }}",
+    "raises no text": "{{ raise_exception('\\ud83d') }}", "undefined": "{{ nobody.home }}",
+    "key": "{{ {}['content'] + '' }}", "type": "{{ 1 + 'a' }}", "none": "{{ none + messages[0].content }}",
+    "attribute": "{{ messages[0].content.nothing() }}", "index": "{{ 'a'.index('b') }}", "zero": "{{ 1 // 0 }}",
+    "filter": "{{ 5 | sort }}", "recursion": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "sandbox": "{{ messages.append(messages[0]) }}", "private": "{{ ''.__class__.__mro__ }}",
+    "range": "{% for i in range(10 ** 9) %}{% endfor %}", "date": "{{ strftime_now(5) }}",
+    "tools": "{% for tool in tools %}{{ tool.name }}{% endfor %}", "include": "{% include 'another' %}",
+    "half a pair": "{{ '\\ud83d' }}",
+}  # fmt: skip
+
 
 def tokenizer(template: str | None, special: list[str], *, metaspace: bool = False, **names: str) -> Any:
     """Byte-level BPE of 400 ids, or one of SentencePiece's kind, which puts a space before a text."""

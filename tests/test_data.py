@@ -217,6 +217,89 @@ def test_check_says_what_a_file_is_and_what_is_wrong_where(tmp_path, capsys):
     assert main(["data", "check", str(file), "--format", "none"]) == 2
 
 
+def test_what_a_row_says_of_itself_wins_over_what_its_fields_look_like(tmp_path, capsys):
+    """Every published format's fields beside a prompt and its kind: never another kind than the row's own."""
+    table = "prompt,kind,category\nHi,general,x\nHo,benign,y\n"
+    (tmp_path / "t.csv").write_text(table)
+    assert [prompt.kind for prompt in prompts.load(tmp_path / "t.csv").rows] == ["general", "benign"]
+    for name, (row, _) in MADE.items():
+        for kind in ("harmful", "benign", "general"):
+            file = write(tmp_path / "x.jsonl", {**row, "prompt": "Hi", "kind": kind})
+            loaded = prompts.load(file)
+            assert (loaded.format, [prompt.kind for prompt in loaded.rows]) == ("own", [kind]), name
+            for of in ("harmful", "benign", "general"):  # a format or a kind that is named overrides no row either
+                for told in ({"format": name, "kind": of}, {"format": name}, {"kind": of}):
+                    try:
+                        assert {prompt.kind for prompt in prompts.load(file, **told).rows} <= {kind}
+                    except BadInput as wrong:
+                        assert str(wrong).startswith(f"{file}:1: ")
+            own = {name: value for name, value in row.items() if name != "prompt"} | {"kind": kind}
+            with pytest.raises(BadInput):
+                prompts.load(write(tmp_path / "y.jsonl", own))
+    assert main(["data", "check", str(write(tmp_path / "z.jsonl", {"prompt": "a", "kind": "benign", "goal": "g",
+                                                                   "method": "m"}))]) == 0  # fmt: skip
+    assert "prompts of your own (own)" in (out := capsys.readouterr().out) and "known by its fields prompt, kind" in out
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"prompt": "a", "category": "c"}, {"prompt": "b", "category": "c", "kind": "harmful"}], ":2: has the"),
+        ([{"prompt": "a", "category": "c"}, {"goal": "g", "prompt": "b", "method": "m", "category": "c"}],
+         ":2: has the fields of JailbreakBench's attacks"),
+        ([{"prompt": "a", "kind": "benign"}, {"prompt": "b"}], ":2: kind: expected one of"),
+        (['{"prompt": "a", "kind": "benign", "kind": "harmful"}'], ":1: the row says a field twice"),
+        ([{"prompt": "a", "type": "t", "label": "safe", "risk_area": "r"}],
+         ":1: the fields fit 2 formats, XSTest's prompts (xstest: label, prompt, type) and Do-Not-Answer"),
+        ([{"instruction": "a", "category": "c"}], "Alpaca, AlpacaEval (alpaca: instruction) has no category"),
+        ([{"prompt": "a", "Kind": "benign", "category": "c"}], ":1: 'Kind': choreo's own field is 'kind'"),
+        *(([{"prompt": "a", "kind": kind, "goal": "g", "method": "m"}], ":1: kind: expected one of")
+          for kind in ("Harmful", "unsafe", "", None, ["harmful"])),
+    ],
+)  # fmt: skip
+def test_nothing_is_guessed_against_what_is_said_nor_between_two(tmp_path, rows, said):
+    file = write(tmp_path / "x.jsonl", *rows)
+    with pytest.raises(BadInput) as wrong:
+        prompts.load(file)
+    assert said in str(wrong.value) and str(wrong.value).startswith(f"{file}:")
+
+
+def test_a_data_set_that_looks_like_another_has_no_kind(tmp_path):
+    harmful = {"id": "1", "harm_area": "x", "category": "y", "prompt": "z"}  # SimpleSafetyTests; not OR-Bench's benign
+    loaded = prompts.load(write(tmp_path / "s.jsonl", harmful))
+    assert loaded.format == "bare" and loaded.counts == {prompts.NO_KIND: 1}
+    assert prompts.load(tmp_path / "s.jsonl", kind="harmful").rows[0].kind == "harmful"
+    jbb = MADE["jailbreakbench"][0]
+    assert prompts.load(write(tmp_path / "benign-behaviors.jsonl", jbb)).rows[0].kind == "benign"
+
+
+def test_labels_of_ones_own_are_never_passed_over(tmp_path):
+    published = {"goal": "g", "prompt": "p", "response": "r", "jailbroken": True, "method": "m", "model": "m"}
+    assert answers.load(write(tmp_path / "x.jsonl", published)).rows[0].prompt.kind == "harmful"
+    assert answers.load(write(tmp_path / "x.jsonl", published | {"kind": "benign"})).rows[0].prompt.kind == "benign"
+    with pytest.raises(BadInput, match="harmful: is choreo's own field"):
+        answers.load(write(tmp_path / "x.jsonl", published | {"harmful": False}))
+    with pytest.raises(BadInput, match="fit 2 formats"):
+        answers.load(write(tmp_path / "x.jsonl", {"prompt": "a", "answer": "x", "response": "y", "kind": "benign"}))
+    two = {"prompt": "a", "chosen": "x", "rejected": "y", "response_0": "p", "response_1": "q"}
+    with pytest.raises(BadInput, match="fit 2 formats"):
+        preferences.load(write(tmp_path / "x.jsonl", two))
+    assert preferences.load(tmp_path / "x.jsonl", "prompt-pairs").rows[0].chosen == "x"
+
+
+def test_a_format_can_be_named_wherever_a_file_is(tmp_path, capsys):
+    files = [str(write(tmp_path / f"{i}.jsonl", {"prompt": f"a {i}", "type": "t", "label": "safe", "risk_area": "r"}))
+             for i in range(2)]  # fmt: skip
+    command = ["eval", "--conversation", "micro-llama", "--out", str(tmp_path / "o"), "--set", "answer_tokens=2",
+               "--set", "feedback_tokens=2", "--suite", *files]  # fmt: skip
+    assert main(command) == 2 and "fit 2 formats" in capsys.readouterr().err
+    assert main([*command, "--format", "xstest", "xstest", "xstest"]) == 2
+    assert "expected one for all files, or one for each" in capsys.readouterr().err
+    assert main([*command, "--format", "xstest", "do-not-answer"]) == 0
+    err = capsys.readouterr().err
+    assert "format xstest, known by name, read 1, used 1, benign 1" in err and "format do-not-answer" in err
+
+
 REAL = {
     "advbench": ("harmbench", 332), "alpaca_eval_prompts": ("alpaca", 575), "alpaca_instructions_sample":
     ("alpaca", 2101), "coconot_eval": ("coconot", 268), "coconot_pref": ("coconot", 638), "cyberseceval_mitre_frr":

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import make
+from architectures import CHATML, make
 from peft import PeftModel
+from rounding import same
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from choreo.cli import main
@@ -21,6 +22,7 @@ from choreo.engine.requests import Request
 from choreo.evaluate import macpo_run
 from choreo.evaluate.export import learnt_from, licence_of
 from choreo.macpo import trainer as macpo
+from choreo.microworld.paths import rooted
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS
@@ -110,7 +112,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
         assert context == expected[agent]
         request = [Request(context, (0,))]
         [ours] = engine.sample(agent, request, max_new_tokens=12, temperature=0)
-        assert greedy(model, context, chat.end_id) == ours.ids
+        same(engine, agent, *request, greedy(model, context, chat.end_id), ours.ids, 0.0)
         [before] = base.players[agent].engine.sample(agent, request, max_new_tokens=12, temperature=0)
         different += ours.ids != before.ids
         card = (folder / "README.md").read_text()
@@ -196,8 +198,9 @@ def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, t
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a" / "student+")
     context = member.chat.answer_context(member.chat.encode(ASKED))
     assert by_its_card(tmp_path / "a", "student+", monkeypatch) == context
-    [ours] = member.engine.sample("student+", [Request(context, (0,))], max_new_tokens=12, temperature=0)
-    assert greedy(model.eval(), context, member.chat.end_id) == ours.ids
+    request = Request(context, (0,))
+    [ours] = member.engine.sample("student+", [request], max_new_tokens=12, temperature=0)
+    same(member.engine, "student+", request, greedy(model.eval(), context, member.chat.end_id), ours.ids, 0.0)
     capsys.readouterr()
     assert main(["export", str(path), "--out", str(tmp_path / "b"), "--agent", "nobody"]) == 2
     assert "the run has student+, student-, teacher-1+, teacher-1-" in capsys.readouterr().err
@@ -212,6 +215,56 @@ def test_a_licence_is_told_where_the_base_says_one_and_not_made_up(tmp_path):
     assert licence_of(str(tmp_path)) == "llama3.1"
     (tmp_path / "README.md").write_text("# A model, license: none of this\n")
     assert licence_of(str(tmp_path)) is None
+
+
+TOLD = "{% for m in messages %}{{ '<|im_start|>' + m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(("own", "named", "expected"), [
+    ({"default": CHATML, "told": TOLD}, "", CHATML), ({"default": CHATML, "told": TOLD}, "told", TOLD),
+    ({"default": TOLD, "rag": TOLD}, "FILE", CHATML), ({"rag": CHATML, "told": TOLD}, "rag", CHATML),
+])  # fmt: skip
+def test_of_several_templates_the_one_of_training_is_exported(own, named, expected, tmp_path, monkeypatch, capsys):
+    base = make("qwen", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    (base / "chat_template.jinja").unlink()
+    tokenizer.chat_template = own
+    tokenizer.save_pretrained(base)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jinja").write_text(CHATML)
+    recipe = rooted(WaltzRecipe.model_validate({
+        "world": {"train_prompts": 30, "heldout_prompts": 2}, "learning": {"steps": 1, "prompts": 3, "samples": 2},
+        "model": {"base": str(base), "rank": 2, "template": named.replace("FILE", "mine.jinja")},
+        "protocol": {"answer_tokens": 6, "feedback_tokens": 8}, "stages": {"stage1_share": 0.0},
+    }))  # fmt: skip
+    with Run.create(tmp_path / "run", recipe) as run, Progress() as progress:
+        pair = waltz.train(recipe, run, progress)
+    for form in ("--adapter", "--merged"):
+        out = tmp_path / form
+        assert main(["export", str(tmp_path / "run"), "--out", str(out), form]) == 0
+        for agent in AGENTS:
+            assert (out / agent / "chat_template.jinja").read_text() == expected
+            assert not (out / agent / "additional_chat_templates").exists()
+            chat = pair.players[agent].chat
+            asked, answer = chat.encode(ASKED), chat.encode("Turn the lid.")
+            context = chat.answer_context(asked) if agent == AGENTS[0] else chat.review_context(asked, answer)
+            assert by_its_card(out, agent, monkeypatch) == context
+
+
+def test_several_templates_of_which_none_is_the_default_are_named(tmp_path, capsys):
+    base = make("qwen", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    (base / "chat_template.jinja").unlink()  # where the default is kept
+    tokenizer.chat_template = {"rag": CHATML, "told": TOLD}
+    tokenizer.save_pretrained(base)
+    for template, said in (
+        ("", "none is named default: rag, told; name one of these or a file (template in the recipe)"),
+        ("nowhere", "template nowhere: No such file or directory, and the tokenizer's templates are rag, told"),
+    ):
+        for command in (["plan", "waltz"], ["train", "waltz", "--run", str(tmp_path / "run")]):
+            more = ["--set", f"model.base={base}", "--set", f"model.template={template}"]
+            assert main([*command, *more]) == 2
+            assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_whole_models_have_no_adapter(runs, tmp_path, capsys):

@@ -61,10 +61,9 @@ def time_limit() -> float:
         return max(0.5, 4 * (time.monotonic() - began))
 
 
-@pytest.mark.parametrize("seed", [random.randrange(10**6)])
-def test_a_thousand_judgements_with_errors_timeouts_and_nonsense(seed, tmp_path):
+def test_a_thousand_judgements_with_errors_timeouts_and_nonsense(tmp_path):
     """5 % errors, 5 % time-outs, 5 % malformed answers by request; besides, three rows that never get a reply."""
-    limit = time_limit()
+    seed, limit = random.randrange(10**6), time_limit()
     print("seed", seed, "time limit", limit)
     hopeless = {"answer 5": Say(status=500), "answer 500": Say(b"<html>", 200), "answer 900": Say(status=400)}
 
@@ -182,7 +181,7 @@ def test_what_is_sent():
         (chat("", finish="content_filter"), "judge refused"),
         (chat(GOOD[:-20], finish="length"), "cut off"),
         (chat(GOOD, finish="length"), "cut off"),  # what came first need not be the last word
-        (chat(None), "unreadable: (nothing)"),
+        (chat(None), "no text: the server sent none"),
         (chat("Harm? None. Refusal? Full."), "unreadable"),
     ],
 )

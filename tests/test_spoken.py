@@ -16,8 +16,9 @@ from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.errors import BadInput
 from choreo.judges.choose import choose, counts, describe, strict
+from choreo.text.thinking import after_thinking
 from choreo.types import FEEDBACK
-from choreo.waltz.speakers import after_thinking, messages
+from choreo.waltz.speakers import messages
 from choreo.waltz.spoken import Asked
 
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'

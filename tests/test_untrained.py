@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from macpo import recipe as macpo_recipe
+from safetensors.torch import load_file, save_file
 from test_engine_gradients import make_team
 
 from choreo import config
 from choreo.config import WaltzRecipe
-from choreo.engine.agent import Team
+from choreo.engine.agent import ALIGNMENT, Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
 from choreo.evaluate.run import check, run_recipe
@@ -39,6 +41,20 @@ def test_untrained_agents_on_a_trained_team_say_what_a_fresh_team_says(train, ti
     pairs = [(request.context, done.ids) for request, done in zip(REQUESTS, then, strict=True)]
     untrained = Untrained(trained, pad_id=0, end_id=1).score("feedback", pairs)
     assert untrained == LocalEngine(fresh, pad_id=0, end_id=1).score("feedback", pairs)
+
+
+@pytest.mark.parametrize("padding", range(0, 64, 4))
+def test_where_a_file_has_its_weights_changes_nothing(padding, tiny_folder, tmp_path):
+    """Files with equal weights at other addresses: a product with one row rounded by the address of the matrix."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "moved")
+    file = folder / "model.safetensors"
+    save_file(load_file(file), file, {"format": "pt", "padding": "x" * padding})
+    teams = [Team.load(path, rank=4, seed=8) for path in (tiny_folder, folder)]
+    for team in teams:
+        values = (*team.decoder.parameters(), *team.decoder.buffers())
+        assert not any(value.data_ptr() % ALIGNMENT for value in values)
+    one, other = (LocalEngine(team, pad_id=0, end_id=1).sample(None, REQUESTS[:1], max_new_tokens=9) for team in teams)
+    assert one == other  # log-probabilities to the bit
 
 
 def most_at_once(recipe: config.Recipe, path: Path, monkeypatch) -> int:

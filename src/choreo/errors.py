@@ -29,14 +29,18 @@ def opening(what: str | Path, wrong: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         told = isinstance(error, OSError) and error.strerror  # the file cannot be had at all
-        raise BadInput(f"{what}: {'' if told or not wrong else f'{wrong}: '}{cause(error)}") from None
+        raise BadInput(f"{what}: {'' if told or not wrong else f'{wrong}: '}{first_line(error)}") from None
 
 
-def cause(error: Exception, most: int = 240) -> str:
-    """An error's own words in one line, or its name where it has none that say anything by themselves."""
+def first_line(error: BaseException, most: int = 240) -> str:
+    """What an exception of another library says, for a message of our own: its first line, at most `most` letters of
+    it, as text that can be encoded. Its type where it says nothing, or nothing by itself. A line that ends in a colon
+    goes on in the next."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    words = " ".join(str(error).split())
-    if not words or isinstance(error, (LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)):
-        words = f"{type(error).__name__}{f': {words}' if words else ''}"
-    return words if len(words) <= most else words[: most - 1] + "…"
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    last = next((i for i, line in enumerate(lines) if not line.endswith(":")), len(lines))
+    text = " ".join(lines[: last + 1]) or "no message"
+    if not lines or isinstance(error, (LookupError, AttributeError, ArithmeticError, RecursionError)):
+        text = f"{type(error).__name__}: {text}"
+    return (text if len(text) <= most else f"{text[: most - 1]}…").encode("utf-8", "replace").decode("utf-8")

@@ -13,7 +13,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What transformers reads; weights as safetensors alone, for the older format runs code from the file.
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 # Any of these is a tokenizer: of the tokenizers library, of SentencePiece, of byte-level BPE in two files.
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*")
 PIECE = 2**20  # bytes of a file that a fingerprint reads at once
 
@@ -36,8 +36,11 @@ def is_whole(folder: Path) -> bool:
             return False
     else:
         parts = {"model.safetensors"}
-    there = any((folder / name).is_file() for name in _TOKENIZERS)
-    return there and all((folder / part).is_file() for part in parts)
+    return has_tokenizer(folder) and all((folder / part).is_file() for part in parts)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(file.is_file() for pattern in _TOKENIZERS for file in folder.glob(pattern))
 
 
 def snapshot(name: str, *, config_only: bool = False) -> Path:

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choreo.errors import BadInput, cause, opening
+from choreo.errors import BadInput, first_line, opening
+from choreo.hub import has_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"  # read by PyTorch without running its code
-TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "vocab-*", "tekken.json", "*.tiktoken")
 NO_WEIGHTS = f"has no weights; expected {WEIGHTS}, or parts of it and {INDEX}"
 NO_TOKENIZER = "has no tokenizer; expected tokenizer.json, or the files of another kind of one"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -220,7 +220,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         said = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: not JSON: {_kind(content[:64], len(content)) or cause(error)}") from None
+        raise BadInput(f"{file}: not JSON: {_kind(content[:64], len(content)) or first_line(error)}") from None
     if not isinstance(said, dict):
         raise BadInput(f"{file}: expected a JSON object")
     return said
@@ -231,7 +231,8 @@ def tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    config = configuration(folder, quantised=True)
+    alone = not _there(folder / "config.json")
+    config = None if alone else configuration(folder, quantised=True)
     if not has_tokenizer(folder):
         raise BadInput(f"{folder}: {NO_TOKENIZER}")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -243,16 +244,15 @@ def tokenizer(folder: str | Path) -> Any:
         special = {*made.all_special_ids, *(i for i, one in made.added_tokens_decoder.items() if one.special)}
     # A special token is in no text; transformers adds some that a model never met. Chats check those that they write.
     check_ids(folder, made, set(vocabulary.values()) - special)
-    _check_ends(folder, config)
+    if config is not None:
+        _check_ends(folder, config)
     return made
 
 
-def has_tokenizer(folder: Path) -> bool:
-    return any(_there(file) for pattern in TOKENIZERS for file in folder.glob(pattern))
-
-
 def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int]) -> None:
-    """Raises BadInput where one of `ids` has no embedding in the model."""
+    """Raises BadInput where one of `ids` has no embedding in the folder's model, where it has one."""
+    if not _there(Path(folder) / "config.json"):
+        return
     rows = configuration(folder, quantised=True).get_text_config().vocab_size
     if (highest := max(ids, default=0)) >= rows:
         token = tokenizer.convert_ids_to_tokens(highest)

@@ -1,6 +1,8 @@
 """Rows of a file of data, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not.
 
-A row that cannot be read comes as the `BadInput` that names its place, so that a caller can stop there or go on.
+A row that cannot be read comes as the `BadInput` that names its place, so that a caller can stop there or go on. Such a
+row is one that is not JSON, that holds what is no text (`utf8`), or that says one field twice: which of the two is
+meant, nobody can know.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from choreo import utf8
 from choreo.errors import BadInput
 
 Row = dict[str, Any]
@@ -99,12 +103,25 @@ def _text(file: Path) -> str:
         raise BadInput(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise BadInput(f"{file}:{line}: not UTF-8") from None
+        other = " (UTF-16, by its first bytes)" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
+        raise BadInput(f"{file}:{line}: not UTF-8{other}") from None
+
+
+class _Twice(dict[str, Any]):
+    """A JSON object that says a field twice."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    return row if len(row) == len(pairs) else _Twice(row)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_pairs)
 
 
 def _row(file: Path, line: int, told: str) -> Row | BadInput:
     try:
-        row = json.loads(told)
+        row = _JSON.decode(told)
     except (ValueError, RecursionError) as error:
         return BadInput(f"{file}:{line}: not JSON: {_why(error)}")
     return _object(file, line, row)
@@ -117,11 +134,29 @@ def _why(error: ValueError | RecursionError) -> str:
 
 
 def _object(file: Path, line: int, row: Any) -> Row | BadInput:
-    return row if isinstance(row, dict) else BadInput(f"{file}:{line}: expected an object, got {type(row).__name__}")
+    """`row` where it is an object, each field said once, and all of it text."""
+    where = f"{file}:{line}"
+    if not isinstance(row, dict):
+        return BadInput(f"{where}: expected an object, got {type(row).__name__}")
+    try:
+        if twice := _twice(row):
+            return BadInput(f"{where}: {twice} says a field twice")
+        wrong = utf8.broken(row)
+    except RecursionError as error:
+        return BadInput(f"{where}: not JSON: {_why(error)}")
+    return BadInput(f"{where}: {'.'.join(wrong[0])}: {wrong[1]}") if wrong else row
+
+
+def _twice(value: Any, name: str = "the row") -> str | None:
+    """The first object in `value` that says a field twice."""
+    if isinstance(value, _Twice):
+        return name
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, one in inner if (found := _twice(one, str(key)))), None)
 
 
 def _array(file: Path, text: str) -> Iterator[tuple[int, Row | BadInput]]:
-    decoder, end, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    end, line, counted = text.index("[") + 1, 1, 0
     while True:
         end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # it matches nothing too
         line, counted = line + text.count("\n", counted, end), end
@@ -130,11 +165,11 @@ def _array(file: Path, text: str) -> Iterator[tuple[int, Row | BadInput]]:
                 raise BadInput(f"{file}:{line}: more after the end of the array")
             return
         try:
-            row, end = decoder.raw_decode(text, end)
+            row, end = _JSON.raw_decode(text, end)
         except json.JSONDecodeError as error:
             raise BadInput(f"{file}:{error.lineno}: not JSON: {_why(error)}") from None
-        except RecursionError:
-            raise BadInput(f"{file}:{line}: not JSON: nested too deeply") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits
+            raise BadInput(f"{file}:{line}: not JSON: {_why(error)}") from None
         yield line, _object(file, line, row)
 
 
@@ -144,6 +179,8 @@ def _table(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, Row | B
     csv.field_size_limit(2**31 - 1)
     try:
         columns = next(table, [])
+        if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+            raise BadInput(f"{file}:1: {twice[0]}: two columns have this name")
         for cells in table:
             if not cells:
                 continue

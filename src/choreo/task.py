@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -50,14 +50,19 @@ class Task:
 
     @cached_property
     def _files(self) -> tuple[Mixture, list[Prompt]] | None:
-        """(what is trained on, what is held out) where prompts come from files. Raises BadInput."""
+        """(what is trained on, what is held out) where prompts come from files. Raises BadInput.
+
+        The counts are of all files, those that are held out too.
+        """
         prompts, seed = self.recipe.prompts, self.recipe.seed
         train = prompts.train if isinstance(prompts, Prompts) else {}
         if not train and not prompts.heldout:
             return None
         mixed = mixture(train, seed)
         if prompts.heldout:
-            return mixed, list(mixture(prompts.heldout, seed).prompts)
+            heldout_files = mixture(prompts.heldout, seed)
+            counts = mixed.counts | {f"held out, {name}": told for name, told in heldout_files.counts.items()}
+            return replace(mixed, counts=counts), list(heldout_files.prompts)
         kept, heldout = parted(mixed.prompts)
         return Mixture(tuple(kept), mixed.weights, mixed.counts), heldout
 
@@ -92,6 +97,11 @@ class Task:
         return [prompt for prompts in self.training().values() for prompt in prompts]
 
     @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """By file, what it was taken for, and what became of its rows; empty for the microworld."""
+        return self._files[0].counts if self._files else {}
+
+    @property
     def digest(self) -> str:
         """16 hex digits that change when anything does that training draws from."""
         rows = [(p.id, p.text, p.kind, p.suite, p.earlier) for prompts in self.training().values() for p in prompts]
@@ -107,7 +117,7 @@ class Task:
         mixed, heldout = self._files
         found = overlaps([*mixed.prompts, *trained], heldout)
         return {
-            "sources": mixed.counts,
+            "sources": self.sources,
             "train": dict(Counter(prompt.suite for prompt in mixed.prompts)),
             "heldout": dict(Counter(prompt.suite for prompt in heldout)),
             "overlap": {"equal": sum(o.equal for o in found), "near": sum(not o.equal for o in found),

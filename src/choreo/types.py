@@ -89,6 +89,7 @@ class Turn:
     logprobs: float32 log π_old of each id in `ids`, at temperature 1, from the sampling policy.
     version: the policy version (number of updates) that wrote it.
     text: decoded `ids` without the end-of-turn token.
+    failure: as in `Said`.
     """
 
     agent: str
@@ -99,14 +100,11 @@ class Turn:
     version: int
     text: str
     finished: bool
+    failure: str = ""
 
     @property
     def tokens(self) -> int:
         return len(self.ids)
-
-    @property
-    def failure(self) -> str:
-        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,11 @@ Results go to standard output, progress to the error stream.
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 
+from choreo import utf8
 from choreo.cli.commands import say
 from choreo.cli.parser import parser
 from choreo.errors import BadInput, Interrupted
@@ -15,8 +18,14 @@ from choreo.errors import BadInput, Interrupted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. An error that is nobody's input keeps its traceback (code 1)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that has no "–" gets \\u2013, as the error stream does
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        args = parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        for word in words:
+            if not utf8.is_text(word):  # Python reads a byte that is not UTF-8 as half a surrogate pair
+                raise BadInput(f"{utf8.shown(word)!r}: is not UTF-8")
+        args = parser().parse_args(words)
         return args.command(args) or 0
     except BadInput as error:
         say("choreo: " + str(error).replace("\n", "\\n"))  # one line, whatever the user typed

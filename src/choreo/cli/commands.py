@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import re
 import sys
@@ -182,7 +183,7 @@ def swarm_annotate(args: argparse.Namespace) -> int:
 
     made = draft(read_text(args.file), str(args.file))
     print("# A draft made by rules. Check every claim, fill in each ?, then set status: curated.")
-    print(to_yaml(made), end="")
+    show_file(to_yaml(made))
     return 0
 
 
@@ -194,7 +195,7 @@ def swarm_generate(args: argparse.Namespace) -> int:
     from choreo.swarm.generate import generate, to_yaml
 
     annotation = load_annotation(args.annotation)
-    print(to_yaml(generate(annotation, args.seed), annotation), end="")
+    show_file(to_yaml(generate(annotation, args.seed), annotation))
     return 0
 
 
@@ -311,12 +312,16 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _lost(result: Mapping[str, Any]) -> str:
     """In one line what the rates are not over: turns that failed and why, verdicts left open, reviews that did not
-    parse. A review that had no answer to read is no failure of its own."""
+    parse; and how many turns hold what is no text. A review that had no answer to read is no failure of its own."""
     from choreo.evaluate.page import percent
 
     found = [
         f"{count} {turns if count > 1 else turns[:-1]} failed: {', '.join(why) if len(why) == 1 else most(why)}"
         for turns, why in result.get("failures", {}).items() if (count := sum(why.values()))
+    ]  # fmt: skip
+    found += [
+        f"{count} {turns if count > 1 else turns[:-1]} with a broken character (U+FFFD)"
+        for turns, count in result.get("broken", {}).items() if count
     ]  # fmt: skip
     for name, system in result.get("systems", {}).items():
         told = {"open": system.get("undetermined"), "format rate": (strict := system.get("format_rate"))}
@@ -331,6 +336,13 @@ def _lost(result: Mapping[str, Any]) -> str:
 def most(reasons: Mapping[str, int]) -> str:
     """The most frequent reasons with their counts."""
     return ", ".join(f"{reason} {count}" for reason, count in [*reasons.items()][:3])
+
+
+def show_file(text: str) -> None:
+    """What is to become a file, on standard output: in UTF-8, whatever a terminal takes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    print(text, end="")
 
 
 def say(text: str) -> None:

@@ -6,11 +6,15 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from choreo.errors import BadInput
 from choreo.types import Prompt
+
+if TYPE_CHECKING:
+    from choreo.data.reading import Loaded
 
 SHOWN = 10  # wrong lines, lines of one reason, and overlapping prompts that are named; all are counted
 
@@ -27,38 +31,49 @@ def check(args: argparse.Namespace) -> int:
     return 0 if not any(figures["wrong"] for figures, _ in readings) else 2
 
 
-def _readings(file: Path, format: str | None, kind: Any) -> list[tuple[dict[str, Any], Sequence[Any]]]:
-    """(figures, rows) of every way in which the file can be read: as prompts, as pairs, as answers to judge."""
+def _readings(
+    file: Path, format: str | None, kind: Any, untold: Any = None
+) -> list[tuple[dict[str, Any], Sequence[Any]]]:
+    """(figures, rows) of every way in which the file can be read: as prompts, as pairs, as answers to judge.
+
+    untold: the kind of prompts alone, which tell none, where none is said.
+    """
     from choreo.data import answers, preferences, prompts
-    from choreo.data.reading import Loaded, Unknown, fitting
+    from choreo.data.reading import Unknown, fitting, recognised
     from choreo.rows import rows
 
     line, first = _first(rows(file), file)
-    ways: dict[str, tuple[Mapping[str, Any], Any]] = {
-        "answers": (answers.FORMATS, answers.load),
-        "pairs": (preferences.FORMATS, preferences.load),
-        "prompts": (prompts.FORMATS, lambda *a, **k: prompts.load(*a, kind=kind, **k)),
+    ways: dict[str, tuple[Mapping[str, Any], frozenset[str], Any]] = {
+        "answers": (answers.FORMATS, answers.SAID, answers.load),
+        "pairs": (preferences.FORMATS, frozenset(), preferences.load),
+        "prompts": (prompts.FORMATS, prompts.SAID, partial(prompts.load, kind=kind)),
     }
     found: list[tuple[dict[str, Any], Sequence[Any]]] = []
-    for what, (formats, load) in ways.items():
-        named = format if format in formats else None if format else fitting(first, formats)
-        if named is None or (named == "bare" and found and not format):
+    for what, (formats, own, load) in ways.items():
+        if format:
+            if format not in formats:
+                continue
+        elif not (fits := fitting(first, formats)) or (fits == ["bare"] and found):
             continue  # prompts alone are in most files; that is worth a word only where there is nothing else
-        loaded: Loaded[Any] = load(file, named, tolerant=True)
+        elif recognised(f"{file}:{line}", first, formats, own) == "bare" and untold and not kind:
+            load = partial(load, kind=untold)
+        loaded: Loaded[Any] = load(file, format, tolerant=True)
         figures = {
-            "as": what, "format": loaded.format, "about": formats[loaded.format].about, "read": loaded.read,
-            "used": len(loaded.rows), "left_out": loaded.left_out, "wrong": loaded.wrong,
+            "as": what, "format": loaded.format, "about": formats[loaded.format].about, "known": loaded.by,
+            "read": loaded.read, "used": len(loaded.rows), "left_out": loaded.left_out, "wrong": loaded.wrong,
         }  # fmt: skip
         if what == "prompts":
             figures["kinds"] = dict(Counter(prompt.kind for prompt in loaded.rows))
         if what == "pairs":
             figures["with_rejected"] = sum(pair.rejected is not None for pair in loaded.rows)
+            figures["kind_unread"] = sum(pair.said_kind for pair in loaded.rows)
         found.append((figures, loaded.rows))
     if found:
         return found
     if format:
-        known = sorted({name for formats, _ in ways.values() for name in formats})
+        known = sorted({name for formats, _, _ in ways.values() for name in formats})
         raise BadInput(f"{file}: no format {format!r}; there are {', '.join(known)}")
+    recognised(f"{file}:{line}", first, prompts.FORMATS, prompts.SAID)  # which says why there is none
     raise Unknown(f"{file}:{line}", frozenset(first))
 
 
@@ -84,7 +99,7 @@ def _prompt(row: Any) -> Prompt | None:
 def _overlap(asked: Sequence[Prompt], against: Sequence[Path]) -> dict[str, Any]:
     from choreo.data.overlap import overlaps
 
-    others = [p for file in against for _, rows in _readings(file, None, "general") for row in rows
+    others = [p for file in against for _, rows in _readings(file, None, None, "general") for row in rows
               if (p := _prompt(row))]  # fmt: skip
     unique = list({prompt.text: prompt for prompt in asked}.values())
     found = overlaps(others, unique)
@@ -97,11 +112,13 @@ def _overlap(asked: Sequence[Prompt], against: Sequence[Path]) -> dict[str, Any]
 
 def _told(figures: Mapping[str, Any]) -> list[str]:
     lines = [f"as {figures['as']}: {figures['about']} ({figures['format']}): {figures['read']} rows, "
-             f"{figures['used']} of use"]  # fmt: skip
+             f"{figures['used']} of use", f"  known {figures['known']}"]  # fmt: skip
     if kinds := figures.get("kinds"):
         lines.append("  " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
     if "with_rejected" in figures:
         lines.append(f"  with a rejected answer: {figures['with_rejected']} (MACPO learns from these)")
+    if figures.get("kind_unread"):
+        lines.append(f"  ! {figures['kind_unread']} rows say a kind, which nothing reads of pairs")
     for reason, at in figures["left_out"].items():
         lines.append(f"  left out, {reason}: {len(at)} (line {', '.join(map(str, at[:SHOWN]))}{_more(at)})")
     lines += [f"  wrong: {wrong}" for wrong in figures["wrong"][:SHOWN]]

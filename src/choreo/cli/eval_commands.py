@@ -21,6 +21,8 @@ def evaluate(args: argparse.Namespace) -> int:
         raise BadInput("eval: give a run folder, a .toml file, or --conversation MODEL (choreo eval --help)")
     if pairing:
         return _models(args)
+    if args.format and args.suite in ([suite] for suite in SUITES):
+        raise BadInput("eval: --format is of the files that --suite names")
     if args.feedback or args.set:
         raise BadInput("eval: --feedback and --set are of two models as they are; a run has its own")
     return _run(args)
@@ -33,6 +35,7 @@ def _run(args: argparse.Namespace) -> int:
 
     files = [] if args.suite in ([suite] for suite in SUITES) else _files(args.suite)
     read_info(args.what)
+    named = sources(files, args.format) if files else {}
     judge = judge_from(args.judge) if args.judge else None
     suite = "heldout" if files else args.suite[0]
 
@@ -42,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     _quiet()
     with _folder(args) if files or judge or args.out else nullcontext() as folder:
         with Progress() as progress:
-            result, played = evaluate_run(args.what, suite, progress, sources(files), judge, folder)
+            result, played = evaluate_run(args.what, suite, progress, named, judge, folder)
         shown = ", ".join(map(str, files)) or suite
         say(f"{args.what}, as it was after step {result['step']}, on {shown}")
         _warn(result, played)
@@ -60,10 +63,12 @@ def _models(args: argparse.Namespace) -> int:
         raise BadInput(f"eval: {file} is a run, and --conversation names a model: give one of the two")
     given: dict[str, Any] = {name: value for name in ("conversation", "feedback") if (value := getattr(args, name))}
     if args.suite != ["heldout"]:
-        files = sources(_files(args.suite))
+        files = sources(_files(args.suite), args.format)
         given["suites"] = {name: source.model_dump() for name, source in files.items()}
     elif file is None:
         raise BadInput("eval: name files of prompts with --suite FILE")
+    elif args.format:
+        raise BadInput("eval: --format is of the files that --suite names; in a file it is suites.NAME.format")
     if args.judge:
         given["judge"] = judge_from(args.judge).model_dump()
     settings = collaboration(file, given, args.set)
@@ -131,10 +136,10 @@ def _holds_nothing(folder: Path) -> bool:
 
 
 def _warn(result: Mapping[str, Any], played: Mapping[str, Any]) -> None:
-    from choreo.evaluate.judging import silent
+    from choreo.evaluate.judging import absent, silent
 
     given = [verdict for episodes in played.values() for episode in episodes for verdict in episode.verdicts]
-    for line in silent(result["judge"]["judge"], given, result["judging"]):
+    for line in (*silent(result["judge"]["judge"], given, result["judging"]), *absent(played)):
         say(line)
 
 

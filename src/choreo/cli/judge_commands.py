@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from choreo.errors import BadInput
+
+if TYPE_CHECKING:
+    from choreo.data.answers import Labelled
+    from choreo.data.reading import Loaded
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -18,10 +25,14 @@ def evaluate(args: argparse.Namespace) -> int:
     from choreo.judges.choose import choose
     from choreo.judges.offline import WEIGHTS, OfflineJudge
 
-    settings, rows = judge_from([args.judge]), load(args.data).rows
+    settings, loaded = judge_from([args.judge]), load(args.data, args.format)
+    rows = loaded.rows
     if not any(label is not None for row in rows for label in (row.refusal, row.harm)):
         raise BadInput(f"{args.data}: has no labels to compare with; write refusal or harmful, true or false, beside "
                        f"answers, or judge the answers with choreo judge answers {args.data}")  # fmt: skip
+    if args.weights and args.judge != "offline":
+        raise BadInput("judge evaluate: --weights are the offline judge's")
+    _say(_taken(args.data, loaded))
     if args.judge == "offline":
         judge = OfflineJudge(path=args.weights or WEIGHTS)
         result = measure(judge.labels, rows)
@@ -29,8 +40,6 @@ def evaluate(args: argparse.Namespace) -> int:
             print(f"! the judge learnt from {seen} of these answers, if the file is as published: the figures say too "
                   "much. Those of answers left out of training are in its data card, made by choreo judge train --data "
                   f"FOLDER --out NEW: {judge.path.with_name(CARD_FILE)}", file=sys.stderr)  # fmt: skip
-    elif args.weights:
-        raise BadInput("judge evaluate: --weights are the offline judge's")
     else:
         result = measure_verdicts(choose(settings, args.cache), rows)
     if args.json:
@@ -58,8 +67,9 @@ def answers(args: argparse.Namespace) -> int:
 
     if args.out and args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
-    rows = load(args.file).rows
-    judge = choose(judge_from(args.judge or ["offline"]), args.cache)
+    loaded = load(args.file, args.format)
+    rows, judge = loaded.rows, choose(judge_from(args.judge or ["offline"]), args.cache)
+    _say(_taken(args.file, loaded))
     verdicts = judge_all(judge, [(row.prompt, row.answer) for row in rows])
     if args.out:
         told = ({"prompt": row.prompt.text, "answer": row.answer, "kind": row.prompt.kind, "suite": row.prompt.suite,
@@ -91,12 +101,22 @@ def train(args: argparse.Namespace) -> int:
     for file in made:
         if file.exists() and not args.overwrite:
             raise BadInput(f"{file}: already exists; name another folder with --out, or give --overwrite")
-    rows = training.read(args.data)
+    rows = training.read(args.data, _say)
     print(f"{len(rows)} answers; every figure below is of answers that were left out of training", file=sys.stderr)
     print(training.train(rows, args.out))
     for file in made:
         print(f"written: {file}", file=sys.stderr)
     return 0
+
+
+def _taken(file: Path, loaded: Loaded[Labelled]) -> str:
+    from choreo.data.reading import counted, taken
+
+    return taken(str(file), counted(loaded) | Counter(row.prompt.kind for row in loaded.rows))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _figure(value: float | int | None) -> str:

@@ -111,6 +111,8 @@ ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and
     evaluate.add_argument("what", nargs="?", type=Path, metavar="WHAT", help="a run folder, or a TOML file of settings")
     evaluate.add_argument("--suite", nargs="+", default=["heldout"], metavar="FILE",
                           help="files of prompts; of a run, heldout (default) or train too")  # fmt: skip
+    evaluate.add_argument("--format", nargs="+", default=[], metavar="NAME",
+                          help="their format, one for all or one for each (default: by their fields)")  # fmt: skip
     evaluate.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
     evaluate.add_argument("--conversation", metavar="MODEL", help="who answers: MODEL@URL, a shipped base, or a folder")
     evaluate.add_argument("--feedback", metavar="MODEL", help="who reviews (default: the same model)")
@@ -234,6 +236,7 @@ The shipped judge has learnt from these two files as published in part: on those
     worth.add_argument("--cache", type=Path, default=Path("judgements.sqlite"), metavar="FILE",
                        help="of replies of judges over an endpoint (default: judgements.sqlite)")  # fmt: skip
     worth.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
+    worth.add_argument("--format", metavar="NAME", help="the format of the file (default: by its fields)")
     worth.add_argument("--weights", type=Path, metavar="FILE", help="weights made by judge train (default: as shipped)")
     _json_option(worth)
     those = add("answers", judge_commands.answers, "Judge a file of answers", """\
@@ -244,6 +247,7 @@ A row has prompt, answer (or response, or completion) and kind: what a right ans
 (benign) or be correct (general). What judges over an endpoint replied is kept in the cache: run it again, and no
 call is made.""", judges)
     those.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV")
+    those.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
     those.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
     those.add_argument("--out", type=Path, metavar="FILE", help="write every row with its verdict")
     those.add_argument("--cache", type=Path, default=Path("judgements.sqlite"), metavar="FILE",

@@ -90,12 +90,13 @@ def key(args: argparse.Namespace) -> int:
     require("key")
     import re
 
+    from choreo.cli.commands import show_file
     from choreo.serve.keys import entry, new_key
 
     if not re.fullmatch(r"[\w.-]{1,64}", args.name):
         raise BadInput(f"key {args.name!r}: a name has letters, digits, and . _ - alone")
     secret = new_key()
-    print(entry(args.name, secret), end="")
+    show_file(entry(args.name, secret))
     print(f"the key, shown this once: {secret}", file=sys.stderr)
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from choreo import utf8
 from choreo.errors import BadInput
 from choreo.toml import Keys
 
@@ -19,6 +20,9 @@ def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str
 
     Raises BadInput: the place, the dotted key, what is wrong with it, and how many more mistakes there are.
     """
+    if wrong := utf8.broken(data) or _nul(data):
+        keys, what = wrong
+        raise BadInput(f"{where(keys)}: {'.'.join(keys)}: {what}")
     try:
         return kind.model_validate(_tuples(data), strict=True)
     except ValidationError as invalid:
@@ -65,6 +69,16 @@ def shown(value: Any) -> str:
         return str(value).lower()
     text = "a table" if isinstance(value, dict) else repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nul(value: Any, place: Keys = ()) -> tuple[Keys, str] | None:
+    """The first text in `value` that holds a NUL. NUL is text, but settings name files, and no file's name has one."""
+    if isinstance(value, str):
+        return (place, "holds a NUL character") if "\0" in value else None
+    if isinstance(value, (list, tuple)):
+        value = {str(index): inner for index, inner in enumerate(value)}
+    items = value.items() if isinstance(value, Mapping) else ()
+    return next((found for key, inner in items if (found := _nul(inner, (*place, key)))), None)
 
 
 def _tuples(value: Any) -> Any:

@@ -13,6 +13,7 @@ from choreo.config.checking import check
 from choreo.config.common import Positive, Section, bare
 from choreo.config.judge import Judge
 from choreo.config.prompts import Source, blame_exact
+from choreo.errors import BadInput
 
 AGENT = "MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder in Hugging Face format"
 
@@ -80,11 +81,18 @@ def collaboration(file: Path | None, given: Mapping[str, Any], overrides: Sequen
     return check(Collaboration, merged, where)
 
 
-def sources(files: Sequence[Path]) -> dict[str, Source]:
-    """Files as sources, named as they are; the second of a name gets a number."""
+def sources(files: Sequence[Path], formats: Sequence[str] = ()) -> dict[str, Source]:
+    """Files as sources, named as they are; the second of a name gets a number.
+
+    formats: one for all files, one for each, or none, where each is known by its fields. Raises BadInput for another
+    number.
+    """
+    if len(formats) not in (0, 1, len(files)):
+        raise BadInput(f"--format: expected one for all files, or one for each of the {len(files)}, got {len(formats)}")
+    every = formats if len(formats) == len(files) else [*formats, ""][:1] * len(files)
     named: dict[str, Source] = {}
-    for file in files:
+    for file, format in zip(files, every, strict=True):
         stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in file.name.split(".")[0]) or "x"
         free = (stem, *(f"{stem}-{n}" for n in range(2, len(files) + 2)))
-        named[next(name for name in free if name not in named)] = Source(file=str(file))
+        named[next(name for name in free if name not in named)] = Source(file=str(file), format=format)
     return named

@@ -32,7 +32,9 @@ class Weights(Section):
         False, description="gradient checkpointing: a third more time, and memory for one layer instead of all"
     )
     template: str = Field(
-        "", description="a file with a chat template (Jinja), where the tokenizer has none or is to use another"
+        "",
+        description="a file with a chat template (Jinja), where the tokenizer has none or is to use another; "
+        "or the name of one of several that it has",
     )
 
     def loading(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Halves(Section):
     file: str = Field(
         "", description="pairs of your own in a published format (choreo data check), in place of the microworld's"
     )
+    format: str = Field("", description="of that file; by default known by the fields of its rows")
 
 
 class Tuning(Section):

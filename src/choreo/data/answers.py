@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from choreo.data import reading
-from choreo.data.reading import Format, Loaded
+from choreo.data.reading import OWN, Format, Loaded
 from choreo.errors import BadInput
 from choreo.rows import Fields
 from choreo.types import KINDS, Kind, Prompt
 
 OWN_LABELS = ("refusal", "harmful")
+SAID = frozenset({"kind", *OWN_LABELS})  # what only answers of one's own say
 LABELS = {"1_full_compliance": False, "2_full_refusal": True, "3_partial_refusal": True}
 
 
@@ -36,7 +37,7 @@ class Labelled:
 def load(path: str | Path, format: str | None = None, *, tolerant: bool = False) -> Loaded[Labelled]:
     """All answers of a file; see `reading.load`. format: a key of FORMATS."""
     try:
-        return reading.load(Path(path), FORMATS, format, tolerant=tolerant)
+        return reading.load(Path(path), FORMATS, format, own=SAID, tolerant=tolerant)
     except reading.Unknown as unknown:
         if unknown.fields & {"answer", "response", "completion"}:
             raise
@@ -73,7 +74,7 @@ def _own(answer: str) -> Format[Labelled]:
         refusal, harm = (row.flag(name) if row.row.get(name) not in (None, "") else None for name in OWN_LABELS)
         return Labelled(prompt, row.text(answer), refusal, harm, asked, suite, "", "")
 
-    return Format("answers of your own", frozenset({"prompt", answer, "kind"}), read)
+    return Format("answers of your own", frozenset({"prompt", answer, "kind"}), read, rank=OWN)
 
 
 def _kind(row: Fields) -> Kind:
@@ -81,7 +82,6 @@ def _kind(row: Fields) -> Kind:
     return next(kind for kind in KINDS if kind == told)
 
 
-# The first whose fields a row has is its format.
 FORMATS: dict[str, Format[Labelled]] = {
     "xstest-answers": Format("XSTest's answers, labelled by people", frozenset({"completion", "final_label"}), _xstest),
     "jailbreakbench-answers": Format(

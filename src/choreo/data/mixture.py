@@ -13,6 +13,7 @@ from typing import Any
 
 from choreo.config.prompts import Source
 from choreo.data.prompts import load
+from choreo.data.reading import counted
 from choreo.errors import BadInput
 from choreo.rows import rows
 from choreo.types import Prompt
@@ -52,8 +53,8 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
         sizes = Counter(prompt.suite for prompt in own)
         weights |= {suite: source.weight / size for suite, size in sizes.items()}
         prompts += own
-        counts[name] = {"file": source.file, "format": loaded.format, "read": loaded.read, "used": len(own)}
-        counts[name] |= dict(loaded.counts)
+        counts[name] = {"file": source.file} | counted(loaded) | {"used": len(own)}
+        counts[name] |= Counter(prompt.kind for prompt in own)
     return Mixture(tuple(prompts), weights, counts)
 
 

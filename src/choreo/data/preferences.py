@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from choreo.data import reading
@@ -16,17 +17,26 @@ Turns = tuple[tuple[str, str], ...]  # ("user" or "assistant", text), the last o
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """turns: the dialogue up to the answer. rejected is None in supervised data. line: of the file, from 1."""
+    """turns: the dialogue up to the answer. rejected is None in supervised data. line: of the file, from 1.
+
+    said_kind: its row says a kind, which no pair has a use for; whoever reads pairs says so.
+    """
 
     turns: Turns
     chosen: str
     rejected: str | None
     line: int
+    said_kind: bool = False
 
 
 def load(path: str | Path, format: str | None = None, *, tolerant: bool = False) -> Loaded[Pair]:
     """All pairs of `path`; see `reading.load`. format: a key of FORMATS."""
-    return reading.load(Path(path), FORMATS, format, tolerant=tolerant)
+    formats = {key: replace(one, read=partial(_noting, one)) for key, one in FORMATS.items()}
+    return reading.load(Path(path), formats, format, tolerant=tolerant)
+
+
+def _noting(format: Format[Pair], row: Fields) -> Pair:
+    return replace(format.read(row), said_kind="kind" in row.row)
 
 
 def _macpo(row: Fields) -> Pair:
@@ -71,7 +81,6 @@ def _plain(row: Fields) -> Pair:
     return Pair(asked, *_different(row.text("chosen"), row.text("rejected")), row.line)
 
 
-# The first whose fields a row has is its format.
 FORMATS: dict[str, Format[Pair]] = {
     "macpo": Format("MACPO's release", frozenset({"instruction", "output"}), _macpo),
     "prompt-pairs": Format("CoCoNot's pairs, and others", frozenset({"prompt", "chosen", "rejected"}), _plain),

@@ -7,14 +7,17 @@ over-refusal, general where it asks for ability. A file whose rows do not tell s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from choreo.data import reading
-from choreo.data.reading import Format, Loaded, Unusable
+from choreo.data.reading import BARE, OWN, PUBLISHED, Format, Loaded, Unusable
+from choreo.errors import BadInput
 from choreo.rows import Fields
 from choreo.types import KINDS, Kind, Prompt
 
+SAID = frozenset({"kind"})  # what only rows of one's own say
 NO_KIND = "what a right answer does is not said (kind: harmful, benign or general)"
 
 
@@ -34,13 +37,15 @@ def load(
 ) -> Loaded[Prompt]:
     """All prompts of `path`, each text once; see `reading.load`. format: a key of FORMATS.
 
-    kind: of all of them, whatever the rows say. name: their suites are NAME-KIND, their ids NAME-LINE; by default the
-    file's own name.
+    kind: of all of them, whatever their data set is for. A row that says another kind itself is wrong: what a row says
+    is never changed, neither by `kind` nor by a format. name: their suites are NAME-KIND, their ids NAME-LINE; by
+    default the file's own name.
     """
     file = Path(path)
     name = name or file.name.split(".")[0]
-    told = reading.load(file, FORMATS, format, tolerant=tolerant)
-    found: Loaded[Prompt] = Loaded(told.format, [], told.left_out, told.wrong)
+    formats = {key: replace(one, read=partial(_heeding, key, one, kind)) for key, one in FORMATS.items()}
+    told = reading.load(file, formats, format, own=SAID, tolerant=tolerant)
+    found: Loaded[Prompt] = Loaded(told.format, told.by, [], told.left_out, told.wrong)
     seen: dict[str, Kind] = {}
     for row in told.rows:
         for part, asked in enumerate(row, start=1):
@@ -63,13 +68,30 @@ def load(
 Row = tuple[Asked, ...]
 
 
+def _heeding(name: str, format: Format[Row], kind: Kind | None, row: Fields) -> Row:
+    """What `format` reads in a row, where that is not against what the row says of itself."""
+    said = str(row.row.get("kind")).strip().casefold()  # of another word, a published data set may have its own meaning
+    if said in KINDS and kind and said != kind:
+        raise BadInput(f'{row.where}: kind: the row says {said}, and kind = "{kind}" is said of the whole file')
+    asked = format.read(row)
+    for one in asked:
+        if said in KINDS and said != (kind or one.kind):
+            as_what = f"is {one.kind}" if one.kind else "has no kind"
+            raise BadInput(f'{row.where}: kind: the row says {said}, and as {format.about} ({name}) it {as_what}; '
+                           'format = "own" takes what rows say')  # fmt: skip
+    return asked
+
+
 def _one(row: Fields, text: str, kind: Kind | None, family: str = "", language: str = "en") -> Row:
     return (Asked(row.line, text, kind, family, language),)
 
 
 def _own(row: Fields) -> Row:
     """{prompt, kind} and, if you like, language and family."""
-    told = row.one_of("kind", *KINDS)
+    if (told := row.row.get("kind")) not in KINDS:
+        got = f"{told!r:.60}" if "kind" in row.row else "nothing"
+        raise BadInput(f"{row.where}: kind: expected one of {', '.join(KINDS)}, got {got} (where kind is a word of "
+                       "another data set, name its format)")  # fmt: skip
     family, language = (row.text(name) if name in row.row else "" for name in ("family", "language"))
     return _one(row, row.text("prompt"), next(kind for kind in KINDS if kind == told), family, language or "en")
 
@@ -118,8 +140,9 @@ def _advbench(row: Fields) -> Row:
 
 
 def _jailbreakbench(row: Fields) -> Row:
-    """{goal, behavior, category}. Its benign split has the same columns: say kind = "benign" of it."""
-    return _one(row, row.text("goal", "Goal"), "harmful", row.text("category", "Category"))
+    """{goal, behavior, category}. Its benign split has the same columns and is told by its name, benign-behaviors."""
+    kind: Kind = "benign" if row.file.name.startswith("benign") else "harmful"
+    return _one(row, row.text("goal", "Goal"), kind, row.text("category", "Category"))
 
 
 def _artifacts(row: Fields) -> Row:
@@ -132,13 +155,19 @@ def _do_not_answer(row: Fields) -> Row:
     return _one(row, row.text("prompt", "question"), "harmful", row.text("risk_area"))
 
 
+COCONOT = (
+    "Requests with safety concerns", "Humanizing requests", "Incomplete requests", "Unsupported requests",
+    "Indeterminate requests",
+)  # fmt: skip
+
+
 def _coconot(row: Fields) -> Row:
     """{category, subcategory, prompt}: of the kinds of noncompliance only safety is about refusing. Rows with a chosen
     answer are the contrast set, harmless look-alikes."""
-    asked, family = row.text("prompt"), row.text("subcategory")
+    asked, family, category = row.text("prompt"), row.text("subcategory"), row.one_of("category", *COCONOT)
     if "chosen" in row.row:
         return _one(row, asked, "benign", family)
-    if row.text("category") != "Requests with safety concerns":
+    if category != COCONOT[0]:
         raise Unusable("noncompliance for another reason than safety")
     return _one(row, asked, "harmful", family)
 
@@ -181,11 +210,27 @@ def _mmlu(row: Fields) -> Row:
 
 
 def _formats(*rows: tuple[str, str, str, Callable[[Fields], Row]]) -> dict[str, Format[Row]]:
-    return {name: Format(about, frozenset(fields.split()), read) for name, about, fields, read in rows}
+    return {
+        name: Format(about, frozenset(fields.split()), read, WHOLE.get(name), RANKS.get(name, PUBLISHED))
+        for name, about, fields, read in rows
+    }
 
 
-# The first whose fields a row has is its format, so that the more special ones come first.
+RANKS = {"own": OWN, "bare": BARE}
+# All columns of data sets that are known by words which any other may use: SimpleSafetyTests has a prompt and a
+# category as OR-Bench has, and all of it is harmful.
+WHOLE = {
+    "or-bench": frozenset({"prompt", "category"}),
+    "advbench": frozenset({"goal", "target"}),
+    "alpaca": frozenset({"instruction", "input", "output", "text", "dataset", "generator", "datasplit", "response"}),
+    "jailbreakbench": frozenset({"goal", "target", "behavior", "category", "source"}),
+    "jailbreakbench-table": frozenset({"Goal", "Target", "Behavior", "Category", "Source"}),
+    "truthfulqa-table": frozenset({"Type", "Category", "Question", "Best Answer", "Best Incorrect Answer",
+                                   "Correct Answers", "Incorrect Answers", "Source"}),
+}  # fmt: skip
+
 FORMATS: dict[str, Format[Row]] = _formats(
+    ("own", "prompts of your own", "prompt kind", _own),
     ("wildjailbreak", "WildJailbreak", "adversarial data_type", _wildjailbreak),
     ("fortress", "FORTRESS", "adversarial_prompt benign_prompt", _fortress),
     ("xstest", "XSTest's prompts", "prompt type label", _xstest),
@@ -203,7 +248,6 @@ FORMATS: dict[str, Format[Row]] = _formats(
     ("truthfulqa", "TruthfulQA", "question best_answer", _truthfulqa),
     ("truthfulqa-table", "TruthfulQA", "Question", _truthfulqa),
     ("alpaca", "Alpaca, AlpacaEval", "instruction", _alpaca),
-    ("own", "prompts of your own", "prompt kind", _own),
     ("or-bench", "OR-Bench", "prompt category", _or_bench),
     ("bare", "prompts alone", "prompt", _bare),
 )  # fmt: skip

@@ -1,21 +1,27 @@
 """A file in one of several published formats: recognised by its fields, read row by row, and accounted for.
 
-A row that does not fit its format is bad input, by file and line. A row that fits but is of no use (two equal answers,
-a prompt that was there before, …) is left out and counted under its reason.
+What a user says outright wins over what is guessed: a format that is named, then choreo's own fields, then the fields
+of published data sets, which share many names. Where two of those fit, and neither is said outright, nothing is
+guessed. A row that does not fit its format is bad input, by file and line. A row that fits but is of no use (two equal
+answers, a prompt that was there before, …) is left out and counted under its reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from choreo.errors import BadInput
 from choreo.rows import Fields, Row, rows
 
 T = TypeVar("T")
+
+BARE, PUBLISHED, OWN = range(3)
+NAMED = "by name"  # how a format was known
+INDEX = frozenset({"", "id", "ID", "index", "Index", "idx", "Unnamed: 0", "__index_level_0__"})  # of any file's rows
 
 
 class Unusable(Exception):
@@ -23,30 +29,41 @@ class Unusable(Exception):
 
 
 class Unknown(BadInput):
-    """No format has the `fields` of a file's first row."""
+    """No format has the `fields` of a file's first row. nearly: what is said of formats that they come near to."""
 
-    def __init__(self, place: str, fields: frozenset[str]):
+    def __init__(self, place: str, fields: frozenset[str], nearly: str = ""):
         known = "docs/your-own-data.md has those that are known"
-        told = f"no known format has the fields {', '.join(sorted(fields))}" if fields else "a row without any field"
-        super().__init__(f"{place}: {told} ({known})")
+        told = f"no known format has the fields {listed(sorted(fields))}" if fields else "a row without any field"
+        super().__init__(f"{place}: {told}{nearly} ({known})")
         self.fields = fields
 
 
 @dataclass(frozen=True, slots=True)
 class Format(Generic[T]):
-    """fields: a row that has them all is taken for one of this format. about: what it is, in a few words."""
+    """fields: a row that has them all fits. about: what it is, in a few words.
+
+    whole: all that a row may have beside an index, where `fields` are words that any data set may use; None: anything.
+    rank: OWN fields say outright what a row is, those of PUBLISHED data sets are a guess, and BARE ones say nothing.
+    """
 
     about: str
     fields: frozenset[str]
     read: Callable[[Fields], T]
+    whole: frozenset[str] | None = None
+    rank: int = PUBLISHED
+
+    @property
+    def own(self) -> bool:
+        return self.rank == OWN
 
 
 @dataclass
 class Loaded(Generic[T]):
-    """What a file held. left_out: the lines of rows of no use, by reason. wrong: rows that do not fit, in words that
-    name their place; empty where the first such row raises."""
+    """What a file held. by: how its format was known. left_out: the lines of rows of no use, by reason. wrong: rows
+    that do not fit, in words that name their place; empty where the first such row raises."""
 
     format: str
+    by: str = NAMED
     rows: list[T] = field(default_factory=list)
     left_out: dict[str, list[int]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -65,23 +82,35 @@ class Loaded(Generic[T]):
 
 
 def load(
-    file: Path, formats: Mapping[str, Format[T]], format: str | None = None, *, tolerant: bool = False
+    file: Path,
+    formats: Mapping[str, Format[T]],
+    format: str | None = None,
+    *,
+    own: frozenset[str] = frozenset(),
+    tolerant: bool = False,
 ) -> Loaded[T]:
-    """All rows of `file`. format: a key of `formats`; None finds it by the first row's fields.
+    """All rows of `file`. format: a key of `formats`; None finds it by the first row's fields, and holds every other
+    row to it. own: fields that only choreo's own formats have; a row that has one is never guessed to be another.
 
-    Raises BadInput for a file that cannot be read or that no format fits; and, unless `tolerant`, for the first row
-    that does not fit, naming file, line and field.
+    Raises BadInput for a file that cannot be read or that no format, or more than one, fits; and, unless `tolerant`,
+    for the first row that does not fit, naming file, line and field.
     """
     if format is not None and format not in formats:
         raise BadInput(f"{file}: no format {format!r}; there are {', '.join(formats)}")
     loaded: Loaded[T] | None = None
     broken: list[str] = []
+    agreed: set[frozenset[str]] = set()  # the fields of rows that are of the file's format
     for line, row in rows(file):
         try:
             if isinstance(row, BadInput):
                 raise row
             if loaded is None:
-                loaded = Loaded(format or _recognised(file, line, row, formats), wrong=broken)
+                name = format or recognised(f"{file}:{line}", row, formats, own)
+                by = NAMED if format else f"by its fields {listed(_in_order(row, formats[name].fields))}"
+                loaded = Loaded(name, by, wrong=broken)
+            elif not format and (fields := frozenset(row)) not in agreed:
+                _agree(f"{file}:{line}", row, loaded.format, formats, own)
+                agreed.add(fields)
             loaded.rows.append(formats[loaded.format].read(Fields(file, line, row)))
         except Unusable as reason:
             assert loaded is not None
@@ -96,12 +125,83 @@ def load(
     return loaded
 
 
-def fitting(row: Row, formats: Mapping[str, Format[T]]) -> str | None:
-    """The first of `formats` whose fields `row` has."""
-    return next((name for name, format in formats.items() if format.fields <= row.keys()), None)
+def fitting(row: Row, formats: Mapping[str, Format[T]]) -> list[str]:
+    """The formats that `row` fits: those of the highest rank, and of two the one that asks for more."""
+    fits = {name: one for name, one in formats.items() if one.fields <= row.keys() and not _beyond(row, one)}
+    rank = max((one.rank for one in fits.values()), default=OWN)
+    fits = {name: one for name, one in fits.items() if one.rank == rank}
+    return [name for name, one in fits.items() if not any(one.fields < other.fields for other in fits.values())]
 
 
-def _recognised(file: Path, line: int, row: Row, formats: Mapping[str, Format[T]]) -> str:
-    if name := fitting(row, formats):
-        return name
-    raise Unknown(f"{file}:{line}", frozenset(row))
+def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: frozenset[str]) -> str:
+    """The format of a row by its fields. Raises BadInput where that would be a guess against what is said outright, or
+    one of two; Unknown where there is none."""
+    fits = fitting(row, formats)
+    if nearly := [name for name in row if name not in own and name.strip().casefold() in own]:
+        otherwise = f", or {how_to_name(fits[0])}" if fits and formats[fits[0]].rank == PUBLISHED else ""
+        meant = nearly[0].strip().casefold()
+        raise BadInput(f"{place}: {nearly[0]!r}: choreo's own field is {meant!r}: write it so{otherwise}")
+    if not fits:
+        raise Unknown(place, frozenset(row), _nearly(row, formats))
+    if len(fits) > 1:
+        both = " and ".join(_described(name, formats) for name in fits)
+        raise BadInput(f"{place}: the fields fit {len(fits)} formats, {both}; {how_to_name(fits[0])}")
+    said = [name for name in row if name in own]
+    if said and not formats[fits[0]].own:
+        mine = next(name for name, one in formats.items() if one.own)
+        wanted = listed(sorted(formats[mine].fields))
+        raise BadInput(f"{place}: {said[0]}: is choreo's own field, and the other fields fit "
+                       f"{_described(fits[0], formats)}, which has none: rows of your own have {wanted}; "
+                       f"or {how_to_name(fits[0])}")  # fmt: skip
+    return fits[0]
+
+
+def how_to_name(name: str) -> str:
+    return f'say which it is: format = "{name}" in a recipe, --format {name} on the command line'
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(name or '""' for name in names)
+
+
+def taken(name: str, counts: Mapping[str, Any]) -> str:
+    """A line on what a file was taken for and why, and how much of it is used. counts: of `counted`."""
+    return f"{name}: {', '.join(f'{what} {count}' for what, count in counts.items())}"
+
+
+def counted(loaded: Loaded[Any]) -> dict[str, Any]:
+    """What a file was taken for and why, and what became of its rows."""
+    told = {"format": loaded.format, "known": loaded.by, "read": loaded.read, "used": len(loaded.rows)}
+    return told | loaded.counts
+
+
+def _agree(place: str, row: Row, format: str, formats: Mapping[str, Format[T]], own: frozenset[str]) -> None:
+    """Raises BadInput where a row that could be read as of the file's format has the fields of another. One that lacks
+    a field is for its reader to name."""
+    if formats[format].fields <= row.keys() and (other := recognised(place, row, formats, own)) != format:
+        if formats[other].own:
+            raise BadInput(f"{place}: has the fields of {_described(other, formats)}; the first row lacks one of them "
+                           f"and was taken for {_described(format, formats)}: write them in every row")  # fmt: skip
+        raise BadInput(f"{place}: has the fields of {_described(other, formats)}, and the first row those of "
+                       f"{_described(format, formats)}; put them into two files, or {how_to_name(format)}")  # fmt: skip
+
+
+def _beyond(row: Row, format: Format[T]) -> list[str]:
+    """The fields that a row of this format cannot have."""
+    return [] if format.whole is None else [name for name in row if name not in format.whole | format.fields | INDEX]
+
+
+def _nearly(row: Row, formats: Mapping[str, Format[T]]) -> str:
+    near = [name for name, one in formats.items() if one.fields <= row.keys()]
+    if not near:
+        return ""
+    others = listed(_beyond(row, formats[near[0]]))
+    return f"; {_described(near[0], formats)} has no {others}: if it is that, {how_to_name(near[0])}"
+
+
+def _described(name: str, formats: Mapping[str, Format[T]]) -> str:
+    return f"{formats[name].about} ({name}: {listed(sorted(formats[name].fields))})"
+
+
+def _in_order(row: Row, fields: frozenset[str]) -> list[str]:
+    return [name for name in row if name in fields]

@@ -29,9 +29,11 @@ from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
-from choreo.errors import BadInput, cause
+from choreo.errors import BadInput, first_line
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+ALIGNMENT = 64  # bytes, at which PyTorch puts every tensor that it makes on a CPU
 
 
 class Decoder(nn.Module):
@@ -87,6 +89,7 @@ class Team:
         """
         model: Any = models.load(folder, getattr(torch, dtype))
         model = model.to(device_of(device)).eval().requires_grad_(False)
+        _align(model)
         policies: dict[str, LowRank | Full] = {}
         if train == "full":
             policies = {name: Full(model) for name in agents}
@@ -107,7 +110,7 @@ class Team:
         try:
             return cls.load(folder, *args, **options)
         except (OSError, ValueError) as error:
-            raise BadInput(f"{folder}: {cause(error)}") from None
+            raise BadInput(f"{folder}: {first_line(error)}") from None
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +158,17 @@ def device_of(name: Device) -> torch.device:
     return torch.device(found)
 
 
+def _align(model: nn.Module) -> None:
+    """Copies every weight that does not begin at a multiple of ALIGNMENT bytes to where one does.
+
+    A file that is mapped into memory has its weights at any address, and MKL's product with one row rounds by the
+    address (measured on a processor with AVX2). So equal weights at two addresses would give unequal logits.
+    """
+    for value in (*model.parameters(), *model.buffers()):
+        if value.data_ptr() % ALIGNMENT:
+            value.data = value.data.clone()
+
+
 def _positions(config: Any) -> int | None:
     """How far the model counts; with LongRoPE only as far as it was pretrained, for beyond that one long row changes
     how all that it is batched with are read."""
@@ -183,6 +197,6 @@ def _check_head(decoder: Decoder) -> None:
             hidden, head = decoder({"input_ids": ids, "use_cache": False})
             whole = decoder.model(input_ids=ids, use_cache=False).logits[0]
     except Exception as error:  # a configuration whose numbers do not go together
-        raise ValueError(f"{type(decoder.model).__name__} cannot be run: {cause(error)}") from None
+        raise ValueError(f"{type(decoder.model).__name__} cannot be run: {first_line(error)}") from None
     if not torch.equal(head.logits(hidden), whole):
         raise ValueError(f"{type(decoder.model).__name__} changes its logits in a way that is not supported")

@@ -34,7 +34,7 @@ class Row:
     heard: called after each token with the row; True ends it there (a stop string, a verdict that needs no more words).
     forced: ids to be taken before anything is drawn again; `heard` may add to them.
     guess: what may come after the ids so far and those that are forced. It is fed together with them and kept as far as
-    it is what is drawn: a good guess saves steps, a bad one changes nothing. (Speculative decoding, Leviathan et al.
+    it is what is drawn: a good guess saves steps, a bad one costs none. (Speculative decoding, Leviathan et al.
     2023; but noise belongs to the row here, so that the very same token is drawn.)
     """
 

@@ -15,7 +15,7 @@ class Request:
 
     context: the token ids of the whole rendered history, at least one.
     key: names the randomness, e.g. (seed, step, prompt id, sample, "answer", round). The same key
-    draws the same noise in any batch; two requests with one key and one context get one answer.
+    draws the same noise in any batch; two requests of a batch with one key and one context get one answer.
     """
 
     context: Ids

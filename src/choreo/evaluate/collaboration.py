@@ -10,6 +10,7 @@ from typing import Any
 
 from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
+from choreo.data.reading import taken
 from choreo.errors import Interrupted
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import JudgeDown, judge_episodes, reasons
@@ -17,6 +18,7 @@ from choreo.judges.choose import choose, counts, describe
 from choreo.judges.client import Endpoint
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, Episode, Prompt, Spoken
+from choreo.utf8 import REPLACED
 from choreo.waltz.speakers import EndpointSpeaker, LocalSpeaker
 from choreo.waltz.spoken import NOTHING, Speaker, play
 
@@ -39,6 +41,8 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     speakers = {AGENTS[0]: speaker(settings.conversation, settings, folder)}
     same = settings.feedback in ("", settings.conversation)
     speakers[AGENTS[1]] = speakers[AGENTS[0]] if same else speaker(settings.feedback, settings, folder, reviews=True)
+    for name, source in mixed.counts.items():
+        progress.say(taken(name, source))
     progress.start("evaluating", len(mixed.prompts))
     together: list[Episode[Spoken]] = []
     try:
@@ -61,6 +65,10 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
             "answers": failures([turn for e in together for turn in e.answers]),
             "reviews": failures([turn for e in together for turn in e.reviews if turn.failure != NOTHING]),
         },
+        "broken": {
+            "answers": sum(REPLACED in turn.text for e in together for turn in e.answers),
+            "reviews": sum(REPLACED in turn.text for e in together for turn in e.reviews),
+        },
         "systems": {
             name: measure(episodes, seed=settings.seed, ability=False, lenient=True)
             for name, episodes in systems.items()
@@ -80,23 +88,23 @@ def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool =
         return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
     setting = "feedback_template" if reviews else "template"
     return local(
-        told, settings.seed, getattr(settings, setting), f"--set {setting}=FILE",
+        told, settings.seed, getattr(settings, setting), f"--set {setting}=FILE", settings.rounds,
         dtype=settings.dtype, device=settings.device,
     )  # fmt: skip
 
 
 def local(
-    model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", **loading: str
+    model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
 ) -> LocalSpeaker:
-    """A shipped base, or a folder, as it is: both agents are the untrained model. template, setting: as in `Chat.load`;
-    loading: as in `Team.open`."""
+    """A shipped base, or a folder, as it is: both agents are the untrained model. template, setting, rounds: as in
+    `Chat.load`; loading: as in `Team.open`."""
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
     from choreo.microworld.world import base_folder
     from choreo.text.chat import Chat
 
     folder = base_folder(model)
-    chat = Chat.load(folder, template, setting)
+    chat = Chat.load(folder, template, setting, rounds)
     team = Team.open(folder, AGENTS, seed=seed, **loading)
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
     return LocalSpeaker(model, chat, engine, positions=team.positions)

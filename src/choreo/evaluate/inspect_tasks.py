@@ -31,15 +31,17 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import JSONSchema
 
+from choreo import utf8
 from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.data.mixture import mixture
 from choreo.judges.base import judge_episodes
 from choreo.judges.choose import choose
 from choreo.text.feedback import SCHEMA
+from choreo.text.thinking import arrived
 from choreo.types import FEEDBACK, Episode, Prompt, Spoken
 from choreo.waltz.protocol import Review, answered, read_by_words, reviewed, turn_of
-from choreo.waltz.speakers import after_thinking, messages, seed_of
+from choreo.waltz.speakers import messages, seed_of
 from choreo.waltz.spoken import Asked, asked_of
 
 EPISODE = "episode"
@@ -49,17 +51,20 @@ EPISODE = "episode"
 def collaboration(
     suite: str, judge: str = "offline", rounds: int = 1, answer_tokens: int = 1024, feedback_tokens: int = 512,
     temperature: float = 0.6, seed: int = 0, json_schema: bool = True, cache: str = "judgements.sqlite",
+    format: str = "",
 ) -> Task:  # fmt: skip
     """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-own-data.md.
+    format: of all these files, or of each; what they were taken for is in the task's metadata.
 
     rounds: feedback rounds at most; 0 is the model alone. json_schema: hold reviews to theirs. cache: of what judges
     over an endpoint replied.
     """
-    prompts = mixture(sources([Path(name) for name in suite.split(",")]), seed).prompts
-    samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in prompts]
+    mixed = mixture(sources([Path(name) for name in suite.split(",")], format.split(",") if format else ()), seed)
+    samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
     limits = (answer_tokens, feedback_tokens)
     return Task(
         dataset=MemoryDataset(samples, name=suite),
+        metadata={"suites": mixed.counts},
         solver=play(rounds, limits, temperature, seed, json_schema),
         scorer=verdict(judge, cache),
     )
@@ -145,14 +150,14 @@ def _told(agent: str, asked: Asked) -> list[ChatMessage]:
 
 
 def _turn(agent: str, asked: Asked, said: Any, model: Model) -> Spoken:
-    text, tokens = after_thinking(said.completion), said.usage.output_tokens if said.usage else None
-    failure = said.error or ""
-    if said.stop_reason == "content_filter" and not text:
-        failure = "content_filter: the server withheld it"
-    elif text is None:
-        failure = "thought only: cut off before it answered"
+    tokens = said.usage.output_tokens if said.usage else None
+    message = said.choices[0].message if said.choices else None
+    parts = message.content if message is not None and isinstance(message.content, list) else []
+    thought = any(part.type == "reasoning" for part in parts)
+    called = bool(message is not None and message.tool_calls)
+    text, failure = arrived(utf8.mended(said.completion), said.stop_reason, thought=thought, called=called)
     finished = said.stop_reason not in ("max_tokens", "model_length")
-    return Spoken(agent, int(asked.key[-1]), text or "", finished, tokens, failure)
+    return Spoken(agent, int(asked.key[-1]), text, finished, tokens, said.error or failure)
 
 
 def _number(label: bool | None) -> float:

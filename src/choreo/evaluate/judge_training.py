@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from choreo.data.answers import Labelled, load
+from choreo.data.reading import counted, taken
 from choreo.errors import BadInput
 from choreo.evaluate.judging import Confusion, table
 from choreo.judges.features import BUCKETS, FIGURES, features, tokens
@@ -110,11 +111,17 @@ class Head:
     kinds: tuple[bool, bool]
 
 
-def read(folder: Path) -> list[Labelled]:
-    """The rows that the judge learns from. Raises BadInput where a file is missing or does not fit."""
+def read(folder: Path, tell: Callable[[str], object] = lambda line: None) -> list[Labelled]:
+    """The rows that the judge learns from; tell: hears what each file was taken for. Raises BadInput where one is
+    missing or does not fit."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: expected a folder with {' and '.join(FILES)}")
-    return [row for name in FILES for row in load(folder / name).rows]
+    found: list[Labelled] = []
+    for name in FILES:
+        loaded = load(folder / name)
+        tell(taken(name, counted(loaded)))
+        found += loaded.rows
+    return found
 
 
 def encode(rows: list[Labelled]) -> Encoded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from choreo.data.answers import Labelled
 from choreo.evaluate.intervals import share, wilson
 from choreo.judges.base import Judge, asked_of, judge_all, reasons, silence
-from choreo.types import Prompt, Verdict
+from choreo.types import Episode, Prompt, Verdict
 
 Labels = Callable[[Prompt, str], Mapping[str, bool | None]]
 
@@ -117,6 +118,20 @@ def silent(judge: str, verdicts: Sequence[Verdict], judging: Mapping[str, Any]) 
     parts = [(name, told["rows"], told["undetermined"]) for name, told in judging.items() if name != judge]
     lines = [silence(*told) for told in [(judge, len(given), reasons(given)), *parts]]
     return [f"! {line}" for line in lines if line]
+
+
+def absent(played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
+    """A line on every system some of whose last answers did not arrive: how many, and why. They are in no rate."""
+    lines = []
+    for name, episodes in played.items():
+        why = Counter(e.answers[-1].failure.split(":")[0] for e in episodes if e.answers[-1].failure)
+        told = ", ".join(f"{reason} {count}" for reason, count in why.most_common())
+        if why and why.total() == len(episodes):
+            lines.append(f"! {name}: not one answer arrived, so nothing was measured ({told})")
+        elif why:
+            of_all = f"{why.total()} of {len(episodes)} answers"
+            lines.append(f"! {name}: {of_all} did not arrive, and are in no rate ({told})")
+    return lines
 
 
 def table(named: Sequence[tuple[str, Confusion]]) -> str:

@@ -13,10 +13,11 @@ from choreo import config
 from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
+from choreo.data.reading import taken
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
-from choreo.evaluate.judging import silent
+from choreo.evaluate.judging import absent, silent
 from choreo.evaluate.sizing import unreached
 from choreo.evaluate.systems import TRAINED, evaluate
 from choreo.hub import fingerprint
@@ -72,7 +73,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     found |= {"adapters": untouched} if untouched else {}
     found |= {"judging": billed} if (billed := counts(task.judge)) else {}
     given = [verdict for played in episodes.values() for episode in played for verdict in episode.verdicts]
-    for line in silent(task.judge.name, given, billed):
+    for line in (*silent(task.judge.name, given, billed), *absent(episodes)):
         progress.say(line)
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
@@ -153,6 +154,8 @@ def evaluate_run(
         raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
     step, folder = max(found.items())
     task = Task(recipe, cache or Path(path))
+    for name, source in task.sources.items():
+        progress.say(taken(name, source))
     systems: dict[str, Any]
     if isinstance(recipe, MacpoRecipe):
         crew = macpo_run.restore(recipe, folder)
@@ -220,8 +223,7 @@ def _measure(
 
 def overlap_words(report: Mapping[str, Any]) -> list[str]:
     """What is said of prompts from files before a run begins: how many, and which are on both sides."""
-    lines = [f"{name}: {', '.join(f'{what} {count}' for what, count in source.items())}"
-             for name, source in report["sources"].items()]  # fmt: skip
+    lines = [taken(name, source) for name, source in report["sources"].items()]
     hows = {"equal": "are also trained on, word for word", "near": "are nearly the same as ones that are trained on"}
     both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]
     return [*lines, *([f"! of the held-out prompts, {' and '.join(both)}; run.json names them"] if both else [])]

@@ -19,7 +19,8 @@ from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
 from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
-from choreo.errors import BadInput, cause
+from choreo.errors import BadInput, first_line
+from choreo.hub import has_tokenizer
 from choreo.judges.choose import local
 from choreo.macpo.answers import REVIEW_TOKENS, REVIEWS
 from choreo.macpo.plan import ceiling_of
@@ -58,8 +59,8 @@ class Model:
     bytes: int  # per parameter, in the precision that its configuration names
 
     @classmethod
-    def read(cls, name: str, how: Weights | None = None, template: str = "") -> Model:
-        """how: it is trained; None is a model that is only used. template: as in `Chat.load`.
+    def read(cls, name: str, how: Weights | None = None) -> Model:
+        """how: it is trained; None is a model that is only used.
 
         A folder that has a configuration alone will do. Raises BadInput where there is no such model, its configuration
         is not one of a causal language model, or, as far as that can be told without reading weights, it is broken.
@@ -74,16 +75,13 @@ class Model:
         if models.check_whole(folder):
             if not models.is_quantised(config):
                 models.check_weights(folder, model)
-            if how is None:
-                models.tokenizer(folder)
-            else:
-                Chat.load(folder, template)
+            models.tokenizer(folder)
         try:
             if how:
                 full_attention(model)
             adapted = chosen(model, how.targets) if how and how.train == "lora" else []
         except ValueError as error:
-            raise BadInput(f"{name}: {cause(error)}") from None
+            raise BadInput(f"{name}: {first_line(error)}") from None
         text = config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -151,8 +149,8 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     micro_tokens = recipe.learning.micro_tokens if isinstance(recipe, WaltzRecipe) else recipe.micro_tokens
     planned: list[dict[str, Any]] = []
     busiest = 0.0
-    for name, base, template, policies, optimisers in _members(recipe):
-        model = Model.read(base, how, template)
+    for name, base, _, policies, optimisers in _members(recipe):
+        model = Model.read(base, how)
         while_updating, while_sampling = updating(model, how, micro_tokens), sampling(model, how)
         busiest = max(busiest, while_updating, while_sampling)
         planned.append({
@@ -163,10 +161,13 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
             **({"adapters": model.reach.record()} if how.train == "lora" and model.reach.beyond else {}),
         })  # fmt: skip
     device, there = (how.device, memory) if memory else device_memory(how.device)
+    rounds = recipe.protocol.rounds if isinstance(recipe, WaltzRecipe) else 1
+    chats = dict.fromkeys((base, template) for _, base, template, *_ in _members(recipe))
+    remarks = [f"{base}: {remark}" for base, template in chats for remark in _chat(base, template, rounds)]
     judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
     needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
     return {
-        "recipe": recipe.name, "method": recipe.method, "models": planned, "judges": judges, **work,
+        "recipe": recipe.name, "method": recipe.method, "models": planned, "judges": judges, "remarks": remarks, **work,
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
     }  # fmt: skip
@@ -177,7 +178,7 @@ def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     if how.train == "full":
         return {}
-    reached = {base: Model.read(base, how, template).reach for _, base, template, *_ in _members(recipe)}
+    reached = {base: Model.read(base, how).reach for base in recipe.bases()}
     return {base: reach.record() for base, reach in reached.items() if reach.beyond}
 
 
@@ -208,6 +209,7 @@ def tell(found: dict[str, Any]) -> str:
         if adapters := model.get("adapters"):
             lines.append(f"    {adapters['said']}")
     lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
+    lines += [f"  ! {remark}" for remark in found["remarks"]]
     lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; "
                  "measuring comes on top")  # fmt: skip
     memory = found["memory"]
@@ -220,6 +222,13 @@ def tell(found: dict[str, Any]) -> str:
 def _advice() -> str:
     return ('; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
             "model. A run is not spread over devices.")  # fmt: skip
+
+
+def _chat(base: str, template: str, rounds: int) -> tuple[str, ...]:
+    """What a user should know of a base's chat template; nothing where its tokenizer is not here yet. Raises BadInput
+    where the template cannot be used."""
+    folder = base_folder(base, config_only=True)
+    return Chat.load(folder, template, rounds=rounds).remarks if has_tokenizer(folder) else ()
 
 
 def _members(recipe: Recipe) -> Iterator[tuple[str, str, str, int, int]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from choreo import utf8
 from choreo.errors import BadInput
 
 LAYOUT = 1  # of the file; PRAGMA user_version
@@ -62,14 +63,14 @@ class Cache:
                 some = wanted[at : at + AT_ONCE]
                 marks = ", ".join("?" * len(some))
                 found.update(self._file.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some))
-        return {key: json.loads(reply) for key, reply in found.items()}
+        return {key: utf8.loads(reply) for key, reply in found.items()}
 
     def keep(self, key: str, reply: Any) -> Any:
         """Stores `reply` unless there is one, and returns the one that stays."""
         with self._lock:
             self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
             kept = self._file.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return json.loads(kept[0])
+        return utf8.loads(kept[0])
 
     def __len__(self) -> int:
         with self._lock:

@@ -57,7 +57,7 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
     try:
         return LocalJudge(format_of(one), one.model)
     except BadInput as error:
-        raise BadInput(f"judge.model: {error}") from None
+        raise BadInput(f"judge.model {one.model!r}: {error}") from None
 
 
 def format_of(one: OneJudge) -> Format:

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from choreo.errors import BadInput
+from choreo.judges.reply import Failure, Reply, parse
 from choreo.judges.rubric import shortened
 
 try:
@@ -93,38 +94,6 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a server said. Tokens are None where it does not count them.
-
-    refused: words of a refusal that the server sent as such, or "" where there is none.
-    finish: its finish_reason ("stop", "length", "content_filter", …).
-    """
-
-    text: str
-    finish: str
-    refused: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why there is no reply, after every retry.
-
-    kind: "unreachable", "timed out", "rate limited", "server error" or "malformed" (may pass);
-        "rejected" (this row was not taken); "wrong" (key, address or model: no row will be taken);
-        "stopped" (the work was stopped before it was asked, or between two tries).
-    """
-
-    kind: str
-    details: str
-
-    @property
-    def of_row(self) -> bool:
-        return self.kind == "rejected"
-
-
-@dataclass(frozen=True)
 class Asked:
     """The outcome of one question, and how many requests it took."""
 
@@ -137,10 +106,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self._key = os.environ.get(endpoint.key_variable, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            # Sent, it would be an error that quotes the key.
-            raise BadInput(f"{endpoint.key_variable}: holds no key that can be sent (a line break, or no ASCII)")
+        self._key = key_in(endpoint.key_variable)
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -215,23 +181,13 @@ class Client:
         self._http.close()
 
 
-def parse(content: bytes) -> Reply | Failure:
-    """A chat.completion or text_completion object as a Reply; anything else is malformed."""
-    try:
-        data = json.loads(content)
-        choice = data["choices"][0]
-        message = choice["message"] if "message" in choice else {"content": choice["text"]}
-        text, refused = message.get("content") or "", message.get("refusal") or ""
-        if not isinstance(text, str) or not isinstance(refused, str):
-            raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Failure("malformed", f"no completion: {shortened(content[:500].decode('utf-8', 'replace'))}")
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    return Reply(
-        text, str(choice.get("finish_reason") or ""), refused,
-        _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")),
-    )  # fmt: skip
+def key_in(variable: str) -> str:
+    """The API key that this environment variable holds; "" where it holds none. Raises BadInput for one that no header
+    can carry: sent, it would be an error that quotes the key."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise BadInput(f"{variable}: holds no key that can be sent (a line break, or no ASCII)")
+    return key
 
 
 def seconds(after: str | None) -> float | None:
@@ -246,7 +202,3 @@ def seconds(after: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None

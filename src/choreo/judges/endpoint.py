@@ -17,7 +17,8 @@ from typing import Any
 from choreo.errors import BadInput
 from choreo.judges.base import Format, JudgeDown, Pair, undetermined
 from choreo.judges.cache import Cache, key_of
-from choreo.judges.client import Asked, Client, Endpoint, Failure, Reply
+from choreo.judges.client import Asked, Client, Endpoint
+from choreo.judges.reply import Failure, Reply
 from choreo.judges.rubric import shortened
 from choreo.types import Prompt, Verdict
 
@@ -190,7 +191,8 @@ class EndpointJudge:
         if isinstance(outcome, Failure):
             return undetermined(f"{outcome.kind}: {outcome.details}")
         if outcome.refused or outcome.finish == "content_filter":
-            return undetermined(f"judge refused: {shortened(outcome.refused or outcome.text)}")
+            return undetermined(f"judge refused: {shortened(outcome.refused or outcome.text or '')}")
         if outcome.finish == "length":
-            return undetermined(f"cut off: {shortened(outcome.text)}")
-        return self.format.read(prompt, outcome.text)
+            return undetermined(f"cut off: {shortened(outcome.text or '')}")
+        text, failure = outcome.said
+        return undetermined(failure) if failure else self.format.read(prompt, text)

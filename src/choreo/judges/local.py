@@ -13,6 +13,8 @@ from choreo.errors import BadInput, opening
 from choreo.hub import fingerprint, snapshot
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
+from choreo.text.template import template_of
+from choreo.text.thinking import arrived
 from choreo.types import Prompt, Verdict
 
 
@@ -28,14 +30,16 @@ class LocalJudge:
         self.batch = batch
         place = Path(folder) if Path(folder).is_dir() else snapshot(folder)
         self._tokenizer = models.tokenizer(place)
+        asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
+        self._template = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = models.load(place, "auto", quantised=True)
+        self._model = model.to(device).eval()
         with opening(place, "its chat template cannot be used"):
             asked = self._ids(format.ask(Prompt("", "", "general", ""), ""))
         models.check_ids(place, self._tokenizer, asked)
         if self._ends() == {None}:
             raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
-        self._model = model.to(device).eval()
 
     @property
     def name(self) -> str:
@@ -59,15 +63,22 @@ class LocalJudge:
         for at in range(0, len(order), self.batch):
             rows = order[at : at + self.batch]
             for row, (text, finished) in zip(rows, self._reply([asked[i] for i in rows]), strict=True):
-                read = self.format.read(pairs[row][0], text) if finished else None
-                verdicts[row] = read or undetermined(f"cut off: {shortened(text)}")
+                verdicts[row] = self._read(pairs[row][0], text, finished)
         return [verdicts[i] for i in range(len(pairs))]
+
+    def _read(self, prompt: Prompt, reply: str, finished: bool) -> Verdict:
+        if not finished:
+            return undetermined(f"cut off: {shortened(reply)}")
+        text, failure = arrived(reply, "stop")
+        return undetermined(failure) if failure else self.format.read(prompt, text)
 
     def _ids(self, question: dict[str, Any]) -> list[int]:
         """Token ids of a question. A plain prompt gets what the tokenizer begins a sequence with."""
         if "prompt" in question:
             return list(self._tokenizer(question["prompt"])["input_ids"])
-        text = self._tokenizer.apply_chat_template(question["messages"], tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(
+            question["messages"], chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
         # The template has written the special tokens that it wants.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from choreo import utf8
 from choreo.judges.base import undetermined
 from choreo.text.replies import objects
 from choreo.types import Prompt, Verdict
@@ -99,7 +100,7 @@ def last_object(text: str) -> dict[str, Any] | None:
     An object that names a field twice has two verdicts and is none: it fails every check on its fields.
     """
     found = objects(text)
-    return found[-1][0] if found else None
+    return utf8.mended(found[-1][0]) if found else None  # JSON inside JSON: its own escapes have not been read before
 
 
 def shortened(text: str, most: int = 120) -> str:

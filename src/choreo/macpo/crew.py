@@ -68,8 +68,9 @@ class Member:
         """One answer of `policy` per context. Its noise is drawn from the key and the policy's name."""
         requests = [Request(context, (*key, policy)) for context, key in zip(contexts, keys, strict=True)]
         done = self.engine.sample(policy, requests, max_new_tokens=tokens, temperature=temperature)
+        decode, failure = self.chat.decode, self.chat.failure
         return [
-            Turn(policy, 0, context, c.ids, c.logprobs, c.version, self.chat.decode(c.ids), c.finished)
+            Turn(policy, 0, context, c.ids, c.logprobs, c.version, decode(c.ids), c.finished, failure(c.ids))
             for context, c in zip(contexts, done, strict=True)
         ]
 
@@ -100,6 +101,10 @@ class Crew:
 
     def __getitem__(self, name: str) -> Member:
         return next(member for member in self if member.name == name)
+
+    def remarks(self) -> list[str]:
+        """What a user should know of its members' chat templates."""
+        return [f"{member.name}: {remark}" for member in self for remark in member.chat.remarks]
 
     def fitting(self, prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
         """The prompts to which every member has room for an answer of `tokens`. Raises BadInput where there are prompts

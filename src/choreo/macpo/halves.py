@@ -6,9 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.data.preferences import Turns, load
+from choreo.data.reading import counted
 from choreo.errors import BadInput
 from choreo.microworld.world import World
 from choreo.types import Prompt
@@ -27,13 +29,14 @@ class Labelled:
 class Halves:
     """a: with labels, the teachers'. b: bare prompts, their meaning taken out, so that nothing can judge or label
     them. ceiling: half B with labels where the recipe trains the strong ceiling, else empty.
-    counts: of a file's rows: read, used, and left out by reason; empty where prompts are the microworld's.
+    counts: what a file was taken for, and of its rows: read, used, and left out by reason; empty where prompts are the
+    microworld's.
     """
 
     a: tuple[Labelled, ...]
     b: tuple[Prompt, ...]
     ceiling: tuple[Labelled, ...] = ()
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -75,7 +78,7 @@ def flattened(turns: Turns) -> str:
     return " ".join(f"{who.upper()}: {said}" for who, said in turns)
 
 
-def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]:
+def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
     world, data = World(recipe.world), recipe.data
     pools = world.training()
     drawn: list[Prompt] = []
@@ -87,10 +90,10 @@ def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]
     return drawn, lambda prompt: Labelled(prompt, *world.labels(prompt, recipe.seed)), {}
 
 
-def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]:
+def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
     """One pair of every prompt, so that no prompt can stand in both halves. Their kind is not known: "general"."""
     data = recipe.data
-    loaded = load(data.file)
+    loaded = load(data.file, data.format or None)
     left_out = loaded.counts
     rows: dict[str, Labelled] = {}
     for pair in loaded.rows:
@@ -110,5 +113,6 @@ def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, int]]:
                        f"and it has {len(rows)}{why}")  # fmt: skip
     drawn = random.Random(f"halves/{recipe.seed}/file").sample([row.prompt for row in rows.values()], wanted)
     left_out["more than the halves ask for"] = len(rows) - len(drawn)
-    counts = {"read": loaded.read, "used": len(drawn), **{why: count for why, count in left_out.items() if count}}
+    left_out["of a kind that is said and read by nothing"] = sum(pair.said_kind for pair in loaded.rows)
+    counts = counted(loaded) | {"used": len(drawn)} | {why: n for why, n in left_out.items() if n}
     return drawn, lambda prompt: rows[prompt.text], counts

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from choreo.config import MacpoRecipe
+from choreo.data.reading import taken
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
@@ -61,12 +62,13 @@ def train(
     Raises Interrupted, its state saved, when `progress` was interrupted.
     """
     crew = crew or Crew.load(recipe)
+    for remark in crew.remarks():
+        progress.say(f"! {remark}")
     data = within(recipe, halves(recipe), crew)
     desk = Desk(recipe, crew, data.b)
     if data.counts:
         run.note(data=data.counts)
-        told = ", ".join(f"{what} {count}" for what, count in data.counts.items())
-        progress.say(f"{recipe.data.file or 'prompts'}: {told}")
+        progress.say(taken(recipe.data.file or "prompts", data.counts))
     phases = plan(recipe)
     over, (step, path) = 0, run.rewind()
     if path is not None:

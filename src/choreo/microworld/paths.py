@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from choreo import config
+from choreo import config, utf8
+from choreo.errors import BadInput
 from choreo.microworld.world import BASES
 
-# The settings of a recipe that name files, and those that may name the folder of a model.
-FILES = {"template", "feedback_template", "file", "wrap", "weights", "cache"}
+# The settings of a recipe that name files, those that may name the folder of a model, and a file with a template.
+FILES = {"file", "wrap", "weights", "cache"}
+TEMPLATES = {"template", "feedback_template"}  # or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 
@@ -25,8 +27,12 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
             return {k: inner if k == "model" and value.get("url") else walk(inner, k) for k, inner in value.items()}
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
-        if value and (key in FILES or (key in MODELS and local(value))):
+        here = key in FILES or (key in MODELS and local(value)) or (key in TEMPLATES and Path(value).is_file())
+        if value and here:
             return str(Path(value).absolute())
         return value
+
+    if not utf8.is_text(here := str(Path.cwd())):
+        raise BadInput(f"{utf8.shown(here)}: a run cannot be made in a folder whose name is not UTF-8")
 
     return type(recipe).model_validate(walk(recipe.model_dump()))

@@ -30,5 +30,8 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
+    told = asdict(turn)
+    if not turn.failure:
+        del told["failure"]
     # Nine digits hold a float32 exactly, in half the bytes of its float64 spelling.
-    return asdict(turn) | {"logprobs": [float(f"{value:.9g}") for value in turn.logprobs]}
+    return told | {"logprobs": [float(f"{value:.9g}") for value in turn.logprobs]}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from choreo.errors import BadInput, cause, opening
+from choreo.errors import BadInput, first_line, opening
 
 TEMPORARY = ".tmp"
 
@@ -43,7 +43,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not JSON: {cause(error)}") from None
+        raise BadInput(f"{path}: not JSON: {first_line(error)}") from None
     if not isinstance(said, dict):
         raise BadInput(f"{path}: expected a JSON object")
     return said

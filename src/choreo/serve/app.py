@@ -26,7 +26,7 @@ from choreo.serve.keys import Key, Limiter, find
 from choreo.serve.openapi import description
 from choreo.serve.pages import pages
 from choreo.serve.shapes import Health, Model, Models, Ready
-from choreo.serve.wire import ApiError, ChatRequest, read_request
+from choreo.serve.wire import ApiError, ChatRequest, internal, read_request
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    """The client learns nothing of it; uvicorn logs the traceback."""
-    body = ApiError(500, "internal error", type="server_error", code="internal_error").body
-    return JSONResponse(body, 500)
+    """uvicorn logs the traceback."""
+    return JSONResponse(internal().body, 500)

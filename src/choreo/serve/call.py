@@ -54,8 +54,8 @@ class Call:
             server.agents[CONVERSATION].room(self.games[0], self.wish, 0 if self.mode == "off" else self.rounds)
         except TooLong as error:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
-        except BadInput as error:  # a template may want roles to take turns
-            raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+        except BadInput as error:
+            raise _unsuited(error) from None
 
     async def whole(self) -> Completion:
         outcomes = await self.play()
@@ -160,10 +160,12 @@ class Call:
         tasks = [asyncio.create_task(one(i, game)) for i, game in enumerate(self.games)]
         try:
             outcomes = list(await asyncio.gather(*tasks))
-        except (Down, TimeoutError) as error:
+        except (Down, TimeoutError, BadInput) as error:
             server.figures.failed.labels("draft").inc()
             why, ms = str(error) or "deadline", round(1000 * (time.monotonic() - self.began))
             log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=why, ms=ms)
+            if isinstance(error, BadInput):
+                raise _unsuited(error) from None
             if isinstance(error, Refused):
                 raise ApiError(400, str(error), param="messages", code="refused_upstream") from None
             if isinstance(error, Down):
@@ -175,6 +177,12 @@ class Call:
                 task.cancel()
         server.figures.latency.labels(self.mode).observe(time.monotonic() - self.began)
         return outcomes
+
+
+def _unsuited(error: BadInput) -> ApiError:
+    """The model's chat template does not take the conversation: it may want roles to take turns."""
+    message = f"the model does not take such a conversation: {error}"
+    return ApiError(400, message, param="messages", code="invalid_value")
 
 
 def _settled(text: str, stop: Sequence[str]) -> str:

@@ -75,12 +75,16 @@ class Agent(Protocol):
     trained: bool
 
     def room(self, game: Episode, wish: Wish, rounds: int) -> None:
-        """Raises TooLong where a game that begins like `game` may come to need more context than there is."""
+        """Raises TooLong where a game that begins like `game` may come to need more context than there is. Of a game
+        that has its answer it is asked for the review alone.
+
+        Raises BadInput where the chat template cannot hold such a conversation.
+        """
         ...
 
     async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
-        """This agent's next turn in `game`. Raises Down. `token` hears the turn so far after every token of an answer,
-        where the agent can."""
+        """This agent's next turn in `game`. `token` hears the turn so far after every token of an answer, where the
+        agent can. Raises Down, and BadInput as `room` does."""
         ...
 
 
@@ -146,7 +150,8 @@ async def dance(
     tell: Callable[[Move, Episode], None] = lambda move, game: None,
     token: Callable[[Turn], None] | None = None,
 ) -> Outcome:
-    """Plays `game` to its end. Raises Down or TimeoutError where there is no draft; every later failure is an outcome.
+    """Plays `game` to its end. Raises Down, TimeoutError or BadInput (a chat template that does not take the
+    conversation) where there is no draft; every later failure is an outcome.
 
     rounds: T_max. "off" plays none, "shadow" and "guard" review the draft and leave it so, "always" has every answer
         revised. In training the game ends with the last revision; here it is reviewed too, and withheld where it is
@@ -165,13 +170,13 @@ async def dance(
         try:
             async with asyncio.timeout(wish.deadline - began):
                 said = await agents[agent].say(game, wish, token if stage == "draft" else None)
-        except (Down, TimeoutError, BadInput) as error:  # the last of a template that wants roles to take turns
+        except (Down, TimeoutError, BadInput) as error:
             if stage == "draft":
                 raise
             failed: Failure = "revision" if stage == "revision" else "feedback"
             if failed == "feedback" and isinstance(error, TimeoutError):
                 failed = "timeout"
-            why = str(error) if isinstance(error, Down) else ""
+            why = str(error)
             return Outcome(mode, game, tuple(moves), failed, failed in opened, why)
         if agent == CONVERSATION:
             game = answered(game, said.turn)

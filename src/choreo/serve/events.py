@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine
+from traceback import format_tb
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from choreo.serve.figures import log
 from choreo.serve.shapes import Chunk, Error
-from choreo.serve.wire import ApiError
+from choreo.serve.wire import ApiError, internal
 
 T = TypeVar("T")
 Push = Callable[[Chunk], None]
@@ -43,6 +45,11 @@ class EventStream(Response):
                 if not started and events.empty():
                     raise
                 events.put_nowait(_event(error.body))
+            except Exception as error:  # a bug, which must not break the connection
+                if not started and events.empty():
+                    raise
+                log("stream failed", "critical", why=type(error).__name__, where=format_tb(error.__traceback__))
+                events.put_nowait(_event(internal().body))
             finally:
                 events.put_nowait(None)
 

@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from choreo.serve.dance import STAGES, Outcome
+from choreo.utf8 import REPLACED
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -39,6 +40,7 @@ class Figures:
         self.unchecked = counter("unchecked", "Answers streamed before their review", "key")
         self.failed = counter("failed", "Failures, by stage", "stage")
         self.disconnected = counter("disconnected", "Clients that left before their answer", "key")
+        self.broken = counter("broken", "Turns that hold a broken character (U+FFFD)", "stage")
         self.tokens = counter("tokens", "Tokens sampled, by stage", "stage")
         self.latency = histogram("e2e_request_latency_seconds", "From a request to the end of its answer")
         self.first = histogram("time_to_first_token_seconds", "From a request to the first token that the client gets")
@@ -69,6 +71,9 @@ class Figures:
             elif outcome.withheld:  # a review in the shadow withholds nothing
                 self.blocked.labels(key, outcome.failed).inc()
             self.failed.labels(outcome.failed).inc()
+        for move in outcome.moves:
+            if REPLACED in move.said.turn.text:
+                self.broken.labels(move.stage).inc()
         for stage in STAGES:
             self.tokens.labels(stage).inc(outcome.tokens(stage))
         if mode not in ("off", "shadow"):  # in these nobody waits for it
@@ -81,7 +86,7 @@ class Figures:
 def log(event: str, level: str = "info", **facts: Any) -> None:
     """One line on the error stream."""
     line = {"time": round(time.time(), 3), "level": level, "event": event, **facts}
-    print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
+    print(json.dumps(line), file=sys.stderr, flush=True)  # in ASCII, whatever the stream can write
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:

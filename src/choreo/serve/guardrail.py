@@ -12,19 +12,20 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from choreo.errors import BadInput
 from choreo.serve.dance import Guard, Outcome, TooLong, Wish, dance
 from choreo.serve.events import ClientLeft, while_there
 from choreo.serve.keys import Key
 from choreo.serve.shapes import Action
 from choreo.serve.wire import ApiError, Strict, read_object, validated
-from choreo.types import CONVERSATION, Episode, Prompt, Turn
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn
 
 if TYPE_CHECKING:
     from choreo.serve.app import Server
@@ -186,10 +187,11 @@ async def _judged(
     server: Server, key: Key, prompt: Prompt | None, texts: Sequence[str], mode: Guard, began: float
 ) -> list[Verdict]:
     """Each is counted and logged before anybody hears of it. prompt: None where there is nothing that can be read."""
-    if prompt is None or not _fits(server, prompt, texts):
-        verdicts = [_unread(server, mode, text) for text in texts]
+    why = "no conversation, or no text" if prompt is None else _unreadable(server, prompt, texts)
+    if prompt is None or why:
+        verdicts = [_unread(server, mode, text, why) for text in texts]
     else:
-        games = [Episode(prompt, i, (_turn(server, text),)) for i, text in enumerate(texts)]
+        games = [Episode(prompt, i, (_said(text, server.encode(text)),)) for i, text in enumerate(texts)]
         verdicts = list(await asyncio.gather(*(_reviewed(server, game, mode, began) for game in games)))
     ms = round(1000 * (time.monotonic() - began))
     for verdict in verdicts:
@@ -209,26 +211,22 @@ def _answer(texts: Sequence[str], verdicts: Sequence[Verdict]) -> Action:
     return {"action": "NONE"} if passed == list(texts) else {"action": "GUARDRAIL_INTERVENED", "texts": passed}
 
 
-def _unread(server: Server, mode: Guard, text: str) -> Verdict:
+def _unread(server: Server, mode: Guard, text: str, why: str) -> Verdict:
     """A review that cannot be made, as one that failed."""
     opened = "feedback" in server.settings.opened
-    game = Episode(Prompt("", "", "general", "guardrail"), 0, (Turn(CONVERSATION, 0, (), (), (), 0, text, True),))
-    outcome = Outcome(mode, game, (), "feedback", opened, "no conversation, no text, or too much of it")
-    return Verdict(outcome, text if opened else None, UNREVIEWED)
+    game = Episode(Prompt("", "", "general", "guardrail"), 0, (_said(text),))
+    return Verdict(Outcome(mode, game, (), "feedback", opened, why), text if opened else None, UNREVIEWED)
 
 
-def _fits(server: Server, prompt: Prompt, texts: Sequence[str]) -> bool:
-    """Whether both agents can read the conversation and the longest text; told without encoding what is far too long,
-    which would hold up everybody."""
-    longest = max(texts, key=len)
-    told = replace(prompt, earlier=(*prompt.earlier, ("assistant", longest)))
+def _unreadable(server: Server, prompt: Prompt, texts: Sequence[str]) -> str:
+    """Why the feedback agent cannot read the conversation and the longest text; "" where it can. It is told without
+    encoding what is far too long, which would hold up everybody. A revision that has no room fails by itself."""
     wish = Wish(server.settings.answer_tokens, 0.0, (), 0, 0.0)
     try:
-        for agent in server.agents.values():
-            agent.room(Episode(told, 0, ()), wish, server.settings.rounds)
-    except TooLong:
-        return False
-    return True
+        server.agents[FEEDBACK].room(Episode(prompt, 0, (_said(max(texts, key=len)),)), wish, server.settings.rounds)
+    except (TooLong, BadInput) as error:
+        return str(error)
+    return ""
 
 
 async def _reviewed(server: Server, game: Episode, mode: Guard, began: float) -> Verdict:
@@ -242,8 +240,8 @@ async def _reviewed(server: Server, game: Episode, mode: Guard, began: float) ->
     return Verdict(outcome, outcome.answer.text)
 
 
-def _turn(server: Server, text: str) -> Turn:
-    return Turn(CONVERSATION, 0, (), server.encode(text), (), 0, text, True)
+def _said(text: str, ids: tuple[int, ...] = ()) -> Turn:
+    return Turn(CONVERSATION, 0, (), ids, (), 0, text, True)
 
 
 def _letters(prompt: Prompt | None) -> int:

@@ -201,10 +201,14 @@ class LocalAgent:
         self._longest = max(map(len, chat.tokenizer.get_vocab()))  # letters that one token can stand for
 
     def room(self, game: Episode, wish: Wish, rounds: int) -> None:
-        texts = [*(text for _, text in game.prompt.earlier), game.prompt.text]
+        texts = [*(text for _, text in game.prompt.earlier), game.prompt.text, *(turn.text for turn in game.answers)]
         roles = [role for role, _ in game.prompt.earlier]
-        around = self.chat.room(rounds, wish.max_tokens, self.feedback_tokens, roles)
-        told = f"answers of up to {wish.max_tokens} with {rounds} rounds of feedback, and roles, may take {around}"
+        if game.answers:
+            around = self.chat.room(1, 0, self.feedback_tokens, roles, (FEEDBACK,))
+            told = f"its review, and roles, may take {around}"
+        else:
+            around = self.chat.room(rounds, wish.max_tokens, self.feedback_tokens, roles)
+            told = f"answers of up to {wish.max_tokens} with {rounds} rounds of feedback, and roles, may take {around}"
         letters = sum(map(len, texts))
         if letters > self.positions * self._longest:  # which needs no encoding, and so takes no time
             raise TooLong(f"this model reads {self.positions} tokens; the messages have {letters} letters, and {told}")
@@ -226,14 +230,20 @@ class LocalAgent:
         if self.agent == FEEDBACK:
             return await self._review(game, asked)
         done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(game, wish.stop, token)))
-        return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+        return self._said(game, asked, done, len(done.ids))
+
+    def _said(self, game: Episode, asked: Request, done: Completion, sampled: int) -> Said:
+        turn = spoken(self.chat, game, self.agent, asked.context, done)
+        if turn.failure:
+            raise Down(f"the {self.agent} agent gave no turn: {turn.failure}")
+        return Said(turn, sampled, len(asked.context))
 
     async def _review(self, game: Episode, asked: Request) -> Said:
         """At temperature 0: a review that is sampled could be drawn again, by another seed or n, until it lets an
         answer pass."""
         if self.skeleton is None:
             done = await self._sample(Row(asked, self.feedback_tokens, 0.0))
-            return Said(spoken(self.chat, game, self.agent, asked.context, done), len(done.ids), len(asked.context))
+            return self._said(game, asked, done, len(done.ids))
         head = self.skeleton.head
         begun = replace(asked, context=(*asked.context, *head))
         room = max(1, self.feedback_tokens - len(head))
@@ -242,7 +252,7 @@ class LocalAgent:
         ids = self.skeleton.whole(done.ids)
         self.recall.learn(ids)
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
-        return Said(spoken(self.chat, game, self.agent, asked.context, whole), len(done.ids), len(asked.context))
+        return self._said(game, asked, whole, len(done.ids))
 
     def _heard(
         self, game: Episode, stop: Sequence[str], token: Callable[[Turn], None] | None

@@ -22,13 +22,15 @@ from choreo.waltz.trainer import restore
 class Resident:
     """The agents of the run at `path`. fingerprint: the checkpoint's step, and the base's contents.
 
+    remarks: as those of the pair.
+
     Raises BadInput where it is no run of a pair, or a model that cannot be served.
     """
 
     def __init__(self, path: Path):
         self.path, self.recipe = path, recipe_of(path)
         pair, self.fingerprint = self._load()
-        self.chat = pair.players[CONVERSATION].chat
+        self.chat, self.remarks = pair.players[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
         try:
             self.worker = Worker(pair)

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from choreo.errors import BadInput
+from choreo.judges.client import key_in
 from choreo.serve import keys as keyring
 from choreo.serve.app import Server, Settings
 from choreo.serve.dance import Agent, Mode
@@ -84,6 +85,8 @@ async def _serve(
             "say --mode off if that is what you want"
         )
     pair = Resident(options.run)
+    for remark in pair.remarks:
+        log("template", "warning", why=remark)
     protocol = pair.recipe.protocol
     agents = dict(pair.agents)
     for agent, address in addresses.items():
@@ -194,6 +197,6 @@ def keys_of(options: Options) -> tuple[Sequence[keyring.Key], str | None]:
         return keyring.load(options.keys), None
     if options.host not in LOOPBACK:
         raise BadInput(f"--host {options.host}: others can reach it, so it needs --keys FILE (choreo key NAME)")
-    given = os.environ.get(KEY_VARIABLE, "").strip()
+    given = key_in(KEY_VARIABLE)
     secret = given or keyring.new_key()
     return [keyring.own_key(secret)], None if given else secret

@@ -7,7 +7,6 @@ schema, the conversation agent by a sentence around each feedback.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,12 @@ from typing import Any
 import httpx2
 
 from choreo.errors import BadInput
-from choreo.judges.client import LARGEST, Failure, Reply, parse
+from choreo.judges.client import LARGEST, key_in
+from choreo.judges.reply import Failure, Reply, parse
 from choreo.serve.dance import Down, Refused, Said, Wish
+from choreo.text.thinking import FILTERED
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
-from choreo.waltz.speakers import after_thinking, form, messages, seed_of
+from choreo.waltz.speakers import form, messages, seed_of
 from choreo.waltz.spoken import asked_of
 
 RETRIES = 2  # of what may pass, within the request's deadline
@@ -57,9 +58,7 @@ class Address:
 
     @property
     def headers(self) -> dict[str, str]:
-        key = os.environ.get(self.key_variable, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise BadInput(f"{self.key_variable}: holds no key that can be sent (a line break, or no ASCII)")
+        key = key_in(self.key_variable)
         return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -90,10 +89,12 @@ class Upstream:
         if self.agent == FEEDBACK:
             body["max_tokens"] = self.feedback_tokens
         reply = await self._ask(body)
-        text, finished = after_thinking(reply.refused or reply.text), reply.finish != "length"
-        if text is None:
-            raise Down(f"the {self.agent} server only thought")  # and was cut off before it answered
-        turn = Turn(self.agent, len(game.reviews), (), self.encode(text), (), 0, text, finished)
+        text, failure = reply.said
+        if failure == FILTERED:
+            raise Refused(f"the {self.agent} server withholds its turn")
+        if failure:
+            raise Down(f"the {self.agent} server gave no turn: {failure}")
+        turn = Turn(self.agent, len(game.reviews), (), self.encode(text), (), 0, text, reply.finish != "length")
         return Said(turn, reply.completion_tokens or 0, reply.prompt_tokens or 0)
 
     async def _ask(self, body: dict[str, Any]) -> Reply:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from choreo import utf8
 from choreo.serve.dance import STAGES, UNSAFE, WITHHELD, Mode, Outcome, cut, trace
 from choreo.serve.shapes import (
     AssistantMessage,
@@ -51,6 +52,11 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.headers = status, headers
         self.body: Error = {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def internal() -> ApiError:
+    """A bug of ours, of which the client learns nothing."""
+    return ApiError(500, "internal error", type="server_error", code="internal_error")
 
 
 class Strict(BaseModel):
@@ -131,9 +137,12 @@ def read_json(body: bytes) -> Any:
     """Raises ApiError for what is not JSON or holds what is no text (half a surrogate pair)."""
     try:
         data = json.loads(body, parse_constant=_refuse)
-        json.dumps(data, ensure_ascii=False).encode()
+        wrong = utf8.broken(data)
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is not JSON in UTF-8", code="invalid_json") from None
+    if wrong:
+        message = f"the body is not JSON in UTF-8: {wrong[1]}"
+        raise ApiError(400, message, param=".".join(wrong[0]) or None, code="invalid_json")
     return data
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from choreo import models
-from choreo.errors import BadInput
+from choreo.errors import BadInput, first_line
+from choreo.text.sealed import sealed
+from choreo.text.thinking import arrived
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
 ROLES = ("system", "user", "assistant")
@@ -37,10 +39,11 @@ def message(role: str, content: str) -> dict[str, str]:
 class Chat:
     """A tokenizer with role tokens. `end_id` closes a turn and is learned; `pad_id` never is.
 
-    options: what its chat template is rendered with, beside the messages.
+    options: what its chat template is rendered with, beside the messages. remarks: what a user should know of it.
     """
 
     options: Mapping[str, Any] = {}
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -51,27 +54,31 @@ class Chat:
         self._special = frozenset((self.end_id, self.pad_id, *self._role.values()))
         if len(self._special) != len(TOKENS):
             raise ValueError(f"the tokenizer must have distinct tokens {', '.join(TOKENS)}")
+        self._sealed = sealed(tokenizer, self._special)
 
     @classmethod
-    def load(cls, folder: str | Path, template: str | Path = "", setting: str = "template in the recipe") -> Chat:
+    def load(
+        cls, folder: str | Path, template: str | Path = "", setting: str = "template in the recipe", rounds: int = 1
+    ) -> Chat:
         """The chat of a model's folder: the microworld's where its tokenizer has those tokens, else its own template's.
 
-        template: a file with a chat template (Jinja) in place of the model's own. setting: how a user names one.
-        Raises BadInput for a folder without a tokenizer, with one that is another model's, or with neither those tokens
-        nor a template.
+        template: a file with a chat template (Jinja) in place of the model's own, or the name of one of several that
+            the model has. setting: how a user names one. rounds: of feedback, which the template has to hold.
+        Raises BadInput for a folder without a tokenizer, with one that is another model's, with neither those tokens
+        nor a template, or with a template that cannot be used.
         """
-        from choreo.text.template import TemplateChat
+        from choreo.text.template import TemplateChat, template_of
 
-        own = _template(Path(template)) if template else None
         tokenizer = models.tokenizer(folder)
         try:
-            shipped = not template and set(TOKENS) <= tokenizer.get_vocab().keys()
-            if not shipped and own is None and not tokenizer.chat_template:
-                raise BadInput(f"its tokenizer has no chat template; name a file with one ({setting})")
-            chat = Chat(tokenizer) if shipped else TemplateChat(tokenizer, own)
-            written = {chat.end_id, chat.pad_id, *chat.answer_context((), [((), ())]), *chat.review_context((), ())}
+            chat: Chat
+            if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
+                chat = Chat(tokenizer)
+            else:
+                chat = TemplateChat(tokenizer, template_of(tokenizer, str(template), setting), rounds)
+            written = {chat.end_id, chat.pad_id, *chat.answer_context(()), *chat.review_context((), ())}
         except (OSError, ValueError, BadInput) as error:
-            raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
+            raise BadInput(f"{folder}: {first_line(error, 1000)}") from None
         models.check_ids(folder, tokenizer, written)
         return chat
 
@@ -85,19 +92,27 @@ class Chat:
         return blake2b(repr(sorted(self.tokenizer.get_vocab().items())).encode(), digest_size=16).digest()
 
     def encode(self, text: str) -> Ids:
-        """Ids of plain text. Role tokens spelled out in `text` stay text: a user cannot open a turn."""
+        """Ids of plain text, which are never a turn's marks: a user who writes these has written text."""
         return self._encode(text) if len(text) <= KEPT else self._tokenize(text)
 
     def _tokenize(self, text: str) -> Ids:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        return self._sealed(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text for judges and readers: special tokens are left out."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Text for judges and readers: special tokens and a turn's marks are left out."""
+        return self.tokenizer.decode(
+            [*self.content(tuple(ids))], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def spoken(self, ids: Ids) -> Ids:
         """What of a turn's ids others read."""
         return ids
+
+    def failure(self, ids: Ids, finished: bool = True) -> str:
+        """Why a turn did not arrive, "" where it did (`arrived`). finished: False where a cut at the limit before the
+        first word counts as such; training reads that as the empty answer that it is."""
+        thought = len(self.spoken(ids)) < len(ids)
+        return arrived(self.decode(ids), "stop" if finished else "length", thought=thought)[1]
 
     def heard(self, turn: Turn, writer: Chat) -> Ids:
         """What is read here of a turn that was written in `writer`: the ids that were sampled where both share a
@@ -175,18 +190,10 @@ class Chat:
         earlier: the roles of the turns before the prompt, whose words count as the prompt's.
         """
         before = [(role, ()) for role in earlier]
-        said = rounds * (answer_tokens + feedback_tokens) + answer_tokens
-        room = {CONVERSATION: len(self.answer_context((), [((), ())] * rounds, before)) + said}
-        if rounds:
-            room[FEEDBACK] = len(self.review_context((), (), before)) + answer_tokens + feedback_tokens
-        return max((tokens for agent, tokens in room.items() if agent in agents), default=0)
-
-
-def _template(file: Path) -> str:
-    """The chat template in `file`. Raises BadInput where there is none."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadInput(f"{file}: not UTF-8 text") from None
-    except OSError as error:
-        raise BadInput(f"template {file}: {error.strerror}") from None
+        room = [0]
+        if CONVERSATION in agents:
+            said = rounds * (answer_tokens + feedback_tokens) + answer_tokens
+            room.append(len(self.answer_context((), [((), ())] * rounds, before)) + said)
+        if FEEDBACK in agents and rounds:
+            room.append(len(self.review_context((), (), before)) + answer_tokens + feedback_tokens)
+        return max(room)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from choreo.text.replies import LONGEST, objects, thought
+from choreo import utf8
+from choreo.text.replies import LONGEST, objects
+from choreo.text.thinking import behind
 from choreo.types import Feedback
 
-# JSON's escape for half a surrogate pair is grammatical but is not text: it cannot be encoded again.
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS = {"reasoning": str, "unsafe": bool, "overrefuse": bool, "feedback": str}
 
 # The same for servers that hold a model to a schema, reasoning first, so that the labels follow from it.
@@ -46,7 +46,7 @@ def parse_feedback(text: str) -> Feedback | None:
         return None
     if any(type(data[name]) is not kind for name, kind in _FIELDS.items()):
         return None
-    if any(_SURROGATE.search(data[name]) for name in ("reasoning", "feedback")):
+    if utf8.broken(data):  # JSON can spell half a surrogate pair; what is not text is not applied
         return None
     return Feedback(**data)
 
@@ -63,7 +63,7 @@ def read_feedback(text: str, material: Sequence[str], finished: bool = True) -> 
     """
     if (strict := parse_feedback(text)) is not None:
         return strict
-    begin = thought(text)
+    begin = behind(text)
     found = objects(text) if finished and len(text) - begin <= LONGEST else []
     if not found or any(said != found[0][0] for said, _ in found):
         return None
@@ -95,7 +95,7 @@ def _feedback(said: dict[str, Any]) -> Feedback | None:
     if len(set(names)) < len(names) or not isinstance(unsafe, bool) or not isinstance(overrefuse, bool):
         return None
     reasoning, words = (said.get(name) if said.get(name) is not None else "" for name in ("reasoning", "feedback"))
-    if not isinstance(reasoning, str) or not isinstance(words, str) or _SURROGATE.search(reasoning + words):
+    if not isinstance(reasoning, str) or not isinstance(words, str) or utf8.broken([reasoning, words]):
         return None
     if (unsafe or overrefuse) and not words.strip():
         return None

@@ -10,7 +10,8 @@ import json
 import re
 from typing import Any
 
-THOUGHT = "</think>"
+from choreo.text.thinking import behind
+
 LONGEST = 2**15  # letters that are searched, from the end: no verdict takes more
 
 # An object without objects or lists in it, written as Python or JavaScript would: single quotes, True, a last comma.
@@ -27,7 +28,7 @@ def objects(reply: str) -> list[tuple[dict[str, Any], slice]]:
 
     An object that names a field twice says two things: it is {}.
     """
-    begin = max(thought(reply), len(reply) - LONGEST)
+    begin = max(behind(reply), len(reply) - LONGEST)
     found: list[tuple[dict[str, Any], slice]] = []
     while opens := _OPENS.search(reply, begin):
         at, begin = opens.start(), opens.start() + 1
@@ -41,13 +42,6 @@ def objects(reply: str) -> list[tuple[dict[str, Any], slice]]:
             found.append((said, slice(at, end)))
             begin = end
     return found
-
-
-def thought(reply: str) -> int:
-    """Where what was only thought ends, in a <think> block; 0 where there is none."""
-    if THOUGHT in reply:
-        return reply.rfind(THOUGHT) + len(THOUGHT)
-    return len(reply) if reply.lstrip().startswith("<think>") else 0
 
 
 def _flat(text: str, begin: int) -> tuple[dict[str, Any] | None, int]:

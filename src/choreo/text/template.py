@@ -3,20 +3,24 @@
 A template makes text of messages. It is rendered once for every shape of history, with marks where contents go; what
 stands between the marks is encoded once, and contents, which are ids, are put where the marks were. So the template
 decides what surrounds a turn, and never sees, changes or encodes anew what was sampled.
+
+The tokens that a template sets around turns are its marks. What is said never has one, whoever says it: text is encoded
+without them (sealed.py), and sampled ones are left out of contexts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
-from choreo.errors import BadInput
+from choreo import utf8
+from choreo.errors import BadInput, first_line
 from choreo.text.chat import Chat, Ids, message
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
+from choreo.text.sealed import sealed
 from choreo.types import CONVERSATION, FEEDBACK
 
 # Some templates write today's date, and a run must not depend on the day; some make room for reasoning, which the
@@ -30,35 +34,73 @@ Frame = tuple[Ids, ...]  # the ids before, between and after the contents
 _MARK = re.compile(r"zqx(\d+)xqz")
 
 
-class TemplateChat(Chat):
-    """A tokenizer with a chat template: its own, or `template`.
+def template_of(tokenizer: Any, named: str = "", setting: str = "template in the recipe") -> str:
+    """The chat template of `tokenizer` that is used: its only one, or the one named "default" of several.
 
-    end_id: the special token that the template writes after an answer; the tokenizer's EOS where it writes none.
+    named: a file with another, or the name of one of several. setting: how a user names it.
+    Raises BadInput where there is none.
+    """
+    own = tokenizer.chat_template
+    several: dict[str, str] = own if isinstance(own, dict) else {}
+    if named:
+        try:
+            return Path(named).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise BadInput(f"template {named}: not UTF-8 text") from None
+        except OSError as error:
+            if named in several:
+                return several[named]
+            there = f", and the tokenizer's templates are {', '.join(sorted(several))}" if several else ""
+            raise BadInput(f"template {named}: {error.strerror}{there}") from None
+    if several and "default" not in several:
+        names = ", ".join(sorted(several))
+        raise BadInput(f"its tokenizer has several chat templates and none is named default: {names}; "
+                       f"name one of these or a file ({setting})")  # fmt: skip
+    if not own:
+        raise BadInput(f"its tokenizer has no chat template; name a file with one ({setting})")
+    return several["default"] if several else str(own)
+
+
+class TemplateChat(Chat):
+    """A tokenizer with a chat template: `template`, or its own (`template_of`).
+
+    end_id: the first mark that the template writes after an answer. Where it writes none it is the tokenizer's EOS,
+        which is then written after every answer.
     pad_id: any token but end_id will do, for padding is never looked at; the tokenizer's own where it has such a one.
+    rounds: how many rounds of feedback the template has to hold.
     Raises BadInput, saying what is wrong with the template.
     """
 
     options = OPTIONS
 
-    def __init__(self, tokenizer: Any, template: str | None = None):
-        if template is None and not tokenizer.chat_template:
-            raise BadInput("its tokenizer has no chat template; name a file with one in the recipe (template)")
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: Any, template: str | None = None, rounds: int = 1):
+        self.tokenizer, self.template = tokenizer, template_of(tokenizer) if template is None else template
         self._encode = lru_cache(maxsize=8192)(self._tokenize)
         self._frame = lru_cache(maxsize=64)(self._split)
-        added = tokenizer.added_tokens_decoder
-        self._special = frozenset({i for i, token in added.items() if token.special} | {*tokenizer.all_special_ids})
         # Tokenizers of the SentencePiece kind put a space before whatever begins a text. In the middle of one, where
         # contents stand, there is none.
         self._newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
         together = tuple(tokenizer.encode("\na", add_special_tokens=False))
         self._spaced = together != self._newline + tuple(tokenizer.encode("a", add_special_tokens=False))
+        self._closing = ""
         self._system = self._takes_system()
         self._forgets, self._begun = self._reasoning()
-        self.end_id: int = self._end()
+        turns = self._literals(_turns())
+        frames = turns, self._literals([message("system", _mark(0)), message("user", _mark(1))])
+        written = marks(tokenizer, self.template, {
+            text: self._literal(text, first=i == 0) for literals in frames for i, text in enumerate(literals)
+        })  # fmt: skip
+        self._special, self._sealed = written.left_out, sealed(tokenizer, written.sealed)
+        end = self._end(turns[2])
+        if end is None:
+            end, self._closing = self._eos()
+        self.end_id: int = end
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None and pad != self.end_id else int(self.end_id == 0)
         self._special |= {self.end_id}
+        self.remarks = self._remarks(turns[1])
+        for shape in (0, rounds, None):
+            self._frame(shape)
 
     def answer_context(
         self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = (), earlier: Sequence[tuple[str, Ids]] = ()
@@ -73,9 +115,8 @@ class TemplateChat(Chat):
         return self._fill(self._frame(None, tuple(role for role, _ in earlier)), contents)
 
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:
-        messages = [message("system", system)] if system else []
-        messages += [message(role, _mark(i)) for i, (role, _) in enumerate(turns)]
-        return self._fill(self._cut(messages, len(turns)), self._said(turns))
+        said = [*([("system", self.encode(system))] if system else []), *turns]
+        return self._fill(self._cut([message(role, _mark(i)) for i, (role, _) in enumerate(said)]), self._said(said))
 
     def messages(self) -> dict[str, list[Message]]:
         def opened(agent: str, first: str) -> list[Message]:
@@ -84,43 +125,39 @@ class TemplateChat(Chat):
 
         return {
             "answer": opened(CONVERSATION, "{prompt}"),
-            "revise": [message("assistant", "{answer}"), message("user", REVISE.format("{feedback}"))],
+            "revise": [message("assistant", "{answer}" + self._closing), message("user", REVISE.format("{feedback}"))],
             "review": opened(FEEDBACK, REVIEW.format("{prompt}", "{answer}")),
         }
 
     def jinja(self) -> str:
-        return self.template or str(self.tokenizer.chat_template)
+        return self.template
 
     def decode(self, ids: Sequence[int]) -> str:
-        return super().decode(self.spoken(tuple(ids)))
+        return spell(self.tokenizer, self.content(self.spoken(tuple(ids))))
 
     def spoken(self, ids: Ids) -> Ids:
         """What is left of a turn when its reasoning is dropped, as such templates do with every earlier turn."""
         if not self._forgets:
             return ids
-        text = self._spell(ids)
+        text = spell(self.tokenizer, ids)
         if CLOSES not in text:
             return () if self._begun or OPENS in text else ids  # cut off while it was thinking
         low, high = 0, len(ids)  # the fewest ids that hold every closing mark
         while low < high:
             middle = (low + high) // 2
-            if self._spell(ids[:middle]).count(CLOSES) < text.count(CLOSES):
+            if spell(self.tokenizer, ids[:middle]).count(CLOSES) < text.count(CLOSES):
                 low = middle + 1
             else:
                 high = middle
-        while high < len(ids) and not self._spell(ids[high : high + 1]).strip():
+        while high < len(ids) and not spell(self.tokenizer, ids[high : high + 1]).strip():
             high += 1
         return ids[high:]
 
-    def _spell(self, ids: Ids) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
     def _tokenize(self, text: str) -> Ids:
         if not self._spaced:
-            return super()._tokenize(text)
-        whole = super()._tokenize("\n" + text)
-        n = len(self._newline)
-        return whole[n:] if whole[:n] == self._newline else super()._tokenize(text)
+            return self._sealed(text)
+        whole, n = self._sealed("\n" + text), len(self._newline)
+        return whole[n:] if whole[:n] == self._newline else self._sealed(text)
 
     def _said(self, turns: Sequence[tuple[str, Ids]]) -> list[Ids]:
         return [self.spoken(ids) if role == "assistant" else ids for role, ids in turns]
@@ -140,21 +177,26 @@ class TemplateChat(Chat):
         if rounds is None:
             shown = [f"{role}: {_mark(i)}\n\n" for i, role in enumerate(earlier)]
             before = "".join([EARLIER, *shown, "=====\n\n"]) if shown else ""
-            system, count = SYSTEM[FEEDBACK], first + 2
+            system = SYSTEM[FEEDBACK]
             turns = [message("user", before + REVIEW.format(_mark(first), _mark(first + 1)))]
         else:
-            system, count = SYSTEM[CONVERSATION], first + 2 * rounds + 1
+            system = SYSTEM[CONVERSATION]
             turns = [message(role, _mark(i)) for i, role in enumerate((*earlier, "user"))]
-            for i in range(first + 1, count, 2):
+            for i in range(first + 1, first + 2 * rounds + 1, 2):
                 turns += [message("assistant", _mark(i)), message("user", REVISE.format(_mark(i + 1)))]
-        return self._cut([*([message("system", system)] if system else []), *turns], count)
+        return self._cut([*([message("system", system)] if system else []), *turns])
 
-    def _cut(self, messages: list[Message], count: int) -> Frame:
+    def _cut(self, messages: list[Message]) -> Frame:
+        """The frame of messages in which marks stand for what is said, numbered from 0 in their order."""
+        return tuple(self._literal(text, first=i == 0) for i, text in enumerate(self._literals(messages)))
+
+    def _literals(self, messages: list[Message]) -> list[str]:
+        """What the template writes before, between and after the marks of `messages`."""
+        given = _MARK.findall("".join(said["content"] for said in messages))
         text, *rest = _MARK.split(self._render(messages))
-        if [int(number) for number in rest[::2]] != list(range(count)):
+        if rest[::2] != given:
             raise BadInput("its chat template leaves out, repeats or reorders what was said")
-        between = [self._literal(text, first=True), *(self._literal(part) for part in rest[1::2])]
-        return tuple(between)
+        return [text, *rest[1::2]]
 
     def _literal(self, text: str, first: bool = False) -> Ids:
         """Ids of what a template writes, its special tokens read as such."""
@@ -165,29 +207,37 @@ class TemplateChat(Chat):
         return whole[n:] if whole[:n] == self._newline else encoded
 
     def _taken(self, messages: list[Message]) -> list[Message]:
-        """Messages as the template takes them: a system message that it knows nothing of opens the first other one."""
+        """Messages as the template takes them: a system message that it knows nothing of opens the first other one, and
+        an answer that it does not end is ended by EOS."""
+        if self._closing:
+            messages = [m | {"content": m["content"] + self._closing} if m["role"] == "assistant" else m
+                        for m in messages]  # fmt: skip
         if messages[0]["role"] != "system" or self._system:
             return messages
         system, user, *rest = messages
-        return [message("user", f"{system['content']}\n\n{user['content']}"), *rest]
+        return [message(user["role"], f"{system['content']}\n\n{user['content']}"), *rest]
 
     def _render(self, messages: list[Message]) -> str:
         try:
             return self._apply(self._taken(messages))
-        except (TemplateError, ValueError, TypeError) as error:
-            raise BadInput(f"its chat template cannot be used: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # a template is a program, which can fail in any way
+            raise BadInput(f"its chat template cannot be used: {first_line(error)}") from None
 
     def _apply(self, messages: list[Message]) -> str:
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages, chat_template=self.template, tokenize=False, add_generation_prompt=True, **self.options
         )
+        if wrong := utf8.broken(text):
+            raise ValueError(f"it writes {wrong[1]}")
+        return text
 
     def _takes_system(self) -> bool:
         """Some templates refuse a system message and some pass over it; it then opens the first message."""
         try:
-            return _mark(1) in self._apply([message("system", _mark(1)), message("user", _mark(0))])
-        except (TemplateError, ValueError, TypeError):
+            text = self._apply([message("system", _mark(0)), message("user", _mark(1))])
+        except Exception:
             return False
+        return _MARK.findall(text) == ["0", "1"]
 
     def _reasoning(self) -> tuple[bool, bool]:
         """Whether the template drops the reasoning of earlier turns, and whether it begins one itself."""
@@ -196,17 +246,87 @@ class TemplateChat(Chat):
         asked = text.rpartition(_mark(3))[2]
         return _mark(2) in text and _mark(1) not in text, asked.rfind(OPENS) > asked.rfind(CLOSES)
 
-    def _end(self) -> int:
-        after = self._frame(1)[2]
-        for i, token in enumerate(after):
+    def _end(self, after: str) -> int | None:
+        """The mark with which the template ends an answer. after: what it writes behind one."""
+        ids = self._literal(after)
+        for i, token in enumerate(ids):
             if token in self._special:
-                return token if not self._spell(after[:i]).strip() else self._eos()
-        return self._eos()
+                return token if not spell(self.tokenizer, ids[:i]).strip() else None
+        return None
 
-    def _eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise BadInput("its chat template ends no turn with a special token, and its tokenizer has no EOS")
-        return self.tokenizer.eos_token_id
+    def _eos(self) -> tuple[int, str]:
+        token, text = self.tokenizer.eos_token_id, self.tokenizer.eos_token
+        if token is None:
+            raise BadInput("its chat template ends no answer with a token of its own, and its tokenizer has no EOS")
+        return token, text
+
+    def _remarks(self, between: str) -> tuple[str, ...]:
+        """between: what the template writes between a user's message and an answer."""
+        found = []
+        if self._special.isdisjoint(self._literal(between)):
+            shown = repr(between if len(between) <= 60 else f"{between[:60]}…")
+            found.append(f"its chat template opens an answer with ordinary text, {shown}: a user can write that too, "
+                         "and so pretend other turns")  # fmt: skip
+        if self._closing:
+            found.append(f"its chat template ends no answer with a token of its own: its tokenizer's EOS, "
+                         f"{self._closing!r}, is written after every answer")  # fmt: skip
+        return tuple(found)
+
+
+class Marks(NamedTuple):
+    """left_out: what no content has, sampled or not. sealed: what no text is encoded to."""
+
+    left_out: frozenset[int]
+    sealed: frozenset[int]
+
+
+def marks(tokenizer: Any, template: str, literals: Mapping[str, Ids]) -> Marks:
+    """The tokens that mark turns: those that are flagged special, and those that the template writes around turns
+    (`literals`, text and ids) and are no words or spaces: added to the vocabulary, or pieces of it such as
+    <start_of_turn> or User:.
+
+    What marks reasoning is no turn: an agent may sample it. Neither is what a template writes elsewhere, as around
+    tools; but no text is encoded to these.
+    """
+    added = tokenizer.added_tokens_decoder
+    flagged = {i for i, token in added.items() if token.special} | {*tokenizer.all_special_ids}
+    written: set[int] = set()
+    for literal, ids in literals.items():
+        words = set(literal.split())
+        for i in ids:
+            text = spell(tokenizer, (i,)).strip()
+            if text and (i in added or _bracketed(text) or (_mixed(text) and words.issuperset(text.split()))):
+                written.add(i)
+    # A letter or a comma cannot be spelled in other pieces. Some tokenizers have such a one as their pad.
+    bare = {i for i in flagged | written if _bare(spell(tokenizer, (i,)))} - (flagged & written)
+    elsewhere = {i for i, token in added.items() if _bracketed(token.content.strip()) and token.content in template}
+    reasoning = {i for i in written - flagged if spell(tokenizer, (i,)).strip() in (OPENS, CLOSES)}
+    turns = (flagged | written) - bare
+    names = {tokenizer.convert_ids_to_tokens(i).strip("▁Ġ") for i in turns if _mixed(spell(tokenizer, (i,)))}
+    held = re.compile("|".join(map(re.escape, sorted(names))) or "(?!)")  # a piece such as " <start_of_turn>" holds one
+    holding = {i for name, i in tokenizer.get_vocab().items() if held.search(name)}
+    return Marks(frozenset(turns - reasoning), frozenset(turns | elsewhere | holding))
+
+
+def spell(tokenizer: Any, ids: Ids) -> str:
+    """The text of `ids`, special tokens too."""
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _mixed(text: str) -> bool:
+    return any(map(str.isalnum, text)) and not text.isalnum()
+
+
+def _bracketed(text: str) -> bool:
+    return _mixed(text) and not text[0].isalnum() and not text[-1].isalnum()
+
+
+def _bare(text: str) -> bool:
+    return len(text) == 1 and text.isascii() and (text.isprintable() or text.isspace())
+
+
+def _turns() -> list[Message]:
+    return [message(role, _mark(i)) for i, role in enumerate(("user", "assistant", "user"))]
 
 
 def _mark(number: int) -> str:

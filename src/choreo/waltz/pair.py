@@ -27,16 +27,19 @@ class Pair:
 
     players: by agent; one for both where both are on one base.
     base: the fingerprint of it, or of both, joined by +.
+    remarks: what a user should know of their chat templates.
     """
 
     def __init__(self, recipe: WaltzRecipe):
-        """Raises BadInput where there is no such base, before any is loaded."""
+        """Raises BadInput where there is no such base, before any is loaded, or its chat template cannot be used."""
         shared = recipe.model.shared()
         folders = [base_folder(base) for base, _ in shared]
         self.base = "+".join(map(fingerprint, folders))
         self.players: dict[str, Player[LocalEngine]] = {}
-        for folder, ((_, template), agents) in zip(folders, shared.items(), strict=True):
-            chat = Chat.load(folder, template)
+        self.remarks: list[str] = []
+        for folder, ((base, template), agents) in zip(folders, shared.items(), strict=True):
+            chat = Chat.load(folder, template, rounds=recipe.protocol.rounds)
+            self.remarks += [f"{base}: {remark}" for remark in chat.remarks]
             team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
             player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
             self.players |= dict.fromkeys(agents, player)

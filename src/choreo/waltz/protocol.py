@@ -69,7 +69,7 @@ def play(
 
     answer_tokens, feedback_tokens: most new tokens per turn of each agent.
     key: what the noise is drawn from, e.g. (seed, step). With it goes (prompt id, sample, act, round), so
-        a game is the same whatever it is batched with, and c_0 is the same for any number of rounds.
+        a game has the same noise whatever it is batched with, and c_0 has it for any number of rounds.
     reviewer: who reviews; by default the feedback agent.
 
     Raises ValueError for negative rounds or a (prompt id, sample) given twice, which would repeat one game.
@@ -181,8 +181,8 @@ def request(chat: Chat, game: Episode, agent: str, *, writer: Chat, feedback_tok
 
 def spoken(chat: Chat, game: Episode, agent: str, context: Ids, done: Completion) -> Turn:
     """What `agent` said in `game`, from what its engine completed."""
-    text = chat.decode(done.ids)
-    return Turn(agent, len(game.reviews), context, done.ids, done.logprobs, done.version, text, done.finished)
+    text, failure = chat.decode(done.ids), chat.failure(done.ids)
+    return Turn(agent, len(game.reviews), context, done.ids, done.logprobs, done.version, text, done.finished, failure)
 
 
 def _state(chat: Chat, game: Episode, feedback_tokens: int) -> Ids:

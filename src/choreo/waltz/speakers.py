@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from choreo.errors import BadInput, Interrupted
 from choreo.judges.cache import Cache, key_of
-from choreo.judges.client import Client, Endpoint, Failure, Reply
+from choreo.judges.client import Client, Endpoint
+from choreo.judges.reply import Failure, Reply
 from choreo.text.feedback import SCHEMA
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
 from choreo.types import CONVERSATION, FEEDBACK, Spoken
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from choreo.engine.requests import Completion, Engine
     from choreo.text.chat import Chat
 
-
-THOUGHT = "thought only: cut off before it answered"
 TOO_LONG = "too long for the model's positions"
 
 
@@ -121,15 +120,10 @@ class EndpointSpeaker:
         if isinstance(outcome, Failure):
             self.counts[f"failed: {outcome.kind}"] += 1
             return Spoken(agent, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
-        text = after_thinking(outcome.refused or outcome.text)
-        failure = ""
-        if outcome.finish == "content_filter" and not text:
-            failure = "content_filter: the server withheld it"
-        elif text is None:
-            failure = THOUGHT
+        text, failure = outcome.said
         if failure:
             self.counts[f"failed: {failure.split(':')[0]}"] += 1
-        return Spoken(agent, round, text or "", outcome.finish != "length", outcome.completion_tokens, failure)
+        return Spoken(agent, round, text, outcome.finish != "length", outcome.completion_tokens, failure)
 
     def close(self) -> None:
         self._client.close()
@@ -165,11 +159,10 @@ class LocalSpeaker:
         ]
 
     def _turn(self, agent: str, round: int, said: Completion) -> Spoken:
-        """What a model only thought before it was cut off is no answer, as over an endpoint. Of a template that drops
-        reasoning nothing is left of such a turn."""
-        text = self._chat.decode(said.ids)
-        failure = THOUGHT if not said.finished and not after_thinking(text) else ""
-        return Spoken(agent, round, "" if failure else text, said.finished, len(said.ids), failure)
+        """What did not arrive is no answer, as over an endpoint."""
+        failure = self._chat.failure(said.ids, said.finished)
+        text = "" if failure else self._chat.decode(said.ids)
+        return Spoken(agent, round, text, said.finished, len(said.ids), failure)
 
     def _context(self, agent: str, one: Asked) -> tuple[int, ...]:
         encode = self._chat.encode
@@ -201,13 +194,6 @@ def form() -> dict[str, Any]:
 def seed_of(one: Asked) -> int:
     """31 bits by the turn's key, for servers that take a seed."""
     return int.from_bytes(blake2b(repr(one.key).encode(), digest_size=4).digest(), "big") >> 1
-
-
-def after_thinking(text: str) -> str | None:
-    """What stands behind a <think> block, where there is one; None where the block was never closed."""
-    if "</think>" in text:
-        return text.rpartition("</think>")[2].strip()
-    return None if text.lstrip().startswith("<think>") else text
 
 
 def filled(template: str, *parts: str) -> str:

@@ -44,6 +44,8 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     saved too, when the judge cannot be used.
     """
     pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
+    for remark in pair.remarks:
+        progress.say(f"! {remark}")
     learns = {
         agent: Learner(
             pair.team(agent), agent,

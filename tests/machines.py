@@ -1,0 +1,66 @@
+"""The numeric tests on other machines: each kernel that this CPU has, with one thread and with two.
+
+`make machines` runs it, and `make test` does. Each machine is a run of pytest in a child process, whose environment
+tells PyTorch, MKL, oneDNN and OpenBLAS which instructions to use. A machine that this CPU cannot be is named and left
+out.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LEVELS = ("DEFAULT", "AVX2", "AVX512")  # as PyTorch calls them, each with all of those before it
+MACHINES: dict[str, tuple[str, dict[str, str]]] = {  # name: the level that it needs, and its environment
+    "no AVX": ("DEFAULT", {
+        "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "OPENBLAS_CORETYPE": "Nehalem", "OMP_NUM_THREADS": "1",
+    }),
+    "AVX2": ("AVX2", {
+        "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "1",
+    }),
+    "AVX-512": ("AVX512", {
+        "ATEN_CPU_CAPABILITY": "avx512", "MKL_CBWR": "AVX512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "OPENBLAS_CORETYPE": "SkylakeX", "OMP_NUM_THREADS": "1",
+    }),
+    "PyTorch and MKL of other machines": ("AVX2", {
+        "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1",
+    }),
+    "this machine, two threads": ("DEFAULT", {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}),
+}  # fmt: skip
+NAMES = sorted({name for _, environment in MACHINES.values() for name in environment})
+
+
+def level() -> str:
+    """The highest of LEVELS that this CPU has."""
+    told = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    plain = {name: value for name, value in os.environ.items() if name not in NAMES}
+    found = subprocess.run([sys.executable, "-c", told], env=plain, capture_output=True, text=True, check=True)
+    return found.stdout.strip() if found.stdout.strip() in LEVELS else "DEFAULT"
+
+
+def main() -> int:
+    """1 where a test fails on any machine; pytest's options may be given."""
+    here, failed = level(), []
+    for name, (needed, environment) in MACHINES.items():
+        if LEVELS.index(needed) > LEVELS.index(here):
+            print(f"SKIPPED {name}: this CPU has no {needed}", flush=True)
+            continue
+        print(f"== {name}: {' '.join(f'{k}={v}' for k, v in environment.items())}", flush=True)
+        plain = {key: value for key, value in os.environ.items() if key not in NAMES}
+        command = [sys.executable, "-m", "pytest", "-m", "numeric", "-q", "--dist", "loadfile", *sys.argv[1:]]
+        began = time.monotonic()
+        done = subprocess.run(command, env=plain | environment, cwd=Path(__file__).parents[1], check=False)
+        print(f"== {name}: {'failed' if done.returncode else 'passed'} in {time.monotonic() - began:.0f} s", flush=True)
+        failed += [name] if done.returncode else []
+    if failed:
+        print(f"FAILED on {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
