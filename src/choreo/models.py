@@ -23,6 +23,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"  # read by PyTorch without running its code
 NO_WEIGHTS = f"has no weights; expected {WEIGHTS}, or parts of it and {INDEX}"
 NO_TOKENIZER = "has no tokenizer; expected tokenizer.json, or the files of another kind of one"
+OWN_CODE: dict[str, Any] = {"trust_remote_code": False}  # unsaid, transformers asks on the terminal whether to run it
 FLOATS = ("F64", "F32", "F16", "BF16")
 LFS = b"version https://git-lfs"
 HEADER = 2**27  # bytes of a safetensors header at most, as the format says (100 MB)
@@ -53,7 +54,7 @@ def load(folder: str | Path, dtype: Any, *, quantised: bool = False) -> Any:
     loader: Any = AutoModelForCausalLM
     with opening(folder, "its weights cannot be loaded"), quietly():
         model, told = loader.from_pretrained(
-            str(folder), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            str(folder), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **OWN_CODE
         )
     # transformers fills both with random numbers, and goes on.
     if missing := told["missing_keys"]:
@@ -78,7 +79,7 @@ def configuration(folder: str | Path, *, quantised: bool = False) -> Any:
     if (other := folder / "generation_config.json").exists():
         read_json(other)
     with opening(file), quietly():
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), **OWN_CODE)
         text = config.get_text_config()
         decodes = not config.is_encoder_decoder
     if not decodes:
@@ -104,7 +105,7 @@ def blank(folder: str | Path, config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with opening(Path(folder) / "config.json", "means no causal language model"), quietly(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, **OWN_CODE)
 
 
 def check_whole(folder: Path) -> bool:
@@ -239,7 +240,7 @@ def tokenizer(folder: str | Path) -> Any:
         if (file := folder / name).exists():
             read_json(file)
     with opening(folder, "its tokenizer cannot be loaded"), quietly():
-        made = AutoTokenizer.from_pretrained(str(folder))
+        made = AutoTokenizer.from_pretrained(str(folder), **OWN_CODE)
         vocabulary = made.get_vocab()
         special = {*made.all_special_ids, *(i for i, one in made.added_tokens_decoder.items() if one.special)}
     # A special token is in no text; transformers adds some that a model never met. Chats check those that they write.
