@@ -143,7 +143,7 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_of_a_run_is_lost(na
 
 
 def test_every_door_says_it(good, tmp_path, capsys):
-    """An evaluation of a model as it is, a second base, MACPO's agents, a judge that runs here; and what is no folder."""
+    """An evaluation of a model as it is, a second base, MACPO's agents, a judge that runs here; and no folder."""
     folder, rows = Path(shutil.copytree(good, tmp_path / "model")), tmp_path / "rows.jsonl"
     FAULTS["lfs"][0](folder)
     rows.write_text('{"prompt": "Hi", "answer": "Ho", "kind": "benign"}\n')

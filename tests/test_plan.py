@@ -91,6 +91,17 @@ def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
         assert "adapters" not in planned(capsys, *base, *more)["models"][0]
 
 
+def test_training_says_so_too(tmp_path, capsys):
+    small = ("learning.steps=1", "learning.prompts=3", "learning.samples=2", "protocol.answer_tokens=4",
+             "protocol.feedback_tokens=4", "world.train_prompts=30", "world.heldout_prompts=1", "model.rank=2")  # fmt: skip
+    base = make("moe", tmp_path / "base")
+    command = ["train", "waltz", "--run", str(tmp_path / "run"), "--json", "--set", f"model.base={base}"]
+    assert main([*command, *(word for setting in small for word in ("--set", setting))]) == 0
+    told = capsys.readouterr()
+    assert f"{base}: adapters reach 98.6 % of the weights in its layers, and not gate\n" in told.err
+    assert json.loads(told.out)["adapters"][str(base)]["beyond"] == ["gate"]
+
+
 def test_the_shipped_macpo_is_planned_without_its_bases_weights(capsys):
     found = planned(capsys, "macpo", "--memory", "8")
     assert [model["agents_of"] for model in found["models"]] == ["student", "teacher-1", "teacher-2", "teacher-3"]
