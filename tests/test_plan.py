@@ -92,8 +92,10 @@ def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
 
 
 def test_training_says_so_too(tmp_path, capsys):
-    small = ("learning.steps=1", "learning.prompts=3", "learning.samples=2", "protocol.answer_tokens=4",
-             "protocol.feedback_tokens=4", "world.train_prompts=30", "world.heldout_prompts=1", "model.rank=2")  # fmt: skip
+    small = (
+        "learning.steps=1", "learning.prompts=3", "learning.samples=2", "protocol.answer_tokens=4",
+        "protocol.feedback_tokens=4", "world.train_prompts=30", "world.heldout_prompts=1", "model.rank=2",
+    )  # fmt: skip
     base = make("moe", tmp_path / "base")
     command = ["train", "waltz", "--run", str(tmp_path / "run"), "--json", "--set", f"model.base={base}"]
     assert main([*command, *(word for setting in small for word in ("--set", setting))]) == 0
