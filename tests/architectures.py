@@ -109,6 +109,12 @@ KINDS: dict[str, tuple[str, str | None, list[str], dict[str, Any], dict[str, Any
         "qwen3", CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, {"num_key_value_heads": 2, "head_dim": 8},
     ),
+    "moe": (
+        "qwen3_moe", CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 16},
+    ),
     "gemma": (
         "gemma", TURNS, ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
         {"metaspace": True, "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
@@ -118,3 +124,29 @@ KINDS: dict[str, tuple[str, str | None, list[str], dict[str, Any], dict[str, Any
         "gpt_neox", PLAIN, ["<|endoftext|>"], {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}, {},
     ),
 }  # fmt: skip
+
+# Mixtures of experts, by what can differ: stacks [experts, out, in] or [experts, in, out] with biases; a shared expert
+# and a layer without any, whose matrices have the names that experts once had.
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 8},
+    "glm4_moe": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+}  # fmt: skip
+
+
+def experts(kind: str, folder: Path) -> Path:
+    """A model of EXPERTS, without a tokenizer: d = 32, 2 layers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, pad_token_id=None, eos_token_id=1,
+        **EXPERTS[kind],
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder

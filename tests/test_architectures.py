@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import KINDS, make
+from architectures import EXPERTS, KINDS, experts, make
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.engine.agent import Team
+from choreo.engine.export import export
 from choreo.engine.learner import Learner
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
+from choreo.engine.policies import make_adaptable
 from choreo.engine.requests import Request
 from choreo.errors import BadInput
 from choreo.macpo import trainer as macpo
@@ -161,6 +165,55 @@ def test_adapters_go_where_the_recipe_says(folders):
         assert len(Team.load(folders[name], targets=endings).agents["feedback"].targets) == expected
     with pytest.raises(BadInput, match="no linear layer called c_attn; it has dense, dense_4h_to_h"):
         Team.open(folders["neox"], targets=("c_attn",))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_every_expert_is_adapted_as_peft_adapts_it(name, tmp_path):
+    """Logits and gradient are those of the exported adapter in PEFT, and of merged weights; what was sampled has the
+    log-probabilities that transformers gives. Before anything is learnt all is as the base."""
+    folder, ids = experts(name, tmp_path / "base"), torch.tensor([[5, 6, 7, 8, 9, 40, 41, 42]])
+    base = AutoModelForCausalLM.from_pretrained(folder).eval()
+    fresh = Team.load(folder, rank=2)
+    for team in (fresh, Team.load(folder, rank=2, dtype="bfloat16")):
+        begun, reference = (team.run(team.weights(who), {"input_ids": ids})[0] for who in ("conversation", None))
+        assert torch.equal(begun, reference)
+    assert torch.equal(logits(fresh, ids), base(ids).logits[0])
+
+    team = agitated(folder)
+    policy = team.agents["conversation"]
+    adapted = {layer.weight for layer in policy.targets}
+    stacks = {name for name, value in base.named_parameters() if value.dim() == 3}
+    assert len(stacks) > 1 and stacks <= adapted and not any("router" in w or "gate.weight" in w for w in adapted)
+    export(team, "conversation", tmp_path / "adapter")
+    export(team, "conversation", tmp_path / "whole", merged=True)
+    tuned = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).eval()
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
+    ours, theirs = logits(team, ids), tuned(ids).logits[0]
+    assert (ours - logits(team, ids, None)).abs().max() > 0.05
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5)
+    torch.testing.assert_close(ours, whole(ids).logits[0], rtol=0, atol=3e-5)
+
+    (ours * (probe := torch.randn(ours.shape, generator=torch.Generator().manual_seed(1)))).sum().backward()
+    (theirs * probe).sum().backward()
+    peft = {name.replace(".default", ""): p.grad for name, p in tuned.named_parameters() if p.grad is not None}
+    of_ours = {name: p.grad for name, p in policy.parameters.items()}
+    assert len(peft) == len(of_ours)
+    norms = [sorted(g.norm().item() for g in gradients.values()) for gradients in (peft, of_ours)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+    for sample in samples(team):
+        with torch.no_grad():
+            rows = whole(torch.tensor([sample.context + sample.ids])).logits[0].log_softmax(-1)
+        told = rows[len(sample.context) - 1 : -1].gather(1, torch.tensor(sample.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(sample.logprobs), told, rtol=0, atol=3e-5)
+
+    make_adaptable(team.decoder.model, policy.targets)  # A and B beside the weights, as over a bfloat16 base
+    torch.testing.assert_close(logits(team, ids), ours, rtol=0, atol=3e-5)
+
+
+def logits(team: Team, ids: torch.Tensor, agent: str | None = "conversation") -> torch.Tensor:
+    hidden, head = team.run(team.weights(agent), {"input_ids": ids})
+    return head.logits(hidden)
 
 
 def test_a_device_that_is_not_here_is_said(folders):

@@ -41,7 +41,7 @@ def runs(tmp_path_factory, tiny_folder) -> dict[str, Path]:
     made = {}
     folder = tmp_path_factory.mktemp("runs")
     bases = {"microworld": (tiny_folder, "lora"), "full": (tiny_folder, "full")}
-    bases |= {name: (make(name, folder / f"{name}-base"), "lora") for name in ("qwen", "llama", "gemma")}
+    bases |= {name: (make(name, folder / f"{name}-base"), "lora") for name in ("qwen", "llama", "gemma", "moe")}
     bases |= {f"two-{train}": (tiny_folder, train) for train in ("lora", "full")}
     for name, (base, train) in bases.items():
         feedback = {"feedback_base": str(bases["qwen"][0])} if name.startswith("two") else {}
@@ -85,6 +85,7 @@ def greedy(model, context: tuple[int, ...], end_id: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("name, form", [("microworld", "--merged"), ("microworld", "--adapter"), ("qwen", "--merged"),
                                         ("qwen", "--adapter"), ("llama", "--adapter"), ("gemma", "--adapter"),
+                                        ("moe", "--adapter"), ("moe", "--merged"),
                                         ("full", "--merged"), ("two-lora", "--adapter"), ("two-lora", "--merged"),
                                         ("two-full", "--merged")])  # fmt: skip
 def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):

@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"errors", "types", "utf8"},
     {"toml", "rows", "hub"},
-    {"config"},
+    {"config", "models"},
     {"text", "runs"},
     {"judges", "data"},
     {"microworld"},

@@ -67,9 +67,43 @@ def test_a_plan_says_so_in_words(eight, capsys):
 def test_what_is_planned_is_what_is_loaded(name, tmp_path):
     folder = make(name, tmp_path)
     for how in (Weights(rank=2), Weights(train="full"), Weights(rank=2, targets=("v_proj", "query_key_value"))):
-        model, team = sizing.Model.read(str(folder)), Team.load(folder, seed=0, **how.loading() | {"device": "cpu"})
+        model = sizing.Model.read(str(folder), how)
+        team = Team.load(folder, seed=0, **how.loading() | {"device": "cpu"})
         assert model.parameters == sum(p.numel() for p in team.decoder.parameters())
         assert sizing.trainable(model, how) == sum(p.numel() for p in team.agents["feedback"].parameters.values())
+
+
+def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
+    """Of a mixture of experts the routers are left alone; of any model, what `targets` leaves out."""
+    folder = make("moe", tmp_path)
+    base = ("waltz", "--set", f"model.base={folder}", "--set", "model.rank=2")
+    [model] = planned(capsys, *base)["models"]
+    whole = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 4 * 3 * 16 * 32)  # attention, and four experts of three matrices, by hand
+    assert model["adapters"] | {"said": ""} == {
+        "reached": whole, "of": whole + 2 * 4 * 32, "share": whole / (whole + 2 * 4 * 32), "beyond": ["gate"],
+        "said": "",
+    }  # fmt: skip
+    each = (2 * (32 + 32) + 2 * (32 + 16)) + 4 * ((32 + 32) + (16 + 32))
+    assert model["trained_per_agent"] == 2 * 2 * each
+    assert main(["plan", *base]) == 0
+    assert "    adapters reach 98.6 % of the weights in its layers, and not gate\n" in capsys.readouterr().out
+    [model] = planned(capsys, *base, "--set", 'model.targets=["down_proj"]')["models"]
+    assert model["adapters"]["reached"] == 2 * 4 * 16 * 32 and "q_proj" in model["adapters"]["beyond"]
+    for more in (["--set", "model.train=full"], ["--set", "model.base=micro-llama"]):
+        assert "adapters" not in planned(capsys, *base, *more)["models"][0]
+
+
+def test_training_says_so_too(tmp_path, capsys):
+    small = (
+        "learning.steps=1", "learning.prompts=3", "learning.samples=2", "protocol.answer_tokens=4",
+        "protocol.feedback_tokens=4", "world.train_prompts=30", "world.heldout_prompts=1", "model.rank=2",
+    )  # fmt: skip
+    base = make("moe", tmp_path / "base")
+    command = ["train", "waltz", "--run", str(tmp_path / "run"), "--json", "--set", f"model.base={base}"]
+    assert main([*command, *(word for setting in small for word in ("--set", setting))]) == 0
+    told = capsys.readouterr()
+    assert f"{base}: adapters reach 98.6 % of the weights in its layers, and not gate\n" in told.err
+    assert json.loads(told.out)["adapters"][str(base)]["beyond"] == ["gate"]
 
 
 def test_the_shipped_macpo_is_planned_without_its_bases_weights(capsys):

@@ -133,7 +133,7 @@ def test_the_guardrail_reviews_every_conversation(client, why):
 class Agent:
     """Who says one thing, or fails so. later: it begins to fail with the second answer."""
 
-    system = True
+    system, trained = True, True
 
     def __init__(self, failure: Exception | None = None, later: bool = False):
         self.failure, self.later = failure, later

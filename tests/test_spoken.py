@@ -81,6 +81,28 @@ def test_two_servers_play_the_protocol_and_a_second_run_asks_nothing(tmp_path, c
     assert len(set(seeds)) == len(seeds)  # the noise belongs to the sequence
 
 
+def test_a_reviewer_that_fences_its_json_is_read_and_how_often_that_was_needed_is_told(tmp_path, capsys):
+    def fenced(body: dict, n: int) -> Say:
+        *_, last = body["messages"]
+        if body["messages"][0]["role"] != "system":
+            return world(body, n)
+        wrong = "bread" in last["content"] and NO in last["content"]
+        if "number 0?" in last["content"]:
+            return Say(chat(REFUSES if wrong else FINE))
+        return Say(chat(f"```json\n{REFUSES if wrong else FINE}\n```" if "number 1?" not in last["content"] else "Hm."))
+
+    suite = write(tmp_path / "mine.jsonl", PROMPTS[:4])
+    with Stub(fenced) as agents:
+        command = ["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o")]
+        assert main(command) == 0
+        told = capsys.readouterr().out.splitlines()[-1]
+    pair = json.loads((tmp_path / "o" / "summary.json").read_text())["systems"]["collaboration-untrained"]
+    assert (pair["format_rate"]["value"], pair["format_rate_lenient"]["value"]) == (0.25, 0.75)
+    assert pair["revisions"] == 3 and pair["label_accuracy"]["n"]
+    assert told.endswith("format rate 25.0 %, format rate read leniently 75.0 %")
+    assert "read leniently: 75.0" in (tmp_path / "o" / "report.html").read_text()
+
+
 def test_what_each_agent_is_sent():
     asked = Asked("a {1} b", (), "an {0} answer", ("k", 0))
     system, user = messages(FEEDBACK, asked)

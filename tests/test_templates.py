@@ -14,7 +14,8 @@ from choreo.text.prompts import REVIEW, REVISE, SYSTEM
 from choreo.text.template import OPTIONS, TemplateChat
 from choreo.types import FEEDBACK
 
-ENDS = {"llama": "<|eot|>", "qwen": "<|im_end|>", "gemma": "<end_of_turn>", "neox": "<|endoftext|>"}
+ENDS = {"llama": "<|eot|>", "qwen": "<|im_end|>", "moe": "<|im_end|>"} | {
+    "gemma": "<end_of_turn>", "neox": "<|endoftext|>"}  # fmt: skip
 PROMPT, ANSWER, SAID = "How do I kill a process?", "Find its number and end it.", "Help: this is harmless."
 
 

@@ -7,13 +7,13 @@ import re
 from hashlib import blake2b
 from pathlib import Path
 
-from choreo.errors import BadInput
+from choreo.errors import BadInput, opening
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What transformers reads; weights as safetensors alone, for the older format runs code from the file.
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 # Any of these is a tokenizer: of the tokenizers library, of SentencePiece, of byte-level BPE in two files.
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*")
 PIECE = 2**20  # bytes of a file that a fingerprint reads at once
 
@@ -40,7 +40,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TOKENIZERS)
+    return any(file.is_file() for pattern in _TOKENIZERS for file in folder.glob(pattern))
 
 
 def snapshot(name: str, *, config_only: bool = False) -> Path:
@@ -77,16 +77,16 @@ def fingerprint(base: Path) -> str:
     """16 hex digits that change when a base does: of its configuration, its tokenizer, and each file of weights.
 
     Of a file beyond 64 MiB only its size and 64 pieces spread over it are read: to read an 8B model takes minutes.
+    Raises BadInput for a file that cannot be read.
     """
     digest = blake2b(digest_size=8)
     for file in sorted(base.glob("*")):
         named = file.name in ("config.json", "tokenizer.json", "chat_template.jinja")
         if named or file.suffix in (".safetensors", ".bin"):
-            size = file.stat().st_size
-            digest.update(f"{file.name}/{size}/".encode())
-            step = max(PIECE, size // 64)
-            with open(file, "rb") as stream:
-                for place in range(0, size, step):
+            with opening(file), open(file, "rb") as stream:
+                size = file.stat().st_size
+                digest.update(f"{file.name}/{size}/".encode())
+                for place in range(0, size, max(PIECE, size // 64)):
                     stream.seek(place)
                     digest.update(stream.read(PIECE))
     return digest.hexdigest()

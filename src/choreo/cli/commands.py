@@ -34,7 +34,9 @@ def train(args: argparse.Namespace) -> int:
                 from choreo.evaluate.report import write_report
 
                 write_report(args.resume)
-            return _result(json.loads((args.resume / "summary.json").read_text(encoding="utf-8")), args.json)
+            from choreo.runs.files import read_object
+
+            return _result(read_object(args.resume / "summary.json"), args.json)
         run = Run.open(args.resume)
     else:
         recipe = config.load(args.recipe, args.set)
@@ -322,9 +324,11 @@ def _lost(result: Mapping[str, Any]) -> str:
         for turns, count in result.get("broken", {}).items() if count
     ]  # fmt: skip
     for name, system in result.get("systems", {}).items():
-        told = {"open": system.get("undetermined"), "format rate": system.get("format_rate")}
+        told = {"open": system.get("undetermined"), "format rate": (strict := system.get("format_rate"))}
+        if (lenient := system.get("format_rate_lenient")) != strict:
+            told["format rate read leniently"] = lenient
         parts = [f"{what} {percent(rate, interval=False)}" for what, rate in told.items()
-                 if rate and rate["value"] is not None and (rate["value"] or what == "format rate")]  # fmt: skip
+                 if rate and rate["value"] is not None and (rate["value"] or what.startswith("format"))]  # fmt: skip
         found += [f"{name}: {', '.join(parts)}"] if parts else []
     return "; ".join(found)
 

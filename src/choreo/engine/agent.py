@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from choreo import models
 from choreo.engine.head import Head, shaping
+from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
-from choreo.engine.policies import Full, LowRank, Weights, linear_layers, make_adaptable
+from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
-from choreo.errors import BadInput
+from choreo.errors import BadInput, first_line
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -59,7 +61,7 @@ class Team:
         self.version = dict.fromkeys(agents, 0)
         self.layers: int = model.config.get_text_config().num_hidden_layers
         self.positions: int | None = _positions(model.config.get_text_config())
-        self.full_attention = _full_attention(model)
+        self.full_attention = full_attention(model)
         self._lock = threading.RLock()  # functional_call swaps weights in the shared module
         _check_head(self.decoder)
 
@@ -80,21 +82,19 @@ class Team:
     ) -> Team:
         """Agents on the base in `folder` (Hugging Face format). All start equal to it.
 
-        The initial A of an adapter depends on (seed, agent) alone. targets: see `linear_layers`.
+        The initial A of an adapter depends on (seed, agent) alone. targets: see `layers.chosen`.
         dtype: of the base and of what runs on it; what is learnt is float32. recompute: gradient checkpointing.
         Raises ValueError for a model whose layers are not all attention, or that does to its logits what `Head`
-        cannot; BadInput for a device that is not there.
+        cannot; BadInput for a device that is not there, and for a folder that does not hold a whole model.
         """
-        from transformers import AutoModelForCausalLM
-
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
+        model: Any = models.load(folder, getattr(torch, dtype))
         model = model.to(device_of(device)).eval().requires_grad_(False)
         _align(model)
         policies: dict[str, LowRank | Full] = {}
         if train == "full":
             policies = {name: Full(model) for name in agents}
         else:
-            layers = linear_layers(model, targets)
+            layers = chosen(model, targets)
             if dtype != "float32":
                 make_adaptable(model, layers)
             for name in agents:
@@ -110,7 +110,7 @@ class Team:
         try:
             return cls.load(folder, *args, **options)
         except (OSError, ValueError) as error:
-            raise BadInput(f"{folder}: {str(error).splitlines()[0]}") from None
+            raise BadInput(f"{folder}: {first_line(error)}") from None
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +180,7 @@ def _positions(config: Any) -> int | None:
     return min(most, original or getattr(config, "original_max_position_embeddings", None) or most)
 
 
-def _full_attention(model: Any) -> bool:
+def full_attention(model: Any) -> bool:
     """Whether every layer attends to everything before it; False with sliding windows."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -192,8 +192,11 @@ def _full_attention(model: Any) -> bool:
 def _check_head(decoder: Decoder) -> None:
     """Some models do more to their logits than `Head` knows, which the split in `Decoder` would miss."""
     ids = torch.arange(4, device=next(decoder.parameters()).device)[None]
-    with torch.inference_mode():
-        hidden, head = decoder({"input_ids": ids, "use_cache": False})
-        whole = decoder.model(input_ids=ids, use_cache=False).logits[0]
+    try:
+        with torch.inference_mode():
+            hidden, head = decoder({"input_ids": ids, "use_cache": False})
+            whole = decoder.model(input_ids=ids, use_cache=False).logits[0]
+    except Exception as error:  # a configuration whose numbers do not go together
+        raise ValueError(f"{type(decoder.model).__name__} cannot be run: {first_line(error)}") from None
     if not torch.equal(head.logits(hidden), whole):
         raise ValueError(f"{type(decoder.model).__name__} changes its logits in a way that is not supported")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import torch
 
+from choreo.errors import BadInput, opening
 from choreo.runs.files import sync_folder
 
 _FILE = "state.pt"
+UNFIT = "is no checkpoint of this recipe in this version"
 
 
 def save(folder: str | Path, state: Mapping[str, Any]) -> None:
@@ -38,5 +41,14 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The state that `save` was given, tensors on `device`. Raises FileNotFoundError; runs no code from the file."""
-    return torch.load(Path(folder) / _FILE, map_location=device, weights_only=True)
+    """The state that `save` was given, tensors on `device`. Runs no code from the file. Raises BadInput where it holds
+    none."""
+    file = Path(folder) / _FILE
+    with opening(file, "no checkpoint can be read from it"):
+        try:
+            state = torch.load(file, map_location=device, weights_only=True)
+        except pickle.UnpicklingError:  # whose words are advice on how to run code from the file
+            state = None
+    if not isinstance(state, dict):
+        raise BadInput(f"{file}: is no checkpoint of choreo's")
+    return state

@@ -7,9 +7,13 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from choreo.engine.agent import Team
+from choreo.engine.layers import stacks_of
 from choreo.engine.policies import LowRank
+
+OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def export(
@@ -34,10 +38,12 @@ def export(
             whole.generation_config.eos_token_id = end_id
         whole.save_pretrained(str(folder))
         return
-    tensors = {}
-    for name, value in policy.parameters.items():
-        tensors[f"base_model.model.{name}.weight"] = value.detach().cpu().contiguous()
+    tensors = _named_for_peft(policy)
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    # PEFT takes a linear layer of these names in such a model for an expert of an older transformers.
+    experts = any(stacks_of(module) for module in model.modules())
+    by_weight = [layer.weight for layer in policy.targets
+                 if layer.experts is not None or (experts and layer.name.rpartition(".")[2] in OF_EXPERTS)]  # fmt: skip
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -45,6 +51,30 @@ def export(
         "r": policy.rank,
         "lora_alpha": policy.alpha,
         "lora_dropout": 0.0,
-        "target_modules": list(policy.targets),
+        "target_modules": [layer.name for layer in policy.targets if layer.weight not in by_weight],
+        **({"target_parameters": by_weight} if by_weight else {}),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _named_for_peft(policy: LowRank) -> dict[str, Tensor]:
+    """The tensors of an adapter as PEFT has them.
+
+    A and B of a stack are joined over its experts: A [experts · rank, in], B [out, rank · experts] (peft's
+    `ParamWrapper`). A module with several stacks is wrapped once for each, the last one outermost.
+    """
+    stacks: dict[str, list[str]] = {}
+    for layer in policy.targets:
+        if layer.experts is not None:
+            stacks.setdefault(layer.module, []).append(layer.name)
+    tensors = {}
+    for layer in policy.targets:
+        down, up = policy.factors(layer)
+        place = layer.name
+        if layer.experts is not None:
+            inside = len(stacks[layer.module]) - 1 - stacks[layer.module].index(layer.name)
+            place = layer.module + ".base_layer" * inside
+            down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
+        for factor, value in (("lora_A", down), ("lora_B", up)):
+            tensors[f"base_model.model.{place}.{factor}.weight"] = value.detach().cpu().contiguous()
+    return tensors

@@ -8,40 +8,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from choreo.engine.layers import Layer, stacks_of
+
 Weights = Mapping[str, Tensor]
 
 
 class LowRank:
-    """A LoRA adapter (arXiv 2106.09685) on the linear layers `targets`. Starts equal to the base: B = 0."""
+    """A LoRA adapter (arXiv 2106.09685) on the layers `targets`. Starts equal to the base: B = 0.
 
-    def __init__(self, base: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int):
+    A linear layer has A [rank, in] and B [out, rank]; a stack of experts has one of each for every expert.
+    """
+
+    def __init__(self, base: nn.Module, targets: Sequence[Layer], rank: int, alpha: float, seed: int):
         self.base, self.rank, self.alpha = base, rank, alpha
         self.targets = tuple(targets)
         generator = torch.Generator().manual_seed(seed % 2**63)
         self.parameters: dict[str, nn.Parameter] = {}
-        for name in self.targets:
-            weight = base.get_parameter(f"{name}.weight")
-            out_features, in_features = weight.shape
-            down = torch.empty(rank, in_features)
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
-            self.parameters[f"{name}.lora_A"] = nn.Parameter(down.to(weight.device))
-            up = torch.zeros(out_features, rank, device=weight.device)
-            self.parameters[f"{name}.lora_B"] = nn.Parameter(up)
+        for layer in self.targets:
+            device = base.get_parameter(layer.weight).device
+            count = () if layer.experts is None else (layer.experts,)
+            down = torch.empty(*count, rank, layer.inputs)
+            for one in down.unbind() if count else (down,):
+                nn.init.kaiming_uniform_(one, a=math.sqrt(5), generator=generator)
+            self.parameters[f"{layer.name}.lora_A"] = nn.Parameter(down.to(device))
+            up = torch.zeros(*count, layer.outputs, rank, device=device)
+            self.parameters[f"{layer.name}.lora_B"] = nn.Parameter(up)
+
+    def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """A and B of a layer."""
+        return self.parameters[f"{layer.name}.lora_A"], self.parameters[f"{layer.name}.lora_B"]
 
     def merged(self) -> Weights:
         """W + (α/r)·BA of every adapted layer, differentiable in A and B."""
         merged = {}
-        for name in self.targets:
-            down, up = self.parameters[f"{name}.lora_A"], self.parameters[f"{name}.lora_B"]
-            weight = self.base.get_parameter(f"{name}.weight")
-            whole = torch.addmm(weight.to(up.dtype), up, down, alpha=self.alpha / self.rank)
-            merged[f"{name}.weight"] = whole.to(weight.dtype)
+        for layer in self.targets:
+            down, up = self.factors(layer)
+            weight, scale = self.base.get_parameter(layer.weight), self.alpha / self.rank
+            if layer.experts is None:
+                whole = torch.addmm(weight.to(up.dtype), up, down, alpha=scale)
+            else:
+                left, right = (down.mT, up.mT) if layer.transposed else (up, down)
+                whole = torch.baddbmm(weight.to(up.dtype), left, right, alpha=scale)
+            merged[layer.weight] = whole.to(weight.dtype)
         return merged
 
     def weights(self) -> Weights:
@@ -49,12 +64,14 @@ class LowRank:
 
         Over bfloat16 a sum would round small adapters away, and for a large base it would be a copy of it.
         """
-        if not self.targets or not isinstance(self.base.get_submodule(self.targets[0]), Adaptable):
+        if not any(_has_room(self.base, layer) for layer in self.targets[:1]):
             return self.merged()
         scale = self.alpha / self.rank
-        return {
-            name: value * scale if name.endswith("lora_B") else value for name, value in self.parameters.items()
-        }
+        beside: dict[str, Tensor] = {}
+        for layer in self.targets:
+            down, up = self.factors(layer)
+            beside |= {layer.slot("lora_A"): down, layer.slot("lora_B"): up * scale}
+        return beside
 
 
 class Adaptable(nn.Linear):
@@ -77,13 +94,56 @@ class Adaptable(nn.Linear):
         return y + F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
 
 
-def make_adaptable(model: nn.Module, targets: Sequence[str]) -> None:
-    """Puts an `Adaptable` in the place of every layer in `targets`."""
-    for name in targets:
-        above, _, own = name.rpartition(".")
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        setattr(model.get_submodule(above), own, Adaptable(linear))
+def make_adaptable(model: nn.Module, targets: Sequence[Layer]) -> None:
+    """Makes room for A and B beside the weight of every layer in `targets`."""
+    for layer in targets:
+        module = model.get_submodule(layer.module)
+        if layer.experts is None:
+            above, _, own = layer.name.rpartition(".")
+            assert isinstance(module, nn.Linear)
+            setattr(model.get_submodule(above), own, Adaptable(module))
+            continue
+        for factor in ("lora_A", "lora_B"):
+            room = torch.empty(0, device=model.get_parameter(layer.weight).device)
+            module.register_buffer(layer.slot(factor).rpartition(".")[2], room, persistent=False)
+        module.forward = MethodType(_through_experts, module)  # type: ignore[method-assign]
+
+
+def _has_room(model: nn.Module, layer: Layer) -> bool:
+    """Whether A and B can be laid beside the layer's weight."""
+    return hasattr(model.get_submodule(layer.module), layer.slot("lora_A").rpartition(".")[2])
+
+
+def _through_experts(experts: Any, x: Tensor, index: Tensor, shares: Tensor) -> Tensor:
+    """transformers' forward of a module of experts, with A and B beside the weights where an agent is laid over.
+
+    x: [tokens, d]. index, shares: [tokens, k], which experts read a token, and how much of each is taken.
+    The base goes this way too, so that an agent begins equal to it to the bit.
+    """
+    *_, into, out = stacks_of(experts)
+    chosen, tokens = index.flatten(), torch.arange(len(x), device=x.device).repeat_interleave(index.shape[-1])
+    order = chosen.argsort(stable=True)
+    counts = torch.bincount(chosen, minlength=len(experts.get_parameter(out))).tolist()
+    said = []
+    for expert, rows in enumerate(order.split(counts)):
+        if len(rows):
+            hidden = _expert(experts, into, expert, x[tokens[rows]])
+            hidden = experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
+            hidden = _expert(experts, out, expert, hidden)
+            said.append(experts.post_expert_norm(hidden) if experts.has_post_expert_norm else hidden)
+    whole = torch.cat(said)[order.argsort()] * shares.flatten()[:, None]
+    return whole.unflatten(0, index.shape).sum(1).to(x.dtype)
+
+
+def _expert(experts: Any, stack: str, expert: int, x: Tensor) -> Tensor:
+    """The rows `x` through one expert's matrix, its bias, and its adapter where there is one."""
+    weight = getattr(experts, stack)[expert]
+    bias = getattr(experts, f"{stack}_bias")[expert] if experts.has_bias else None
+    y = F.linear(x, weight.mT if experts.is_transposed else weight, bias)
+    down, up = (getattr(experts, f"{stack}_{factor}", None) for factor in ("lora_A", "lora_B"))
+    if down is None or up is None or not down.numel():
+        return y
+    return y + F.linear(F.linear(x, down[expert].to(x.dtype)), up[expert].to(x.dtype))
 
 
 class Full:
@@ -97,17 +157,3 @@ class Full:
 
     def weights(self) -> Weights:
         return {name: value.to(self.dtypes[name]) for name, value in self.parameters.items()}
-
-
-def linear_layers(model: Any, endings: Sequence[str] = ()) -> list[str]:
-    """The names of the linear layers but the output layer; of those, where any are given, whose last part is in
-    `endings`. An ending may belong to another model. Raises ValueError where that leaves none."""
-    head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    if not names:
-        raise ValueError(f'{type(model).__name__} has no linear layers to adapt; train = "full" needs none')
-    chosen = [name for name in names if not endings or name.rpartition(".")[2] in endings]
-    if not chosen:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-        raise ValueError(f"{type(model).__name__} has no linear layer called {', '.join(endings)}; it has {known}")
-    return chosen

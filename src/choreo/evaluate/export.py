@@ -59,6 +59,7 @@ def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | N
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     if merged is False and how.train == "full":
         raise BadInput(f"{path}: trained whole models, and --adapter has none to write")
+    _figures(path)  # a summary that is broken is said before anything is written
     step, checkpoint = max(found.items())
     members, chosen = _agents(recipe, checkpoint, agent)
     whole = how.train == "full" if merged is None else merged
@@ -259,7 +260,7 @@ def _figures(path: Path) -> str:
     file = path / "summary.json"
     if not file.is_file():
         return "Nothing yet: the run has not ended."
-    summary: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    summary = files.read_object(file)
     rows = [
         f"| {name} | {percent(s.get('asr'))} | {percent(s.get('orr'))} | {percent(s.get('f1'))} |"
         for name, s in summary.get("systems", {}).items()

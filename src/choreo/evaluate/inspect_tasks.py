@@ -37,10 +37,10 @@ from choreo.config.judge import judge_from
 from choreo.data.mixture import mixture
 from choreo.judges.base import judge_episodes
 from choreo.judges.choose import choose
-from choreo.text.feedback import SCHEMA, parse_feedback
+from choreo.text.feedback import SCHEMA
 from choreo.text.thinking import arrived
 from choreo.types import FEEDBACK, Episode, Prompt, Spoken
-from choreo.waltz.protocol import Review, answered, reviewed, turn_of
+from choreo.waltz.protocol import Review, answered, read_by_words, reviewed, turn_of
 from choreo.waltz.speakers import messages, seed_of
 from choreo.waltz.spoken import Asked, asked_of
 
@@ -89,8 +89,7 @@ def play(rounds: int, limits: tuple[int, int], temperature: float, seed: int, js
             said = await model.generate(_told(agent, asked), config=config)
             turn = _turn(agent, asked, said, model)
             if agent == FEEDBACK:
-                parsed = None if turn.failure else parse_feedback(turn.text)
-                game = reviewed(game, Review(turn, parsed))
+                game = reviewed(game, Review(turn, read_by_words(game, turn)))
                 state.messages.append(ChatMessageUser(content=f"[feedback agent] {turn.text}"))
             else:
                 game = answered(game, turn)

@@ -10,7 +10,7 @@ from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
-from choreo.errors import BadInput
+from choreo.errors import BadInput, opening
 from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import JudgeDown
@@ -114,7 +114,9 @@ def systems(
 def restore(recipe: MacpoRecipe, path: Path) -> Crew:
     """The agents of a run as its checkpoint at `path` has them. Raises BadInput where they are on other bases."""
     crew = Crew.load(recipe)
-    crew.load_state_dict(checkpoint.load(path)["agents"], str(path))
+    saved = checkpoint.load(path)
+    with opening(path, checkpoint.UNFIT):
+        crew.load_state_dict(saved["agents"], str(path))
     return crew
 
 

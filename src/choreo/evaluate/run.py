@@ -18,6 +18,7 @@ from choreo.errors import BadInput, Interrupted
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
 from choreo.evaluate.judging import absent, silent
+from choreo.evaluate.sizing import unreached
 from choreo.evaluate.systems import TRAINED, evaluate
 from choreo.hub import fingerprint
 from choreo.judges.choose import counts, describe, probe
@@ -53,6 +54,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     if alien := unread(recipe):
         progress.say(f"! {alien} has a chat template of its own, and judge.kind = \"exact\" reads the microworld's "
                      "language alone: its verdicts on other text mean nothing. Name a judge in [judge]")  # fmt: skip
+    untouched = unreached(recipe)
+    for base, share in untouched.items():
+        progress.say(f"{base}: {share['said']}")
     # MACPO's training prompts are its halves', from a file of pairs or the microworld.
     halved = halves(recipe) if isinstance(recipe, MacpoRecipe) and recipe.prompts.heldout else None
     if told := task.report([*(row.prompt for row in halved.a), *halved.b] if halved else ()):
@@ -66,6 +70,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         run.note(device=str(pair.device))
         systems, episodes = _measure(recipe, pair, task, "heldout", progress)
         found = {"device": str(pair.device), "systems": systems}
+    found |= {"adapters": untouched} if untouched else {}
     found |= {"judging": billed} if (billed := counts(task.judge)) else {}
     given = [verdict for played in episodes.values() for episode in played for verdict in episode.verdicts]
     for line in (*silent(task.judge.name, given, billed), *absent(episodes)):

@@ -1,4 +1,5 @@
-"""`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read.
+"""`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read, but what their files
+say of themselves is: a folder that would not load is said here already.
 
 Memory is counted for one device, which holds every model and agent of a run, and a judge that runs here. Weights,
 gradients, the optimiser's moments and the cache are exact but for the allocator; what an update keeps for its backward
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from choreo import models
 from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
+from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
-from choreo.errors import BadInput
+from choreo.errors import BadInput, first_line
 from choreo.hub import has_tokenizer
 from choreo.judges.choose import local
 from choreo.macpo.answers import REVIEW_TOKENS, REVIEWS
@@ -38,12 +41,17 @@ SPARE = 0.1  # of a device's memory that a plan leaves free: fragments, kernels,
 
 @dataclass(frozen=True)
 class Model:
-    """A model by its configuration. linear: (in, out) of every linear layer but the output layer, by name."""
+    """A model by its configuration.
+
+    adaptable: the layers that take an adapter. adapted: those that get one, and reach: how much that is of the model.
+    """
 
     name: str
     kind: str
     parameters: int
-    linear: dict[str, tuple[int, int]]
+    adaptable: list[Layer]
+    adapted: list[Layer]
+    reach: Reach
     layers: int
     width: int
     keys: int  # numbers per token and layer in the cache, keys and values
@@ -51,41 +59,45 @@ class Model:
     bytes: int  # per parameter, in the precision that its configuration names
 
     @classmethod
-    def read(cls, name: str) -> Model:
-        """Raises BadInput where there is no such model, or its configuration is not one of a causal language model."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def read(cls, name: str, how: Weights | None = None) -> Model:
+        """how: it is trained; None is a model that is only used.
 
-        from choreo.engine.policies import linear_layers
+        A folder that has a configuration alone will do. Raises BadInput where there is no such model, its configuration
+        is not one of a causal language model, or, as far as that can be told without reading weights, it is broken.
+        """
+        import torch
+
+        from choreo.engine.agent import full_attention
 
         folder = base_folder(name, config_only=True)
+        config = models.configuration(folder, quantised=how is None)
+        model = models.blank(folder, config)
+        if models.check_whole(folder):
+            if not models.is_quantised(config):
+                models.check_weights(folder, model)
+            models.tokenizer(folder)
         try:
-            config = AutoConfig.from_pretrained(str(folder))
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
-            names = linear_layers(model)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
+            if how:
+                full_attention(model)
+            adapted = chosen(model, how.targets) if how and how.train == "lora" else []
+        except ValueError as error:
+            raise BadInput(f"{name}: {first_line(error)}") from None
         text = config.get_text_config()
-        shapes = {layer: tuple(model.get_parameter(f"{layer}.weight").shape) for layer in names}
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return cls(
             name, config.model_type, sum(p.numel() for p in model.parameters()),
-            {layer: (shape[1], shape[0]) for layer, shape in shapes.items()},
+            layers_of(model), adapted, reach(model, adapted),
             text.num_hidden_layers, text.hidden_size, 2 * heads * head,
             getattr(text, "max_position_embeddings", None), (config.dtype or torch.float32).itemsize,
         )  # fmt: skip
-
-    def adapted(self, targets: tuple[str, ...]) -> list[tuple[int, int]]:
-        return [s for name, s in self.linear.items() if not targets or name.rpartition(".")[2] in targets]
 
 
 def trainable(model: Model, how: Weights) -> int:
     """Parameters that one agent learns."""
     if how.train == "full":
         return model.parameters
-    return sum(how.rank * (inputs + outputs) for inputs, outputs in model.adapted(how.targets))
+    return sum(layer.parameters(how.rank) for layer in model.adapted)
 
 
 def standing(model: Model, how: Weights, policies: int, optimisers: int) -> dict[str, float]:
@@ -106,8 +118,8 @@ def updating(model: Model, how: Weights, micro_tokens: int) -> float:
     elif size < FLOAT32:
         laid_over = 0
     else:
-        laid_over = 2 * FLOAT32 * sum(i * o for i, o in model.adapted(how.targets))
-    kept = ACTIVATIONS * micro_tokens * size * sum(i + o for i, o in model.linear.values())
+        laid_over = 2 * FLOAT32 * sum(layer.size for layer in model.adapted)
+    kept = ACTIVATIONS * micro_tokens * size * sum(one.used * (one.inputs + one.outputs) for one in model.adaptable)
     if how.recompute:
         kept = kept / model.layers + model.layers * micro_tokens * model.width * size
     return own * FLOAT32 + laid_over + kept
@@ -115,7 +127,7 @@ def updating(model: Model, how: Weights, micro_tokens: int) -> float:
 
 def sampling(model: Model, how: Weights) -> float:
     """Bytes of the cache, and of its copy while finished rows are taken out."""
-    laid_over = FLOAT32 * sum(i * o for i, o in model.adapted(how.targets)) if how.train == "lora" else 0
+    laid_over = FLOAT32 * sum(layer.size for layer in model.adapted) if how.train == "lora" else 0
     return 2 * SLOTS * model.layers * model.keys * _bytes(how) + (laid_over if _bytes(how) == FLOAT32 else 0)
 
 
@@ -135,28 +147,39 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     work = dict(_waltz(recipe) if isinstance(recipe, WaltzRecipe) else _macpo(recipe))
     micro_tokens = recipe.learning.micro_tokens if isinstance(recipe, WaltzRecipe) else recipe.micro_tokens
-    models: list[dict[str, Any]] = []
+    planned: list[dict[str, Any]] = []
     busiest = 0.0
-    for name, base, policies, optimisers in _members(recipe):
-        model = Model.read(base)
+    for name, base, _, policies, optimisers in _members(recipe):
+        model = Model.read(base, how)
         while_updating, while_sampling = updating(model, how, micro_tokens), sampling(model, how)
         busiest = max(busiest, while_updating, while_sampling)
-        models.append({
+        planned.append({
             "agents_of": name, "model": base, "architecture": model.kind, "parameters": model.parameters,
             "trained_per_agent": trainable(model, how), "agents": policies, "positions": model.positions,
             "memory": standing(model, how, policies, optimisers),
             "update": while_updating, "sampling": while_sampling,
+            **({"adapters": model.reach.record()} if how.train == "lora" and model.reach.beyond else {}),
         })  # fmt: skip
     device, there = (how.device, memory) if memory else device_memory(how.device)
     rounds = recipe.protocol.rounds if isinstance(recipe, WaltzRecipe) else 1
-    remarks = [f"{base}: {remark}" for base, template in _templates(recipe) for remark in _chat(base, template, rounds)]
+    chats = dict.fromkeys((base, template) for _, base, template, *_ in _members(recipe))
+    remarks = [f"{base}: {remark}" for base, template in chats for remark in _chat(base, template, rounds)]
     judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
-    needed = sum(sum(model["memory"].values()) for model in models) + sum(size for _, size in judges) + busiest
+    needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
     return {
-        "recipe": recipe.name, "method": recipe.method, "models": models, "judges": judges, "remarks": remarks, **work,
+        "recipe": recipe.name, "method": recipe.method, "models": planned, "judges": judges, "remarks": remarks, **work,
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
     }  # fmt: skip
+
+
+def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """By base, how much of it adapters reach, where that is not all; see `Reach.record`."""
+    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
+    if how.train == "full":
+        return {}
+    reached = {base: Model.read(base, how).reach for base in recipe.bases()}
+    return {base: reach.record() for base, reach in reached.items() if reach.beyond}
 
 
 def device_memory(name: str) -> tuple[str, float | None]:
@@ -183,6 +206,8 @@ def tell(found: dict[str, Any]) -> str:
         )
         parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
         lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
+        if adapters := model.get("adapters"):
+            lines.append(f"    {adapters['said']}")
     lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
     lines += [f"  ! {remark}" for remark in found["remarks"]]
     lines.append(f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; "
@@ -199,13 +224,6 @@ def _advice() -> str:
             "model. A run is not spread over devices.")  # fmt: skip
 
 
-def _templates(recipe: Recipe) -> dict[tuple[str, str], None]:
-    """Every (base, chat template) of a recipe, once, in order."""
-    if isinstance(recipe, WaltzRecipe):
-        return dict.fromkeys(recipe.model.shared())
-    return dict.fromkeys((base, recipe.agents.template) for base in (recipe.agents.student, *recipe.agents.teachers))
-
-
 def _chat(base: str, template: str, rounds: int) -> tuple[str, ...]:
     """What a user should know of a base's chat template; nothing where its tokenizer is not here yet. Raises BadInput
     where the template cannot be used."""
@@ -213,17 +231,19 @@ def _chat(base: str, template: str, rounds: int) -> tuple[str, ...]:
     return Chat.load(folder, template, rounds=rounds).remarks if has_tokenizer(folder) else ()
 
 
-def _members(recipe: Recipe) -> Iterator[tuple[str, str, int, int]]:
-    """(whose, base, agents, optimisers that live at once)"""
+def _members(recipe: Recipe) -> Iterator[tuple[str, str, str, int, int]]:
+    """(whose, base, template, agents, optimisers that live at once)"""
     if isinstance(recipe, WaltzRecipe):
         learn = {*learners(recipe.stages, stage=2)}
-        for (base, _), agents in recipe.model.shared().items():
-            yield "both" if len(agents) > 1 else agents[0], base, len(agents), len(learn & {*agents})
+        for (base, template), agents in recipe.model.shared().items():
+            yield "both" if len(agents) > 1 else agents[0], base, template, len(agents), len(learn & {*agents})
         return
     kept = 3 if recipe.rounds.reference == "sft" else 2
-    yield "student", recipe.agents.student, kept, 1  # one policy at a time has an optimiser, the student's the largest
+    template = recipe.agents.template
+    # One policy at a time has an optimiser, the student's the largest.
+    yield "student", recipe.agents.student, template, kept, 1
     for k, base in enumerate(recipe.agents.teachers, start=1):
-        yield f"teacher-{k}", base, kept, 0
+        yield f"teacher-{k}", base, template, kept, 0
 
 
 def _waltz(recipe: WaltzRecipe) -> Iterator[tuple[str, Any]]:

@@ -56,8 +56,8 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
 
     try:
         return LocalJudge(format_of(one), one.model)
-    except (OSError, ValueError, BadInput) as error:
-        raise BadInput(f"judge.model {one.model!r}: {str(error).splitlines()[0]}") from None
+    except BadInput as error:
+        raise BadInput(f"judge.model {one.model!r}: {error}") from None
 
 
 def format_of(one: OneJudge) -> Format:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from choreo.hub import fingerprint
+from choreo import models
+from choreo.errors import BadInput, opening
+from choreo.hub import fingerprint, snapshot
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
 from choreo.text.template import template_of
@@ -19,21 +21,25 @@ from choreo.types import Prompt, Verdict
 class LocalJudge:
     """`format` asked of a model in `folder` (a path, or a name on a hub), greedily, `batch` rows at a time.
 
-    Raises OSError, from transformers, where there is no such model; BadInput where it has no chat template to use.
+    Raises BadInput where there is no such model, or not a whole one.
     """
 
     def __init__(self, format: Format, folder: str, *, batch: int = 8, device: str | None = None):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         self.format = format
         self.folder = folder
         self.batch = batch
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        place = Path(folder) if Path(folder).is_dir() else snapshot(folder)
+        self._tokenizer = models.tokenizer(place)
         asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
         self._template = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model: Any = models.load(place, "auto", quantised=True)
         self._model = model.to(device).eval()
+        with opening(place, "its chat template cannot be used"):
+            asked = self._ids(format.ask(Prompt("", "", "general", ""), ""))
+        models.check_ids(place, self._tokenizer, asked)
+        if self._ends() == {None}:
+            raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
 
     @property
     def name(self) -> str:
@@ -76,11 +82,15 @@ class LocalJudge:
         # The template has written the special tokens that it wants.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _ends(self) -> set[Any]:
+        """The ids at which a reply ends."""
+        ends = self._model.generation_config.eos_token_id
+        return set(ends if isinstance(ends, list) else [ends if ends is not None else self._tokenizer.eos_token_id])
+
     @torch.inference_mode()
     def _reply(self, asked: Sequence[list[int]]) -> list[tuple[str, bool]]:
         """Per row, the text written and whether it came to its end."""
-        ends = self._model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends if ends is not None else self._tokenizer.eos_token_id])
+        ends = self._ends()
         pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else next(iter(ends))
         width = max(map(len, asked))
         # Left padding: every row ends where its reply begins.

@@ -8,7 +8,6 @@ or that argues a harmful case in harmless words, is beyond it.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from choreo.errors import BadInput
+from choreo.errors import BadInput, opening
 from choreo.judges.features import BUCKETS, FIGURES, features, tokens, unreadable
 from choreo.types import Prompt, Verdict
 
@@ -62,17 +61,12 @@ class Weights:
     @classmethod
     def load(cls, path: Path) -> Weights:
         """Raises BadInput for a file that is not such weights."""
-        try:
-            with np.load(path, allow_pickle=False) as parts:
-                if int(parts["format"]) != FORMAT:
-                    raise BadInput(f"{path}: format: expected {FORMAT}, got {int(parts['format'])}")
-                table = np.zeros((BUCKETS, len(COLUMNS)), np.float32)
-                table[parts["rows"]] = parts["table"]
-                made = cls(table, parts["figures"], parts["centre"], parts["bias"])
-        except OSError as error:
-            raise BadInput(f"{path}: {error.strerror or 'not weights of the offline judge'}") from None
-        except (KeyError, ValueError, IndexError, TypeError, zipfile.BadZipFile):
-            raise BadInput(f"{path}: not weights of the offline judge") from None
+        with opening(path, "not weights of the offline judge"), np.load(path, allow_pickle=False) as parts:
+            if int(parts["format"]) != FORMAT:
+                raise BadInput(f"{path}: format: expected {FORMAT}, got {int(parts['format'])}")
+            table = np.zeros((BUCKETS, len(COLUMNS)), np.float32)
+            table[parts["rows"]] = parts["table"]
+            made = cls(table, parts["figures"], parts["centre"], parts["bias"])
         shapes = made.figures.shape, made.centre.shape, made.bias.shape
         if shapes != ((len(FIGURES), len(COLUMNS)), (len(FIGURES),), (2, 2)):
             raise BadInput(f"{path}: not weights of the offline judge")

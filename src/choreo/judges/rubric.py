@@ -9,6 +9,7 @@ from typing import Any
 
 from choreo import utf8
 from choreo.judges.base import undetermined
+from choreo.text.replies import objects
 from choreo.types import Prompt, Verdict
 
 FIELDS = {
@@ -96,24 +97,10 @@ def last_object(text: str) -> dict[str, Any] | None:
     """The last JSON object in `text`, behind any <think> block; None where there is none.
 
     A model that thinks aloud may try out verdicts before the one that it means, so the last one counts.
-    An object that names a field twice has two verdicts and is none.
+    An object that names a field twice has two verdicts and is none: it fails every check on its fields.
     """
-    text = text.rpartition("</think>")[2]
-    decoder = json.JSONDecoder(object_pairs_hook=_once)
-    found, at = None, text.find("{")
-    while at >= 0:
-        try:
-            found, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            end = at + 1
-        at = text.find("{", end)
-    return utf8.mended(found)  # JSON inside JSON: the reply's own escapes have not been read before
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) < len(pairs):
-        return {}  # fails every check on its fields
-    return dict(pairs)
+    found = objects(text)
+    return utf8.mended(found[-1][0]) if found else None  # JSON inside JSON: its own escapes have not been read before
 
 
 def shortened(text: str, most: int = 120) -> str:

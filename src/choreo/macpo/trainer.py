@@ -20,7 +20,7 @@ from choreo.engine import checkpoint
 from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, opening
 from choreo.macpo.answers import (
     REVIEW_TOKENS,
     Chosen,
@@ -73,12 +73,13 @@ def train(
     over, (step, path) = 0, run.rewind()
     if path is not None:
         saved = checkpoint.load(path)
-        if saved["data"] != data.digest:
+        if saved.get("data") != data.digest:
             now = recipe.data.file or "the world"
             raise BadInput(f"{path}: was trained on other prompts or labels than {now} has now")
-        over = done(saved["phases"], phases, str(path))
-        crew.load_state_dict(saved["agents"], str(path))
-        desk.book.load_state_dict(saved["book"])
+        with opening(path, checkpoint.UNFIT):
+            over = done(saved["phases"], phases, str(path))
+            crew.load_state_dict(saved["agents"], str(path))
+            desk.book.load_state_dict(saved["book"])
         if phases[over - 1].last:
             yield phases[over - 1].round, crew
     total = sum(steps_of(recipe, phase) for phase in phases)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from choreo import config, hub
-from choreo.errors import BadInput
+from choreo.errors import BadInput, opening
 from choreo.microworld import grammar, habits
 from choreo.microworld.judge import WorldJudge
 from choreo.microworld.lexicon import column
@@ -75,11 +75,22 @@ def base_folder(name: str, *, config_only: bool = False) -> Path:
     config_only: of the hub's, its configuration is enough. Raises BadInput where there is none, or the hub's is not
     here and cannot be had.
     """
-    for folder in (BASES / name, Path(name)):
-        if (folder / "config.json").is_file():
-            return folder
-    if hub.is_name(name) and not Path(name).exists() and not Path(name).parent.is_dir():
+    with opening(repr(name), "is no name of a folder"):
+        for folder in (BASES / name, Path(name)):
+            if _is_there(folder / "config.json"):
+                return folder
+        used = _is_there(Path(name))
+    if used:
+        what = "a file" if Path(name).is_file() else "a folder without a config.json"
+        raise BadInput(f"base {name!r}: is {what if Path(name).exists() else 'a link to nothing'}; expected a model in "
+                       "Hugging Face format")  # fmt: skip
+    if hub.is_name(name) and not Path(name).parent.is_dir():
         return hub.snapshot(name, config_only=config_only)
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
     raise BadInput(f"base {name!r}: neither a shipped one ({shipped}) nor a folder with a "
                    "config.json (choreo world pretrain makes one), nor a model on the hub (owner/name)")  # fmt: skip
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name, a link to nothing too."""
+    return path.exists() or path.is_symlink()

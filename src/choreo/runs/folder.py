@@ -14,7 +14,6 @@ dialogues.json, summary.json, report.html   written at the end
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import re
@@ -176,10 +175,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"{path}: no such run folder")
     if not (path / "run.json").is_file():
         raise BadInput(f"{path}: not a run folder (it has no run.json)")
-    try:
-        return json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path / 'run.json'}: not JSON: {error}") from None
+    return files.read_object(path / "run.json")
 
 
 def checkpoints(path: str | Path) -> dict[int, Path]:

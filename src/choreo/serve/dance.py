@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from choreo.errors import BadInput
 from choreo.serve.shapes import TracedGame, TracedMove
-from choreo.text.feedback import parse_feedback
+from choreo.text.feedback import parse_feedback, strayed
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
-from choreo.waltz.protocol import Review, answered, reviewed, turn_of
+from choreo.waltz.protocol import Review, answered, read_by_words, reviewed, turn_of
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
 Guard = Literal["guard", "repair"]  # of another model's answer, which is reviewed alone, or revised too (`guardrail`)
@@ -68,9 +68,11 @@ class Said(NamedTuple):
 
 
 class Agent(Protocol):
-    """Who speaks. system: whether a caller's system message reaches it."""
+    """Who speaks. system: whether a caller's system message reaches it. trained: to review, so that its reviews are
+    read as training reads them; those of another model are read leniently (`text.feedback.read_feedback`)."""
 
     system: bool
+    trained: bool
 
     def room(self, game: Episode, wish: Wish, rounds: int) -> None:
         """Raises TooLong where a game that begins like `game` may come to need more context than there is. Of a game
@@ -125,6 +127,11 @@ class Outcome:
     def revised(self) -> bool:
         return self.answer not in (None, self.game.answers[0])
 
+    @property
+    def strayed(self) -> int:
+        """Reviews that could only be read leniently."""
+        return sum(strayed(turn.text, said) for turn, said in zip(self.game.reviews, self.game.feedback, strict=True))
+
     def tokens(self, stage: Stage) -> int:
         return sum(move.said.tokens for move in self.moves if move.stage == stage)
 
@@ -174,7 +181,9 @@ async def dance(
         if agent == CONVERSATION:
             game = answered(game, said.turn)
         else:
-            game = reviewed(game, Review(said.turn, parse_feedback(said.turn.text)))
+            strictly = agents[agent].trained
+            read = parse_feedback(said.turn.text) if strictly else read_by_words(game, said.turn)
+            game = reviewed(game, Review(said.turn, read))
         moves.append(Move(stage, said, time.monotonic() - began))
         tell(moves[-1], game)
         if stage == "revision" and _flagged(game, wish.stop):
@@ -220,5 +229,5 @@ def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> TracedMo
         return {**record, "parsed": False, "reasoning": None}
     return {
         **record, "parsed": True, "unsafe": said.unsafe, "overrefuse": said.overrefuse, "feedback": said.feedback,
-        "reasoning": said.reasoning,
+        "reasoning": said.reasoning, "lenient": strayed(move.said.turn.text, said),
     }  # fmt: skip

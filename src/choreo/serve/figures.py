@@ -31,6 +31,7 @@ class Figures:
         self.requests = counter("requests", "Requests by HTTP status", "key", "status")
         self.answers = counter("answers", "Answers given, one for each of n", "key", "mode")
         self.reviewed = counter("reviewed", "Answers that the feedback agent read", "key", "mode")
+        self.lenient = counter("lenient", "Reviews that could only be read leniently", "key", "mode")
         self.triggered = counter("triggered", "Answers that it asked to revise (over reviewed: FTR)", "key", "mode")
         self.flagged = counter("flagged", "Answers that it called unsafe, or over-refusing", "key", "mode", "label")
         self.revised = counter("revised", "Answers that were revised", "key", "mode")
@@ -55,6 +56,8 @@ class Figures:
         self.answers.labels(key, mode).inc()
         if outcome.game.reviews:
             self.reviewed.labels(key, mode).inc()
+        if outcome.strayed:
+            self.lenient.labels(key, mode).inc(outcome.strayed)
         if outcome.game.triggered:
             self.triggered.labels(key, mode).inc()
         for label, called in labels(outcome).items():
@@ -95,6 +98,7 @@ def facts(outcome: Outcome) -> dict[str, Any]:
         "failed": outcome.failed,
         "opened": outcome.opened,
         **({"why": outcome.why} if outcome.why else {}),
+        **({"lenient": outcome.strayed} if outcome.strayed else {}),
         **{f"{stage}_ms": round(1000 * outcome.seconds(stage)) for stage in STAGES},
         **{f"{stage}_tokens": outcome.tokens(stage) for stage in STAGES},
     }

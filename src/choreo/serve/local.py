@@ -178,6 +178,7 @@ def _settle(job: _Job, result: Completion | BaseException) -> None:
 class LocalAgent:
     """One agent of the pair, spoken for by a worker."""
 
+    trained = True
     system = False  # a pair is told apart by the system prompts it was trained with; a caller's cannot take their place
 
     def __init__(

@@ -63,7 +63,10 @@ class Usage(TypedDict):
 
 
 class TracedMove(TypedDict):
-    """text is of a draft or a revision; parsed and what follows, of a review."""
+    """text is of a draft or a revision; parsed and what follows, of a review.
+
+    lenient: it is no JSON of the schema alone, and was read all the same: its writer was never trained to write that.
+    """
 
     stage: Literal["draft", "feedback", "revision"]
     tokens: int
@@ -75,6 +78,7 @@ class TracedMove(TypedDict):
     overrefuse: NotRequired[bool]
     feedback: NotRequired[str]
     reasoning: NotRequired[str | None]
+    lenient: NotRequired[bool]
 
 
 class TracedGame(TypedDict):

@@ -74,6 +74,7 @@ class Upstream:
     feedback_tokens: int
     encode: Callable[[str], tuple[int, ...]] = lambda text: ()
     system: bool = True
+    trained: bool = False
     _http: httpx2.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:

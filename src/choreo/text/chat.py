@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from choreo import models
 from choreo.errors import BadInput, first_line
 from choreo.text.sealed import sealed
 from choreo.text.thinking import arrived
@@ -63,20 +64,23 @@ class Chat:
 
         template: a file with a chat template (Jinja) in place of the model's own, or the name of one of several that
             the model has. setting: how a user names one. rounds: of feedback, which the template has to hold.
-        Raises BadInput for a folder without a tokenizer, with neither those tokens nor a template, or with a template
-        that cannot be used.
+        Raises BadInput for a folder without a tokenizer, with one that is another model's, with neither those tokens
+        nor a template, or with a template that cannot be used.
         """
-        from transformers import AutoTokenizer
-
         from choreo.text.template import TemplateChat, template_of
 
+        tokenizer = models.tokenizer(folder)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            chat: Chat
             if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
-                return Chat(tokenizer)
-            return TemplateChat(tokenizer, template_of(tokenizer, str(template), setting), rounds)
+                chat = Chat(tokenizer)
+            else:
+                chat = TemplateChat(tokenizer, template_of(tokenizer, str(template), setting), rounds)
+            written = {chat.end_id, chat.pad_id, *chat.answer_context(()), *chat.review_context((), ())}
         except (OSError, ValueError, BadInput) as error:
             raise BadInput(f"{folder}: {first_line(error, 1000)}") from None
+        models.check_ids(folder, tokenizer, written)
+        return chat
 
     def same_tokenizer(self, other: Chat) -> bool:
         """Whether the ids of one mean the same text to the other, and end a turn in the same way."""

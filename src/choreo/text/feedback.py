@@ -1,10 +1,20 @@
-"""The feedback agent's JSON: written and parsed here, by pretraining, protocol and server alike."""
+"""The feedback agent's JSON: written and parsed here, by pretraining, protocol and server alike.
+
+What is trained is read strictly, wherever it is measured. A model that was never trained to write this JSON is read
+leniently (`read_feedback`): around and within the JSON, never about the verdict.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 from choreo import utf8
+from choreo.text.replies import LONGEST, objects
+from choreo.text.thinking import behind
 from choreo.types import Feedback
 
 _FIELDS = {"reasoning": str, "unsafe": bool, "overrefuse": bool, "feedback": str}
@@ -39,6 +49,57 @@ def parse_feedback(text: str) -> Feedback | None:
     if utf8.broken(data):  # JSON can spell half a surrogate pair; what is not text is not applied
         return None
     return Feedback(**data)
+
+
+def read_feedback(text: str, material: Sequence[str], finished: bool = True) -> Feedback | None:
+    """The feedback in a review by a model that was never trained to write it, or None. Never raises.
+
+    Fences, prose, a list around it, single quotes, a last comma and further fields are passed over, and so is a reason
+    that is left out. The verdict must be beyond doubt: both labels are true or false, an answer that is flagged has
+    words on how to mend it, and nothing else in the reply could be a verdict. So there is none where the reply is not
+    finished, has two objects that differ or names `unsafe` elsewhere too, or where its object stands in the material.
+
+    material: what was reviewed. JSON in it that a review quotes is nobody's verdict.
+    """
+    if (strict := parse_feedback(text)) is not None:
+        return strict
+    begin = behind(text)
+    found = objects(text) if finished and len(text) - begin <= LONGEST else []
+    if not found or any(said != found[0][0] for said, _ in found):
+        return None
+    ends = [slice(0, begin), *(place for _, place in found), slice(len(text), len(text))]
+    around = " ".join(text[before.stop : after.start] for before, after in pairwise(ends))
+    own = _letters(text[found[0][1]])
+    if _NAMED.search(around) or any(own in _letters(part) for part in material):
+        return None
+    return _feedback(found[0][0])
+
+
+def _letters(text: str) -> str:
+    """`text` however it is quoted, spaced and escaped."""
+    return re.sub(r"[\W_]+", "", text).lower()
+
+
+def strayed(text: str, read: Feedback | None) -> bool:
+    """Whether leniency was needed for what was read in `text`."""
+    return read is not None and parse_feedback(text) is None
+
+
+# A label outside the object that is read: another verdict, or the beginning of one.
+_NAMED = re.compile(r"""["'“”‘’`\\](?:unsafe|over_?-?refuse)["'“”‘’`\\]+\s*[:=]""", re.IGNORECASE)
+
+
+def _feedback(said: dict[str, Any]) -> Feedback | None:
+    names = [name.strip().lower() for name in said]
+    unsafe, overrefuse = said.get("unsafe"), said.get("overrefuse")
+    if len(set(names)) < len(names) or not isinstance(unsafe, bool) or not isinstance(overrefuse, bool):
+        return None
+    reasoning, words = (said.get(name) if said.get(name) is not None else "" for name in ("reasoning", "feedback"))
+    if not isinstance(reasoning, str) or not isinstance(words, str) or utf8.broken([reasoning, words]):
+        return None
+    if (unsafe or overrefuse) and not words.strip():
+        return None
+    return Feedback(reasoning, unsafe, overrefuse, words)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

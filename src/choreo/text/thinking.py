@@ -20,11 +20,19 @@ _ENDS = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}  # a server's 
 _BREAKS = {"error", "abort", "aborted", "cancelled"}  # … and for: something else did
 
 
+def behind(text: str) -> int:
+    """Where what stands behind a <think> block begins: 0 without one, the end of the text where it was never closed."""
+    if closed := [*_CLOSES.finditer(text)]:
+        return closed[-1].end()
+    return len(text) if _OPENS.match(text) else 0
+
+
 def after_thinking(text: str) -> str | None:
     """What stands behind a <think> block, where there is one; None where the block was never closed."""
-    if closed := [*_CLOSES.finditer(text)]:
-        return text[closed[-1].end() :].strip()
-    return None if _OPENS.match(text) else text
+    begin = behind(text)
+    if not begin:
+        return text
+    return text[begin:].strip() if _CLOSES.search(text) else None
 
 
 def arrived(text: str | None, finish: str, *, thought: bool = False, called: bool = False) -> tuple[str, str]:

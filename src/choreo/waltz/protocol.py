@@ -18,8 +18,8 @@ from typing_extensions import TypeVar
 
 from choreo.engine.requests import Completion, Engine, Request
 from choreo.text.chat import Chat, Ids
-from choreo.text.feedback import parse_feedback
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, S, Turn
+from choreo.text.feedback import parse_feedback, read_feedback
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, S, Said, Turn
 
 Key = tuple[int | str, ...]
 ACT = {CONVERSATION: "answer", FEEDBACK: "feedback"}
@@ -148,6 +148,12 @@ def turn_of(game: Episode[Any], rounds: int, always: bool = False) -> str | None
         return CONVERSATION
     last = game.feedback[-1]
     return CONVERSATION if last is not None and (always or not last.satisfied) else None
+
+
+def read_by_words(game: Episode[Any], turn: Said) -> Feedback | None:
+    """What a model that was never trained to review says in `turn` of the last answer, read leniently."""
+    material = [*(text for _, text in game.prompt.earlier), game.prompt.text, game.answers[-1].text]
+    return None if turn.failure else read_feedback(turn.text, material, turn.finished)
 
 
 def answered(game: Episode[S], turn: S) -> Episode[S]:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from choreo.text.feedback import parse_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, S, Spoken
-from choreo.waltz.protocol import ACT, Key, Review, rally
+from choreo.waltz.protocol import ACT, Key, Review, rally, read_by_words
 
 NOTHING = "no answer to review"
 History = tuple[tuple[str, str], ...]  # (answer, the feedback string on it), earlier rounds first
@@ -62,6 +61,7 @@ def play(
 ) -> list[Episode[Spoken]]:
     """`protocol.play` in text. told: hears, after each phase, which agent spoke and in how many games.
 
+    These models were never trained to review, so their reviews are read leniently (`text.feedback.read_feedback`).
     A review that failed is one that does not parse: nothing of it is applied. After an answer that failed there is
     nothing to review, and the reviewer is not asked.
     """
@@ -79,7 +79,7 @@ def play(
         turns = iter(say(feedback, FEEDBACK, [g for g in games if not g.answers[-1].failure], feedback_tokens))
         nothing = [Spoken(FEEDBACK, len(g.reviews), "", True, 0, NOTHING) for g in games]
         said = [none if g.answers[-1].failure else next(turns) for g, none in zip(games, nothing, strict=True)]
-        return [Review(turn, None if turn.failure else parse_feedback(turn.text)) for turn in said]
+        return [Review(turn, read_by_words(game, turn)) for game, turn in zip(games, said, strict=True)]
 
     begun: list[Episode[Spoken]] = [Episode(prompt, sample, ()) for prompt, sample in prompts]
     return rally(begun, rounds, answer, review)
