@@ -47,11 +47,12 @@ def template_of(tokenizer: Any, named: str = "", setting: str = "template in the
             return Path(named).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise BadInput(f"template {named}: not UTF-8 text") from None
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if named in several:
                 return several[named]
             there = f", and the tokenizer's templates are {', '.join(sorted(several))}" if several else ""
-            raise BadInput(f"template {named}: {error.strerror}{there}") from None
+            why = error.strerror if isinstance(error, OSError) else "no file has a NUL in its name"
+            raise BadInput(f"template {named}: {why}{there}") from None
     if several and "default" not in several:
         names = ", ".join(sorted(several))
         raise BadInput(f"its tokenizer has several chat templates and none is named default: {names}; "
