@@ -46,13 +46,15 @@ def level() -> str:
 def main() -> int:
     """1 where a test fails on any machine; pytest's options may be given."""
     here, failed = level(), []
+    tests = sorted(Path(__file__).parent.glob("test_*.py"))
+    numeric = [str(file) for file in tests if "mark.numeric" in file.read_text(encoding="utf-8")]
     for name, (needed, environment) in MACHINES.items():
         if LEVELS.index(needed) > LEVELS.index(here):
             print(f"SKIPPED {name}: this CPU has no {needed}", flush=True)
             continue
         print(f"== {name}: {' '.join(f'{k}={v}' for k, v in environment.items())}", flush=True)
         plain = {key: value for key, value in os.environ.items() if key not in NAMES}
-        command = [sys.executable, "-m", "pytest", "-m", "numeric", "-q", "--dist", "loadfile", *sys.argv[1:]]
+        command = [sys.executable, "-m", "pytest", "-m", "numeric", "--dist", "loadfile", *sys.argv[1:], *numeric]
         began = time.monotonic()
         done = subprocess.run(command, env=plain | environment, cwd=Path(__file__).parents[1], check=False)
         print(f"== {name}: {'failed' if done.returncode else 'passed'} in {time.monotonic() - began:.0f} s", flush=True)

@@ -87,18 +87,21 @@ def test_a_guess_saves_steps_and_changes_no_more_than_a_batch_does(base, tempera
 
         return guess
 
-    steps = {}
+    steps = {}  # of the rows that say what `sample` says: where one parts from it, what follows is another text
     for share in (0.0, 0.8, 1.0):
         rows = [Row(r, 16, temperature, guess=guesser(w.ids, share)) for r, w in zip(asked, whole, strict=True)]
         rows[1].forced = list(whole[1].ids[:5])
         batch = batch_of(chat, team)
         batch.join(rows)
-        steps[share] = 0
+        ends, step = {}, 0
         while batch.rows:
-            batch.step()
-            steps[share] += 1
+            step += 1
+            ends |= {id(row): step for row in batch.step()}
         equal = all_same(engine, AGENT, asked, [tuple(row.ids) for row in rows], [w.ids for w in whole], temperature)
         assert all(row.finished == w.finished for row, w in compress(zip(rows, whole, strict=True), equal))
+        steps[share] = [ends[id(row)] if agrees else None for row, agrees in zip(rows, equal, strict=True)]
+    alike = [None not in ends for ends in zip(*steps.values(), strict=True)]
+    steps = {share: max(compress(ends, alike)) for share, ends in steps.items()}
     assert steps[1.0] < steps[0.8] < steps[0.0] <= 17  # texts come twice, and the second waits for the first
 
 

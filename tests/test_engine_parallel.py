@@ -15,7 +15,7 @@ from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
 from choreo.types import Sample
 
-pytestmark = pytest.mark.numeric
+pytestmark = pytest.mark.slow
 
 
 def make_samples() -> list[Sample]:

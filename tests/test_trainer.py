@@ -70,7 +70,6 @@ def whole(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.numeric
 def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_path):
     path = tmp_path / "killed"
     with Run.create(path, small()):

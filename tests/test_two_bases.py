@@ -121,9 +121,8 @@ def test_an_answer_that_outgrows_the_reviewers_positions_is_reviewed_by_nobody(c
 # ---- training -----------------------------------------------------------------------------------
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize("how", ["lora", "full"])
-@pytest.mark.parametrize("feedback_base", ["nano-neox", "qwen", "gemma"])
+@pytest.mark.parametrize("feedback_base", [pytest.param("nano-neox", marks=pytest.mark.numeric), "qwen", "gemma"])
 def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_path):
     made = recipe(folders.get(feedback_base, feedback_base), model={"train": how}, learning={"baseline": "separate"})
     fresh, pair = Pair(made), trained(made, tmp_path / "run")
@@ -217,7 +216,6 @@ def test_it_is_planned_trained_measured_and_served(folders, capfd, tmp_path):
     capfd.readouterr()
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize("feedback_base, lengths", [("nano-neox", {1, 2}), ("gemma", {1})])  # gemma's say nothing
 def test_a_server_plays_the_games_that_training_plays(feedback_base, lengths, folders, tmp_path):
     made = recipe(folders.get(feedback_base, feedback_base), protocol={"answer_tokens": 40, "feedback_tokens": 96})
