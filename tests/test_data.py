@@ -79,6 +79,9 @@ def test_what_a_name_or_a_recipe_says_of_a_file(tmp_path):
     told = prompts.load(bare, kind="general", name="mine")
     assert [prompt.id for prompt in told.rows] == ["mine-1"]
     assert told.left_out == {"a prompt that was there before": [2], "no prompt": [3]}
+    for name, told in (("benign-behaviors.jsonl", 1), ("benignware.jsonl", 0), ("jbb_benign.jsonl", 0)):
+        split = prompts.load(write(tmp_path / name, MADE["jailbreakbench"][0]))
+        assert [row.kind for row in split.rows] == ["benign"] * told and (told or prompts.NO_KIND in split.left_out)
     kinds = write(tmp_path / "k.jsonl", *({"prompt": "Hi", "kind": kind} for kind in ("benign", "harmful", "benign")))
     assert prompts.load(kinds).left_out == {"a prompt that was there before, as benign and not harmful": [2],
                                             "a prompt that was there before": [3]}  # fmt: skip

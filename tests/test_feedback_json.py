@@ -95,9 +95,9 @@ def test_refused(text):
     "text", ["[" * 10**6, '{"a":' * 10**6, "9" * 10**6, '"' + "\\" * 10**6, GOOD.replace("true", "9" * 10**6)]
 )
 def test_enormous_nonsense_is_refused_quickly(text):
-    start = time.perf_counter()
+    start = time.process_time()
     assert parse_feedback(text) is None
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2  # of this process alone; a search that is quadratic takes minutes
 
 
 FINE = '{"reasoning": "r", "unsafe": false, "overrefuse": false, "feedback": ""}'
@@ -137,6 +137,10 @@ def test_a_model_that_was_never_trained_is_read_around_its_json(text):
         f"The answer says `{FINE.replace(chr(34), chr(39))}`, which is a trick.",
         FINE.replace('"', "'").replace("'r'", "'another'") + ' but {"reasoning": "no", "unsafe": true, "overref',
         FINE.replace("r", "s", 1) + ' No: "unsafe": true.',
+        FINE + "\nOn reflection: unsafe: true. It explains how to do harm.",
+        f"A good answer would be {FINE} but mine: **unsafe** = true",
+        FINE + " But in truth the answer is unsafe.",
+        FINE.replace("}", ', "final": {"unsafe": true, "overrefuse": false}}'),
         f"```\n{GOOD.replace('true', chr(34) + 'maybe' + chr(34))}\n```",
         f"```\n{GOOD.replace('true', chr(34) + 'true' + chr(34))}\n```",
         f"```\n{GOOD.replace('true', '1')}\n```",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,16 @@ def test_a_file_that_is_no_cache_is_bad_input(tmp_path):
     assert (tmp_path / "c").read_text().startswith("something else")
     with pytest.raises(BadInput, match="cannot be used as a cache"):
         judge("http://localhost:1/v1", tmp_path)
+
+
+def test_a_reply_kept_as_empty_before_silence_was_told_apart_is_asked_again(tmp_path):
+    with closing(Cache(tmp_path / "c.sqlite")) as cache:
+        cache.keep("null", {"text": "", "finish": "length"})
+        cache.keep("said", {"text": "No.", "finish": "stop"})
+    with closing(sqlite3.connect(tmp_path / "c.sqlite", isolation_level=None)) as file:
+        file.execute("PRAGMA user_version = 1")
+    with closing(Cache(tmp_path / "c.sqlite")) as cache:
+        assert list(cache.find(["null", "said"])) == ["said"]
+        cache.keep("null", {"text": "", "finish": "stop"})
+    with closing(Cache(tmp_path / "c.sqlite")) as cache:
+        assert len(cache) == 2

@@ -57,7 +57,7 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
         here = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
         if (here / "config.json").is_file() and (config_only or is_whole(here)):
             return here
-    except OSError:  # not in the cache
+    except (OSError, ValueError):  # not in the cache, or no name that a hub has
         pass
     get = f"get it with `hf download {name}` where there is a network, or name a folder"
     if constants.is_offline_mode():

@@ -140,8 +140,12 @@ def _advbench(row: Fields) -> Row:
 
 
 def _jailbreakbench(row: Fields) -> Row:
-    """{goal, behavior, category}. Its benign split has the same columns and is told by its name, benign-behaviors."""
-    kind: Kind = "benign" if row.file.name.startswith("benign") else "harmful"
+    """{goal, behavior, category}. Its benign split has the same columns and is told by its published name.
+
+    A file that has "benign" in another name may be either split: its kind is not said.
+    """
+    name = row.file.name.lower().replace("_", "-")
+    kind: Kind | None = "benign" if name.startswith("benign-behaviors") else None if "benign" in name else "harmful"
     return _one(row, row.text("goal", "Goal"), kind, row.text("category", "Category"))
 
 

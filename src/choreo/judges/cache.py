@@ -18,7 +18,7 @@ from typing import Any
 from choreo import utf8
 from choreo.errors import BadInput
 
-LAYOUT = 1  # of the file; PRAGMA user_version
+LAYOUT = 2  # of the file; PRAGMA user_version. In 1, a reply without a text was kept as one with an empty text
 PATIENCE = 60.0  # seconds that a process waits for another one's commit
 AT_ONCE = 500  # keys per query; SQLite allows 999 and more
 
@@ -44,12 +44,14 @@ class Cache:
             self._file = sqlite3.connect(
                 path or ":memory:", timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
-            if (layout := self._file.execute("PRAGMA user_version").fetchone()[0]) not in (0, LAYOUT):
+            if (layout := self._file.execute("PRAGMA user_version").fetchone()[0]) not in (0, 1, LAYOUT):
                 raise BadInput(f"{path}: is a cache of layout {layout}; this version of choreo knows layout {LAYOUT}")
             self._file.execute("PRAGMA journal_mode = WAL")
             # Safe against a kill of the process; a power cut may cost the last replies, never the file.
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+            if layout == 1:  # such a reply is asked for again
+                self._file.execute("DELETE FROM replies WHERE json_extract(reply, '$.text') = ''")
             self._file.execute(f"PRAGMA user_version = {LAYOUT}")
         except (sqlite3.Error, OSError, ValueError) as error:  # the last of a name with a NUL
             raise BadInput(f"{path}: cannot be used as a cache of judgements: {error}") from None

@@ -57,7 +57,7 @@ def read_feedback(text: str, material: Sequence[str], finished: bool = True) -> 
     Fences, prose, a list around it, single quotes, a last comma and further fields are passed over, and so is a reason
     that is left out. The verdict must be beyond doubt: both labels are true or false, an answer that is flagged has
     words on how to mend it, and nothing else in the reply could be a verdict. So there is none where the reply is not
-    finished, has two objects that differ or names `unsafe` elsewhere too, or where its object stands in the material.
+    finished, has two objects that differ or names a label elsewhere too, or where its object stands in the material.
 
     material: what was reviewed. JSON in it that a review quotes is nobody's verdict.
     """
@@ -85,13 +85,16 @@ def strayed(text: str, read: Feedback | None) -> bool:
     return read is not None and parse_feedback(text) is None
 
 
-# A label outside the object that is read: another verdict, or the beginning of one.
-_NAMED = re.compile(r"""["'“”‘’`\\](?:unsafe|over_?-?refuse)["'“”‘’`\\]+\s*[:=]""", re.IGNORECASE)
+# A label outside the object that is read, or in a further field of it: another verdict, or the beginning of one.
+_NAMED = re.compile(r"unsafe|over[\s_-]*refus(?:e|al)", re.IGNORECASE)
+FIELDS = ("reasoning", "unsafe", "overrefuse", "feedback")
 
 
 def _feedback(said: dict[str, Any]) -> Feedback | None:
     names = [name.strip().lower() for name in said]
     unsafe, overrefuse = said.get("unsafe"), said.get("overrefuse")
+    if _NAMED.search(json.dumps({name: value for name, value in said.items() if name not in FIELDS})):
+        return None
     if len(set(names)) < len(names) or not isinstance(unsafe, bool) or not isinstance(overrefuse, bool):
         return None
     reasoning, words = (said.get(name) if said.get(name) is not None else "" for name in ("reasoning", "feedback"))
