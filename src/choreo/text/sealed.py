@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from secrets import token_hex
 from typing import Any
 
-from choreo.errors import BadInput
+from choreo.errors import BadInput, opening
 
 
 def sealed(tokenizer: Any, marks: Collection[int]) -> Callable[[str], tuple[int, ...]]:
@@ -27,12 +27,15 @@ def sealed(tokenizer: Any, marks: Collection[int]) -> Callable[[str], tuple[int,
         raise BadInput(f"its tokenizer ({type(tokenizer).__name__}) is not of the tokenizers library (tokenizer.json)")
     nobody = token_hex(16)  # nobody can write a name that nobody can guess
     names = {name: f"{nobody}{i}" for i in marks if (name := backend.id_to_token(i)) is not None}
-    copy = json.loads(backend.to_str()) | {"truncation": None, "padding": None, "post_processor": None}
+    with opening("its tokenizer", "cannot be written out"):
+        own = json.loads(backend.to_str())
+    copy = own | {"truncation": None, "padding": None, "post_processor": None}
     for token in copy["added_tokens"]:
         if token["content"] in names:
             token |= {"content": names[token["content"]], "special": True}
     _rename(copy["model"], names)
-    plain = Tokenizer.from_str(json.dumps(copy))
+    with opening("its tokenizer", "cannot be read without the marks of its turns"):
+        plain = Tokenizer.from_str(json.dumps(copy))
     plain.encode_special_tokens = True  # as text, that is
 
     def encode(text: str) -> tuple[int, ...]:
