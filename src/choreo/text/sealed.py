@@ -16,7 +16,8 @@ from choreo.errors import BadInput, opening
 
 
 def sealed(tokenizer: Any, marks: Collection[int]) -> Callable[[str], tuple[int, ...]]:
-    """Encodes plain text by a copy of `tokenizer` (of transformers) to ids that are never in `marks`.
+    """Encodes plain text by a copy of `tokenizer` (of transformers) to ids that are never in `marks`, but for
+    the unknown token of a tokenizer that has no bytes for a letter.
 
     Raises BadInput for a tokenizer that is not of the tokenizers library: its vocabulary cannot be changed.
     """
