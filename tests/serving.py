@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from warm import Warm
 
 from choreo.config import WaltzRecipe
 from choreo.runs.folder import Run
@@ -33,10 +32,12 @@ class Serving:
 
     def __init__(self, run: Path | None, *options: str, key: str | None = KEY):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"CHOREO_API_KEY": key} if key else {})}
-        command = [sys.executable, "-m", "choreo.cli", "serve", *([str(run)] if run else []), "--port", "0", *options]
-        self.process = subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = ["-m", "choreo.cli", "serve", *([str(run)] if run else []), "--port", "0", *options]
+        (out, into_out), (log, into_log) = os.pipe(), os.pipe()
+        self.process = Warm(command, env=environment, streams=(None, into_out, into_log))
+        os.close(into_out)
+        os.close(into_log)
+        self.out, self._log = os.fdopen(out), os.fdopen(log)
         self.logs: list[dict[str, Any]] = []
         self.rest: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -51,8 +52,7 @@ class Serving:
                 time.sleep(0.05)
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        for line in self._log:
             try:
                 self.logs.append(json.loads(line))
             except ValueError:

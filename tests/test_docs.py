@@ -9,10 +9,10 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 pytestmark = pytest.mark.slow
 
@@ -30,9 +30,8 @@ def test_your_own_model_data_and_judge_from_a_clean_folder_to_an_export(tmp_path
     commands, mine = tmp_path / "bin", tmp_path / "mine"
     for folder in (commands, mine):
         folder.mkdir()
-    for name, module in (("choreo", "-m choreo.cli"), ("python", "")):
-        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
-        (commands / name).chmod(0o755)
+    warm.command(commands / "choreo", "-m", "choreo.cli")
+    warm.command(commands / "python")
     where = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from architectures import CHATML, make
 from peft import PeftModel
 from rounding import same
@@ -145,8 +144,7 @@ def test_the_python_of_an_adapters_card_runs_as_printed_and_says_what_was_traine
     assert main(["export", str(path), "--out", str(out), "--adapter"]) == 0
     pair = waltz.restore(WaltzRecipe.model_validate(_recipe(path)), max(checkpoints(path).items())[1])
     for agent, tokens in zip(AGENTS, (6, 8), strict=True):
-        asking = [sys.executable, "-c", of_card(out / agent)]
-        told = subprocess.run(asking, cwd=out / agent, capture_output=True, text=True)
+        told = warm.run(["-c", of_card(out / agent)], cwd=out / agent)
         assert told.returncode == 0, told.stderr
         chat, engine = pair.players[agent].chat, pair.players[agent].engine
         asked = chat.encode(ASKED)

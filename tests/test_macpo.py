@@ -7,9 +7,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 from macpo import lines, recipe, run_through, same
+from warm import Warm
 
 from choreo.config import load
 from choreo.engine import checkpoint
@@ -329,15 +327,15 @@ def test_killed_in_the_middle_of_a_round_and_resumed_is_bit_identical(tiny_folde
     path = tmp_path / "killed"
     with Run.create(path, made):
         pass
-    command = [sys.executable, "-m", "choreo.cli", "train", "--resume", str(path)]
+    command = ["-m", "choreo.cli", "train", "--resume", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = Warm(command, env=environment)
     deadline = time.monotonic() + 120
     first = [row["step"] for row in lines(tmp_path / "whole") if row["round"] == 1][1]
     while not (path / "metrics.jsonl").exists() or len((path / "metrics.jsonl").read_text().splitlines()) < first:
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     with Run.open(path) as run, Progress() as progress:
         for _ in train(made, run, progress):

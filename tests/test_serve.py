@@ -237,4 +237,4 @@ def test_it_stops_when_told(tmp_path):
     assert serving.http.get("/ready").status_code == 401
     serving.process.send_signal(signal.SIGTERM)
     assert serving.process.wait(60) == 0
-    assert "#key=sk-choreo-" in serving.process.stdout.read() and serving.rest == []
+    assert "#key=sk-choreo-" in serving.out.read() and serving.rest == []

@@ -6,14 +6,12 @@ import gzip
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from warm import Warm
 
 from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
@@ -74,15 +72,15 @@ def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_
     path = tmp_path / "killed"
     with Run.create(path, small()):
         pass
-    command = [sys.executable, "-m", "choreo.cli", "train", "--resume", str(path)]
+    command = ["-m", "choreo.cli", "train", "--resume", str(path)]
     # Sums are taken in another order with another number of threads: bit for bit holds for the same number.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = Warm(command, env=environment)
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() or len((path / "metrics.jsonl").read_text().splitlines()) < 3:
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)  # step 3 is logged; the last checkpoint is of step 2, or just of 4
+    process.kill()  # step 3 is logged; the last checkpoint is of step 2, or just of 4
     process.wait()
     assert 2 <= max(checkpoints(path)) < 5
     with Run.open(path) as run, Progress() as progress:
