@@ -99,12 +99,13 @@ class Study:
         for seed in self.seeds:
             for arm in arms:
                 recipe = self.recipe(arm, seed)
-                check(recipe)
                 path = self.folder / "runs" / f"{arm.name}-seed{seed}"
                 path, _ = plan.setdefault(config.to_toml(_nameless(recipe)), (path, recipe))
                 runs[arm.name].append(path)
         for path, recipe in plan.values():
             _refuse_if_other(path, recipe)
+            if not is_finished(path):
+                check(recipe)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
