@@ -37,6 +37,8 @@ model_list:
       api_base: {url}/v1
       api_key: {key}
       extra_body: {{choreo: {{mode: "off"}}}}
+  - model_name: pair
+    litellm_params: {{model: openai/run, api_base: {url}/v1, api_key: {key}}}
 general_settings: {{master_key: sk-proxy}}
 """
 
@@ -140,24 +142,13 @@ def test_an_answer_whose_conversation_litellm_does_not_send_is_blocked(proxy):
     assert UNREVIEWED in ask(proxy, "forgets", 0)
 
 
-def test_litellm_as_a_client(server):
-    code = """
-import json, sys, litellm
-told = dict(model="openai/run", api_base=sys.argv[1], api_key=sys.argv[2],
-            messages=[{"role": "user", "content": "What is 3 plus 4?"}], seed=1)
-whole = litellm.completion(**told)
-pieces = [chunk.choices[0].delta.content or "" for chunk in litellm.completion(**told, stream=True)]
-print(json.dumps([whole.choices[0].message.content, "".join(pieces), whole.usage.completion_tokens]))
-"""
-    python = Path(LITELLM).with_name("python")
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    command = [python, "-c", code, f"{server.url}/v1", KEY]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    whole, streamed, tokens = json.loads(done.stdout.splitlines()[-1])
+def test_litellm_is_a_client_whole_and_streamed(proxy, server):
+    asked = {"model": "pair", "messages": [{"role": "user", "content": "What is 3 plus 4?"}], "seed": 1}
+    whole = proxy.chat.completions.create(**asked)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in proxy.chat.completions.create(**asked, stream=True)]
     direct = server.ask(seed=1).json()
-    assert whole == streamed == direct["choices"][0]["message"]["content"]
-    assert tokens == direct["usage"]["completion_tokens"]
+    assert whole.choices[0].message.content == "".join(pieces) == direct["choices"][0]["message"]["content"]
+    assert whole.usage.completion_tokens == direct["usage"]["completion_tokens"]
 
 
 def test_inspect_as_a_client(server, tmp_path):

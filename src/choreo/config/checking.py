@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -47,7 +48,7 @@ def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str
 
 def meanings(kind: type[BaseModel]) -> Callable[[Keys], str]:
     """What the field at some keys of a `kind` may be, and what it does, in one line."""
-    root = kind.model_json_schema()
+    root = _root(kind)
 
     def meaning(keys: Keys) -> str:
         above, field = _node(root, keys[:-1]), _node(root, keys)
@@ -78,9 +79,14 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
+@cache
+def _root(kind: type[BaseModel]) -> dict[str, Any]:
+    return kind.model_json_schema()
+
+
 def _schema(kind: type[BaseModel], keys: Keys) -> dict[str, Any]:
     """The JSON schema of the field at `keys` of a `kind`."""
-    return _node(kind.model_json_schema(), keys)
+    return _node(_root(kind), keys)
 
 
 def _node(root: dict[str, Any], keys: Keys) -> dict[str, Any]:
