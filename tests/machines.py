@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 LEVELS = ("DEFAULT", "AVX2", "AVX512")  # as PyTorch calls them, each with all of those before it
@@ -44,21 +45,27 @@ def level() -> str:
 
 
 def main() -> int:
-    """1 where a test fails on any machine; pytest's options may be given."""
+    """1 where a test fails on any machine; pytest's options may be given. As many run at once as there are cores."""
     here, failed = level(), []
     tests = sorted(Path(__file__).parent.glob("test_*.py"))
     numeric = [str(file) for file in tests if "mark.numeric" in file.read_text(encoding="utf-8")]
-    for name, (needed, environment) in MACHINES.items():
-        if LEVELS.index(needed) > LEVELS.index(here):
-            print(f"SKIPPED {name}: this CPU has no {needed}", flush=True)
-            continue
-        print(f"== {name}: {' '.join(f'{k}={v}' for k, v in environment.items())}", flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "numeric", "-p", "no:xdist", *sys.argv[1:], *numeric]
+
+    def run(name: str) -> tuple[int, str, float]:
         plain = {key: value for key, value in os.environ.items() if key not in NAMES}
-        command = [sys.executable, "-m", "pytest", "-m", "numeric", "--dist", "loadfile", *sys.argv[1:], *numeric]
         began = time.monotonic()
-        done = subprocess.run(command, env=plain | environment, cwd=Path(__file__).parents[1], check=False)
-        print(f"== {name}: {'failed' if done.returncode else 'passed'} in {time.monotonic() - began:.0f} s", flush=True)
-        failed += [name] if done.returncode else []
+        done = subprocess.run(command, env=plain | MACHINES[name][1], cwd=Path(__file__).parents[1], check=False,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        return done.returncode, done.stdout, time.monotonic() - began
+
+    there = [name for name, (needed, _) in MACHINES.items() if LEVELS.index(needed) <= LEVELS.index(here)]
+    for name in MACHINES.keys() - there:
+        print(f"SKIPPED {name}: this CPU has no {MACHINES[name][0]}", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, (code, told, seconds) in zip(there, pool.map(run, there), strict=True):
+            print(f"== {name}: {' '.join(f'{k}={v}' for k, v in MACHINES[name][1].items())}\n{told}"
+                  f"== {name}: {'failed' if code else 'passed'} in {seconds:.0f} s", flush=True)  # fmt: skip
+            failed += [name] if code else []
     if failed:
         print(f"FAILED on {', '.join(failed)}")
     return 1 if failed else 0

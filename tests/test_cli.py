@@ -175,7 +175,10 @@ def test_a_run_begun_with_other_defaults_is_not_gone_on_with(capsys, tmp_path):
 
 
 def test_a_run_is_trained_measured_and_measured_again_to_the_same_figures(capfd, tmp_path):
-    run, small = tmp_path / "run", ("learning.steps=1", "learning.prompts=3", "world.heldout_prompts=3")
+    run, small = tmp_path / "run", (
+        "learning.steps=1", "learning.prompts=3", "learning.samples=2", "world.heldout_prompts=3",
+        "world.train_prompts=60", "protocol.answer_tokens=8", "protocol.feedback_tokens=8",
+    )  # fmt: skip
     assert main(["train", "waltz", "--run", str(run), "--json", *(w for s in small for w in ("--set", s))]) == 0
     summary = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert main(["eval", str(run), "--json"]) == 0

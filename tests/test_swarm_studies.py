@@ -319,7 +319,8 @@ def short(monkeypatch):
 
 def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simulator, short):
     run, out = tmp_path / "pair", tmp_path / "out"
-    small = ("learning.steps=1", "learning.prompts=30", "world.heldout_prompts=9", "world.train_prompts=240")
+    small = ("learning.steps=1", "learning.prompts=6", "learning.samples=2", "world.heldout_prompts=5",
+             "world.train_prompts=60")  # fmt: skip
     assert main(["train", "waltz", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
     capsys.readouterr()
     command = ["swarm", "study", "waltz", str(run), "--out", str(out), "--seeds", "0,1", "--json"]
@@ -346,7 +347,7 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
     run, out = tmp_path / "crew", tmp_path / "out"
     small = ('agents.teachers=["micro-llama", "micro-llama"]', "ceiling=false", "data.labels=12",
              "data.prompts=12", "tuning.epochs=1",
-             "rounds.count=1", "world.heldout_prompts=9", "world.train_prompts=240")  # fmt: skip
+             "rounds.count=1", "world.heldout_prompts=5", "world.train_prompts=60")  # fmt: skip
     assert main(["train", "macpo", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
     capsys.readouterr()
     assert main(["swarm", "study", "macpo", str(run), "--out", str(out), "--seeds", "0,1", "--json"]) == 0

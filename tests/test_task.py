@@ -224,7 +224,8 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
-        f'name = "mine"\n[learning]\nsteps = 1\nprompts = 4\nsamples = 1\n[judge]\nkind = "offline"\n'
+        f'name = "mine"\n[learning]\nsteps = 1\nprompts = 4\nsamples = 1\n'
+        f'[protocol]\nanswer_tokens = 12\nfeedback_tokens = 8\n[judge]\nkind = "offline"\n'
         f'[prompts.train.mine]\nfile = "{file}"\n[prompts.heldout.same]\nfile = "{file}"\nmost = 5\n',
         encoding="utf-8",
     )

@@ -5,23 +5,26 @@ one in a process of its own, as `subprocess.Popen([sys.executable, ...])` does, 
 imported everything and computed nothing. The fork has its own pid, session, environment, folder and streams. It can be
 killed, and it is killed when whoever asked for it ends.
 
-    python tests/warm.py serve SOCKET            run what is asked, until standard input ends
+    python tests/warm.py serve SOCKET PID        run what is asked, until process PID ends
     python tests/warm.py ask SOCKET ARGUMENT...  run `python ARGUMENT...` there, with this process's streams
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -33,16 +36,18 @@ ENVIRONMENT = dict(os.environ)  # before any test changes it
 
 @cache
 def address() -> str:
-    """The socket of this process's own server, which is started now and ends with this process."""
-    path = str(Path(tempfile.mkdtemp(prefix="choreo-")) / "warm")
-    server = subprocess.Popen([sys.executable, __file__, "serve", path], env=ENVIRONMENT, stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE)  # fmt: skip
-    assert server.stdout is not None and server.stdout.readline() == b"ready\n"
-    _kept.append(server)
+    """The socket of the server of this run of pytest: of all its workers. The first to ask starts it."""
+    pytest = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    folder = Path(tempfile.gettempdir()) / f"choreo-tests-{pytest}"
+    path = str(folder / "warm")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        subprocess.Popen([sys.executable, __file__, "serve", path, str(pytest)], env=ENVIRONMENT)
+    deadline = time.monotonic() + 240
+    while not os.path.exists(path):
+        assert time.monotonic() < deadline, f"no server of warm processes; remove {folder} and try again"
+        time.sleep(0.05)
     return path
-
-
-_kept: list[Any] = []  # a pipe that nothing refers to is closed, and the server would end
 
 
 class Warm:
@@ -115,23 +120,34 @@ def _read(stream: socket.socket, size: int) -> bytes:
     return read
 
 
-def _serve(path: str) -> None:
-    """Answers for every connection by a fork, which forks what was asked for and waits for it."""
+def _serve(path: str, pytest: int) -> None:
+    """Answers every connection by a fork, which forks what was asked for and waits for it."""
     _load()
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, every page
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(path + "-soon")
     listener.listen(64)
-    print("ready", flush=True)
+    os.rename(path + "-soon", path)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who waits for each has nothing to say at its end
-    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+    while _lives(pytest):
+        if not select.select([listener], [], [], 1)[0]:
+            continue
         asked, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
             return _answer(asked)
         asked.close()
+    shutil.rmtree(Path(path).parent)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _answer(asked: socket.socket) -> None:
@@ -151,6 +167,8 @@ def _answer(asked: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -213,7 +231,7 @@ def _load() -> None:
 if __name__ == "__main__":
     what, where, *asked_for = sys.argv[1:]
     if what == "serve":
-        _serve(where)
+        _serve(where, int(asked_for[0]))
     else:
         process = Warm(asked_for, streams=(0, 1, 2), server=where)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
