@@ -33,10 +33,10 @@ class LocalJudge:
         asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
         self._template = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = models.load(place, "auto", quantised=True)
-        self._model = model.to(device).eval()
+        self._model: Any = models.load(place, "auto", device, quantised=True)
+        question = format.ask(Prompt("", "", "general", ""), "")
         with opening(place, "its chat template cannot be used"):
-            asked = self._ids(format.ask(Prompt("", "", "general", ""), ""))
+            asked = self._ids(question)
         models.check_ids(place, self._tokenizer, asked)
         if self._ends() == {None}:
             raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
