@@ -10,7 +10,7 @@ from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
-from choreo.errors import BadInput, opening
+from choreo.errors import BadInput
 from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
 from choreo.evaluate.metrics import measure
 from choreo.judges.base import JudgeDown
@@ -115,8 +115,8 @@ def restore(recipe: MacpoRecipe, path: Path) -> Crew:
     """The agents of a run as its checkpoint at `path` has them. Raises BadInput where they are on other bases."""
     crew = Crew.load(recipe)
     saved = checkpoint.load(path)
-    with opening(path, checkpoint.UNFIT):
-        crew.load_state_dict(saved["agents"], str(path))
+    checkpoint.hold(path, saved, {"agents": {}})
+    crew.load_state_dict(saved["agents"], str(path))
     return crew
 
 
