@@ -16,6 +16,10 @@ class Interrupted(Exception):
     """The user stopped the work and its state is saved (exit code 130)."""
 
 
+class TooFew(ValueError):
+    """There are fewer prompts than are wanted. The message says of which, how many are wanted and how many there are."""
+
+
 class Unsupported(ValueError):
     """A model of a kind that choreo cannot train or run. The message names its class and says why."""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, TooFew
 
 
 def train(args: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def sample(args: argparse.Namespace) -> int:
 
     try:
         print(sample(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
-    except ValueError as error:  # more prompts than there are
+    except TooFew as error:
         raise BadInput(f"world sample: {error}") from None
     return 0
 

@@ -14,7 +14,7 @@ from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
 from choreo.data.reading import taken
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, TooFew
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
 from choreo.evaluate.judging import absent, silent
@@ -89,7 +89,7 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     _ = task.judge
     try:
         _try(recipe, task, trains)
-    except ValueError as error:
+    except TooFew as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)

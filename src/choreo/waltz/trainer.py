@@ -19,7 +19,7 @@ from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, TooFew
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.choose import strict
 from choreo.runs.folder import Run
@@ -184,7 +184,7 @@ def draw(
 
     weights: of a prompt, by its suite; none draws all of a kind alike.
 
-    Raises ValueError where there are fewer prompts than a step wants.
+    Raises TooFew where there are fewer prompts than a step wants.
     """
     rng = random.Random(f"batch/{seed}/{step}")
     total = sum(learning.mix.values())
@@ -196,7 +196,7 @@ def draw(
     for kind, count in counts.items():
         if count > len(prompts[kind]):
             there = f"there are {len(prompts[kind])} to train on (learning.mix)"
-            raise ValueError(f"a step wants {count} {kind} prompts, and {there}")
+            raise TooFew(f"a step wants {count} {kind} prompts, and {there}")
     chosen = [prompt for kind in KINDS for prompt in _pick(prompts[kind], counts[kind], weights, rng)]
     return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
 
