@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 
 class TooFew(ValueError):
-    """There are fewer prompts than are wanted. The message says of which, how many are wanted and how many there are."""
+    """There are fewer prompts than are wanted. The message says which, how many are wanted, and how many there are."""
 
 
 class Unsupported(ValueError):

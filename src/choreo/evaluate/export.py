@@ -22,6 +22,7 @@ from choreo.errors import BadInput
 from choreo.evaluate import macpo_run
 from choreo.evaluate.page import percent
 from choreo.hub import is_name
+from choreo.json_file import read_object
 from choreo.microworld.world import BASES, base_folder
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
@@ -260,7 +261,7 @@ def _figures(path: Path) -> str:
     file = path / "summary.json"
     if not file.is_file():
         return "Nothing yet: the run has not ended."
-    summary = files.read_object(file)
+    summary = read_object(file)
     rows = [
         f"| {name} | {percent(s.get('asr'))} | {percent(s.get('orr'))} | {percent(s.get('f1'))} |"
         for name, s in summary.get("systems", {}).items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from choreo.engine import checkpoint
 from choreo.errors import BadInput
 from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
 from choreo.evaluate.metrics import measure
+from choreo.json_file import read_array
 from choreo.judges.base import JudgeDown
 from choreo.macpo.crew import Crew
 from choreo.macpo.plan import CEILING, ceiling_of
@@ -41,7 +41,7 @@ def run_macpo(
     task = task or Task(recipe, run.path)
     crew = Crew.load(recipe)
     prompts = fitting(recipe, crew, task.suites("heldout"), progress)
-    rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    rounds = read_array(file) if file.exists() else []
     episodes: list[Episode] = []
     for number, _ in train(recipe, run, progress, crew):
         if number == len(rounds):

@@ -75,7 +75,7 @@ class Model:
         if models.check_whole(folder):
             if not models.is_quantised(config):
                 models.check_weights(folder, model)
-            models.tokenizer(folder)
+            models.tokenizer(folder, config)
         try:
             if how:
                 full_attention(model)

@@ -37,7 +37,7 @@ class LocalJudge:
         question = format.ask(Prompt("", "", "general", ""), "")
         with opening(place, "its chat template cannot be used"):
             asked = self._ids(question)
-        models.check_ids(place, self._tokenizer, asked)
+        models.check_ids(place, self._tokenizer, asked, self._model.config)
         if self._ends() == {None}:
             raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
 
