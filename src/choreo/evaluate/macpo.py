@@ -144,11 +144,6 @@ def warnings(rounds: Sequence[Mapping[str, Any]], recipe: MacpoRecipe) -> list[s
     return sorted(found)
 
 
-def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every round's warnings, with its number."""
-    return [f"round {r['round']}: {warning}" for r in rounds for warning in r["warnings"]]
-
-
 def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[tuple[float, int]]:
     """(Σ −log π, tokens) of every answer under the student; (0, 0) where another's answer, spelled in the student's
     tokens, is longer than its positions."""

@@ -10,7 +10,8 @@ from typing import Any
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
-from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
+from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, warnings
+from choreo.evaluate.macpo_report import said_by
 from choreo.evaluate.metrics import measure
 from choreo.json_file import read_array
 from choreo.judges.base import JudgeDown

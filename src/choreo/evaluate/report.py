@@ -18,7 +18,7 @@ from markupsafe import Markup
 from choreo.errors import BadInput
 from choreo.evaluate import macpo_report, page, plots, published
 from choreo.evaluate.intervals import separated
-from choreo.evaluate.macpo import said_by
+from choreo.evaluate.macpo_report import said_by
 from choreo.json_file import read_array, read_object
 
 # Which system a run is about: the first of these that it has, else its last.
