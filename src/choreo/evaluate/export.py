@@ -59,7 +59,7 @@ def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | N
         raise BadInput(f"{out}: already exists; name another folder with --out")
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     if merged is False and how.train == "full":
-        raise BadInput(f"{path}: trained whole models, and --adapter has none to write")
+        raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--adapter)")
     _figures(path)  # a summary that is broken is said before anything is written
     step, checkpoint = max(found.items())
     members, chosen = _agents(recipe, checkpoint, agent)

@@ -49,7 +49,7 @@ def run_macpo(
             try:
                 agents, episodes = measure_round(task, recipe, crew, number, prompts, progress)
             except (BadInput, JudgeDown) as missing:
-                what = f"round {number} is trained and saved; it is measured once the judge is there"
+                what = f"round {number} is trained and saved, but not measured; --resume will measure it"
                 raise type(missing)(f"{what}: {missing}") from None
             rounds.append({"round": number, "agents": agents})
             rounds[-1]["warnings"] = warnings(rounds, recipe)
@@ -58,7 +58,7 @@ def run_macpo(
         for warning in said:
             progress.say(f"! round {number}: {warning}")
         if said and recipe.watch.stop:
-            progress.say(f"stopped after round {number}, as watch.stop says")
+            progress.say(f"stopped after round {number}, because watch.stop is true")
             break
     found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
@@ -90,7 +90,7 @@ def fitting(recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], progress
     kept = crew.fitting(prompts, recipe.writing.answer_tokens)
     if lost := len(prompts) - len(kept):
         progress.say(f"! {lost} of {len(prompts)} prompts to measure on are left out: with an answer of "
-                     f"{recipe.writing.answer_tokens} tokens they overflow some agent's positions")  # fmt: skip
+                     f"{recipe.writing.answer_tokens} tokens they are too long for some agent's model")  # fmt: skip
     return kept
 
 
