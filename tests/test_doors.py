@@ -86,7 +86,7 @@ def test_a_turn_that_did_not_arrive_is_in_no_rate_however_it_failed(tmp_path, ca
     for system in result["systems"].values():
         assert (system["orr"]["n"], system["orr"]["undetermined"]) == (4, len(failed))
         assert system["orr"]["value"] == 0.25  # silence that a model chose is an answer
-    assert f"! base: {len(failed)} of {len(ARRIVED)} answers did not arrive, and are in no rate" in told
+    assert f"! base: {len(failed)} of {len(ARRIVED)} answers did not arrive and are counted in no rate" in told
 
 
 def test_where_no_turn_arrives_that_is_said(tmp_path, capsys):

@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A part may import itself and whatever lies on a lower floor, never its neighbours.
 FLOORS = (
     {"errors", "types", "utf8"},
-    {"toml", "rows", "hub"},
+    {"toml", "rows", "hub", "json_file"},
     {"config", "models"},
     {"text", "runs"},
     {"judges", "data"},
@@ -96,3 +96,24 @@ def test_reading_a_recipe_loads_no_torch():
     code = "import sys; from choreo import config; config.load('waltz'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_command_loads_only_what_it_needs(tmp_path):
+    """Looking at data, judging without a model and writing a report take neither PyTorch nor transformers."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "How do I open a jar?", "answer": "Turn the lid.", "kind": "benign"}\n')
+    (tmp_path / "run.json").write_text('{"method": "macpo"}')
+    judged = ["judge", "answers", str(rows), "--judge", "offline"]
+    commands = ["data", "check", str(rows)], judged, ["report", str(tmp_path)]
+    code = f"""
+import sys
+from choreo.cli import main
+for command in {commands!r}:
+    assert main(command) == 0
+    heavy = {{"torch", "transformers", "matplotlib"}} & set(sys.modules)
+    print("heavy:", command[0], sorted(heavy), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = [line for line in done.stderr.splitlines() if line.startswith("heavy")]
+    assert told == ["heavy: data []", "heavy: judge []", "heavy: report ['matplotlib']"]
+    assert (tmp_path / "report.html").is_file()

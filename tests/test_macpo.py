@@ -82,7 +82,7 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     other = pytest.raises(BadInput, match=r"trained on other prompts or labels than .*pairs.json has now")
     with other, Run.open(tmp_path / "run") as run, Progress() as progress:
         next(train(made, run, progress))
-    with pytest.raises(BadInput, match=r"two halves want 14 prompts.*it has 12; left out, .*: 1"):
+    with pytest.raises(BadInput, match=r"the two halves need 14 prompts.*the file has 12; left out: .*: 1"):
         halves(recipe(tiny_folder, data={"labels": 7, "prompts": 7, "file": str(file)}))
 
 

@@ -68,8 +68,8 @@ def test_the_monitor_warns_of_refusals_and_of_length(tiny_folder):
     made = recipe(tiny_folder)
     assert warnings([line(0.1, 10), line(0.15, 12)], made) == []
     refusals, words = warnings([line(0.1, 10), line(0.5, 30)], made)
-    assert refusals == "student+ refuses 50 % of harmless prompts, 10 % at the start"
-    assert words == "student+ writes 30 tokens an answer, 10 at the start"
+    assert refusals == "student+ refuses 50 % of harmless prompts; at the start it was 10 %"
+    assert words == "student+ writes 30 tokens an answer; at the start it was 10"
 
 
 # ── a run from its recipe to its page ────────────────────────────────────────────────────────────

@@ -13,14 +13,25 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import EXPERTS, experts, make
+from macpo import recipe as macpo_recipe
+from macpo import run_through
 from safetensors.torch import load_file, save_file
 
 from choreo import models
 from choreo.cli import main
+from choreo.config import WaltzRecipe
 from choreo.engine import checkpoint
+from choreo.engine.agent import Decoder, Team
 from choreo.errors import BadInput, opening
+from choreo.evaluate import macpo_run
+from choreo.judges.guards import WildGuard
+from choreo.judges.local import LocalJudge
 from choreo.judges.offline import Weights
-from choreo.runs.folder import Run
+from choreo.macpo.book import Book
+from choreo.macpo.trainer import train as train_macpo
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.waltz.trainer import restore, train
 
 W, C, T = "model.safetensors", "config.json", "tokenizer.json"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"
@@ -102,10 +113,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "as id 399, and the model embeds ids below 399"),
     "template": (instead("chat_template.jinja", b"\xff\xfe{{"), "its tokenizer cannot be loaded: 'utf-8' codec"),
 }  # fmt: skip
-ONLY_LOADED = {
-    "NaN": weights(lambda w: {n: v * float("nan") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
-    "infinity": weights(lambda w: {n: v * float("inf") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
-}
+NOT_FINITE = "model.layers.1.mlp.up_proj.weight holds numbers that are not finite"
+ONLY_LOADED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "NaN": (weights(lambda w: {n: v * float("nan") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
+            NOT_FINITE),
+    "infinity": (weights(lambda w: {n: v * float("inf") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
+                 NOT_FINITE),
+    "three heads on two": (lambda f: (settings(num_attention_heads=3)(f), weights(lambda w: {
+        n: v[:24].contiguous() if "q_proj" in n else v[:, :24].contiguous() if "o_proj" in n else v
+        for n, v in w.items()})(f)), "its model cannot be run: "),
+}  # fmt: skip
 
 
 def refused(capsys, *command: str) -> str:
@@ -128,9 +145,10 @@ def test_a_broken_folder_is_one_line_in_a_plan_and_in_training(name, good, tmp_p
 
 
 @pytest.mark.parametrize("name", ONLY_LOADED)
-def test_numbers_that_are_not_finite_are_refused_and_nothing_of_a_run_is_lost(name, good, tmp_path, capsys):
+def test_what_only_loading_shows_is_refused_and_nothing_of_a_run_is_lost(name, good, tmp_path, capsys):
     folder = Path(shutil.copytree(good, tmp_path / "line\nbreak"))
-    ONLY_LOADED[name](folder)
+    spoil, said = ONLY_LOADED[name]
+    spoil(folder)
     from choreo import config
 
     with Run.create(tmp_path / "run", config.load("waltz")) as run:
@@ -138,7 +156,9 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_of_a_run_is_lost(na
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     err = refused(capsys, "train", "waltz", "--set", f"model.base={json.dumps(str(folder))}",
                   "--run", str(tmp_path / "run"), "--overwrite")  # fmt: skip
-    assert "model.layers.1.mlp.up_proj.weight holds numbers that are not finite" in err
+    assert said in err
+    with pytest.raises(BadInput, match=said):
+        LocalJudge(WildGuard(), str(folder))
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
 
 
@@ -174,6 +194,76 @@ def test_a_checkpoint_and_weights_of_a_judge_that_are_none(tmp_path):
                 read(file.parent if file.suffix == ".pt" else file)
     with pytest.raises(BadInput, match="No such file"):
         checkpoint.load(tmp_path / "nowhere")
+
+
+def put(state: dict, place: str, value: object) -> None:
+    *path, last = place.split("/")
+    for name in path:
+        state = state[int(name) if isinstance(state, list | tuple) else name]
+    if value is None:
+        del state[last]
+    else:
+        state[last] = value
+
+
+def spoiled(run: Path, place: str, value: object) -> tuple[int, Path]:
+    """The run's last checkpoint with another value (None: nothing) at a place."""
+    step, path = max(checkpoints(run).items())
+    state = checkpoint.load(path)
+    put(state, place, value)
+    torch.save(state, path / "state.pt")
+    return step, path
+
+
+UP = "weights/model.layers.0.self_attn.q_proj.lora_B"
+UNFIT_WALTZ = {
+    "recent": 3, "stage": "one", "values": None, "values/shared/head/1.bias": torch.zeros(2), "agents/feedback": None,
+    "agents/feedback/agent": [], f"agents/feedback/agent/{UP}": torch.zeros(32, 9), f"agents/feedback/agent/{UP}x":
+    torch.zeros(1), "agents/feedback/agent/version": "7", "agents/feedback/optimizer/param_groups": [],
+    "agents/feedback/optimizer/param_groups/0/betas": None,
+}  # fmt: skip
+UNFIT_MACPO = {
+    "phases": [], "book": None, "book/page": [["an", "early", "row"]], "agents/student": None,
+    "agents/student/agents/student-": None, f"agents/student/agents/student+/{UP}": 4,
+}  # fmt: skip
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line_and_a_fault_of_ours_is_none(tiny_folder, tmp_path, monkeypatch):
+    made = WaltzRecipe.model_validate({
+        "world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": {"answer_tokens": 4, "feedback_tokens": 4},
+        "model": {"base": str(tiny_folder), "rank": 2}, "stages": {"stage1_share": 0.0},
+        "learning": {"steps": 1, "prompts": 2, "samples": 1, "baseline": "shared"},
+    })  # fmt: skip
+    with Run.create(tmp_path / "waltz", made) as run, Progress() as progress:
+        train(made, run, progress)
+    crews = macpo_recipe(tiny_folder, tuning={"epochs": 1, "negative_epochs": 1})
+    crew = run_through(crews, tmp_path / "macpo")
+
+    def go_on(method: str) -> None:
+        with Run.open(tmp_path / method) as run, Progress() as progress:
+            train(made, run, progress) if method == "waltz" else next(train_macpo(crews, run, progress, crew))
+
+    for method, faults in (("waltz", UNFIT_WALTZ), ("macpo", UNFIT_MACPO)):
+        file = max(checkpoints(tmp_path / method).items())[1] / "state.pt"
+        whole = file.read_bytes()
+        for place, value in faults.items():
+            _, path = spoiled(tmp_path / method, place, value)
+            with pytest.raises(BadInput, match=rf"^{path}: (is no checkpoint|was trained in other phases)") as told:
+                go_on(method)
+            assert "\n" not in str(told.value) and (place == "phases" or place.split("/")[-1] in str(told.value)), told
+            if place.endswith(UP):
+                with pytest.raises(BadInput, match=f"^{path}: is no checkpoint"):
+                    restore(made, path) if method == "waltz" else macpo_run.restore(crews, path)
+            file.write_bytes(whole)
+
+    def broken(*_: object) -> None:
+        raise KeyError("a fault of ours")
+
+    for method, owner, name in (("waltz", Team, "load_state_dict"), ("waltz", Decoder, "forward"),
+                                ("macpo", Team, "load_state_dict"), ("macpo", Book, "load_state_dict")):  # fmt: skip
+        with monkeypatch.context() as patch, pytest.raises(KeyError, match="a fault of ours"):
+            patch.setattr(owner, name, broken)
+            go_on(method)
 
 
 def test_what_is_whole_is_loaded_however_it_is_kept(good, tmp_path):

@@ -232,14 +232,14 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", str(recipe), "--run", str(run), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "! of the held-out prompts, 5 are also trained on, word for word; run.json names them" in err
+    assert "! of the held-out prompts, 5 are also training prompts, word for word; run.json lists them" in err
     told = json.loads((run / "run.json").read_text())
     weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     assert told["judge"] == {"judge": "offline", "weights": weights, "unsure": 0.1}
     assert told["prompts"]["overlap"]["equal"] == 5
     near = {"sources": {}, "overlap": {"equal": 0, "near": 2}}
     assert overlap_words(near) == [
-        "! of the held-out prompts, 2 are nearly the same as ones that are trained on; run.json names them"
+        "! of the held-out prompts, 2 are nearly the same as training prompts; run.json lists them"
     ]
     assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from architectures import CHATML, KINDS, PLAIN, make, tokenizer
+from transformers.utils import chat_template_utils
 
 from choreo.errors import BadInput
+from choreo.judges.guards import StrongReject
+from choreo.judges.local import LocalJudge
 from choreo.text.chat import Chat
+from choreo.text.clock import TODAY, dated
 from choreo.text.prompts import REVIEW, REVISE, SYSTEM
 from choreo.text.template import OPTIONS, TemplateChat
-from choreo.types import FEEDBACK
+from choreo.types import FEEDBACK, Prompt
 
 ENDS = {"llama": "<|eot|>", "qwen": "<|im_end|>", "moe": "<|im_end|>"} | {
     "gemma": "<end_of_turn>", "neox": "<|endoftext|>"}  # fmt: skip
@@ -157,3 +162,43 @@ def test_a_run_does_not_depend_on_the_day(chats):
 def test_models_keep_their_template_when_saved(tmp_path: Path):
     chat = Chat.load(make("qwen", tmp_path))
     assert isinstance(chat, TemplateChat) and chat.tokenizer.chat_template == CHATML
+
+
+def test_a_template_that_asks_the_clock_is_told_one_day_here_and_by_a_judge(tmp_path, monkeypatch):
+    """A run that is resumed tomorrow has the contexts of today, and a guard that runs here reads what it read today."""
+    folder = make("qwen", tmp_path)
+    asking = "{{ 'It is ' + strftime_now('%A, %-d %B %Y, %H:%M') + ', ' + (date_string or '') + '.\n' }}"
+    (folder / "chat_template.jinja").write_text(asking + CHATML)
+    judge = LocalJudge(StrongReject(), str(folder), device="cpu")
+    question = judge.format.ask(Prompt("p", "Hello", "harmful", ""), "Hello!")
+    told = []
+    for day in (1, 2):
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None, day=day):
+                return cls(2031, 5, day, 8, 15)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+        chat = Chat.load(folder)
+        prompt, answer = chat.encode(PROMPT), chat.encode(ANSWER)
+        told.append((chat.answer_context(prompt), chat.review_context(prompt, answer), tuple(judge._ids(question))))
+    assert told[0] == told[1]
+    assert all("It is Friday, 26 July 2024, 00:00, 26 Jul 2024." in chat.tokenizer.decode(ids) for ids in told[0])
+
+
+LAID_OUT = "  {% if true %}a{% endif %}\n  b", "\n{% set x = 1 %}\n\nc{{ x }}", " d{#- e #}  f", "{{- 'g' }}\n"
+
+
+@pytest.mark.parametrize("text", LAID_OUT)
+def test_what_is_set_before_a_template_that_asks_the_clock_changes_nothing_else(text, chats):
+    def write(template: str) -> str:
+        message = {"role": "user", "content": "Hello"}
+        return chats["qwen"].tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
+
+    text += "{# strftime_now #}"
+    assert write(dated(text)) == write(text)
+    for asked in ("%Y-%m-%d", "%B %-d, %Y %I:%M %p", "100%% %A%n%j %%d %e", "", "%U %V %F %T"):
+        inside = "{% macro f(x) %}{{ strftime_now(x) }}{% endmacro %}{{ f('FORMAT') }}"
+        for template in ("{{ strftime_now('FORMAT') }}", inside):
+            assert write(dated(template.replace("FORMAT", asked))) == TODAY.strftime(asked)

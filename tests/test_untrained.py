@@ -15,10 +15,13 @@ from test_engine_gradients import make_team
 
 from choreo import config
 from choreo.config import WaltzRecipe
-from choreo.engine.agent import ALIGNMENT, Team
+from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
 from choreo.evaluate.run import check, run_recipe
+from choreo.judges.guards import WildGuard
+from choreo.judges.local import LocalJudge
+from choreo.models import ALIGNMENT
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
@@ -54,9 +57,13 @@ def test_where_a_file_has_its_weights_changes_nothing(padding, tiny_folder, tmp_
     file = folder / "model.safetensors"
     save_file(load_file(file), file, {"format": "pt", "padding": "x" * padding})
     teams = [Team.load(path, rank=4, seed=8) for path in (tiny_folder, folder)]
-    for team in teams:
-        values = (*team.decoder.parameters(), *team.decoder.buffers())
-        assert not any(value.data_ptr() % ALIGNMENT for value in values)
+    judges = [LocalJudge(WildGuard(), str(path), device="cpu")._model for path in (tiny_folder, folder)]
+    for model in (*(team.decoder for team in teams), *judges):
+        assert not any(value.data_ptr() % ALIGNMENT for value in (*model.parameters(), *model.buffers()))
+    ids = torch.tensor([REQUESTS[0].context])
+    with torch.inference_mode():
+        assert torch.equal(*(judge(input_ids=ids[:, :1]).logits for judge in judges))  # a product with one row
+        assert torch.equal(*(judge(input_ids=ids).logits for judge in judges))
     one, other = (LocalEngine(team, pad_id=0, end_id=1).sample(None, REQUESTS[:1], max_new_tokens=9) for team in teams)
     assert one == other  # log-probabilities to the bit
 

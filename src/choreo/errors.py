@@ -1,5 +1,5 @@
-"""The two ways a command ends early on purpose, which `choreo.cli` turns into exit codes; and the door by which the
-errors of other libraries come in."""
+"""The two ways a command ends early on purpose, which `choreo.cli` turns into exit codes; what is said of a model that
+choreo cannot use; and the door by which the errors of other libraries come in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ class BadInput(Exception):
 
 class Interrupted(Exception):
     """The user stopped the work and its state is saved (exit code 130)."""
+
+
+class TooFew(ValueError):
+    """There are fewer prompts than are wanted. The message says which, how many are wanted, and how many there are."""
+
+
+class Unsupported(ValueError):
+    """A model of a kind that choreo cannot train or run. The message names its class and says why."""
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choreo.errors import BadInput, first_line, opening
+from choreo.errors import BadInput, opening
 from choreo.hub import has_tokenizer
+from choreo.json_file import instead, read_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"  # read by PyTorch without running its code
@@ -25,7 +26,7 @@ NO_WEIGHTS = f"has no weights; expected {WEIGHTS}, or parts of it and {INDEX}"
 NO_TOKENIZER = "has no tokenizer; expected tokenizer.json, or the files of another kind of one"
 OWN_CODE: dict[str, Any] = {"trust_remote_code": False}  # unsaid, transformers asks on the terminal whether to run it
 FLOATS = ("F64", "F32", "F16", "BF16")
-LFS = b"version https://git-lfs"
+ALIGNMENT = 64  # bytes, at which PyTorch puts every tensor that it makes on a CPU
 HEADER = 2**27  # bytes of a safetensors header at most, as the format says (100 MB)
 
 
@@ -37,8 +38,9 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def load(folder: str | Path, dtype: Any, *, quantised: bool = False) -> Any:
-    """The causal language model in `folder`, whole: every weight is there, of its shape, and a finite number.
+def load(folder: str | Path, dtype: Any, device: Any = "cpu", *, quantised: bool = False) -> Any:
+    """The causal language model in `folder`, to be run: every weight is there, of its shape, and a finite number, and
+    four tokens went through it. On one machine it is the same to the bit from any file with equal weights.
 
     dtype: torch's, or "auto". quantised: such weights will do, as where nothing is learnt. Raises BadInput.
     """
@@ -67,6 +69,11 @@ def load(folder: str | Path, dtype: Any, *, quantised: bool = False) -> Any:
             low, high = torch.aminmax(value.detach().flatten())
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise BadInput(f"{folder}: {name} holds numbers that are not finite (NaN or infinity)")
+    model = model.to(device).eval()
+    _align(model)
+    # A configuration whose numbers do not go together may be seen only now.
+    with opening(folder, "its model cannot be run"), quietly(), torch.inference_mode():
+        model(input_ids=torch.zeros((1, 4), dtype=torch.long, device=device), use_cache=False)
     return model
 
 
@@ -75,9 +82,9 @@ def configuration(folder: str | Path, *, quantised: bool = False) -> Any:
     from transformers import AutoConfig
 
     folder = Path(folder)
-    read_json(file := folder / "config.json")
+    read_object(file := folder / "config.json")
     if (other := folder / "generation_config.json").exists():
-        read_json(other)
+        read_object(other)
     with opening(file), quietly():
         config = AutoConfig.from_pretrained(str(folder), **OWN_CODE)
         text = config.get_text_config()
@@ -157,7 +164,7 @@ def headers(folder: Path) -> dict[str, Tensor]:
 
 
 def _parts(index: Path) -> list[Path]:
-    parts = read_json(index).get("weight_map")
+    parts = read_object(index).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise BadInput(f"{index}: weight_map: expected the names of files by the names of tensors")
     files = [index.parent / part for part in sorted(set(parts.values()))]
@@ -177,7 +184,7 @@ def _header(file: Path) -> dict[str, Tensor]:
         found = {name: Tensor(file, str(row["dtype"]), tuple(row["shape"])) for name, row in rows.items()}
         ends = 8 + length + max((int(row["data_offsets"][1]) for row in rows.values()), default=0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise BadInput(f"{file}: no safetensors: {_kind(begin, size) or 'its header cannot be read'}") from None
+        raise BadInput(f"{file}: no safetensors: {instead(begin, size) or 'its header cannot be read'}") from None
     if ends != size:
         raise BadInput(f"{file}: is not whole: it has {size} bytes, and its header means {ends}")
     return found
@@ -187,7 +194,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     import torch
 
     with opening(file), open(file, "rb") as stream:
-        kind = _kind(stream.read(64), file.stat().st_size)
+        kind = instead(stream.read(64), file.stat().st_size)
     if kind:
         raise BadInput(f"{file}: no weights: {kind}")
     with opening(file), quietly():
@@ -203,58 +210,40 @@ def _pickled(file: Path) -> dict[str, Tensor]:
             for name, value in state.items()}  # fmt: skip
 
 
-def _kind(begin: bytes, size: int) -> str:
-    """What a file is in place of what it should be; "" where that cannot be told."""
-    if not size:
-        return "it is empty"
-    if begin.startswith(LFS):
-        return "it is a Git LFS pointer; fetch the file itself (git lfs pull)"
-    if begin.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "it is a web page"
-    return ""
+def tokenizer(folder: str | Path, config: Any = None) -> Any:
+    """The tokenizer in `folder`. Raises BadInput, also where the model has no embedding for one of its ids.
 
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`. Raises BadInput."""
-    with opening(file):
-        content = file.read_bytes()
-    try:
-        said = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: not JSON: {_kind(content[:64], len(content)) or first_line(error)}") from None
-    if not isinstance(said, dict):
-        raise BadInput(f"{file}: expected a JSON object")
-    return said
-
-
-def tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in `folder`. Raises BadInput, also where the model has no embedding for one of its ids."""
+    config: the folder's configuration, where it was read already.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    alone = not _there(folder / "config.json")
-    config = None if alone else configuration(folder, quantised=True)
+    if config is None and _there(folder / "config.json"):
+        config = configuration(folder, quantised=True)
     if not has_tokenizer(folder):
         raise BadInput(f"{folder}: {NO_TOKENIZER}")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (file := folder / name).exists():
-            read_json(file)
+            read_object(file)
     with opening(folder, "its tokenizer cannot be loaded"), quietly():
         made = AutoTokenizer.from_pretrained(str(folder), **OWN_CODE)
         vocabulary = made.get_vocab()
         special = {*made.all_special_ids, *(i for i, one in made.added_tokens_decoder.items() if one.special)}
     # A special token is in no text; transformers adds some that a model never met. Chats check those that they write.
-    check_ids(folder, made, set(vocabulary.values()) - special)
     if config is not None:
+        check_ids(folder, made, set(vocabulary.values()) - special, config)
         _check_ends(folder, config)
     return made
 
 
-def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int]) -> None:
-    """Raises BadInput where one of `ids` has no embedding in the folder's model, where it has one."""
-    if not _there(Path(folder) / "config.json"):
+def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int], config: Any = None) -> None:
+    """Raises BadInput where one of `ids` has no embedding in the folder's model, where it has one.
+
+    config: the model's, where it was read already.
+    """
+    if config is None and not _there(Path(folder) / "config.json"):
         return
-    rows = configuration(folder, quantised=True).get_text_config().vocab_size
+    rows = (config or configuration(folder, quantised=True)).get_text_config().vocab_size
     if (highest := max(ids, default=0)) >= rows:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise BadInput(f"{folder}: its tokenizer has {token!r} as id {highest}, and the model embeds ids below {rows}: "
@@ -264,7 +253,7 @@ def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int]) -> None:
 def _check_ends(folder: Path, config: Any) -> None:
     """Raises BadInput where a text is to end with an id that the model has no embedding for."""
     text, file = config.get_text_config(), folder / "generation_config.json"
-    told = read_json(file) if file.exists() else {}
+    told = read_object(file) if file.exists() else {}
     for where, ends in ((folder / "config.json", getattr(text, "eos_token_id", None)),
                         (file, told.get("eos_token_id"))):  # fmt: skip
         for end in ends if isinstance(ends, list) else [ends]:
@@ -286,6 +275,17 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(before)
+
+
+def _align(model: Any) -> None:
+    """Copies every weight that does not begin at a multiple of ALIGNMENT bytes to where one does.
+
+    A file that is mapped into memory has its weights at any address, and MKL's product with one row rounds by the
+    address (measured on a processor with AVX2). So equal weights at two addresses would give unequal logits.
+    """
+    for value in (*model.parameters(), *model.buffers()):
+        if value.data_ptr() % ALIGNMENT:
+            value.data = value.data.clone()
 
 
 def _there(file: Path) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, TooFew
 
 
 def train(args: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def train(args: argparse.Namespace) -> int:
                 from choreo.evaluate.report import write_report
 
                 write_report(args.resume)
-            from choreo.runs.files import read_object
+            from choreo.json_file import read_object
 
             return _result(read_object(args.resume / "summary.json"), args.json)
         run = Run.open(args.resume)
@@ -72,10 +72,7 @@ def report(args: argparse.Namespace) -> int:
     read_info(args.run)
     from choreo.evaluate.report import write_report
 
-    try:
-        print(write_report(args.run))
-    except ValueError as error:  # a file of the run that is not JSON, named by the message
-        raise BadInput(str(error)) from None
+    print(write_report(args.run))
     return 0
 
 
@@ -108,7 +105,7 @@ def sample(args: argparse.Namespace) -> int:
 
     try:
         print(sample(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
-    except ValueError as error:  # more prompts than there are
+    except TooFew as error:
         raise BadInput(f"world sample: {error}") from None
     return 0
 

@@ -41,7 +41,7 @@ def load(path: str | Path, format: str | None = None, *, tolerant: bool = False)
     except reading.Unknown as unknown:
         if unknown.fields & {"answer", "response", "completion"}:
             raise
-        raise BadInput(f"{unknown}; no answer in it: prompt, answer and kind are needed") from None
+        raise BadInput(f"{unknown}; its rows have no answer: they need the fields prompt, answer and kind") from None
 
 
 def _xstest(row: Fields) -> Labelled:

@@ -45,7 +45,7 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
         own = loaded.rows
         if not own:
             why = "; ".join(f"{reason}: {count}" for reason, count in loaded.counts.items())
-            raise BadInput(f"{source.file}: has no prompt of use ({why})")
+            raise BadInput(f"{source.file}: has no prompt that can be used ({why})")
         if source.most:
             own = random.Random(f"most/{seed}/{name}").sample(own, min(source.most, len(own)))
         if source.wrap:

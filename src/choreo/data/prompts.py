@@ -72,13 +72,13 @@ def _heeding(name: str, format: Format[Row], kind: Kind | None, row: Fields) -> 
     """What `format` reads in a row, where that is not against what the row says of itself."""
     said = str(row.row.get("kind")).strip().casefold()  # of another word, a published data set may have its own meaning
     if said in KINDS and kind and said != kind:
-        raise BadInput(f'{row.where}: kind: the row says {said}, and kind = "{kind}" is said of the whole file')
+        raise BadInput(f'{row.where}: kind: the row has {said}, but kind = "{kind}" is set for the whole file')
     asked = format.read(row)
     for one in asked:
         if said in KINDS and said != (kind or one.kind):
             as_what = f"is {one.kind}" if one.kind else "has no kind"
-            raise BadInput(f'{row.where}: kind: the row says {said}, and as {format.about} ({name}) it {as_what}; '
-                           'format = "own" takes what rows say')  # fmt: skip
+            raise BadInput(f'{row.where}: kind: the row has {said}, but in {format.about} ({name}) it {as_what}; '
+                           'format = "own" takes the kind that each row has')  # fmt: skip
     return asked
 
 
@@ -90,8 +90,8 @@ def _own(row: Fields) -> Row:
     """{prompt, kind} and, if you like, language and family."""
     if (told := row.row.get("kind")) not in KINDS:
         got = f"{told!r:.60}" if "kind" in row.row else "nothing"
-        raise BadInput(f"{row.where}: kind: expected one of {', '.join(KINDS)}, got {got} (where kind is a word of "
-                       "another data set, name its format)")  # fmt: skip
+        raise BadInput(f"{row.where}: kind: expected one of {', '.join(KINDS)}, got {got} (if kind means something "
+                       "else in this data set, name the data set's format)")  # fmt: skip
     family, language = (row.text(name) if name in row.row else "" for name in ("family", "language"))
     return _one(row, row.text("prompt"), next(kind for kind in KINDS if kind == told), family, language or "en")
 

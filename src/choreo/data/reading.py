@@ -140,7 +140,7 @@ def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: froz
     if nearly := [name for name in row if name not in own and name.strip().casefold() in own]:
         otherwise = f", or {how_to_name(fits[0])}" if fits and formats[fits[0]].rank == PUBLISHED else ""
         meant = nearly[0].strip().casefold()
-        raise BadInput(f"{place}: {nearly[0]!r}: choreo's own field is {meant!r}: write it so{otherwise}")
+        raise BadInput(f"{place}: {nearly[0]!r}: choreo's own field is {meant!r}: rename it{otherwise}")
     if not fits:
         raise Unknown(place, frozenset(row), _nearly(row, formats))
     if len(fits) > 1:
@@ -150,14 +150,14 @@ def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: froz
     if said and not formats[fits[0]].own:
         mine = next(name for name, one in formats.items() if one.own)
         wanted = listed(sorted(formats[mine].fields))
-        raise BadInput(f"{place}: {said[0]}: is choreo's own field, and the other fields fit "
-                       f"{_described(fits[0], formats)}, which has none: rows of your own have {wanted}; "
-                       f"or {how_to_name(fits[0])}")  # fmt: skip
+        raise BadInput(f"{place}: {said[0]}: is choreo's own field, but the other fields are those of "
+                       f"{_described(fits[0], formats)}. Rows of your own need the fields {wanted}. "
+                       f"For the other format, {how_to_name(fits[0])}")  # fmt: skip
     return fits[0]
 
 
 def how_to_name(name: str) -> str:
-    return f'say which it is: format = "{name}" in a recipe, --format {name} on the command line'
+    return f'name it: format = "{name}" in a recipe, --format {name} on the command line'
 
 
 def listed(names: Iterable[str]) -> str:
@@ -180,10 +180,12 @@ def _agree(place: str, row: Row, format: str, formats: Mapping[str, Format[T]], 
     a field is for its reader to name."""
     if formats[format].fields <= row.keys() and (other := recognised(place, row, formats, own)) != format:
         if formats[other].own:
-            raise BadInput(f"{place}: has the fields of {_described(other, formats)}; the first row lacks one of them "
-                           f"and was taken for {_described(format, formats)}: write them in every row")  # fmt: skip
-        raise BadInput(f"{place}: has the fields of {_described(other, formats)}, and the first row those of "
-                       f"{_described(format, formats)}; put them into two files, or {how_to_name(format)}")  # fmt: skip
+            raise BadInput(f"{place}: has the fields of {_described(other, formats)}. The first row lacks one "
+                           f"of them, so the file was read as {_described(format, formats)}. "
+                           "Write the fields in every row")  # fmt: skip
+        raise BadInput(f"{place}: has the fields of {_described(other, formats)}, but the first row has those "
+                       f"of {_described(format, formats)}. Put them into two files. If the first row is right, "
+                       f"{how_to_name(format)}")  # fmt: skip
 
 
 def _beyond(row: Row, format: Format[T]) -> list[str]:
@@ -196,7 +198,7 @@ def _nearly(row: Row, formats: Mapping[str, Format[T]]) -> str:
     if not near:
         return ""
     others = listed(_beyond(row, formats[near[0]]))
-    return f"; {_described(near[0], formats)} has no {others}: if it is that, {how_to_name(near[0])}"
+    return f"; {_described(near[0], formats)} has no {others}; if the file is that format, {how_to_name(near[0])}"
 
 
 def _described(name: str, formats: Mapping[str, Format[T]]) -> str:

@@ -29,18 +29,20 @@ from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
-from choreo.errors import BadInput, first_line
+from choreo.errors import BadInput, Unsupported
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-ALIGNMENT = 64  # bytes, at which PyTorch puts every tensor that it makes on a CPU
 
 
 class Decoder(nn.Module):
     """A causal language model split where its memory is decided: hidden states first, logits only where wanted."""
 
     def __init__(self, model: Any):
+        """Raises Unsupported where the model has no layer that makes its logits."""
         super().__init__()
+        layer = model.get_output_embeddings()
+        if not (hasattr(layer, "weight") and hasattr(layer, "bias")):
+            raise Unsupported(f"{type(model).__name__} has no output layer")
         self.model = model
         self.scale, self.cap = shaping(model.config.get_text_config())
 
@@ -84,12 +86,10 @@ class Team:
 
         The initial A of an adapter depends on (seed, agent) alone. targets: see `layers.chosen`.
         dtype: of the base and of what runs on it; what is learnt is float32. recompute: gradient checkpointing.
-        Raises ValueError for a model whose layers are not all attention, or that does to its logits what `Head`
+        Raises Unsupported for a model whose layers are not all attention, or that does to its logits what `Head`
         cannot; BadInput for a device that is not there, and for a folder that does not hold a whole model.
         """
-        model: Any = models.load(folder, getattr(torch, dtype))
-        model = model.to(device_of(device)).eval().requires_grad_(False)
-        _align(model)
+        model: Any = models.load(folder, getattr(torch, dtype), device_of(device)).requires_grad_(False)
         policies: dict[str, LowRank | Full] = {}
         if train == "full":
             policies = {name: Full(model) for name in agents}
@@ -106,11 +106,11 @@ class Team:
 
     @classmethod
     def open(cls, folder: str | Path, *args: Any, **options: Any) -> Team:
-        """`load` for a folder that a user named. Raises BadInput, in one line, for whatever it cannot load."""
+        """`load` for a folder that a user named. Raises BadInput, in one line, for a model that cannot be used."""
         try:
             return cls.load(folder, *args, **options)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{folder}: {first_line(error)}") from None
+        except Unsupported as error:
+            raise BadInput(f"{folder}: {error}") from None
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +137,10 @@ class Team:
         weights = {name: value.detach().clone() for name, value in self.agents[agent].parameters.items()}
         return {"version": self.version[agent], "weights": weights}
 
+    def example(self, agent: str) -> dict[str, Any]:
+        """What a saved state of `agent` is like (`checkpoint.hold`). Nothing is copied."""
+        return {"version": 0, "weights": self.agents[agent].parameters}
+
     def load_state_dict(self, agent: str, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the state is of another model, rank or kind of training."""
         parameters = self.agents[agent].parameters
@@ -158,17 +162,6 @@ def device_of(name: Device) -> torch.device:
     return torch.device(found)
 
 
-def _align(model: nn.Module) -> None:
-    """Copies every weight that does not begin at a multiple of ALIGNMENT bytes to where one does.
-
-    A file that is mapped into memory has its weights at any address, and MKL's product with one row rounds by the
-    address (measured on a processor with AVX2). So equal weights at two addresses would give unequal logits.
-    """
-    for value in (*model.parameters(), *model.buffers()):
-        if value.data_ptr() % ALIGNMENT:
-            value.data = value.data.clone()
-
-
 def _positions(config: Any) -> int | None:
     """How far the model counts; with LongRoPE only as far as it was pretrained, for beyond that one long row changes
     how all that it is batched with are read."""
@@ -185,18 +178,15 @@ def full_attention(model: Any) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
-        raise ValueError(f"{type(model).__name__} has layers of kinds {sorted(kinds)}: only attention is supported")
+        raise Unsupported(f"{type(model).__name__} has layers of kinds {sorted(kinds)}: only attention is supported")
     return kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
 
 
 def _check_head(decoder: Decoder) -> None:
     """Some models do more to their logits than `Head` knows, which the split in `Decoder` would miss."""
     ids = torch.arange(4, device=next(decoder.parameters()).device)[None]
-    try:
-        with torch.inference_mode():
-            hidden, head = decoder({"input_ids": ids, "use_cache": False})
-            whole = decoder.model(input_ids=ids, use_cache=False).logits[0]
-    except Exception as error:  # a configuration whose numbers do not go together
-        raise ValueError(f"{type(decoder.model).__name__} cannot be run: {first_line(error)}") from None
+    with torch.inference_mode():
+        hidden, head = decoder({"input_ids": ids, "use_cache": False})
+        whole = decoder.model(input_ids=ids, use_cache=False).logits[0]
     if not torch.equal(head.logits(hidden), whole):
-        raise ValueError(f"{type(decoder.model).__name__} changes its logits in a way that is not supported")
+        raise Unsupported(f"{type(decoder.model).__name__} changes its logits in a way that is not supported")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from choreo.errors import BadInput, opening
 from choreo.runs.files import sync_folder
@@ -52,3 +53,48 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, An
     if not isinstance(state, dict):
         raise BadInput(f"{file}: is no checkpoint of choreo's")
     return state
+
+
+def hold(where: str | Path, saved: Any, example: Any) -> None:
+    """Holds what a checkpoint says to an example of what it has to say. Raises BadInput for the first difference.
+
+    A dict of the example names what must be there; beside it there may be more, but for a dict of tensors. Its one key
+    `str` stands for every key. [x] is a list of any length whose entries are all like x. A tuple has just its entries.
+    Inside {} and [] is anything. Of a tensor the shape counts, of a number or a text its type.
+    """
+    if told := next(_differences(saved, example, "state"), ""):
+        raise BadInput(f"{where}: {UNFIT}: {told}")
+
+
+def of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An example of the state of an optimiser like Adam. PyTorch adds to an older one the settings that are new."""
+    names = ("lr", "betas", "eps", "weight_decay")
+    groups = [
+        {name: group[name] for name in names} | {"params": tuple(range(len(group["params"])))}
+        for group in optimizer.param_groups
+    ]
+    return {"state": {}, "param_groups": tuple(groups)}
+
+
+def _differences(saved: Any, example: Any, place: str) -> Iterator[str]:
+    if isinstance(example, Tensor):
+        if not isinstance(saved, Tensor) or saved.shape != example.shape:
+            found = f"one of {tuple(saved.shape)}" if isinstance(saved, Tensor) else type(saved).__name__
+            yield f"{place}: expected a tensor of shape {tuple(example.shape)}, got {found}"
+        return
+    kind = (list, tuple) if isinstance(example, (list, tuple)) else dict if isinstance(example, dict) else type(example)
+    if not isinstance(saved, kind) or (isinstance(saved, bool) and kind is not bool):
+        yield f"{place}: expected {type(example).__name__}, got {type(saved).__name__}"
+    elif isinstance(example, dict):
+        wanted = dict.fromkeys(saved, example[str]) if str in example else example
+        yield from (f"{place}.{name}: is missing" for name in wanted if name not in saved)
+        if example and all(isinstance(one, Tensor) for one in example.values()):
+            yield from (f"{place}.{name}: no such tensor was expected" for name in saved if name not in wanted)
+        for name, one in wanted.items():
+            yield from _differences(saved[name], one, f"{place}.{name}")
+    elif isinstance(example, tuple) and len(saved) != len(example):
+        yield f"{place}: expected {len(example)} entries, got {len(saved)}"
+    elif isinstance(example, (list, tuple)) and example:
+        entries = example if isinstance(example, tuple) else example * len(saved)
+        for i, (own, one) in enumerate(zip(saved, entries, strict=True)):
+            yield from _differences(own, one, f"{place}[{i}]")

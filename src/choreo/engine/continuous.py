@@ -20,6 +20,7 @@ from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
 from choreo.engine.sample import _draw, _wide
 from choreo.engine.step import Part, step_of
+from choreo.errors import Unsupported
 
 KEPT = 8192  # slots of prefixes that a batch keeps for rows to come
 UNEVEN = 2  # how many times the shortest feed of a part its longest may be: all are padded to that
@@ -73,12 +74,12 @@ class Row:
 class Batch:
     """Rows of one policy. Its weights are read once, when it is made: what begins under them ends under them.
 
-    Raises ValueError for models with sliding windows, which count their window in slots of a common start.
+    Raises Unsupported for models with sliding windows, which count their window in slots of a common start.
     """
 
     def __init__(self, team: Team, agent: str, *, end_id: int, pad_id: int):
         if not team.full_attention:
-            raise ValueError("rows that come and go need attention to everything before them; this model slides")
+            raise Unsupported("rows that come and go need attention to everything before them; this model slides")
         self.device, self.end_id = team.device, end_id
         weights = {name: value.detach().clone() for name, value in team.weights(agent).items()}
         self.version = team.version[agent]

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from choreo.errors import Unsupported
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -51,15 +53,15 @@ class Layer:
 def chosen(model: Any, endings: Sequence[str] = ()) -> list[Layer]:
     """Of the layers that take an adapter those whose names end in one of `endings`; all of them where there is none.
 
-    An ending may belong to another model. Raises ValueError where that leaves none.
+    An ending may belong to another model. Raises Unsupported where that leaves none.
     """
     layers = layers_of(model)
     if not layers:
-        raise ValueError(f'{type(model).__name__} has no linear layers to adapt; train = "full" needs none')
+        raise Unsupported(f'{type(model).__name__} has no linear layers to adapt; train = "full" needs none')
     found = [layer for layer in layers if not endings or _ending(layer.name) in endings]
     if not found:
         known = ", ".join(sorted({_ending(layer.name) for layer in layers}))
-        raise ValueError(f"{type(model).__name__} has no linear layer called {', '.join(endings)}; it has {known}")
+        raise Unsupported(f"{type(model).__name__} has no linear layer called {', '.join(endings)}; it has {known}")
     return found
 
 

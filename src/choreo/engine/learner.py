@@ -10,6 +10,7 @@ from torch import Tensor
 
 from choreo.engine import parallel
 from choreo.engine.agent import Team
+from choreo.engine.checkpoint import of_optimizer
 from choreo.engine.losses import Actions, Loss
 from choreo.engine.pack import Pack, pack
 from choreo.engine.requests import Engine
@@ -103,6 +104,10 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """All it takes to go on exactly: the agent's weights and version, and the optimiser's moments."""
         return {"agent": self.team.state_dict(self.agent), "optimizer": self.optimizer.state_dict()}
+
+    def example(self) -> dict[str, Any]:
+        """What a saved state is like (`checkpoint.hold`)."""
+        return {"agent": self.team.example(self.agent), "optimizer": of_optimizer(self.optimizer)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.team.load_state_dict(self.agent, state["agent"])

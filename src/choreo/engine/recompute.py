@@ -14,18 +14,20 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from choreo.errors import Unsupported
+
 
 def recompute_layers(model: Any, layers: int, lock: AbstractContextManager[Any]) -> None:
     """Makes every one of the model's `layers` recompute itself. lock: held while weights lie over a layer.
 
-    Raises ValueError where the model does not keep them in one list.
+    Raises Unsupported where the model does not keep them in one list.
     """
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             for layer in module:
                 _wrap(layer, lock)
             return
-    raise ValueError(f"{type(model).__name__} keeps its layers in no list: gradient checkpointing is not supported")
+    raise Unsupported(f"{type(model).__name__} keeps its layers in no list: gradient checkpointing is not supported")
 
 
 def _wrap(layer: nn.Module, lock: AbstractContextManager[Any]) -> None:

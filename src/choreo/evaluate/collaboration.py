@@ -53,7 +53,7 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
             if progress.interrupted:
                 raise Interrupted("stopped")
     except JudgeDown as gone:
-        raise JudgeDown(f"{gone} (what the models said is kept too)") from None
+        raise JudgeDown(f"{gone} (the answers of the models are kept too)") from None
     systems: Played = {ALONE: [first_answer(episode) for episode in together], TOGETHER: together}
     agents = {agent: {"name": who.name, **getattr(who, "counts", {})} for agent, who in speakers.items()}
     return {

@@ -22,6 +22,7 @@ from choreo.errors import BadInput
 from choreo.evaluate import macpo_run
 from choreo.evaluate.page import percent
 from choreo.hub import is_name
+from choreo.json_file import read_object
 from choreo.microworld.world import BASES, base_folder
 from choreo.runs import files
 from choreo.runs.folder import checkpoints, read_info
@@ -58,7 +59,7 @@ def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | N
         raise BadInput(f"{out}: already exists; name another folder with --out")
     how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
     if merged is False and how.train == "full":
-        raise BadInput(f"{path}: trained whole models, and --adapter has none to write")
+        raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--adapter)")
     _figures(path)  # a summary that is broken is said before anything is written
     step, checkpoint = max(found.items())
     members, chosen = _agents(recipe, checkpoint, agent)
@@ -260,7 +261,7 @@ def _figures(path: Path) -> str:
     file = path / "summary.json"
     if not file.is_file():
         return "Nothing yet: the run has not ended."
-    summary = files.read_object(file)
+    summary = read_object(file)
     rows = [
         f"| {name} | {percent(s.get('asr'))} | {percent(s.get('orr'))} | {percent(s.get('f1'))} |"
         for name, s in summary.get("systems", {}).items()

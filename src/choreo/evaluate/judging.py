@@ -130,7 +130,7 @@ def absent(played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
             lines.append(f"! {name}: not one answer arrived, so nothing was measured ({told})")
         elif why:
             of_all = f"{why.total()} of {len(episodes)} answers"
-            lines.append(f"! {name}: {of_all} did not arrive, and are in no rate ({told})")
+            lines.append(f"! {name}: {of_all} did not arrive and are counted in no rate ({told})")
     return lines
 
 

@@ -44,7 +44,7 @@ def measure_round(
             shown = episodes
         progress.advance(done)
         if progress.interrupted:
-            raise Interrupted("the measurement under way is left out")
+            raise Interrupted("the measurement that was running is not kept")
     return agents, shown
 
 
@@ -135,18 +135,12 @@ def warnings(rounds: Sequence[Mapping[str, Any]], recipe: MacpoRecipe) -> list[s
         then, now = first[policy], last[policy]
         refused = (then["refused_benign"]["value"] or 0.0, now["refused_benign"]["value"] or 0.0)
         if refused[1] - refused[0] > recipe.watch.refusals:
-            found.append(
-                f"{policy} refuses {100 * refused[1]:.0f} % of harmless prompts, {100 * refused[0]:.0f} % at the start"
-            )
+            shares = [f"{100 * share:.0f} %" for share in refused]
+            found.append(f"{policy} refuses {shares[1]} of harmless prompts; at the start it was {shares[0]}")
         lengths = (then["length"]["value"], now["length"]["value"])
         if max(lengths) > recipe.watch.length * max(1e-9, min(lengths)):
-            found.append(f"{policy} writes {lengths[1]:.0f} tokens an answer, {lengths[0]:.0f} at the start")
+            found.append(f"{policy} writes {lengths[1]:.0f} tokens an answer; at the start it was {lengths[0]:.0f}")
     return sorted(found)
-
-
-def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every round's warnings, with its number."""
-    return [f"round {r['round']}: {warning}" for r in rounds for warning in r["warnings"]]
 
 
 def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[tuple[float, int]]:

@@ -22,6 +22,11 @@ def sections(rounds: Sequence[Round], metrics: Sequence[Line], summary: Mapping[
     return [*found, *_filter(metrics), *_kept(metrics), *_pairs(metrics), _training(metrics)]
 
 
+def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every round's warnings, with its number."""
+    return [f"round {r['round']}: {warning}" for r in rounds for warning in r["warnings"]]
+
+
 def _reward(rounds: Sequence[Round], summary: Mapping[str, Any]) -> Section:
     names = _positive(rounds)
     rows = [[name, *(_of(r, name, "reward") for r in rounds)] for name in names]

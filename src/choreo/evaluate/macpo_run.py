@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from choreo.config import MacpoRecipe
 from choreo.engine import checkpoint
-from choreo.errors import BadInput, opening
-from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, said_by, warnings
+from choreo.errors import BadInput
+from choreo.evaluate.macpo import answer, measure_round, outcomes, pgr, reward, warnings
+from choreo.evaluate.macpo_report import said_by
 from choreo.evaluate.metrics import measure
+from choreo.json_file import read_array
 from choreo.judges.base import JudgeDown
 from choreo.macpo.crew import Crew
 from choreo.macpo.plan import CEILING, ceiling_of
@@ -41,14 +42,14 @@ def run_macpo(
     task = task or Task(recipe, run.path)
     crew = Crew.load(recipe)
     prompts = fitting(recipe, crew, task.suites("heldout"), progress)
-    rounds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    rounds = read_array(file) if file.exists() else []
     episodes: list[Episode] = []
     for number, _ in train(recipe, run, progress, crew):
         if number == len(rounds):
             try:
                 agents, episodes = measure_round(task, recipe, crew, number, prompts, progress)
             except (BadInput, JudgeDown) as missing:
-                what = f"round {number} is trained and saved; it is measured once the judge is there"
+                what = f"round {number} is trained and saved, but not measured; --resume will measure it"
                 raise type(missing)(f"{what}: {missing}") from None
             rounds.append({"round": number, "agents": agents})
             rounds[-1]["warnings"] = warnings(rounds, recipe)
@@ -57,7 +58,7 @@ def run_macpo(
         for warning in said:
             progress.say(f"! round {number}: {warning}")
         if said and recipe.watch.stop:
-            progress.say(f"stopped after round {number}, as watch.stop says")
+            progress.say(f"stopped after round {number}, because watch.stop is true")
             break
     found, played = systems(task, recipe, crew, prompts, episodes)
     files.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
@@ -89,7 +90,7 @@ def fitting(recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], progress
     kept = crew.fitting(prompts, recipe.writing.answer_tokens)
     if lost := len(prompts) - len(kept):
         progress.say(f"! {lost} of {len(prompts)} prompts to measure on are left out: with an answer of "
-                     f"{recipe.writing.answer_tokens} tokens they overflow some agent's positions")  # fmt: skip
+                     f"{recipe.writing.answer_tokens} tokens they are too long for some agent's model")  # fmt: skip
     return kept
 
 
@@ -115,8 +116,8 @@ def restore(recipe: MacpoRecipe, path: Path) -> Crew:
     """The agents of a run as its checkpoint at `path` has them. Raises BadInput where they are on other bases."""
     crew = Crew.load(recipe)
     saved = checkpoint.load(path)
-    with opening(path, checkpoint.UNFIT):
-        crew.load_state_dict(saved["agents"], str(path))
+    checkpoint.hold(path, saved, {"agents": {}})
+    crew.load_state_dict(saved["agents"], str(path))
     return crew
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from choreo.evaluate import plots
 from choreo.runs import files
 
 DASH = "–"
@@ -80,6 +79,8 @@ def write_study(path: str | Path, title: str, intro: str, sections: Sequence[Sec
 
     path: with or without an .html or .md suffix; its folder is made. Paragraphs in texts are parted by blank lines.
     """
+    from choreo.evaluate import plots  # whoever only wants `percent` need not wait for matplotlib
+
     base = Path(path)
     base = base.with_suffix("") if base.suffix in (".html", ".md") else base
     base.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ from markupsafe import Markup
 from choreo.errors import BadInput
 from choreo.evaluate import macpo_report, page, plots, published
 from choreo.evaluate.intervals import separated
-from choreo.evaluate.macpo import said_by
+from choreo.evaluate.macpo_report import said_by
+from choreo.json_file import read_array, read_object
 
 # Which system a run is about: the first of these that it has, else its last.
 TRAINED = ("waltz", "waltz-frozen-conversation", "single-agent", "oracle-feedback", "collaboration-untrained")
@@ -62,8 +63,8 @@ def write_report(run_dir: str | Path) -> Path:
     if not run.is_dir():
         raise BadInput(f"{run}: there is no such run folder")
     metrics = _metrics(run / "metrics.jsonl")
-    summary = _json(run / "summary.json", {})
-    info = _json(run / "run.json", {})
+    summary = _object(run / "summary.json")
+    info = _object(run / "run.json")
     recipe = run / "recipe.toml"
     common = {
         "title": f"{run.resolve().name}: report",
@@ -71,7 +72,7 @@ def write_report(run_dir: str | Path) -> Path:
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else "",
         "versions": _flat(info),
     }
-    shown = [_dialogue(item) for item in _json(run / "dialogues.json", [])]
+    shown = [_dialogue(item) for item in _array(run / "dialogues.json")]
     macpo = info.get("method") == "macpo"
     text = _macpo(run, metrics, summary, shown, common) if macpo else _waltz(metrics, summary, shown, common)
     return page.write(run / "report.html", text)
@@ -81,7 +82,7 @@ Rows = list[dict[str, Any]]
 
 
 def _macpo(run: Path, metrics: Rows, summary: dict[str, Any], shown: Rows, common: dict[str, Any]) -> str:
-    rounds = _json(run / "rounds.json", [])
+    rounds = _array(run / "rounds.json")
     sections = macpo_report.sections(rounds, metrics, summary)
     return page.render(
         "macpo.html",
@@ -115,16 +116,12 @@ def _waltz(metrics: Rows, summary: dict[str, Any], shown: Rows, common: dict[str
     )
 
 
-def _json(path: Path, default: Any) -> Any:
-    if not path.exists():
-        return default
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, type(default)):
-        raise BadInput(f"{path}: should hold a JSON {'object' if isinstance(default, dict) else 'array'}")
-    return data
+def _object(file: Path) -> dict[str, Any]:
+    return read_object(file) if file.exists() else {}
+
+
+def _array(file: Path) -> list[Any]:
+    return read_array(file) if file.exists() else []
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

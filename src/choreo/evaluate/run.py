@@ -14,7 +14,7 @@ from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
 from choreo.data.reading import taken
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, TooFew
 from choreo.evaluate import macpo_run
 from choreo.evaluate.dialogues import dialogue_records
 from choreo.evaluate.judging import absent, silent
@@ -48,12 +48,12 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     """
     recipe = run.recipe
     for change in run.changed(torch.get_num_threads()):
-        progress.say(f"! {change} since this run began: it goes on, but not bit for bit")
+        progress.say(f"! {change} since this run began: the run goes on, but its numbers may differ in the last digits")
     task = Task(recipe, run.path)
     run.note(judge=describe(task.judge))
     if alien := unread(recipe):
-        progress.say(f"! {alien} has a chat template of its own, and judge.kind = \"exact\" reads the microworld's "
-                     "language alone: its verdicts on other text mean nothing. Name a judge in [judge]")  # fmt: skip
+        progress.say(f"! {alien} has a chat template of its own. judge.kind = \"exact\" only reads the microworld's "
+                     "language: its verdicts on other text mean nothing. Name a judge in [judge]")  # fmt: skip
     untouched = unreached(recipe)
     for base, share in untouched.items():
         progress.say(f"{base}: {share['said']}")
@@ -89,7 +89,7 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     _ = task.judge
     try:
         _try(recipe, task, trains)
-    except ValueError as error:
+    except TooFew as error:
         raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)
@@ -98,7 +98,7 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
 def _try(recipe: config.Recipe, task: Task, trains: bool) -> None:
     heldout = task.suites("heldout")
     if not heldout:
-        raise BadInput("prompts: nothing is held out to measure on; name a file in [prompts.heldout.NAME]")
+        raise BadInput("prompts: there are no prompts to measure on; name a file in [prompts.heldout.NAME]")
     if isinstance(recipe, MacpoRecipe):
         crew = Crew.load(recipe)
         if trains:
@@ -146,7 +146,7 @@ def evaluate_run(
     """
     recipe = config.load(file := Path(path) / "recipe.toml")
     if unsaid := config.unsaid(file):
-        raise BadInput(f"{file}: {unsaid[0]}: missing; what was trained is known by its every setting")
+        raise BadInput(f"{file}: {unsaid[0]}: is missing; the recipe of a run must have every setting")
     recipe = measured_on(recipe, files or {}, judge)
     check(recipe, trains=False)
     found = checkpoints(path)
@@ -224,9 +224,9 @@ def _measure(
 def overlap_words(report: Mapping[str, Any]) -> list[str]:
     """What is said of prompts from files before a run begins: how many, and which are on both sides."""
     lines = [taken(name, source) for name, source in report["sources"].items()]
-    hows = {"equal": "are also trained on, word for word", "near": "are nearly the same as ones that are trained on"}
+    hows = {"equal": "are also training prompts, word for word", "near": "are nearly the same as training prompts"}
     both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]
-    return [*lines, *([f"! of the held-out prompts, {' and '.join(both)}; run.json names them"] if both else [])]
+    return [*lines, *([f"! of the held-out prompts, {'; '.join(both)}; run.json lists them"] if both else [])]
 
 
 def told(progress: Progress) -> Callable[[int], None]:
@@ -235,6 +235,6 @@ def told(progress: Progress) -> Callable[[int], None]:
     def advance(done: int) -> None:
         progress.advance(done)
         if progress.interrupted:
-            raise Interrupted("the measurement under way is left out")
+            raise Interrupted("the measurement that was running is not kept")
 
     return advance

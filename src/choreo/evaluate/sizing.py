@@ -19,7 +19,7 @@ from choreo.config import MacpoRecipe, Recipe, WaltzRecipe
 from choreo.config.common import Weights
 from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
-from choreo.errors import BadInput, first_line
+from choreo.errors import BadInput, Unsupported
 from choreo.hub import has_tokenizer
 from choreo.judges.choose import local
 from choreo.macpo.answers import REVIEW_TOKENS, REVIEWS
@@ -75,13 +75,13 @@ class Model:
         if models.check_whole(folder):
             if not models.is_quantised(config):
                 models.check_weights(folder, model)
-            models.tokenizer(folder)
+            models.tokenizer(folder, config)
         try:
             if how:
                 full_attention(model)
             adapted = chosen(model, how.targets) if how and how.train == "lora" else []
-        except ValueError as error:
-            raise BadInput(f"{name}: {first_line(error)}") from None
+        except Unsupported as error:
+            raise BadInput(f"{name}: {error}") from None
         text = config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

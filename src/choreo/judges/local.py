@@ -13,6 +13,7 @@ from choreo.errors import BadInput, opening
 from choreo.hub import fingerprint, snapshot
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.judges.rubric import shortened
+from choreo.text.clock import DATE, dated
 from choreo.text.template import template_of
 from choreo.text.thinking import arrived
 from choreo.types import Prompt, Verdict
@@ -31,13 +32,14 @@ class LocalJudge:
         place = Path(folder) if Path(folder).is_dir() else snapshot(folder)
         self._tokenizer = models.tokenizer(place)
         asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
-        self._template = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
+        own = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
+        self._template = own and dated(own)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = models.load(place, "auto", quantised=True)
-        self._model = model.to(device).eval()
+        self._model: Any = models.load(place, "auto", device, quantised=True)
+        question = format.ask(Prompt("", "", "general", ""), "")
         with opening(place, "its chat template cannot be used"):
-            asked = self._ids(format.ask(Prompt("", "", "general", ""), ""))
-        models.check_ids(place, self._tokenizer, asked)
+            asked = self._ids(question)
+        models.check_ids(place, self._tokenizer, asked, self._model.config)
         if self._ends() == {None}:
             raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
 
@@ -77,8 +79,9 @@ class LocalJudge:
         if "prompt" in question:
             return list(self._tokenizer(question["prompt"])["input_ids"])
         text = self._tokenizer.apply_chat_template(
-            question["messages"], chat_template=self._template, tokenize=False, add_generation_prompt=True
-        )
+            question["messages"], chat_template=self._template, tokenize=False, add_generation_prompt=True,
+            date_string=DATE,
+        )  # fmt: skip
         # The template has written the special tokens that it wants.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 

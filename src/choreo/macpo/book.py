@@ -8,6 +8,7 @@ from typing import Any
 from choreo.types import Turn
 
 _FIELDS = ("agent", "context", "ids", "version", "text", "finished")
+EXAMPLE: dict[type, Any] = {str: [("", [], [], 0, "", True)]}  # of a saved book (`checkpoint.hold`)
 
 
 class Book:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from choreo.config import MacpoRecipe
+from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
@@ -125,10 +126,12 @@ class Crew:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
-        """Raises BadInput, blaming `where`, for the state of agents on other bases."""
+        """Raises BadInput, blaming `where`, for the state of agents on other bases, or of other agents."""
+        checkpoint.hold(where, state, {member.name: {"base": ""} for member in self})
         for member in self:
-            saved = state[member.name]
+            saved, team = state[member.name], member.team
             if saved["base"] != member.base:
                 raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
-            for policy, agent in saved["agents"].items():
-                member.team.load_state_dict(policy, agent)
+            checkpoint.hold(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
+            for policy in team.agents:
+                team.load_state_dict(policy, saved["agents"][policy])

@@ -11,7 +11,7 @@ from typing import Any
 from choreo.config import MacpoRecipe
 from choreo.data.preferences import Turns, load
 from choreo.data.reading import counted
-from choreo.errors import BadInput
+from choreo.errors import BadInput, TooFew
 from choreo.microworld.world import World
 from choreo.types import Prompt
 
@@ -52,7 +52,7 @@ def halves(recipe: MacpoRecipe) -> Halves:
     """Training prompts cut into halves that share none: the microworld's, as many of each of the recipe's kinds, or
     those of the recipe's file. The cut and the labels follow from (seed, split seed) and the file.
 
-    Raises ValueError where the world has too few prompts; BadInput where the file has, or does not fit its format.
+    Raises TooFew where the world has too few prompts; BadInput where the file has, or does not fit its format.
     """
     data = recipe.data
     drawn, label, counts = _of_file(recipe) if data.file else _of_world(recipe)
@@ -85,7 +85,7 @@ def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]
     for i, kind in enumerate(data.kinds):
         wanted = (data.labels + data.prompts + len(data.kinds) - 1 - i) // len(data.kinds)
         if wanted > len(pools[kind]):
-            raise ValueError(f"two halves want {wanted} {kind} prompts, and train_prompts gives {len(pools[kind])}")
+            raise TooFew(f"the two halves need {wanted} {kind} prompts, but train_prompts gives {len(pools[kind])}")
         drawn += random.Random(f"halves/{recipe.seed}/{kind}").sample(pools[kind], wanted)
     return drawn, lambda prompt: Labelled(prompt, *world.labels(prompt, recipe.seed)), {}
 
@@ -107,12 +107,12 @@ def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
             rows[text] = Labelled(prompt, pair.chosen, pair.rejected)
     wanted = data.labels + data.prompts
     if len(rows) < wanted:
-        why = "".join(f"; left out, {reason}: {count}" for reason, count in left_out.most_common())
-        raise BadInput(f"{data.file}: two halves want {wanted} prompts with a chosen and a rejected answer "
-                       f"(data.labels {data.labels}, data.prompts {data.prompts}), "
-                       f"and it has {len(rows)}{why}")  # fmt: skip
+        why = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
+        raise BadInput(f"{data.file}: the two halves need {wanted} prompts with a chosen and a rejected answer "
+                       f"(data.labels {data.labels} + data.prompts {data.prompts}), "
+                       f"but the file has {len(rows)}{f'; left out: {why}' if why else ''}")  # fmt: skip
     drawn = random.Random(f"halves/{recipe.seed}/file").sample([row.prompt for row in rows.values()], wanted)
-    left_out["more than the halves ask for"] = len(rows) - len(drawn)
-    left_out["of a kind that is said and read by nothing"] = sum(pair.said_kind for pair in loaded.rows)
+    left_out["more than the two halves need"] = len(rows) - len(drawn)
+    left_out["rows with a kind (MACPO does not use it)"] = sum(pair.said_kind for pair in loaded.rows)
     counts = counted(loaded) | {"used": len(drawn)} | {why: n for why, n in left_out.items() if n}
     return drawn, lambda prompt: rows[prompt.text], counts

@@ -55,7 +55,7 @@ def plan(recipe: MacpoRecipe) -> list[Phase]:
 
 def done(saved: Sequence[str], phases: Sequence[Phase], where: str) -> int:
     """How many of `phases` a checkpoint's list of them covers. Raises BadInput, blaming `where`, for others."""
-    if list(saved) != [str(phase) for phase in phases[: len(saved)]]:
+    if not saved or list(saved) != [str(phase) for phase in phases[: len(saved)]]:
         raise BadInput(f"{where}: was trained in other phases than its recipe has in this version")
     return len(saved)
 

@@ -20,7 +20,7 @@ from choreo.engine import checkpoint
 from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
-from choreo.errors import BadInput, Interrupted, opening
+from choreo.errors import BadInput, Interrupted
 from choreo.macpo.answers import (
     REVIEW_TOKENS,
     Chosen,
@@ -31,6 +31,7 @@ from choreo.macpo.answers import (
     weak_labels,
     weak_negatives,
 )
+from choreo.macpo.book import EXAMPLE as BOOK
 from choreo.macpo.crew import STUDENT, Crew, Member
 from choreo.macpo.halves import Halves, halves
 from choreo.macpo.plan import Phase, done, plan
@@ -76,10 +77,10 @@ def train(
         if saved.get("data") != data.digest:
             now = recipe.data.file or "the world"
             raise BadInput(f"{path}: was trained on other prompts or labels than {now} has now")
-        with opening(path, checkpoint.UNFIT):
-            over = done(saved["phases"], phases, str(path))
-            crew.load_state_dict(saved["agents"], str(path))
-            desk.book.load_state_dict(saved["book"])
+        checkpoint.hold(path, saved, {"phases": [""], "agents": {}, "book": BOOK})
+        over = done(saved["phases"], phases, str(path))
+        crew.load_state_dict(saved["agents"], str(path))
+        desk.book.load_state_dict(saved["book"])
         if phases[over - 1].last:
             yield phases[over - 1].round, crew
     total = sum(steps_of(recipe, phase) for phase in phases)

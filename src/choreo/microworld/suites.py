@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from choreo.errors import TooFew
 from choreo.microworld import grammar, lexicon, wording
 from choreo.microworld.lexicon import column
 from choreo.microworld.meaning import Deed, Request
@@ -39,7 +40,10 @@ ENOUGH_MISSES = 200  # draws in a row that bring nothing new: the suite has hard
 
 def prompts(suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 0,
             languages: Sequence[str] = lexicon.LANGUAGES) -> list[Prompt]:  # fmt: skip
-    """`n` different prompts of `suite`, the same for the same arguments. Ids name suite, part and number."""
+    """`n` different prompts of `suite`, the same for the same arguments. Ids name suite, part and number.
+
+    Raises TooFew where the suite has no `n` of them.
+    """
     if suite not in SUITES:
         raise ValueError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
     return list(_prompts(suite, part, n, split_seed, seed, tuple(languages)))
@@ -63,7 +67,7 @@ def _prompts(
             name = f"{suite}/{part}{split_seed}.{seed}/{len(made)}"
             made.append(Prompt(name, text, SUITES[suite], suite, language, family, request))
     if len(made) < n:
-        raise ValueError(f"{suite}/{part} has fewer than {n} different prompts: {len(made)} found, and hardly more")
+        raise TooFew(f"{suite}/{part} has fewer than {n} different prompts: {len(made)} found, and hardly more")
     return tuple(made)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from choreo.errors import BadInput, first_line, opening
+from choreo.errors import BadInput
 
 TEMPORARY = ".tmp"
 
@@ -34,19 +34,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Indented JSON. Numbers that are not finite become null, since NaN is not JSON."""
     write_text(path, json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises BadInput, naming the file, where it holds none."""
-    with opening(path):
-        text = path.read_bytes()
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not JSON: {first_line(error)}") from None
-    if not isinstance(said, dict):
-        raise BadInput(f"{path}: expected a JSON object")
-    return said
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:

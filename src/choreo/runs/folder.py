@@ -26,6 +26,7 @@ from typing import Any
 
 from choreo import config
 from choreo.errors import BadInput
+from choreo.json_file import read_object
 from choreo.runs import files
 from choreo.runs.episodes import record
 from choreo.types import Episode
@@ -175,7 +176,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"{path}: no such run folder")
     if not (path / "run.json").is_file():
         raise BadInput(f"{path}: not a run folder (it has no run.json)")
-    return files.read_object(path / "run.json")
+    return read_object(path / "run.json")
 
 
 def checkpoints(path: str | Path) -> dict[int, Path]:

@@ -9,7 +9,7 @@ import torch
 
 from choreo import config
 from choreo.config import WaltzRecipe
-from choreo.errors import BadInput
+from choreo.errors import BadInput, Unsupported
 from choreo.runs.folder import checkpoints, read_info
 from choreo.serve.dance import Agent
 from choreo.serve.local import LocalAgent, Worker
@@ -34,7 +34,7 @@ class Resident:
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
         try:
             self.worker = Worker(pair)
-        except ValueError as error:
+        except Unsupported as error:
             raise BadInput(f"{path}: {error}") from None
         self.agents: Mapping[str, Agent] = {
             agent: LocalAgent(

@@ -23,6 +23,7 @@ from choreo.evaluate.page import Section, Table, write_study
 from choreo.evaluate.report import write_report
 from choreo.evaluate.run import bases, check, run_recipe, told
 from choreo.evaluate.systems import evaluate
+from choreo.json_file import read_object
 from choreo.microworld.world import World
 from choreo.runs import files
 from choreo.runs.folder import Run, checkpoints, is_finished
@@ -219,11 +220,8 @@ def _saved(folder: Path) -> dict[str, Any]:
         if folder.is_dir() and any(folder.iterdir()):
             raise BadInput(f"{folder}: holds other things and no study.json; name another folder with --run")
         return {}
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{file}: not JSON: {error}") from None
-    if not isinstance(saved, dict) or "name" not in saved:
+    saved = read_object(file)
+    if "name" not in saved:
         raise BadInput(f"{file}: not the record of a study")
     return saved
 

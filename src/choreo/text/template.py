@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 from choreo import utf8
 from choreo.errors import BadInput, first_line
 from choreo.text.chat import Chat, Ids, message
+from choreo.text.clock import DATE, dated
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
 from choreo.text.sealed import sealed
 from choreo.types import CONVERSATION, FEEDBACK
 
 # Some templates write today's date, and a run must not depend on the day; some make room for reasoning, which the
 # protocol has no budget for. Templates that know neither ignore both.
-OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
+OPTIONS = {"date_string": DATE, "enable_thinking": False}
 OPENS, CLOSES = "<think>", "</think>"  # how models that reason in their answers mark it
 
 Message = dict[str, str]
@@ -226,7 +227,7 @@ class TemplateChat(Chat):
 
     def _apply(self, messages: list[Message]) -> str:
         text = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True, **self.options
+            messages, chat_template=dated(self.template), tokenize=False, add_generation_prompt=True, **self.options
         )
         if wrong := utf8.broken(text):
             raise ValueError(f"it writes {wrong[1]}")

@@ -19,7 +19,7 @@ from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
-from choreo.errors import BadInput, Interrupted, opening
+from choreo.errors import BadInput, Interrupted, TooFew
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.choose import strict
 from choreo.runs.folder import Run
@@ -70,12 +70,13 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         if saved.get("prompts", digest) != digest:  # one of an early choreo does not say
             there = "files hold" if task.weights else "world has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
-        with opening(path, checkpoint.UNFIT):
-            stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
-            for agent, learner in learns.items():
-                learner.load_state_dict(saved["agents"][agent])
-            if values:
-                values.load_state_dict(saved["values"])
+        example = {"stage": stage, "recent": [(0.0, 0.0)], "agents": {a: one.example() for a, one in learns.items()}}
+        checkpoint.hold(path, saved, example | ({"values": values.example()} if values else {}))
+        stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
+        for agent, learner in learns.items():
+            learner.load_state_dict(saved["agents"][agent])
+        if values:
+            values.load_state_dict(saved["values"])
     judge = strict(task.judge)
     prompts = drawn_from(pair, task, learning, progress)
     progress.start("training", learning.steps, step)
@@ -142,9 +143,10 @@ def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     """
     pair = Pair(recipe)
     if path is not None:
-        for agent, saved in _load(path, recipe, pair)["agents"].items():
-            with opening(path, checkpoint.UNFIT):
-                pair.team(agent).load_state_dict(agent, saved["agent"])
+        agents = _load(path, recipe, pair)["agents"]
+        checkpoint.hold(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
+        for agent, saved in agents.items():
+            pair.team(agent).load_state_dict(agent, saved["agent"])
     return pair
 
 
@@ -155,6 +157,8 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     agents = saved.get("agents")
     if not isinstance(agents, dict) or not agents:  # an agent that was never trained has none, but one of them was
         raise BadInput(f"{path}: holds no agent's state")
+    if alien := agents.keys() - pair.players.keys():
+        raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
     return saved
 
 
@@ -180,7 +184,7 @@ def draw(
 
     weights: of a prompt, by its suite; none draws all of a kind alike.
 
-    Raises ValueError where there are fewer prompts than a step wants.
+    Raises TooFew where there are fewer prompts than a step wants.
     """
     rng = random.Random(f"batch/{seed}/{step}")
     total = sum(learning.mix.values())
@@ -192,7 +196,7 @@ def draw(
     for kind, count in counts.items():
         if count > len(prompts[kind]):
             there = f"there are {len(prompts[kind])} to train on (learning.mix)"
-            raise ValueError(f"a step wants {count} {kind} prompts, and {there}")
+            raise TooFew(f"a step wants {count} {kind} prompts, and {there}")
     chosen = [prompt for kind in KINDS for prompt in _pick(prompts[kind], counts[kind], weights, rng)]
     return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from choreo.engine.checkpoint import of_optimizer
 from choreo.types import AGENTS
 
 HIDDEN = 32
@@ -68,6 +69,11 @@ class ValueBaseline:
         """A copy: loading one into another baseline must not tie the two optimisers' moments together."""
         pairs = {name: (head, self._adam[name]) for name, head in self._heads.items()}
         return deepcopy({name: {"head": h.state_dict(), "adam": a.state_dict()} for name, (h, a) in pairs.items()})
+
+    def example(self) -> dict[str, Any]:
+        """What a saved state is like (`checkpoint.hold`)."""
+        heads = self._heads.items()
+        return {name: {"head": {**head.state_dict()}, "adam": of_optimizer(self._adam[name])} for name, head in heads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, head in self._heads.items():
