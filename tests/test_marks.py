@@ -242,7 +242,7 @@ def test_a_template_of_plain_text_says_so_and_has_its_turns_ended(tmp_path, caps
     assert plain.answer_context(word, [(word, word)]) == unended.answer_context(word, [(word, word)])
     assert unended.messages()["revise"][0]["content"] == "{answer}" + tokenizer.eos_token
     (tmp_path / "unended.jinja").write_text(UNENDED)
-    told = [f"{folder}: its chat template marks turns with ordinary text, 'Assistant:', 'User:': where a user writes it",
+    told = [f"{folder}: its chat template marks turns with ordinary text, 'Assistant:', 'User:': where a user writes",
             f"{folder}: its chat template ends no answer with a token of its own"]  # fmt: skip
     short = ["--set", f"model.base={folder}", "--set", f"model.template={tmp_path / 'unended.jinja'}"]
     assert main(["plan", "waltz", *short]) == 0

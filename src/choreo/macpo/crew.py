@@ -119,16 +119,18 @@ class Crew:
         return {
             member.name: {
                 "base": member.base,
+                "frame": member.chat.frame,
                 "agents": {policy: member.team.state_dict(policy) for policy in member.team.agents},
             }
             for member in self
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
-        """Raises BadInput, blaming `where`, for the state of agents on other bases."""
+        """Raises BadInput, blaming `where`, for the state of agents on other bases, or in another chat format."""
         for member in self:
             saved = state[member.name]
             if saved["base"] != member.base:
                 raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
+            member.chat.trained_in(saved.get("frame"), f"{where}: {member.name}")
             for policy, agent in saved["agents"].items():
                 member.team.load_state_dict(policy, agent)

@@ -44,6 +44,7 @@ class Chat:
 
     options: Mapping[str, Any] = {}
     remarks: tuple[str, ...] = ()
+    ends_anew = False  # whether choreo took another token for the end of a turn before checkpoints said which
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -90,6 +91,29 @@ class Chat:
     def _vocabulary(self) -> bytes:
         """A digest of what every id means."""
         return blake2b(repr(sorted(self.tokenizer.get_vocab().items())).encode(), digest_size=16).digest()
+
+    @property
+    def frame(self) -> dict[str, Any]:
+        """What an agent is trained in, for its checkpoints: the end of a turn, and a digest of what is written around
+        turns."""
+        around = [self.context("", [(role, ()) for role in ("user", "assistant", "user")]), self.review_context((), ())]
+        return {"end_id": self.end_id, "digest": blake2b(repr(around).encode(), digest_size=16).hexdigest()}
+
+    def trained_in(self, frame: Any, where: str) -> None:
+        """Raises BadInput, blaming `where`, for agents that were trained in another frame. One that does not say which
+        (None) may be of an early choreo: where that was another one, a remark says so."""
+        end = self.tokenizer.convert_ids_to_tokens(self.end_id)
+        if frame is None:
+            if self.ends_anew:
+                self.remarks += (f"{where} does not say which token ended a turn in training; an early choreo took "
+                                 f"another one than {end!r}, which does now",)  # fmt: skip
+        elif frame != self.frame:
+            was = frame.get("end_id") if isinstance(frame, dict) else None
+            if was != self.end_id and isinstance(was, int):
+                told = self.tokenizer.convert_ids_to_tokens(was)
+                now = f"its chat template ends one with {end!r}"
+                raise BadInput(f"{where}: was trained to end a turn with {told!r}; {now}")
+            raise BadInput(f"{where}: was trained with another chat template than is used now")
 
     def encode(self, text: str) -> Ids:
         """Ids of plain text, which are never a turn's marks: a user who writes these has written text."""

@@ -107,6 +107,9 @@ class TemplateChat(Chat):
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None and pad != self.end_id else int(self.end_id == 0)
         self._special |= {self.end_id}
+        added = tokenizer.added_tokens_decoder
+        flagged = self.end_id in tokenizer.all_special_ids or (self.end_id in added and added[self.end_id].special)
+        self.ends_anew = bool(self._closing) or not flagged
         self.remarks = self._remarks(turns[1:])
         for shape in (0, rounds, None):
             self._frame(shape)
