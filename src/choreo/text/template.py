@@ -40,7 +40,7 @@ _MARK = re.compile(r"zqx(\d+)xqz")
 def template_of(tokenizer: Any, named: str = "", setting: str = "template in the recipe") -> str:
     """The chat template of `tokenizer` that is used: its only one, or the one named "default" of several.
 
-    named: a file with another, or the name of one of several. setting: how a user names it.
+    named: a file with another, or else the name of one of several. setting: how a user names it.
     Raises BadInput where there is none.
     """
     own = tokenizer.chat_template
