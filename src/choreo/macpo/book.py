@@ -7,7 +7,7 @@ from typing import Any
 
 from choreo.types import Turn
 
-_FIELDS = ("agent", "context", "ids", "version", "text", "finished")
+_FIELDS = ("agent", "context", "ids", "version", "text", "finished", "failure")
 
 
 class Book:
@@ -34,5 +34,5 @@ class Book:
 
 
 def _turn(row: list[Any]) -> Turn:
-    agent, context, ids, version, text, finished = row
-    return Turn(agent, 0, tuple(context), tuple(ids), (), version, text, finished)
+    agent, context, ids, version, text, finished, *failure = row  # a run from before says nothing of failure
+    return Turn(agent, 0, tuple(context), tuple(ids), (), version, text, finished, *failure)

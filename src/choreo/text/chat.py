@@ -124,9 +124,12 @@ class Chat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text for judges and readers: special tokens and a turn's marks are left out."""
-        return self.tokenizer.decode(
-            [*self.content(tuple(ids))], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return self._read(self.spoken(tuple(ids)))
+
+    def _read(self, said: Ids) -> str:
+        """The text of what `spoken` leaves."""
+        ids = [*self.content(said)]
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def spoken(self, ids: Ids) -> Ids:
         """What of a turn's ids others read."""
@@ -135,8 +138,8 @@ class Chat:
     def failure(self, ids: Ids, finished: bool = True) -> str:
         """Why a turn did not arrive, "" where it did (`arrived`). finished: False where a cut at the limit before the
         first word counts as such; training reads that as the empty answer that it is."""
-        thought = len(self.spoken(ids)) < len(ids)
-        return arrived(self.decode(ids), "stop" if finished else "length", thought=thought)[1]
+        said = self.spoken(ids)
+        return arrived(self._read(said), "stop" if finished else "length", thought=len(said) < len(ids))[1]
 
     def heard(self, turn: Turn, writer: Chat) -> Ids:
         """What is read here of a turn that was written in `writer`: the ids that were sampled where both share a

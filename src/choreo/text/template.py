@@ -144,8 +144,8 @@ class TemplateChat(Chat):
     def jinja(self) -> str:
         return self.template
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return spell(self.tokenizer, super().content(self.spoken(tuple(ids))))
+    def _read(self, said: Ids) -> str:
+        return spell(self.tokenizer, super().content(said))
 
     def content(self, ids: Ids) -> Ids:
         return self._words.without(super().content(ids))
@@ -157,10 +157,11 @@ class TemplateChat(Chat):
         text = spell(self.tokenizer, ids)
         if CLOSES not in text:
             return () if self._begun or OPENS in text else ids  # cut off while it was thinking
+        closed = text.count(CLOSES)
         low, high = 0, len(ids)  # the fewest ids that hold every closing mark
         while low < high:
             middle = (low + high) // 2
-            if spell(self.tokenizer, ids[:middle]).count(CLOSES) < text.count(CLOSES):
+            if spell(self.tokenizer, ids[:middle]).count(CLOSES) < closed:
                 low = middle + 1
             else:
                 high = middle
