@@ -100,6 +100,7 @@ def test_no_text_has_a_mark_and_every_text_stays_what_it_is(name, chats):
         ids = chat.encode(text)
         assert not {*ids} & marks(chat)
         if name == "unigram":  # it has no fullwidth letters, and its decoder takes a space from the beginning
+            assert chat.decode(ids) == re.sub("[＜｜＞]+", "<unk>", text).removeprefix(" ")
             return
         assert chat.decode(ids) == (unicodedata.normalize("NFKC", text) if "normalized" in name else text)
 
@@ -151,6 +152,14 @@ def test_spaces_and_single_letters_that_were_added_to_a_vocabulary_can_be_writte
     chat = TemplateChat(tokenizer)
     assert tokenizer.convert_tokens_to_ids("\n") in chat.encode("a\nb")
     assert chat.decode(chat.content(chat.encode("Oh!\n  So!"))) == "Oh!\n  So!"
+
+
+def test_an_unknown_letter_is_something_that_was_said(chats):
+    chat = chats["unigram"]
+    unknown = chat.tokenizer.unk_token_id
+    assert unknown in chat.answer_context(chat.encode("＜")) and chat.decode(chat.encode("a <unk> b")) == "a <unk> b"
+    ends = fast(bytewise(), unk_token="<eos>")  # GPT-2's kind, which has one token for both
+    assert ends.unk_token_id not in TemplateChat(ends, PLAIN).encode("<eos>")
 
 
 def test_the_microworlds_tokens_are_marks_where_they_are_not_flagged():

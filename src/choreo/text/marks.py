@@ -10,6 +10,8 @@ Ids = tuple[int, ...]
 
 OPENS, CLOSES = "<think>", "</think>"  # how models that reason in their answers mark it
 
+_UNKNOWN = "\U0010fffd"  # a letter for private use, which a vocabulary has in bytes or not at all
+
 
 class Marks(NamedTuple):
     """left_out: what no content has, sampled or not. sealed: what no text is encoded to."""
@@ -24,7 +26,8 @@ def marks(tokenizer: Any, template: str, literals: Mapping[str, Ids]) -> Marks:
     <start_of_turn> or User:.
 
     What marks reasoning is no turn: an agent may sample it. Neither is what a template writes elsewhere, as around
-    tools; but no text is encoded to these.
+    tools; but no text is encoded to these. Where a vocabulary has not all letters, the token of the others is none either:
+    it stands for what was said. One that is BOS or EOS too, or that the template writes, is a mark.
     """
     added = tokenizer.added_tokens_decoder
     flagged = {i for i, token in added.items() if token.special} | {*tokenizer.all_special_ids}
@@ -35,6 +38,8 @@ def marks(tokenizer: Any, template: str, literals: Mapping[str, Ids]) -> Marks:
             text = spell(tokenizer, (i,)).strip()
             if text and (i in added or _bracketed(text) or (mixed(text) and words.issuperset(text.split()))):
                 written.add(i)
+    if tokenizer.unk_token_id in tokenizer.encode(_UNKNOWN, add_special_tokens=False):
+        flagged -= {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id, *written}
     # A letter or a comma cannot be spelled in other pieces. Some tokenizers have such a one as their pad.
     bare = {i for i in flagged | written if _bare(spell(tokenizer, (i,)))} - (flagged & written)
     elsewhere = {i for i, token in added.items() if _bracketed(token.content.strip()) and token.content in template}
