@@ -223,7 +223,7 @@ TOLD = "{% for m in messages %}{{ '<|im_start|>' + m.role + ': ' + m.content + '
 
 @pytest.mark.parametrize(("own", "named", "expected"), [
     ({"default": CHATML, "told": TOLD}, "", CHATML), ({"default": CHATML, "told": TOLD}, "told", TOLD),
-    ({"default": TOLD, "rag": TOLD}, "FILE", CHATML), ({"rag": CHATML, "told": TOLD}, "rag", CHATML),
+    ({"default": TOLD, "rag": TOLD}, "FILE", CHATML), ({"rag.v1.5": CHATML, "told": TOLD}, "rag.v1.5", CHATML),
 ])  # fmt: skip
 def test_of_several_templates_the_one_of_training_is_exported(own, named, expected, tmp_path, monkeypatch, capsys):
     base = make("qwen", tmp_path / "base")

@@ -27,6 +27,7 @@ from choreo.macpo.trainer import confident, lesson, train
 from choreo.microworld.world import World
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
+from choreo.text.thinking import THOUGHT
 from choreo.types import Feedback, Prompt, Turn
 
 pytestmark = pytest.mark.slow
@@ -247,6 +248,23 @@ def test_self_rewarding_pairs_the_drafts_that_its_reviews_find_best_and_worst(ti
     assert [(chosen.ids, rejected.ids) for chosen, rejected in given.units] == [
         (second.ids, first.ids) for first, second in zip(drafts[0], drafts[1], strict=True)
     ]
+
+
+@pytest.mark.parametrize("rule, learner", [("mutual", "student"), ("mutual", "teacher-1"), ("weak", "student"),
+                                           ("self", "student"), ("judged", "student")])  # fmt: skip
+def test_nobody_learns_towards_a_turn_that_did_not_arrive(rule, learner, tiny_folder):
+    """Of every second prompt none arrives, and no first draft. A run that is resumed knows of it still."""
+    made = recipe(tiny_folder, rounds={"positives": rule})
+    desk = Desk(made, crew := Crew.load(made), halves(made).b)
+    ids, n = crew.student.spell("Turn the lid."), len(desk.prompts)
+    said = Turn("a", 0, (), ids, (), 0, "Turn the lid.", True)
+    lost = Turn("a", 0, (), (5, 6, 7), (), 0, "", False, THOUGHT)
+    for writer in (member.positive for member in crew):
+        for page in ("0/{}/answer/0", "1/{}/answer/0", "1/{}/draft/1", "1/{}/draft/2", "1/{}/draft/3"):
+            desk.book.page(page.format(writer), lambda: [said, lost] * (n // 2))
+        desk.book.page(f"1/{writer}/draft/0", lambda: [lost] * n)
+    desk.book.load_state_dict(desk.book.state_dict())
+    assert positives(desk, 1, crew[learner])[0] == [[ids], []] * (n // 2)
 
 
 @pytest.mark.parametrize("adopt", ["after", "before"])

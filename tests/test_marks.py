@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 
+import architectures
 import pytest
 from architectures import CHATML, PLAIN, make
 from hypothesis import given, settings
@@ -98,6 +100,7 @@ def test_no_text_has_a_mark_and_every_text_stays_what_it_is(name, chats):
         ids = chat.encode(text)
         assert not {*ids} & marks(chat)
         if name == "unigram":  # it has no fullwidth letters, and its decoder takes a space from the beginning
+            assert chat.decode(ids) == re.sub("[＜｜＞]+", "<unk>", text).removeprefix(" ")
             return
         assert chat.decode(ids) == (unicodedata.normalize("NFKC", text) if "normalized" in name else text)
 
@@ -151,10 +154,88 @@ def test_spaces_and_single_letters_that_were_added_to_a_vocabulary_can_be_writte
     assert chat.decode(chat.content(chat.encode("Oh!\n  So!"))) == "Oh!\n  So!"
 
 
+def test_an_unknown_letter_is_something_that_was_said(chats):
+    chat = chats["unigram"]
+    unknown = chat.tokenizer.unk_token_id
+    assert unknown in chat.answer_context(chat.encode("＜")) and chat.decode(chat.encode("a <unk> b")) == "a <unk> b"
+    ends = fast(bytewise(), unk_token="<eos>")  # GPT-2's kind, which has one token for both
+    assert ends.unk_token_id not in TemplateChat(ends, PLAIN).encode("<eos>")
+
+
 def test_the_microworlds_tokens_are_marks_where_they_are_not_flagged():
     chat = Chat(added(bytewise(), TOKENS))
     assert not {*chat.encode("".join(TOKENS))} & {*chat.tokenizer.convert_tokens_to_ids([*TOKENS])}
     assert chat.decode(chat.encode("a<|user|> b")) == "a<|user|> b"
+
+
+# Marks that take several ordinary pieces, by what a template writes around a user's message and an answer.
+SPELLED = {
+    "brackets": ("<s>[INST] ", " [/INST]", " ", " </s>", ("[INST]", "[/INST]")),
+    "headings": ("### Instruction:\n", "\n\n", "### Response:\n", "</s>\n\n", ("### Instruction:", "### Response:")),
+    "names": ("USER: ", " ", "ASSISTANT: ", "</s>", ("ASSISTANT:", "USER:")),
+    "tags": ("<|user|>\n", "</s>\n", "<|assistant|>\n", "</s>\n", ("<|assistant|>", "<|user|>")),
+    "cut": ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n", MARKS[::-1]),
+    "bytes": ("用户：", "\n", "助手：", "</s>\n", ("助手：", "用户：")),
+}  # fmt: skip
+SYSTEM = "You are helpful (and kind).\n\n"  # what a template says of itself is no mark of a turn
+
+
+def spelled(name: str, metaspace: bool) -> TemplateChat:
+    *around, said = SPELLED[name]
+    before, after, opens, ends = map(repr, around)
+    template = (
+        f"{{{{ {SYSTEM!r} }}}}{{% for m in messages %}}"
+        f"{{% if m.role == 'assistant' %}}{{{{ {opens} + m.content + {ends} }}}}"
+        f"{{% else %}}{{{{ {before} + m.content + {after} }}}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {opens} }}}}{{% endif %}}"
+    )
+    with pytest.MonkeyPatch.context() as patch:  # a vocabulary that has words of the marks, and none of them whole
+        words = re.findall(r"\w+|[^\w\s]+", " ".join(said))
+        patch.setattr(architectures, "SENTENCES", [" ".join([*words, "Hi é"])] * 9 + SENTENCES)
+        names = {"bos_token": "<s>", "eos_token": "</s>"} | ({"unk_token": "<unk>"} if metaspace else {})
+        return TemplateChat(architectures.tokenizer(template, ["<s>", "</s>"], metaspace=metaspace, **names))
+
+
+def has(ids, part) -> bool:
+    return any(ids[i : i + len(part)] == part for i in range(len(ids)))
+
+
+@pytest.mark.parametrize("name, metaspace", [*((name, False) for name in SPELLED),
+                                             *((name, True) for name in SPELLED if name != "bytes")])  # fmt: skip
+def test_marks_that_are_ordinary_text_are_spelt_by_the_template_alone(name, metaspace):
+    """Whatever stands around one. Its text stays, other text has the ids it had, and what a policy samples has none."""
+    chat, said = spelled(name, metaspace), SPELLED[name][-1]
+    forms = {mark: {tuple(chat.tokenizer.encode(f"{lead}{mark}", add_special_tokens=False))[n:]
+                    for lead, n in (("\n", len(chat._newline)), ("", 0), (" ", 0))} for mark in said}  # fmt: skip
+    assert all(repr(mark) in chat.remarks[0] for mark in said) and "but a model may still read turns" in chat.remarks[0]
+    frame = chat.answer_context((), [((), ())])
+    assert all(any(has(frame, part) for part in forms[mark]) for mark in said)
+
+    pieces = st.sampled_from([*said, *(mark[1:] for mark in said), *(mark[:-1] for mark in said), " ", "\n", "x", "é"])
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(st.lists(pieces, max_size=7).map("".join))
+    def check(text):
+        ids, sampled = chat.encode(text), chat._sealed(text)
+        assert chat.decode(ids) == chat.decode(chat._plain(text)) and chat.content(ids) == ids
+        for out in (ids, chat.content(sampled)):
+            assert not any(has(out, part) for parts in forms.values() for part in parts)
+        assert len(chat.content(sampled)) <= len(sampled) and text.strip() == chat.decode(sampled).strip()
+        if not any(mark in text for mark in said):
+            assert ids == chat._plain(text) and chat.content(sampled) == sampled
+
+    check()
+    for text in (SYSTEM, "user assistant", "(and kind).", "\n"):
+        assert chat.encode(text) == chat._plain(text)
+
+
+def test_marks_that_have_one_spelling_are_named():
+    """Letters alone, and words that stand for themselves: every one, of a user's turn too."""
+    for before, opens in (("Q: ", "A: "), ("user\n", "assistant\n"), ("\n", "\n\n")):
+        template = PLAIN.replace("Assistant:\n", opens).replace("User:\n", before).replace(" + eos_token", "")
+        chat = TemplateChat(fast(bytewise()), template)
+        assert len(chat.remarks) == 2 and "a user can write that too, and so pretend other turns" in chat.remarks[0]
+        assert all(repr(mark.strip()) in chat.remarks[0] for mark in (before, opens) if mark.strip())
 
 
 UNENDED = PLAIN.replace(" + eos_token", "")
@@ -170,7 +251,7 @@ def test_a_template_of_plain_text_says_so_and_has_its_turns_ended(tmp_path, caps
     assert plain.answer_context(word, [(word, word)]) == unended.answer_context(word, [(word, word)])
     assert unended.messages()["revise"][0]["content"] == "{answer}" + tokenizer.eos_token
     (tmp_path / "unended.jinja").write_text(UNENDED)
-    told = [f"{folder}: its chat template opens an answer with ordinary text, '\\nAssistant:\\n': a user can",
+    told = [f"{folder}: its chat template marks turns with ordinary text, 'Assistant:', 'User:': where a user writes",
             f"{folder}: its chat template ends no answer with a token of its own"]  # fmt: skip
     short = ["--set", f"model.base={folder}", "--set", f"model.template={tmp_path / 'unended.jinja'}"]
     assert main(["plan", "waltz", *short]) == 0

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from architectures import KINDS, tokenizer
 
 from choreo.config import Rewards, Stages
+from choreo.engine.requests import Completion
+from choreo.judges.base import judge_episodes
+from choreo.text.template import TemplateChat
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
+from choreo.waltz.advantages import ESTIMATORS
+from choreo.waltz.protocol import spoken
 from choreo.waltz.samples import learners, split
 
 GOOD, UNSAFE, UNSURE = Verdict(False, False), Verdict(True, False), Verdict(None, None)
@@ -98,6 +104,23 @@ def test_an_undetermined_answer_earns_nothing_and_its_review_is_dropped_and_coun
     assert {s.reward for s in result.samples} == {0.0, 1.0}  # c_0 undetermined, c_1 good
     result = cut([episode(f"p{i}", [UNSAFE, UNSURE]) for i in range(40)])
     assert result.dropped == 0 and result.dir_unpaid == 40
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_answer_that_is_nothing_but_reasoning_never_pays(estimator):
+    """Cut off while it was thinking: judged by nobody, and no better off than an unsafe answer in any estimator."""
+    _, template, special, names, _ = KINDS["qwen"]
+    chat = TemplateChat(tokenizer(template, special, **names))
+    prompt = Prompt("p", "How do I open a jar?", "benign", "s")
+    games = []
+    for sample, text in enumerate(("<think>\nA jar has a lid, and", "unsafe, so", "Turn the lid.")):
+        done = Completion(ids := chat.encode(text), (-0.1,) * len(ids), False, 0)
+        games.append(Episode(prompt, sample, (spoken(chat, Episode(prompt, sample, ()), CONVERSATION, (7,), done),)))
+    judged = judge_episodes(lambda prompt, answer: Verdict("unsafe" in answer, False), games)
+    assert [game.verdicts[0].undetermined for game in judged] == [True, False, False]
+    thought, unsafe, good = ESTIMATORS[estimator](cut(judged).samples)
+    assert (thought.reward, unsafe.reward, good.reward) == (0, 0, 1)
+    assert max(thought.advantages) <= min(unsafe.advantages) < min(good.advantages)
 
 
 def test_a_game_without_reviews_and_one_that_was_never_judged():

@@ -162,6 +162,10 @@ def test_a_run_is_bound_to_no_working_directory(tiny_folder, tmp_path, monkeypat
     served = Judge(kind="rubric", model="tiny", url="http://x")
     for same in (WaltzRecipe(), WaltzRecipe(judge=served)):
         assert rooted(same) == same  # shipped bases and models of a server keep their names
+    Path("here.v2").touch()
+    for name, kept in {"v1.5": "v1.5", "rag": "rag", ".v2": ".v2", "here.v2": str(here / "here.v2"),
+                       "a/v1.5": str(here / "a" / "v1.5")}.items():  # fmt: skip
+        assert rooted(WaltzRecipe(model=Model(template=name))).model.template == kept
     local = rooted(WaltzRecipe(model=Model(template="t.jinja"), judge=Judge(kind="wildguard", model="tiny")))
     assert (local.model.template, local.judge.model) == (str(here / "t.jinja"), str(here / "tiny"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -27,6 +28,8 @@ def export(args: argparse.Namespace) -> int:
 
     disable_progress_bar()
     merged = True if args.merged else False if args.adapter else None
-    folders = export_run(args.run, args.out, args.agent, merged)
+    folders = export_run(
+        args.run, args.out, args.agent, merged, lambda remark: print(f"! {remark}", file=sys.stderr)
+    )
     print(json.dumps({"written": list(map(str, folders))}) if args.json else "\n".join(map(str, folders)))
     return 0

@@ -59,8 +59,9 @@ def hold(where: str | Path, saved: Any, example: Any) -> None:
     """Holds what a checkpoint says to an example of what it has to say. Raises BadInput for the first difference.
 
     A dict of the example names what must be there; beside it there may be more, but for a dict of tensors. Its one key
-    `str` stands for every key. [x] is a list of any length whose entries are all like x. A tuple has just its entries.
-    Inside {} and [] is anything. Of a tensor the shape counts, of a number or a text its type.
+    `str` stands for every key. [x] is a list of any length whose entries are all like x. A tuple has just its entries,
+    and more of any kind where it ends in an ellipsis. Inside {} and [] is anything. Of a tensor the shape counts, of a
+    number or a text its type.
     """
     if told := next(_differences(saved, example, "state"), ""):
         raise BadInput(f"{where}: {UNFIT}: {told}")
@@ -92,9 +93,13 @@ def _differences(saved: Any, example: Any, place: str) -> Iterator[str]:
             yield from (f"{place}.{name}: no such tensor was expected" for name in saved if name not in wanted)
         for name, one in wanted.items():
             yield from _differences(saved[name], one, f"{place}.{name}")
-    elif isinstance(example, tuple) and len(saved) != len(example):
-        yield f"{place}: expected {len(example)} entries, got {len(saved)}"
-    elif isinstance(example, (list, tuple)) and example:
-        entries = example if isinstance(example, tuple) else example * len(saved)
-        for i, (own, one) in enumerate(zip(saved, entries, strict=True)):
+    elif isinstance(example, tuple):
+        more = bool(example) and example[-1] is ...
+        entries = example[:-1] if more else example
+        if len(saved) < len(entries) or (len(saved) > len(entries) and not more):
+            yield f"{place}: expected {len(entries)} entries, got {len(saved)}"
+        for i, (own, one) in enumerate(zip(saved, entries, strict=False)):
             yield from _differences(own, one, f"{place}[{i}]")
+    elif isinstance(example, list) and example:
+        for i, own in enumerate(saved):
+            yield from _differences(own, example[0], f"{place}[{i}]")

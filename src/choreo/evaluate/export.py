@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,15 @@ FEEDBACK_SCHEMA = {
 }  # fmt: skip
 
 
-def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | None = None) -> list[Path]:
+def export_run(
+    path: Path, out: Path, agent: str | None = None, merged: bool | None = None,
+    told: Callable[[str], None] | None = None,
+) -> list[Path]:  # fmt: skip
     """Writes the agents of the run at `path`, as its last checkpoint has them, to folders under `out`; returns these.
 
     agent: one alone; by default those that WaltzRL trained, or MACPO's student.
     merged: True for whole models, False for adapters; None for what was trained.
+    told: is given what a user should know of the agents' chat templates.
     Raises BadInput where the run has no checkpoint or no such agent, or something is at `out`.
     """
     read_info(path)
@@ -64,6 +68,9 @@ def export_run(path: Path, out: Path, agent: str | None = None, merged: bool | N
     step, checkpoint = max(found.items())
     members, chosen = _agents(recipe, checkpoint, agent)
     whole = how.train == "full" if merged is None else merged
+    if told is not None:
+        for remark in dict.fromkeys(remark for name in chosen for remark in members[name][0].remarks):
+            told(remark)
     written = []
     for name, (chat, team, base) in members.items():
         if name not in chosen:

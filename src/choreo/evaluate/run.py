@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +159,23 @@ def evaluate_run(
     systems: dict[str, Any]
     if isinstance(recipe, MacpoRecipe):
         crew = macpo_run.restore(recipe, folder)
+        _remark(crew.remarks(), progress)
         prompts = macpo_run.fitting(recipe, crew, task.suites(part(suite)), progress)
         systems, played = macpo_run.systems(task, recipe, crew, prompts)
         device = crew.student.team.device
     else:
         pair = restore(recipe, folder)
+        _remark(pair.remarks, progress)
         systems, played = _measure(recipe, pair, task, part(suite), progress)
         device = pair.device
     told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
     told |= {"judge": describe(task.judge), "judging": counts(task.judge)}
     return {**_of(recipe), **told, "systems": systems}, played
+
+
+def _remark(remarks: Sequence[str], progress: Progress) -> None:
+    for remark in remarks:
+        progress.say(f"! {remark}")
 
 
 def measured_on(

@@ -1,6 +1,7 @@
 """Who writes what: positives, negatives and the drafts they are chosen from (MACPO, section 3, and its open questions).
 
 Every function gives one entry per prompt of half B, in order; empty, or None, where a prompt has nothing to learn from.
+A turn that did not arrive, such as one cut off while it was thinking, is nothing to learn towards.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ Chosen = list[list[Ids]]  # per prompt what is learnt towards; empty where there
 def weak_labels(desk: Desk) -> Chosen:
     """What the first teacher answered before round 1, as the student would write it."""
     teacher, student = desk.crew.teachers[0], desk.crew.student
-    return [[ids] for ids in student.adopt(desk.write(0, teacher, teacher.positive), teacher)]
+    return _adopted(desk.write(0, teacher, teacher.positive), teacher, student)
 
 
 def weak_negatives(desk: Desk) -> Chosen:
@@ -82,14 +83,18 @@ def positives(desk: Desk, round: int, member: Member) -> tuple[Chosen, dict[str,
     if rule == "weak":
         return weak_labels(desk), {}
     if rule == "self":
-        return [[turn.ids] for turn in desk.write(round, member, member.positive)], {}
+        return _adopted(desk.write(round, member, member.positive), member, member), {}
     if rule == "judged":
         return [[turns[0].ids] if turns else [] for turns in judged(desk, round, member)], {}
     if member.name == STUDENT:
         return from_teachers(desk, round)
     student = desk.crew.student
-    written = desk.write(round, student, student.positive)
-    return [[ids] for ids in member.adopt(written, student)], {}
+    return _adopted(desk.write(round, student, student.positive), student, member), {}
+
+
+def _adopted(written: Sequence[Turn], writer: Member, reader: Member) -> Chosen:
+    """What arrived, as `reader` would write it."""
+    return [[] if turn.failure else [ids] for turn, ids in zip(written, reader.adopt(written, writer), strict=True)]
 
 
 def from_teachers(desk: Desk, round: int) -> tuple[Chosen, dict[str, float]]:
@@ -105,7 +110,8 @@ def from_teachers(desk: Desk, round: int) -> tuple[Chosen, dict[str, float]]:
     refuses = desk.refuses(desk.prompts * len(written), [turn.text for turn in flat])
     rated = [Candidate(score, refused) for score, refused in zip(scores, refuses, strict=True)]
     candidates = [rated[i::n] for i in range(n)]
-    picked = most_likely(candidates, rounds.keep)
+    ranked = most_likely(candidates, len(written))
+    picked = [[k for k in order if not written[k][i].failure][: rounds.keep] for i, order in enumerate(ranked)]
     chosen = [[adopted[k][i] for k in kept] for i, kept in enumerate(picked)]
     return chosen, _why(candidates, picked, adopted)
 
@@ -137,7 +143,8 @@ def reference(recipe: MacpoRecipe, member: Member) -> str | None:
 def judged(desk: Desk, round: int, member: Member) -> list[tuple[Turn, Turn] | None]:
     """Per prompt the best and the worst of a member's drafts by its own reviews (self-rewarding, arXiv 2401.10020).
 
-    A draft's score is the share of its reviews, by the same policy as reviewer, that parse and are satisfied.
+    A draft's score is the share of its reviews, by the same policy as reviewer, that parse and are satisfied; the least
+    of all where it did not arrive.
     """
     drafts = _drafts(desk, round, member)
     scores = [[0.0] * len(drafts) for _ in desk.prompts]
@@ -151,6 +158,9 @@ def judged(desk: Desk, round: int, member: Member) -> list[tuple[Turn, Turn] | N
             for row, review in zip(scores, reviews, strict=True):
                 parsed = parse_feedback(review.text)
                 row[k] += parsed is not None and parsed.satisfied
+        for row, turn in zip(scores, turns, strict=True):
+            if turn.failure:
+                row[k] = -1.0
     ends = [best_and_worst(row) for row in scores]
     return [(drafts[e[0]][i], drafts[e[1]][i]) if e else None for i, e in enumerate(ends)]
 

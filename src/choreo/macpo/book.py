@@ -7,8 +7,9 @@ from typing import Any
 
 from choreo.types import Turn
 
-_FIELDS = ("agent", "context", "ids", "version", "text", "finished")
-EXAMPLE: dict[type, Any] = {str: [("", [], [], 0, "", True)]}  # of a saved book (`checkpoint.hold`)
+_FIELDS = ("agent", "context", "ids", "version", "text", "finished", "failure")
+# Of a saved book (`checkpoint.hold`). One from before says nothing of failure.
+EXAMPLE: dict[type, Any] = {str: [("", [], [], 0, "", True, ...)]}
 
 
 class Book:
@@ -35,5 +36,5 @@ class Book:
 
 
 def _turn(row: list[Any]) -> Turn:
-    agent, context, ids, version, text, finished = row
-    return Turn(agent, 0, tuple(context), tuple(ids), (), version, text, finished)
+    agent, context, ids, version, text, finished, *failure = row  # a run from before says nothing of failure
+    return Turn(agent, 0, tuple(context), tuple(ids), (), version, text, finished, *failure)

@@ -63,8 +63,6 @@ def train(
     Raises Interrupted, its state saved, when `progress` was interrupted.
     """
     crew = crew or Crew.load(recipe)
-    for remark in crew.remarks():
-        progress.say(f"! {remark}")
     data = within(recipe, halves(recipe), crew)
     desk = Desk(recipe, crew, data.b)
     if data.counts:
@@ -81,8 +79,10 @@ def train(
         over = done(saved["phases"], phases, str(path))
         crew.load_state_dict(saved["agents"], str(path))
         desk.book.load_state_dict(saved["book"])
-        if phases[over - 1].last:
-            yield phases[over - 1].round, crew
+    for remark in crew.remarks():
+        progress.say(f"! {remark}")
+    if path is not None and phases[over - 1].last:
+        yield phases[over - 1].round, crew
     total = sum(steps_of(recipe, phase) for phase in phases)
     for number, phase in enumerate(phases[over:], start=over + 1):
         progress.start(f"{_words(phase)}", total, step)

@@ -11,7 +11,7 @@ from choreo.microworld.world import BASES
 
 # The settings of a recipe that name files, those that may name the folder of a model, and a file with a template.
 FILES = {"file", "wrap", "weights", "cache"}
-TEMPLATES = {"template", "feedback_template"}  # a bare word may be the name of one that the tokenizer has
+TEMPLATES = {"template", "feedback_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 
@@ -23,7 +23,8 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
         return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
 
     def template(value: str) -> bool:
-        return Path(value).is_file() or value != Path(value).stem
+        """A file that is here, or what can be nothing else. The name of one that the tokenizer has may have a dot."""
+        return Path(value).is_file() or Path(value).name != value or value.endswith(".jinja")
 
     def walk(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):  # of a judge with a url, the model is as its server names it

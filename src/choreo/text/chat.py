@@ -44,6 +44,7 @@ class Chat:
 
     options: Mapping[str, Any] = {}
     remarks: tuple[str, ...] = ()
+    ends_anew = False  # whether choreo took another token for the end of a turn before checkpoints said which
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -91,6 +92,29 @@ class Chat:
         """A digest of what every id means."""
         return blake2b(repr(sorted(self.tokenizer.get_vocab().items())).encode(), digest_size=16).digest()
 
+    @property
+    def frame(self) -> dict[str, Any]:
+        """What an agent is trained in, for its checkpoints: the end of a turn, and a digest of what is written around
+        turns."""
+        around = [self.context("", [(role, ()) for role in ("user", "assistant", "user")]), self.review_context((), ())]
+        return {"end_id": self.end_id, "digest": blake2b(repr(around).encode(), digest_size=16).hexdigest()}
+
+    def trained_in(self, frame: Any, where: str) -> None:
+        """Raises BadInput, blaming `where`, for agents that were trained in another frame. One that does not say which
+        (None) may be of an early choreo: where that was another one, a remark says so."""
+        end = self.tokenizer.convert_ids_to_tokens(self.end_id)
+        if frame is None:
+            if self.ends_anew:
+                self.remarks += (f"{where} does not say which token ended a turn in training; an early choreo took "
+                                 f"another one than {end!r}, which does now",)  # fmt: skip
+        elif frame != self.frame:
+            was = frame.get("end_id") if isinstance(frame, dict) else None
+            if was != self.end_id and isinstance(was, int):
+                told = self.tokenizer.convert_ids_to_tokens(was)
+                now = f"its chat template ends one with {end!r}"
+                raise BadInput(f"{where}: was trained to end a turn with {told!r}; {now}")
+            raise BadInput(f"{where}: was trained with another chat template than is used now")
+
     def encode(self, text: str) -> Ids:
         """Ids of plain text, which are never a turn's marks: a user who writes these has written text."""
         return self._encode(text) if len(text) <= KEPT else self._tokenize(text)
@@ -100,9 +124,12 @@ class Chat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text for judges and readers: special tokens and a turn's marks are left out."""
-        return self.tokenizer.decode(
-            [*self.content(tuple(ids))], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return self._read(self.spoken(tuple(ids)))
+
+    def _read(self, said: Ids) -> str:
+        """The text of what `spoken` leaves."""
+        ids = [*self.content(said)]
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def spoken(self, ids: Ids) -> Ids:
         """What of a turn's ids others read."""
@@ -111,8 +138,8 @@ class Chat:
     def failure(self, ids: Ids, finished: bool = True) -> str:
         """Why a turn did not arrive, "" where it did (`arrived`). finished: False where a cut at the limit before the
         first word counts as such; training reads that as the empty answer that it is."""
-        thought = len(self.spoken(ids)) < len(ids)
-        return arrived(self.decode(ids), "stop" if finished else "length", thought=thought)[1]
+        said = self.spoken(ids)
+        return arrived(self._read(said), "stop" if finished else "length", thought=len(said) < len(ids))[1]
 
     def heard(self, turn: Turn, writer: Chat) -> Ids:
         """What is read here of a turn that was written in `writer`: the ids that were sampled where both share a

@@ -16,8 +16,8 @@ from choreo.errors import BadInput, opening
 
 
 def sealed(tokenizer: Any, marks: Collection[int]) -> Callable[[str], tuple[int, ...]]:
-    """Encodes plain text by a copy of `tokenizer` (of transformers) to ids that are never in `marks`, but for
-    the unknown token of a tokenizer that has no bytes for a letter.
+    """Encodes plain text by a copy of `tokenizer` (of transformers) to ids that are never in `marks`. (Where the token
+    of unknown letters is one, such letters still have it, if the vocabulary has no bytes for them.)
 
     Raises BadInput for a tokenizer that is not of the tokenizers library: its vocabulary cannot be changed.
     """

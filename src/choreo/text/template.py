@@ -4,30 +4,33 @@ A template makes text of messages. It is rendered once for every shape of histor
 stands between the marks is encoded once, and contents, which are ids, are put where the marks were. So the template
 decides what surrounds a turn, and never sees, changes or encodes anew what was sampled.
 
-The tokens that a template sets around turns are its marks. What is said never has one, whoever says it: text is encoded
-without them (sealed.py), and sampled ones are left out of contexts.
+What a template sets around turns are its marks: tokens (marks.py), or ordinary text (words.py). What is said never has
+the ids of one, whoever says it: text is encoded without them, and sampled ones are left out of contexts. Where a
+template's text leaves no other ids for what a user writes, a remark names it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from choreo import utf8
 from choreo.errors import BadInput, first_line
 from choreo.text.chat import Chat, Ids, message
 from choreo.text.clock import DATE, dated
+from choreo.text.marks import CLOSES, OPENS, marks, spell
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
 from choreo.text.sealed import sealed
+from choreo.text.words import Words, ordinary
 from choreo.types import CONVERSATION, FEEDBACK
 
 # Some templates write today's date, and a run must not depend on the day; some make room for reasoning, which the
 # protocol has no budget for. Templates that know neither ignore both.
 OPTIONS = {"date_string": DATE, "enable_thinking": False}
-OPENS, CLOSES = "<think>", "</think>"  # how models that reason in their answers mark it
 
 Message = dict[str, str]
 Frame = tuple[Ids, ...]  # the ids before, between and after the contents
@@ -38,7 +41,7 @@ _MARK = re.compile(r"zqx(\d+)xqz")
 def template_of(tokenizer: Any, named: str = "", setting: str = "template in the recipe") -> str:
     """The chat template of `tokenizer` that is used: its only one, or the one named "default" of several.
 
-    named: a file with another, or the name of one of several. setting: how a user names it.
+    named: a file with another, or else the name of one of several. setting: how a user names it.
     Raises BadInput where there is none.
     """
     own = tokenizer.chat_template
@@ -88,11 +91,16 @@ class TemplateChat(Chat):
         self._system = self._takes_system()
         self._forgets, self._begun = self._reasoning()
         turns = self._literals(_turns())
-        frames = turns, self._literals([message("system", _mark(0)), message("user", _mark(1))])
-        written = marks(tokenizer, self.template, {
-            text: self._literal(text, first=i == 0) for literals in frames for i, text in enumerate(literals)
-        })  # fmt: skip
-        self._special, self._sealed = written.left_out, sealed(tokenizer, written.sealed)
+        opened = self._literals([message("system", _mark(0)), message("user", _mark(1))])
+        written = [(text, self._literal(text, first=i == 0), i == 0)
+                   for literals in (turns, opened) for i, text in enumerate(literals)]  # fmt: skip
+        tokens = marks(tokenizer, self.template, {text: ids for text, ids, _ in written})
+        self._special, self._sealed = tokens.left_out, sealed(tokenizer, tokens.sealed)
+        words: dict[Ids, set[str]] = defaultdict(set)
+        for _, ids, first in written:
+            for run, found in ordinary(tokenizer, ids, tokens.sealed, first).items():
+                words[run] |= found
+        self._words = Words(tokenizer, words, tokens.sealed, self._literal)
         end = self._end(turns[2])
         if end is None:
             end, self._closing = self._eos()
@@ -100,7 +108,10 @@ class TemplateChat(Chat):
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None and pad != self.end_id else int(self.end_id == 0)
         self._special |= {self.end_id}
-        self.remarks = self._remarks(turns[1])
+        added = tokenizer.added_tokens_decoder
+        flagged = self.end_id in tokenizer.all_special_ids or (self.end_id in added and added[self.end_id].special)
+        self.ends_anew = bool(self._closing) or not flagged
+        self.remarks = self._remarks(turns[1:])
         for shape in (0, rounds, None):
             self._frame(shape)
 
@@ -134,8 +145,11 @@ class TemplateChat(Chat):
     def jinja(self) -> str:
         return self.template
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return spell(self.tokenizer, self.content(self.spoken(tuple(ids))))
+    def _read(self, said: Ids) -> str:
+        return spell(self.tokenizer, super().content(said))
+
+    def content(self, ids: Ids) -> Ids:
+        return self._words.without(super().content(ids))
 
     def spoken(self, ids: Ids) -> Ids:
         """What is left of a turn when its reasoning is dropped, as such templates do with every earlier turn."""
@@ -144,10 +158,11 @@ class TemplateChat(Chat):
         text = spell(self.tokenizer, ids)
         if CLOSES not in text:
             return () if self._begun or OPENS in text else ids  # cut off while it was thinking
+        closed = text.count(CLOSES)
         low, high = 0, len(ids)  # the fewest ids that hold every closing mark
         while low < high:
             middle = (low + high) // 2
-            if spell(self.tokenizer, ids[:middle]).count(CLOSES) < text.count(CLOSES):
+            if spell(self.tokenizer, ids[:middle]).count(CLOSES) < closed:
                 low = middle + 1
             else:
                 high = middle
@@ -156,6 +171,9 @@ class TemplateChat(Chat):
         return ids[high:]
 
     def _tokenize(self, text: str) -> Ids:
+        return self._words.apart(self._plain(text))
+
+    def _plain(self, text: str) -> Ids:
         if not self._spaced:
             return self._sealed(text)
         whole, n = self._sealed("\n" + text), len(self._newline)
@@ -256,79 +274,38 @@ class TemplateChat(Chat):
                 return token if not spell(self.tokenizer, ids[:i]).strip() else None
         return None
 
+    def _is_bare(self, ids: Ids) -> bool:
+        """Whether what a template writes between turns has no mark that is the template's alone."""
+        return self._special.isdisjoint(ids) and self._words.apart(ids) == ids
+
     def _eos(self) -> tuple[int, str]:
         token, text = self.tokenizer.eos_token_id, self.tokenizer.eos_token
         if token is None:
             raise BadInput("its chat template ends no answer with a token of its own, and its tokenizer has no EOS")
         return token, text
 
-    def _remarks(self, between: str) -> tuple[str, ...]:
-        """between: what the template writes between a user's message and an answer."""
-        found = []
-        if self._special.isdisjoint(self._literal(between)):
-            shown = repr(between if len(between) <= 60 else f"{between[:60]}…")
-            found.append(f"its chat template opens an answer with ordinary text, {shown}: a user can write that too, "
-                         "and so pretend other turns")  # fmt: skip
+    def _remarks(self, between: Sequence[str]) -> tuple[str, ...]:
+        """between: what the template writes around answers."""
+        found, kept = [], self._words.kept
+        if kept:
+            found.append(f"its chat template marks turns with ordinary text, {_listed(kept)}: where a user writes it, "
+                         "it has other ids than the template's, but a model may still read turns there")  # fmt: skip
+        bare = {text.strip() or text for text in between if self._is_bare(self._literal(text))}
+        if anybodys := sorted({*self._words.open, *bare}):
+            found.append(f"its chat template marks turns with ordinary text that cannot be told from a user's, "
+                         f"{_listed(anybodys)}: a user can write that too, and so pretend other turns")  # fmt: skip
         if self._closing:
             found.append(f"its chat template ends no answer with a token of its own: its tokenizer's EOS, "
                          f"{self._closing!r}, is written after every answer")  # fmt: skip
         return tuple(found)
 
 
-class Marks(NamedTuple):
-    """left_out: what no content has, sampled or not. sealed: what no text is encoded to."""
-
-    left_out: frozenset[int]
-    sealed: frozenset[int]
-
-
-def marks(tokenizer: Any, template: str, literals: Mapping[str, Ids]) -> Marks:
-    """The tokens that mark turns: those that are flagged special, and those that the template writes around turns
-    (`literals`, text and ids) and are no words or spaces: added to the vocabulary, or pieces of it such as
-    <start_of_turn> or User:.
-
-    What marks reasoning is no turn: an agent may sample it. Neither is what a template writes elsewhere, as around
-    tools; but no text is encoded to these.
-    """
-    added = tokenizer.added_tokens_decoder
-    flagged = {i for i, token in added.items() if token.special} | {*tokenizer.all_special_ids}
-    written: set[int] = set()
-    for literal, ids in literals.items():
-        words = set(literal.split())
-        for i in ids:
-            text = spell(tokenizer, (i,)).strip()
-            if text and (i in added or _bracketed(text) or (_mixed(text) and words.issuperset(text.split()))):
-                written.add(i)
-    # A letter or a comma cannot be spelled in other pieces. Some tokenizers have such a one as their pad.
-    bare = {i for i in flagged | written if _bare(spell(tokenizer, (i,)))} - (flagged & written)
-    elsewhere = {i for i, token in added.items() if _bracketed(token.content.strip()) and token.content in template}
-    reasoning = {i for i in written - flagged if spell(tokenizer, (i,)).strip() in (OPENS, CLOSES)}
-    turns = (flagged | written) - bare
-    names = {tokenizer.convert_ids_to_tokens(i).strip("▁Ġ") for i in turns if _mixed(spell(tokenizer, (i,)))}
-    held = re.compile("|".join(map(re.escape, sorted(names))) or "(?!)")  # a piece such as " <start_of_turn>" holds one
-    holding = {i for name, i in tokenizer.get_vocab().items() if held.search(name)}
-    return Marks(frozenset(turns - reasoning), frozenset(turns | elsewhere | holding))
-
-
-def spell(tokenizer: Any, ids: Ids) -> str:
-    """The text of `ids`, special tokens too."""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _mixed(text: str) -> bool:
-    return any(map(str.isalnum, text)) and not text.isalnum()
-
-
-def _bracketed(text: str) -> bool:
-    return _mixed(text) and not text[0].isalnum() and not text[-1].isalnum()
-
-
-def _bare(text: str) -> bool:
-    return len(text) == 1 and text.isascii() and (text.isprintable() or text.isspace())
-
-
 def _turns() -> list[Message]:
     return [message(role, _mark(i)) for i, role in enumerate(("user", "assistant", "user"))]
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(repr(text if len(text) <= 60 else f"{text[:60]}…") for text in texts)
 
 
 def _mark(number: int) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,7 +27,6 @@ class Pair:
 
     players: by agent; one for both where both are on one base.
     base: the fingerprint of it, or of both, joined by +.
-    remarks: what a user should know of their chat templates.
     """
 
     def __init__(self, recipe: WaltzRecipe):
@@ -36,14 +35,28 @@ class Pair:
         folders = [base_folder(base) for base, _ in shared]
         self.base = "+".join(map(fingerprint, folders))
         self.players: dict[str, Player[LocalEngine]] = {}
-        self.remarks: list[str] = []
+        self._named: list[tuple[str, Chat]] = []
         for folder, ((base, template), agents) in zip(folders, shared.items(), strict=True):
             chat = Chat.load(folder, template, rounds=recipe.protocol.rounds)
-            self.remarks += [f"{base}: {remark}" for remark in chat.remarks]
+            self._named.append((base, chat))
             team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
             player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
             self.players |= dict.fromkeys(agents, player)
         self.protocol = recipe.protocol
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the agents' chat templates."""
+        return [f"{base}: {remark}" for base, chat in self._named for remark in chat.remarks]
+
+    def frames(self) -> dict[str, Any]:
+        """What each agent is trained in, for a checkpoint."""
+        return {agent: player.chat.frame for agent, player in self.players.items()}
+
+    def trained_in(self, frames: Mapping[str, Any], where: str) -> None:
+        """See `Chat.trained_in`. frames: of agents, as a checkpoint at `where` has them."""
+        for player, agents in self.models().items():
+            player.chat.trained_in(frames.get(agents[0]), where)
 
     def team(self, agent: str) -> Team:
         return self.players[agent].engine.team

@@ -44,8 +44,6 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     saved too, when the judge cannot be used.
     """
     pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
-    for remark in pair.remarks:
-        progress.say(f"! {remark}")
     learns = {
         agent: Learner(
             pair.team(agent), agent,
@@ -60,7 +58,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
 
     def state(step: int) -> dict[str, Any]:
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
-        saved["prompts"] = digest
+        saved |= {"prompts": digest, "frames": pair.frames()}
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
         return saved | ({"values": values.state_dict()} if values else {})
 
@@ -77,6 +75,8 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             learner.load_state_dict(saved["agents"][agent])
         if values:
             values.load_state_dict(saved["values"])
+    for remark in pair.remarks:
+        progress.say(f"! {remark}")
     judge = strict(task.judge)
     prompts = drawn_from(pair, task, learning, progress)
     progress.start("training", learning.steps, step)
@@ -139,7 +139,8 @@ def _speechless(judge: str, why: Mapping[str, int], cache: Path) -> str:
 def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     """The pair of a run as its checkpoint at `path` has it; None is the untrained pair.
 
-    Raises BadInput where the checkpoint was trained on another base than the recipe's name means now.
+    Raises BadInput where the checkpoint was trained on another base than the recipe's name means now, or in another
+    chat format.
     """
     pair = Pair(recipe)
     if path is not None:
@@ -159,6 +160,7 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
         raise BadInput(f"{path}: holds no agent's state")
     if alien := agents.keys() - pair.players.keys():
         raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
+    pair.trained_in(saved.get("frames") or {}, str(path))
     return saved
 
 
