@@ -34,13 +34,12 @@ demo: $(VENV)/.installed
 
 test: lint $(INTEROP)/.installed
 	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm $(PYTEST) -rs
-	$(BIN)/python tests/machines.py
 
 check: lint
 	$(PYTEST) -m 'not slow'
 
 machines: $(VENV)/.installed-dev
-	$(BIN)/python tests/machines.py
+	$(BIN)/python -m pytest -v -n $(WORKERS) tests/test_machines.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

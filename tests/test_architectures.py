@@ -29,8 +29,6 @@ from choreo.runs.progress import Progress
 from choreo.types import Sample
 from choreo.waltz import trainer as waltz
 
-pytestmark = pytest.mark.numeric
-
 EVERY = [(name, train) for name in KINDS for train in ("lora", "full")]
 
 
@@ -61,6 +59,7 @@ def waltz_recipe(base: Path, protocol: dict | None = None, **model) -> WaltzReci
     })  # fmt: skip
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name, train", EVERY)
 def test_waltzrl_trains(name, train, folders, tmp_path):
     recipe = waltz_recipe(folders[name], train=train)
@@ -119,6 +118,7 @@ def agitated(folder: Path, **settings) -> Team:
     return team
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name, train", EVERY)
 def test_gradients_do_not_depend_on_micro_batches_sharing_or_recomputation(name, train, folders):
     team = agitated(folders[name], train=train)
@@ -132,6 +132,7 @@ def test_gradients_do_not_depend_on_micro_batches_sharing_or_recomputation(name,
         torch.testing.assert_close(other, whole, rtol=1e-3, atol=2e-5 * whole.abs().max().item())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", KINDS)
 def test_adapters_beside_a_bfloat16_base_are_learnt_in_float32(name, folders):
     """The gradient is that of merged weights in float32 to the precision of bfloat16, and a tiny step is not lost."""
@@ -147,6 +148,7 @@ def test_adapters_beside_a_bfloat16_base_are_learnt_in_float32(name, folders):
     assert all(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
+@pytest.mark.numeric
 def test_full_weights_over_bfloat16_are_kept_in_float32(folders):
     team = Team.load(folders["llama"], train="full", dtype="bfloat16")
     metrics = Learner(team, "feedback", lr=1e-7).update(
@@ -167,6 +169,7 @@ def test_adapters_go_where_the_recipe_says(folders):
         Team.open(folders["neox"], targets=("c_attn",))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", EXPERTS)
 def test_every_expert_is_adapted_as_peft_adapts_it(name, tmp_path):
     """Logits and gradient are those of the exported adapter in PEFT, and of merged weights; what was sampled has the
@@ -238,6 +241,7 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
         pair.players["feedback"].engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
 
 
+@pytest.mark.numeric
 def test_rows_that_overflow_some_members_model_are_left_out_and_counted(folders):
     recipe = macpo_recipe(folders["llama"], folders["qwen"])
     crew, data = macpo.Crew.load(recipe), macpo.halves(recipe)
