@@ -23,10 +23,6 @@ MACHINES: dict[str, tuple[str, dict[str, str]]] = {  # name: the level that it n
         "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41",
         "OPENBLAS_CORETYPE": "Nehalem", "OMP_NUM_THREADS": "1",
     }),
-    "AVX2 and another MKL": ("AVX2", {
-        "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "1",
-    }),
     "AVX2, two threads": ("AVX2", {
         "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive",
