@@ -261,11 +261,13 @@ def test_many_clients_among_faults_get_one_whole_answer_each_and_none_unchecked(
     assert sum(outcome is not None for outcome in outcomes) >= len(words) - len(leaving)
 
 
-def test_a_port_in_use_is_one_line(closed, stub, capsys):
+def test_a_port_that_cannot_be_had_is_one_line(closed, stub, capsys):
     where = [part for agent in ("conversation", "feedback") for part in (f"--{agent}", f"run@{stub.url}")]
     port = closed.url.rpartition(":")[2]
     assert main(["serve", *where, "--port", port]) == 2
     assert f"--port {port}: Address already in use" in capsys.readouterr().err
+    assert main(["serve", *where, "--port", "99999"]) == 2
+    assert "99999: expected a port, 0 to 65535" in capsys.readouterr().err
 
 
 def test_keys_allow_what_their_file_says_and_no_more(stub, tmp_path):

@@ -27,7 +27,7 @@ def options(command: argparse.ArgumentParser) -> None:
     modes = "adaptive: revise what is flagged (default); always: revise every answer; off: no feedback; shadow: decide "
     option("--mode", modes + "and log, change nothing", choices=MODES, default="adaptive")
     option("--host", "default: 127.0.0.1, this machine alone", default="127.0.0.1", metavar="ADDRESS")
-    option("--port", "default: 8000; 0 takes a free one", type=int, default=8000, metavar="N")
+    option("--port", "default: 8000; 0 takes a free one", type=_port, default=8000, metavar="N")
     keys = "API keys, hashed (choreo key NAME); without it, one key, from CHOREO_API_KEY or drawn at the start"
     option("--keys", keys, type=Path, metavar="FILE")
     option("--model", "what clients call it (default: the run folder's name)", metavar="NAME")
@@ -116,6 +116,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 86400:
         raise argparse.ArgumentTypeError(f"{text}: must be more than 0 seconds and less than a day")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text}: expected a port, 0 to 65535")
     return value
 
 
