@@ -63,7 +63,8 @@ def write(file: Path, *made: object) -> Path:
 def test_every_published_schema_is_known_by_its_fields(tmp_path):
     assert set(MADE) == set(prompts.FORMATS) - {"bare"}
     for name, (row, expected) in MADE.items():
-        loaded = prompts.load(write(tmp_path / "set.jsonl", row))
+        file = write(tmp_path / ("or-bench.jsonl" if name == "or-bench" else "set.jsonl"), row)
+        loaded = prompts.load(file, name="set")
         assert loaded.format == name
         assert [(prompt.kind, said in prompt.text) for prompt, (_, said) in
                 zip(loaded.rows, expected, strict=True)] == [(kind, True) for kind, _ in expected]  # fmt: skip
@@ -73,6 +74,7 @@ def test_every_published_schema_is_known_by_its_fields(tmp_path):
 def test_what_a_name_or_a_recipe_says_of_a_file(tmp_path):
     row = MADE["or-bench"][0]
     assert prompts.load(write(tmp_path / "or-bench-toxic.jsonl", row)).rows[0].kind == "harmful"
+    assert prompts.load(write(tmp_path / "mine.jsonl", row)).counts == {prompts.NO_KIND: 1}
     assert prompts.load(write(tmp_path / "x.jsonl", MADE["jailbreakbench"][0]), kind="benign").rows[0].kind == "benign"
     bare = write(tmp_path / "bare.jsonl", {"prompt": "Hi"}, {"prompt": "Hi"}, {"prompt": " "})
     assert prompts.load(bare).counts == {prompts.NO_KIND: 3}

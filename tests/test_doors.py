@@ -91,10 +91,15 @@ def test_a_turn_that_did_not_arrive_is_in_no_rate_however_it_failed(tmp_path, ca
 
 def test_where_no_turn_arrives_that_is_said(tmp_path, capsys):
     suite = write(tmp_path / "s.jsonl", {"prompt": "Bake bread", "kind": "benign"})
-    with Stub(lambda body, n: Say(reply("length", content=None, reasoning="Well"))) as agents:
-        assert main(["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--out", str(tmp_path / "o"),
-                     "--judge", "offline"]) == 0  # fmt: skip
-    assert "! base: not one answer arrived, so nothing was measured (thought only 1)" in capsys.readouterr().err
+    with (Stub(lambda body, n: Say(reply("length", content=None, reasoning="Well"))) as silent,
+          Stub(lambda body, n: Say(reply("stop", content="Take a bowl."))) as talker):  # fmt: skip
+        rest = ["--suite", str(suite), "--judge", "offline", "--out"]
+        assert main(["eval", "--conversation", f"a@{silent.url}", *rest, str(tmp_path / "o")]) == 0
+        assert "! base: not one answer arrived, so nothing was measured (thought only 1)" in capsys.readouterr().err
+        for reviewer in (silent, talker):
+            pair = ["--conversation", f"a@{talker.url}", "--feedback", f"b@{reviewer.url}"]
+            assert main(["eval", *pair, *rest, str(tmp_path / f"pair-{reviewer is silent}")]) == 0
+            assert "untrained: of 1 reviews not one could be read, so feedback changed" in capsys.readouterr().err
 
 
 def test_a_judge_that_only_thought_has_not_said_what_it_tried_out(tmp_path):
@@ -126,6 +131,8 @@ def test_half_a_character_of_a_server_is_replaced_counted_and_judged_and_resume_
     assert old.find(["k"]) == {"k": {"text": "a \ufffd"}}
     whole = parse(b'{"choices": [{"text": "\xed\xa0\xbd\xed\xb8\x80 \\ud83d\\ude00", "finish_reason": "stop"}]}')
     assert isinstance(whole, Reply) and whole.text == "\U0001f600 \U0001f600"  # two halves that belong together
+    raw = parse(b'{"choices": [{"text": "Sure \xff ok", "finish_reason": "stop"}]}')
+    assert isinstance(raw, Reply) and raw.text == "Sure \ufffd ok"
 
 
 def test_what_an_upstream_says_is_never_a_500():

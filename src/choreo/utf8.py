@@ -63,8 +63,13 @@ def shown(said: str) -> str:
 
 
 def loads(raw: str | bytes) -> Any:
-    """JSON that a model or a server wrote, mended. Raises ValueError, and RecursionError where it nests too deep."""
-    return mended(json.loads(raw))
+    """JSON that a model or a server wrote, mended, bytes that are no UTF-8 too. Raises ValueError, and RecursionError
+    where it nests too deep."""
+    try:
+        return mended(json.loads(raw))
+    except UnicodeDecodeError:
+        assert isinstance(raw, bytes)
+        return json.loads(raw.decode(errors="replace"))
 
 
 def _half(said: str) -> str:

@@ -124,8 +124,14 @@ def _xstest(row: Fields) -> Row:
 
 
 def _or_bench(row: Fields) -> Row:
-    """{prompt, category}. The three published files differ in their names alone: or-bench-toxic is the harmful one."""
-    return _one(row, row.text("prompt"), "harmful" if "toxic" in row.file.name else "benign", row.text("category"))
+    """{prompt, category}. The three published files differ in their names alone: or-bench-toxic is the harmful one.
+
+    Any other file may have these two columns, with harmful prompts: its kind is not said.
+    """
+    name = row.file.name.lower().replace("_", "-")
+    published = "or-bench" in name or "orbench" in name
+    kind: Kind | None = None if not published else "harmful" if "toxic" in name else "benign"
+    return _one(row, row.text("prompt"), kind, row.text("category"))
 
 
 def _harmbench(row: Fields) -> Row:

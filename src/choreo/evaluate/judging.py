@@ -121,7 +121,10 @@ def silent(judge: str, verdicts: Sequence[Verdict], judging: Mapping[str, Any]) 
 
 
 def absent(played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
-    """A line on every system some of whose last answers did not arrive: how many, and why. They are in no rate."""
+    """A line on every system some of whose last answers did not arrive: how many, and why. They are in no rate.
+
+    One more where feedback was asked for and none came: the system is what it is without.
+    """
     lines = []
     for name, episodes in played.items():
         why = Counter(e.answers[-1].failure.split(":")[0] for e in episodes if e.answers[-1].failure)
@@ -131,6 +134,9 @@ def absent(played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
         elif why:
             of_all = f"{why.total()} of {len(episodes)} answers"
             lines.append(f"! {name}: {of_all} did not arrive and are counted in no rate ({told})")
+        reviews = [read for e in episodes for read in e.feedback]
+        if reviews and not any(reviews):
+            lines.append(f"! {name}: of {len(reviews)} reviews not one could be read, so feedback changed no answer")
     return lines
 
 
