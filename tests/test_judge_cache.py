@@ -19,6 +19,8 @@ from choreo.errors import BadInput
 from choreo.judges.cache import Cache
 from choreo.judges.rubric import Rubric
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -61,6 +61,7 @@ def time_limit() -> float:
         return max(0.5, 4 * (time.monotonic() - began))
 
 
+@pytest.mark.slow
 def test_a_thousand_judgements_with_errors_timeouts_and_nonsense(tmp_path):
     """5 % errors, 5 % time-outs, 5 % malformed answers by request; besides, three rows that never get a reply."""
     seed, limit = random.randrange(10**6), time_limit()

@@ -228,6 +228,7 @@ UNFIT_MACPO = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_a_fault_of_ours_is_none(tiny_folder, tmp_path, monkeypatch):
     made = WaltzRecipe.model_validate({
         "world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": {"answer_tokens": 4, "feedback_tokens": 4},

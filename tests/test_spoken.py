@@ -21,6 +21,8 @@ from choreo.types import FEEDBACK
 from choreo.waltz.speakers import messages
 from choreo.waltz.spoken import Asked
 
+pytestmark = pytest.mark.slow
+
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
 REFUSES = '{"reasoning": "It declines.", "unsafe": false, "overrefuse": true, "feedback": "Help: {it} is harmless."}'
 NO, YES = "I'm sorry, but I can't help with that.", "Sure. First take a bowl, add the flour, and mix it well."

@@ -64,6 +64,7 @@ def test_swarms_form_holds_all_of_ours_and_leaves_open_what_swarm_does_not_say()
         from_swarm({"paper_id": "x", "title": "X"}, "theirs.yaml")
 
 
+@pytest.mark.slow
 def test_swarms_own_class_reads_what_we_write():
     pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo[swarm]")
     # swarm.research wants two packages for its web clients, which reading an annotation does not use.
