@@ -58,12 +58,12 @@ class Serving:
             except ValueError:
                 self.rest.append(line)
 
-    def wait(self, event: str, seconds: float = 60, after: int = 0) -> dict[str, Any]:
-        """The first log line of `event` from line `after` on."""
+    def wait(self, event: str, seconds: float = 60, after: int = 0, **said: Any) -> dict[str, Any]:
+        """The first log line of `event` from line `after` on that says all of `said`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for line in self.logs[after:]:
-                if line["event"] == event:
+                if line["event"] == event and said.items() <= line.items():
                     return line
             assert self.process.poll() is None, f"the server ended: {self.rest}"
             time.sleep(0.02)
