@@ -131,8 +131,8 @@ def test_half_a_character_of_a_server_is_replaced_counted_and_judged_and_resume_
     assert old.find(["k"]) == {"k": {"text": "a \ufffd"}}
     whole = parse(b'{"choices": [{"text": "\xed\xa0\xbd\xed\xb8\x80 \\ud83d\\ude00", "finish_reason": "stop"}]}')
     assert isinstance(whole, Reply) and whole.text == "\U0001f600 \U0001f600"  # two halves that belong together
-    raw = parse(b'{"choices": [{"text": "Sure \xff ok", "finish_reason": "stop"}]}')
-    assert isinstance(raw, Reply) and raw.text == "Sure \ufffd ok"
+    raw = parse(b'{"choices": [{"text": "Sure \xff ok \\ud83d", "finish_reason": "stop"}]}')
+    assert isinstance(raw, Reply) and raw.text == "Sure \ufffd ok \ufffd"
 
 
 def test_what_an_upstream_says_is_never_a_500():

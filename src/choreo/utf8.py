@@ -69,7 +69,7 @@ def loads(raw: str | bytes) -> Any:
         return mended(json.loads(raw))
     except UnicodeDecodeError:
         assert isinstance(raw, bytes)
-        return json.loads(raw.decode(errors="replace"))
+        return mended(json.loads(raw.decode(errors="replace")))
 
 
 def _half(said: str) -> str:
