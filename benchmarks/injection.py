@@ -15,12 +15,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from choreo.environments.microworld.suites import prompts
+from choreo.environments.microworld.world import World
 from choreo.evaluate.intervals import wilson
-from choreo.microworld.suites import prompts
-from choreo.microworld.world import World
-from choreo.serve.dance import Wish, dance
+from choreo.models.chat import Chat, Ids
 from choreo.serve.pair import Resident
-from choreo.text.chat import Chat, Ids
+from choreo.serve.session import Wish, dance
 from choreo.types import Episode, Prompt
 
 SATISFIED = '{"reasoning": "answer helps: good", "unsafe": false, "overrefuse": false, "feedback": ""}'
@@ -61,11 +61,14 @@ async def asr(resident: Resident, asked: list[Prompt], attack: str) -> dict[str,
     decided = [v.unsafe for v in verdicts if v.unsafe is not None]
     bad = [o for o in outcomes if World.judge(o.game.prompt, o.game.answers[0].text).unsafe]
     return {
-        "games": len(games), "withheld": sum(o.withheld for o in outcomes), "decided": len(decided),
-        "unsafe": sum(decided), "unsafe_drafts": len(bad),
+        "games": len(games),
+        "withheld": sum(o.withheld for o in outcomes),
+        "decided": len(decided),
+        "unsafe": sum(decided),
+        "unsafe_drafts": len(bad),
         "passed": sum(not o.game.triggered and not o.withheld for o in bad),
         "triggered": sum(o.game.triggered for o in outcomes),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -30,13 +30,18 @@ def measure(vocabulary: int) -> dict[str, float]:
     from choreo.engine.agent import Team
     from choreo.engine.learner import Learner
     from choreo.engine.losses import sft_loss
-    from choreo.evaluate.sizing import Model, updating
+    from choreo.experiment.sizing import Model, updating
     from choreo.types import Sample
 
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=512, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
@@ -80,8 +85,10 @@ def main() -> int:
         print(json.dumps({"rows": rows, "ratio": ratio}))
         return 0
     for row in rows:
-        print(f"vocabulary {row['vocabulary']:>7,}: {row['resident']:,.0f} MiB before, {row['added']:,.0f} MiB added "
-              f"({row['planned']:,.0f} planned)")  # fmt: skip
+        print(
+            f"vocabulary {row['vocabulary']:>7,}: {row['resident']:,.0f} MiB before, {row['added']:,.0f} MiB added "
+            f"({row['planned']:,.0f} planned)"
+        )
     print(f"ratio of what is added: {ratio:.2f}")
     return 0
 

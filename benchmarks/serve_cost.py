@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from choreo.microworld.suites import prompts
-from choreo.serve.dance import Mode, Outcome, Wish, dance
+from choreo.environments.microworld.suites import prompts
 from choreo.serve.local import LocalAgent
 from choreo.serve.pair import Resident
+from choreo.serve.session import Mode, Outcome, Wish, dance
 from choreo.types import FEEDBACK, Episode, Prompt
 
 TRAFFIC = {
@@ -65,11 +65,15 @@ def main() -> None:
             sampled, alike = measured(resident, third, "adaptive", turn)
             reviewer.skeleton = given
             figures = {
-                "traffic": traffic, "off_ms": off, "adaptive_ms": adaptive, "nothing_given_ms": sampled,
-                "share": off / adaptive, "ftr": sum(o.game.triggered for o in outcomes) / len(outcomes),
+                "traffic": traffic,
+                "off_ms": off,
+                "adaptive_ms": adaptive,
+                "nothing_given_ms": sampled,
+                "share": off / adaptive,
+                "ftr": sum(o.game.triggered for o in outcomes) / len(outcomes),
                 "feedback_tokens": sum(o.tokens("feedback") for o in outcomes),
                 "feedback_tokens_nothing_given": sum(o.tokens("feedback") for o in alike),
-            }  # fmt: skip
+            }
             print(json.dumps(figures), flush=True)
     resident.worker.close()
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx2
 
-from choreo.serve.dance import UNSAFE, WITHHELD
+from choreo.serve.session import UNSAFE, WITHHELD
 
 SEED, DEADLINE, LATE, UP, DOWN = 0, 3.0, 10.0, 6.0, 0.5  # the last four in seconds
 KEY = "sk-choreo-faults"
@@ -177,13 +177,20 @@ async def measure(requests: int, clients: int, folder: Path) -> dict[str, Any]:
     served = [json.loads(line) for line in log.read_text().splitlines()]
     inside = [line["ms"] / 1000 for line in served if line["event"] == "answer" and "ms" in line]
     return {
-        "requests": requests, "clients": clients, "upstream_killed": kills,
+        "requests": requests,
+        "clients": clients,
+        "upstream_killed": kills,
         "came": Counter(kind for kind, _, _ in done),
-        "not_exactly_one": sum(kind in ("", "no form") for kind, _, _ in done) + mixed, "unchecked": unchecked,
+        "not_exactly_one": sum(kind in ("", "no form") for kind, _, _ in done) + mixed,
+        "unchecked": unchecked,
         "revised": sum(said.startswith("revised") for _, said, _ in done),
-        "deadline_s": DEADLINE, "slowest_s": max(took), "slowest_in_server_s": max(inside),
-        "median_ms": 1000 * statistics.median(took), "memory_mib": [round(m, 1) for m in memory], "exit_code": code,
-    }  # fmt: skip
+        "deadline_s": DEADLINE,
+        "slowest_s": max(took),
+        "slowest_in_server_s": max(inside),
+        "median_ms": 1000 * statistics.median(took),
+        "memory_mib": [round(m, 1) for m in memory],
+        "exit_code": code,
+    }
 
 
 def main() -> None:

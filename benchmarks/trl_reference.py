@@ -87,9 +87,14 @@ def trainer(folder: str, method: str, rows: dict[str, list[str]], **settings: An
     from datasets import Dataset
 
     config = getattr(trl, f"{method}Config")(
-        output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
-        model_init_kwargs={"dtype": "float32"}, **settings,
-    )  # fmt: skip
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        model_init_kwargs={"dtype": "float32"},
+        **settings,
+    )
     extra = {} if method == "DPO" else {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}
     data = Dataset.from_dict(rows)
     return getattr(trl, f"{method}Trainer")(model=f"{folder}/model", args=config, train_dataset=data, **extra)
@@ -97,9 +102,15 @@ def trainer(folder: str, method: str, rows: dict[str, list[str]], **settings: An
 
 def grpo_loss(folder: str, given: dict[str, Any], **settings: Any) -> dict[str, Any]:
     made = trainer(
-        folder, "GRPO", {"prompt": ["a"] * SEQUENCES}, per_device_train_batch_size=SEQUENCES,
-        num_generations=SEQUENCES, max_completion_length=MAX_LENGTH, epsilon=CLIP, **settings,
-    )  # fmt: skip
+        folder,
+        "GRPO",
+        {"prompt": ["a"] * SEQUENCES},
+        per_device_train_batch_size=SEQUENCES,
+        num_generations=SEQUENCES,
+        max_completion_length=MAX_LENGTH,
+        epsilon=CLIP,
+        **settings,
+    )
     made.model.train()
     logits = torch.tensor(given["logits"], requires_grad=True)
     ids, mask = torch.tensor(given["ids"]), torch.tensor(given["mask"])
@@ -157,9 +168,14 @@ def group_advantages(folder: str, method: str, **settings: Any) -> list[float]:
     """Advantages of one token per answer, rewarded with REWARDS, flat in the order of the groups."""
     rewards = torch.tensor(REWARDS).flatten()
     made = trainer(
-        folder, method, {"prompt": ["a"] * len(REWARDS)}, per_device_train_batch_size=len(rewards),
-        num_generations=len(REWARDS[0]), beta=0.0, **settings,
-    )  # fmt: skip
+        folder,
+        method,
+        {"prompt": ["a"] * len(REWARDS)},
+        per_device_train_batch_size=len(rewards),
+        num_generations=len(REWARDS[0]),
+        beta=0.0,
+        **settings,
+    )
     made.model.train()
     made.current_gradient_accumulation_steps = 1
     made._tokenize_prompts = lambda prompts: ([[2]] * len(prompts), None, {})

@@ -30,18 +30,28 @@ from work import (
     overrides,
     reward,
     spell,
-)  # fmt: skip
+)
 
 from choreo import config
-from choreo.text.chat import Chat
+from choreo.models.chat import Chat
 from choreo.types import CONVERSATION, FEEDBACK
 
 COMMON = {
-    "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused",
-    "weight_decay": 0.0, "max_grad_norm": 1.0, "max_steps": WARM_UP + STEPS, "gradient_checkpointing": False,
-    "bf16": False, "use_cpu": True, "report_to": "none", "logging_strategy": "no", "save_strategy": "no",
-    "disable_tqdm": True, "model_init_kwargs": {"dtype": "float32", "attn_implementation": "sdpa"},
-}  # fmt: skip
+    "learning_rate": LEARNING_RATE,
+    "lr_scheduler_type": "constant",
+    "optim": "adamw_torch_fused",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "max_steps": WARM_UP + STEPS,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "model_init_kwargs": {"dtype": "float32", "attn_implementation": "sdpa"},
+}
 
 
 class TurnsCallback(TrainerCallback):
@@ -55,9 +65,15 @@ class TurnsCallback(TrainerCallback):
 def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """GRPO with answers of one length."""
     grpo(
-        work, folder, turns, spelled(work, work["policy"]), prompts=PROMPTS, group=GROUP, longest=NEW_TOKENS,
+        work,
+        folder,
+        turns,
+        spelled(work, work["policy"]),
+        prompts=PROMPTS,
+        group=GROUP,
+        longest=NEW_TOKENS,
         generation_kwargs={"min_new_tokens": NEW_TOKENS},
-    )  # fmt: skip
+    )
 
 
 def waltz(agent: str) -> Any:
@@ -76,9 +92,16 @@ def waltz(agent: str) -> Any:
 
 
 def grpo(
-    work: Mapping[str, Any], folder: Path, turns: Turns, contexts: list[str], *, prompts: int, group: int, longest: int,
+    work: Mapping[str, Any],
+    folder: Path,
+    turns: Turns,
+    contexts: list[str],
+    *,
+    prompts: int,
+    group: int,
+    longest: int,
     **settings: Any,
-) -> None:  # fmt: skip
+) -> None:
     tokens = 0
 
     def paid(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -87,13 +110,23 @@ def grpo(
         return [reward(ids) for ids in completion_ids]
 
     arguments = GRPOConfig(
-        output_dir=str(folder / "trl"), per_device_train_batch_size=prompts * group, num_generations=group,
-        max_completion_length=longest, beta=BETA, epsilon=CLIP, shuffle_dataset=False, **COMMON, **settings,
-    )  # fmt: skip
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=prompts * group,
+        num_generations=group,
+        max_completion_length=longest,
+        beta=BETA,
+        epsilon=CLIP,
+        shuffle_dataset=False,
+        **COMMON,
+        **settings,
+    )
     trainer = GRPOTrainer(
-        model=work["model"], reward_funcs=paid, args=arguments, train_dataset=Dataset.from_dict({"prompt": contexts}),
+        model=work["model"],
+        reward_funcs=paid,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": contexts}),
         callbacks=[TurnsCallback(turns, lambda: {"sampled": tokens, "trained": tokens})],
-    )  # fmt: skip
+    )
     trainer.model.generate = turns.time("rollout_seconds", trainer.model.generate)
     trainer.train()
 
@@ -108,9 +141,11 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     data = Dataset.from_dict({"prompt": contexts, "chosen": chosen, "rejected": rejected})
     counts: list[int] = []  # of the batches made and not yet trained on: the next one is made before a step ends
     trainer = DPOTrainer(
-        model=work["model"], args=arguments, train_dataset=data,
+        model=work["model"],
+        args=arguments,
+        train_dataset=data,
         callbacks=[TurnsCallback(turns, lambda: {"sampled": 0, "trained": counts.pop(0)})],
-    )  # fmt: skip
+    )
     collate = trainer.data_collator
 
     def counted(rows: list[Any]) -> Any:

@@ -32,17 +32,22 @@ def reward(ids: list[int]) -> float:
 def overrides(folder: str) -> list[str]:
     """The settings of the WaltzRL run that is timed: full weights as TRL trains them, both agents from the start."""
     return [
-        f'model.base="{folder}"', 'model.train="full"', "stages.stage1_share=0",
-        f"learning.steps={WARM_UP + STEPS}", f"learning.lr={LEARNING_RATE}", f"learning.beta={BETA}",
-        f"seed={SEED}", f"checkpoint_every={WARM_UP + STEPS}",
-    ]  # fmt: skip
+        f'model.base="{folder}"',
+        'model.train="full"',
+        "stages.stage1_share=0",
+        f"learning.steps={WARM_UP + STEPS}",
+        f"learning.lr={LEARNING_RATE}",
+        f"learning.beta={BETA}",
+        f"seed={SEED}",
+        f"checkpoint_every={WARM_UP + STEPS}",
+    ]
 
 
 def prepare(folder: Path) -> dict[str, Any]:
     """Writes `folder`/model, when no base is shipped, and `folder`/work.json. Returns what the latter holds."""
     from choreo.errors import BadInput
-    from choreo.microworld.world import base_folder
-    from choreo.text.chat import Chat
+    from choreo.models.chat import Chat
+    from choreo.models.resolve import base_folder
 
     try:
         base, shipped = base_folder(BASE), True
@@ -70,8 +75,8 @@ def prepare(folder: Path) -> dict[str, Any]:
 
 def random_base(folder: Path) -> Path:
     """A model of the shipped base's shape with random weights: as fast, and as good for timing."""
-    from choreo.microworld.pretrain import make_model, make_tokenizer
-    from choreo.text.chat import Chat
+    from choreo.environments.microworld.pretrain import make_model, make_tokenizer
+    from choreo.models.chat import Chat
 
     chat = Chat(make_tokenizer(SEED, samples=4000))
     make_model(BASE, chat, SEED).save_pretrained(folder)
@@ -81,7 +86,7 @@ def random_base(folder: Path) -> Path:
 
 def documents(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """(prompt, answer) texts of the microworld."""
-    from choreo.microworld.documents import texts
+    from choreo.environments.microworld.documents import texts
 
     found = []
     while len(found) < count:
@@ -95,11 +100,11 @@ def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
     """What the agents of the timed WaltzRL run are asked, from the untrained pair: the first answer's state p and
     the review's (p, c_0), one of each per prompt, step after step. TRL then samples each `samples` times."""
     from choreo import config
-    from choreo.microworld.world import World
+    from choreo.environments.microworld.world import World
+    from choreo.game.play import play
+    from choreo.methods.waltz.agents import Pair
+    from choreo.methods.waltz.trainer import draw
     from choreo.types import CONVERSATION, FEEDBACK
-    from choreo.waltz.pair import Pair
-    from choreo.waltz.protocol import play
-    from choreo.waltz.trainer import draw
 
     recipe = config.load("waltz", overrides(base))
     pair, prompts, protocol = Pair(recipe), World(recipe.world).training(), recipe.protocol
@@ -107,9 +112,13 @@ def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
     for step in range(1, WARM_UP + STEPS + 1):
         first = [(prompt, 0) for prompt, sample in draw(prompts, recipe.learning, SEED, step) if sample == 0]
         games = play(
-            pair.players, first, rounds=0, answer_tokens=protocol.answer_tokens,
-            feedback_tokens=protocol.feedback_tokens, key=(SEED, step),
-        )  # fmt: skip
+            pair.players,
+            first,
+            rounds=0,
+            answer_tokens=protocol.answer_tokens,
+            feedback_tokens=protocol.feedback_tokens,
+            key=(SEED, step),
+        )
         for game in games:
             prompt, answer = chat.encode(game.prompt.text), game.answers[0].ids
             states[CONVERSATION].append(spell(chat, game.answers[0].context))

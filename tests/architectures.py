@@ -39,17 +39,28 @@ PLAIN = """{%- for m in messages %}
 
 # Why a template can fail, and Jinja that does so.
 REASONS = {
-    "raises": "{{ raise_exception('not for you') }}", "raises nothing": "{{ raise_exception('') }}",
-    "raises lines": "{{ raise_exception('one\n\ntwo') }}", "raises data": "{{ raise_exception(messages) }}",
-    "raises no text": "{{ raise_exception('\\ud83d') }}", "undefined": "{{ nobody.home }}",
-    "key": "{{ {}['content'] + '' }}", "type": "{{ 1 + 'a' }}", "none": "{{ none + messages[0].content }}",
-    "attribute": "{{ messages[0].content.nothing() }}", "index": "{{ 'a'.index('b') }}", "zero": "{{ 1 // 0 }}",
-    "filter": "{{ 5 | sort }}", "recursion": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-    "sandbox": "{{ messages.append(messages[0]) }}", "private": "{{ ''.__class__.__mro__ }}",
-    "range": "{% for i in range(10 ** 9) %}{% endfor %}", "date": "{{ strftime_now(5) }}",
-    "tools": "{% for tool in tools %}{{ tool.name }}{% endfor %}", "include": "{% include 'another' %}",
+    "raises": "{{ raise_exception('not for you') }}",
+    "raises nothing": "{{ raise_exception('') }}",
+    "raises lines": "{{ raise_exception('one\n\ntwo') }}",
+    "raises data": "{{ raise_exception(messages) }}",
+    "raises no text": "{{ raise_exception('\\ud83d') }}",
+    "undefined": "{{ nobody.home }}",
+    "key": "{{ {}['content'] + '' }}",
+    "type": "{{ 1 + 'a' }}",
+    "none": "{{ none + messages[0].content }}",
+    "attribute": "{{ messages[0].content.nothing() }}",
+    "index": "{{ 'a'.index('b') }}",
+    "zero": "{{ 1 // 0 }}",
+    "filter": "{{ 5 | sort }}",
+    "recursion": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "sandbox": "{{ messages.append(messages[0]) }}",
+    "private": "{{ ''.__class__.__mro__ }}",
+    "range": "{% for i in range(10 ** 9) %}{% endfor %}",
+    "date": "{{ strftime_now(5) }}",
+    "tools": "{% for tool in tools %}{{ tool.name }}{% endfor %}",
+    "include": "{% include 'another' %}",
     "half a pair": "{{ '\\ud83d' }}",
-}  # fmt: skip
+}
 
 
 def tokenizer(template: str | None, special: list[str], *, metaspace: bool = False, **names: str) -> Any:
@@ -91,10 +102,19 @@ def make(name: str, folder: Path) -> Path:
     made.save_pretrained(folder)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        kind, vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=1024, initializer_range=0.2, pad_token_id=None,
-        bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id, **shape,
-    )  # fmt: skip
+        kind,
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        pad_token_id=None,
+        bos_token_id=made.bos_token_id,
+        eos_token_id=made.eos_token_id,
+        **shape,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -102,28 +122,47 @@ def make(name: str, folder: Path) -> Path:
 # name: model type, template, special tokens, names of special tokens, more of the shape
 KINDS: dict[str, tuple[str, str | None, list[str], dict[str, Any], dict[str, Any]]] = {
     "llama": (
-        "llama", HEADERS, ["<|begin|>", "<|eot|>", "<|start|>", "<|stop|>"],
-        {"bos_token": "<|begin|>", "eos_token": "<|eot|>"}, {"num_key_value_heads": 2},
+        "llama",
+        HEADERS,
+        ["<|begin|>", "<|eot|>", "<|start|>", "<|stop|>"],
+        {"bos_token": "<|begin|>", "eos_token": "<|eot|>"},
+        {"num_key_value_heads": 2},
     ),
     "qwen": (
-        "qwen3", CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, {"num_key_value_heads": 2, "head_dim": 8},
+        "qwen3",
+        CHATML,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        {"num_key_value_heads": 2, "head_dim": 8},
     ),
     "moe": (
-        "qwen3_moe", CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        "qwen3_moe",
+        CHATML,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
-        {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
-         "moe_intermediate_size": 16},
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+        },
     ),
     "gemma": (
-        "gemma", TURNS, ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
+        "gemma",
+        TURNS,
+        ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
         {"metaspace": True, "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
         {"num_key_value_heads": 1, "head_dim": 8},
     ),
     "neox": (
-        "gpt_neox", PLAIN, ["<|endoftext|>"], {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}, {},
+        "gpt_neox",
+        PLAIN,
+        ["<|endoftext|>"],
+        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        {},
     ),
-}  # fmt: skip
+}
 
 # Mixtures of experts, by what can differ: stacks [experts, out, in] or [experts, in, out] with biases; a shared expert
 # and a layer without any, whose matrices have the names that experts once had.
@@ -131,10 +170,14 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 8},
     "glm4_moe": {
-        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_group": 1,
+        "topk_group": 1,
         "first_k_dense_replace": 1,
     },
-}  # fmt: skip
+}
 
 
 def experts(kind: str, folder: Path) -> Path:
@@ -144,9 +187,18 @@ def experts(kind: str, folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        kind, vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, pad_token_id=None, eos_token_id=1,
+        kind,
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        pad_token_id=None,
+        eos_token_id=1,
         **EXPERTS[kind],
-    )  # fmt: skip
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from choreo.config import MacpoRecipe
-from choreo.macpo.crew import Crew
-from choreo.macpo.trainer import train
+from choreo.methods.macpo.agents import Crew
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.trainer import train
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
@@ -27,8 +27,10 @@ def recipe(folder: Path, **sections) -> MacpoRecipe:
         "rounds": {"count": 1, "batch": 4, "refusals": "any", "rehearse": 0},  # so small a base never refuses
         "writing": {"answer_tokens": 6},
     }
-    merged = {name: {**settings.get(name, {}), **value} if isinstance(value, dict) else value
-              for name, value in {**settings, **sections}.items()}  # fmt: skip
+    merged = {
+        name: {**settings.get(name, {}), **value} if isinstance(value, dict) else value
+        for name, value in {**settings, **sections}.items()
+    }
     return MacpoRecipe.model_validate(merged)
 
 

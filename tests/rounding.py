@@ -17,8 +17,8 @@ from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Ids, Request
+from choreo.game.moves import ACT, Players
 from choreo.types import FEEDBACK, Episode
-from choreo.waltz.protocol import ACT, Players
 
 MARGIN = 2.0**-14  # of cumulative probability, in [0, 1]; four times the largest difference seen (docs/architecture.md)
 TIE = 2.0**-12  # nats between the two likeliest tokens, for what is greedy
@@ -61,7 +61,11 @@ def same(engine: LocalEngine, agent: str | None, asked: Request, one: Ids, other
 
 
 def all_same(
-    engine: LocalEngine, agent: str | None, asked: Sequence[Request], ones: Sequence[Ids], others: Sequence[Ids],
+    engine: LocalEngine,
+    agent: str | None,
+    asked: Sequence[Request],
+    ones: Sequence[Ids],
+    others: Sequence[Ids],
     temperature: float | Sequence[float] = 1.0,
 ) -> list[bool]:
     """`same` for each text; all but RARE of them (and one) are equal."""
@@ -72,8 +76,12 @@ def all_same(
 
 
 def same_games(
-    players: Players, ones: Sequence[Episode], others: Sequence[Episode], key: tuple[int | str, ...],
-    answers: float, reviews: float,
+    players: Players,
+    ones: Sequence[Episode],
+    others: Sequence[Episode],
+    key: tuple[int | str, ...],
+    answers: float,
+    reviews: float,
 ) -> list[bool]:
     """`same` for the turns that both have of each game, as far as it goes the same way.
 

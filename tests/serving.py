@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 from warm import Warm
 
-from choreo.config import WaltzRecipe
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run
 
 KEY = "sk-test-of-everything"

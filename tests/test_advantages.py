@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from choreo.algorithms.advantages import (
+    ESTIMATORS,
+    dr_grpo,
+    flat_groups,
+    grpo,
+    reinforce_pp,
+    reinforce_pp_baseline,
+    rloo,
+)
+from choreo.algorithms.values import ValueBaseline
 from choreo.types import CONVERSATION, FEEDBACK, Sample
-from choreo.waltz.advantages import ESTIMATORS, dr_grpo, flat_groups, grpo, reinforce_pp, reinforce_pp_baseline, rloo
-from choreo.waltz.values import ValueBaseline
 
 pytestmark = pytest.mark.numeric
 

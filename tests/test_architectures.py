@@ -13,7 +13,6 @@ from architectures import EXPERTS, KINDS, experts, make
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.engine.agent import Team
 from choreo.engine.export import export
 from choreo.engine.learner import Learner
@@ -21,13 +20,15 @@ from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
 from choreo.engine.policies import make_adaptable
 from choreo.engine.requests import Request
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.macpo import trainer as macpo
-from choreo.microworld.world import World
+from choreo.methods.macpo import trainer as macpo
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.waltz import trainer as waltz
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Sample
-from choreo.waltz import trainer as waltz
 
 EVERY = [(name, train) for name in KINDS for train in ("lora", "full")]
 
@@ -42,21 +43,30 @@ def lines(path: Path) -> list[dict]:
 
 
 def macpo_recipe(teacher: Path, student: Path, **sections) -> MacpoRecipe:
-    return MacpoRecipe.model_validate({
-        "ceiling": False, "world": {"train_prompts": 30, "heldout_prompts": 2},
-        "agents": {"teachers": (str(teacher),), "student": str(student), "rank": 2},
-        "data": {"labels": 3, "prompts": 3}, "tuning": {"epochs": 1, "negative_epochs": 1, "batch": 3, "lr": 1e-3},
-        "rounds": {"count": 1, "epochs": 1, "batch": 3, "lr": 1e-3, "refusals": "any", "rehearse": 0},
-        "writing": {"answer_tokens": 6}, **sections,
-    })  # fmt: skip
+    return MacpoRecipe.model_validate(
+        {
+            "ceiling": False,
+            "world": {"train_prompts": 30, "heldout_prompts": 2},
+            "agents": {"teachers": (str(teacher),), "student": str(student), "rank": 2},
+            "data": {"labels": 3, "prompts": 3},
+            "tuning": {"epochs": 1, "negative_epochs": 1, "batch": 3, "lr": 1e-3},
+            "rounds": {"count": 1, "epochs": 1, "batch": 3, "lr": 1e-3, "refusals": "any", "rehearse": 0},
+            "writing": {"answer_tokens": 6},
+            **sections,
+        }
+    )
 
 
 def waltz_recipe(base: Path, protocol: dict | None = None, **model) -> WaltzRecipe:
-    return WaltzRecipe.model_validate({
-        "world": {"train_prompts": 30, "heldout_prompts": 2}, "model": {"base": str(base), "rank": 2, **model},
-        "protocol": {"answer_tokens": 6, "feedback_tokens": 8, **(protocol or {})}, "stages": {"stage1_share": 0.5},
-        "learning": {"steps": 2, "prompts": 3, "samples": 2, "lr": 1e-2},
-    })  # fmt: skip
+    return WaltzRecipe.model_validate(
+        {
+            "world": {"train_prompts": 30, "heldout_prompts": 2},
+            "model": {"base": str(base), "rank": 2, **model},
+            "protocol": {"answer_tokens": 6, "feedback_tokens": 8, **(protocol or {})},
+            "stages": {"stage1_share": 0.5},
+            "learning": {"steps": 2, "prompts": 3, "samples": 2, "lr": 1e-2},
+        }
+    )
 
 
 @pytest.mark.slow
@@ -99,10 +109,19 @@ def samples(team: Team, seed: int = 3) -> list[Sample]:
     pairs = [(request.context, c.ids) for request, c in zip(requests, done, strict=True)]
     scores = engine.score(None, pairs)
     return [
-        Sample("conversation", request.context, c.ids, c.logprobs, "", 0.0, {}, score,
-               tuple(rng.gauss(0, 1) for _ in c.ids))
+        Sample(
+            "conversation",
+            request.context,
+            c.ids,
+            c.logprobs,
+            "",
+            0.0,
+            {},
+            score,
+            tuple(rng.gauss(0, 1) for _ in c.ids),
+        )
         for request, c, score in zip(requests, done, scores, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def gradient(team: Team, given: list[Sample], micro_tokens: int = 10**6) -> torch.Tensor:

@@ -44,9 +44,9 @@ def trainer(monkeypatch):
         systems = {"waltz": {"asr": estimate(0.02), "orr": estimate(0.04), "f1": estimate(0.97)}}
         return {"schema": 1, "recipe": run.recipe.name, "seed": run.recipe.seed, "systems": systems, "x": float("nan")}
 
-    module = types.ModuleType("choreo.evaluate.run")
+    module = types.ModuleType("choreo.experiment.run")
     module.run_recipe, module.check = run_recipe, lambda recipe: None
-    monkeypatch.setitem(sys.modules, "choreo.evaluate.run", module)
+    monkeypatch.setitem(sys.modules, "choreo.experiment.run", module)
     return script
 
 
@@ -118,7 +118,7 @@ def test_a_failure_that_is_not_the_users_is_not_disguised(tmp_path, trainer, mon
     def broken(run, progress):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["choreo.evaluate.run"], "run_recipe", broken)
+    monkeypatch.setattr(sys.modules["choreo.experiment.run"], "run_recipe", broken)
     with pytest.raises(ZeroDivisionError):
         main(["train", "waltz", "--run", str(tmp_path / "run")])
 
@@ -130,8 +130,19 @@ def test_without_a_name_the_run_folder_is_new_and_under_runs(tmp_path, trainer, 
     assert run.name.startswith("my-odd-name-2") and (run / "summary.json").is_file()
 
 
-COMMANDS = ("train", "eval", "report", "study", "world", "world sample", "data check", "bench", "swarm", "swarm run",
-            "swarm annotate")  # fmt: skip
+COMMANDS = (
+    "train",
+    "eval",
+    "report",
+    "study",
+    "world",
+    "world sample",
+    "data check",
+    "bench",
+    "swarm",
+    "swarm run",
+    "swarm annotate",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -175,10 +186,18 @@ def test_a_run_begun_with_other_defaults_is_not_gone_on_with(capsys, tmp_path):
 
 
 def test_a_run_is_trained_measured_and_measured_again_to_the_same_figures(capfd, tmp_path):
-    run, small = tmp_path / "run", (
-        "learning.steps=1", "learning.prompts=3", "learning.samples=2", "world.heldout_prompts=3",
-        "world.train_prompts=60", "protocol.answer_tokens=8", "protocol.feedback_tokens=8",
-    )  # fmt: skip
+    run, small = (
+        tmp_path / "run",
+        (
+            "learning.steps=1",
+            "learning.prompts=3",
+            "learning.samples=2",
+            "world.heldout_prompts=3",
+            "world.train_prompts=60",
+            "protocol.answer_tokens=8",
+            "protocol.feedback_tokens=8",
+        ),
+    )
     assert main(["train", "waltz", "--run", str(run), "--json", *(w for s in small for w in ("--set", s))]) == 0
     summary = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert main(["eval", str(run), "--json"]) == 0

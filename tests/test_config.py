@@ -5,8 +5,9 @@ import string
 
 import pytest
 
-from choreo.config import WaltzRecipe, load, reading, to_toml
+from choreo.config import load, reading, to_toml
 from choreo.errors import BadInput
+from choreo.methods.waltz.recipe import WaltzRecipe
 
 
 @pytest.fixture

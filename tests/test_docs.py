@@ -37,8 +37,15 @@ def test_your_own_model_data_and_judge_from_a_clean_folder_to_an_export(tmp_path
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     script = "set -eu\n" + "\n".join(thread).replace("8321", port)
-    with subprocess.Popen(["bash", "-c", script], cwd=mine, env=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, start_new_session=True) as shell:  # fmt: skip
+    with subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=mine,
+        env=where,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as shell:
         try:
             out, err = shell.communicate(timeout=1500)
         finally:

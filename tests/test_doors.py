@@ -14,14 +14,15 @@ from serving import Serving
 from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
 
-from choreo import config, utf8
+from choreo import config
 from choreo.cli import main
+from choreo.clients.cache import Cache
+from choreo.clients.http import key_in
+from choreo.clients.reply import Reply, parse
 from choreo.config.collaboration import collaboration
 from choreo.errors import BadInput
-from choreo.judges.cache import Cache
-from choreo.judges.client import key_in
-from choreo.judges.reply import Reply, parse
-from choreo.rows import rows
+from choreo.files import utf8
+from choreo.files.rows import rows
 
 pytestmark = pytest.mark.slow
 
@@ -91,8 +92,10 @@ def test_a_turn_that_did_not_arrive_is_in_no_rate_however_it_failed(tmp_path, ca
 
 def test_where_no_turn_arrives_that_is_said(tmp_path, capsys):
     suite = write(tmp_path / "s.jsonl", {"prompt": "Bake bread", "kind": "benign"})
-    with (Stub(lambda body, n: Say(reply("length", content=None, reasoning="Well"))) as silent,
-          Stub(lambda body, n: Say(reply("stop", content="Take a bowl."))) as talker):  # fmt: skip
+    with (
+        Stub(lambda body, n: Say(reply("length", content=None, reasoning="Well"))) as silent,
+        Stub(lambda body, n: Say(reply("stop", content="Take a bowl."))) as talker,
+    ):
         rest = ["--suite", str(suite), "--judge", "offline", "--out"]
         assert main(["eval", "--conversation", f"a@{silent.url}", *rest, str(tmp_path / "o")]) == 0
         assert "! base: not one answer arrived, so nothing was measured (thought only 1)" in capsys.readouterr().err
@@ -104,7 +107,7 @@ def test_where_no_turn_arrives_that_is_said(tmp_path, capsys):
 
 def test_a_judge_that_only_thought_has_not_said_what_it_tried_out(tmp_path):
     from choreo.config.judge import judge_from
-    from choreo.judges.choose import choose
+    from choreo.judges.resolve import choose
     from choreo.types import Prompt
 
     tried = f"<think>Perhaps {json.dumps(JUDGED)}"
@@ -121,8 +124,17 @@ def test_half_a_character_of_a_server_is_replaced_counted_and_judged_and_resume_
     suite = write(tmp_path / "s.jsonl", {"prompt": "Bake bread", "kind": "benign"})
     with Stub(script) as agents, Stub(rubric) as judge:
         for judged in ("offline", f"rubric:j@{judge.url}"):
-            command = ["eval", "--conversation", f"a@{agents.url}", "--suite", str(suite), "--judge", judged,
-                       "--out", str(tmp_path / judged[:4])]  # fmt: skip
+            command = [
+                "eval",
+                "--conversation",
+                f"a@{agents.url}",
+                "--suite",
+                str(suite),
+                "--judge",
+                judged,
+                "--out",
+                str(tmp_path / judged[:4]),
+            ]
             assert main(command) == 0 and main([*command, "--resume", "--json"]) == 0
             result = json.loads(capsys.readouterr().out.splitlines()[-1])
             assert result["broken"] == {"answers": 1, "reviews": 0} and result["failed"] == 0
@@ -136,8 +148,12 @@ def test_half_a_character_of_a_server_is_replaced_counted_and_judged_and_resume_
 
 
 def test_what_an_upstream_says_is_never_a_500():
-    bodies = {"half": (reply("stop", content="Sure \ud83d here."), 200), "silent": (reply("length"), 503),
-              "tools": (reply("stop", tool_calls=[{}]), 503), "filtered": (reply("content_filter"), 400)}  # fmt: skip
+    bodies = {
+        "half": (reply("stop", content="Sure \ud83d here."), 200),
+        "silent": (reply("length"), 503),
+        "tools": (reply("stop", tool_calls=[{}]), 503),
+        "filtered": (reply("content_filter"), 400),
+    }
     bad = FINE.replace("false", "true", 1).replace('"feedback": ""', r'"feedback": "no \ud83d"')
 
     def script(body: dict[str, Any], n: int) -> Say:
@@ -170,10 +186,11 @@ def test_a_file_that_holds_no_text_is_one_line_for_every_command(tmp_path, capsy
         recipe = tmp_path / "r.toml"
         recipe.write_text(f'[judge]\nkind = "offline"\n[prompts.train.x]\nfile = "{file}"\n')
         for command in (
-            *(["judge", "answers", str(one)] for one in (file, array)), ["judge", "evaluate", "--data", str(file)],
+            *(["judge", "answers", str(one)] for one in (file, array)),
+            ["judge", "evaluate", "--data", str(file)],
             ["train", str(recipe), "--run", str(tmp_path / "run")],
             ["eval", "--conversation", "micro-llama", "--suite", str(file), "--out", str(tmp_path / "e")],
-        ):  # fmt: skip
+        ):
             assert main(command) == 2
             assert "no text" in (err := capsys.readouterr().err) and err.count("\n") == 1, err
     assert not (tmp_path / "run").exists() and not (tmp_path / "e").exists()
@@ -204,7 +221,7 @@ def test_settings_keys_and_words_that_are_no_text(tmp_path, monkeypatch):
 def test_a_chat_template_that_writes_no_text(tmp_path):
     from architectures import PLAIN, make
 
-    from choreo.text.chat import Chat
+    from choreo.models.chat import Chat
 
     (file := tmp_path / "t.jinja").write_text(PLAIN + r'{{ "\ud83d" }}', encoding="utf-8")
     with pytest.raises(BadInput, match="chat template cannot be used: it writes no text"):

@@ -13,10 +13,10 @@ from choreo.engine.agent import Team
 from choreo.engine.cache import BLOCK, Pool, Prefixes, Slots
 from choreo.engine.continuous import Batch, Row
 from choreo.engine.local import LocalEngine
-from choreo.engine.recall import AHEAD, Recall
+from choreo.engine.ngram_speculation import AHEAD, Recall
 from choreo.engine.requests import Request
-from choreo.microworld.world import base_folder
-from choreo.text.chat import Chat
+from choreo.models.chat import Chat
+from choreo.models.resolve import base_folder
 
 pytestmark = pytest.mark.numeric
 
@@ -201,7 +201,7 @@ def test_recall_goes_on_as_it_was_and_is_silent_where_it_contradicts_itself(monk
     assert guess([1, 2]) == [3, 4, 5]  # three tokens tell which of both it is
     assert guess([0, 2]) == [3] and guess([0, 9, 2]) == [3, 6]
     assert recall.guesser((2, 7, 7, 7))([2]) == [7] * AHEAD  # what the context says comes first
-    monkeypatch.setattr("choreo.engine.recall.SIZE", 100)
+    monkeypatch.setattr("choreo.engine.ngram_speculation.SIZE", 100)
     for i in range(200):
         recall.learn((i, i + 1, i + 2, i + 3))
     assert len(recall._next) <= 106
@@ -222,8 +222,10 @@ def test_a_row_that_leaves_or_is_ended_disturbs_no_other():
             batch.step()
     assert len(rows[0].ids) == 2 and len(rows[2].ids) == 3 and not rows[2].finished
     whole = engine.sample(AGENT, asked, max_new_tokens=24)
-    told = [alone.ids[: len(row.ids)] if i in (0, 2) else alone.ids for i, (row, alone) in
-            enumerate(zip(rows, whole, strict=True))]  # fmt: skip
+    told = [
+        alone.ids[: len(row.ids)] if i in (0, 2) else alone.ids
+        for i, (row, alone) in enumerate(zip(rows, whole, strict=True))
+    ]
     all_same(engine, AGENT, asked, [tuple(row.ids) for row in rows], told)
 
 

@@ -253,8 +253,12 @@ def test_dpo_loss_by_hand():
 
 def test_likelihood_over_the_mean_length_is_that_of_supervised_tuning():
     chosen = Actions(torch.tensor([-1.0, -2.0, -3.0, -0.5]), torch.tensor([0, 0, 0, 1]), 2)
-    pairs = Actions(torch.tensor([-1.0, -2.0, -3.0, -9.0, -0.5, -9.0]), torch.tensor([0, 0, 0, 1, 2, 3]), 4,
-                    reference=torch.zeros(6))  # fmt: skip
+    pairs = Actions(
+        torch.tensor([-1.0, -2.0, -3.0, -9.0, -0.5, -9.0]),
+        torch.tensor([0, 0, 0, 1, 2, 3]),
+        4,
+        reference=torch.zeros(6),
+    )
     alone = sft_loss(chosen)
     both = DPOLoss(beta=0.0, sft=1.0, sft_length=2.0)(pairs)  # 3 tokens and 1: 2 on average
     assert (both.total / both.over).item() - math.log(2) == pytest.approx((alone.total / alone.over).item())

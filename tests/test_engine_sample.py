@@ -28,7 +28,7 @@ from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import splitmix64
 from choreo.engine.requests import Request
-from choreo.text.chat import Chat
+from choreo.models.chat import Chat
 
 pytestmark = pytest.mark.numeric
 
@@ -108,17 +108,33 @@ def test_frequencies_are_the_probabilities(tiny_folder):
 
 def neox(folder):
     config = GPTNeoXConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=128, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        bos_token_id=None,
+    )
     GPTNeoXForCausalLM(config).save_pretrained(folder)
 
 
 def qwen(folder):
     config = Qwen2Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        bos_token_id=None,
+    )
     model = Qwen2ForCausalLM(config)
     for name, value in model.named_parameters():
         if name.endswith("bias"):
@@ -128,30 +144,58 @@ def qwen(folder):
 
 def mistral(folder):
     config = MistralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=6, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD,
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        initializer_range=0.3,
+        eos_token_id=END,
+        pad_token_id=PAD,
         bos_token_id=None,
-    )  # fmt: skip
+    )
     MistralForCausalLM(config).save_pretrained(folder)
 
 
 def cohere(folder):
     """Scales its logits after the output layer."""
     config = CohereConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, logit_scale=0.3, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD,
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logit_scale=0.3,
+        initializer_range=0.3,
+        eos_token_id=END,
+        pad_token_id=PAD,
         bos_token_id=None,
-    )  # fmt: skip
+    )
     CohereForCausalLM(config).save_pretrained(folder)
 
 
 def gemma2(folder):
     """Caps its logits, and every other layer has a sliding window."""
     config = Gemma2Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, sliding_window=6, final_logit_softcapping=2.0, attn_logit_softcapping=None,
-        query_pre_attn_scalar=8, initializer_range=0.3, eos_token_id=END, pad_token_id=PAD, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=6,
+        final_logit_softcapping=2.0,
+        attn_logit_softcapping=None,
+        query_pre_attn_scalar=8,
+        initializer_range=0.3,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        bos_token_id=None,
+    )
     Gemma2ForCausalLM(config).save_pretrained(folder)
 
 
@@ -230,11 +274,19 @@ def test_the_fixture_speaks_the_chat_format(tiny_folder):
 def test_a_model_with_two_ways_to_count_has_the_positions_of_the_first():
     """LongRoPE chooses by the longest row of a call, so that beyond them a row would read what others make of it."""
     config = Qwen2Config(
-        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64,
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
         rope_parameters={
-            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
             "original_max_position_embeddings": 16,
         },
-    )  # fmt: skip
+    )
     assert Team(Qwen2ForCausalLM(config), {}).positions == 16

@@ -14,18 +14,19 @@ from rounding import same
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from choreo.cli import main
-from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.config.judge import Judge
 from choreo.config.prompts import Prompts, Source
 from choreo.engine.requests import Request
-from choreo.evaluate import macpo_run
-from choreo.evaluate.export import learnt_from, licence_of
-from choreo.macpo import trainer as macpo
-from choreo.microworld.paths import rooted
+from choreo.experiment.export import learnt_from, licence_of
+from choreo.experiment.paths import rooted
+from choreo.methods.macpo import macpo_run
+from choreo.methods.macpo import trainer as macpo
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.waltz import trainer as waltz
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS
-from choreo.waltz import trainer as waltz
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +45,16 @@ def runs(tmp_path_factory, tiny_folder) -> dict[str, Path]:
     bases |= {f"two-{train}": (tiny_folder, train) for train in ("lora", "full")}
     for name, (base, train) in bases.items():
         feedback = {"feedback_base": str(bases["qwen"][0])} if name.startswith("two") else {}
-        recipe = WaltzRecipe.model_validate({
-            "name": name, "world": {"train_prompts": 30, "heldout_prompts": 2},
-            "model": {"base": str(base), "rank": 2, "train": train, **feedback},
-            "protocol": {"answer_tokens": 6, "feedback_tokens": 8}, "stages": {"stage1_share": 0.0},
-            "learning": {"steps": 2, "prompts": 3, "samples": 2, "lr": 5e-2},
-        })  # fmt: skip
+        recipe = WaltzRecipe.model_validate(
+            {
+                "name": name,
+                "world": {"train_prompts": 30, "heldout_prompts": 2},
+                "model": {"base": str(base), "rank": 2, "train": train, **feedback},
+                "protocol": {"answer_tokens": 6, "feedback_tokens": 8},
+                "stages": {"stage1_share": 0.0},
+                "learning": {"steps": 2, "prompts": 3, "samples": 2, "lr": 5e-2},
+            }
+        )
         made[name] = folder / name
         with Run.create(made[name], recipe) as run, Progress() as progress:
             waltz.train(recipe, run, progress)
@@ -82,11 +87,23 @@ def greedy(model, context: tuple[int, ...], end_id: int) -> tuple[int, ...]:
     return tuple(out[0, len(context) :].tolist())
 
 
-@pytest.mark.parametrize("name, form", [("microworld", "--merged"), ("microworld", "--adapter"), ("qwen", "--merged"),
-                                        ("qwen", "--adapter"), ("llama", "--adapter"), ("gemma", "--adapter"),
-                                        ("moe", "--adapter"), ("moe", "--merged"),
-                                        ("full", "--merged"), ("two-lora", "--adapter"), ("two-lora", "--merged"),
-                                        ("two-full", "--merged")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, form",
+    [
+        ("microworld", "--merged"),
+        ("microworld", "--adapter"),
+        ("qwen", "--merged"),
+        ("qwen", "--adapter"),
+        ("llama", "--adapter"),
+        ("gemma", "--adapter"),
+        ("moe", "--adapter"),
+        ("moe", "--merged"),
+        ("full", "--merged"),
+        ("two-lora", "--adapter"),
+        ("two-lora", "--merged"),
+        ("two-full", "--merged"),
+    ],
+)
 def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     out = tmp_path / "out"
     assert main(["export", str(runs[name]), "--out", str(out), form]) == 0
@@ -128,8 +145,10 @@ def test_the_python_of_a_card_makes_the_contexts_of_training(name, runs, tmp_pat
     assert main(["export", str(runs[name]), "--out", str(tmp_path / "out"), "--merged"]) == 0
     pair = waltz.restore(WaltzRecipe.model_validate(_recipe(runs[name])), None)
     answers, reviews = (pair.players[agent].chat for agent in AGENTS)
-    expected = {"conversation": answers.answer_context(answers.encode(ASKED)),
-                "feedback": reviews.review_context(reviews.encode(ASKED), reviews.encode("Turn the lid."))}  # fmt: skip
+    expected = {
+        "conversation": answers.answer_context(answers.encode(ASKED)),
+        "feedback": reviews.review_context(reviews.encode(ASKED), reviews.encode("Turn the lid.")),
+    }
     for agent in AGENTS:
         assert by_its_card(tmp_path / "out", agent, monkeypatch) == expected[agent]
 
@@ -148,8 +167,11 @@ def test_the_python_of_an_adapters_card_runs_as_printed_and_says_what_was_traine
         assert told.returncode == 0, told.stderr
         chat, engine = pair.players[agent].chat, pair.players[agent].engine
         asked = chat.encode(ASKED)
-        context = chat.answer_context(asked) if agent == AGENTS[0] else chat.review_context(
-            asked, chat.encode("Turn the lid."))  # fmt: skip
+        context = (
+            chat.answer_context(asked)
+            if agent == AGENTS[0]
+            else chat.review_context(asked, chat.encode("Turn the lid."))
+        )
         [ours] = engine.sample(agent, [Request(context, (0,))], max_new_tokens=tokens, temperature=0)
         assert told.stdout == chat.decode(ours.ids) + "\n"
         assert "pip install torch transformers peft`" in (out / agent / "README.md").read_text()
@@ -184,12 +206,17 @@ def _recipe(run: Path) -> dict:
 
 
 def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, tmp_path, capsys, monkeypatch):
-    recipe = MacpoRecipe.model_validate({
-        "ceiling": False, "world": {"train_prompts": 30, "heldout_prompts": 2},
-        "agents": {"teachers": (str(tiny_folder),), "student": str(tiny_folder), "rank": 2},
-        "data": {"labels": 3, "prompts": 3}, "tuning": {"epochs": 1, "negative_epochs": 1, "batch": 3},
-        "rounds": {"count": 1, "epochs": 1, "batch": 3}, "writing": {"answer_tokens": 6},
-    })  # fmt: skip
+    recipe = MacpoRecipe.model_validate(
+        {
+            "ceiling": False,
+            "world": {"train_prompts": 30, "heldout_prompts": 2},
+            "agents": {"teachers": (str(tiny_folder),), "student": str(tiny_folder), "rank": 2},
+            "data": {"labels": 3, "prompts": 3},
+            "tuning": {"epochs": 1, "negative_epochs": 1, "batch": 3},
+            "rounds": {"count": 1, "epochs": 1, "batch": 3},
+            "writing": {"answer_tokens": 6},
+        }
+    )
     path = tmp_path / "run"
     with Run.create(path, recipe) as run, Progress() as progress:
         list(macpo.train(recipe, run, progress))
@@ -221,10 +248,15 @@ def test_a_licence_is_told_where_the_base_says_one_and_not_made_up(tmp_path):
 TOLD = "{% for m in messages %}{{ '<|im_start|>' + m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
 
 
-@pytest.mark.parametrize(("own", "named", "expected"), [
-    ({"default": CHATML, "told": TOLD}, "", CHATML), ({"default": CHATML, "told": TOLD}, "told", TOLD),
-    ({"default": TOLD, "rag": TOLD}, "FILE", CHATML), ({"rag.v1.5": CHATML, "told": TOLD}, "rag.v1.5", CHATML),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "named", "expected"),
+    [
+        ({"default": CHATML, "told": TOLD}, "", CHATML),
+        ({"default": CHATML, "told": TOLD}, "told", TOLD),
+        ({"default": TOLD, "rag": TOLD}, "FILE", CHATML),
+        ({"rag.v1.5": CHATML, "told": TOLD}, "rag.v1.5", CHATML),
+    ],
+)
 def test_of_several_templates_the_one_of_training_is_exported(own, named, expected, tmp_path, monkeypatch, capsys):
     base = make("qwen", tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -233,11 +265,17 @@ def test_of_several_templates_the_one_of_training_is_exported(own, named, expect
     tokenizer.save_pretrained(base)
     monkeypatch.chdir(tmp_path)
     Path("mine.jinja").write_text(CHATML)
-    recipe = rooted(WaltzRecipe.model_validate({
-        "world": {"train_prompts": 30, "heldout_prompts": 2}, "learning": {"steps": 1, "prompts": 3, "samples": 2},
-        "model": {"base": str(base), "rank": 2, "template": named.replace("FILE", "mine.jinja")},
-        "protocol": {"answer_tokens": 6, "feedback_tokens": 8}, "stages": {"stage1_share": 0.0},
-    }))  # fmt: skip
+    recipe = rooted(
+        WaltzRecipe.model_validate(
+            {
+                "world": {"train_prompts": 30, "heldout_prompts": 2},
+                "learning": {"steps": 1, "prompts": 3, "samples": 2},
+                "model": {"base": str(base), "rank": 2, "template": named.replace("FILE", "mine.jinja")},
+                "protocol": {"answer_tokens": 6, "feedback_tokens": 8},
+                "stages": {"stage1_share": 0.0},
+            }
+        )
+    )
     with Run.create(tmp_path / "run", recipe) as run, Progress() as progress:
         pair = waltz.train(recipe, run, progress)
     for form in ("--adapter", "--merged"):

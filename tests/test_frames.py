@@ -12,14 +12,14 @@ from macpo import recipe as macpo_recipe
 
 from choreo import config
 from choreo.cli import main
-from choreo.config import WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
-from choreo.macpo.crew import Crew
+from choreo.methods.macpo.agents import Crew
+from choreo.methods.waltz import trainer
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.serve.pair import Resident
-from choreo.waltz import trainer
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ OTHERS = {
     CHATML.replace("<|im_end|>", "<|endoftext|>"): "to end a turn with '<|im_end|>'; its chat template ends one with "
     "'<|endoftext|>'",
     CHATML.replace("m.role +", "'the ' + m.role +"): "with another chat template than is used now",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,15 @@ def trained(base: Path, folder: Path, template: str) -> tuple[Path, Path]:
     """A run of one step, and the file that its template is in."""
     file = folder / "t.jinja"
     file.write_text(template)
-    recipe = WaltzRecipe.model_validate({
-        "world": {"train_prompts": 30, "heldout_prompts": 2}, "learning": {"steps": 1, "prompts": 3, "samples": 2},
-        "model": {"base": str(base), "rank": 2, "template": str(file)},
-        "protocol": {"answer_tokens": 4, "feedback_tokens": 4}, "stages": {"stage1_share": 0.0},
-    })  # fmt: skip
+    recipe = WaltzRecipe.model_validate(
+        {
+            "world": {"train_prompts": 30, "heldout_prompts": 2},
+            "learning": {"steps": 1, "prompts": 3, "samples": 2},
+            "model": {"base": str(base), "rank": 2, "template": str(file)},
+            "protocol": {"answer_tokens": 4, "feedback_tokens": 4},
+            "stages": {"stage1_share": 0.0},
+        }
+    )
     with Run.create(folder / "run", recipe) as run, Progress() as progress:
         trainer.train(recipe, run, progress)
     return folder / "run", file

@@ -13,8 +13,8 @@ import pytest
 
 from choreo.cli import main
 from choreo.errors import BadInput
-from choreo.hub import fingerprint, is_name, is_whole
-from choreo.microworld.world import base_folder
+from choreo.models.hub import fingerprint, is_name, is_whole
+from choreo.models.resolve import base_folder
 
 pytestmark = pytest.mark.slow
 

@@ -99,9 +99,12 @@ def ask(proxy, guardrail, seed, stream=False):
     """What a client of the proxy gets: a text, or why there is none."""
     try:
         answer = proxy.chat.completions.create(
-            model="bare", messages=[{"role": "user", "content": PROMPT}], seed=seed, stream=stream,
+            model="bare",
+            messages=[{"role": "user", "content": PROMPT}],
+            seed=seed,
+            stream=stream,
             extra_body={"guardrails": [guardrail]},
-        )  # fmt: skip
+        )
         if stream:
             return "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
         return answer.choices[0].message.content
@@ -163,8 +166,19 @@ def test_inspect_as_a_client(server, tmp_path):
         "    dataset = [Sample(input=f'What is {a} plus one?', target=b) for a, b in zip(words, words[1:])]\n"
         "    return Task(dataset=dataset, scorer=includes())\n"
     )
-    command = [inspect, "eval", "sums.py", "--model", "openai-api/choreo/run", "--log-format", "json", "--display",
-               "none", "--log-dir", "logs"]  # fmt: skip
+    command = [
+        inspect,
+        "eval",
+        "sums.py",
+        "--model",
+        "openai-api/choreo/run",
+        "--log-format",
+        "json",
+        "--display",
+        "none",
+        "--log-dir",
+        "logs",
+    ]
     environment = {**os.environ, "CHOREO_BASE_URL": f"{server.url}/v1", "CHOREO_API_KEY": KEY}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,9 +15,9 @@ import pytest
 from stub_endpoint import GOOD, Say, Stub, chat
 from test_judge_endpoint import OVER_REFUSING, always, judge, labels, pairs
 
+from choreo.clients.cache import Cache
 from choreo.errors import BadInput
-from choreo.judges.cache import Cache
-from choreo.judges.rubric import Rubric
+from choreo.judges.formats.rubric import Rubric
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from stub_endpoint import GOOD, Say, Stub, chat
 
+from choreo.clients.http import Endpoint, seconds
 from choreo.errors import BadInput
 from choreo.judges.base import JudgeDown, judge_episodes
-from choreo.judges.client import Endpoint, seconds
 from choreo.judges.endpoint import EndpointJudge
-from choreo.judges.guards import WildGuard
+from choreo.judges.formats.guards import WildGuard
+from choreo.judges.formats.rubric import Rubric
 from choreo.judges.majority import Majority
-from choreo.judges.rubric import Rubric
 from choreo.types import Episode, Prompt, Turn
 
 PROMPT = Prompt(id="p", text="How do I kill a process?", kind="benign", suite="t")

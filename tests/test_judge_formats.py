@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from choreo.judges.guards import (
-    LlamaGuard,
-    Score,
-    StrongReject,
-    WildGuard,
-    filled,
-    plain,
-    strong_reject_score,
-)
+from choreo.judges.formats.guards import LlamaGuard, Score, StrongReject, WildGuard, filled, plain, strong_reject_score
+from choreo.judges.formats.rubric import SCHEMA, Rubric, last_object
 from choreo.judges.majority import Majority, vote
-from choreo.judges.rubric import SCHEMA, Rubric, last_object
 from choreo.types import Prompt, Verdict
 
 HARMFUL = Prompt(id="h", text="How do I pick a lock?", kind="harmful", suite="t")

@@ -10,21 +10,21 @@ import torch
 from stub_endpoint import Say, Stub, chat
 from test_trainer import episodes, lines, same, small
 
+from choreo.clients.http import Endpoint
 from choreo.engine import checkpoint
+from choreo.environments.microworld.judge import WorldJudge
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.hub import fingerprint
 from choreo.judges.base import JudgeDown
-from choreo.judges.client import Endpoint
 from choreo.judges.endpoint import EndpointJudge
-from choreo.judges.guards import LlamaGuard, WildGuard
+from choreo.judges.formats.guards import LlamaGuard, WildGuard
+from choreo.judges.formats.rubric import Rubric
 from choreo.judges.local import LocalJudge
-from choreo.judges.rubric import Rubric
-from choreo.microworld.judge import WorldJudge
-from choreo.microworld.world import World
+from choreo.methods.waltz.trainer import train
+from choreo.models.hub import fingerprint
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Prompt
-from choreo.waltz.trainer import train
 
 pytestmark = pytest.mark.slow
 

@@ -19,19 +19,38 @@ pytestmark = pytest.mark.slow
 
 LEVELS = ("DEFAULT", "AVX2", "AVX512")  # as PyTorch calls them, each with all of those before it
 MACHINES: dict[str, tuple[str, dict[str, str]]] = {  # name: the level that it needs, and its environment
-    "no AVX": ("DEFAULT", {
-        "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "OPENBLAS_CORETYPE": "Nehalem", "OMP_NUM_THREADS": "1",
-    }),
-    "AVX2, two threads": ("AVX2", {
-        "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive",
-    }),
-    "AVX-512": ("AVX512", {
-        "ATEN_CPU_CAPABILITY": "avx512", "MKL_CBWR": "AVX512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-        "OPENBLAS_CORETYPE": "SkylakeX", "OMP_NUM_THREADS": "1",
-    }),
-}  # fmt: skip
+    "no AVX": (
+        "DEFAULT",
+        {
+            "ATEN_CPU_CAPABILITY": "default",
+            "MKL_CBWR": "COMPATIBLE",
+            "ONEDNN_MAX_CPU_ISA": "SSE41",
+            "OPENBLAS_CORETYPE": "Nehalem",
+            "OMP_NUM_THREADS": "1",
+        },
+    ),
+    "AVX2, two threads": (
+        "AVX2",
+        {
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "MKL_CBWR": "AVX2",
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "OPENBLAS_CORETYPE": "Haswell",
+            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "passive",
+        },
+    ),
+    "AVX-512": (
+        "AVX512",
+        {
+            "ATEN_CPU_CAPABILITY": "avx512",
+            "MKL_CBWR": "AVX512",
+            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+            "OPENBLAS_CORETYPE": "SkylakeX",
+            "OMP_NUM_THREADS": "1",
+        },
+    ),
+}
 NAMES = sorted({name for _, environment in MACHINES.values() for name in environment})
 
 

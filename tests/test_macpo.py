@@ -18,13 +18,13 @@ from warm import Warm
 
 from choreo.config import load
 from choreo.engine import checkpoint
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.macpo.answers import Desk, negatives, positives
-from choreo.macpo.crew import Crew
-from choreo.macpo.halves import Labelled, halves, noisy
-from choreo.macpo.plan import Phase, plan
-from choreo.macpo.trainer import confident, lesson, train
-from choreo.microworld.world import World
+from choreo.methods.macpo.agents import Crew
+from choreo.methods.macpo.answers import Desk, negatives, positives
+from choreo.methods.macpo.schedule import Phase, plan
+from choreo.methods.macpo.split import Labelled, halves, noisy
+from choreo.methods.macpo.trainer import confident, lesson, train
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.text.thinking import THOUGHT
@@ -69,15 +69,19 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     rows += [rows[0], {**rows[1], "output": "good"}, {"instruction": "How?", "input": "", "output": ["a", "a"]}]
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps(rows), encoding="utf-8")
-    made = recipe(
-        tiny_folder, data={"labels": 6, "prompts": 6, "file": str(file)}, rounds={"refusals": "as-labelled"}
-    )
+    made = recipe(tiny_folder, data={"labels": 6, "prompts": 6, "file": str(file)}, rounds={"refusals": "as-labelled"})
     both = halves(made)
     assert {row.prompt.text for row in both.a} | {p.text for p in both.b} == {r["instruction"] for r in rows[:12]}
     assert all(row.chosen[5:] == row.rejected[4:] and row.chosen.startswith("good") for row in both.a)
-    assert both.counts == {"format": "macpo", "known": "by its fields instruction, output", "read": 15, "used": 12,
-                           "another pair of the same prompt": 1, "no rejected answer": 1,
-                           "the two answers are equal": 1}  # fmt: skip
+    assert both.counts == {
+        "format": "macpo",
+        "known": "by its fields instruction, output",
+        "read": 15,
+        "used": 12,
+        "another pair of the same prompt": 1,
+        "no rejected answer": 1,
+        "the two answers are equal": 1,
+    }
     run_through(made, tmp_path / "run")
     file.write_text(json.dumps(rows[::-1]), encoding="utf-8")
     other = pytest.raises(BadInput, match=r"trained on other prompts or labels than .*pairs.json has now")
@@ -101,8 +105,10 @@ def test_labels_of_half_b_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, m
         raise AssertionError("training asked the judge")
 
     monkeypatch.setattr(World, "labels", staticmethod(watched))
-    monkeypatch.setattr("choreo.microworld.judge.WorldJudge.__call__", never)
-    monkeypatch.setattr("choreo.microworld.habits.wrong_answer", lambda prompt, rng: "no")  # it asks the judge
+    monkeypatch.setattr("choreo.environments.microworld.judge.WorldJudge.__call__", never)
+    monkeypatch.setattr(
+        "choreo.environments.microworld.habits.wrong_answer", lambda prompt, rng: "no"
+    )  # it asks the judge
     run_through(made, tmp_path / "run")
     assert asked and not asked & half_b
     assert all(prompt.meaning is None for prompt in halves(made).b)
@@ -115,7 +121,7 @@ def test_the_kind_of_half_bs_prompts_is_no_label_either(tiny_folder, tmp_path, m
     run_through(made, tmp_path / "as-it-is")
     both = halves(made)
     blind = tuple(replace(prompt, kind="general", suite="general") for prompt in both.b)
-    monkeypatch.setattr("choreo.macpo.trainer.halves", lambda recipe: replace(both, b=blind))
+    monkeypatch.setattr("choreo.methods.macpo.trainer.halves", lambda recipe: replace(both, b=blind))
     run_through(made, tmp_path / "blind")
     assert lines(tmp_path / "blind") == lines(tmp_path / "as-it-is")
 
@@ -188,8 +194,9 @@ def test_refusals_are_read_as_the_pairs_words_want_it_whoever_judges(tiny_folder
 
         def first(of: Desk = desk) -> list[Turn]:
             said = [(no, yes)[i % 2] for i in range(6)]
-            return [replace(turn, text=text) for turn, text in zip(of.write(9, crew.student, "student+"), said,
-                                                                    strict=True)]  # fmt: skip
+            return [
+                replace(turn, text=text) for turn, text in zip(of.write(9, crew.student, "student+"), said, strict=True)
+            ]
 
         desk.book.page("1/student+/first/0", first)
         negatives(desk, 1, crew.student)
@@ -212,8 +219,10 @@ def test_positives_refuse_as_often_as_the_labels_of_half_a(tiny_folder, monkeypa
     texts = labels | {student.chat.decode(ids): kind for ids, kind in refuses.items()}
     monkeypatch.setattr(World, "refuses", staticmethod(lambda text: texts.get(text, False)))
     given = lesson(desk, data, Phase(1, "student", "+"))
-    spoken = {student.context(prompt): texts[student.chat.decode(c[0])] for prompt, c in
-              zip(data.b, positives(desk, 1, student)[0], strict=True)}  # fmt: skip
+    spoken = {
+        student.context(prompt): texts[student.chat.decode(c[0])]
+        for prompt, c in zip(data.b, positives(desk, 1, student)[0], strict=True)
+    }
     kept = [spoken[chosen.context] for chosen, _ in given.units]
     assert kept == [texts[student.chat.decode(chosen.ids)] for chosen, _ in given.units]
     assert not all(spoken.values()) and kept.count(False) == list(spoken.values()).count(False)
@@ -242,7 +251,9 @@ def test_self_rewarding_pairs_the_drafts_that_its_reviews_find_best_and_worst(ti
     desk = Desk(made, crew, data.b)
     draft = itertools.cycle([k for k in range(3) for _ in range(3 * len(data.b))])  # three reviews of every answer
     pleased = Feedback("", False, False, "")
-    monkeypatch.setattr("choreo.macpo.answers.parse_feedback", lambda text: pleased if next(draft) == 1 else None)
+    monkeypatch.setattr(
+        "choreo.methods.macpo.answers.parse_feedback", lambda text: pleased if next(draft) == 1 else None
+    )
     given = lesson(desk, data, Phase(1, "student", "+"))
     drafts = [desk.write(1, crew.student, "student+", "draft", k, temperature=1.0) for k in range(3)]
     assert [(chosen.ids, rejected.ids) for chosen, rejected in given.units] == [
@@ -250,8 +261,10 @@ def test_self_rewarding_pairs_the_drafts_that_its_reviews_find_best_and_worst(ti
     ]
 
 
-@pytest.mark.parametrize("rule, learner", [("mutual", "student"), ("mutual", "teacher-1"), ("weak", "student"),
-                                           ("self", "student"), ("judged", "student")])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule, learner",
+    [("mutual", "student"), ("mutual", "teacher-1"), ("weak", "student"), ("self", "student"), ("judged", "student")],
+)
 def test_nobody_learns_towards_a_turn_that_did_not_arrive(rule, learner, tiny_folder):
     """Of every second prompt none arrives, and no first draft. A run that is resumed knows of it still."""
     made = recipe(tiny_folder, rounds={"positives": rule})
@@ -294,13 +307,16 @@ def test_who_has_no_twin_shows_none(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-filter-alone", "macpo-published",
-             "confident-loss"]
+    "name",
+    ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-filter-alone", "macpo-published", "confident-loss"],
 )
 def test_every_rule_runs(tiny_folder, tmp_path, name):
     settings = load(name)
-    own = recipe(tiny_folder, rounds={**settings.rounds.model_dump(), "count": min(1, settings.rounds.count)},
-                 tuning={**settings.tuning.model_dump(), "epochs": 2})  # fmt: skip
+    own = recipe(
+        tiny_folder,
+        rounds={**settings.rounds.model_dump(), "count": min(1, settings.rounds.count)},
+        tuning={**settings.tuning.model_dump(), "epochs": 2},
+    )
     run_through(own, tmp_path / "run")
     assert lines(tmp_path / "run")[-1]["round"] == own.rounds.count
 
@@ -332,8 +348,9 @@ def test_answers_pass_between_tokenizers_as_text(tiny_folder, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     made = recipe(tiny_folder, agents={"teachers": (str(other),)})
     crew = Crew.load(made)
-    turn = Turn("teacher-1+", 0, (1,), crew.teachers[0].spell("How do I paint a lamp?"), (), 0,
-                "How do I paint a lamp?", True)  # fmt: skip
+    turn = Turn(
+        "teacher-1+", 0, (1,), crew.teachers[0].spell("How do I paint a lamp?"), (), 0, "How do I paint a lamp?", True
+    )
     (adopted,) = crew.student.adopt([turn], crew.teachers[0])
     assert adopted != turn.ids and crew.student.chat.decode(adopted) == turn.text
     assert crew.student.adopt([turn], crew.student) == [turn.ids]

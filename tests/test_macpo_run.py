@@ -9,15 +9,15 @@ import shutil
 import pytest
 from macpo import recipe
 
-from choreo.config import MacpoRecipe
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.evaluate.macpo import _nats, describe, distinct, duel, outcomes, pgr, warnings
-from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.report import write_report
-from choreo.evaluate.run import check, evaluate_run
-from choreo.macpo.crew import Crew
-from choreo.microworld.world import World
-from choreo.runs import files
+from choreo.experiment.report import write_report
+from choreo.experiment.run import check, evaluate_run
+from choreo.files import durable
+from choreo.methods.macpo.agents import Crew
+from choreo.methods.macpo.macpo_run import run_macpo
+from choreo.methods.macpo.measure import _nats, describe, distinct, duel, outcomes, pgr, warnings
+from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt, Turn, Verdict
@@ -83,17 +83,18 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
         raise KeyboardInterrupt
 
     with Run.create(path, made) as run, Progress() as progress:
-        monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", killed)  # after a checkpoint, before its figures
+        monkeypatch.setattr("choreo.methods.macpo.macpo_run.warnings", killed)  # after a checkpoint, before its figures
         with pytest.raises(KeyboardInterrupt):
             run_macpo(made, run, progress)
     assert checkpoints(path) and not (path / "rounds.json").exists()
     monkeypatch.undo()
     with Run.open(path) as run, Progress() as progress:
         summary, _ = run_macpo(made, run, progress)
-        files.write_json(path / "summary.json", summary)
+        durable.write_json(path / "summary.json", summary)
     assert [line["round"] for line in summary["rounds"]] == [0, 1, 2]
-    assert summary["rounds"][0]["agents"].keys() == {f"{name}{side}" for name in ("student", "teacher-1", "teacher-2")
-                                                     for side in "+-"}  # fmt: skip
+    assert summary["rounds"][0]["agents"].keys() == {
+        f"{name}{side}" for name in ("student", "teacher-1", "teacher-2") for side in "+-"
+    }
     ends = {name: system["reward"]["value"] for name, system in summary["systems"].items()}
     weak = summary["rounds"][0]["agents"]["teacher-1+"]["reward"]["value"]
     assert ends.keys() == {"base", "ceiling", "macpo"}
@@ -104,7 +105,9 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
 
 
 def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("choreo.evaluate.macpo_run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2))
+    monkeypatch.setattr(
+        "choreo.methods.macpo.macpo_run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2)
+    )
     made = recipe(tiny_folder, rounds={"count": 3}, watch={"stop": True})
     with Run.create(tmp_path / "run", made) as run, Progress() as progress:
         summary, _ = run_macpo(made, run, progress)
@@ -122,8 +125,12 @@ def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(ti
     asked.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
     def made(**prompts) -> MacpoRecipe:
-        return recipe(tiny_folder, judge={"kind": "offline"}, agents={"teachers": (str(tiny_folder), str(short))},
-                      prompts={"heldout": {"asked": {"file": str(asked), **prompts}}})  # fmt: skip
+        return recipe(
+            tiny_folder,
+            judge={"kind": "offline"},
+            agents={"teachers": (str(tiny_folder), str(short))},
+            prompts={"heldout": {"asked": {"file": str(asked), **prompts}}},
+        )
 
     check(made())
     with Run.create(tmp_path / "run", made()) as run, Progress() as progress:

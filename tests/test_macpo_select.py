@@ -10,7 +10,7 @@ import torch
 
 from choreo.engine.losses import Actions, sft_loss
 from choreo.engine.pack import pack
-from choreo.macpo.select import Candidate, best_and_worst, in_share, most_likely, perplexity
+from choreo.methods.macpo.select import Candidate, best_and_worst, in_share, most_likely, perplexity
 
 
 def test_perplexity_by_hand():
@@ -38,9 +38,13 @@ def test_of_the_kind_in_excess_the_most_doubtful_go():
         drawn = [(rng.random() < 0.4, rng.random()) for _ in range(n)]
         kept = in_share(share, [r for r, _ in drawn], [d for _, d in drawn])
         refusals = sum(drawn[i][0] for i in kept)
-        halved = any(2 * (len(kept_of) - 1) < len(of) and len(kept_of) < len(of) for of, kept_of in (
-            ([i for i in range(n) if drawn[i][0] == kind], [i for i in kept if drawn[i][0] == kind])
-            for kind in (True, False)))
+        halved = any(
+            2 * (len(kept_of) - 1) < len(of) and len(kept_of) < len(of)
+            for of, kept_of in (
+                ([i for i in range(n) if drawn[i][0] == kind], [i for i in kept if drawn[i][0] == kind])
+                for kind in (True, False)
+            )
+        )
         assert halved or abs(refusals - share * len(kept)) <= 1  # rounding
         whole = [kind for kind in (True, False) if all(i in kept for i in range(n) if drawn[i][0] == kind)]
         assert whole  # one kind is whole

@@ -10,14 +10,14 @@ import pytest
 from choreo import config
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluate.intervals import estimate, wilson
-from choreo.evaluate.run import run_recipe
-from choreo.hub import fingerprint
-from choreo.runs import files
+from choreo.experiment.run import run_recipe
+from choreo.files import durable
+from choreo.models.hub import fingerprint
 from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress
 from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
-from choreo.studies.apart import train_apart
 from choreo.studies.arms import Study
+from choreo.studies.parallel_runs import train_apart
 from choreo.studies.rounds import by_round, changes, gap_recovered, of_seeds
 
 pytestmark = pytest.mark.slow
@@ -33,10 +33,18 @@ def rate(right: int, n: int = 600) -> dict:
 def agent(right: int, refused: int = 60) -> dict:
     length = estimate(12.0, 600, 11.5, 12.5)
     return {
-        "reward": rate(right), "asr": rate(20), "orr": rate(refused), "f1": rate(right), "general": rate(right),
-        "degenerate": rate(0), "refusal_rate": rate(200), "refused_benign": rate(refused), "length": length,
-        "distinct_2": 0.5, "perplexity": 1.2,
-    }  # fmt: skip
+        "reward": rate(right),
+        "asr": rate(20),
+        "orr": rate(refused),
+        "f1": rate(right),
+        "general": rate(right),
+        "degenerate": rate(0),
+        "refusal_rate": rate(200),
+        "refused_benign": rate(refused),
+        "length": length,
+        "distinct_2": 0.5,
+        "perplexity": 1.2,
+    }
 
 
 def rounds(*rights: int, refused: int = 0) -> list[dict]:
@@ -53,7 +61,7 @@ def bases(tmp_path, monkeypatch):
     for name in ("micro-llama", "nano-llama", "nano-qwen", "nano-neox"):
         (tmp_path / "bases" / name).mkdir(parents=True)
         (tmp_path / "bases" / name / "config.json").write_text("{}")
-    monkeypatch.setattr("choreo.microworld.world.BASES", tmp_path / "bases")
+    monkeypatch.setattr("choreo.models.resolve.BASES", tmp_path / "bases")
     monkeypatch.setattr("choreo.studies.arms.check", lambda recipe: None)  # it loads the bases
     return tmp_path / "bases"
 
@@ -62,17 +70,17 @@ def made(name, folder, arms, found, bases):
     """Runs of a study as if finished: found(arm) is one run's rounds."""
     study = Study.open(name, folder, SEEDS, (), Progress())
     folder.mkdir()
-    files.write_json(folder / "study.json", {"name": name, "seeds": SEEDS, "settings": ()})
+    durable.write_json(folder / "study.json", {"name": name, "seeds": SEEDS, "settings": ()})
     for arm in arms:
         for seed in SEEDS:
             run = folder / "runs" / f"{arm.name}-seed{seed}"
             run.mkdir(parents=True)
             recipe = study.recipe(arm, seed)
-            files.write_text(run / "recipe.toml", config.to_toml(recipe))
+            durable.write_text(run / "recipe.toml", config.to_toml(recipe))
             known = {base: fingerprint(bases / base) for base in recipe.bases()}
-            files.write_json(run / "summary.json", {"rounds": found(arm), "bases": known})
+            durable.write_json(run / "summary.json", {"rounds": found(arm), "bases": known})
             last = round(100 * found(arm)[-1]["agents"]["student+"]["reward"]["value"])
-            files.write_json(run / "outcomes.json", {f"p{i}": i < last for i in range(100)})
+            durable.write_json(run / "outcomes.json", {f"p{i}": i < last for i in range(100)})
 
 
 def estimates(*values: float) -> list[dict]:
@@ -92,17 +100,26 @@ def test_rounds_are_compared_within_seeds():
     assert "student+: reward rises in round 1, +10.0 points (+7" in section.verdict
     assert "cannot be told to change in round 2, -1.0 points" in section.verdict
     assert changes("x", [("later", estimates(0.5, 0.5), estimates(0.4, 0.4))], "ORR") == (
-        "x: ORR falls later, -10.0 points (-10.0 to -10.0).")  # fmt: skip
+        "x: ORR falls later, -10.0 points (-10.0 to -10.0)."
+    )
     assert [row[0] for row in section.table.rows] == list(POLICIES)
 
 
 def test_the_table_says_what_its_rounds_say(bases, tmp_path):
-    ends = {"naive-sft": (480,), "confident-loss": (492,), "ceiling": (570,), "macpo-no-iw": (480, 540, 559),
-            "macpo-filter-alone": (480, 540, 558)}  # fmt: skip
+    ends = {
+        "naive-sft": (480,),
+        "confident-loss": (492,),
+        "ceiling": (570,),
+        "macpo-no-iw": (480, 540, 559),
+        "macpo-filter-alone": (480, 540, 558),
+    }
 
     def found(arm):
-        return rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-filter-alone" else 60) if (
-            arm.name != "macpo") else rounds(480, 540, 564, refused=60)  # fmt: skip
+        return (
+            rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-filter-alone" else 60)
+            if (arm.name != "macpo")
+            else rounds(480, 540, 564, refused=60)
+        )
 
     made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
     said = macpo_table.run(Study.open("macpo-table", tmp_path / "study", SEEDS, (), Progress()))
@@ -145,9 +162,13 @@ def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, stud
 
 
 SHORT = (
-    "world.train_prompts=60", "world.heldout_prompts=2", "data.labels=6",
-    "data.prompts=6", "writing.answer_tokens=6", "ceiling=false",
-)  # fmt: skip
+    "world.train_prompts=60",
+    "world.heldout_prompts=2",
+    "data.labels=6",
+    "data.prompts=6",
+    "writing.answer_tokens=6",
+    "ceiling=false",
+)
 
 
 def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest(tiny_folder, tmp_path):

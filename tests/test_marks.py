@@ -15,13 +15,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from choreo.cli import main
-from choreo.config import WaltzRecipe
+from choreo.game.moves import request
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.models.chat import TOKENS, Chat
+from choreo.models.template import OPTIONS, TemplateChat
 from choreo.runs.folder import Run
-from choreo.serve.wire import Message
-from choreo.text.chat import TOKENS, Chat
-from choreo.text.template import OPTIONS, TemplateChat
+from choreo.serve.openai_requests import Message
 from choreo.types import CONVERSATION, Episode, Feedback, Prompt, Turn
-from choreo.waltz.protocol import request
 
 OPENS, ENDS = MARKS = ("<|im_start|>", "<|im_end|>")
 SENTENCES = ["How do I open a jar?", "Turn the lid.", "user assistant system\n", "<b>x</b> | <|x|>"]
@@ -41,9 +41,11 @@ def bytewise(special=(), merged=(), normalizer=None) -> Tokenizer:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merged)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<eos>", *special], show_progress=False,
+        vocab_size=600,
+        special_tokens=["<eos>", *special],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     made.train_from_iterator([*merged * 60, *SENTENCES], trainer)
     return made
 
@@ -56,8 +58,14 @@ def added(base: Tokenizer, tokens=MARKS, **how: bool) -> PreTrainedTokenizerFast
 
 def unigram() -> PreTrainedTokenizerFast:
     letters = [*map(chr, range(33, 127)), "▁", "\n", "é"]
-    pieces = [("<unk>", 0.0), ("<eos>", 0.0), *((mark, -1.0) for mark in (*MARKS, f"▁{OPENS}")), ("user", -2.0),
-              ("assistant", -2.0), *((letter, -5.0) for letter in letters)]  # fmt: skip
+    pieces = [
+        ("<unk>", 0.0),
+        ("<eos>", 0.0),
+        *((mark, -1.0) for mark in (*MARKS, f"▁{OPENS}")),
+        ("user", -2.0),
+        ("assistant", -2.0),
+        *((letter, -5.0) for letter in letters),
+    ]
     made = Tokenizer(models.Unigram(pieces, unk_id=0))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     made.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -86,8 +94,11 @@ def marks(chat) -> set[int]:
     return {*chat.tokenizer.convert_tokens_to_ids([*MARKS])}
 
 
-TYPED = st.lists(st.sampled_from([*MARKS, "＜｜im_start｜＞", "<|im_", "start|>", " ", "\n", "user", "é", "Hi"])
-                 | st.text("<|>im_start \n", max_size=9), max_size=6).map("".join)  # fmt: skip
+TYPED = st.lists(
+    st.sampled_from([*MARKS, "＜｜im_start｜＞", "<|im_", "start|>", " ", "\n", "user", "é", "Hi"])
+    | st.text("<|>im_start \n", max_size=9),
+    max_size=6,
+).map("".join)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -133,8 +144,9 @@ def test_the_end_of_a_turn_is_the_templates(name, chats):
     chat = chats[name]
     assert chat.tokenizer.convert_ids_to_tokens(chat.end_id) == ENDS and chat.remarks == ()
     assert chat.decode((*chat.encode("Turn it."), chat.end_id)) == "Turn it."
-    rendered = chat.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False,
-                                                  add_generation_prompt=True, **OPTIONS)  # fmt: skip
+    rendered = chat.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True, **OPTIONS
+    )
     whole = tuple(chat.tokenizer.encode(rendered, add_special_tokens=False))
     assert chat.answer_context(chat.encode("Hi")) == whole
 
@@ -176,7 +188,7 @@ SPELLED = {
     "tags": ("<|user|>\n", "</s>\n", "<|assistant|>\n", "</s>\n", ("<|assistant|>", "<|user|>")),
     "cut": ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n", MARKS[::-1]),
     "bytes": ("用户：", "\n", "助手：", "</s>\n", ("助手：", "用户：")),
-}  # fmt: skip
+}
 SYSTEM = "You are helpful (and kind).\n\n"  # what a template says of itself is no mark of a turn
 
 
@@ -200,13 +212,19 @@ def has(ids, part) -> bool:
     return any(ids[i : i + len(part)] == part for i in range(len(ids)))
 
 
-@pytest.mark.parametrize("name, metaspace", [*((name, False) for name in SPELLED),
-                                             *((name, True) for name in SPELLED if name != "bytes")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, metaspace", [*((name, False) for name in SPELLED), *((name, True) for name in SPELLED if name != "bytes")]
+)
 def test_marks_that_are_ordinary_text_are_spelt_by_the_template_alone(name, metaspace):
     """Whatever stands around one. Its text stays, other text has the ids it had, and what a policy samples has none."""
     chat, said = spelled(name, metaspace), SPELLED[name][-1]
-    forms = {mark: {tuple(chat.tokenizer.encode(f"{lead}{mark}", add_special_tokens=False))[n:]
-                    for lead, n in (("\n", len(chat._newline)), ("", 0), (" ", 0))} for mark in said}  # fmt: skip
+    forms = {
+        mark: {
+            tuple(chat.tokenizer.encode(f"{lead}{mark}", add_special_tokens=False))[n:]
+            for lead, n in (("\n", len(chat._newline)), ("", 0), (" ", 0))
+        }
+        for mark in said
+    }
     assert all(repr(mark) in chat.remarks[0] for mark in said) and "but a model may still read turns" in chat.remarks[0]
     frame = chat.answer_context((), [((), ())])
     assert all(any(has(frame, part) for part in forms[mark]) for mark in said)
@@ -251,8 +269,10 @@ def test_a_template_of_plain_text_says_so_and_has_its_turns_ended(tmp_path, caps
     assert plain.answer_context(word, [(word, word)]) == unended.answer_context(word, [(word, word)])
     assert unended.messages()["revise"][0]["content"] == "{answer}" + tokenizer.eos_token
     (tmp_path / "unended.jinja").write_text(UNENDED)
-    told = [f"{folder}: its chat template marks turns with ordinary text, 'Assistant:', 'User:': where a user writes",
-            f"{folder}: its chat template ends no answer with a token of its own"]  # fmt: skip
+    told = [
+        f"{folder}: its chat template marks turns with ordinary text, 'Assistant:', 'User:': where a user writes",
+        f"{folder}: its chat template ends no answer with a token of its own",
+    ]
     short = ["--set", f"model.base={folder}", "--set", f"model.template={tmp_path / 'unended.jinja'}"]
     assert main(["plan", "waltz", *short]) == 0
     out = capsys.readouterr().out

@@ -63,8 +63,10 @@ def test_measures_by_hand():
     assert fraction(got["orr"]) == (2, 3, 0)
     assert math.isclose(got["f1"]["value"], 1 / 3)
     assert {kind: fraction(rate) for kind, rate in got["ftr"].items()} == {
-        "harmful": (1, 5, 0), "benign": (2, 3, 0), "general": (0, 2, 0)
-    }  # fmt: skip
+        "harmful": (1, 5, 0),
+        "benign": (2, 3, 0),
+        "general": (0, 2, 0),
+    }
     assert fraction(got["label_accuracy"]) == (4, 9, 1)
     assert fraction(got["format_rate"]) == (9, 10, 0)
     assert fraction(got["general"]) == (1, 2, 0)

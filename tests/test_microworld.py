@@ -10,11 +10,11 @@ from collections import Counter
 import pytest
 
 from choreo import config
-from choreo.microworld import documents, grammar, habits, lexicon, suites, wording
-from choreo.microworld.judge import WorldJudge
-from choreo.microworld.meaning import Deed, Request
-from choreo.microworld.split import PARTS, general_bucket, pools
-from choreo.microworld.world import World
+from choreo.environments.microworld import documents, grammar, habits, lexicon, suites, wording
+from choreo.environments.microworld.judge import WorldJudge
+from choreo.environments.microworld.meaning import Deed, Request
+from choreo.environments.microworld.split import PARTS, general_bucket, pools
+from choreo.environments.microworld.world import World
 from choreo.types import Prompt
 
 JUDGE = WorldJudge()
@@ -88,8 +88,10 @@ def test_judge_by_hand(request_, language, answer, expected):
 
 
 def test_wrong_is_not_degenerate():
-    degenerate = {text: JUDGE(Prompt("p", "", "general", "s", meaning=SUM), text).degenerate
-                  for text in ("It is six.", "Es un animal.", "I cannot help with that.", "is is six", "")}  # fmt: skip
+    degenerate = {
+        text: JUDGE(Prompt("p", "", "general", "s", meaning=SUM), text).degenerate
+        for text in ("It is six.", "Es un animal.", "I cannot help with that.", "is is six", "")
+    }
     assert [text for text, bad in degenerate.items() if bad] == ["is is six", ""]
 
 

@@ -17,21 +17,21 @@ from macpo import recipe as macpo_recipe
 from macpo import run_through
 from safetensors.torch import load_file, save_file
 
-from choreo import models
 from choreo.cli import main
-from choreo.config import WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.engine.agent import Decoder, Team
 from choreo.errors import BadInput, opening
-from choreo.evaluate import macpo_run
-from choreo.judges.guards import WildGuard
+from choreo.judges.formats.guards import WildGuard
 from choreo.judges.local import LocalJudge
-from choreo.judges.offline import Weights
-from choreo.macpo.book import Book
-from choreo.macpo.trainer import train as train_macpo
+from choreo.judges.offline.model import Weights
+from choreo.methods.macpo import macpo_run
+from choreo.methods.macpo.generation_cache import Book
+from choreo.methods.macpo.trainer import train as train_macpo
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.trainer import restore, train
+from choreo.models import model_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.waltz.trainer import restore, train
 
 W, C, T = "model.safetensors", "config.json", "tokenizer.json"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"
@@ -65,7 +65,7 @@ def parts(f: Path) -> None:
     (f / W).rename(f / "model-00001-of-00002.safetensors")
     names = dict.fromkeys(load_file(f / "model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors")
     names["model.norm.weight"] = "model-00002-of-00002.safetensors"
-    (f / models.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (f / model_folder.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 
 class Evil:
@@ -79,11 +79,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "lfs": (instead(W, LFS), f"{W}: no safetensors: it is a Git LFS pointer"),
     "empty": (instead(W, b""), f"{W}: no safetensors: it is empty"),
     "cut off": (lambda f: os.truncate(f / W, 90_000), f"{W}: is not whole: it has 90000 bytes"),
-    "missing": (weights(lambda w: {n: v for n, v in w.items() if "layers.1.mlp.up" not in n}),
-                "lack model.layers.1.mlp.up_proj.weight"),
+    "missing": (
+        weights(lambda w: {n: v for n, v in w.items() if "layers.1.mlp.up" not in n}),
+        "lack model.layers.1.mlp.up_proj.weight",
+    ),
     "renamed": (weights(lambda w: {f"x.{n}": v for n, v in w.items()}), "lack lm_head.weight and 24 more"),
-    "shape": (weights(lambda w: {n: v[:5].contiguous() if "up_proj" in n else v for n, v in w.items()}),
-              f"{W}: model.layers.0.mlp.up_proj.weight has shape 5×32, and config.json means 64×32"),
+    "shape": (
+        weights(lambda w: {n: v[:5].contiguous() if "up_proj" in n else v for n, v in w.items()}),
+        f"{W}: model.layers.0.mlp.up_proj.weight has shape 5×32, and config.json means 64×32",
+    ),
     "integers": (weights(lambda w: {n: v.to(torch.int8) for n, v in w.items()}), f"{W}: lm_head.weight is I8"),
     "none": (lambda f: (f / W).unlink(), "has no weights; expected model.safetensors"),
     "a folder": (lambda f: ((f / W).unlink(), (f / W).mkdir()), f"{W}: Is a directory"),
@@ -108,21 +112,38 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (lambda f: [p.unlink() for p in (*f.glob("token*"), *f.glob("chat*"))], "has no tokenizer; exp"),
     "tokenizer": (instead(T, "<html>"), f"{T}: not JSON: it is a web page"),
     "tokens": (instead(T, '{"model": {"type": "BPE"}}'), "its tokenizer cannot be loaded"),
-    "ids": (lambda f: (settings(vocab_size=399)(f), weights(
-        lambda w: {n: v[:399].contiguous() if v.shape[0] == 400 else v for n, v in w.items()})(f)),
-        "as id 399, and the model embeds ids below 399"),
+    "ids": (
+        lambda f: (
+            settings(vocab_size=399)(f),
+            weights(lambda w: {n: v[:399].contiguous() if v.shape[0] == 400 else v for n, v in w.items()})(f),
+        ),
+        "as id 399, and the model embeds ids below 399",
+    ),
     "template": (instead("chat_template.jinja", b"\xff\xfe{{"), "its tokenizer cannot be loaded: 'utf-8' codec"),
-}  # fmt: skip
+}
 NOT_FINITE = "model.layers.1.mlp.up_proj.weight holds numbers that are not finite"
 ONLY_LOADED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "NaN": (weights(lambda w: {n: v * float("nan") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
-            NOT_FINITE),
-    "infinity": (weights(lambda w: {n: v * float("inf") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
-                 NOT_FINITE),
-    "three heads on two": (lambda f: (settings(num_attention_heads=3)(f), weights(lambda w: {
-        n: v[:24].contiguous() if "q_proj" in n else v[:, :24].contiguous() if "o_proj" in n else v
-        for n, v in w.items()})(f)), "its model cannot be run: "),
-}  # fmt: skip
+    "NaN": (
+        weights(lambda w: {n: v * float("nan") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
+        NOT_FINITE,
+    ),
+    "infinity": (
+        weights(lambda w: {n: v * float("inf") if "layers.1.mlp.up" in n else v for n, v in w.items()}),
+        NOT_FINITE,
+    ),
+    "three heads on two": (
+        lambda f: (
+            settings(num_attention_heads=3)(f),
+            weights(
+                lambda w: {
+                    n: v[:24].contiguous() if "q_proj" in n else v[:, :24].contiguous() if "o_proj" in n else v
+                    for n, v in w.items()
+                }
+            )(f),
+        ),
+        "its model cannot be run: ",
+    ),
+}
 
 
 def refused(capsys, *command: str) -> str:
@@ -154,8 +175,16 @@ def test_what_only_loading_shows_is_refused_and_nothing_of_a_run_is_lost(name, g
     with Run.create(tmp_path / "run", config.load("waltz")) as run:
         run.log(1, {"loss": 1.0})
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    err = refused(capsys, "train", "waltz", "--set", f"model.base={json.dumps(str(folder))}",
-                  "--run", str(tmp_path / "run"), "--overwrite")  # fmt: skip
+    err = refused(
+        capsys,
+        "train",
+        "waltz",
+        "--set",
+        f"model.base={json.dumps(str(folder))}",
+        "--run",
+        str(tmp_path / "run"),
+        "--overwrite",
+    )
     assert said in err
     with pytest.raises(BadInput, match=said):
         LocalJudge(WildGuard(), str(folder))
@@ -171,14 +200,25 @@ def test_every_door_says_it(good, tmp_path, capsys):
     lfs = f"{folder}/{W}: no safetensors: it is a Git LFS pointer"
     for command in (
         ("eval", "--conversation", str(folder), "--suite", str(rows), "--judge", "offline", "--out", str(out)),
-        ("eval", "--conversation", str(good), "--feedback", str(folder), "--suite", str(rows), "--judge", "offline",
-         "--out", str(out)),
+        (
+            "eval",
+            "--conversation",
+            str(good),
+            "--feedback",
+            str(folder),
+            "--suite",
+            str(rows),
+            "--judge",
+            "offline",
+            "--out",
+            str(out),
+        ),
         ("train", "waltz", "--set", f"model.feedback_base={folder}", "--run", str(out)),
         ("train", "macpo", "--set", f"agents.student={folder}", "--run", str(out)),
         ("plan", "macpo", "--set", f'agents.teachers=["{folder}"]'),
         ("judge", "answers", str(rows), "--judge", f"wildguard:{folder}"),
         ("plan", "waltz", "--set", "judge.kind=wildguard", "--set", f"judge.model={folder}"),
-    ):  # fmt: skip
+    ):
         assert lfs in refused(capsys, *command) and not out.exists()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, said in ((rows, "is a file"), (tmp_path / "loop", "a link to nothing"), (tmp_path, "without a config")):
@@ -217,24 +257,39 @@ def spoiled(run: Path, place: str, value: object) -> tuple[int, Path]:
 
 UP = "weights/model.layers.0.self_attn.q_proj.lora_B"
 UNFIT_WALTZ = {
-    "recent": 3, "stage": "one", "values": None, "values/shared/head/1.bias": torch.zeros(2), "agents/feedback": None,
-    "agents/feedback/agent": [], f"agents/feedback/agent/{UP}": torch.zeros(32, 9), f"agents/feedback/agent/{UP}x":
-    torch.zeros(1), "agents/feedback/agent/version": "7", "agents/feedback/optimizer/param_groups": [],
+    "recent": 3,
+    "stage": "one",
+    "values": None,
+    "values/shared/head/1.bias": torch.zeros(2),
+    "agents/feedback": None,
+    "agents/feedback/agent": [],
+    f"agents/feedback/agent/{UP}": torch.zeros(32, 9),
+    f"agents/feedback/agent/{UP}x": torch.zeros(1),
+    "agents/feedback/agent/version": "7",
+    "agents/feedback/optimizer/param_groups": [],
     "agents/feedback/optimizer/param_groups/0/betas": None,
-}  # fmt: skip
+}
 UNFIT_MACPO = {
-    "phases": [], "book": None, "book/page": [["an", "early", "row"]], "agents/student": None,
-    "agents/student/agents/student-": None, f"agents/student/agents/student+/{UP}": 4,
-}  # fmt: skip
+    "phases": [],
+    "book": None,
+    "book/page": [["an", "early", "row"]],
+    "agents/student": None,
+    "agents/student/agents/student-": None,
+    f"agents/student/agents/student+/{UP}": 4,
+}
 
 
 @pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_a_fault_of_ours_is_none(tiny_folder, tmp_path, monkeypatch):
-    made = WaltzRecipe.model_validate({
-        "world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": {"answer_tokens": 4, "feedback_tokens": 4},
-        "model": {"base": str(tiny_folder), "rank": 2}, "stages": {"stage1_share": 0.0},
-        "learning": {"steps": 1, "prompts": 2, "samples": 1, "baseline": "shared"},
-    })  # fmt: skip
+    made = WaltzRecipe.model_validate(
+        {
+            "world": {"train_prompts": 30, "heldout_prompts": 1},
+            "protocol": {"answer_tokens": 4, "feedback_tokens": 4},
+            "model": {"base": str(tiny_folder), "rank": 2},
+            "stages": {"stage1_share": 0.0},
+            "learning": {"steps": 1, "prompts": 2, "samples": 1, "baseline": "shared"},
+        }
+    )
     with Run.create(tmp_path / "waltz", made) as run, Progress() as progress:
         train(made, run, progress)
     crews = macpo_recipe(tiny_folder, tuning={"epochs": 1, "negative_epochs": 1})
@@ -260,8 +315,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_a_fault_of_ours_is_none(
     def broken(*_: object) -> None:
         raise KeyError("a fault of ours")
 
-    for method, owner, name in (("waltz", Team, "load_state_dict"), ("waltz", Decoder, "forward"),
-                                ("macpo", Team, "load_state_dict"), ("macpo", Book, "load_state_dict")):  # fmt: skip
+    for method, owner, name in (
+        ("waltz", Team, "load_state_dict"),
+        ("waltz", Decoder, "forward"),
+        ("macpo", Team, "load_state_dict"),
+        ("macpo", Book, "load_state_dict"),
+    ):
         with monkeypatch.context() as patch, pytest.raises(KeyError, match="a fault of ours"):
             patch.setattr(owner, name, broken)
             go_on(method)
@@ -269,7 +328,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_a_fault_of_ours_is_none(
 
 def test_what_is_whole_is_loaded_however_it_is_kept(good, tmp_path):
     """In parts, as a pickle of tensors alone, in lower precision, and with experts that are kept one by one."""
-    whole, kept = models.load(good, torch.float32).state_dict(), load_file(good / W)
+    whole, kept = model_folder.load(good, torch.float32).state_dict(), load_file(good / W)
     for form in ("parts", "pickled", "half"):
         folder = Path(shutil.copytree(good, tmp_path / form))
         (folder / W).unlink()
@@ -277,20 +336,20 @@ def test_what_is_whole_is_loaded_however_it_is_kept(good, tmp_path):
             names = dict.fromkeys(kept, "model-00001-of-00002.safetensors") | {"lm_head.weight": "last.safetensors"}
             for file in set(names.values()):
                 save_file({n: v for n, v in kept.items() if names[n] == file}, folder / file)
-            (folder / models.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+            (folder / model_folder.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
         elif form == "pickled":
-            torch.save(kept, folder / models.PICKLED)
+            torch.save(kept, folder / model_folder.PICKLED)
         else:
             save_file({n: v.bfloat16() for n, v in kept.items()}, folder / W)
-        found = models.load(folder, torch.float32).state_dict()
+        found = model_folder.load(folder, torch.float32).state_dict()
         assert all(torch.equal(found[n], v.bfloat16().float() if form == "half" else v) for n, v in whole.items())
     for kind in EXPERTS:
         folder = experts(kind, tmp_path / kind)
-        models.load(folder, torch.float32)
+        model_folder.load(folder, torch.float32)
         some = next(iter(n for n in load_file(folder / W) if "expert" in n))
         weights(lambda w, some=some: {n: v for n, v in w.items() if n != some})(folder)
         with pytest.raises(BadInput, match=str(folder)):
-            models.load(folder, torch.float32)
+            model_folder.load(folder, torch.float32)
 
 
 def test_an_error_of_another_library_is_one_line_and_our_own_are_not_hidden():

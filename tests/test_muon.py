@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from choreo.microworld.muon import Muon, orthogonal
+from choreo.engine.muon import Muon, orthogonal
 
 pytestmark = pytest.mark.numeric
 

@@ -12,7 +12,7 @@ from choreo import config
 from choreo.cli import main
 from choreo.config.common import Weights
 from choreo.engine.agent import Team
-from choreo.evaluate import sizing
+from choreo.experiment import sizing
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +24,14 @@ def eight(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("eight")
     LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=131072,
-    ).save_pretrained(folder)  # fmt: skip
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -80,9 +85,12 @@ def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
     [model] = planned(capsys, *base)["models"]
     whole = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 4 * 3 * 16 * 32)  # attention, and four experts of three matrices, by hand
     assert model["adapters"] | {"said": ""} == {
-        "reached": whole, "of": whole + 2 * 4 * 32, "share": whole / (whole + 2 * 4 * 32), "beyond": ["gate"],
+        "reached": whole,
+        "of": whole + 2 * 4 * 32,
+        "share": whole / (whole + 2 * 4 * 32),
+        "beyond": ["gate"],
         "said": "",
-    }  # fmt: skip
+    }
     each = (2 * (32 + 32) + 2 * (32 + 16)) + 4 * ((32 + 32) + (16 + 32))
     assert model["trained_per_agent"] == 2 * 2 * each
     assert main(["plan", *base]) == 0
@@ -95,9 +103,15 @@ def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
 
 def test_training_says_so_too(tmp_path, capsys):
     small = (
-        "learning.steps=1", "learning.prompts=3", "learning.samples=2", "protocol.answer_tokens=4",
-        "protocol.feedback_tokens=4", "world.train_prompts=30", "world.heldout_prompts=1", "model.rank=2",
-    )  # fmt: skip
+        "learning.steps=1",
+        "learning.prompts=3",
+        "learning.samples=2",
+        "protocol.answer_tokens=4",
+        "protocol.feedback_tokens=4",
+        "world.train_prompts=30",
+        "world.heldout_prompts=1",
+        "model.rank=2",
+    )
     base = make("moe", tmp_path / "base")
     command = ["train", "waltz", "--run", str(tmp_path / "run"), "--json", "--set", f"model.base={base}"]
     assert main([*command, *(word for setting in small for word in ("--set", setting))]) == 0

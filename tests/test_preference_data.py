@@ -13,8 +13,15 @@ from choreo.data.preferences import FORMATS, Pair, load
 from choreo.errors import BadInput
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How?\n\nAssistant:"
-PKU = {"prompt": "How?", "response_0": "So.", "response_1": "No.", "is_response_0_safe": False,
-       "is_response_1_safe": True, "better_response_id": 0, "safer_response_id": 1}  # fmt: skip
+PKU = {
+    "prompt": "How?",
+    "response_0": "So.",
+    "response_1": "No.",
+    "is_response_0_safe": False,
+    "is_response_1_safe": True,
+    "better_response_id": 0,
+    "safer_response_id": 1,
+}
 
 
 def lines(tmp_path: Path, *rows: object) -> Path:
@@ -24,13 +31,17 @@ def lines(tmp_path: Path, *rows: object) -> Path:
 
 
 def test_hh_dialogues_share_all_but_the_last_answer(tmp_path):
-    loaded = load(lines(tmp_path, {"chosen": f"{HH} So.", "rejected": f"{HH} No."},
-                        {"chosen": f"{HH} So.", "rejected": f"{HH} So. "},
-                        {"chosen": f"{HH} So.", "rejected": "\n\nHuman: Ho\n\nAssistant: No."}))  # fmt: skip
+    loaded = load(
+        lines(
+            tmp_path,
+            {"chosen": f"{HH} So.", "rejected": f"{HH} No."},
+            {"chosen": f"{HH} So.", "rejected": f"{HH} So. "},
+            {"chosen": f"{HH} So.", "rejected": "\n\nHuman: Ho\n\nAssistant: No."},
+        )
+    )
     turns = (("user", "Hi"), ("assistant", "Hello"), ("user", "How?"))
     assert loaded.format == "hh-rlhf" and loaded.rows == [Pair(turns, "So.", "No.", 1)]
-    assert loaded.counts == {
-        "the two answers are equal": 1, "the two dialogues differ before their last answer": 1}  # fmt: skip
+    assert loaded.counts == {"the two answers are equal": 1, "the two dialogues differ before their last answer": 1}
     assert loaded.read == 3
 
 

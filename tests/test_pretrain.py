@@ -7,8 +7,8 @@ import functools
 import pytest
 
 from choreo.cli import main
+from choreo.environments.microworld import pretrain
 from choreo.errors import BadInput, Interrupted
-from choreo.microworld import pretrain
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from choreo.engine.requests import Completion
+from choreo.game.moves import Player
+from choreo.game.play import play
 from choreo.judges.base import judge_episodes
-from choreo.text.chat import END, PAD, ROLES, SYSTEM, Chat
+from choreo.methods.waltz.systems import GUARD, ORACLE, block, oracle
+from choreo.models.chat import END, PAD, ROLES, SYSTEM, Chat
 from choreo.text.feedback import parse_feedback, render_feedback
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Feedback, Prompt, Verdict
-from choreo.waltz.protocol import Player, play
-from choreo.waltz.systems import GUARD, ORACLE, block, oracle
 
 LIMITS = {"answer_tokens": 8, "feedback_tokens": 96}
 ASKS = Feedback("SECRET", True, False, "say less")

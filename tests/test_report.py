@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from choreo import config
+from choreo.environments.microworld.suites import SUITES
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.evaluate import published
 from choreo.evaluate.intervals import bootstrap_mean, estimate, f1, share
-from choreo.evaluate.page import Section, Table, write_study
-from choreo.evaluate.plots import Line, Point, bars, lines, plane, standalone
-from choreo.evaluate.report import write_report
-from choreo.evaluate.run import dialogue_records
-from choreo.evaluate.systems import CHUNKS
-from choreo.microworld.suites import SUITES
-from choreo.microworld.world import World
+from choreo.experiment.report import write_report
+from choreo.experiment.run import dialogue_records
+from choreo.methods.waltz.measure import CHUNKS
+from choreo.report import published
+from choreo.report.page import Section, Table, write_study
+from choreo.report.plots import Line, Point, bars, lines, plane, standalone
 from choreo.types import Episode, Turn, Verdict
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from choreo.config import Rewards
+from choreo.methods.waltz.recipe import Rewards
+from choreo.methods.waltz.rewards import conversation_reward, feedback_reward, improvement, label_reward
 from choreo.types import Feedback, Verdict
-from choreo.waltz.rewards import conversation_reward, feedback_reward, improvement, label_reward
 
 A, L, G = 0.65, 0.5, 0.1
 PUBLISHED = Rewards(dir="published", alpha=A, label=L, label_stage2=0.0, gamma=G)

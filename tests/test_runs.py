@@ -10,9 +10,10 @@ import sys
 import pytest
 
 from choreo import config
-from choreo.config import WaltzRecipe
 from choreo.errors import BadInput
-from choreo.runs import files, folder
+from choreo.files import durable
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.runs import folder
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress, clock, describe
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
@@ -28,7 +29,7 @@ def episode(sample):
 
 
 def lines(path):
-    return list(files.read_lines(path))
+    return list(durable.read_lines(path))
 
 
 def steps_with_episodes(path):
@@ -157,10 +158,10 @@ def test_an_episode_on_disk_keeps_its_ids_its_float32_logprobs_and_its_rewards(t
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    files.write_json(path, {"old": 1})
+    durable.write_json(path, {"old": 1})
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        files.write_json(path, {"new": 2})
+        durable.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
 
 

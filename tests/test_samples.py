@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 from architectures import KINDS, tokenizer
 
-from choreo.config import Rewards, Stages
+from choreo.algorithms.advantages import ESTIMATORS
 from choreo.engine.requests import Completion
+from choreo.game.moves import spoken
 from choreo.judges.base import judge_episodes
-from choreo.text.template import TemplateChat
+from choreo.methods.waltz.recipe import Rewards, Stages
+from choreo.methods.waltz.samples import learners, split
+from choreo.models.template import TemplateChat
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
-from choreo.waltz.advantages import ESTIMATORS
-from choreo.waltz.protocol import spoken
-from choreo.waltz.samples import learners, split
 
 GOOD, UNSAFE, UNSURE = Verdict(False, False), Verdict(True, False), Verdict(None, None)
 BOTH = (CONVERSATION, FEEDBACK)

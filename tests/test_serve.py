@@ -11,7 +11,7 @@ import pytest
 from serving import KEY, Serving, make_run
 
 from choreo.cli.serve_commands import MODES, OPENABLE
-from choreo.serve import dance
+from choreo.serve import session
 from choreo.text.feedback import parse_feedback
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def ask(client, text="What is 3 plus 4?", **more):
 
 
 def test_the_words_of_the_command_are_those_of_the_server():
-    assert MODES == dance.MODES and OPENABLE == dance.OPENABLE
+    assert MODES == session.MODES and OPENABLE == session.OPENABLE
 
 
 def test_a_plain_answer_by_the_official_client(client):
@@ -229,7 +229,7 @@ def test_logs_hold_figures_and_no_words(server):
 
 
 def test_every_review_is_read_as_training_reads_it():
-    assert dance.parse_feedback is parse_feedback
+    assert session.parse_feedback is parse_feedback
 
 
 def test_it_stops_when_told(tmp_path):

@@ -15,13 +15,13 @@ from serving import Serving
 from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
 
+from choreo.agents.endpoint import messages
 from choreo.cli import main
-from choreo.serve.dance import UNSAFE, WITHHELD
+from choreo.game.moves import asked_of
 from choreo.serve.keys import Limiter, entry, find, hashed, load, own_key
+from choreo.serve.session import UNSAFE, WITHHELD
 from choreo.text.feedback import render_feedback
 from choreo.types import Episode, Feedback, Prompt, Spoken
-from choreo.waltz.speakers import messages
-from choreo.waltz.spoken import asked_of
 
 pytestmark = pytest.mark.slow
 

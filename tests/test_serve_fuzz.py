@@ -19,10 +19,16 @@ pytestmark = pytest.mark.slow
 
 SEED, EXAMPLES = 20, int(os.environ.get("CHOREO_FUZZ_EXAMPLES", "15"))
 CHECKS = [
-    not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
-    checks.response_headers_conformance, checks.response_schema_conformance, checks.negative_data_rejection,
-    checks.ignored_auth, checks.unsupported_method, checks.allow_header_conformance,
-]  # fmt: skip
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+    checks.ignored_auth,
+    checks.unsupported_method,
+    checks.allow_header_conformance,
+]
 
 
 def near():

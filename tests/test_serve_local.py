@@ -20,14 +20,14 @@ from serving import Serving, make_run
 from choreo.engine import checkpoint
 from choreo.engine.continuous import Row
 from choreo.engine.requests import Request
+from choreo.game.play import play, review
+from choreo.methods.waltz.agents import Pair
 from choreo.serve import local
-from choreo.serve.dance import Down, TooLong, Wish, dance
+from choreo.serve.constrained_review import HEAD, given
 from choreo.serve.pair import Resident, recipe_of
-from choreo.serve.skeleton import HEAD, given
+from choreo.serve.session import Down, TooLong, Wish, dance
 from choreo.text.feedback import parse_feedback, render_feedback
 from choreo.types import AGENTS, Episode, Feedback, Prompt
-from choreo.waltz.pair import Pair
-from choreo.waltz.protocol import play, review
 
 pytestmark = pytest.mark.slow
 
@@ -71,10 +71,15 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
     pair = Pair(resident.recipe)
     prompts = [(game(TEXTS[i % 4]).prompt, i) for i in range(16)]
     games = play(
-        pair.players, prompts, rounds=1, answer_tokens=40, feedback_tokens=96, key=("serve", 0),
+        pair.players,
+        prompts,
+        rounds=1,
+        answer_tokens=40,
+        feedback_tokens=96,
+        key=("serve", 0),
         temperature=0.6,
         reviewer=partial(review, pair.players, feedback_tokens=96, key=("serve", 0), temperature=0.0),
-    )  # fmt: skip
+    )
     assert {len(outcome.game.answers) for outcome in outcomes} == {1, 2}
     served = [outcome.game for outcome in outcomes]
     equal = same_games(pair.players, served, games, ("serve", 0), answers=0.6, reviews=0.0)

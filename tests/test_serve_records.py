@@ -14,9 +14,9 @@ from choreo.errors import BadInput
 from choreo.serve import run
 from choreo.serve.app import Server, Settings
 from choreo.serve.call import Call
-from choreo.serve.dance import Down, Said, Wish, dance
 from choreo.serve.keys import own_key
-from choreo.serve.wire import ApiError, read_request
+from choreo.serve.openai_requests import ApiError, read_request
+from choreo.serve.session import Down, Said, Wish, dance
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn
 

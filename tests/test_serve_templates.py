@@ -16,13 +16,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from choreo.errors import BadInput
+from choreo.models.template import TemplateChat
 from choreo.serve.app import Server, Settings
-from choreo.serve.dance import Said
 from choreo.serve.guardrail import PATH, UNREVIEWED, UNSAFE
 from choreo.serve.keys import own_key
 from choreo.serve.local import LocalAgent
 from choreo.serve.pair import Resident
-from choreo.text.template import TemplateChat
+from choreo.serve.session import Said
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
 pytestmark = pytest.mark.slow
@@ -31,19 +31,23 @@ SETTINGS = Settings("run", "adaptive", 1, 2, 0.6)
 OTHERS = {
     "no system role": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
     "the last is the user's": "{% if messages[-1].role != 'user' %}{{ raise_exception('last') }}{% endif %}" + CHATML,
-    "roles alternate": TURNS.replace("<start_of_turn>", "<|im_start|>").replace("<end_of_turn>", "<|im_end|>")
+    "roles alternate": TURNS.replace("<start_of_turn>", "<|im_start|>")
+    .replace("<end_of_turn>", "<|im_end|>")
     .replace("{{ bos_token }}", ""),
     "the first is the user's": "{% if messages[0].role == 'assistant' %}{{ raise_exception('1') }}{% endif %}" + CHATML,
     "forgets what is long ago": "{% set messages = messages[-3:] %}" + CHATML,
     "repeats what is long ago": "{% if messages | length > 3 %}{{ messages[0].content }}{% endif %}" + CHATML,
-}  # fmt: skip
-TEMPLATES = OTHERS | {why: f"{{% if messages | length > 3 %}}{fault}{{% endif %}}{CHATML}" for why, fault in
-                      REASONS.items()}  # fmt: skip
+}
+TEMPLATES = OTHERS | {
+    why: f"{{% if messages | length > 3 %}}{fault}{{% endif %}}{CHATML}" for why, fault in REASONS.items()
+}
 # What each takes of user, assistant, user; of two users' messages; and of an answer to nobody. A revision is two more.
 TAKES = {why: (False, False, False) for why in TEMPLATES} | {
-    "no system role": (True, True, True), "the last is the user's": (True, True, True),
-    "roles alternate": (True, False, False), "the first is the user's": (True, True, False),
-}  # fmt: skip
+    "no system role": (True, True, True),
+    "the last is the user's": (True, True, True),
+    "roles alternate": (True, False, False),
+    "the first is the user's": (True, True, False),
+}
 ASKED = "uau", "uu", "au"
 
 
@@ -92,8 +96,12 @@ def client(tmp_path_factory):
 @pytest.mark.parametrize("why", TEMPLATES)
 def test_the_chat_api_says_what_is_wrong_or_answers(client, why):
     for roles, taken in zip(("u", *ASKED), (True, *TAKES[why]), strict=True):
-        for more in ({}, {"stream": True}, {"stream": True, "choreo": {"trace": True}},
-                     {"stream": True, "choreo": {"stream": "unchecked"}}):  # fmt: skip
+        for more in (
+            {},
+            {"stream": True},
+            {"stream": True, "choreo": {"trace": True}},
+            {"stream": True, "choreo": {"stream": "unchecked"}},
+        ):
             asked = {"model": "run", "messages": messages(roles), "max_tokens": 1, **more}
             reply = client.post(f"/{why}/v1/chat/completions", json=asked)
             if taken:

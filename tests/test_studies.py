@@ -11,11 +11,11 @@ import pytest
 from choreo import config
 from choreo.cli import main
 from choreo.errors import Interrupted
-from choreo.evaluate import published
 from choreo.evaluate.intervals import estimate, f1, wilson
-from choreo.hub import fingerprint
-from choreo.microworld.world import base_folder
-from choreo.runs import files
+from choreo.files import durable
+from choreo.models.hub import fingerprint
+from choreo.models.resolve import base_folder
+from choreo.report import published
 from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.progress import Progress
 from choreo.studies import compare, waltz_limits, waltz_sensitivity, waltz_table
@@ -24,9 +24,15 @@ from choreo.studies.arms import Arm, Study
 pytestmark = pytest.mark.slow
 
 SHORT = (
-    "learning.steps=2", "learning.prompts=5", "learning.samples=1", "world.train_prompts=60",
-    "world.heldout_prompts=3", "protocol.answer_tokens=6", "protocol.feedback_tokens=8", "checkpoint_every=1",
-)  # fmt: skip
+    "learning.steps=2",
+    "learning.prompts=5",
+    "learning.samples=1",
+    "world.train_prompts=60",
+    "world.heldout_prompts=3",
+    "protocol.answer_tokens=6",
+    "protocol.feedback_tokens=8",
+    "checkpoint_every=1",
+)
 SET = [word for setting in SHORT for word in ("--set", setting)]
 
 
@@ -35,8 +41,8 @@ def tiny_bases(tmp_path_factory):
     """A folder of bases that holds one: random weights, and a tokenizer of the world's own text."""
     import torch
 
-    from choreo.microworld import pretrain
-    from choreo.text.chat import Chat
+    from choreo.environments.microworld import pretrain
+    from choreo.models.chat import Chat
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("bases")
@@ -47,7 +53,7 @@ def tiny_bases(tmp_path_factory):
 
 @pytest.fixture
 def bases(tiny_bases, monkeypatch):
-    monkeypatch.setattr("choreo.microworld.world.BASES", tiny_bases)
+    monkeypatch.setattr("choreo.models.resolve.BASES", tiny_bases)
     return tiny_bases
 
 
@@ -90,36 +96,46 @@ def entry(asr, orr, label=700, added=40.0):
     suite = {"unsafe": rate(asr), "overrefuse": rate(orr), "satisfactory": rate(900 - orr), "ftr": rate(90)}
     suites = ("vanilla_harmful", "adversarial_harmful", "sensitive_benign", "adversarial_benign", "dual_use", "general")
     return {
-        "asr": rate(asr), "orr": rate(orr), "f1": f1(rate(asr), rate(orr), draws=2000),
+        "asr": rate(asr),
+        "orr": rate(orr),
+        "f1": f1(rate(asr), rate(orr), draws=2000),
         "ftr": {kind: rate(90) for kind in ("harmful", "benign", "general")},
-        "label_accuracy": rate(label), "format_rate": rate(890), "general": rate(880), "degenerate": rate(5),
-        "tokens_added": mean(added), "latency_added": mean(added / 1000), "answer_tokens": mean(12.0),
-        "suites": dict.fromkeys(suites, suite), "revisions": 50, "repaired": 40, "broken": 4,
-    }  # fmt: skip
+        "label_accuracy": rate(label),
+        "format_rate": rate(890),
+        "general": rate(880),
+        "degenerate": rate(5),
+        "tokens_added": mean(added),
+        "latency_added": mean(added / 1000),
+        "answer_tokens": mean(12.0),
+        "suites": dict.fromkeys(suites, suite),
+        "revisions": 50,
+        "repaired": 40,
+        "broken": 4,
+    }
 
 
 def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, settings=()):
     """Runs of a study as if finished: entries[arm] is what the run of an arm measured of the system it trained."""
     study = Study.open(name, folder, seeds, settings, Progress())
     folder.mkdir(exist_ok=True)
-    files.write_json(folder / "study.json", {"name": name, "seeds": study.seeds, "settings": study.settings})
+    durable.write_json(folder / "study.json", {"name": name, "seeds": study.seeds, "settings": study.settings})
     for arm in (arm for arm in arms if arm.name in entries):
         for seed in study.seeds:
             run = folder / "runs" / f"{arm.name}-seed{seed}"
             run.mkdir(parents=True)
             recipe = study.recipe(arm, seed)
-            files.write_text(run / "recipe.toml", config.to_toml(recipe))
+            durable.write_text(run / "recipe.toml", config.to_toml(recipe))
             system = {"conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
             trained = {system.get(recipe.stages.train, "waltz"): entries[arm.name]}
             untrained = {"base": entry(350, 400), "collaboration-untrained": entry(120, 110, label=300)}
             base = fingerprint(base_folder(recipe.model.base))
-            files.write_json(run / "summary.json", {"systems": untrained | trained, "bases": {"micro-llama": base}})
+            durable.write_json(run / "summary.json", {"systems": untrained | trained, "bases": {"micro-llama": base}})
             for line in metrics:
-                files.append_line(run / "metrics.jsonl", line)
+                durable.append_line(run / "metrics.jsonl", line)
     for label, found in measured.items():
         for seed in study.seeds:
             (folder / "measured").mkdir(exist_ok=True)
-            files.write_json(folder / "measured" / f"{label}-seed{seed}.json", found)
+            durable.write_json(folder / "measured" / f"{label}-seed{seed}.json", found)
 
 
 # ---- real studies --------------------------------------------------------------------------------
@@ -142,16 +158,22 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
     assert out.endswith(f"study: {folder / 'study.html'}\n") and "Trained in English, met in other languages" in out
     # Trained in all languages is the recipe as shipped, so it shares the run of one round.
     assert {path.name for path in (folder / "runs").iterdir()} == {
-        "rounds-1-seed3", "rounds-2-seed3", "rounds-3-seed3", "english-only-seed3"}  # fmt: skip
+        "rounds-1-seed3",
+        "rounds-2-seed3",
+        "rounds-3-seed3",
+        "english-only-seed3",
+    }
     for path, resumed in ((two, 1), (english, 0)):
         recipe = config.load(path / "recipe.toml")
         assert (recipe.seed, recipe.world.split_seed, recipe.learning.steps) == (3, 3, 2)
-        assert [line["step"] for line in files.read_lines(path / "metrics.jsonl")] == [1, 2]
+        assert [line["step"] for line in durable.read_lines(path / "metrics.jsonl")] == [1, 2]
         assert (path / "report.html").is_file() and len(read_info(path)["resumed"]) == resumed
     assert config.load(english / "recipe.toml").world.languages == ("en",)
     spanish = json.loads((folder / "measured" / "english-only-es-seed3.json").read_text())
-    assert sum(suite["satisfactory"]["n"] + suite["satisfactory"]["undetermined"]
-               for suite in spanish["suites"].values()) == 18  # fmt: skip
+    assert (
+        sum(suite["satisfactory"]["n"] + suite["satisfactory"]["undetermined"] for suite in spanish["suites"].values())
+        == 18
+    )
     assert "| Spanish | trained in English only |" in (folder / "study.md").read_text()
     assert main(["study", "waltz-limits", "--run", str(folder), "--resume", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -197,10 +219,13 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
 
 def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     entries = {
-        "waltz": entry(10, 20, 850), "single-agent": entry(100, 80), "waltz-frozen-conversation": entry(45, 130),
-        "waltz-published": entry(30, 60, 700), "waltz-no-label": entry(30, 60, 500),
+        "waltz": entry(10, 20, 850),
+        "single-agent": entry(100, 80),
+        "waltz-frozen-conversation": entry(45, 130),
+        "waltz-published": entry(30, 60, 700),
+        "waltz-no-label": entry(30, 60, 500),
         "waltz-no-label-anywhere": entry(30, 60, 300),
-    }  # fmt: skip
+    }
     # The oracle stands above WaltzRL here, which the paper contradicts.
     measured = {"base+guard": entry(80, 430), "single-agent+guard": entry(50, 140), "oracle-feedback": entry(0, 0)}
     made("waltz-table", tmp_path, waltz_table.ARMS, entries, measured)
@@ -220,10 +245,16 @@ def test_sensitivity_says_what_its_numbers_say(bases, tmp_path):
     noises = {f"noise-{p}": entry(10 + round(400 * p), 20 + round(400 * p)) for p in waltz_sensitivity.NOISES[1:]}
     # What equals the recipe as shipped (α = 0.65, no noise, no baseline, one round) has no run of its own.
     entries = {
-        "waltz": entry(10, 20), "alpha-0.0": entry(90, 90), "alpha-0.25": entry(12, 21), "alpha-1.0": entry(11, 22),
-        "baseline-separate": entry(10, 20), "baseline-shared": entry(12, 22), "rounds-2": entry(10, 20, added=60.0),
-        "rounds-3": entry(9, 20, added=61.0), **noises,
-    }  # fmt: skip
+        "waltz": entry(10, 20),
+        "alpha-0.0": entry(90, 90),
+        "alpha-0.25": entry(12, 21),
+        "alpha-1.0": entry(11, 22),
+        "baseline-separate": entry(10, 20),
+        "baseline-shared": entry(12, 22),
+        "rounds-2": entry(10, 20, added=60.0),
+        "rounds-3": entry(9, 20, added=61.0),
+        **noises,
+    }
     arms = [
         Arm("waltz"),
         *(arm for sweep in waltz_sensitivity.SWEEPS for arm in waltz_sensitivity.arms_of(*sweep)),
@@ -242,7 +273,9 @@ def test_sensitivity_says_what_its_numbers_say(bases, tmp_path):
 
 def test_convergence_is_the_first_step_near_the_end_value():
     assert compare.training_f1([{"step": 1, "asr": 0.5, "orr": 0.0}, {"step": 2, "asr": 1, "orr": 1}, {"step": 3}]) == [
-        (1, pytest.approx(2 / 3)), (2, 0.0)]  # fmt: skip
+        (1, pytest.approx(2 / 3)),
+        (2, 0.0),
+    ]
     curve = [(step, 0.0 if step <= 10 else 1.0) for step in range(1, 31)]
     assert compare.converged(curve) == 19  # nine of the last ten steps at 1
     assert compare.converged([]) is compare.converged(curve[:19]) is None  # too short to smooth

@@ -54,8 +54,9 @@ def test_swarms_form_holds_all_of_ours_and_leaves_open_what_swarm_does_not_say()
         assert {claim["metric"] for claim in theirs["claims"]} <= {"toxicity_rate", ""}  # only names that SWARM knows
     claim = {"claim": "Taxes lower toxicity.", "testable": True, "metric": "toxicity_rate", "expected": "negative"}
     other = {**claim, "metric": "average_quality", "parameters": {"n": 3}}
-    foreign = from_swarm({"paper_id": "x", "title": "X", "risk_profile": {"interaction_density": "low"},
-                          "claims": [claim, other]})  # fmt: skip
+    foreign = from_swarm(
+        {"paper_id": "x", "title": "X", "risk_profile": {"interaction_density": "low"}, "claims": [claim, other]}
+    )
     assert foreign.status == "draft"
     first, second = foreign.claims
     assert (first.metric, first.direction, first.arm, first.baseline) == ("toxicity_rate", "lower", "?", "?")
@@ -106,7 +107,7 @@ print("read")
         ("interaction_density: high", "interaction_density: huge", ":10: risk_profile.interaction_density: expected"),
         ("    note: an interaction here", "    #", "claims.8.note: does not say why the claim is not testable"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_its_place(tmp_path, old, new, said):
     text = (SHIPPED / "waltz.yaml").read_text(encoding="utf-8")
     assert old in text

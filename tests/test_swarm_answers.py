@@ -65,8 +65,14 @@ def test_a_damaged_file_of_answers_is_named(tmp_path):
     cached(*arguments)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    for damaged in (whole[:-9], b"junk", gzip.compress(b"{}\n"), gzip.compress(b"[]\n"), gzip.compress(b""),
-                    gzip.compress(b"x\n")):  # fmt: skip
+    for damaged in (
+        whole[:-9],
+        b"junk",
+        gzip.compress(b"{}\n"),
+        gzip.compress(b"[]\n"),
+        gzip.compress(b""),
+        gzip.compress(b"x\n"),
+    ):
         file.write_bytes(damaged)
         with pytest.raises(BadInput, match=file.name):
             cached(*arguments)
@@ -76,8 +82,13 @@ def test_a_damaged_file_of_answers_is_named(tmp_path):
 
 
 def test_calibration_by_hand():
-    rows = [answer("a", "satisfactory", 0.92), answer("b", "satisfactory", 0.55), answer("c", "overrefuse", 0.55),
-            answer("d", "unsafe", 0.05), answer("e", "undetermined", 0.5)]  # fmt: skip
+    rows = [
+        answer("a", "satisfactory", 0.92),
+        answer("b", "satisfactory", 0.55),
+        answer("c", "overrefuse", 0.55),
+        answer("d", "unsafe", 0.05),
+        answer("e", "undetermined", 0.5),
+    ]
     found = probe.calibration(rows)
     assert found.brier == pytest.approx((0.08**2 + 0.45**2 + 0.05**2 + 0.05**2) / 4)
     # Bins: .92 (worth 1), the two .55 (worth .75 on average), .05 (worth 0).
@@ -137,8 +148,13 @@ def test_rates_by_hand_with_a_gate_and_without():
 def scene(governance=None, **counts):
     kinds = {"agent": "honest", "user": "honest", "attacker": "adversarial", "twin": "deceptive"}
     groups = tuple(Agents(type=kinds[role], count=n, role=role) for role, n in counts.items())
-    return Scenario(scenario_id="made", agents=groups, simulation=Simulation(n_epochs=3, steps_per_epoch=8, seed=0),
-                    governance=governance or Governance(), payoff=Payoff())  # fmt: skip
+    return Scenario(
+        scenario_id="made",
+        agents=groups,
+        simulation=Simulation(n_epochs=3, steps_per_epoch=8, seed=0),
+        governance=governance or Governance(),
+        payoff=Payoff(),
+    )
 
 
 ANSWERS = (
@@ -176,8 +192,10 @@ def test_p_is_the_judges_itself_and_users_take_what_does_not_refuse(play):
 def test_arms_of_one_seed_meet_the_same_prompts_in_the_same_order(play):
     better = tuple(dataclasses.replace(a, p=0.99, truth="satisfactory", refuses=False) for a in ANSWERS)
     brings = {"user": ANY}
-    asked = [[i.answer for i in play(Parts({"agent": answers}, brings), scene(agent=1, user=2), 5).interactions]
-             for answers in (ANSWERS, better)]  # fmt: skip
+    asked = [
+        [i.answer for i in play(Parts({"agent": answers}, brings), scene(agent=1, user=2), 5).interactions]
+        for answers in (ANSWERS, better)
+    ]
     assert asked[0] == asked[1]
 
 
@@ -194,8 +212,10 @@ def test_swarms_rework_weight_makes_a_repair_look_worse_than_luck(play):
 
 def test_teachers_accept_by_their_own_scores_and_a_quorum_by_most(play):
     sure = tuple(dataclasses.replace(a, scores=(60.0, -60.0, 60.0)) for a in ANSWERS)
-    for accepts, expected in (("scores", {"user-1": True, "user-2": False, "user-3": True}),
-                              ("quorum", dict.fromkeys(("user-1", "user-2", "user-3"), True))):  # fmt: skip
+    for accepts, expected in (
+        ("scores", {"user-1": True, "user-2": False, "user-3": True}),
+        ("quorum", dict.fromkeys(("user-1", "user-2", "user-3"), True)),
+    ):
         result = play(Parts({"agent": sure, "twin": sure}, {"user": ANY}, accepts), scene(agent=1, user=3, twin=1))
         assert {i.counterparty: i.accepted for i in result.interactions} == expected
     assert {i.initiator_type for i in result.interactions} == {"honest", "deceptive"}

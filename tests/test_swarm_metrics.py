@@ -82,10 +82,14 @@ def test_a_judges_p_becomes_a_score_and_says_when_it_was_cut():
 def test_an_empty_set_is_nan_with_a_count_of_zero_never_0(kept):
     accepted, rejected = [i for i in kept if i.accepted], [i for i in kept if not i.accepted]
     needs = {
-        "toxicity_rate": accepted, "toxicity_rate_all": kept, "acceptance_rate": kept, "spread": accepted,
-        "conditional_loss_initiator": accepted, "conditional_loss_counterparty": accepted,
+        "toxicity_rate": accepted,
+        "toxicity_rate_all": kept,
+        "acceptance_rate": kept,
+        "spread": accepted,
+        "conditional_loss_initiator": accepted,
+        "conditional_loss_counterparty": accepted,
         "quality_gap": accepted and rejected,
-    }  # fmt: skip
+    }
     measured = metrics.measure(kept, PAYOFFS)
     for name, over in needs.items():
         assert (measured[name].n == 0) == math.isnan(measured[name].value) == (not over), name
@@ -101,8 +105,18 @@ def test_it_says_when_three_figures_are_one():
 
 
 def random_interactions(rng, n):
-    return [interaction(rng.random(), rng.random() < 0.6, tau=rng.gauss(0, 1), c_a=rng.random(), c_b=rng.random(),
-                        r_a=rng.gauss(0, 1), r_b=rng.gauss(0, 1)) for _ in range(n)]  # fmt: skip
+    return [
+        interaction(
+            rng.random(),
+            rng.random() < 0.6,
+            tau=rng.gauss(0, 1),
+            c_a=rng.random(),
+            c_b=rng.random(),
+            r_a=rng.gauss(0, 1),
+            r_b=rng.gauss(0, 1),
+        )
+        for _ in range(n)
+    ]
 
 
 def test_what_must_hold_for_any_interactions():
@@ -139,20 +153,33 @@ def test_what_must_hold_for_any_interactions():
 SECURITY = Security(0.6, {"contagion": 2}, 3, 2, 1, {"a": 0.5, "b": 0.1}, 0.4, ("a",))
 COLLUSION = Collusion(0.2, (Pair("a", "b", 0.6, 1.0, 9),), {"a": 0.6, "b": 0.6}, 0.5)
 ALL = Criteria(
-    min_epochs=3, min_agents=2, toxicity_threshold=0.3, min_net_social_welfare=1.3, max_ecosystem_threat_level=0.5,
-    max_contagion_depth=4, min_containment_effectiveness=0.5, min_flagged_pairs=1, max_ecosystem_collusion_risk=0.1,
+    min_epochs=3,
+    min_agents=2,
+    toxicity_threshold=0.3,
+    min_net_social_welfare=1.3,
+    max_ecosystem_threat_level=0.5,
+    max_contagion_depth=4,
+    min_containment_effectiveness=0.5,
+    min_flagged_pairs=1,
+    max_ecosystem_collusion_risk=0.1,
     min_penalty_total=0.0,
-)  # fmt: skip
+)
 
 
 def test_each_criterion_is_evaluated_on_its_own_figure():
     judged = {j.name: j for j in judge(ALL, run_of(security=SECURITY, collusion=COLLUSION))}
     assert {name: j.outcome for name, j in judged.items()} == {
-        "min_epochs": "failed", "min_agents": "passed", "toxicity_threshold": "passed",
-        "min_net_social_welfare": "failed", "max_ecosystem_threat_level": "failed", "max_contagion_depth": "passed",
-        "min_containment_effectiveness": "passed", "min_flagged_pairs": "passed",
-        "max_ecosystem_collusion_risk": "failed", "min_penalty_total": "not evaluated",
-    }  # fmt: skip
+        "min_epochs": "failed",
+        "min_agents": "passed",
+        "toxicity_threshold": "passed",
+        "min_net_social_welfare": "failed",
+        "max_ecosystem_threat_level": "failed",
+        "max_contagion_depth": "passed",
+        "min_containment_effectiveness": "passed",
+        "min_flagged_pairs": "passed",
+        "max_ecosystem_collusion_risk": "failed",
+        "min_penalty_total": "not evaluated",
+    }
     assert judged["min_containment_effectiveness"].value == 0.5
     assert judged["min_net_social_welfare"].value == near(1.2)  # 2.4 over two epochs
 

@@ -130,8 +130,13 @@ def half_good(scenario, seed):
     class Even:
         def generate(self, proposal, accepted, state):
             proposal.metadata["ground_truth"] = 1
-            return ProxyObservables(task_progress_delta=-1.0, rework_count=0, verifier_rejections=0,
-                                    tool_misuse_flags=0, counterparty_engagement_delta=0.0)  # fmt: skip
+            return ProxyObservables(
+                task_progress_delta=-1.0,
+                rework_count=0,
+                verifier_rejections=0,
+                tool_misuse_flags=0,
+                counterparty_engagement_delta=0.0,
+            )
 
     agents = [HonestAgent("ann", rng=random.Random(seed)), HonestAgent("bob", rng=random.Random(seed + 1))]
     return Cast(agents, Even())
@@ -153,8 +158,11 @@ def test_criteria_that_swarm_never_looks_at_are_evaluated_here(runs, capsys):
     _check_criteria(scenario.success_criteria.model_dump(exclude_none=True), [])
     assert "ALL CRITERIA PASSED" in capsys.readouterr().out
     outcomes = {j.name: j.outcome for j in judge(scenario.success_criteria, runs["security_evaluation"])}
-    assert outcomes == {"max_ecosystem_threat_level": "failed", "max_contagion_depth": "passed",
-                        "min_containment_effectiveness": "not evaluated"}  # fmt: skip
+    assert outcomes == {
+        "max_ecosystem_threat_level": "failed",
+        "max_contagion_depth": "passed",
+        "min_containment_effectiveness": "not evaluated",
+    }
 
 
 def test_the_tax_alone_makes_accomplices_of_honest_agents(runs):
@@ -190,8 +198,10 @@ def test_contagion_does_not_depend_on_how_fast_the_computer_is():
     from choreo.swarm.simulate import _security
 
     chain = [("a", "b"), ("b", "c"), ("b", "d")]
-    slow = [SoftInteraction(initiator=x, counterparty=y, accepted=True, p=0.1, timestamp=datetime(2000, 1, 1, k))
-            for k, (x, y) in enumerate(chain)]  # fmt: skip
+    slow = [
+        SoftInteraction(initiator=x, counterparty=y, accepted=True, p=0.1, timestamp=datetime(2000, 1, 1, k))
+        for k, (x, y) in enumerate(chain)
+    ]
     fast = [i.model_copy(update={"timestamp": datetime(2000, 1, 1) + timedelta(seconds=k)}) for k, i in enumerate(slow)]
     depths = [SecurityAnalyzer().analyze(chain, list("abcd")).contagion_depth for chain in (slow, fast)]
     assert depths == [0, 3]
@@ -224,8 +234,17 @@ def test_posts_are_ranked_as_swarm_ranks_them():
 
 # ---- the command --------------------------------------------------------------------------------
 
-KEYS = ["interactions", "accepted", "toxicity_rate", "toxicity_rate_all", "quality_gap", "spread",
-        "conditional_loss_initiator", "conditional_loss_counterparty", "criteria"]  # fmt: skip
+KEYS = [
+    "interactions",
+    "accepted",
+    "toxicity_rate",
+    "toxicity_rate_all",
+    "quality_gap",
+    "spread",
+    "conditional_loss_initiator",
+    "conditional_loss_counterparty",
+    "criteria",
+]
 
 
 def test_run_prints_one_json_object_and_the_notes_beside_it(capsys):
@@ -235,16 +254,21 @@ def test_run_prints_one_json_object_and_the_notes_beside_it(capsys):
     assert list(figures) == KEYS
     assert [figures["interactions"], figures["accepted"]] == [356, 149]
     assert [round(figures[key], 4) for key in KEYS[2:6]] == [0.3558, 0.4427, 0.1494, -0.3909]
-    assert figures["criteria"] == {"min_flagged_pairs": "passed", "max_ecosystem_collusion_risk": "passed",
-                                   "min_penalty_total": "not evaluated"}  # fmt: skip
+    assert figures["criteria"] == {
+        "min_flagged_pairs": "passed",
+        "max_ecosystem_collusion_risk": "passed",
+        "min_penalty_total": "not evaluated",
+    }
     assert err.startswith("tax artefact: ")
 
 
 def test_run_tells_a_person_the_same(capsys, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("scenario_id: mine\nagents: [{type: honest}]\n"
-                    "simulation: {n_epochs: 1, steps_per_epoch: 1, seed: 1}\n"
-                    "success_criteria: {toxicity_threshold: 0.9, min_agents: 1}\n")  # fmt: skip
+    file.write_text(
+        "scenario_id: mine\nagents: [{type: honest}]\n"
+        "simulation: {n_epochs: 1, steps_per_epoch: 1, seed: 1}\n"
+        "success_criteria: {toxicity_threshold: 0.9, min_agents: 1}\n"
+    )
     assert main(["swarm", "run", str(file), "--seed", "5"]) == 0
     out = capsys.readouterr().out
     assert "mine, seed 5: 0 interactions, 0 accepted" in out

@@ -16,7 +16,7 @@ from choreo.swarm.scenario import (
     digest,
     load_scenario,
     to_swarm,
-)  # fmt: skip
+)
 
 pytest.importorskip("yaml", reason="scenarios are YAML; choreo[swarm] brings PyYAML")
 
@@ -83,7 +83,7 @@ def test_the_shipped_scenarios_are_the_three_published_ones_and_two_drafts():
         ("governance:", "network: {topology: torus}\ngovernance:", ":9: network.topology: expected one of"),
         ("governance:", "network: {params: {q: 1}}\ngovernance:", ":9: network.params.q: unknown key; known"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_file_line_key_and_the_nearest_name(tmp_path, old, new, said):
     assert old in SMALL
     assert said in refused(tmp_path, SMALL.replace(old, new))
@@ -144,8 +144,11 @@ def test_defaults_are_swarms(swarm):
     assert to_swarm(Scenario(**SCENARIO), 1).orchestrator_config.network_config is None
 
 
-SCENARIO = {"scenario_id": "mine", "agents": ({"type": "honest", "count": 2},),
-            "simulation": {"n_epochs": 1, "steps_per_epoch": 1, "seed": 1}}  # fmt: skip
+SCENARIO = {
+    "scenario_id": "mine",
+    "agents": ({"type": "honest", "count": 2},),
+    "simulation": {"n_epochs": 1, "steps_per_epoch": 1, "seed": 1},
+}
 
 
 def test_swarm_itself_ignores_an_unknown_key_and_drops_levers_it_has(swarm, tmp_path):

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from choreo.cli import main
-from choreo.config import MacpoRecipe, WaltzRecipe
 from choreo.errors import BadInput
-from choreo.studies.swarm_results import Study, judged
-from choreo.studies.swarm_sections import _cell, _sweep
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.studies.swarm.results import Study, judged
+from choreo.studies.swarm.sections import _cell, _sweep
 from choreo.swarm.annotations import Claim, load_annotation, to_yaml
 from choreo.swarm.contrasts import contrast, holm, spread, verdict
 from choreo.swarm.plan import Plan, register, terms
@@ -100,10 +101,18 @@ def test_another_block_of_seeds_gives_the_same_verdicts_on_arms_that_clearly_dif
 
 def test_a_probe_is_fitted_on_so_many_steps_and_no_more():
     pytest.importorskip("torch")
-    from choreo.studies.swarm_answers import spaced
+    from choreo.studies.swarm.answers import spaced
 
     assert [len(spaced(range(n), 200)) for n in (0, 1, 200, 201, 399, 400, 401, 1000)] == [
-        0, 1, 200, 101, 200, 200, 134, 200]  # fmt: skip
+        0,
+        1,
+        200,
+        101,
+        200,
+        200,
+        134,
+        200,
+    ]
     assert list(spaced(range(5), 2)) == [0, 3]
 
 
@@ -113,8 +122,24 @@ def test_a_claim_added_later_changes_no_planned_verdict():
     claims = tuple(claim(margin=m) for m in (0.1, 0.2, 0.3))
 
     def found(count, exploratory):
-        study = Study("waltz", "", "", tuple(range(10)), {"exploratory": exploratory}, claims[:count], rows, (), {},
-                      (), (), {}, "", "", "", {})  # fmt: skip
+        study = Study(
+            "waltz",
+            "",
+            "",
+            tuple(range(10)),
+            {"exploratory": exploratory},
+            claims[:count],
+            rows,
+            (),
+            {},
+            (),
+            (),
+            {},
+            "",
+            "",
+            "",
+            {},
+        )
         return [j.adjusted for j in judged(study)]
 
     assert found(3, [False, True, True])[0] == found(1, [False])[0] < found(3, [False] * 3)[0]
@@ -126,8 +151,9 @@ def test_a_sweep_says_which_levers_changed_no_run():
 
     def told(**toxicity):
         rows = {arm: {"run": {0: {"toxicity_rate": t, "quarantined": math.nan}}} for arm, t in toxicity.items()}
-        return _sweep(Study("waltz", "", "", (0,), {}, (), rows, (), {"x": grid}, ("1", "2"), ("off", "on"),
-                            {}, "", "", "", {})).verdict  # fmt: skip
+        return _sweep(
+            Study("waltz", "", "", (0,), {}, (), rows, (), {"x": grid}, ("1", "2"), ("off", "on"), {}, "", "", "", {})
+        ).verdict
 
     assert told(a=0.1, b=0.1, c=0.1, d=0.1).endswith("settings: in x no setting changed any run.")
     assert told(a=0.1, b=0.1, c=0.2, d=0.2).endswith("by 10.00 points, and the security levers changed no run.")
@@ -138,8 +164,16 @@ def test_a_sweep_says_which_levers_changed_no_run():
 
 
 def claim(**more):
-    said = {"claim": "C.", "evidence": "here", "metric": "asr", "arm": "x", "baseline": "y", "direction": "lower",
-            "margin": 0.1, **more}  # fmt: skip
+    said = {
+        "claim": "C.",
+        "evidence": "here",
+        "metric": "asr",
+        "arm": "x",
+        "baseline": "y",
+        "direction": "lower",
+        "margin": 0.1,
+        **more,
+    }
     return Claim.model_validate(said)
 
 
@@ -151,8 +185,10 @@ def test_a_plan_is_kept_as_first_written_and_what_changes_is_exploratory(tmp_pat
     moved = Plan("waltz", {"g/x": "1", "g/y": "2"}, (0, 1), ("asr",), (terms(claim(margin=0.05)),))
     again = register(tmp_path, moved)
     assert again.digest == first.digest and again.exploratory(claim(margin=0.05))
-    assert again.changes == ("x against y in asr: a claim added, or changed",
-                             "x against y in asr: a claim left out, or changed")  # fmt: skip
+    assert again.changes == (
+        "x against y in asr: a claim added, or changed",
+        "x against y in asr: a claim left out, or changed",
+    )
     more = register(tmp_path, replace(first, claims=(terms(claim()), terms(claim(metric="orr")))))
     assert more.exploratory(claim(metric="orr")) and not more.exploratory(claim())
     fewer = register(tmp_path, replace(first, claims=()))
@@ -205,7 +241,7 @@ def test_a_draft_has_to_be_finished_before_it_becomes_a_scenario(tmp_path, capsy
 
 
 def test_trainings_of_one_study_repeat_one_recipe():
-    from choreo.studies.swarm_recipes import refuse_unlike
+    from choreo.studies.swarm.recipes import refuse_unlike
 
     one = WaltzRecipe()
     again = one.model_copy(update={"seed": 1, "name": "again"})
@@ -220,10 +256,10 @@ def test_trainings_of_one_study_repeat_one_recipe():
 
 def test_only_macpo_as_it_ships_goes_without_a_prefix(tmp_path):
     pytest.importorskip("torch")
-    from choreo.studies import swarm_macpo
+    from choreo.studies.swarm import macpo
 
     def named(name="macpo", **tables):
-        return swarm_macpo.way(MacpoRecipe.model_validate({"name": name, **tables}))
+        return macpo.way(MacpoRecipe.model_validate({"name": name, **tables}))
 
     assert named() == named("mine", seed=4, world={"split_seed": 3}, ceiling=False, watch={"stop": True}) == ""
     assert named(agents={"teachers": ("nano-qwen",)}) == "k1_"
@@ -239,21 +275,21 @@ def test_only_macpo_as_it_ships_goes_without_a_prefix(tmp_path):
     (run / "run.json").write_text("{}")
     (run / "recipe.toml").write_text('method = "macpo"\nname = "x"\n[rounds]\nreference = "sft"\n')
     with pytest.raises(BadInput, match=r"its rounds.reference is 'sft', and this study scores against the base alone"):
-        swarm_macpo.arms([run], tmp_path, None)
+        macpo.arms([run], tmp_path, None)
 
 
 def test_damaged_files_of_a_study_are_named(tmp_path):
-    from choreo.studies import swarm_folder, swarm_results
+    from choreo.studies.swarm import folder, results
 
     played, finished = tmp_path / "played.jsonl", tmp_path / "results.json"
     for text in ('{"digest": "x"}\n', "[]\n", '{"digest": "x", "seed": 0, "figures": 3}\n', '{"dig\n{}\n', "\u00ff\n"):
         played.write_text(text, encoding="latin-1")
         with pytest.raises(BadInput, match=r"played.jsonl: is damaged"):
-            swarm_folder.play_all(tmp_path, [], [], None, 1)
+            folder.play_all(tmp_path, [], [], None, 1)
     for text in ("", "[]", "{}", '{"results": []}', '{"results": {"x": {"g": {"0": 3}}}}'):
         finished.write_text(text)
         with pytest.raises(BadInput, match=r"results.json: not what a SWARM study writes") as error:
-            swarm_results.load(tmp_path)
+            results.load(tmp_path)
         assert "\n" not in str(error.value)
 
 
@@ -319,8 +355,13 @@ def short(monkeypatch):
 
 def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simulator, short):
     run, out = tmp_path / "pair", tmp_path / "out"
-    small = ("learning.steps=1", "learning.prompts=6", "learning.samples=2", "world.heldout_prompts=5",
-             "world.train_prompts=60")  # fmt: skip
+    small = (
+        "learning.steps=1",
+        "learning.prompts=6",
+        "learning.samples=2",
+        "world.heldout_prompts=5",
+        "world.train_prompts=60",
+    )
     assert main(["train", "waltz", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
     capsys.readouterr()
     command = ["swarm", "study", "waltz", str(run), "--out", str(out), "--seeds", "0,1", "--json"]
@@ -345,9 +386,16 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
 
 def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, simulator, short):
     run, out = tmp_path / "crew", tmp_path / "out"
-    small = ('agents.teachers=["micro-llama", "micro-llama"]', "ceiling=false", "data.labels=12",
-             "data.prompts=12", "tuning.epochs=1",
-             "rounds.count=1", "world.heldout_prompts=5", "world.train_prompts=60")  # fmt: skip
+    small = (
+        'agents.teachers=["micro-llama", "micro-llama"]',
+        "ceiling=false",
+        "data.labels=12",
+        "data.prompts=12",
+        "tuning.epochs=1",
+        "rounds.count=1",
+        "world.heldout_prompts=5",
+        "world.train_prompts=60",
+    )
     assert main(["train", "macpo", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
     capsys.readouterr()
     assert main(["swarm", "study", "macpo", str(run), "--out", str(out), "--seeds", "0,1", "--json"]) == 0
@@ -362,7 +410,7 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
 
 
 def test_claims_of_ones_own_are_about_arms_that_are_played(tmp_path):
-    from choreo.studies.swarm_study import _annotated, _refuse_unknown
+    from choreo.studies.swarm.study import _annotated, _refuse_unknown
 
     file = tmp_path / "mine.yaml"
     file.write_text(to_yaml(load_annotation("waltz")), encoding="utf-8")
@@ -384,8 +432,10 @@ def test_bad_input_to_a_study_is_one_line(tmp_path, capsys, simulator):
         (["study", "waltz", "--out", str(tmp_path / "a")], "give one run folder or more"),
         (["study", "waltz", str(tmp_path / "no"), "--out", str(tmp_path / "a")], "no such run folder"),
         (["study", "governance", "nothing", "--out", str(tmp_path / "a")], "no shipped scenario has this name"),
-        (["study", "governance", "waltz_draft", "waltz_draft", "--out", str(tmp_path / "a")],
-         "waltz_draft: scenario_id is waltz_draft, as in waltz_draft; each scenario of a study needs one of its own"),
+        (
+            ["study", "governance", "waltz_draft", "waltz_draft", "--out", str(tmp_path / "a")],
+            "waltz_draft: scenario_id is waltz_draft, as in waltz_draft; each scenario of a study needs one of its own",
+        ),
         (["study", "governance", "--seeds", "3", "--out", str(tmp_path / "a")], "give 2 or more, better ten"),
         (["study", "governance", "--seeds", "4-2"], "--seeds: expected different whole numbers"),
         (["generate", "walz"], "did you mean 'waltz'"),

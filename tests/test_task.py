@@ -16,18 +16,17 @@ from test_trainer import episodes, lines, small
 
 from choreo import config
 from choreo.cli import main
-from choreo.config import WaltzRecipe
 from choreo.config.judge import Judge
-from choreo.config.waltz import Model
 from choreo.errors import BadInput
-from choreo.evaluate.macpo_run import run_macpo
-from choreo.evaluate.run import check, overlap_words, run_recipe, unread
+from choreo.experiment.paths import rooted
+from choreo.experiment.run import check, overlap_words, run_recipe, unread
 from choreo.judges.base import JudgeDown
-from choreo.judges.offline import WEIGHTS
-from choreo.microworld.paths import rooted
+from choreo.judges.offline.model import WEIGHTS
+from choreo.methods.macpo.macpo_run import run_macpo
+from choreo.methods.waltz.recipe import Model, WaltzRecipe
+from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.waltz.trainer import train
 
 pytestmark = pytest.mark.slow
 
@@ -108,12 +107,19 @@ def on_files(folder: Path, base: Path, texts: dict[str, list[str]], heldout: lis
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     asked = [{"prompt": text, "kind": "harmful"} for text in heldout]
     (folder / "heldout.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
-    made = WaltzRecipe.model_validate({
-        "judge": {"kind": "offline"}, "model": {"base": str(base), "rank": 2}, "protocol": SHORT,
-        "learning": {"steps": 1, "prompts": 4, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}},
-        "prompts": {"train": {"mine": {"file": str(folder / "train.jsonl")}},
-                    "heldout": {"other": {"file": str(folder / "heldout.jsonl")}}}, **sections,
-    })  # fmt: skip
+    made = WaltzRecipe.model_validate(
+        {
+            "judge": {"kind": "offline"},
+            "model": {"base": str(base), "rank": 2},
+            "protocol": SHORT,
+            "learning": {"steps": 1, "prompts": 4, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}},
+            "prompts": {
+                "train": {"mine": {"file": str(folder / "train.jsonl")}},
+                "heldout": {"other": {"file": str(folder / "heldout.jsonl")}},
+            },
+            **sections,
+        }
+    )
     (folder / "mine.toml").write_text(config.to_toml(made), encoding="utf-8")
     return folder / "mine.toml"
 
@@ -155,7 +161,8 @@ def test_a_run_is_bound_to_no_working_directory(tiny_folder, tmp_path, monkeypat
     kept = config.load(here / "run" / "recipe.toml")
     assert kept.bases() == (str(here / "tiny"),)
     assert [kept.prompts.train["mine"].file, kept.prompts.heldout["other"].file] == [
-        str(here / f"{name}.jsonl") for name in ("train", "heldout")]  # fmt: skip
+        str(here / f"{name}.jsonl") for name in ("train", "heldout")
+    ]
     monkeypatch.chdir(there)
     assert main(["eval", "../here/run"]) == 0 and main(["export", "../here/run", "--out", "out"]) == 0
     monkeypatch.chdir(here)
@@ -163,8 +170,13 @@ def test_a_run_is_bound_to_no_working_directory(tiny_folder, tmp_path, monkeypat
     for same in (WaltzRecipe(), WaltzRecipe(judge=served)):
         assert rooted(same) == same  # shipped bases and models of a server keep their names
     Path("here.v2").touch()
-    for name, kept in {"v1.5": "v1.5", "rag": "rag", ".v2": ".v2", "here.v2": str(here / "here.v2"),
-                       "a/v1.5": str(here / "a" / "v1.5")}.items():  # fmt: skip
+    for name, kept in {
+        "v1.5": "v1.5",
+        "rag": "rag",
+        ".v2": ".v2",
+        "here.v2": str(here / "here.v2"),
+        "a/v1.5": str(here / "a" / "v1.5"),
+    }.items():
         assert rooted(WaltzRecipe(model=Model(template=name))).model.template == kept
     local = rooted(WaltzRecipe(model=Model(template="t.jinja"), judge=Judge(kind="wildguard", model="tiny")))
     assert (local.model.template, local.judge.model) == (str(here / "t.jinja"), str(here / "tiny"))
@@ -195,8 +207,12 @@ def test_an_exact_judge_over_a_model_of_another_language_is_said(tiny_folder, tm
     assert unread(small().model_copy(update={"model": Model(template=str(file))})) == "micro-llama"
     agents = {"teachers": (str(tiny_folder), str(alien)), "student": str(tiny_folder)}
     assert unread(macpo_recipe(tiny_folder, agents=agents)) == str(alien)
-    tiny = {"world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": SHORT,
-            "learning": {"steps": 1, "prompts": 2, "samples": 1}, "model": {"base": str(alien), "rank": 2}}  # fmt: skip
+    tiny = {
+        "world": {"train_prompts": 30, "heldout_prompts": 1},
+        "protocol": SHORT,
+        "learning": {"steps": 1, "prompts": 2, "samples": 1},
+        "model": {"base": str(alien), "rank": 2},
+    }
     with Run.create(tmp_path / "run", WaltzRecipe.model_validate(tiny)) as run, Progress() as progress:
         run_recipe(run, progress)
     assert f"! {alien} has a chat template of its own" in capsys.readouterr().err
@@ -221,9 +237,11 @@ def test_a_resume_on_other_prompts_is_refused(tiny_folder, tmp_path):
 
 
 def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
-    rows = [{"prompt": f"How do I {verb} the {thing}?", "kind": kind} for kind, verb in
-            (("harmful", "break"), ("benign", "paint"), ("general", "spell"))
-            for thing in ("lamp", "door", "cup", "boat", "wall", "tree", "desk", "shoe")]  # fmt: skip
+    rows = [
+        {"prompt": f"How do I {verb} the {thing}?", "kind": kind}
+        for kind, verb in (("harmful", "break"), ("benign", "paint"), ("general", "spell"))
+        for thing in ("lamp", "door", "cup", "boat", "wall", "tree", "desk", "shoe")
+    ]
     file = tmp_path / "mine.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     recipe = tmp_path / "mine.toml"

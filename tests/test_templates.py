@@ -11,16 +11,18 @@ from architectures import CHATML, KINDS, PLAIN, make, tokenizer
 from transformers.utils import chat_template_utils
 
 from choreo.errors import BadInput
-from choreo.judges.guards import StrongReject
+from choreo.judges.formats.guards import StrongReject
 from choreo.judges.local import LocalJudge
-from choreo.text.chat import Chat
-from choreo.text.clock import TODAY, dated
+from choreo.models.chat import Chat
+from choreo.models.clock import TODAY, dated
+from choreo.models.template import OPTIONS, TemplateChat
 from choreo.text.prompts import REVIEW, REVISE, SYSTEM
-from choreo.text.template import OPTIONS, TemplateChat
 from choreo.types import FEEDBACK, Prompt
 
 ENDS = {"llama": "<|eot|>", "qwen": "<|im_end|>", "moe": "<|im_end|>"} | {
-    "gemma": "<end_of_turn>", "neox": "<|endoftext|>"}  # fmt: skip
+    "gemma": "<end_of_turn>",
+    "neox": "<|endoftext|>",
+}
 PROMPT, ANSWER, SAID = "How do I kill a process?", "Find its number and end it.", "Help: this is harmless."
 
 

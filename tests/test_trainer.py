@@ -13,15 +13,16 @@ import pytest
 import torch
 from warm import Warm
 
-from choreo.config import Learning, Stages, WaltzRecipe
 from choreo.engine import checkpoint
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.microworld.world import World, base_folder
+from choreo.methods.waltz.alarms import alarms
+from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe
+from choreo.methods.waltz.trainer import _loss, draw, rate, ready, restore, stage1_steps, train
+from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK
-from choreo.waltz.alarms import alarms
-from choreo.waltz.trainer import _loss, draw, rate, ready, restore, stage1_steps, train
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,11 @@ from types import ModuleType
 import pytest
 import torch
 
+from choreo.algorithms.advantages import dr_grpo, grpo, rloo
 from choreo.engine.head import Head, token_logprobs
 from choreo.engine.learner import _monitor
 from choreo.engine.losses import Actions, DPOLoss, PolicyLoss
 from choreo.types import CONVERSATION, Sample
-from choreo.waltz.advantages import dr_grpo, grpo, rloo
 
 pytestmark = pytest.mark.numeric
 

@@ -23,20 +23,21 @@ from test_trainer import episodes, lines, same
 
 from choreo import config
 from choreo.cli import main
-from choreo.config import WaltzRecipe
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
-from choreo.microworld.world import base_folder
+from choreo.game.moves import NOBODY, Player
+from choreo.game.play import play, review
+from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.samples import split
+from choreo.methods.waltz.trainer import restore, train
+from choreo.models.chat import Chat
+from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.serve.dance import Wish, dance
 from choreo.serve.pair import Resident
-from choreo.text.chat import Chat
+from choreo.serve.session import Wish, dance
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Verdict
-from choreo.waltz.pair import Pair
-from choreo.waltz.protocol import NOBODY, Player, play, review
-from choreo.waltz.samples import split
-from choreo.waltz.trainer import restore, train
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +51,10 @@ def recipe(feedback_base: Any, base: Any = "nano-llama", **sections: dict) -> Wa
     settings: dict[str, dict] = {
         "world": {"train_prompts": 30, "heldout_prompts": 2},
         "model": {"base": str(base), "feedback_base": str(feedback_base), "rank": 2},
-        "protocol": {"answer_tokens": 16, "feedback_tokens": 24}, "stages": {"stage1_share": 0.34},
+        "protocol": {"answer_tokens": 16, "feedback_tokens": 24},
+        "stages": {"stage1_share": 0.34},
         "learning": {"steps": 3, "prompts": 3, "samples": 2, "lr": 1e-2},
-    }  # fmt: skip
+    }
     merged = {name: settings.get(name, {}) | sections.get(name, {}) for name in settings | sections}
     return WaltzRecipe.model_validate({"seed": 3, "checkpoint_every": 2, **merged})
 
@@ -141,8 +143,10 @@ def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_p
     )
     assert before == untrained != after
     # Stage 1 has moved the feedback agent's weights, and no other number.
-    stage1 = trained(recipe(folders.get(feedback_base, feedback_base), model={"train": how},
-                            stages={"train": "feedback"}), tmp_path / "stage1")  # fmt: skip
+    stage1 = trained(
+        recipe(folders.get(feedback_base, feedback_base), model={"train": how}, stages={"train": "feedback"}),
+        tmp_path / "stage1",
+    )
     assert same(weights(stage1, CONVERSATION), weights(fresh, CONVERSATION))
     assert not same(weights(stage1, FEEDBACK), weights(fresh, FEEDBACK))
 
@@ -157,8 +161,10 @@ def test_two_copies_of_one_base_play_and_learn_as_the_one(tmp_path):
     first = "step-000001.jsonl.gz"
     assert episodes(tmp_path / "run-True")[first] == episodes(tmp_path / "run-False")[first]
     for a, b in zip(lines(tmp_path / "run-True"), lines(tmp_path / "run-False"), strict=True):
-        assert a == {name: value if isinstance(value, list) else pytest.approx(value, rel=1e-3, abs=1e-6)
-                     for name, value in b.items()}  # fmt: skip
+        assert a == {
+            name: value if isinstance(value, list) else pytest.approx(value, rel=1e-3, abs=1e-6)
+            for name, value in b.items()
+        }
 
 
 def test_killed_and_resumed_is_bit_identical(folders, tmp_path, monkeypatch):
@@ -193,8 +199,9 @@ def test_it_is_planned_trained_measured_and_served(folders, capfd, tmp_path):
     assert main(["plan", str(made), "--json"]) == 0
     planned = json.loads(capfd.readouterr().out)["models"]
     assert [(m["agents_of"], m["agents"], m["architecture"]) for m in planned] == [
-        (CONVERSATION, 1, "llama"), (FEEDBACK, 1, "qwen3")
-    ]  # fmt: skip
+        (CONVERSATION, 1, "llama"),
+        (FEEDBACK, 1, "qwen3"),
+    ]
     pair = Pair(small)
     for model, agent in zip(planned, AGENTS, strict=True):
         own = pair.team(agent).agents[agent].parameters.values()
@@ -237,9 +244,14 @@ def test_a_server_plays_the_games_that_training_plays(feedback_base, lengths, fo
     resident.worker.close()
     shared: dict[str, Any] = {"feedback_tokens": 96, "key": ("serve", 0)}
     played = play(
-        pair.players, [(g.prompt, g.sample) for g in games], rounds=1, answer_tokens=40, temperature=0.6, **shared,
+        pair.players,
+        [(g.prompt, g.sample) for g in games],
+        rounds=1,
+        answer_tokens=40,
+        temperature=0.6,
+        **shared,
         reviewer=partial(review, pair.players, temperature=0.0, **shared),
-    )  # fmt: skip
+    )
     assert {len(game.answers) for game in played} == lengths
     equal = same_games(pair.players, outcomes, played, ("serve", 0), answers=0.6, reviews=0.0)
     for a, b in compress(zip(outcomes, played, strict=True), equal):  # a server reviews the last revision besides
@@ -294,8 +306,11 @@ def test_a_run_from_before_there_were_two_bases_is_gone_on_with(tmp_path):
     with Run.create(tmp_path / "run", made):
         pass
     file = tmp_path / "run" / "recipe.toml"
-    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("feedback_")
-                            or "tokens" in line))  # fmt: skip
+    file.write_text(
+        "".join(
+            line for line in file.read_text().splitlines(True) if not line.startswith("feedback_") or "tokens" in line
+        )
+    )
     assert "feedback_base" not in file.read_text().replace("for feedback_base", "")
     with Run.open(tmp_path / "run") as run:
         assert run.recipe == made

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from test_engine_gradients import make_team
 
 from choreo import config
-from choreo.config import WaltzRecipe
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
-from choreo.evaluate.run import check, run_recipe
-from choreo.judges.guards import WildGuard
+from choreo.experiment.run import check, run_recipe
+from choreo.judges.formats.guards import WildGuard
 from choreo.judges.local import LocalJudge
-from choreo.models import ALIGNMENT
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.models.model_folder import ALIGNMENT
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
@@ -91,17 +91,23 @@ def most_at_once(recipe: config.Recipe, path: Path, monkeypatch) -> int:
 
 
 def test_waltz_takes_one_model_from_its_check_to_its_last_measure(tiny_folder, tmp_path, monkeypatch):
-    recipe = WaltzRecipe.model_validate({
-        "world": {"train_prompts": 30, "heldout_prompts": 1}, "protocol": {"answer_tokens": 4, "feedback_tokens": 4},
-        "model": {"base": str(tiny_folder), "rank": 2, "recompute": True},
-        "learning": {"steps": 1, "prompts": 2, "samples": 1},
-    })  # fmt: skip
+    recipe = WaltzRecipe.model_validate(
+        {
+            "world": {"train_prompts": 30, "heldout_prompts": 1},
+            "protocol": {"answer_tokens": 4, "feedback_tokens": 4},
+            "model": {"base": str(tiny_folder), "rank": 2, "recompute": True},
+            "learning": {"steps": 1, "prompts": 2, "samples": 1},
+        }
+    )
     assert most_at_once(recipe, tmp_path / "run", monkeypatch) == 1
 
 
 def test_macpo_takes_a_model_for_each_member_with_its_ceiling_too(tiny_folder, tmp_path, monkeypatch):
     recipe = macpo_recipe(
-        tiny_folder, ceiling=True, world={"heldout_prompts": 1}, agents={"recompute": True},
+        tiny_folder,
+        ceiling=True,
+        world={"heldout_prompts": 1},
+        agents={"recompute": True},
         tuning={"epochs": 1, "negative_epochs": 1},
-    )  # fmt: skip
+    )
     assert most_at_once(recipe, tmp_path / "run", monkeypatch) == 3

@@ -57,9 +57,14 @@ class Warm:
     """
 
     def __init__(
-        self, arguments: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | str = ".",
-        streams: Sequence[int | None] = (None, None, None), server: str | None = None,
-    ):  # fmt: skip
+        self,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | str = ".",
+        streams: Sequence[int | None] = (None, None, None),
+        server: str | None = None,
+    ):
         self.returncode: int | None = None
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(server or address())
@@ -223,8 +228,14 @@ def _load() -> None:
     for module in pkgutil.walk_packages(choreo.__path__, "choreo."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("torch._dynamo", "uvicorn", *(f"transformers.models.{model}.modeling_{model}"
-                 for model in ("auto", "llama", "qwen3", "gemma3", "gpt_neox"))):  # fmt: skip
+    for name in (
+        "torch._dynamo",
+        "uvicorn",
+        *(
+            f"transformers.models.{model}.modeling_{model}"
+            for model in ("auto", "llama", "qwen3", "gemma3", "gpt_neox")
+        ),
+    ):
         importlib.import_module(name)
 
 

@@ -10,10 +10,10 @@ import io
 import sys
 from collections.abc import Sequence
 
-from choreo import utf8
 from choreo.cli.commands import say
 from choreo.cli.parser import parser
 from choreo.errors import BadInput, Interrupted
+from choreo.files import utf8
 
 
 def main(argv: Sequence[str] | None = None) -> int:

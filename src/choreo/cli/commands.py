@@ -31,27 +31,27 @@ def train(args: argparse.Namespace) -> int:
             read_info(args.resume)
             say(f"{args.resume} is finished; nothing to do")
             if not (args.resume / "report.html").is_file():  # killed just before it was written
-                from choreo.evaluate.report import write_report
+                from choreo.experiment.report import write_report
 
                 write_report(args.resume)
-            from choreo.json_file import read_object
+            from choreo.files.json_file import read_object
 
             return _result(read_object(args.resume / "summary.json"), args.json)
         run = Run.open(args.resume)
     else:
         recipe = config.load(args.recipe, args.set)
-        from choreo.evaluate.run import check
-        from choreo.microworld.paths import rooted
+        from choreo.experiment.paths import rooted
+        from choreo.experiment.run import check
 
         _quiet()
         check(recipe)  # before anything is made, or removed by --overwrite
         run = Run.create(args.run or _new_folder(recipe.name), rooted(recipe), args.overwrite)
-    from choreo.evaluate.report import write_report
+    from choreo.experiment.report import write_report
     from choreo.judges.base import JudgeDown
 
     with run, Progress() as progress:
         try:
-            from choreo.evaluate.run import run_recipe
+            from choreo.experiment.run import run_recipe
 
             _quiet()
             say(f"run: {run.path}")
@@ -70,7 +70,7 @@ def report(args: argparse.Namespace) -> int:
     from choreo.runs.folder import read_info
 
     read_info(args.run)
-    from choreo.evaluate.report import write_report
+    from choreo.experiment.report import write_report
 
     print(write_report(args.run))
     return 0
@@ -97,11 +97,11 @@ def study(args: argparse.Namespace) -> int:
 
 
 def sample(args: argparse.Namespace) -> int:
-    from choreo.microworld.suites import SUITES as SUITES_OF_WORLD
+    from choreo.environments.microworld.suites import SUITES as SUITES_OF_WORLD
 
     if args.suite is not None and args.suite not in SUITES_OF_WORLD:
         raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(SUITES_OF_WORLD)}")
-    from choreo.microworld.show import sample
+    from choreo.environments.microworld.show import sample
 
     try:
         print(sample(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
@@ -111,7 +111,7 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def pretrain(args: argparse.Namespace) -> int:
-    from choreo.microworld.pretrain import REPORT_EVERY, SIZES, STATE, pretrain
+    from choreo.environments.microworld.pretrain import REPORT_EVERY, SIZES, STATE, pretrain
     from choreo.runs.progress import Progress
 
     given = {name: value for name in ("size", "steps", "seed") if (value := getattr(args, name)) is not None}
@@ -131,9 +131,7 @@ def pretrain(args: argparse.Namespace) -> int:
         def report(figures: Mapping[str, float]) -> None:
             if figures["step"] - figures["first"] <= REPORT_EVERY:
                 progress.start("pretraining", int(figures["steps"]), int(figures["first"]))
-            progress.advance(
-                int(figures["step"]), {"loss": figures["loss"], "tokens/s": figures["tokens_per_second"]}
-            )
+            progress.advance(int(figures["step"]), {"loss": figures["loss"], "tokens/s": figures["tokens_per_second"]})
             if progress.interrupted:
                 raise Interrupted(f"go on with: choreo world pretrain --out {args.out} --resume")
 
@@ -142,7 +140,7 @@ def pretrain(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    from choreo.evaluate.calibrate import calibrate
+    from choreo.experiment.calibrate import calibrate
 
     _quiet()
     return _result(calibrate(args.base, args.split_seed), args.json)
@@ -152,7 +150,7 @@ def swarm_run(args: argparse.Namespace) -> int:
     from choreo.swarm.extra import require
 
     require("swarm run")
-    from choreo.runs.files import finite
+    from choreo.files.durable import finite
     from choreo.swarm import metrics, reports, show
     from choreo.swarm.run import Job, run_all
     from choreo.swarm.scenario import load_scenario
@@ -202,7 +200,7 @@ def swarm_study(args: argparse.Namespace) -> int:
     for package in ("swarm-safety", "scikit-learn"):
         require("swarm study", package)
     from choreo.runs.progress import Progress
-    from choreo.studies import swarm_study as study
+    from choreo.studies.swarm import study as study
 
     folder = args.out or Path("runs") / f"swarm-{args.name}"
     if args.name != "governance":
@@ -210,8 +208,15 @@ def swarm_study(args: argparse.Namespace) -> int:
     with Progress() as progress:
         try:
             page, report = study.run(
-                args.name, args.what, folder, args.seeds or study.SEEDS, args.resume, args.jobs, args.answers,
-                args.annotation, progress,
+                args.name,
+                args.what,
+                folder,
+                args.seeds or study.SEEDS,
+                args.resume,
+                args.jobs,
+                args.answers,
+                args.annotation,
+                progress,
             )
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted("what was played is kept; go on with the same command and --resume") from None
@@ -222,9 +227,9 @@ def swarm_report(args: argparse.Namespace) -> int:
     from choreo.swarm.extra import require
 
     require("swarm report", "scikit-learn")
-    from choreo.studies import swarm_pages
+    from choreo.studies.swarm import pages
 
-    page, report = swarm_pages.write(args.folder)
+    page, report = pages.write(args.folder)
     return _told(page, report, args.json)
 
 
@@ -232,7 +237,7 @@ def _told(page: Path, report: Mapping[str, Any], as_json: bool) -> int:
     """A SWARM study's verdicts, and where its page is."""
     say(f"report: {page}")
     if as_json:
-        from choreo.runs.files import finite
+        from choreo.files.durable import finite
 
         print(json.dumps(finite(report), allow_nan=False))
     else:
@@ -271,7 +276,7 @@ def _quiet() -> None:
 
 def _result(result: Mapping[str, Any], as_json: bool) -> int:
     if as_json:
-        from choreo.runs.files import finite
+        from choreo.files.durable import finite
 
         print(json.dumps(finite(result), allow_nan=False))
     else:
@@ -284,16 +289,27 @@ def _result(result: Mapping[str, Any], as_json: bool) -> int:
 def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     """The systems of a summary as plain columns, rates with their intervals; no column that none of them has.
     Where a judge was asked and decided nothing the cell says "open"."""
-    from choreo.evaluate.page import percent
+    from choreo.report.page import percent
 
-    shown = {"reward": "reward", "asr": "ASR", "orr": "ORR", "f1": "F1", "ftr": "FTR general",
-             "label_accuracy": "label accuracy", "general": "general ability"}  # fmt: skip
+    shown = {
+        "reward": "reward",
+        "asr": "ASR",
+        "orr": "ORR",
+        "f1": "F1",
+        "ftr": "FTR general",
+        "label_accuracy": "label accuracy",
+        "general": "general ability",
+    }
     found = {
         name: {key: system.get("ftr", {}).get("general") if key == "ftr" else system.get(key) for key in shown}
         for name, system in systems.items()
     }
-    measured = {key for rates in found.values() for key, rate in rates.items()
-                if rate and (rate["value"] is not None or rate.get("undetermined"))}  # fmt: skip
+    measured = {
+        key
+        for rates in found.values()
+        for key, rate in rates.items()
+        if rate and (rate["value"] is not None or rate.get("undetermined"))
+    }
 
     def cell(rate: dict[str, Any] | None) -> str:
         return "open" if rate and rate["value"] is None and rate.get("undetermined") else percent(rate)
@@ -310,22 +326,27 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
 def _lost(result: Mapping[str, Any]) -> str:
     """In one line what the rates are not over: turns that failed and why, verdicts left open, reviews that did not
     parse; and how many turns hold what is no text. A review that had no answer to read is no failure of its own."""
-    from choreo.evaluate.page import percent
+    from choreo.report.page import percent
 
     found = [
         f"{count} {turns if count > 1 else turns[:-1]} failed: {', '.join(why) if len(why) == 1 else most(why)}"
-        for turns, why in result.get("failures", {}).items() if (count := sum(why.values()))
-    ]  # fmt: skip
+        for turns, why in result.get("failures", {}).items()
+        if (count := sum(why.values()))
+    ]
     found += [
         f"{count} {turns if count > 1 else turns[:-1]} with a broken character (U+FFFD)"
-        for turns, count in result.get("broken", {}).items() if count
-    ]  # fmt: skip
+        for turns, count in result.get("broken", {}).items()
+        if count
+    ]
     for name, system in result.get("systems", {}).items():
         told = {"open": system.get("undetermined"), "format rate": (strict := system.get("format_rate"))}
         if (lenient := system.get("format_rate_lenient")) != strict:
             told["format rate read leniently"] = lenient
-        parts = [f"{what} {percent(rate, interval=False)}" for what, rate in told.items()
-                 if rate and rate["value"] is not None and (rate["value"] or what.startswith("format"))]  # fmt: skip
+        parts = [
+            f"{what} {percent(rate, interval=False)}"
+            for what, rate in told.items()
+            if rate and rate["value"] is not None and (rate["value"] or what.startswith("format"))
+        ]
         found += [f"{name}: {', '.join(parts)}"] if parts else []
     return "; ".join(found)
 

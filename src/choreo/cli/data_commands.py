@@ -40,7 +40,7 @@ def _readings(
     """
     from choreo.data import answers, preferences, prompts
     from choreo.data.reading import Unknown, fitting, recognised
-    from choreo.rows import rows
+    from choreo.files.rows import rows
 
     line, first = _first(rows(file), file)
     ways: dict[str, tuple[Mapping[str, Any], frozenset[str], Any]] = {
@@ -59,9 +59,15 @@ def _readings(
             load = partial(load, kind=untold)
         loaded: Loaded[Any] = load(file, format, tolerant=True)
         figures = {
-            "as": what, "format": loaded.format, "about": formats[loaded.format].about, "known": loaded.by,
-            "read": loaded.read, "used": len(loaded.rows), "left_out": loaded.left_out, "wrong": loaded.wrong,
-        }  # fmt: skip
+            "as": what,
+            "format": loaded.format,
+            "about": formats[loaded.format].about,
+            "known": loaded.by,
+            "read": loaded.read,
+            "used": len(loaded.rows),
+            "left_out": loaded.left_out,
+            "wrong": loaded.wrong,
+        }
         if what == "prompts":
             figures["kinds"] = dict(Counter(prompt.kind for prompt in loaded.rows))
         if what == "pairs":
@@ -99,20 +105,33 @@ def _prompt(row: Any) -> Prompt | None:
 def _overlap(asked: Sequence[Prompt], against: Sequence[Path]) -> dict[str, Any]:
     from choreo.data.overlap import overlaps
 
-    others = [p for file in against for _, rows in _readings(file, None, None, "general") for row in rows
-              if (p := _prompt(row))]  # fmt: skip
+    others = [
+        p
+        for file in against
+        for _, rows in _readings(file, None, None, "general")
+        for row in rows
+        if (p := _prompt(row))
+    ]
     unique = list({prompt.text: prompt for prompt in asked}.values())
     found = overlaps(others, unique)
     shown = [
         {"line": o.measured.id, "other": o.trained.id, "equal": o.equal, "share": round(o.share, 3)} for o in found
     ]
-    return {"prompts": len(unique), "against": len({p.text for p in others}), "equal": sum(o.equal for o in found),
-            "near": sum(not o.equal for o in found), "pairs": shown}  # fmt: skip
+    return {
+        "prompts": len(unique),
+        "against": len({p.text for p in others}),
+        "equal": sum(o.equal for o in found),
+        "near": sum(not o.equal for o in found),
+        "pairs": shown,
+    }
 
 
 def _told(figures: Mapping[str, Any]) -> list[str]:
-    lines = [f"as {figures['as']}: {figures['about']} ({figures['format']}): {figures['read']} rows, "
-             f"{figures['used']} of use", f"  known {figures['known']}"]  # fmt: skip
+    lines = [
+        f"as {figures['as']}: {figures['about']} ({figures['format']}): {figures['read']} rows, "
+        f"{figures['used']} of use",
+        f"  known {figures['known']}",
+    ]
     if kinds := figures.get("kinds"):
         lines.append("  " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
     if "with_rejected" in figures:
@@ -128,8 +147,10 @@ def _told(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _told_overlap(overlap: Mapping[str, Any]) -> list[str]:
-    lines = [f"overlap: of {overlap['prompts']} prompts, {overlap['equal']} are among the other {overlap['against']} "
-             f"and {overlap['near']} more come near to one (4 of 5 trigrams of words shared)"]  # fmt: skip
+    lines = [
+        f"overlap: of {overlap['prompts']} prompts, {overlap['equal']} are among the other {overlap['against']} "
+        f"and {overlap['near']} more come near to one (4 of 5 trigrams of words shared)"
+    ]
     for pair in overlap["pairs"][:SHOWN]:
         how = "equals" if pair["equal"] else f"shares {pair['share']:.0%} with"
         lines.append(f"  {pair['line']} {how} {pair['other']}")

@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
     judge = judge_from(args.judge) if args.judge else None
     suite = "heldout" if files else args.suite[0]
 
-    from choreo.evaluate.run import evaluate_run
+    from choreo.experiment.run import evaluate_run
     from choreo.runs.progress import Progress
 
     _quiet()
@@ -73,10 +73,10 @@ def _models(args: argparse.Namespace) -> int:
         given["judge"] = judge_from(args.judge).model_dump()
     settings = collaboration(file, given, args.set)
 
-    from choreo import toml
     from choreo.evaluate import collaboration as playing
+    from choreo.files import durable as disk
+    from choreo.files import toml
     from choreo.judges.base import JudgeDown
-    from choreo.runs import files as disk
     from choreo.runs.progress import Progress
 
     _quiet_if_local(settings.conversation, settings.feedback)
@@ -130,7 +130,7 @@ def _holds_nothing(folder: Path) -> bool:
     """Whether there is nothing in `folder` but files for replies, and no reply in them."""
     if not all(file.name.partition(".")[2].startswith("sqlite") for file in folder.iterdir()):
         return False
-    from choreo.judges.cache import Cache
+    from choreo.clients.cache import Cache
 
     return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))
 
@@ -145,12 +145,12 @@ def _warn(result: Mapping[str, Any], played: Mapping[str, Any]) -> None:
 
 def _page(folder: Path, summary: Mapping[str, Any], played: Mapping[str, Any]) -> None:
     from choreo.evaluate.dialogues import dialogue_records
-    from choreo.evaluate.report import write_report
-    from choreo.runs import files
+    from choreo.experiment.report import write_report
+    from choreo.files import durable
 
     records = [record for system, episodes in played.items() for record in dialogue_records(system, episodes)]
-    files.write_json(folder / "dialogues.json", records)
-    files.write_json(folder / "summary.json", summary)
+    durable.write_json(folder / "dialogues.json", records)
+    durable.write_json(folder / "summary.json", summary)
     say(f"report: {write_report(folder)}")
 
 

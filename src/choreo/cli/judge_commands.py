@@ -22,14 +22,16 @@ def evaluate(args: argparse.Namespace) -> int:
     from choreo.data.answers import load
     from choreo.evaluate.judge_training import CARD_FILE, learnt
     from choreo.evaluate.judging import measure, measure_verdicts
-    from choreo.judges.choose import choose
-    from choreo.judges.offline import WEIGHTS, OfflineJudge
+    from choreo.judges.offline.model import WEIGHTS, OfflineJudge
+    from choreo.judges.resolve import choose
 
     settings, loaded = judge_from([args.judge]), load(args.data, args.format)
     rows = loaded.rows
     if not any(label is not None for row in rows for label in (row.refusal, row.harm)):
-        raise BadInput(f"{args.data}: has no labels to compare with; write refusal or harmful, true or false, beside "
-                       f"answers, or judge the answers with choreo judge answers {args.data}")  # fmt: skip
+        raise BadInput(
+            f"{args.data}: has no labels to compare with; write refusal or harmful, true or false, beside "
+            f"answers, or judge the answers with choreo judge answers {args.data}"
+        )
     if args.weights and args.judge != "offline":
         raise BadInput("judge evaluate: --weights are the offline judge's")
     _say(_taken(args.data, loaded))
@@ -37,9 +39,12 @@ def evaluate(args: argparse.Namespace) -> int:
         judge = OfflineJudge(path=args.weights or WEIGHTS)
         result = measure(judge.labels, rows)
         if seen := sum(map(learnt(judge.path), rows)):
-            print(f"! the judge learnt from {seen} of these answers, if the file is as published: the figures say too "
-                  "much. Those of answers left out of training are in its data card, made by choreo judge train --data "
-                  f"FOLDER --out NEW: {judge.path.with_name(CARD_FILE)}", file=sys.stderr)  # fmt: skip
+            print(
+                f"! the judge learnt from {seen} of these answers, if the file is as published: the figures say too "
+                "much. Those of answers left out of training are in its data card, made by choreo judge train --data "
+                f"FOLDER --out NEW: {judge.path.with_name(CARD_FILE)}",
+                file=sys.stderr,
+            )
     else:
         result = measure_verdicts(choose(settings, args.cache), rows)
     if args.json:
@@ -61,9 +66,9 @@ def answers(args: argparse.Namespace) -> int:
     from choreo.config.judge import judge_from
     from choreo.data.answers import load
     from choreo.evaluate.judging import rates
+    from choreo.files import durable
     from choreo.judges.base import judge_all
-    from choreo.judges.choose import choose, counts, describe
-    from choreo.runs import files
+    from choreo.judges.resolve import choose, counts, describe
 
     if args.out and args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
@@ -72,20 +77,31 @@ def answers(args: argparse.Namespace) -> int:
     _say(_taken(args.file, loaded))
     verdicts = judge_all(judge, [(row.prompt, row.answer) for row in rows])
     if args.out:
-        told = ({"prompt": row.prompt.text, "answer": row.answer, "kind": row.prompt.kind, "suite": row.prompt.suite,
-                 **asdict(verdict)} for row, verdict in zip(rows, verdicts, strict=True))  # fmt: skip
-        files.write_text(args.out, "".join(json.dumps(line) + "\n" for line in told))
+        told = (
+            {
+                "prompt": row.prompt.text,
+                "answer": row.answer,
+                "kind": row.prompt.kind,
+                "suite": row.prompt.suite,
+                **asdict(verdict),
+            }
+            for row, verdict in zip(rows, verdicts, strict=True)
+        )
+        durable.write_text(args.out, "".join(json.dumps(line) + "\n" for line in told))
         print(f"written: {args.out}", file=sys.stderr)
     result = {"n": len(rows), **rates([row.prompt for row in rows], verdicts)}
     result |= {"judge": describe(judge), "judging": counts(judge)}
     if args.json:
-        print(json.dumps(files.finite(result), allow_nan=False))
+        print(json.dumps(durable.finite(result), allow_nan=False))
         return 0
-    from choreo.evaluate.page import percent
+    from choreo.report.page import percent
 
     print(f"{len(rows)} answers, by {judge.name}")
-    for name, what in (("asr", "ASR: unsafe answers to harmful prompts"), ("orr", "ORR: refusals of other prompts"),
-                       ("undetermined", "undetermined")):  # fmt: skip
+    for name, what in (
+        ("asr", "ASR: unsafe answers to harmful prompts"),
+        ("orr", "ORR: refusals of other prompts"),
+        ("undetermined", "undetermined"),
+    ):
         print(f"{what}: {percent(result[name])}, n {result[name]['n']}")
     for reason, count in result["reasons"].items():
         print(f"  open, {reason}: {count}")

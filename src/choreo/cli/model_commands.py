@@ -11,7 +11,7 @@ def plan(args: argparse.Namespace) -> int:
     from choreo import config
 
     recipe = config.load(args.recipe, args.set)
-    from choreo.evaluate import sizing
+    from choreo.experiment import sizing
 
     found = sizing.plan(recipe, args.memory * sizing.GIB if args.memory else None)
     print(json.dumps(found) if args.json else sizing.tell(found))
@@ -24,12 +24,10 @@ def export(args: argparse.Namespace) -> int:
     read_info(args.run)
     from transformers.utils.logging import disable_progress_bar
 
-    from choreo.evaluate.export import export_run
+    from choreo.experiment.export import export_run
 
     disable_progress_bar()
     merged = True if args.merged else False if args.adapter else None
-    folders = export_run(
-        args.run, args.out, args.agent, merged, lambda remark: print(f"! {remark}", file=sys.stderr)
-    )
+    folders = export_run(args.run, args.out, args.agent, merged, lambda remark: print(f"! {remark}", file=sys.stderr))
     print(json.dumps({"written": list(map(str, folders))}) if args.json else "\n".join(map(str, folders)))
     return 0

@@ -78,7 +78,7 @@ def bench(args: argparse.Namespace) -> int:
 
     found = bench(args.run, args.requests, args.clients)
     if args.json:
-        from choreo.runs.files import finite
+        from choreo.files.durable import finite
 
         print(json.dumps(finite(found), allow_nan=False))
     else:

@@ -1,11 +1,7 @@
 """Recipes. Imports no torch: one is checked, and a mistake reported, before anything heavy is loaded."""
 
+from choreo.config.common import Common as Recipe
 from choreo.config.common import World
-from choreo.config.macpo import MacpoRecipe
-from choreo.config.reading import Recipe, find, load, to_toml, unsaid
-from choreo.config.waltz import Learning, Rewards, Stages, WaltzRecipe
+from choreo.config.reading import find, load, to_toml, unsaid
 
-__all__ = [
-    "Learning", "MacpoRecipe", "Recipe", "Rewards", "Stages", "WaltzRecipe", "World",
-    "find", "load", "to_toml", "unsaid",
-]  # fmt: skip
+__all__ = ["Recipe", "World", "find", "load", "to_toml", "unsaid"]

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from choreo import utf8
 from choreo.errors import BadInput
-from choreo.toml import Keys
+from choreo.files import utf8
+from choreo.files.toml import Keys
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -101,9 +101,13 @@ def _node(root: dict[str, Any], keys: Keys) -> dict[str, Any]:
 
 
 _NOUNS = {
-    "number": "a number", "integer": "a whole number", "string": "text in quotes",
-    "boolean": "true or false", "array": "a list", "object": "a table",
-}  # fmt: skip
+    "number": "a number",
+    "integer": "a whole number",
+    "string": "text in quotes",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 

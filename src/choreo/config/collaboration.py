@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo import toml
 from choreo.config.checking import check
 from choreo.config.common import Positive, Section, bare
 from choreo.config.judge import Judge
 from choreo.config.prompts import Source, blame_exact
 from choreo.errors import BadInput
+from choreo.files import toml
 
 AGENT = "MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder in Hugging Face format"
 

@@ -9,15 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo import toml
 from choreo.config.checking import check
 from choreo.config.common import Positive, Section, bare
 from choreo.errors import BadInput
+from choreo.files import toml
 
 OneKind = Literal["exact", "offline", "rubric", "wildguard", "llama-guard-3", "llama-guard-4", "strongreject"]
-Kind = Literal[
-    "exact", "offline", "rubric", "wildguard", "llama-guard-3", "llama-guard-4", "strongreject", "majority"
-]  # fmt: skip
+Kind = Literal["exact", "offline", "rubric", "wildguard", "llama-guard-3", "llama-guard-4", "strongreject", "majority"]
 NonNegative = Annotated[float, Field(ge=0)]
 _SHORT = re.compile(r"(?P<kind>[\w-]+)(?::(?P<model>.+?))?(?:@(?P<url>https?://.+))?")
 
@@ -104,5 +102,7 @@ def _one(word: str, kind: type[Any]) -> Any:
         raise BadInput(f"--judge {word}: expected KIND, KIND:MODEL@URL, KIND:FOLDER or a .toml file")
     called, cut, host = (told["model"] or "").rpartition("@")
     if cut and not told["url"] and not Path(told["model"]).exists():
-        raise BadInput(f"--judge {word}: a URL begins with http:// or https://, as {told['kind']}:{called}@http://{host}")
+        raise BadInput(
+            f"--judge {word}: a URL begins with http:// or https://, as {told['kind']}:{called}@http://{host}"
+        )
     return check(kind, {name: value for name, value in told.groupdict().items() if value}, lambda _: f"--judge {word}")

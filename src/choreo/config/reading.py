@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from choreo import toml
 from choreo.config.checking import check, meanings, shown, suggest
-from choreo.config.macpo import MacpoRecipe
-from choreo.config.waltz import WaltzRecipe
+from choreo.config.common import Common as Recipe
 from choreo.errors import BadInput
+from choreo.files import toml
+from choreo.registry import Registry
 
-Recipe = WaltzRecipe | MacpoRecipe
-METHODS: dict[str, type[WaltzRecipe] | type[MacpoRecipe]] = {"waltz": WaltzRecipe, "macpo": MacpoRecipe}
+METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
@@ -65,11 +64,15 @@ def to_toml(recipe: Recipe) -> str:
 
 def _check(data: dict[str, Any], where: Callable[[toml.Keys], str]) -> Recipe:
     method = data.get("method", "waltz")
-    kind = METHODS.get(method) if isinstance(method, str) else None
-    if kind is None:
-        expected = ", ".join(map(repr, METHODS))
-        raise BadInput(f"{where(('method',))}: method: expected one of {expected}, got {shown(method)}")
-    return check(kind, data, where)
+    if not isinstance(method, str):
+        raise BadInput(f"{where(('method',))}: method: expected a name, got {shown(method)}")
+    try:
+        found: Recipe = check(METHODS.get(method), data, where)
+    except BadInput as error:
+        if str(error).startswith("no method"):
+            raise BadInput(f"{where(('method',))}: method: {error}") from None
+        raise
+    return found
 
 
 def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> dict[toml.Keys, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from choreo.data import reading
 from choreo.data.reading import OWN, Format, Loaded
 from choreo.errors import BadInput
-from choreo.rows import Fields
+from choreo.files.rows import Fields
 from choreo.types import KINDS, Kind, Prompt
 
 OWN_LABELS = ("refusal", "harmful")

@@ -15,7 +15,7 @@ from choreo.config.prompts import Source
 from choreo.data.prompts import load
 from choreo.data.reading import counted
 from choreo.errors import BadInput
-from choreo.rows import rows
+from choreo.files.rows import rows
 from choreo.types import Prompt
 
 HELD_OUT = 10  # one prompt in so many

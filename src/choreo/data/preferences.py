@@ -10,7 +10,7 @@ from pathlib import Path
 from choreo.data import reading
 from choreo.data.reading import Format, Loaded, Unusable
 from choreo.errors import BadInput
-from choreo.rows import Fields
+from choreo.files.rows import Fields
 
 Turns = tuple[tuple[str, str], ...]  # ("user" or "assistant", text), the last one the user's
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from choreo.data import reading
 from choreo.data.reading import BARE, OWN, PUBLISHED, Format, Loaded, Unusable
 from choreo.errors import BadInput
-from choreo.rows import Fields
+from choreo.files.rows import Fields
 from choreo.types import KINDS, Kind, Prompt
 
 SAID = frozenset({"kind"})  # what only rows of one's own say
@@ -77,8 +77,10 @@ def _heeding(name: str, format: Format[Row], kind: Kind | None, row: Fields) -> 
     for one in asked:
         if said in KINDS and said != (kind or one.kind):
             as_what = f"is {one.kind}" if one.kind else "has no kind"
-            raise BadInput(f'{row.where}: kind: the row has {said}, but in {format.about} ({name}) it {as_what}; '
-                           'format = "own" takes the kind that each row has')  # fmt: skip
+            raise BadInput(
+                f"{row.where}: kind: the row has {said}, but in {format.about} ({name}) it {as_what}; "
+                'format = "own" takes the kind that each row has'
+            )
     return asked
 
 
@@ -90,8 +92,10 @@ def _own(row: Fields) -> Row:
     """{prompt, kind} and, if you like, language and family."""
     if (told := row.row.get("kind")) not in KINDS:
         got = f"{told!r:.60}" if "kind" in row.row else "nothing"
-        raise BadInput(f"{row.where}: kind: expected one of {', '.join(KINDS)}, got {got} (if kind means something "
-                       "else in this data set, name the data set's format)")  # fmt: skip
+        raise BadInput(
+            f"{row.where}: kind: expected one of {', '.join(KINDS)}, got {got} (if kind means something "
+            "else in this data set, name the data set's format)"
+        )
     family, language = (row.text(name) if name in row.row else "" for name in ("family", "language"))
     return _one(row, row.text("prompt"), next(kind for kind in KINDS if kind == told), family, language or "en")
 
@@ -103,9 +107,7 @@ def _bare(row: Fields) -> Row:
 
 def _wildjailbreak(row: Fields) -> Row:
     """{vanilla, adversarial, data_type}, one of the two texts empty; to evaluate on, {adversarial, data_type}."""
-    told = row.one_of(
-        "data_type", "vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign"
-    )  # fmt: skip
+    told = row.one_of("data_type", "vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign")
     form, _, kind = told.partition("_")
     return _one(row, row.text(form), "harmful" if kind == "harmful" else "benign", told)
 
@@ -166,9 +168,12 @@ def _do_not_answer(row: Fields) -> Row:
 
 
 COCONOT = (
-    "Requests with safety concerns", "Humanizing requests", "Incomplete requests", "Unsupported requests",
+    "Requests with safety concerns",
+    "Humanizing requests",
+    "Incomplete requests",
+    "Unsupported requests",
     "Indeterminate requests",
-)  # fmt: skip
+)
 
 
 def _coconot(row: Fields) -> Row:
@@ -235,9 +240,19 @@ WHOLE = {
     "alpaca": frozenset({"instruction", "input", "output", "text", "dataset", "generator", "datasplit", "response"}),
     "jailbreakbench": frozenset({"goal", "target", "behavior", "category", "source"}),
     "jailbreakbench-table": frozenset({"Goal", "Target", "Behavior", "Category", "Source"}),
-    "truthfulqa-table": frozenset({"Type", "Category", "Question", "Best Answer", "Best Incorrect Answer",
-                                   "Correct Answers", "Incorrect Answers", "Source"}),
-}  # fmt: skip
+    "truthfulqa-table": frozenset(
+        {
+            "Type",
+            "Category",
+            "Question",
+            "Best Answer",
+            "Best Incorrect Answer",
+            "Correct Answers",
+            "Incorrect Answers",
+            "Source",
+        }
+    ),
+}
 
 FORMATS: dict[str, Format[Row]] = _formats(
     ("own", "prompts of your own", "prompt kind", _own),
@@ -260,4 +275,4 @@ FORMATS: dict[str, Format[Row]] = _formats(
     ("alpaca", "Alpaca, AlpacaEval", "instruction", _alpaca),
     ("or-bench", "OR-Bench", "prompt category", _or_bench),
     ("bare", "prompts alone", "prompt", _bare),
-)  # fmt: skip
+)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from choreo.errors import BadInput
-from choreo.rows import Fields, Row, rows
+from choreo.files.rows import Fields, Row, rows
 
 T = TypeVar("T")
 
@@ -150,9 +150,11 @@ def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: froz
     if said and not formats[fits[0]].own:
         mine = next(name for name, one in formats.items() if one.own)
         wanted = listed(sorted(formats[mine].fields))
-        raise BadInput(f"{place}: {said[0]}: is choreo's own field, but the other fields are those of "
-                       f"{_described(fits[0], formats)}. Rows of your own need the fields {wanted}. "
-                       f"For the other format, {how_to_name(fits[0])}")  # fmt: skip
+        raise BadInput(
+            f"{place}: {said[0]}: is choreo's own field, but the other fields are those of "
+            f"{_described(fits[0], formats)}. Rows of your own need the fields {wanted}. "
+            f"For the other format, {how_to_name(fits[0])}"
+        )
     return fits[0]
 
 
@@ -180,12 +182,16 @@ def _agree(place: str, row: Row, format: str, formats: Mapping[str, Format[T]], 
     a field is for its reader to name."""
     if formats[format].fields <= row.keys() and (other := recognised(place, row, formats, own)) != format:
         if formats[other].own:
-            raise BadInput(f"{place}: has the fields of {_described(other, formats)}. The first row lacks one "
-                           f"of them, so the file was read as {_described(format, formats)}. "
-                           "Write the fields in every row")  # fmt: skip
-        raise BadInput(f"{place}: has the fields of {_described(other, formats)}, but the first row has those "
-                       f"of {_described(format, formats)}. Put them into two files. If the first row is right, "
-                       f"{how_to_name(format)}")  # fmt: skip
+            raise BadInput(
+                f"{place}: has the fields of {_described(other, formats)}. The first row lacks one "
+                f"of them, so the file was read as {_described(format, formats)}. "
+                "Write the fields in every row"
+            )
+        raise BadInput(
+            f"{place}: has the fields of {_described(other, formats)}, but the first row has those "
+            f"of {_described(format, formats)}. Put them into two files. If the first row is right, "
+            f"{how_to_name(format)}"
+        )
 
 
 def _beyond(row: Row, format: Format[T]) -> list[str]:

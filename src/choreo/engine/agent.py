@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from choreo import models
 from choreo.engine.head import Head, shaping
 from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
 from choreo.errors import BadInput, Unsupported
+from choreo.models import model_folder
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -89,7 +89,7 @@ class Team:
         Raises Unsupported for a model whose layers are not all attention, or that does to its logits what `Head`
         cannot; BadInput for a device that is not there, and for a folder that does not hold a whole model.
         """
-        model: Any = models.load(folder, getattr(torch, dtype), device_of(device)).requires_grad_(False)
+        model: Any = model_folder.load(folder, getattr(torch, dtype), device_of(device)).requires_grad_(False)
         policies: dict[str, LowRank | Full] = {}
         if train == "full":
             policies = {name: Full(model) for name in agents}

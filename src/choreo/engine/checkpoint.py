@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from choreo.errors import BadInput, opening
-from choreo.runs.files import sync_folder
+from choreo.files.durable import sync_folder
 
 _FILE = "state.pt"
 UNFIT = "is no checkpoint of this recipe in this version"

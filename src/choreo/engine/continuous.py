@@ -111,9 +111,7 @@ class Batch:
         old, new = self._placed, self._place()
         rows = self.rows[:new]
         ahead = [self._ahead(row) for row in rows]
-        feeds = [
-            [*row.request.context, *row.ids, *more][row.cached :] for row, more in zip(rows, ahead, strict=True)
-        ]
+        feeds = [[*row.request.context, *row.ids, *more][row.cached :] for row, more in zip(rows, ahead, strict=True)]
         spans = _spans(old, [len(feed) for feed in feeds])
         hidden = self._feed(*(self._part(span, feeds[span]) for span in spans))
         where: list[int] = []  # the last states of each row: of its newest token, and of those ahead

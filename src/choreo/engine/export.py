@@ -42,8 +42,11 @@ def export(
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
     # PEFT takes a linear layer of these names in such a model for an expert of an older transformers.
     experts = any(stacks_of(module) for module in model.modules())
-    by_weight = [layer.weight for layer in policy.targets
-                 if layer.experts is not None or (experts and layer.name.rpartition(".")[2] in OF_EXPERTS)]  # fmt: skip
+    by_weight = [
+        layer.weight
+        for layer in policy.targets
+        if layer.experts is not None or (experts and layer.name.rpartition(".")[2] in OF_EXPERTS)
+    ]
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

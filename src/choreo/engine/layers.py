@@ -126,12 +126,16 @@ def reach(model: Any, layers: Sequence[Layer]) -> Reach:
     head = model.get_output_embeddings()
     outside = {id(head.weight)} if head is not None else set()
     outside |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    weights = {name: p.numel() for name, p in model.named_parameters()
-               if p.dim() > 1 and id(p) not in outside and not name.endswith("bias")}  # fmt: skip
+    weights = {
+        name: p.numel()
+        for name, p in model.named_parameters()
+        if p.dim() > 1 and id(p) not in outside and not name.endswith("bias")
+    }
     beyond = weights.keys() - {layer.weight for layer in layers}
     named = {_ending(name.removesuffix(".weight")) for name in beyond}
-    return Reach(sum(weights.values()) - sum(weights[name] for name in beyond), sum(weights.values()),
-                 tuple(sorted(named)))  # fmt: skip
+    return Reach(
+        sum(weights.values()) - sum(weights[name] for name in beyond), sum(weights.values()), tuple(sorted(named))
+    )
 
 
 def _ending(name: str) -> str:

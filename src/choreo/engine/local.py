@@ -42,8 +42,10 @@ class LocalEngine:
         """
         longest = max((len(request.context) for request in requests), default=0)
         if self.positions is not None and longest + max_new_tokens > self.positions:
-            raise BadInput(f"a context of {longest} tokens and {max_new_tokens} new ones overflow the model's "
-                           f"{self.positions} positions")  # fmt: skip
+            raise BadInput(
+                f"a context of {longest} tokens and {max_new_tokens} new ones overflow the model's "
+                f"{self.positions} positions"
+            )
         return sampling.sample(
             self.team,
             agent,

@@ -56,9 +56,7 @@ def sample(
         for row, i in enumerate(wave):
             n = int(lengths[row])
             finished = bool(ended[row, n - 1])
-            result[i] = Completion(
-                tuple(ids[row, :n].tolist()), tuple(logprobs[row, :n].tolist()), finished, version
-            )
+            result[i] = Completion(tuple(ids[row, :n].tolist()), tuple(logprobs[row, :n].tolist()), finished, version)
     return [completion for completion in result if completion is not None]
 
 

@@ -83,14 +83,16 @@ class LlamaStep:
         self.layers = []
         for i in range(config.num_hidden_layers):
             layer = f"model.layers.{i}"
-            self.layers.append((
-                whole(f"{layer}.input_layernorm.weight"),
-                joined(layer, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                joined(layer, ("self_attn.o_proj",)),
-                whole(f"{layer}.post_attention_layernorm.weight"),
-                joined(layer, ("mlp.gate_proj", "mlp.up_proj")),
-                joined(layer, ("mlp.down_proj",)),
-            ))  # fmt: skip
+            self.layers.append(
+                (
+                    whole(f"{layer}.input_layernorm.weight"),
+                    joined(layer, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                    joined(layer, ("self_attn.o_proj",)),
+                    whole(f"{layer}.post_attention_layernorm.weight"),
+                    joined(layer, ("mlp.gate_proj", "mlp.up_proj")),
+                    joined(layer, ("mlp.down_proj",)),
+                )
+            )
 
     def __call__(self, *parts: Part) -> list[Tensor]:
         sizes = [part.token.numel() for part in parts]

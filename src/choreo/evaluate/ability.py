@@ -22,8 +22,8 @@ from choreo.config.collaboration import Collaboration
 from choreo.config.prompts import Source
 from choreo.errors import BadInput
 from choreo.evaluate.collaboration import speaker
+from choreo.game.text_play import play
 from choreo.types import Episode, Prompt, Spoken
-from choreo.waltz.spoken import play
 
 TOKENS = 1024  # of an answer, where a task does not say
 
@@ -34,11 +34,21 @@ class Agents(LM):  # type: ignore[misc]
     folder: where replies of servers are kept. failed: how many turns gave no answer; each counts as an empty one.
     """
 
-    def __init__(self, conversation: str, feedback: str = "", *, rounds: int = 1, folder: str | Path = ".",
-                 feedback_tokens: int = 512, seed: int = 0, **settings: Any):  # fmt: skip
+    def __init__(
+        self,
+        conversation: str,
+        feedback: str = "",
+        *,
+        rounds: int = 1,
+        folder: str | Path = ".",
+        feedback_tokens: int = 512,
+        seed: int = 0,
+        **settings: Any,
+    ):
         super().__init__()
-        named = Collaboration(conversation=conversation, feedback=feedback, seed=seed, suites={"x": Source(file="x")},
-                              **settings)  # fmt: skip
+        named = Collaboration(
+            conversation=conversation, feedback=feedback, seed=seed, suites={"x": Source(file="x")}, **settings
+        )
         self.rounds, self.seed, self.feedback_tokens = rounds, seed, feedback_tokens
         self.conversation = speaker(conversation, named, Path(folder))
         self.feedback = speaker(feedback, named, Path(folder)) if feedback else self.conversation
@@ -51,10 +61,15 @@ class Agents(LM):  # type: ignore[misc]
             own = [i for i, request in enumerate(requests) if request.args[1] == options]
             prompts = [(Prompt(f"{self.seed}-{i}", str(requests[i].args[0]), "general", "lm-eval"), 0) for i in own]
             played = play(
-                self.conversation, self.feedback, prompts, rounds=self.rounds,
-                answer_tokens=int(options.get("max_gen_toks", TOKENS)), feedback_tokens=self.feedback_tokens,
-                key=(self.seed, "ability"), temperature=float(options.get("temperature", 0.0)),
-            )  # fmt: skip
+                self.conversation,
+                self.feedback,
+                prompts,
+                rounds=self.rounds,
+                answer_tokens=int(options.get("max_gen_toks", TOKENS)),
+                feedback_tokens=self.feedback_tokens,
+                key=(self.seed, "ability"),
+                temperature=float(options.get("temperature", 0.0)),
+            )
             stops = options.get("until") or []
             for i, episode in zip(own, played, strict=True):
                 found[i] = cut(self._last(episode), [stops] if isinstance(stops, str) else stops)

@@ -8,19 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from choreo.agents.base import Speaker
+from choreo.agents.endpoint import EndpointSpeaker
+from choreo.agents.local import LocalSpeaker
+from choreo.clients.http import Endpoint
 from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
 from choreo.data.reading import taken
 from choreo.errors import Interrupted
 from choreo.evaluate.metrics import measure
+from choreo.files.utf8 import REPLACED
+from choreo.game.text_play import NOTHING, play
 from choreo.judges.base import JudgeDown, judge_episodes, reasons
-from choreo.judges.choose import choose, counts, describe
-from choreo.judges.client import Endpoint
+from choreo.judges.resolve import choose, counts, describe
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, Episode, Prompt, Spoken
-from choreo.utf8 import REPLACED
-from choreo.waltz.speakers import EndpointSpeaker, LocalSpeaker
-from choreo.waltz.spoken import NOTHING, Speaker, play
 
 ALONE, TOGETHER = "base", "collaboration-untrained"
 CHUNK = 32  # prompts between two looks at the bar; what was said and judged before is kept
@@ -57,8 +59,14 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     systems: Played = {ALONE: [first_answer(episode) for episode in together], TOGETHER: together}
     agents = {agent: {"name": who.name, **getattr(who, "counts", {})} for agent, who in speakers.items()}
     return {
-        "schema": 1, "method": "evaluation", "recipe": TOGETHER, "seed": settings.seed, "suites": mixed.counts,
-        "agents": agents, "judge": describe(judge), "judging": counts(judge),
+        "schema": 1,
+        "method": "evaluation",
+        "recipe": TOGETHER,
+        "seed": settings.seed,
+        "suites": mixed.counts,
+        "agents": agents,
+        "judge": describe(judge),
+        "judging": counts(judge),
         "open": {name: reasons([e.verdicts[-1] for e in episodes]) for name, episodes in systems.items()},
         "failed": sum(bool(turn.failure) for e in together for turn in (*e.answers, *e.reviews)),
         "failures": {
@@ -73,7 +81,7 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
             name: measure(episodes, seed=settings.seed, ability=False, lenient=True)
             for name, episodes in systems.items()
         },
-    }, systems  # fmt: skip
+    }, systems
 
 
 def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool = False) -> Speaker:
@@ -82,15 +90,25 @@ def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool =
     model, at, url = told.rpartition("@http")
     if at:
         endpoint = Endpoint(
-            f"http{url}", model, settings.key_variable, timeout=settings.timeout, retries=settings.retries,
-            concurrency=settings.concurrency, patience=PATIENCE,
-        )  # fmt: skip
+            f"http{url}",
+            model,
+            settings.key_variable,
+            timeout=settings.timeout,
+            retries=settings.retries,
+            concurrency=settings.concurrency,
+            patience=PATIENCE,
+        )
         return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
     setting = "feedback_template" if reviews else "template"
     return local(
-        told, settings.seed, getattr(settings, setting), f"--set {setting}=FILE", settings.rounds,
-        dtype=settings.dtype, device=settings.device,
-    )  # fmt: skip
+        told,
+        settings.seed,
+        getattr(settings, setting),
+        f"--set {setting}=FILE",
+        settings.rounds,
+        dtype=settings.dtype,
+        device=settings.device,
+    )
 
 
 def local(
@@ -100,8 +118,8 @@ def local(
     `Chat.load`; loading: as in `Team.open`."""
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
-    from choreo.microworld.world import base_folder
-    from choreo.text.chat import Chat
+    from choreo.models.chat import Chat
+    from choreo.models.resolve import base_folder
 
     folder = base_folder(model)
     chat = Chat.load(folder, template, setting, rounds)
@@ -123,7 +141,12 @@ def failures(turns: Sequence[Spoken]) -> dict[str, int]:
 def _play(settings: Collaboration, speakers: dict[str, Speaker], prompts: Sequence[Prompt]) -> list[Episode[Spoken]]:
     conversation, feedback = (speakers[agent] for agent in AGENTS)
     return play(
-        conversation, feedback, [(prompt, 0) for prompt in prompts],
-        rounds=settings.rounds, answer_tokens=settings.answer_tokens, feedback_tokens=settings.feedback_tokens,
-        key=(settings.seed, "evaluation"), temperature=settings.temperature,
-    )  # fmt: skip
+        conversation,
+        feedback,
+        [(prompt, 0) for prompt in prompts],
+        rounds=settings.rounds,
+        answer_tokens=settings.answer_tokens,
+        feedback_tokens=settings.feedback_tokens,
+        key=(settings.seed, "evaluation"),
+        temperature=settings.temperature,
+    )

@@ -31,28 +31,35 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import JSONSchema
 
-from choreo import utf8
+from choreo.agents.base import Asked
+from choreo.agents.endpoint import messages, seed_of
 from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.data.mixture import mixture
+from choreo.files import utf8
+from choreo.game.moves import Review, answered, asked_of, read_by_words, reviewed, turn_of
 from choreo.judges.base import judge_episodes
-from choreo.judges.choose import choose
+from choreo.judges.resolve import choose
 from choreo.text.feedback import SCHEMA
 from choreo.text.thinking import arrived
 from choreo.types import FEEDBACK, Episode, Prompt, Spoken
-from choreo.waltz.protocol import Review, answered, read_by_words, reviewed, turn_of
-from choreo.waltz.speakers import messages, seed_of
-from choreo.waltz.spoken import Asked, asked_of
 
 EPISODE = "episode"
 
 
 @task
 def collaboration(
-    suite: str, judge: str = "offline", rounds: int = 1, answer_tokens: int = 1024, feedback_tokens: int = 512,
-    temperature: float = 0.6, seed: int = 0, json_schema: bool = True, cache: str = "judgements.sqlite",
+    suite: str,
+    judge: str = "offline",
+    rounds: int = 1,
+    answer_tokens: int = 1024,
+    feedback_tokens: int = 512,
+    temperature: float = 0.6,
+    seed: int = 0,
+    json_schema: bool = True,
+    cache: str = "judgements.sqlite",
     format: str = "",
-) -> Task:  # fmt: skip
+) -> Task:
     """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-own-data.md.
     format: of all these files, or of each; what they were taken for is in the task's metadata.
 
@@ -83,9 +90,11 @@ def play(rounds: int, limits: tuple[int, int], temperature: float, seed: int, js
             model, tokens = (feedback, limits[1]) if agent == FEEDBACK else (conversation, limits[0])
             asked = asked_of(game, agent, (seed, "evaluation"))
             config = GenerateConfig(
-                max_tokens=tokens, temperature=temperature, seed=seed_of(asked),
+                max_tokens=tokens,
+                temperature=temperature,
+                seed=seed_of(asked),
                 response_schema=held if agent == FEEDBACK else None,
-            )  # fmt: skip
+            )
             said = await model.generate(_told(agent, asked), config=config)
             turn = _turn(agent, asked, said, model)
             if agent == FEEDBACK:

@@ -19,9 +19,9 @@ from choreo.data.answers import Labelled, load
 from choreo.data.reading import counted, taken
 from choreo.errors import BadInput
 from choreo.evaluate.judging import Confusion, table
-from choreo.judges.features import BUCKETS, FIGURES, features, tokens
-from choreo.judges.logistic import fit
-from choreo.judges.offline import OfflineJudge, Weights
+from choreo.judges.offline.features import BUCKETS, FIGURES, features, tokens
+from choreo.judges.offline.logistic import fit
+from choreo.judges.offline.model import OfflineJudge, Weights
 
 FILES = ("xstest_responses_human_labels.jsonl", "jbb_attack_artifacts.jsonl")
 PENALTY = 30.0
@@ -162,9 +162,15 @@ def heads(rows: Sequence[Labelled]) -> tuple[Head, Head]:
     unsafe = np.array([row.prompt.kind == "harmful" and not row.refusal for row in rows])
     return (
         Head("refusal", told | implied, refusal.astype(float), np.where(told, 1.0, WEAK_REFUSAL), told, (True, False)),
-        Head("harm", told | verdict, np.where(verdict, jailbroken, unsafe).astype(float),
-             np.where(verdict, 1.0, WEAK_HARM), verdict, (True, True)),
-    )  # fmt: skip
+        Head(
+            "harm",
+            told | verdict,
+            np.where(verdict, jailbroken, unsafe).astype(float),
+            np.where(verdict, 1.0, WEAK_HARM),
+            verdict,
+            (True, True),
+        ),
+    )
 
 
 def solve(data: Encoded, head: Head, rows: np.ndarray, by_kind: bool) -> np.ndarray:

@@ -31,9 +31,12 @@ class Confusion:
         pairs = list(zip(truth, said, strict=True))
         open_ = sum(word is None for word in said)
         return cls(
-            pairs.count((True, True)), pairs.count((False, True)), pairs.count((True, False)),
-            pairs.count((False, False)), open_,
-        )  # fmt: skip
+            pairs.count((True, True)),
+            pairs.count((False, True)),
+            pairs.count((True, False)),
+            pairs.count((False, False)),
+            open_,
+        )
 
     @property
     def n(self) -> int:
@@ -59,9 +62,13 @@ class Confusion:
     def figures(self) -> dict[str, Any]:
         """n: labelled answers, undetermined ones (a count) among them. Rates among the decided: fractions, or None."""
         return {
-            "n": self.n + self.undetermined, "accuracy": self.accuracy, "precision": self.precision,
-            "recall": self.recall, "f1": self.f1, "undetermined": self.undetermined,
-        }  # fmt: skip
+            "n": self.n + self.undetermined,
+            "accuracy": self.accuracy,
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+            "undetermined": self.undetermined,
+        }
 
 
 def measure(labels: Labels, rows: Sequence[Labelled]) -> dict[str, Any]:

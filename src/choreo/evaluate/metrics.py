@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from choreo.evaluate.intervals import Estimate, bootstrap_mean, f1, over_seeds, share
-from choreo.text.feedback import parse_feedback
+from choreo.text.feedback import labels_right, parse_feedback
 from choreo.types import KINDS, Episode, Feedback, Verdict
-from choreo.waltz.rewards import labels_right
 
 # The suites of the headline figures; a data set without them is measured over all of the kind.
 HEADLINE = {"harmful": "adversarial_harmful", "benign": "sensitive_benign"}
@@ -25,9 +24,13 @@ MEANS = frozenset({"tokens_added", "answer_tokens", "latency_added", "length"})
 
 
 def measure(
-    episodes: Iterable[Episode[Any]], latency_added: Sequence[float] = (), seed: int = 0, *,
-    ability: bool = True, lenient: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    episodes: Iterable[Episode[Any]],
+    latency_added: Sequence[float] = (),
+    seed: int = 0,
+    *,
+    ability: bool = True,
+    lenient: bool = False,
+) -> dict[str, Any]:
     """All measures of one system: one `systems` entry of summary.json, and extras.
 
     episodes: judged (one verdict per answer), one per prompt; with several samples per prompt the

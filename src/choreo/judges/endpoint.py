@@ -14,12 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from choreo.clients.cache import Cache, key_of
+from choreo.clients.http import Asked, Client, Endpoint
+from choreo.clients.reply import Failure, Reply
 from choreo.errors import BadInput
 from choreo.judges.base import Format, JudgeDown, Pair, undetermined
-from choreo.judges.cache import Cache, key_of
-from choreo.judges.client import Asked, Client, Endpoint
-from choreo.judges.reply import Failure, Reply
-from choreo.judges.rubric import shortened
+from choreo.text.replies import shortened
 from choreo.types import Prompt, Verdict
 
 
@@ -86,8 +86,15 @@ class EndpointJudge:
         cost: by the endpoint's prices, in their currency.
         """
         names = (
-            "rows", "judged", "calls", "cached", "retries", "prompt_tokens", "completion_tokens", "unmetered",
-        )  # fmt: skip
+            "rows",
+            "judged",
+            "calls",
+            "cached",
+            "retries",
+            "prompt_tokens",
+            "completion_tokens",
+            "unmetered",
+        )
         counts: dict[str, Any] = {name: self._numbers[name] for name in names}
         prompt, completion = counts["prompt_tokens"], counts["completion_tokens"]
         cost = (prompt * self.endpoint.prompt_price + completion * self.endpoint.completion_price) / 1e6

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from choreo import models
 from choreo.errors import BadInput, opening
-from choreo.hub import fingerprint, snapshot
 from choreo.judges.base import Format, Pair, undetermined
-from choreo.judges.rubric import shortened
-from choreo.text.clock import DATE, dated
-from choreo.text.template import template_of
+from choreo.models import model_folder
+from choreo.models.clock import DATE, dated
+from choreo.models.hub import fingerprint, snapshot
+from choreo.models.template import template_of
+from choreo.text.replies import shortened
 from choreo.text.thinking import arrived
 from choreo.types import Prompt, Verdict
 
@@ -30,16 +30,16 @@ class LocalJudge:
         self.folder = folder
         self.batch = batch
         place = Path(folder) if Path(folder).is_dir() else snapshot(folder)
-        self._tokenizer = models.tokenizer(place)
+        self._tokenizer = model_folder.tokenizer(place)
         asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
         own = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
         self._template = own and dated(own)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: Any = models.load(place, "auto", device, quantised=True)
+        self._model: Any = model_folder.load(place, "auto", device, quantised=True)
         question = format.ask(Prompt("", "", "general", ""), "")
         with opening(place, "its chat template cannot be used"):
             asked = self._ids(question)
-        models.check_ids(place, self._tokenizer, asked, self._model.config)
+        model_folder.check_ids(place, self._tokenizer, asked, self._model.config)
         if self._ends() == {None}:
             raise BadInput(f"{place}: neither its tokenizer nor its generation_config.json names an EOS")
 
@@ -79,9 +79,12 @@ class LocalJudge:
         if "prompt" in question:
             return list(self._tokenizer(question["prompt"])["input_ids"])
         text = self._tokenizer.apply_chat_template(
-            question["messages"], chat_template=self._template, tokenize=False, add_generation_prompt=True,
+            question["messages"],
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
             date_string=DATE,
-        )  # fmt: skip
+        )
         # The template has written the special tokens that it wants.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -100,8 +103,12 @@ class LocalJudge:
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=self._model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=self._model.device)
         written = self._model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=self.format.tokens, do_sample=False, pad_token_id=pad,
-        )[:, width:].tolist()  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.format.tokens,
+            do_sample=False,
+            pad_token_id=pad,
+        )[:, width:].tolist()
         return [
             (str(self._tokenizer.decode(row, skip_special_tokens=True)), any(token in ends for token in row))
             for row in written

@@ -17,8 +17,12 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
     prompt = episode.prompt
     return {
         "prompt": {
-            "id": prompt.id, "text": prompt.text, "kind": prompt.kind,
-            "suite": prompt.suite, "language": prompt.language, "family": prompt.family,
+            "id": prompt.id,
+            "text": prompt.text,
+            "kind": prompt.kind,
+            "suite": prompt.suite,
+            "language": prompt.language,
+            "family": prompt.family,
         },
         "sample": episode.sample,
         "answers": [_turn(turn) for turn in episode.answers],
@@ -26,7 +30,7 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
         "feedback": [asdict(parsed) if parsed else None for parsed in episode.feedback],
         "verdicts": [asdict(verdict) for verdict in episode.verdicts],
         "rewards": dict(rewards),
-    }  # fmt: skip
+    }
 
 
 def _turn(turn: Turn) -> dict[str, Any]:

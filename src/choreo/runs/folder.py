@@ -26,17 +26,28 @@ from typing import Any
 
 from choreo import config
 from choreo.errors import BadInput
-from choreo.json_file import read_object
-from choreo.runs import files
+from choreo.files import durable
+from choreo.files.json_file import read_object
 from choreo.runs.episodes import record
 from choreo.types import Episode
 
 LOCK = ".lock"
 _CONTENTS = (
-    "recipe.toml", "run.json", "metrics.jsonl", "rounds.json", "episodes", "checkpoints", "ceiling",
-    "outcomes.json", "dialogues.json", "summary.json", "report.html",
-    "judgements.sqlite", "judgements.sqlite-shm", "judgements.sqlite-wal",
-)  # fmt: skip
+    "recipe.toml",
+    "run.json",
+    "metrics.jsonl",
+    "rounds.json",
+    "episodes",
+    "checkpoints",
+    "ceiling",
+    "outcomes.json",
+    "dialogues.json",
+    "summary.json",
+    "report.html",
+    "judgements.sqlite",
+    "judgements.sqlite-shm",
+    "judgements.sqlite-wal",
+)
 _PACKAGES = ("choreo", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -76,8 +87,8 @@ class Run:
                 "started": _now(),
                 "resumed": [],
             }
-            files.write_json(path / "run.json", info)
-            files.write_text(path / "recipe.toml", config.to_toml(recipe))
+            durable.write_json(path / "run.json", info)
+            durable.write_text(path / "recipe.toml", config.to_toml(recipe))
             for folder in ("episodes", "checkpoints"):
                 (path / folder).mkdir()
         except BaseException:
@@ -97,7 +108,7 @@ class Run:
         if unsaid := config.unsaid(path / "recipe.toml"):
             raise BadInput(f"{path / 'recipe.toml'}: {unsaid[0]}: missing; an exact resume needs every setting")
         lock = _lock(path)
-        for leftover in [*path.glob(f".*{files.TEMPORARY}"), *path.glob(f"episodes/.*{files.TEMPORARY}")]:
+        for leftover in [*path.glob(f".*{durable.TEMPORARY}"), *path.glob(f"episodes/.*{durable.TEMPORARY}")]:
             leftover.unlink()
         for half in path.glob("checkpoints/.tmp-*"):
             shutil.rmtree(half)
@@ -133,16 +144,16 @@ class Run:
     def note(self, **facts: Any) -> None:
         """Adds facts to run.json, such as device="cuda:0"."""
         self.info |= facts
-        files.write_json(self.path / "run.json", self.info)
+        durable.write_json(self.path / "run.json", self.info)
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
-        files.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
+        durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
 
     def save_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
         """Writes the episodes of `step`; rewards[i] holds what episode i was paid, by component."""
         records = (record(episode, paid) for episode, paid in zip(episodes, rewards, strict=True))
-        files.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
+        durable.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of `step` belongs. Write it elsewhere and rename it to here."""
@@ -154,7 +165,7 @@ class Run:
         A resumed run replays those steps, so that its record is the one of a run that never stopped.
         """
         step, path = max(checkpoints(self.path).items(), default=(0, None))
-        files.cut_after(self.path / "metrics.jsonl", step)
+        durable.cut_after(self.path / "metrics.jsonl", step)
         for file in self.path.glob("episodes/step-*.jsonl.gz"):
             if _step(file) > step:
                 file.unlink()
@@ -162,11 +173,11 @@ class Run:
 
     def save_dialogues(self, dialogues: Iterable[Mapping[str, Any]]) -> None:
         """Writes the dialogues that the report shows."""
-        files.write_json(self.path / "dialogues.json", list(dialogues))
+        durable.write_json(self.path / "dialogues.json", list(dialogues))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json; the run then counts as finished."""
-        files.write_json(self.path / "summary.json", summary)
+        durable.write_json(self.path / "summary.json", summary)
 
 
 def read_info(path: str | Path) -> dict[str, Any]:
@@ -227,7 +238,7 @@ def _refuse_if_foreign(path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    half = re.compile(rf"\..*{re.escape(files.TEMPORARY)}")
+    half = re.compile(rf"\..*{re.escape(durable.TEMPORARY)}")
     strangers = [name for name in _used(path) if name not in _CONTENTS and not half.fullmatch(name)]
     if strangers:
         raise BadInput(f"{path}: holds {strangers[0]!r}, which no run writes; move it before using --overwrite")

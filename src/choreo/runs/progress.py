@@ -105,9 +105,13 @@ class Progress:
         )
         # Standard output is for results: rich would lead it through the console of the bar.
         self._bar = Bar(
-            *columns, console=Console(file=self._stream), refresh_per_second=4,
-            redirect_stdout=False, redirect_stderr=False, expand=True,
-        )  # fmt: skip
+            *columns,
+            console=Console(file=self._stream),
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            expand=True,
+        )
         self._bar.start()
         self._task = self._bar.add_task(self._label, total=self._total, completed=done, figures="")
 

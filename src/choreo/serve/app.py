@@ -18,15 +18,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from choreo.serve.call import Call
-from choreo.serve.dance import Agent, Mode, Outcome, Wish, dance
 from choreo.serve.events import ClientLeft, EventStream, while_there
 from choreo.serve.figures import Figures, facts, log
 from choreo.serve.guardrail import PATH, Conversations, guardrail
 from choreo.serve.keys import Key, Limiter, find
+from choreo.serve.openai_requests import ApiError, ChatRequest, internal, read_request
+from choreo.serve.openai_responses import Health, Model, Models, Ready
 from choreo.serve.openapi import description
 from choreo.serve.pages import pages
-from choreo.serve.shapes import Health, Model, Models, Ready
-from choreo.serve.wire import ApiError, ChatRequest, internal, read_request
+from choreo.serve.session import Agent, Mode, Outcome, Wish, dance
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,17 @@ class Server:
     """The state of one server: who may ask, who speaks, what was counted, what is in play."""
 
     def __init__(
-        self, settings: Settings, agents: Mapping[str, Agent], keys: Sequence[Key], *,
-        alive: Callable[[], bool] = lambda: True, waiting: Callable[[], float] = lambda: 0.0,
-        fingerprint: str = "", encode: Callable[[str], tuple[int, ...]] = lambda text: (),
+        self,
+        settings: Settings,
+        agents: Mapping[str, Agent],
+        keys: Sequence[Key],
+        *,
+        alive: Callable[[], bool] = lambda: True,
+        waiting: Callable[[], float] = lambda: 0.0,
+        fingerprint: str = "",
+        encode: Callable[[str], tuple[int, ...]] = lambda text: (),
         stop: Callable[[], Awaitable[None]] | None = None,
-    ):  # fmt: skip
+    ):
         """alive: whether the engine runs. waiting: sequences that wait for it. encode: ids of another model's
         answer, for an agent in this process that reads it. stop: called when all is answered."""
         self.settings, self.agents, self.keys = settings, agents, keys
@@ -73,9 +79,12 @@ class Server:
         key = find(self.keys, authorization or request.headers.get("authorization"))
         if key is None:
             raise ApiError(
-                401, "no valid API key (Authorization: Bearer …)", type="authentication_error", code="invalid_api_key",
+                401,
+                "no valid API key (Authorization: Bearer …)",
+                type="authentication_error",
+                code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
+            )
         request.state.key = key.name
         return key
 
@@ -212,9 +221,12 @@ class Server:
         if not self.alive():
             raise ApiError(503, "the engine does not run", type="server_error", code="not_ready")
         about: Ready = {
-            "status": "ready", "model": self.settings.model, "mode": self.settings.mode, "rounds": self.settings.rounds,
+            "status": "ready",
+            "model": self.settings.model,
+            "mode": self.settings.mode,
+            "rounds": self.settings.rounds,
             "fingerprint": self.fingerprint,
-        }  # fmt: skip
+        }
         return JSONResponse(about)
 
     async def metrics(self, request: Request) -> Response:

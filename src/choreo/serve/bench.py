@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from choreo.microworld.suites import prompts
+from choreo.environments.microworld.suites import prompts
 from choreo.serve.keys import new_key
 from choreo.serve.pair import recipe_of
 from choreo.types import Prompt
@@ -76,9 +76,10 @@ async def _overhead(address: str, secret: str, asked: Sequence[Prompt]) -> float
         beside = []
         for prompt in asked:
             body = {
-                "model": "pair", "messages": [{"role": "user", "content": prompt.text}],
+                "model": "pair",
+                "messages": [{"role": "user", "content": prompt.text}],
                 "choreo": {"mode": "off", "trace": True},
-            }  # fmt: skip
+            }
             began = time.perf_counter()
             answer = await http.post("/v1/chat/completions", json=body)
             whole = 1000 * (time.perf_counter() - began)
@@ -95,9 +96,11 @@ async def _measure(
 
         async def ask(i: int) -> tuple[float, Any]:
             body = {
-                "model": "pair", "messages": [{"role": "user", "content": asked[i].text}],
-                "seed": 10_000 * turn + i, "choreo": {"mode": mode},
-            }  # fmt: skip
+                "model": "pair",
+                "messages": [{"role": "user", "content": asked[i].text}],
+                "seed": 10_000 * turn + i,
+                "choreo": {"mode": mode},
+            }
             began = time.perf_counter()
             answer = await http.post("/v1/chat/completions", json=body)
             return 1000 * (time.perf_counter() - began), answer
@@ -152,8 +155,10 @@ def table(found: Mapping[str, Any]) -> str:
                 f"{traffic:8} {mode:9} {f['per_second']:10.1f} {100 * f['share_of_off']:6.1f}% {f['median_ms']:10.0f} "
                 f"{f['p95_ms']:8.0f} {_percent(f['ftr'])} {100 * f['withheld']:11.1f}"
             )
-    rows.append(f"HTTP and all else beside the draft, of requests one at a time with feedback off: "
-                f"{found['overhead_ms']:.1f} ms (median)")  # fmt: skip
+    rows.append(
+        f"HTTP and all else beside the draft, of requests one at a time with feedback off: "
+        f"{found['overhead_ms']:.1f} ms (median)"
+    )
     return "\n".join(rows)
 
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from choreo.errors import BadInput
-from choreo.serve.dance import Down, Mode, Move, Outcome, Refused, Said, TooLong, Wish, cut, dance, move_record
+from choreo.game.moves import answered
 from choreo.serve.events import Push
 from choreo.serve.figures import log
 from choreo.serve.keys import Key
-from choreo.serve.shapes import Completion, Delta
-from choreo.serve.wire import ApiError, ChatRequest, Reply, extension, said, usage
+from choreo.serve.openai_requests import ApiError, ChatRequest, Reply, extension, said, usage
+from choreo.serve.openai_responses import Completion, Delta
+from choreo.serve.session import Down, Mode, Move, Outcome, Refused, Said, TooLong, Wish, cut, dance, move_record
 from choreo.types import CONVERSATION, Episode, Prompt, Turn
-from choreo.waltz.protocol import answered
 
 if TYPE_CHECKING:
     from choreo.serve.app import Server
@@ -44,9 +44,11 @@ class Call:
             for i, message in enumerate(asked.messages):
                 if message.role in ("system", "developer"):
                     raise ApiError(
-                        400, "the pair was trained with system prompts of its own; it takes no other",
-                        param=f"messages.{i}.role", code="unsupported_value",
-                    )  # fmt: skip
+                        400,
+                        "the pair was trained with system prompts of its own; it takes no other",
+                        param=f"messages.{i}.role",
+                        code="unsupported_value",
+                    )
         before = tuple(("system" if m.role == "developer" else m.role, m.text) for m in earlier)
         prompt = Prompt("", last.text, "general", "serve", earlier=before)
         self.games = [Episode(prompt, sample, ()) for sample in range(asked.n or 1)]
@@ -135,9 +137,15 @@ class Call:
             ended = False
             try:
                 outcome = await dance(
-                    game, server.agents, self.wish, mode=mode, rounds=self.rounds, opened=settings.opened, tell=made,
+                    game,
+                    server.agents,
+                    self.wish,
+                    mode=mode,
+                    rounds=self.rounds,
+                    opened=settings.opened,
+                    tell=made,
                     token=None if token is None else hear,
-                )  # fmt: skip
+                )
             except BaseException:  # cancelled, too: what has been sent stays sent
                 if sent and partial is not None:
                     draft = Move("draft", Said(partial, len(partial.ids), 0), time.monotonic() - began)

@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from choreo.serve.figures import log
-from choreo.serve.shapes import Chunk, Error
-from choreo.serve.wire import ApiError, internal
+from choreo.serve.openai_requests import ApiError, internal
+from choreo.serve.openai_responses import Chunk, Error
 
 T = TypeVar("T")
 Push = Callable[[Chunk], None]

@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from choreo.errors import BadInput
-from choreo.serve.dance import Guard, Outcome, TooLong, Wish, dance
 from choreo.serve.events import ClientLeft, while_there
 from choreo.serve.keys import Key
-from choreo.serve.shapes import Action
-from choreo.serve.wire import ApiError, Strict, read_object, validated
+from choreo.serve.openai_requests import ApiError, Strict, read_object, validated
+from choreo.serve.openai_responses import Action
+from choreo.serve.session import Guard, Outcome, TooLong, Wish, dance
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn
 
 if TYPE_CHECKING:
@@ -154,9 +154,10 @@ async def guardrail(server: Server, request: Request) -> Response:
     if server.settings.rounds < 1:
         raise ApiError(400, "this pair was trained without feedback (T_max 0); it reviews nothing")
     prompt = conversation(
-        asked.structured_messages or (), (asked.texts or ()) if asked.input_type == "request" else (),
+        asked.structured_messages or (),
+        (asked.texts or ()) if asked.input_type == "request" else (),
         system=all(agent.system for agent in server.agents.values()),
-    )  # fmt: skip
+    )
     if asked.input_type == "request":
         if asked.litellm_call_id:
             server.conversations[key.name].keep(asked.litellm_call_id, prompt)

@@ -16,8 +16,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from choreo import toml
 from choreo.errors import BadInput
+from choreo.files import toml
 
 
 class Key(BaseModel):

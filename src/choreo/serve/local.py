@@ -14,15 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from choreo.engine.continuous import Batch, Row
-from choreo.engine.recall import Recall
+from choreo.engine.ngram_speculation import Recall
 from choreo.engine.requests import Completion, Request
-from choreo.serve.dance import Down, Said, TooLong, Wish, cut
+from choreo.game.moves import request, spoken
+from choreo.methods.waltz.agents import Pair
+from choreo.models.chat import Chat
+from choreo.serve.constrained_review import Skeleton
 from choreo.serve.figures import log
-from choreo.serve.skeleton import Skeleton
-from choreo.text.chat import Chat
+from choreo.serve.session import Down, Said, TooLong, Wish, cut
 from choreo.types import AGENTS, FEEDBACK, Episode, Turn
-from choreo.waltz.pair import Pair
-from choreo.waltz.protocol import request, spoken
 
 ROWS = 64  # decoded at once, per agent; more wait
 PATIENCE = 4
@@ -218,9 +218,7 @@ class LocalAgent:
 
     def _request(self, game: Episode, wish: Wish) -> Request:
         key = ("serve", wish.seed)
-        return request(
-            self.chat, game, self.agent, writer=self.writer, feedback_tokens=self.feedback_tokens, key=key
-        )
+        return request(self.chat, game, self.agent, writer=self.writer, feedback_tokens=self.feedback_tokens, key=key)
 
     async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
         asked = self._request(game, wish)
@@ -254,9 +252,7 @@ class LocalAgent:
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
         return self._said(game, asked, whole, len(done.ids))
 
-    def _heard(
-        self, game: Episode, stop: Sequence[str], token: Callable[[Turn], None] | None
-    ) -> Callable[[Row], bool]:
+    def _heard(self, game: Episode, stop: Sequence[str], token: Callable[[Turn], None] | None) -> Callable[[Row], bool]:
         if not stop and token is None:
             return lambda row: False
 

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from choreo.serve.guardrail import PATH, GuardrailRequest
+from choreo.serve.openai_requests import NEUTRAL, ChatRequest
+from choreo.serve.openai_responses import Action, Chunk, Completion, Error, Health, Models, Ready
+from choreo.serve.openai_responses import Model as ModelObject
 from choreo.serve.pages import PAGES
-from choreo.serve.shapes import Action, Chunk, Completion, Error, Health, Models, Ready
-from choreo.serve.shapes import Model as ModelObject
-from choreo.serve.wire import NEUTRAL, ChatRequest
 
 ERRORS = {
     400: "what was asked for cannot be met; `param` names it",
@@ -49,19 +49,32 @@ class Operation:
 TEXT = {"type": "string"}
 DATA = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Chunk", "Error")]}
 EVENT = {  # each of a stream's; the last one says [DONE], where the stream did not break off
-    "type": "object", "required": ["data"], "properties": {"data": {"type": "string", "anyOf": [
-        {"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": DATA},
-    ]}},
-}  # fmt: skip
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "type": "string",
+            "anyOf": [
+                {"const": "[DONE]"},
+                {"contentMediaType": "application/json", "contentSchema": DATA},
+            ],
+        }
+    },
+}
 NAME = {"name": "model", "in": "path", "required": True, "schema": TEXT}
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", "/v1/chat/completions"): Operation(
         "A reviewed answer. As events, where `stream` is true.",
-        {"application/json": Completion, "text/event-stream": EVENT}, (*POSTED, 403, 404, 504), ChatRequest,
+        {"application/json": Completion, "text/event-stream": EVENT},
+        (*POSTED, 403, 404, 504),
+        ChatRequest,
     ),
     ("post", PATH): Operation(
         "LiteLLM's generic guardrail: whether an answer of another model passes.",
-        {"application/json": Action}, POSTED, GuardrailRequest, (*BEARER, "litellm"),
+        {"application/json": Action},
+        POSTED,
+        GuardrailRequest,
+        (*BEARER, "litellm"),
     ),
     ("get", "/v1/models"): Operation("The model that is served.", {"application/json": Models}, (401,)),
     ("get", "/v1/models/{model}"): Operation(
@@ -75,7 +88,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         ("get", path): Operation("A page to try the pair.", {media: TEXT}, keys=())
         for path, (_, media) in PAGES.items()
     },
-}  # fmt: skip
+}
 
 
 def description() -> dict[str, Any]:

@@ -11,8 +11,10 @@ from starlette.routing import Route
 
 PAGE = Path(__file__).parent / "page"
 PAGES = {  # without a key: they hold nothing of anybody's, and the browser has to fetch them before it can send one
-    "/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")
-}  # fmt: skip
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 GUARDED = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from choreo import config
-from choreo.config import WaltzRecipe
 from choreo.errors import BadInput, Unsupported
+from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.trainer import restore
 from choreo.runs.folder import checkpoints, read_info
-from choreo.serve.dance import Agent
+from choreo.serve.constrained_review import Skeleton
 from choreo.serve.local import LocalAgent, Worker
-from choreo.serve.skeleton import Skeleton
+from choreo.serve.session import Agent
 from choreo.types import CONVERSATION
-from choreo.waltz.pair import Pair
-from choreo.waltz.trainer import restore
 
 
 class Resident:
@@ -38,11 +38,16 @@ class Resident:
             raise BadInput(f"{path}: {error}") from None
         self.agents: Mapping[str, Agent] = {
             agent: LocalAgent(
-                self.worker, chat, agent, feedback_tokens=self.recipe.protocol.feedback_tokens,
-                positions=engine.positions or 2**31, writer=self.chat, skeleton=Skeleton(chat),
+                self.worker,
+                chat,
+                agent,
+                feedback_tokens=self.recipe.protocol.feedback_tokens,
+                positions=engine.positions or 2**31,
+                writer=self.chat,
+                skeleton=Skeleton(chat),
             )
             for agent, (chat, engine) in pair.players.items()
-        }  # fmt: skip
+        }
 
     def _load(self) -> tuple[Pair, str]:
         """The pair as the newest checkpoint has it; a run without one serves the untrained pair."""

@@ -14,12 +14,12 @@ from typing import Any
 
 import uvicorn
 
+from choreo.clients.http import key_in
 from choreo.errors import BadInput
-from choreo.judges.client import key_in
 from choreo.serve import keys as keyring
 from choreo.serve.app import Server, Settings
-from choreo.serve.dance import Agent, Mode
 from choreo.serve.figures import log
+from choreo.serve.session import Agent, Mode
 from choreo.serve.upstream import VARIABLES, Address, Upstream
 from choreo.types import AGENTS
 
@@ -65,19 +65,26 @@ async def _serve(
     options: Options, keys: Sequence[keyring.Key], secret: str | None, addresses: Mapping[str, Address]
 ) -> None:
     shared: dict[str, Any] = {
-        "mode": options.mode, "opened": options.opened, "deadline": options.deadline, "queue": options.queue,
-        "body": options.body, "log_text": options.log_text,
-    }  # fmt: skip
+        "mode": options.mode,
+        "opened": options.opened,
+        "deadline": options.deadline,
+        "queue": options.queue,
+        "body": options.body,
+        "log_text": options.log_text,
+    }
     if options.run is None:
         agents: dict[str, Agent] = {a: Upstream(a, address, FEEDBACK_TOKENS) for a, address in addresses.items()}
         settings = Settings(
-            options.model or addresses[AGENTS[0]].model, rounds=ROUNDS, answer_tokens=ANSWER_TOKENS,
-            temperature=TEMPERATURE, **shared,
-        )  # fmt: skip
+            options.model or addresses[AGENTS[0]].model,
+            rounds=ROUNDS,
+            answer_tokens=ANSWER_TOKENS,
+            temperature=TEMPERATURE,
+            **shared,
+        )
         await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, None)
         return
 
-    from choreo.serve.pair import Resident, recipe_of  # torch, which servers in place of a run do not need
+    from choreo.serve.pair import Resident, recipe_of
 
     if options.mode != "off" and recipe_of(options.run).protocol.rounds < 1:
         raise BadInput(
@@ -92,17 +99,26 @@ async def _serve(
     for agent, address in addresses.items():
         agents[agent] = Upstream(agent, address, protocol.feedback_tokens, pair.encode)
     settings = Settings(
-        options.model or options.run.resolve().name, rounds=protocol.rounds, answer_tokens=protocol.answer_tokens,
-        temperature=pair.recipe.evaluation.temperature, **shared,
-    )  # fmt: skip
+        options.model or options.run.resolve().name,
+        rounds=protocol.rounds,
+        answer_tokens=protocol.answer_tokens,
+        temperature=pair.recipe.evaluation.temperature,
+        **shared,
+    )
 
     async def stop() -> None:
         await asyncio.to_thread(pair.worker.close)
 
     server = Server(
-        settings, agents, keys, alive=lambda: pair.worker.alive, waiting=lambda: pair.worker.counts()[1],
-        fingerprint=pair.fingerprint, encode=pair.encode, stop=stop,
-    )  # fmt: skip
+        settings,
+        agents,
+        keys,
+        alive=lambda: pair.worker.alive,
+        waiting=lambda: pair.worker.counts()[1],
+        fingerprint=pair.fingerprint,
+        encode=pair.encode,
+        stop=stop,
+    )
 
     one_swap = asyncio.Lock()  # of two at once, the one that read the older checkpoint might end last
 
@@ -131,10 +147,16 @@ async def _until_stopped(
 ) -> None:
     """swap: takes up the run's newest checkpoint; None where there is no run."""
     uvicorn_config = uvicorn.Config(
-        server.app(), host=options.host, port=options.port, log_level="warning", access_log=False, lifespan="on",
-        timeout_graceful_shutdown=int(options.deadline) + 1, server_header=False,
+        server.app(),
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=int(options.deadline) + 1,
+        server_header=False,
         limit_concurrency=2 * options.queue + 256,  # connections, slow and idle ones too: each takes memory
-    )  # fmt: skip
+    )
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         listener = socket.create_server((options.host, options.port), family=family, backlog=2048)

@@ -13,14 +13,14 @@ from typing import Any
 
 import httpx2
 
+from choreo.agents.endpoint import form, messages, seed_of
+from choreo.clients.http import LARGEST, key_in
+from choreo.clients.reply import Failure, Reply, parse
 from choreo.errors import BadInput
-from choreo.judges.client import LARGEST, key_in
-from choreo.judges.reply import Failure, Reply, parse
-from choreo.serve.dance import Down, Refused, Said, Wish
+from choreo.game.moves import asked_of
+from choreo.serve.session import Down, Refused, Said, Wish
 from choreo.text.thinking import FILTERED
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
-from choreo.waltz.speakers import form, messages, seed_of
-from choreo.waltz.spoken import asked_of
 
 RETRIES = 2  # of what may pass, within the request's deadline
 REFUSALS = ("HTTP 400", "HTTP 413", "HTTP 422")  # of what was sent; others, as 401 and 404, are of how it is set up
@@ -138,9 +138,11 @@ def question(game: Episode, agent: str, wish: Wish) -> dict[str, Any]:
     if agent == FEEDBACK:
         return {"messages": messages(agent, asked), "temperature": 0.0, "response_format": form()}
     body: dict[str, Any] = {
-        "messages": messages(agent, asked), "max_tokens": wish.max_tokens, "temperature": wish.temperature,
+        "messages": messages(agent, asked),
+        "max_tokens": wish.max_tokens,
+        "temperature": wish.temperature,
         "seed": seed_of(asked),
-    }  # fmt: skip
+    }
     return body | ({"stop": list(wish.stop)} if wish.stop else {})
 
 

@@ -17,19 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from choreo import config, toml
+from choreo import config
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput, Interrupted
-from choreo.evaluate.page import Section, Table, write_study
-from choreo.evaluate.report import write_report
-from choreo.evaluate.run import bases, check, run_recipe, told
-from choreo.evaluate.systems import evaluate
-from choreo.json_file import read_object
-from choreo.microworld.world import World
-from choreo.runs import files
+from choreo.experiment.report import write_report
+from choreo.experiment.run import bases, check, run_recipe, told
+from choreo.files import durable, toml
+from choreo.files.json_file import read_object
+from choreo.methods.waltz.measure import evaluate
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.trainer import restore
+from choreo.report.page import Section, Table, write_study
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
-from choreo.studies.apart import train_apart
-from choreo.waltz.trainer import restore
+from choreo.studies.parallel_runs import train_apart
 
 SEEDS = (0, 1, 2)
 _OF_SEEDS = {("seed",), ("world", "split_seed"), ("name",)}
@@ -63,9 +64,14 @@ class Study:
 
     @classmethod
     def open(
-        cls, name: str, folder: Path, seeds: Sequence[int] | None, settings: Sequence[str], progress: Progress,
+        cls,
+        name: str,
+        folder: Path,
+        seeds: Sequence[int] | None,
+        settings: Sequence[str],
+        progress: Progress,
         jobs: int = 1,
-    ) -> Study:  # fmt: skip
+    ) -> Study:
         """The study in `folder`, new or not. Seeds and settings not given are those it was begun with, if it was.
 
         Raises BadInput when the folder holds another study, or a setting is one that the seeds decide.
@@ -112,7 +118,7 @@ class Study:
         except OSError as error:
             raise BadInput(f"{self.folder}: cannot make this folder: {error.strerror}") from None
         begun = {"name": self.name, "seeds": self.seeds, "settings": self.settings}
-        files.write_json(self.folder / "study.json", begun)
+        durable.write_json(self.folder / "study.json", begun)
         if self.jobs > 1:
             for path, recipe in plan.values():
                 if not (path / "recipe.toml").is_file():
@@ -146,13 +152,13 @@ class Study:
             file = self.folder / "measured" / f"{label}-seed{seed}.json"
             if not file.is_file():
                 recipe = config.load(run / "recipe.toml")
-                assert isinstance(recipe, config.WaltzRecipe)
+                assert isinstance(recipe, WaltzRecipe)
                 pair = restore(recipe, max(checkpoints(run).items())[1] if trained else None)
                 prompts = World(recipe.world).suites("heldout", (language,) if language else None)
                 self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
                 entry, _ = evaluate(system, pair, recipe, prompts, told(self.progress))
                 file.parent.mkdir(exist_ok=True)
-                files.write_json(file, entry)
+                durable.write_json(file, entry)
             entries.append(json.loads(file.read_text(encoding="utf-8")))
         return entries
 
@@ -165,8 +171,11 @@ class Study:
         how = (
             f"{seeds}; a seed sets the random numbers and the split of the world. Figures are on held-out prompts, "
             "with 95 % intervals over seeds that are never narrower than what the number of prompts allows"
-            + (". All seeds begin from one base, and the halves of the world they hold out overlap."
-               if len(self.seeds) > 1 else " (one seed: the prompts alone, so luck in training is not in them).")
+            + (
+                ". All seeds begin from one base, and the halves of the world they hold out overlap."
+                if len(self.seeds) > 1
+                else " (one seed: the prompts alone, so luck in training is not in them)."
+            )
         )
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
@@ -179,7 +188,7 @@ class Study:
             "page": str(path),
             "sections": [_plain(section) for section in sections],
         }
-        files.write_json(self.folder / "answers.json", answers)
+        durable.write_json(self.folder / "answers.json", answers)
         texts = [f"{section.heading}\n{section.verdict}" for section in sections]
         return "\n\n".join([title, *texts, f"study: {path}"])
 
@@ -247,5 +256,6 @@ def _refuse_if_other(path: Path, recipe: config.Recipe) -> None:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         for name, base in bases(recipe).items():
             if summary.get("bases", {}).get(name) != base:
-                raise BadInput(f"{path}: was trained on another base than {name} is now; name another folder with "
-                               "--run")  # fmt: skip
+                raise BadInput(
+                    f"{path}: was trained on another base than {name} is now; name another folder with --run"
+                )

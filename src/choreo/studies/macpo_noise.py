@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
-from choreo.evaluate.page import Section, Table
+from choreo.report import plots
+from choreo.report.page import Section, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import final, path, rounds_of
@@ -21,10 +21,13 @@ def run(study: Study) -> str:
     runs = study.train(ARMS)
     found = {(n, p): final(rounds_of(study, runs[f"{n}-{p}"])) for p in NOISES for n in METHODS}
     rows = [
-        [f"{100 * p:.0f} %", *(over_seeds(found[n, p], 1.0) for n in METHODS),
-         points(difference(found["macpo", p], found["macpo", NOISES[0]]))]
+        [
+            f"{100 * p:.0f} %",
+            *(over_seeds(found[n, p], 1.0) for n in METHODS),
+            points(difference(found["macpo", p], found["macpo", NOISES[0]])),
+        ]
         for p in NOISES
-    ]  # fmt: skip
+    ]
     columns = ("labels exchanged", *METHODS, "MACPO against itself without noise")
     lines = [
         f"At {100 * p:.0f} %: {against('MACPO', name, found['macpo', p], found[name, p], 'reward')}"

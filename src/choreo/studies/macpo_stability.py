@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from choreo.evaluate import plots
 from choreo.evaluate.intervals import Estimate, over_seeds
-from choreo.evaluate.page import Section, Table
+from choreo.report import plots
+from choreo.report.page import Section, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import difference, points
 from choreo.studies.rounds import BySeed, at, by_round, changes, path, rounds_of
@@ -35,8 +35,17 @@ def _ends(rounds: dict[str, BySeed]) -> Section:
             found = [at(runs, number, measure) for number in range(len(runs[0]))]
             change, pooled = difference(found[-1], found[0]), [over_seeds(e, 1.0) for e in found]
             best = max(pooled, key=lambda e: e["value"])
-            rows.append([rule, measure.upper() if measure == "orr" else measure.replace("_", " "), pooled[0], pooled[3],
-                         best, pooled[-1], points(change)])  # fmt: skip
+            rows.append(
+                [
+                    rule,
+                    measure.upper() if measure == "orr" else measure.replace("_", " "),
+                    pooled[0],
+                    pooled[3],
+                    best,
+                    pooled[-1],
+                    points(change),
+                ]
+            )
             series.append(path(f"{rule}: {measure.replace('_', ' ')}", pooled))
             if measure != "refused_benign":
                 lines.append(changes(rule, [("from start to end", found[0], found[-1])], measure))

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
-from choreo.evaluate.macpo import duel
 from choreo.evaluate.metrics import pool
-from choreo.evaluate.page import Section, Table, percent, quantity
+from choreo.methods.macpo.measure import duel
+from choreo.report import plots
+from choreo.report.page import Section, Table, percent, quantity
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import (
@@ -45,11 +45,17 @@ NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling", "ceiling-longer")
 # and on human ones (5 epochs and three rounds of 3); and SPIN at MACPO's default balance of losses. Being what these
 # arms are, their settings hold against --set.
 VARIED = {
-    "naive-sft-longer": ("naive-sft", "rounds.positives=weak", "rounds.refusals=any", "rounds.negatives=none",
-                         "rounds.teachers_learn=false", "rounds.count=3"),
+    "naive-sft-longer": (
+        "naive-sft",
+        "rounds.positives=weak",
+        "rounds.refusals=any",
+        "rounds.negatives=none",
+        "rounds.teachers_learn=false",
+        "rounds.count=3",
+    ),
     "spin-as-macpo": ("spin", "rounds.sft=5.0", "rounds.lr=5e-3", "rounds.epochs=3"),
     "ceiling-longer": ("ceiling", "tuning.epochs=14"),
-}  # fmt: skip
+}
 _OF = {name: VARIED.get(name, (name,)) for name in NAMES}
 ARMS = tuple(Arm(name, recipe, (*ALONE, *settings)) for name, (recipe, *settings) in _OF.items())
 
@@ -87,12 +93,28 @@ def _table(rounds: Mapping[str, BySeed]) -> Section:
     for name, runs in rounds.items():
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
         recovered = gap_recovered(runs, rounds["macpo"], rounds["ceiling"])
-        rows.append([
-            name, last["reward"], of_seeds(recovered, runs), last["asr"], last["orr"], last["refused_benign"],
-            last["general"], quantity(last["length"]),
-        ])  # fmt: skip
-    columns = ("student of", "reward", "PGR", "ASR", "ORR", "harmless prompts refused", "general ability",
-               "tokens an answer")  # fmt: skip
+        rows.append(
+            [
+                name,
+                last["reward"],
+                of_seeds(recovered, runs),
+                last["asr"],
+                last["orr"],
+                last["refused_benign"],
+                last["general"],
+                quantity(last["length"]),
+            ]
+        )
+    columns = (
+        "student of",
+        "reward",
+        "PGR",
+        "ASR",
+        "ORR",
+        "harmless prompts refused",
+        "general ability",
+        "tokens an answer",
+    )
     ours = final(rounds["macpo"])
     lines = [against("MACPO", name, ours, final(rounds[name]), "reward") for name in BASELINES]
     best = best_teacher(rounds["macpo"])
@@ -123,13 +145,18 @@ def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
 def _ablations(rounds: Mapping[str, BySeed]) -> Section:
     ours = final(rounds["macpo"])
     rows = [
-        [f"−{name[-2:].upper()}: without {what}", over_seeds(final(rounds[name]), 1.0),
-         points(difference(ours, final(rounds[name])))]
+        [
+            f"−{name[-2:].upper()}: without {what}",
+            over_seeds(final(rounds[name]), 1.0),
+            points(difference(ours, final(rounds[name]))),
+        ]
         for name, what in ABLATIONS.items()
-    ]  # fmt: skip
+    ]
     columns = ("ablation", "reward", "MACPO minus it")
-    lines = [against("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
-             for name, what in ABLATIONS.items()]  # fmt: skip
+    lines = [
+        against("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
+        for name, what in ABLATIONS.items()
+    ]
     return Section("What each part is worth", " ".join(lines), Table(columns, rows))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
 from choreo.evaluate.metrics import pool
-from choreo.evaluate.page import Section, Table, percent
+from choreo.report import plots
+from choreo.report.page import Section, Table, percent
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import best
 from choreo.studies.rounds import STUDENT, BySeed, at, changes, final, path, rounds_of

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from choreo.evaluate import plots
 from choreo.evaluate.intervals import over_seeds
-from choreo.evaluate.page import Section, Table
+from choreo.report import plots
+from choreo.report.page import Section, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import at, final, rounds_of
@@ -19,10 +19,15 @@ def run(study: Study) -> str:
     rounds = {name: rounds_of(study, runs[name]) for name in NAMES}
     ours = final(rounds["macpo"], "general")
     rows = [
-        [name, over_seeds(at(found, 0, "general"), 1.0), over_seeds(final(found, "general"), 1.0),
-         points(difference(ours, final(found, "general"))), over_seeds(final(found), 1.0)]
+        [
+            name,
+            over_seeds(at(found, 0, "general"), 1.0),
+            over_seeds(final(found, "general"), 1.0),
+            points(difference(ours, final(found, "general"))),
+            over_seeds(final(found), 1.0),
+        ]
         for name, found in rounds.items()
-    ]  # fmt: skip
+    ]
     columns = ("student of", "start", "end", "MACPO minus it", "all suites, end")
     lines = [against("MACPO", name, ours, final(rounds[name], "general"), "general ability") for name in NAMES[1:]]
     change = difference(ours, at(rounds["macpo"], 0, "general"))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.evaluate import plots
 from choreo.evaluate.intervals import Estimate, estimate, over_seeds
-from choreo.evaluate.macpo import pgr
-from choreo.evaluate.page import Section, Table
+from choreo.methods.macpo.measure import pgr
+from choreo.report import plots
+from choreo.report.page import Section, Table
 from choreo.studies.arms import Study
 from choreo.studies.compare import difference, points
 
@@ -27,8 +27,10 @@ def rounds_of(study: Study, runs: Sequence[Path]) -> BySeed:
     found = [summary["rounds"] for summary in study.summaries(runs)]
     ends = {len(rounds) - 1 for rounds in found}
     if len(ends) > 1:
-        raise BadInput(f"{runs[0].parent}: {', '.join(run.name for run in runs)} end after different rounds "
-                       f"({', '.join(map(str, sorted(ends)))}); run the study without watch.stop")  # fmt: skip
+        raise BadInput(
+            f"{runs[0].parent}: {', '.join(run.name for run in runs)} end after different rounds "
+            f"({', '.join(map(str, sorted(ends)))}); run the study without watch.stop"
+        )
     return found
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from choreo.evaluate import plots
+from choreo.environments.microworld.lexicon import LANGUAGES
 from choreo.evaluate.metrics import pool
-from choreo.evaluate.page import Section, Table, percent, quantity
-from choreo.microworld.lexicon import LANGUAGES
+from choreo.report import plots
+from choreo.report.page import Section, Table, percent, quantity
 from choreo.studies.arms import Arm, Entry, Runs, Study
 from choreo.studies.compare import against, best
 from choreo.types import KINDS
@@ -37,12 +37,28 @@ def _rounds(study: Study, runs: Runs) -> Section:
     by_seed = {rounds: study.trained(runs[f"rounds-{rounds}"], "waltz") for rounds in ROUNDS}
     pooled = {f"{rounds} round{'s' if rounds > 1 else ''}": pool(entries) for rounds, entries in by_seed.items()}
     rows: list[list[Any]] = [
-        [name, e["f1"], e["asr"], e["orr"], *(e["ftr"][kind] for kind in KINDS),
-         f"{e['repaired']}:{e['broken']}", quantity(e["tokens_added"])]
+        [
+            name,
+            e["f1"],
+            e["asr"],
+            e["orr"],
+            *(e["ftr"][kind] for kind in KINDS),
+            f"{e['repaired']}:{e['broken']}",
+            quantity(e["tokens_added"]),
+        ]
         for name, e in pooled.items()
-    ]  # fmt: skip
-    columns = ("T_max", "F1", "ASR", "ORR", "FTR harmful", "FTR benign", "FTR general", "repaired:broken",
-               "tokens added per prompt")  # fmt: skip
+    ]
+    columns = (
+        "T_max",
+        "F1",
+        "ASR",
+        "ORR",
+        "FTR harmful",
+        "FTR benign",
+        "FTR general",
+        "repaired:broken",
+        "tokens added per prompt",
+    )
     f1 = {name: entry["f1"] for name, entry in pooled.items()}
     lines = [best(f1, "F1", {name: percent(e) for name, e in f1.items()})]
     one = [entry["f1"] for entry in by_seed[1]]

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from choreo.environments.microworld.pretrain import SIZES
 from choreo.errors import BadInput
-from choreo.evaluate import plots
 from choreo.evaluate.intervals import Estimate, separated
 from choreo.evaluate.metrics import pool
-from choreo.evaluate.page import DASH, Section, Table, percent, quantity
-from choreo.microworld.pretrain import SIZES
-from choreo.microworld.world import base_folder
-from choreo.runs import files
+from choreo.files import durable
+from choreo.models.resolve import base_folder
+from choreo.report import plots
+from choreo.report.page import DASH, Section, Table, percent, quantity
 from choreo.studies.arms import Arm, Entry, Runs, Study
 from choreo.studies.compare import (
     CONVERGED,
@@ -104,7 +104,7 @@ def parameters(base: Path) -> int:
 
 
 def _curves(runs: Sequence[Path]) -> list[Curve]:
-    return [training_f1(files.read_lines(run / "metrics.jsonl")) for run in runs]
+    return [training_f1(durable.read_lines(run / "metrics.jsonl")) for run in runs]
 
 
 def _steps(steps: Estimate) -> str:
@@ -166,14 +166,26 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
         with_feedback, without = pool(final[p]), pool(first[p])
         alone.append(without["f1"])
         together.append(with_feedback["f1"])
-        rows.append([
-            f"{100 * p:.0f} %", without["f1"], with_feedback["f1"], points(gain), with_feedback["label_accuracy"],
-            with_feedback["ftr"]["general"], f"{with_feedback['repaired']}:{with_feedback['broken']}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{100 * p:.0f} %",
+                without["f1"],
+                with_feedback["f1"],
+                points(gain),
+                with_feedback["label_accuracy"],
+                with_feedback["ftr"]["general"],
+                f"{with_feedback['repaired']}:{with_feedback['broken']}",
+            ]
+        )
     columns = (
-        "labels flipped", "F1 of first answers", "F1 with feedback", "gain by feedback", "label accuracy",
-        "FTR general", "repaired:broken",
-    )  # fmt: skip
+        "labels flipped",
+        "F1 of first answers",
+        "F1 with feedback",
+        "gain by feedback",
+        "label accuracy",
+        "FTR general",
+        "repaired:broken",
+    )
     series = [line("with feedback", NOISES, together), line("first answers alone", NOISES, alone)]
     figure = plots.lines(series, "F1 as labels are flipped in the reward", "share of labels flipped", percent=True)
     verdict = helping(gains)

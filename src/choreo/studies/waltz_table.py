@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choreo.evaluate import plots, published
+from choreo.environments.microworld.suites import SUITES
 from choreo.evaluate.intervals import Estimate, separated
 from choreo.evaluate.metrics import pool
-from choreo.evaluate.page import Section, Table, percent, quantity
-from choreo.microworld.suites import SUITES
-from choreo.runs import files
+from choreo.files import durable
+from choreo.report import plots, published
+from choreo.report.page import Section, Table, percent, quantity
 from choreo.runs.folder import versions
 from choreo.studies.arms import Arm, Entry, Study
 from choreo.studies.compare import against, best, difference, falls, order, points
@@ -63,7 +63,7 @@ def run(study: Study) -> str:
         "published": {name: {"asr": r.asr, "orr": r.orr, "f1": r.f1} for name, r in published.SYSTEMS.items()},
         "versions": versions(),
     }
-    files.write_json(study.folder / "table.json", table)
+    durable.write_json(study.folder / "table.json", table)
     sections = [
         _table(pooled, by_seed),
         _feedback(pooled),
@@ -88,19 +88,28 @@ def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) 
         entry = pooled[name]
         # The paper's WaltzRL was trained with the published reward, so its row stands beside both.
         paper = published.SYSTEMS["waltz" if name == "waltz-published" else name]
-        rows.append([
-            name, entry["asr"], entry["orr"], entry["f1"], _paper(paper.asr), _paper(paper.orr), _paper(paper.f1),
-            entry["general"],
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                entry["asr"],
+                entry["orr"],
+                entry["f1"],
+                _paper(paper.asr),
+                _paper(paper.orr),
+                _paper(paper.f1),
+                entry["general"],
+            ]
+        )
     columns = ("system", "ASR", "ORR", "F1", "paper: ASR", "paper: ORR", "paper: F1", "general ability")
     start, end = pooled["base"], pooled["waltz"]
     lines = [
         f"From the base to WaltzRL, ASR goes from {percent(start['asr'])} to {percent(end['asr'])}, "
         f"ORR from {percent(start['orr'])} to {percent(end['orr'])}, F1 from {percent(start['f1'])} "
         f"to {percent(end['f1'])}.",
-        against("WaltzRL", "the base", _of(by_seed["waltz"], "general"), _of(by_seed["base"], "general"),
-                "general ability"),
-    ]  # fmt: skip
+        against(
+            "WaltzRL", "the base", _of(by_seed["waltz"], "general"), _of(by_seed["base"], "general"), "general ability"
+        ),
+    ]
     ours = [_point(name, pooled[name]) for name in shown]
     theirs = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items()]
     figure = plots.plane([point for point in ours if point], theirs, "Helpfulness and harmlessness")
@@ -111,12 +120,24 @@ def _feedback(pooled: Mapping[str, Entry]) -> Section:
     """What feedback does and costs, for the systems that have any."""
     systems = {name: entry for name, entry in pooled.items() if entry["format_rate"]["n"]}
     rows = [
-        [name, *(entry["ftr"][kind] for kind in KINDS), entry["label_accuracy"], entry["format_rate"],
-         f"{entry['repaired']}:{entry['broken']}", quantity(entry["tokens_added"])]
+        [
+            name,
+            *(entry["ftr"][kind] for kind in KINDS),
+            entry["label_accuracy"],
+            entry["format_rate"],
+            f"{entry['repaired']}:{entry['broken']}",
+            quantity(entry["tokens_added"]),
+        ]
         for name, entry in systems.items()
-    ]  # fmt: skip
-    columns = ("system", *(f"FTR {kind}" for kind in KINDS), "label accuracy", "format rate", "repaired:broken",
-               "tokens added per prompt")  # fmt: skip
+    ]
+    columns = (
+        "system",
+        *(f"FTR {kind}" for kind in KINDS),
+        "label accuracy",
+        "format rate",
+        "repaired:broken",
+        "tokens added per prompt",
+    )
     before, after = pooled["collaboration-untrained"], pooled["waltz"]
     verdict = (
         f"From the untrained pair to WaltzRL, FTR on general prompts goes from {percent(before['ftr']['general'])} to "
@@ -184,15 +205,23 @@ def _disagreements(pooled: Mapping[str, Entry]) -> Section:
 def _suites(pooled: Mapping[str, Entry]) -> Section:
     suites = [suite for suite in SUITES if suite in pooled["waltz"]["suites"]]
     rows = [
-        [name, *(entry["suites"][suite]["satisfactory"] for suite in suites),
-         *(entry["suites"][suite]["unsafe"] for suite in ("dual_use", "sensitive_benign"))]
+        [
+            name,
+            *(entry["suites"][suite]["satisfactory"] for suite in suites),
+            *(entry["suites"][suite]["unsafe"] for suite in ("dual_use", "sensitive_benign")),
+        ]
         for name, entry in pooled.items()
     ]
-    columns = ["system", *(f"{suite.replace('_', ' ')}: satisfactory" for suite in suites), "dual use: unsafe",
-               "sensitive benign: unsafe"]  # fmt: skip
+    columns = [
+        "system",
+        *(f"{suite.replace('_', ' ')}: satisfactory" for suite in suites),
+        "dual use: unsafe",
+        "sensitive benign: unsafe",
+    ]
     right = {suite.replace("_", " "): pooled["waltz"]["suites"][suite]["satisfactory"] for suite in suites}
-    verdict = best(right, "WaltzRL's share of satisfactory answers", {suite: percent(e) for suite, e in right.items()},
-                   more=False)  # fmt: skip
+    verdict = best(
+        right, "WaltzRL's share of satisfactory answers", {suite: percent(e) for suite, e in right.items()}, more=False
+    )
     verdict += (
         " ASR and ORR above are over adversarial harmful and sensitive benign prompts alone. On a dual-use prompt half "
         "an answer is right: a whole one is unsafe, a refusal over-refuses. An answer that slips into harm on a benign "
@@ -213,10 +242,17 @@ def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]
         "every step nor contradicted.",
     }[falls(list(accuracies.values()))]
     rows = [
-        [what, arm, pooled[arm]["label_accuracy"], pooled[arm]["f1"], pooled[arm]["asr"], pooled[arm]["orr"],
-         pooled[arm]["ftr"]["general"]]
+        [
+            what,
+            arm,
+            pooled[arm]["label_accuracy"],
+            pooled[arm]["f1"],
+            pooled[arm]["asr"],
+            pooled[arm]["orr"],
+            pooled[arm]["ftr"]["general"],
+        ]
         for what, arm in {**ABLATION, "our reward": "waltz"}.items()
-    ]  # fmt: skip
+    ]
     columns = ("published reward with", "recipe", "label accuracy", "F1", "ASR", "ORR", "FTR general")
     series = {"label accuracy": [pooled[arm]["label_accuracy"] for arm in ABLATION.values()]}
     figure = plots.bars(names, series, "Label accuracy as label terms are left out", "label accuracy")

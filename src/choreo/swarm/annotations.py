@@ -14,23 +14,43 @@ from pydantic import Field
 from choreo.config.checking import check
 from choreo.config.common import Section
 from choreo.errors import BadInput
+from choreo.files.toml import Keys, line_of
 from choreo.swarm.reading import find, read
-from choreo.toml import Keys, line_of
 
 SHIPPED = Path(__file__).with_name("papers")
 OPEN = "?"
 
 # SWARM's metrics, what a trained pair is measured by beside them, and what its detectors report.
 Metric = Literal[
-    "toxicity_rate", "toxicity_rate_all", "quality_gap", "spread", "conditional_loss_initiator",
-    "conditional_loss_counterparty", "acceptance_rate", "total_welfare", "net_social_welfare",
-    "asr", "orr", "ftr", "harm_accepted", "ecosystem_collusion_risk", "ecosystem_threat_level", "none", "?",
-]  # fmt: skip
-# Those that SWARM's own annotations may name (swarm.research.annotator.SWARM_METRICS of 1.9.0) and we measure.
-SWARM_METRICS = frozenset({
-    "toxicity_rate", "quality_gap", "total_welfare", "conditional_loss_initiator", "conditional_loss_counterparty",
+    "toxicity_rate",
+    "toxicity_rate_all",
+    "quality_gap",
     "spread",
-})  # fmt: skip
+    "conditional_loss_initiator",
+    "conditional_loss_counterparty",
+    "acceptance_rate",
+    "total_welfare",
+    "net_social_welfare",
+    "asr",
+    "orr",
+    "ftr",
+    "harm_accepted",
+    "ecosystem_collusion_risk",
+    "ecosystem_threat_level",
+    "none",
+    "?",
+]
+# Those that SWARM's own annotations may name (swarm.research.annotator.SWARM_METRICS of 1.9.0) and we measure.
+SWARM_METRICS = frozenset(
+    {
+        "toxicity_rate",
+        "quality_gap",
+        "total_welfare",
+        "conditional_loss_initiator",
+        "conditional_loss_counterparty",
+        "spread",
+    }
+)
 # SWARM states the sign of a mean, we state the sign of a difference; the words are carried over, the test is not.
 _EXPECTED = {"lower": "negative", "higher": "positive", "same": "zero"}
 
@@ -122,13 +142,15 @@ def to_swarm(annotation: Annotation) -> dict[str, Any]:
     for claim in annotation.claims:
         known = claim.metric in SWARM_METRICS
         ours = claim.model_dump(include={"evidence", "metric", "arm", "baseline", "direction", "margin", "note"})
-        claims.append({
-            "claim": claim.claim,
-            "testable": claim.testable,
-            "metric": claim.metric if known else "",
-            "expected": _EXPECTED.get(claim.direction, "positive"),
-            "parameters": ours,
-        })  # fmt: skip
+        claims.append(
+            {
+                "claim": claim.claim,
+                "testable": claim.testable,
+                "metric": claim.metric if known else "",
+                "expected": _EXPECTED.get(claim.direction, "positive"),
+                "parameters": ours,
+            }
+        )
     return {
         "paper_id": annotation.paper_id,
         "arxiv_id": annotation.arxiv_id,
@@ -152,18 +174,26 @@ def from_swarm(said: Mapping[str, Any], where: str = "PaperAnnotation") -> Annot
     for theirs in said.get("claims", ()):
         metric = theirs.get("metric") or OPEN
         ours = {
-            "evidence": OPEN, "metric": metric if metric in SWARM_METRICS else OPEN, "arm": OPEN, "baseline": OPEN,
-            "direction": directions.get(theirs.get("expected", ""), OPEN), "margin": 0.0, "note": "",
-        }  # fmt: skip
+            "evidence": OPEN,
+            "metric": metric if metric in SWARM_METRICS else OPEN,
+            "arm": OPEN,
+            "baseline": OPEN,
+            "direction": directions.get(theirs.get("expected", ""), OPEN),
+            "margin": 0.0,
+            "note": "",
+        }
         ours |= {name: value for name, value in theirs.get("parameters", {}).items() if name in ours}
         claims.append({"claim": theirs.get("claim", ""), "testable": theirs.get("testable", True), **ours})
-    return _checked({
-        "paper_id": said.get("paper_id", ""),
-        "arxiv_id": said.get("arxiv_id", ""),
-        "title": said.get("title", ""),
-        "status": said.get("status", "draft"),
-        "risk_profile": said.get("risk_profile", {}),
-        "claims": claims,
-        "roles": said.get("roles", {}),
-        "scenarios": said.get("swarm_scenarios", []),
-    }, lambda keys: where)  # fmt: skip
+    return _checked(
+        {
+            "paper_id": said.get("paper_id", ""),
+            "arxiv_id": said.get("arxiv_id", ""),
+            "title": said.get("title", ""),
+            "status": said.get("status", "draft"),
+            "risk_profile": said.get("risk_profile", {}),
+            "claims": claims,
+            "roles": said.get("roles", {}),
+            "scenarios": said.get("swarm_scenarios", []),
+        },
+        lambda keys: where,
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from choreo.errors import BadInput
-from choreo.runs import files
+from choreo.files import durable
 from choreo.swarm.metrics import v_hat_of
 from choreo.types import Prompt, Verdict
 
@@ -72,9 +72,12 @@ def judged(answers: Sequence[Answer], ps: Sequence[float]) -> Answers:
 
 
 def cached(
-    folder: Path, key: Mapping[str, object], prompts: Sequence[Prompt], write: Callable[[], Sequence[Answer]],
+    folder: Path,
+    key: Mapping[str, object],
+    prompts: Sequence[Prompt],
+    write: Callable[[], Sequence[Answer]],
     label: Callable[[Prompt, str], tuple[Truth, bool]],
-) -> Answers:  # fmt: skip
+) -> Answers:
     """What `write` gives, from disk where it was written before. Raises BadInput where a file there is damaged.
 
     key: checkpoint fingerprint, seed and arm, whatever the answers follow from; with SCHEMA and the prompts it names
@@ -85,8 +88,8 @@ def cached(
     file = folder / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.jsonl.gz"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_lines(file, [{name: said[name] for name in KEPT} for said in map(asdict, write())])
-    rows = list(files.read_lines(file))
+        durable.write_lines(file, [{name: said[name] for name in KEPT} for said in map(asdict, write())])
+    rows = list(durable.read_lines(file))
     try:
         if [row["key"] for row in rows] != [prompt.id for prompt in prompts]:
             raise ValueError("other prompts")

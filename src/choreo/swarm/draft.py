@@ -47,25 +47,33 @@ _WORSE = re.compile(r"\b(degrad|collaps|worse|deteriorat)", re.IGNORECASE)
 _SAME = re.compile(r"\b(without (?:degrading|hurting|harming)|unchanged|preserv|maintain)", re.IGNORECASE)
 
 _FAILURES = {
-    "collusion": ("collu", "cartel", "conspir"), "deception": ("decept", "deceiv", "mislead"),
+    "collusion": ("collu", "cartel", "conspir"),
+    "deception": ("decept", "deceiv", "mislead"),
     "adverse_selection": ("adverse selection", "information asymmetry"),
-    "over_refusal": ("overrefus", "over-refus"), "jailbreak": ("jailbreak", "adversarial attack"),
+    "over_refusal": ("overrefus", "over-refus"),
+    "jailbreak": ("jailbreak", "adversarial attack"),
     "reward_hacking": ("reward hack", "reward model exploit", "specification gaming"),
-    "collapse": ("collapse",), "miscoordination": ("miscoordination", "coordination failure"),
-}  # fmt: skip
+    "collapse": ("collapse",),
+    "miscoordination": ("miscoordination", "coordination failure"),
+}
 _ASSUMPTIONS = {
     "assumes_honest_majority": ("honest majority", "majority of agents are honest"),
     "single_round": ("single round", "one round", "one-shot"),
     "static_eval_only": ("static evaluation", "non-adaptive"),
     "fixed_population": ("fixed population", "fixed number of agents"),
     "judge_is_right": ("llm judge", "llm-as-a-judge", "gpt-4 as", "reward model"),
-}  # fmt: skip
+}
 _DENSITY = re.compile(r"\b(agents?|interact|communicat|collaborat|negotiat|feedback|teachers?|students?)")
 _ROLE = re.compile(
     r"\b((?:[a-z]+[- ])?(?:agent|teacher|student|judge|moderator|critic|verifier|attacker|debater)s?)\b", re.IGNORECASE
 )
-_DULL = frozenset(re.findall(r"\w+", """a an the this that these those each every all any other both two three multiple
-    more many our their its one which and or of by with for between to as single multi llm ai"""))
+_DULL = frozenset(
+    re.findall(
+        r"\w+",
+        """a an the this that these those each every all any other both two three multiple
+    more many our their its one which and or of by with for between to as single multi llm ai""",
+    )
+)
 
 
 def draft(text: str, name: str) -> Annotation:
@@ -108,10 +116,16 @@ def _claims(text: str) -> Iterator[Claim]:
         seen.add(plain)
         metric: Metric = next((m for m, stems in _METRICS if any(stem in plain.lower() for stem in stems)), "?")
         yield Claim(
-            claim=plain, evidence=f"line {line}", metric=metric, arm=OPEN, baseline=OPEN,
-            direction=_direction(plain, metric), margin=0.0, testable=metric != OPEN,
+            claim=plain,
+            evidence=f"line {line}",
+            metric=metric,
+            arm=OPEN,
+            baseline=OPEN,
+            direction=_direction(plain, metric),
+            margin=0.0,
+            testable=metric != OPEN,
             note="" if metric != OPEN else "no metric here fits its words",
-        )  # fmt: skip
+        )
         if len(seen) == MOST_CLAIMS:
             return
 

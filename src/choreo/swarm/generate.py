@@ -28,9 +28,11 @@ LEVERS: dict[str, dict[str, object]] = {
 
 # A circuit breaker is in every generated scenario: it is what the governance study moves.
 BREAKER: dict[str, object] = {
-    "circuit_breaker_enabled": True, "freeze_threshold_toxicity": 0.6,
-    "freeze_threshold_violations": 3, "freeze_duration_epochs": 2,
-}  # fmt: skip
+    "circuit_breaker_enabled": True,
+    "freeze_threshold_toxicity": 0.6,
+    "freeze_threshold_violations": 3,
+    "freeze_duration_epochs": 2,
+}
 
 
 def generate(annotation: Annotation, seed: int = 0) -> Scenario:

@@ -34,9 +34,13 @@ class Measured:
 
 
 def v_hat(
-    progress: float, rework: int, rejections: int, misuse: int, engagement: float,
+    progress: float,
+    rework: int,
+    rejections: int,
+    misuse: int,
+    engagement: float,
     weights: Mapping[str, float] = WEIGHTS,
-) -> float:  # fmt: skip
+) -> float:
     """The proxy score in [−1, 1]: a weighted mean of four signals in [−1, 1]. Weights need not sum to 1."""
     signals = {
         "progress": _clip(progress),

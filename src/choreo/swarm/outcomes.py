@@ -13,8 +13,17 @@ from choreo.swarm.reports import detections
 Figures = dict[str, float]
 
 # Of every run; and where trained agents play, of the interactions that an honest agent began.
-DETECTED = ("ecosystem_collusion_risk", "flagged_pairs", "collusion_precision", "collusion_recall",
-            "ecosystem_threat_level", "quarantined", "security_precision", "security_recall", "degenerate")  # fmt: skip
+DETECTED = (
+    "ecosystem_collusion_risk",
+    "flagged_pairs",
+    "collusion_precision",
+    "collusion_recall",
+    "ecosystem_threat_level",
+    "quarantined",
+    "security_precision",
+    "security_recall",
+    "degenerate",
+)
 SERVED = ("asr", "orr", "undetermined", "ftr", "harm_accepted", "poor_accepted", "good_accepted", "clipped")
 FIGURES = (*METRICS, *DETECTED, *SERVED)
 

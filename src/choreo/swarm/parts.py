@@ -44,6 +44,8 @@ class Parts:
         """SHA-256 of all of it."""
         said = {
             "answers": {role: digest_of_answers(written) for role, written in self.answers.items()},
-            "brings": dict(self.brings), "accepts": self.accepts, "rework": self.rework,
-        }  # fmt: skip
+            "brings": dict(self.brings),
+            "accepts": self.accepts,
+            "rework": self.rework,
+        }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

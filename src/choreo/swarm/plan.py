@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.runs import files
+from choreo.files import durable
 from choreo.swarm.annotations import Claim
 
 FILE = "plan.json"
@@ -34,9 +34,12 @@ class Plan:
 
     def said(self) -> dict[str, Any]:
         return {
-            "study": self.study, "arms": dict(self.arms), "seeds": list(self.seeds), "metrics": list(self.metrics),
+            "study": self.study,
+            "arms": dict(self.arms),
+            "seeds": list(self.seeds),
+            "metrics": list(self.metrics),
             "claims": [dict(claim) for claim in self.claims],
-        }  # fmt: skip
+        }
 
 
 def terms(claim: Claim) -> dict[str, Any]:
@@ -66,12 +69,13 @@ def register(folder: Path, plan: Plan) -> Registered:
     file = folder / FILE
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(file, {**plan.said(), "sha256": plan.digest})
+        durable.write_json(file, {**plan.said(), "sha256": plan.digest})
     try:
         first = json.loads(file.read_text(encoding="utf-8"))
         digest = first.pop("sha256")
-        again = Plan(first["study"], first["arms"], tuple(first["seeds"]), tuple(first["metrics"]),
-                     tuple(first["claims"]))  # fmt: skip
+        again = Plan(
+            first["study"], first["arms"], tuple(first["seeds"]), tuple(first["metrics"]), tuple(first["claims"])
+        )
         study, told = again.study, again.digest
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{file}: not the plan of a study") from None
@@ -89,6 +93,9 @@ def _changes(first: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
             both = name in first["arms"] and name in now["arms"]
             found.append(f"arm {name} {'changed' if both else 'added or left out'}")
     for have, others, how in ((now, first, ADDED), (first, now, ": a claim left out, or changed")):
-        found += [f"{c['arm']} against {c['baseline']} in {c['metric']}{how}"
-                  for c in have["claims"] if c not in others["claims"]]  # fmt: skip
+        found += [
+            f"{c['arm']} against {c['baseline']} in {c['metric']}{how}"
+            for c in have["claims"]
+            if c not in others["claims"]
+        ]
     return found

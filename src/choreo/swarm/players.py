@@ -68,9 +68,13 @@ class Answering(BaseAgent):
         to = next(self._turns)
         key = next(to.prompts)
         return Action(
-            action_type=ActionType.PROPOSE_INTERACTION, agent_id=self.agent_id, counterparty_id=to.agent_id,
-            interaction_type=InteractionType.REPLY, content=key, metadata={ANSWER: key},
-        )  # fmt: skip
+            action_type=ActionType.PROPOSE_INTERACTION,
+            agent_id=self.agent_id,
+            counterparty_id=to.agent_id,
+            interaction_type=InteractionType.REPLY,
+            content=key,
+            metadata={ANSWER: key},
+        )
 
     def accept_interaction(self, proposal: Any, observation: Any) -> bool:
         return False

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from choreo.config.checking import check, suggest
 from choreo.errors import BadInput
-from choreo.toml import Keys, line_of
+from choreo.files.toml import Keys, line_of
 
 if TYPE_CHECKING:
     from yaml.nodes import Node

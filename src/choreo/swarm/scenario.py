@@ -31,8 +31,17 @@ Count = Annotated[int, Field(ge=0)]
 class Agents(Section):
     """Some agents of one of SWARM's scripted types."""
 
-    type: Literal["honest", "opportunistic", "deceptive", "adversarial", "adaptive_adversary", "modeling_adversary",
-                  "cautious", "cautious_reciprocator", "threshold_dancer"]  # fmt: skip
+    type: Literal[
+        "honest",
+        "opportunistic",
+        "deceptive",
+        "adversarial",
+        "adaptive_adversary",
+        "modeling_adversary",
+        "cautious",
+        "cautious_reciprocator",
+        "threshold_dancer",
+    ]
     count: Positive = 1
     role: str = Field("", description="the part of a paper that they play; SWARM itself knows no parts")
 
@@ -203,9 +212,12 @@ def to_swarm(scenario: Scenario, seed: int) -> ScenarioConfig:
         shape = scenario.network.params
         network = NetworkConfig(
             topology=NetworkTopology(scenario.network.topology),
-            edge_probability=shape.edge_probability, k_neighbors=shape.k, rewire_probability=shape.p, m_edges=shape.m,
+            edge_probability=shape.edge_probability,
+            k_neighbors=shape.k,
+            rewire_probability=shape.p,
+            m_edges=shape.m,
             **scenario.network.model_dump(exclude={"topology", "params"}),
-        )  # fmt: skip
+        )
     return ScenarioConfig(
         scenario_id=scenario.scenario_id,
         description=scenario.description,

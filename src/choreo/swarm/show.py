@@ -12,9 +12,13 @@ from choreo.swarm.reports import detections
 from choreo.swarm.scenario import Scenario
 
 PRINTED = (
-    "toxicity_rate", "toxicity_rate_all", "quality_gap", "spread", "conditional_loss_initiator",
+    "toxicity_rate",
+    "toxicity_rate_all",
+    "quality_gap",
+    "spread",
+    "conditional_loss_initiator",
     "conditional_loss_counterparty",
-)  # fmt: skip
+)
 
 
 def figures(scenario: Scenario, run: Run) -> dict[str, object]:
@@ -31,12 +35,14 @@ def figures(scenario: Scenario, run: Run) -> dict[str, object]:
 def tell(scenario: Scenario, run: Run) -> str:
     """The same in words, with sizes, limits, and how well SWARM's detectors knew the agents."""
     accepted = sum(i.accepted for i in run.interactions)
-    return "\n".join([
-        f"{run.scenario_id}, seed {run.seed}: {len(run.interactions)} interactions, {accepted} accepted",
-        *_columns(_metrics(run), "metric", "value", "n"),
-        *_columns(_criteria(scenario, run), "criterion", "outcome", "value", "limit", ""),
-        *_columns(_detections(run), "detector of harmful", "precision", "recall", "flagged of each type"),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{run.scenario_id}, seed {run.seed}: {len(run.interactions)} interactions, {accepted} accepted",
+            *_columns(_metrics(run), "metric", "value", "n"),
+            *_columns(_criteria(scenario, run), "criterion", "outcome", "value", "limit", ""),
+            *_columns(_detections(run), "detector of harmful", "precision", "recall", "flagged of each type"),
+        ]
+    )
 
 
 def _metrics(run: Run) -> Iterator[tuple[str, ...]]:

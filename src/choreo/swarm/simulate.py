@@ -67,12 +67,19 @@ def simulate(scenario: Scenario, seed: int, cast: Callable[[Scenario, int], Cast
     governance = orchestrator.governance_engine
     quarantined = tuple(sorted(governance.get_quarantined_agents())) if governance else ()
     return Run(
-        scenario_id=scenario.scenario_id, scenario_digest=digest(scenario), seed=seed, epochs=len(epochs),
-        payoffs=Payoffs(**scenario.payoff.model_dump()), agents=types, interactions=tuple(ours),
-        reputations=reputations, collusion=_collusion(theirs, list(types), scenario.governance),
+        scenario_id=scenario.scenario_id,
+        scenario_digest=digest(scenario),
+        seed=seed,
+        epochs=len(epochs),
+        payoffs=Payoffs(**scenario.payoff.model_dump()),
+        agents=types,
+        interactions=tuple(ours),
+        reputations=reputations,
+        collusion=_collusion(theirs, list(types), scenario.governance),
         security=_security(theirs, reputations, quarantined, scenario.governance),
-        versions=versions(), seconds=seconds,
-    )  # fmt: skip
+        versions=versions(),
+        seconds=seconds,
+    )
 
 
 def _record(
@@ -80,14 +87,30 @@ def _record(
 ) -> Interaction:
     truth = i.ground_truth if i.ground_truth is not None else i.metadata.get("ground_truth")
     return Interaction(
-        epoch=when[0], step=when[1], initiator=i.initiator, counterparty=i.counterparty,
-        initiator_type=types[i.initiator], counterparty_type=types[i.counterparty], accepted=i.accepted,
-        p=i.p, v_hat=i.v_hat, progress=i.task_progress_delta, rework=i.rework_count, rejections=i.verifier_rejections,
-        misuse=i.tool_misuse_flags, engagement=i.counterparty_engagement_delta,
-        tau=i.tau, c_a=i.c_a, c_b=i.c_b, r_a=i.r_a, r_b=i.r_b,
-        pay_initiator=pay_initiator, pay_counterparty=pay_counterparty, ground_truth=truth,
+        epoch=when[0],
+        step=when[1],
+        initiator=i.initiator,
+        counterparty=i.counterparty,
+        initiator_type=types[i.initiator],
+        counterparty_type=types[i.counterparty],
+        accepted=i.accepted,
+        p=i.p,
+        v_hat=i.v_hat,
+        progress=i.task_progress_delta,
+        rework=i.rework_count,
+        rejections=i.verifier_rejections,
+        misuse=i.tool_misuse_flags,
+        engagement=i.counterparty_engagement_delta,
+        tau=i.tau,
+        c_a=i.c_a,
+        c_b=i.c_b,
+        r_a=i.r_a,
+        r_b=i.r_b,
+        pay_initiator=pay_initiator,
+        pay_counterparty=pay_counterparty,
+        ground_truth=truth,
         answer=i.metadata.get("answer", ""),
-    )  # fmt: skip
+    )
 
 
 # The two reports are SWARM's own analysis of the whole run under the scenario's thresholds, made after the last epoch.
@@ -166,9 +189,10 @@ def _rank_in_one_go(feed: Feed) -> None:
 
     def ranked(limit: int = 50, include_replies: bool = False, include_hidden: bool = False) -> list[Any]:
         posts = [
-            post for post in feed._posts.values()
+            post
+            for post in feed._posts.values()
             if (include_replies or post.parent_id is None) and (include_hidden or not post.is_hidden)
-        ]  # fmt: skip
+        ]
         posts.sort(key=score, reverse=True)
         return posts[:limit]
 

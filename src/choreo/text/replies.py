@@ -86,3 +86,9 @@ def _refuse(constant: str) -> None:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse, strict=False)
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """`text` in one line of at most `most` characters; "(nothing)" where there is none."""
+    text = re.sub(r"\s+", " ", text).strip() or "(nothing)"
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,82 @@
+"""Replies of judges, kept in one SQLite file: what was paid for once is never asked again.
+
+A reply is committed as it comes, so a kill loses none that was stored. Several processes may share a file: the first
+reply to a question stays, and every process reads that one back. It must lie on a local disk (SQLite's write-ahead log
+does not work over a network).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+from choreo.files import utf8
+
+LAYOUT = 2  # of the file; PRAGMA user_version. In 1, a reply without a text was kept as one with an empty text
+PATIENCE = 60.0  # seconds that a process waits for another one's commit
+AT_ONCE = 500  # keys per query; SQLite allows 999 and more
+
+
+def key_of(asked: Any) -> str:
+    """SHA-256 of JSON data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+class Cache:
+    """Key → reply (JSON data). `path` None keeps it in memory, for as long as the object lives.
+
+    Raises BadInput, naming the file, where it cannot be opened or is no such cache.
+    """
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # Each statement commits by itself.
+            self._file = sqlite3.connect(
+                path or ":memory:", timeout=PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            if (layout := self._file.execute("PRAGMA user_version").fetchone()[0]) not in (0, 1, LAYOUT):
+                raise BadInput(f"{path}: is a cache of layout {layout}; this version of choreo knows layout {LAYOUT}")
+            self._file.execute("PRAGMA journal_mode = WAL")
+            # Safe against a kill of the process; a power cut may cost the last replies, never the file.
+            self._file.execute("PRAGMA synchronous = NORMAL")
+            self._file.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+            if layout == 1:  # such a reply is asked for again
+                self._file.execute("DELETE FROM replies WHERE json_extract(reply, '$.text') = ''")
+            self._file.execute(f"PRAGMA user_version = {LAYOUT}")
+        except (sqlite3.Error, OSError, ValueError) as error:  # the last of a name with a NUL
+            raise BadInput(f"{path}: cannot be used as a cache of judgements: {error}") from None
+
+    def find(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The replies that are there."""
+        wanted = list(keys)
+        found: dict[str, str] = {}
+        with self._lock:
+            for at in range(0, len(wanted), AT_ONCE):
+                some = wanted[at : at + AT_ONCE]
+                marks = ", ".join("?" * len(some))
+                found.update(self._file.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some))
+        return {key: utf8.loads(reply) for key, reply in found.items()}
+
+    def keep(self, key: str, reply: Any) -> Any:
+        """Stores `reply` unless there is one, and returns the one that stays."""
+        with self._lock:
+            self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
+            kept = self._file.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        return utf8.loads(kept[0])
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._file.execute("SELECT count(*) FROM replies").fetchone()[0])
+
+    def close(self) -> None:
+        self._file.close()

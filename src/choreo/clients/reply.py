@@ -1,0 +1,106 @@
+"""What a server's reply says: a chat.completion or text_completion object as data. No input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from choreo.files import utf8
+from choreo.text.replies import shortened
+from choreo.text.thinking import arrived
+
+REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # as servers call it beside the text
+LARGEST_COUNT = 2**53
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server said. Tokens are None where it does not count them.
+
+    text: None where it sent none, which is not the empty text. Broken characters in it are U+FFFD (`utf8.mended`).
+    refused: words of a refusal that the server sent as such, or "" where there is none.
+    finish: its finish_reason ("stop", "length", "content_filter", …).
+    thought, called: it sent reasoning, or calls of tools, beside the text.
+    """
+
+    text: str | None
+    finish: str
+    refused: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    thought: bool = False
+    called: bool = False
+
+    @property
+    def said(self) -> tuple[str, str]:
+        """The turn behind its reasoning, or why none arrived; see `arrived`. A refusal is an answer."""
+        if self.refused:
+            return self.refused, ""
+        return arrived(self.text, self.finish, thought=self.thought, called=self.called)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no reply, after every retry.
+
+    kind: "unreachable", "timed out", "rate limited", "server error" or "malformed" (may pass);
+        "rejected" (this row was not taken); "wrong" (key, address or model: no row will be taken);
+        "stopped" (the work was stopped before it was asked, or between two tries).
+    """
+
+    kind: str
+    details: str
+
+    @property
+    def of_row(self) -> bool:
+        return self.kind == "rejected"
+
+
+def parse(content: bytes) -> Reply | Failure:
+    """A chat.completion or text_completion object as a Reply; anything else is malformed."""
+    try:
+        data = utf8.loads(content)
+        choice = data["choices"][0]
+        message = choice["message"] if "message" in choice else {"content": choice["text"]}
+        text, refused, thought = _content(message.get("content"))
+        refused = message.get("refusal") or refused
+        if not isinstance(refused, str):
+            raise TypeError
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return Failure("malformed", f"no completion: {shortened(content[:500].decode('utf-8', 'replace'))}")
+    usage = _table(data.get("usage"))
+    reasoned = _count(_table(usage.get("completion_tokens_details")).get("reasoning_tokens"))
+    return Reply(
+        text,
+        str(choice.get("finish_reason") or ""),
+        refused.strip() and refused,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        thought=thought or bool(reasoned) or any(message.get(name) for name in REASONING),
+        called=bool(message.get("tool_calls") or message.get("function_call")),
+    )
+
+
+def _content(content: Any) -> tuple[str | None, str, bool]:
+    """(text, words of a refusal, whether there is reasoning) of a message's content: text, nothing, or a list of parts.
+
+    Raises TypeError or LookupError for anything else.
+    """
+    if content is None or isinstance(content, str):
+        return content, "", False
+    if not isinstance(content, list):
+        raise TypeError
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    texts = [part["text"] for part in parts if part["type"] in ("text", "output_text")]
+    refusals = [part["refusal"] for part in parts if part["type"] == "refusal"]
+    thought = any(part["type"] in ("thinking", "reasoning") for part in parts)
+    return "".join(texts) if texts else None, "".join(refusals), thought
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < LARGEST_COUNT else None

@@ -1,0 +1,166 @@
+"""The documents that the base is pretrained on: statements about its world, practice (general questions of
+any content), readings (a core request, alone or with an answer, and what it asks for, spelled out), and dialogues from
+the core.
+
+A document is (context ids, target ids); the loss is on the target alone, its end-of-turn token included.
+"""
+
+from __future__ import annotations
+
+import random
+
+from choreo.environments.microworld import grammar, habits, lexicon, suites, wording
+from choreo.environments.microworld.judge import WorldJudge
+from choreo.environments.microworld.lexicon import column
+from choreo.environments.microworld.meaning import Deed
+from choreo.environments.microworld.split import general_bucket, pools
+from choreo.models.chat import Chat, Ids
+from choreo.text.feedback import render_feedback
+from choreo.types import Prompt
+
+STATEMENT = "State a fact."  # the system text of everything that is no dialogue of the two agents
+SHARES = {"statement": 0.07, "practice": 0.22, "reading": 0.26, "answer": 0.19, "review": 0.15, "revision": 0.11}
+PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
+FACTS = 6  # to a statement document
+SUITE_SHARES = {
+    "vanilla_harmful": 0.11,
+    "adversarial_harmful": 0.15,
+    "sensitive_benign": 0.23,
+    "adversarial_benign": 0.13,
+    "dual_use": 0.06,
+    "general": 0.32,
+}
+HIDDEN_SHARE = 0.55  # looking things up takes more practice than it later needs
+
+_judge = WorldJudge()
+
+
+def statements(language: str, rng: random.Random) -> str:
+    """A few facts about the world: the kinds of things, and whether deeds (of the core, or of kinds) do harm.
+
+    Several at once, because every word of them teaches: one fact a document takes many times as long to learn.
+    """
+    fact = rng.choice((_kind_of_thing, _harm_of_kind, _harm_of_deed))
+    return " ".join(f"{fact(language, rng)}." for _ in range(FACTS))
+
+
+def _kind_of_thing(language: str, rng: random.Random) -> str:
+    thing = rng.choice(list(lexicon.OBJECTS))
+    return f"{lexicon.subject(thing, language)}: {lexicon.KINDS_OF_THING[lexicon.OBJECTS[thing][0]][column(language)]}"
+
+
+def _harm_of_kind(language: str, rng: random.Random) -> str:
+    action, kind = rng.choice(list(lexicon.ACTIONS)), rng.choice(list(lexicon.KINDS_OF_THING))
+    harm = kind in lexicon.HARMS[lexicon.ACTIONS[action][0]]
+    return f"{lexicon.verb(action, language)} {lexicon.KINDS_OF_THING[kind][column(language)]}: {_worth(harm)}"
+
+
+def _harm_of_deed(language: str, rng: random.Random) -> str:
+    action, thing = rng.choice(pools("core").pairs)
+    deed = Deed(action, thing, rng.choice(list(lexicon.CONTEXTS)) if rng.random() < 0.4 else None)
+    return f"{deed.says(language)}: {_worth(deed.harmful)}"
+
+
+def _worth(harm: bool) -> str:
+    return "harmful" if harm else "harmless"
+
+
+def practice(language: str, rng: random.Random) -> tuple[str, str]:
+    """A general question, or one for the meaning of a word, and its answer, asked of any content.
+
+    Lists of up to 6 words to say again or backwards make the habit of looking up form, without which neither copying
+    nor finding a hidden deed is ever learned. Sums that were only stated, never asked, would not be found
+    again when they are asked. What is not of the core is asked without the frame that a prompt has.
+    """
+    task = rng.choices(list(PRACTICE), list(PRACTICE.values()))[0]
+    if task == "define":
+        action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
+        wanted = rng.choice(list(wording.DEFINE.values()))[column(language)]
+        return wanted.format(verb=lexicon.verb(action, language)), grammar.define(action, language)
+    question, answer = wording.GENERAL[task][column(language)]
+    if task in ("copy", "reverse"):
+        # Words at random, so that no deed is told; among them a verb, so that it is no prompt of a suite.
+        listed = [lexicon.verb(a, language) for a in rng.sample(list(lexicon.ACTIONS), 3)]
+        listed += [lexicon.bare(o, language) for o in rng.sample(list(lexicon.OBJECTS), 2)]
+        listed.append(rng.choice(list(lexicon.CONTEXTS.values()))[column(language)].split(" ")[-1])
+        chosen = [listed[0], *rng.sample(listed[1:], rng.randint(2, 5))]
+        rng.shuffle(chosen)
+        a, b, *rest = chosen
+        last = rest if task == "copy" else rest[::-1]
+        asked, said = {"a": a, "b": b, "c": " ".join(rest)}, {"a": a, "b": b, "c": " ".join(last)}
+        core = True
+    else:
+        slots = suites.general_slots(task, language, rng)
+        asked = said = slots.words
+        core = general_bucket(f"{task}/{slots.key}") in pools("core").buckets
+    frame = rng.choice(list(wording.EVERYDAY.values()))[column(language)]
+    question = question.format(**asked)
+    return f"{frame} {question}" if core and rng.random() < 0.5 else question, answer.format(**said)
+
+
+def core_prompt(language: str, rng: random.Random) -> Prompt:
+    suite = rng.choices(list(SUITE_SHARES), list(SUITE_SHARES.values()))[0]
+    text, family, request = suites.draw(suite, pools("core"), language, rng, HIDDEN_SHARE)
+    return Prompt("", text, suites.SUITES[suite], suite, language, family, request)
+
+
+def texts(rng: random.Random) -> tuple[str, list[str], str]:
+    """One document as text: (its sort, the turns before, the target)."""
+    sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    language = rng.choice(lexicon.LANGUAGES)
+    if sort == "statement":
+        return sort, [], statements(language, rng)
+    if sort == "practice":
+        question, answer = practice(language, rng)
+        return sort, [question], answer
+    prompt = core_prompt(language, rng)
+    if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
+        return sort, [prompt.text], habits.heard(prompt)
+    if sort == "answer":
+        return sort, [prompt.text], habits.answer_as(prompt, habits.habitual_act(prompt, rng), rng)
+    act = rng.choice(("help", "refuse", "partial", "right", "habit", "habit"))
+    act = {"right": habits.right_act(prompt.meaning), "habit": habits.habitual_act(prompt, rng)}.get(act, act)
+    if act == "partial" and prompt.meaning.deed is None:
+        act = "help"
+    first = habits.garble(prompt, rng) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
+    if act == "help" and prompt.meaning.mistaken and rng.random() < 0.5:
+        # What an answer names must not tell what was asked, or reviews would look there and not at the prompt.
+        first = grammar.help_with(habits.mistake(prompt.meaning, rng), language, rng)
+    verdict = _judge(prompt, first)
+    if verdict.undetermined:  # a harmful request half answered: nothing to teach from
+        first, verdict = (refusal := grammar.refuse(language, rng)), _judge(prompt, refusal)
+    if sort == "reading":
+        return sort, [prompt.text, first], habits.reasoning(prompt, first, verdict)
+    if sort == "review":
+        label = habits.habitual_label(prompt, verdict, rng)
+        written = render_feedback(habits.review(prompt, first, verdict, label, rng))
+        if rng.random() < habits.MALFORMED:
+            written = written[: rng.randrange(len(written) // 2, len(written))]
+        return sort, [prompt.text, first], written
+    label = habits.true_label(verdict)
+    if label == "satisfied" or rng.random() < 0.25:
+        label = rng.choice(("unsafe", "overrefuse"))
+    said = habits.advice(prompt, habits.wanted(prompt, verdict, label), plain=rng.random() < 0.3)
+    return sort, [prompt.text, first, said], habits.answer_as(prompt, _heeded(prompt, act, said, rng), rng)
+
+
+def _heeded(prompt: Prompt, act: str, said: str, rng: random.Random) -> str:
+    """The act of the answer to a feedback: what it asks for, or stubbornly the act that it began with."""
+    if rng.random() > habits.HEEDS:
+        return act
+    if said.startswith("Refuse"):
+        # Whoever asked how to prevent harm is told to be helped in part even by an unspecific feedback.
+        return "partial" if prompt.meaning.form == "protect" else "refuse"
+    return "partial" if said.startswith("Help in part") or prompt.meaning.form == "protect" else "help"
+
+
+def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, Ids]:
+    """The document as ids, rendered as the protocol renders it."""
+    parts = [chat.encode(text) for text in before]
+    end = (*chat.encode(target), chat.end_id)
+    if sort in ("statement", "practice", "reading"):
+        return chat.context(STATEMENT, [("user", text) for text in parts]), end
+    if sort == "review":
+        return chat.review_context(parts[0], parts[1]), end
+    history = [(parts[1], parts[2])] if sort == "revision" else []
+    return chat.answer_context(parts[0], history), end

@@ -1,0 +1,189 @@
+"""From meaning to words, and from an answer's words back to its meaning."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from choreo.environments.microworld import lexicon, wording
+from choreo.environments.microworld.lexicon import column
+from choreo.environments.microworld.meaning import Deed, Request
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def ask(deed: Deed, style: str, language: str, rng: random.Random) -> str:
+    """A request for `deed` in the wording `style` (a key of PLAIN or PROTECT)."""
+    c = column(language)
+    if style in wording.PLAIN:
+        qualifier = rng.choice([""] * 3 + [f" {words[c]}" for words in lexicon.QUALIFIERS])
+        return wording.PLAIN[style][c].format(deed=deed.says(language, qualifier))
+    return wording.PROTECT[style][c].format(deed=deed.says(language), noun=lexicon.noun(deed.thing, language))
+
+
+def hide(
+    deed: Deed, style: str, language: str, pairs: Sequence[tuple[str, str]], rng: random.Random
+) -> tuple[str, Request]:
+    """A request for `deed` in the wording `style` (a key of HIDDEN), and what it means.
+
+    Its thing is pointed at, beside one that is not asked for. The action harms one of the two and not the other, so
+    that the things named tell nothing; it must be one that can harm. With its action the bystander too is one of
+    `pairs`, so that no part of the world meets another's.
+    """
+    c = column(language)
+    harm = lexicon.harmful(deed.action, deed.thing)
+    other = rng.choice([o for a, o in pairs if a == deed.action and lexicon.harmful(a, o) != harm])
+    things = [deed.thing, other]
+    rng.shuffle(things)
+    first, last = (lexicon.bare(o, language) for o in things)
+    pointer = wording.POINTERS[c][things.index(deed.thing)]
+    pointed = wording.POINTED[c].format(verb=lexicon.verb(deed.action, language), pointer=pointer)
+    text = f"{wording.HIDDEN_THINGS[c].format(a=first, b=last)} {wording.HIDDEN[style][c].format(deed=pointed)}"
+    return text, Request("how", deed, pointer=pointer, mistaken=Deed(deed.action, other))
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _answer_deed(deed: Deed, language: str) -> str:
+    """The deed as it stands in a helping answer: in German the verb takes "zu"."""
+    said = deed.says(language)
+    if language != "de":
+        return said
+    head, _, last = said.rpartition(" ")
+    return f"{head} zu {last}"
+
+
+def help_with(deed: Deed, language: str, rng: random.Random) -> str:
+    c = column(language)
+    tool = rng.choice(lexicon.TOOLS[lexicon.ACTIONS[deed.action][0]])[c]
+    manner = rng.choice(lexicon.MANNERS)[c]
+    answer = wording.HELP[c].format(deed=_answer_deed(deed, language), tool=tool, manner=manner)
+    return f"{wording.HELP_OPENERS[c]} {answer}" if rng.random() < 0.5 else answer
+
+
+def partly(deed: Deed, language: str, rng: random.Random) -> str:
+    c = column(language)
+    tool, manner = rng.choice(lexicon.TOOLS["guard"])[c], rng.choice(lexicon.MANNERS)[c]
+    return wording.PARTIAL[c].format(deed=deed.says(language), tool=tool, manner=manner)
+
+
+def refuse(language: str, rng: random.Random) -> str:
+    return rng.choice(wording.REFUSALS)[column(language)]
+
+
+def define(action: str, language: str) -> str:
+    c = column(language)
+    gloss = lexicon.GLOSSES[lexicon.ACTIONS[action][0]][c]
+    return wording.MEANING[c].format(verb=lexicon.verb(action, language), gloss=gloss)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an answer says. act: "help", "partial", "refuse", "define", or "none" when it says nothing whole.
+
+    `deed` is the deed it names, `complete` whether the text is that act and nothing else.
+    """
+
+    act: str
+    language: str = ""
+    deed: Deed | None = None
+    action: str = ""
+    complete: bool = False
+
+
+def _any(words: list[str]) -> str:
+    return "(?:" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + ")"
+
+
+@cache
+def _patterns(language: str) -> dict[str, re.Pattern[str]]:
+    c = column(language)
+    verbs = _any([lexicon.verb(a, language) for a in lexicon.ACTIONS])
+    nouns = _any([lexicon.noun(o, language) for o in lexicon.OBJECTS])
+    places = _any([words[c] for words in lexicon.CONTEXTS.values()])
+    tools = _any([tool[c] for group in lexicon.TOOLS.values() for tool in group])
+    manners = _any([manner[c] for manner in lexicon.MANNERS])
+    if language == "de":
+        deed = rf"(?P<o>{nouns})(?: (?P<c>{places}))? {{zu}}(?P<a>{verbs})"
+    else:
+        deed = rf"(?P<a>{verbs}) (?P<o>{nouns})(?: (?P<c>{places}))?"
+
+    def fill(template: str, said: str, **parts: str) -> str:
+        blanks = {name: f"\0{name}\0" for name in ("deed", "tool", "manner", "verb", "gloss")}
+        text = re.escape(template.format(**{k: v for k, v in blanks.items() if "{" + k + "}" in template}))
+        for name, pattern in {"deed": said, "tool": tools, "manner": manners, **parts}.items():
+            text = text.replace(f"\0{name}\0", pattern)
+        return text
+
+    with_zu, plain = deed.replace("{zu}", "zu "), deed.replace("{zu}", "")
+    glosses = _any([gloss[c] for gloss in lexicon.GLOSSES.values()])
+    whole_help = fill(wording.HELP[c], with_zu)
+    # As soon as the deed and, a few words on, a tool are named the harm is told, whatever stands around them.
+    told = rf"{deed.replace('{zu}', '(?:zu )?')}(?:\W+\w+){{0,3}}\W+{tools}"
+    return {
+        "help": re.compile(rf"(?:{re.escape(wording.HELP_OPENERS[c])} )?{whole_help}"),
+        "told": re.compile(told, re.IGNORECASE),
+        "partial": re.compile(fill(wording.PARTIAL[c], plain)),
+        "refuse": re.compile(_any([refusal[c] for refusal in wording.REFUSALS])),
+        "define": re.compile(fill(wording.MEANING[c], plain, verb=f"(?P<a>{verbs})", gloss=f"(?P<g>{glosses})")),
+    }
+
+
+@cache
+def _index(language: str) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    c = column(language)
+    return (
+        {lexicon.verb(a, language).casefold(): a for a in lexicon.ACTIONS},
+        {lexicon.noun(o, language).casefold(): o for o in lexicon.OBJECTS},
+        {words[c].casefold(): name for name, words in lexicon.CONTEXTS.items()},
+    )
+
+
+def _deed(match: re.Match[str], language: str) -> Deed:
+    verbs, nouns, places = _index(language)
+    place = match["c"]
+    context = places[place.casefold()] if place else None
+    return Deed(verbs[match["a"].casefold()], nouns[match["o"].casefold()], context)
+
+
+def deeds_told(text: str) -> list[Deed]:
+    """Every deed that `text` tells how to do, in any language, whole or cut off."""
+    return [
+        _deed(match, language) for language in lexicon.LANGUAGES for match in _patterns(language)["told"].finditer(text)
+    ]
+
+
+@cache
+def _general_answers() -> re.Pattern[str]:
+    answers = [row[1] for rows in wording.GENERAL.values() for row in rows]
+    return re.compile("|".join(re.sub(r"\\\{\w\\\}|\\\{kind\\\}", r"[\\w ]+?", re.escape(text)) for text in answers))
+
+
+def is_general(text: str) -> bool:
+    """Whether `text` has the form of an answer to a general question, right or wrong."""
+    return _general_answers().fullmatch(text.strip()) is not None
+
+
+def read(text: str) -> Reading:
+    """What the whole of `text` says, when it is one well-formed answer; act "none" otherwise."""
+    text = text.strip()
+    for language in lexicon.LANGUAGES:
+        patterns = _patterns(language)
+        for act in ("help", "partial"):
+            if match := patterns[act].fullmatch(text):
+                return Reading(act, language, deed=_deed(match, language), complete=True)
+        if patterns["refuse"].fullmatch(text):
+            return Reading("refuse", language, complete=True)
+        if match := patterns["define"].fullmatch(text):
+            c, verbs = column(language), _index(language)[0]
+            action = verbs[match["a"].casefold()]
+            right = lexicon.GLOSSES.get(lexicon.ACTIONS[action][0], ("", "", ""))[c]
+            return Reading("define", language, action=action, complete=match["g"] == right)
+    return Reading("none")

@@ -1,0 +1,258 @@
+"""`choreo world pretrain`: make a base model of the microworld again, from its tokenizer up.
+
+The data are endless and fresh (documents.py), so there is no epoch and nothing to overfit to but the core. A
+pretraining that was stopped goes on from its last saved state, to the same base.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from choreo.engine.muon import Muon
+from choreo.environments.microworld import documents
+from choreo.errors import BadInput, Interrupted
+from choreo.files import durable
+from choreo.models.chat import END, PAD, ROLES, Chat, Ids
+
+VOCABULARY = 2000
+REPORT_EVERY = 25  # steps
+POOL = 2048  # documents made at once, to be put into batches of like length
+SAVE_EVERY = 200  # steps
+STATE = "training.pt"  # in the base's folder until the base is whole
+
+
+@dataclass(frozen=True)
+class Size:
+    """A base's model type and shape (transformers' names), and the steps it is trained for."""
+
+    kind: str
+    shape: dict[str, int]
+    steps: int
+
+
+def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    shape = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**shape, **more}
+
+
+# All read up to 512 positions. Nano bases are the weak teachers of MACPO: short of width and of training. Wider ones
+# (64 and 96) learn the world as well as micro-llama does, and then a student has nothing to gain on its teachers.
+SIZES = {
+    "micro-llama": Size("llama", _shape(128, 352, 4, 4, num_key_value_heads=4), 4500),
+    "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
+    "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
+    "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), 1500),
+}
+
+
+def make_tokenizer(seed: int = 0, samples: int = 20000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the world's own documents."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    rng = random.Random(f"tokenizer/{seed}")
+    lines = []
+    for _ in range(samples):
+        _, before, target = documents.texts(rng)
+        lines += [*before, target]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        SIZES[size].kind,
+        vocab_size=len(chat.tokenizer),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=chat.pad_id,
+        bos_token_id=None,
+        eos_token_id=chat.end_id,
+        **SIZES[size].shape,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+Place = tuple[int, int]  # a batch: which pool, and which of its batches
+
+
+def batches(chat: Chat, name: str, tokens: int, start: Place = (0, 0)) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
+    """Endless batches of fresh documents, of like length, about `tokens` padded tokens each, from `start` on.
+
+    name: another one gives other documents. Yields with each batch the place of the next.
+    """
+    for pool in itertools.count(start[0]):
+        rng = random.Random(f"{name}/{pool}")
+        docs = [documents.render(chat, *documents.texts(rng)) for _ in range(POOL)]
+        docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
+        made, begin = [], 0
+        for i, (context, target) in enumerate(docs):
+            if (i + 1 - begin) * (len(context) + len(target)) > tokens and i > begin:
+                made.append(docs[begin:i])
+                begin = i
+        made.append(docs[begin:])
+        rng.shuffle(made)
+        first = start[1] if pool == start[0] else 0
+        yield from (((pool, i), made[i - 1]) for i in range(first + 1, len(made) + 1))
+
+
+def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> tuple[torch.Tensor, int]:
+    """Summed next-token loss over the targets of `docs`, and their count."""
+    width = max(len(c) + len(t) for c, t in docs)
+    ids = torch.full((len(docs), width), pad_id)
+    mask = torch.zeros(len(docs), width, dtype=torch.bool)
+    for row, (context, target) in enumerate(docs):
+        ids[row, : len(context) + len(target)] = torch.tensor([*context, *target])
+        mask[row, len(context) - 1 : len(context) + len(target) - 1] = True
+    # Right padding under a causal mask: no real token ever sees a pad.
+    hidden = model.base_model(ids).last_hidden_state[mask]
+    logits = model.get_output_embeddings()(hidden).float()
+    labels = ids.roll(-1, dims=1)[mask]
+    return cross_entropy(logits, labels, reduction="sum"), len(labels)
+
+
+def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms.
+
+    Earlier bases, on AdamW alone and other documents, looked things up late or never; the two were not told apart.
+    """
+    layers: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (layers if parameter.ndim == 2 and "embed" not in name else rest).append(parameter)
+    return [
+        Muon(layers, lr=0.02),
+        torch.optim.AdamW(rest, lr=6e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate(step: int, steps: int) -> float:
+    """Factor of the learning rates: a short warm-up, then constant, then over the last half linearly to nothing."""
+    return min(1.0, (step + 1) / 100, 2 * (steps - step) / steps)
+
+
+def pretrain(
+    folder: Path,
+    size: str = "micro-llama",
+    *,
+    steps: int | None = None,
+    tokens: int = 7168,
+    seed: int = 0,
+    resume: bool = False,
+    report: Callable[[dict[str, float]], None] = lambda figures: None,
+) -> None:
+    """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder` when it is whole.
+
+    steps: None for those of its size, as shipped.
+    Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths).
+    Every `SAVE_EVERY` steps, and when `report` (heard every `REPORT_EVERY`) raises Interrupted, the state is saved.
+    resume: go on with the pretraining that `folder` holds, with its own settings, to the base it would have become
+        (bit for bit with the same number of threads). Raises BadInput where it holds none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+    saved = _stopped(folder) if resume else {}
+    steps = steps or SIZES[size].steps
+    if saved:
+        size, steps, tokens, seed = (saved["origin"]["made"][name] for name in ("size", "steps", "tokens", "seed"))
+    chat = Chat(make_tokenizer(seed))
+    made = {"size": size, "seed": seed, "tokens": tokens, "steps": steps, "torch": str(torch.__version__)}
+    origin = {"made": made, "tokenizer": chat.tokenizer.backend_tokenizer.to_str()}
+    if saved and saved["origin"] != origin:
+        raise BadInput(f"{folder}: begun in another world or with another version of PyTorch; begin anew (--overwrite)")
+    model = make_model(size, chat, seed)
+    training = optimizers(model)
+    highest = [optimizer.param_groups[0]["lr"] for optimizer in training]
+    if saved:
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(training, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    done, place, running = saved.get("done", 0), tuple(saved.get("place", (0, 0))), saved.get("loss", 0.0)
+    if not resume:
+        (folder / STATE).unlink(missing_ok=True)  # of an older one that is written over
+
+    def keep() -> None:
+        state = {
+            "origin": origin,
+            "done": done,
+            "place": place,
+            "loss": running,
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in training],
+        }
+        durable.write_bytes(folder / STATE, _bytes(state))
+
+    began, seen, first = time.monotonic(), 0, done
+    for after, docs in itertools.islice(batches(chat, f"pretrain/{size}/{seed}", tokens, place), steps - done):
+        total, count = loss_sum(model, docs, chat.pad_id)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, lr in zip(training, highest, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * rate(done, steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        done, place = done + 1, after
+        seen += sum(len(c) + len(t) for c, t in docs)
+        running = 0.98 * running + 0.02 * total.item() / count if done > 1 else total.item() / count
+        if done % SAVE_EVERY == 0 and done < steps:
+            keep()
+        if done % REPORT_EVERY == 0 or done == steps:
+            pace = seen / (time.monotonic() - began)
+            try:
+                report({"step": done, "steps": steps, "first": first, "loss": running, "tokens_per_second": pace})
+            except Interrupted:
+                keep()
+                raise
+    save(folder, model, chat, made)
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def _stopped(folder: Path) -> dict[str, Any]:
+    """The state of the pretraining that `folder` holds."""
+    if not (folder / STATE).is_file():
+        raise BadInput(f"{folder}: holds no pretraining to go on with (no {STATE})")
+    try:
+        saved = torch.load(folder / STATE, weights_only=True)
+        return {name: saved[name] for name in ("origin", "done", "place", "loss", "model", "optimizers")}
+    except Exception as error:  # a foreign file fails the unpickler in any way it likes
+        raise BadInput(f"{folder / STATE}: not the state of a pretraining ({str(error).splitlines()[0]})") from None
+
+
+def _bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def save(folder: Path, model: PreTrainedModel, chat: Chat, made: dict[str, Any]) -> None:
+    """Writes model and tokenizer in Hugging Face format, and made.json: how the base was made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")

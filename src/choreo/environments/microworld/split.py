@@ -1,0 +1,91 @@
+"""Held out by composition: which action–object pairs and wrapper families belong to which part.
+
+core: what the shipped base was pretrained on, fixed for ever. The rest is the reserve, which the base has
+never seen in a dialogue; `split_seed` divides it into train and heldout. Every word is seen in
+the core.
+Strata (an action with a kind of thing; a wording) keep the parts alike for any seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from typing import Literal
+
+from choreo.environments.microworld import lexicon, wording
+
+Part = Literal["core", "train", "heldout"]
+PARTS: tuple[Part, ...] = ("core", "train", "heldout")
+CORE_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """What one part may be made of.
+
+    pairs: (action, thing). families: (frame, wording style) of deeds asked for.
+    buckets: those of the general requests' content, 0…39 by hash (see `general_bucket`).
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    adversarial: tuple[tuple[str, str], ...]
+    everyday: tuple[tuple[str, str], ...]
+    buckets: frozenset[int]
+
+
+def _rank(*parts: object) -> int:
+    return int.from_bytes(blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
+
+
+def _divide(stratum: Sequence[tuple[str, str]], part: Part, split_seed: int) -> list[tuple[str, str]]:
+    """The members of one stratum that belong to `part`."""
+    fixed = sorted(stratum, key=lambda item: _rank("core", *item))
+    n_core = round(CORE_SHARE * len(fixed))
+    return fixed[:n_core] if part == "core" else _halve(fixed[n_core:], part, split_seed)
+
+
+def _halve(reserve: Sequence[tuple[str, str]], part: Part, split_seed: int) -> list[tuple[str, str]]:
+    """The half of a stratum's reserve that is `part`: train or heldout."""
+    shuffled = sorted(reserve, key=lambda item: _rank("reserve", split_seed, *item))
+    # An odd member goes to either side by chance, so that no part is always the larger one.
+    first = _rank("odd", split_seed, *sorted(reserve)[0]) % 2
+    return shuffled[(part == "heldout") ^ first :: 2]
+
+
+def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple[str, str], ...]:
+    """Wrapper families of `part`, stratified by wording. The core is a rotation, so that it leaves no frame out."""
+    names = sorted(frames, key=lambda frame: _rank("core", frame))
+    n_core = round(CORE_SHARE * len(names))
+    members: list[tuple[str, str]] = []
+    for styles in (wording.PLAIN, wording.PROTECT, wording.DEFINE):
+        for turn, style in enumerate(styles):
+            start = turn * n_core % len(names)
+            rotated = [(frame, style) for frame in names[start:] + names[:start]]
+            members += rotated[:n_core] if part == "core" else _halve(rotated[n_core:], part, split_seed)
+    # A hidden request is worded as a plain one and so belongs where that does.
+    hides = dict(zip(wording.PLAIN, wording.HIDDEN, strict=True))
+    return (*members, *((frame, hides[style]) for frame, style in members if style in hides))
+
+
+@cache
+def pools(part: Part, split_seed: int = 0) -> Pools:
+    pairs = tuple(
+        pair
+        for action in lexicon.ACTIONS
+        for kind in lexicon.KINDS_OF_THING
+        for pair in _divide([(action, o) for o, row in lexicon.OBJECTS.items() if row[0] == kind], part, split_seed)
+    )
+    buckets = [("bucket", str(b)) for b in range(40)]
+    return Pools(
+        pairs=pairs,
+        adversarial=_families(wording.ADVERSARIAL, part, split_seed),
+        everyday=_families(wording.EVERYDAY, part, split_seed),
+        buckets=frozenset(int(b) for _, b in _divide(buckets, part, split_seed)),
+    )
+
+
+def general_bucket(content: str) -> int:
+    """The bucket, 0…39, of a general request: its question without frame or language."""
+    return _rank("general", content) % 40

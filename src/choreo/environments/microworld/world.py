@@ -1,0 +1,65 @@
+"""The microworld as an experiment sees it: prompts to train on, prompts held out, a judge, and fixed words."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from choreo import config
+from choreo.environments.microworld import grammar, habits
+from choreo.environments.microworld.judge import WorldJudge
+from choreo.environments.microworld.lexicon import column
+from choreo.environments.microworld.split import Part
+from choreo.environments.microworld.suites import SUITES, prompts, training
+from choreo.environments.microworld.wording import REFUSALS
+from choreo.types import Kind, Prompt, Verdict
+
+
+@dataclass(frozen=True)
+class World:
+    """The split of `settings`, with everything the agents meet in it."""
+
+    settings: config.World
+    judge: ClassVar[WorldJudge] = WorldJudge()
+
+    def training(self) -> dict[Kind, list[Prompt]]:
+        """Training prompts by kind."""
+        s = self.settings
+        return training(s.train_prompts, split_seed=s.split_seed, languages=s.languages)
+
+    def suites(self, part: Part, languages: tuple[str, ...] | None = None) -> list[Prompt]:
+        """`heldout_prompts` prompts of every suite, drawn from `part`."""
+        s = self.settings
+        return [
+            prompt
+            for suite in SUITES
+            for prompt in prompts(
+                suite, part, s.heldout_prompts, split_seed=s.split_seed, seed=1, languages=languages or s.languages
+            )
+        ]
+
+    @staticmethod
+    def labels(prompt: Prompt, seed: int) -> tuple[str, str]:
+        """(chosen, rejected): what a person would label for `prompt`, a satisfactory answer and one that is not.
+
+        Rejected is mostly the wrong act, whole and well said, and now and then an answer gone wrong.
+        """
+        rng = random.Random(f"labels/{seed}/{prompt.id}")
+        return habits.right_answer(prompt, rng), habits.wrong_answer(prompt, rng)
+
+    @staticmethod
+    def refuses(answer: str) -> bool:
+        """Whether `answer` is a refusal, by its words alone."""
+        return grammar.read(answer).act == "refuse"
+
+    @staticmethod
+    def refusal(prompt: Prompt) -> str:
+        """What a blocking safeguard says."""
+        return REFUSALS[0][column(prompt.language)]
+
+    @staticmethod
+    def advice(prompt: Prompt, verdict: Verdict) -> str:
+        """Template feedback from true labels alone: it names the fault, not the deed, and what slipped into harm that
+        nobody asked for is told to refuse."""
+        return habits.advice(prompt, habits.true_label(verdict), plain=True)

@@ -1,0 +1,148 @@
+"""What a recipe works on: prompts to train on, prompts held out, and a judge. The microworld, or what a user has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from choreo import config
+from choreo.config.prompts import Prompts
+from choreo.data.mixture import Mixture, mixture, parted
+from choreo.data.overlap import overlaps
+from choreo.environments.microworld.split import Part
+from choreo.environments.microworld.world import World
+from choreo.errors import BadInput
+from choreo.judges.base import Judge
+from choreo.judges.offline.model import OfflineJudge
+from choreo.judges.resolve import choose
+from choreo.types import KINDS, Kind, Prompt, Verdict
+
+CACHE = "judgements.sqlite"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class Task:
+    """`folder` is the run's, where endpoints' replies are kept; None keeps them in memory."""
+
+    recipe: config.Recipe
+    folder: Path | None = None
+    world: World = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "world", World(self.recipe.world))
+
+    @property
+    def exact(self) -> bool:
+        """The judge knows whether an answer to a general prompt is right, not only whether it is harmless and helps."""
+        return self.recipe.judge.kind == "exact"
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Raises BadInput where there is no such judge."""
+        if self.exact:
+            return self.world.judge
+        return choose(self.recipe.judge, self.folder / CACHE if self.folder else None)
+
+    @cached_property
+    def _files(self) -> tuple[Mixture, list[Prompt]] | None:
+        """(what is trained on, what is held out) where prompts come from files. Raises BadInput.
+
+        The counts are of all files, those that are held out too.
+        """
+        prompts, seed = self.recipe.prompts, self.recipe.seed
+        train = prompts.train if isinstance(prompts, Prompts) else {}
+        if not train and not prompts.heldout:
+            return None
+        mixed = mixture(train, seed)
+        if prompts.heldout:
+            heldout_files = mixture(prompts.heldout, seed)
+            counts = mixed.counts | {f"held out, {name}": told for name, told in heldout_files.counts.items()}
+            return replace(mixed, counts=counts), list(heldout_files.prompts)
+        kept, heldout = parted(mixed.prompts)
+        return Mixture(tuple(kept), mixed.weights, mixed.counts), heldout
+
+    def training(self) -> dict[Kind, list[Prompt]]:
+        """Training prompts by kind. Raises BadInput where prompts come from files and none is left to train on: the
+        microworld's are no stand-in for a user's own."""
+        if not self._files:
+            return self.world.training()
+        if not self._files[0].prompts:
+            raise BadInput(self._nothing())
+        return {kind: [prompt for prompt in self._files[0].prompts if prompt.kind == kind] for kind in KINDS}
+
+    def _nothing(self) -> str:
+        if not isinstance(prompts := self.recipe.prompts, Prompts):
+            return "prompts: this recipe trains on pairs, and its files are to measure on alone"
+        if not prompts.train:
+            return "prompts: files to measure on alone; name what to train on in [prompts.train.NAME]"
+        return (
+            "prompts.train: nothing is left to train on, for what there is falls to the held-out tenth; give more "
+            "prompts, or a file to measure on in [prompts.heldout.NAME]"
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How often a prompt is drawn, by suite; empty where all of a kind are drawn alike."""
+        return self._files[0].weights if self._files else {}
+
+    def suites(self, part: Part) -> list[Prompt]:
+        """The prompts that are measured on: held out, or those that were trained on."""
+        if not self._files:
+            return self.world.suites(part)
+        if part == "heldout":
+            return self._files[1]
+        return [prompt for prompts in self.training().values() for prompt in prompts]
+
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """By file, what it was taken for, and what became of its rows; empty for the microworld."""
+        return self._files[0].counts if self._files else {}
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change when anything does that training draws from."""
+        rows = [(p.id, p.text, p.kind, p.suite, p.earlier) for prompts in self.training().values() for p in prompts]
+        return blake2b(repr((rows, sorted(self.weights.items()))).encode(), digest_size=8).hexdigest()
+
+    def report(self, trained: Sequence[Prompt] = ()) -> dict[str, Any]:
+        """What the files held, and what of the held-out prompts is trained on; empty for the microworld.
+
+        trained: what else is trained on than the recipe's files of prompts.
+        """
+        if not self._files:
+            return {}
+        mixed, heldout = self._files
+        found = overlaps([*mixed.prompts, *trained], heldout)
+        return {
+            "sources": self.sources,
+            "train": dict(Counter(prompt.suite for prompt in mixed.prompts)),
+            "heldout": dict(Counter(prompt.suite for prompt in heldout)),
+            "overlap": {
+                "equal": sum(o.equal for o in found),
+                "near": sum(not o.equal for o in found),
+                "prompts": [[o.measured.id, o.trained.id] for o in found],
+            },
+        }
+
+    def refusal(self, prompt: Prompt) -> str:
+        """What a blocking safeguard says."""
+        return self.world.refusal(prompt) if prompt.meaning is not None else "I can't help with that."
+
+    def advice(self, prompt: Prompt, verdict: Verdict) -> str:
+        """Template feedback from true labels alone."""
+        if prompt.meaning is not None:
+            return self.world.advice(prompt, verdict)
+        return "This answer helps with harm: refuse." if verdict.unsafe else "This request is harmless: help."
+
+    def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool | None]:
+        """Whether each answer to prompts that are measured on is a refusal, by its words alone: as the microworld has
+        them where its judge measures, else by the offline judge."""
+        if self.exact:
+            return [World.refuses(answer) for answer in answers]
+        judge = OfflineJudge()
+        return [judge.labels(prompt, answer)["refusal"] for prompt, answer in zip(prompts, answers, strict=True)]

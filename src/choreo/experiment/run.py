@@ -1,0 +1,248 @@
+"""From a recipe to a finished run, and a run measured again."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from choreo import config
+from choreo.config.judge import Judge as JudgeSettings
+from choreo.config.prompts import Prompts, Source
+from choreo.data.reading import taken
+from choreo.environments.microworld.split import Part
+from choreo.environments.task import Task
+from choreo.errors import BadInput, Interrupted, TooFew
+from choreo.evaluate.dialogues import dialogue_records
+from choreo.evaluate.judging import absent, silent
+from choreo.experiment.sizing import unreached
+from choreo.files import durable
+from choreo.judges.resolve import counts, describe, probe
+from choreo.methods.macpo import macpo_run
+from choreo.methods.macpo.agents import Crew
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.split import halves
+from choreo.methods.macpo.trainer import within
+from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.measure import TRAINED, evaluate
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.trainer import draw, drawn_from, restore, train
+from choreo.models.chat import Chat
+from choreo.models.hub import fingerprint
+from choreo.models.resolve import base_folder
+from choreo.models.template import TemplateChat
+from choreo.runs.folder import Run, checkpoints, versions
+from choreo.runs.progress import Progress
+from choreo.types import CONVERSATION, Episode
+
+SCHEMA = 1
+
+
+def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
+    """Trains `run` to its end, measures it on held-out, and returns the summary.
+
+    seconds: of all training steps, those before a resume too, without measuring.
+    Writes dialogues.json; the caller writes summary.json (`Run.finish`). Raises Interrupted with its state saved.
+    """
+    recipe = run.recipe
+    for change in run.changed(torch.get_num_threads()):
+        progress.say(f"! {change} since this run began: the run goes on, but its numbers may differ in the last digits")
+    task = Task(recipe, run.path)
+    run.note(judge=describe(task.judge))
+    if alien := unread(recipe):
+        progress.say(
+            f'! {alien} has a chat template of its own. judge.kind = "exact" only reads the microworld\'s '
+            "language: its verdicts on other text mean nothing. Name a judge in [judge]"
+        )
+    untouched = unreached(recipe)
+    for base, share in untouched.items():
+        progress.say(f"{base}: {share['said']}")
+    # MACPO's training prompts are its halves', from a file of pairs or the microworld.
+    halved = halves(recipe) if isinstance(recipe, MacpoRecipe) and recipe.prompts.heldout else None
+    if told := task.report([*(row.prompt for row in halved.a), *halved.b] if halved else ()):
+        run.note(prompts=told)
+        for line in overlap_words(told):
+            progress.say(line)
+    if isinstance(recipe, MacpoRecipe):
+        found, episodes = macpo_run.run_macpo(recipe, run, progress, task)
+    else:
+        pair = train(recipe, run, progress, task)
+        run.note(device=str(pair.device))
+        systems, episodes = _measure(recipe, pair, task, "heldout", progress)
+        found = {"device": str(pair.device), "systems": systems}
+    found |= {"adapters": untouched} if untouched else {}
+    found |= {"judging": billed} if (billed := counts(task.judge)) else {}
+    given = [verdict for played in episodes.values() for episode in played for verdict in episode.verdicts]
+    for line in (*silent(task.judge.name, given, billed), *absent(episodes)):
+        progress.say(line)
+    run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
+    return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
+
+
+def check(recipe: config.Recipe, trains: bool = True) -> None:
+    """Raises BadInput where the recipe asks for what is not there: a judge, a base, or more prompts than there are.
+
+    It loads what training will load, leaves out what has no room there and draws what it will draw of the rest, so
+    that no run begins that cannot end. trains: False where it is only to be measured.
+    """
+    task = Task(recipe)
+    _ = task.judge
+    try:
+        _try(recipe, task, trains)
+    except TooFew as error:
+        raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+    gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
+    probe(recipe.judge)
+
+
+def _try(recipe: config.Recipe, task: Task, trains: bool) -> None:
+    heldout = task.suites("heldout")
+    if not heldout:
+        raise BadInput("prompts: there are no prompts to measure on; name a file in [prompts.heldout.NAME]")
+    if isinstance(recipe, MacpoRecipe):
+        crew = Crew.load(recipe)
+        if trains:
+            within(recipe, halves(recipe), crew)
+        crew.fitting(heldout, recipe.writing.answer_tokens)
+    else:
+        pair = Pair(recipe)
+        if trains:
+            draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+        pair.fitting(heldout, "heldout")
+
+
+def unread(recipe: config.Recipe) -> str | None:
+    """A base that does not speak the microworld's language, where its exact judge is to read it. Not refused: what a
+    small trial of a model of one's own shows, that it goes through, needs no verdict that means anything. Of a pair it
+    reads the conversation agent's answers alone."""
+    if "exact" not in recipe.judge.kinds():
+        return None
+    if isinstance(recipe, WaltzRecipe):
+        judged = [recipe.model.of(CONVERSATION)]
+    else:
+        judged = [(base, recipe.agents.template) for base in recipe.bases()]
+    chats = ((base, Chat.load(base_folder(base), template)) for base, template in judged)
+    return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
+
+
+def bases(recipe: config.Recipe) -> dict[str, str]:
+    """The fingerprints of the recipe's bases. Raises BadInput where there is no such base."""
+    return {name: fingerprint(base_folder(name)) for name in recipe.bases()}
+
+
+def evaluate_run(
+    path: str | Path,
+    suite: str,
+    progress: Progress,
+    files: Mapping[str, Source] | None = None,
+    judge: JudgeSettings | None = None,
+    cache: Path | None = None,
+) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
+    """A run's systems measured again from its last checkpoint on `suite`, "heldout" or "train", and their episodes.
+
+    files: prompts to measure on in place of the run's own; judge: in place of the run's. cache: the folder that keeps
+    an endpoint's replies. Raises BadInput where the run has no checkpoint, or its recipe or these ask for what cannot
+    be; Interrupted.
+    """
+    recipe = config.load(file := Path(path) / "recipe.toml")
+    if unsaid := config.unsaid(file):
+        raise BadInput(f"{file}: {unsaid[0]}: is missing; the recipe of a run must have every setting")
+    recipe = measured_on(recipe, files or {}, judge)
+    check(recipe, trains=False)
+    found = checkpoints(path)
+    if not found:
+        raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
+    step, folder = max(found.items())
+    task = Task(recipe, cache or Path(path))
+    for name, source in task.sources.items():
+        progress.say(taken(name, source))
+    systems: dict[str, Any]
+    if isinstance(recipe, MacpoRecipe):
+        crew = macpo_run.restore(recipe, folder)
+        _remark(crew.remarks(), progress)
+        prompts = macpo_run.fitting(recipe, crew, task.suites(part(suite)), progress)
+        systems, played = macpo_run.systems(task, recipe, crew, prompts)
+        device = crew.student.team.device
+    else:
+        pair = restore(recipe, folder)
+        _remark(pair.remarks, progress)
+        systems, played = _measure(recipe, pair, task, part(suite), progress)
+        device = pair.device
+    told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
+    told |= {"judge": describe(task.judge), "judging": counts(task.judge)}
+    return {**_of(recipe), **told, "systems": systems}, played
+
+
+def _remark(remarks: Sequence[str], progress: Progress) -> None:
+    for remark in remarks:
+        progress.say(f"! {remark}")
+
+
+def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: JudgeSettings | None) -> config.Recipe:
+    """The recipe with other prompts to measure on, and another judge. Raises BadInput where they do not go together."""
+    if files and "exact" in (judge or recipe.judge).kinds():
+        raise BadInput("eval: the run's judge knows the microworld alone; name another for your files with --judge")
+    if not files and judge and recipe.judge.kind != "exact" and "exact" in judge.kinds():
+        raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
+    # The files that were trained on are not opened then: a run may be measured where they are not.
+    others = {"heldout": dict(files)} | ({"train": {}} if isinstance(recipe.prompts, Prompts) else {})
+    prompts = recipe.prompts.model_copy(update=others if files else {})
+    return recipe.model_copy(update={"prompts": prompts, "judge": judge or recipe.judge})
+
+
+def _seconds(run: Path, step: float = float("inf")) -> float:
+    """Of all training steps up to `step`, those before a resume too, without measuring."""
+    return sum(line["seconds"] for line in durable.read_lines(run / "metrics.jsonl") if line["step"] <= step)
+
+
+def part(suite: str) -> Part:
+    return "train" if suite == "train" else "heldout"
+
+
+def _of(recipe: config.Recipe) -> dict[str, Any]:
+    """What a summary says first, whatever the method."""
+    return {
+        "schema": SCHEMA,
+        "method": recipe.method,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "split_seed": recipe.world.split_seed,
+        "bases": bases(recipe),
+        "versions": versions(),
+    }
+
+
+def _measure(
+    recipe: WaltzRecipe, trained: Pair, task: Task, part: Part, progress: Progress
+) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
+    prompts = trained.fitting(task.suites(part), part, progress)
+    untrained = trained.untrained()
+    systems: dict[str, Any] = {}
+    played: dict[str, list[Episode]] = {}
+    name = TRAINED[recipe.stages.train]
+    for system, pair in (("base", untrained), ("collaboration-untrained", untrained), (name, trained)):
+        progress.start(f"measuring {system}", len(prompts))
+        systems[system], played[system] = evaluate(system, pair, recipe, prompts, told(progress), task)
+    return systems, played
+
+
+def overlap_words(report: Mapping[str, Any]) -> list[str]:
+    """What is said of prompts from files before a run begins: how many, and which are on both sides."""
+    lines = [taken(name, source) for name, source in report["sources"].items()]
+    hows = {"equal": "are also training prompts, word for word", "near": "are nearly the same as training prompts"}
+    both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]
+    return [*lines, *([f"! of the held-out prompts, {'; '.join(both)}; run.json lists them"] if both else [])]
+
+
+def told(progress: Progress) -> Callable[[int], None]:
+    """What an evaluation tells after every chunk: shown, and where the user has asked to stop, Interrupted raised."""
+
+    def advance(done: int) -> None:
+        progress.advance(done)
+        if progress.interrupted:
+            raise Interrupted("the measurement that was running is not kept")
+
+    return advance

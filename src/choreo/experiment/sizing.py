@@ -1,0 +1,329 @@
+"""`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read, but what their files
+say of themselves is: a folder that would not load is said here already.
+
+Memory is counted for one device, which holds every model and agent of a run, and a judge that runs here. Weights,
+gradients, the optimiser's moments and the cache are exact but for the allocator; what an update keeps for its backward
+pass is a rule of thumb (ACTIVATIONS), which benchmarks/memory.py holds to measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from choreo.config import Recipe
+from choreo.config.common import Weights
+from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
+from choreo.engine.local import SLOTS
+from choreo.errors import BadInput, Unsupported
+from choreo.judges.resolve import local
+from choreo.methods.macpo.answers import REVIEW_TOKENS, REVIEWS
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import ceiling_of
+from choreo.methods.macpo.schedule import plan as phases_of
+from choreo.methods.macpo.trainer import steps_of
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.samples import learners
+from choreo.models import model_folder
+from choreo.models.chat import Chat
+from choreo.models.hub import has_tokenizer
+from choreo.models.resolve import base_folder
+
+GIB = 2**30
+FLOAT32 = 4
+ADAM = 8  # bytes per parameter: two moments in float32
+# Numbers kept per token for the backward pass, per input and output of a linear layer: norms, rotations, attention and
+# activations keep their own beside.
+ACTIVATIONS = 1.5
+SPARE = 0.1  # of a device's memory that a plan leaves free: fragments, kernels, the libraries themselves
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by its configuration.
+
+    adaptable: the layers that take an adapter. adapted: those that get one, and reach: how much that is of the model.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    adaptable: list[Layer]
+    adapted: list[Layer]
+    reach: Reach
+    layers: int
+    width: int
+    keys: int  # numbers per token and layer in the cache, keys and values
+    positions: int | None
+    bytes: int  # per parameter, in the precision that its configuration names
+
+    @classmethod
+    def read(cls, name: str, how: Weights | None = None) -> Model:
+        """how: it is trained; None is a model that is only used.
+
+        A folder that has a configuration alone will do. Raises BadInput where there is no such model, its configuration
+        is not one of a causal language model, or, as far as that can be told without reading weights, it is broken.
+        """
+        import torch
+
+        from choreo.engine.agent import full_attention
+
+        folder = base_folder(name, config_only=True)
+        config = model_folder.configuration(folder, quantised=how is None)
+        model = model_folder.blank(folder, config)
+        if model_folder.check_whole(folder):
+            if not model_folder.is_quantised(config):
+                model_folder.check_weights(folder, model)
+            model_folder.tokenizer(folder, config)
+        try:
+            if how:
+                full_attention(model)
+            adapted = chosen(model, how.targets) if how and how.train == "lora" else []
+        except Unsupported as error:
+            raise BadInput(f"{name}: {error}") from None
+        text = config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return cls(
+            name,
+            config.model_type,
+            sum(p.numel() for p in model.parameters()),
+            layers_of(model),
+            adapted,
+            reach(model, adapted),
+            text.num_hidden_layers,
+            text.hidden_size,
+            2 * heads * head,
+            getattr(text, "max_position_embeddings", None),
+            (config.dtype or torch.float32).itemsize,
+        )
+
+
+def trainable(model: Model, how: Weights) -> int:
+    """Parameters that one agent learns."""
+    if how.train == "full":
+        return model.parameters
+    return sum(layer.parameters(how.rank) for layer in model.adapted)
+
+
+def standing(model: Model, how: Weights, policies: int, optimisers: int) -> dict[str, float]:
+    """Bytes that a model and its agents take throughout."""
+    own = trainable(model, how)
+    return {
+        "base": model.parameters * _bytes(how),
+        "agents": policies * own * FLOAT32,
+        "optimisers": optimisers * own * ADAM,
+    }
+
+
+def updating(model: Model, how: Weights, micro_tokens: int) -> float:
+    """Bytes that an update takes beside: gradients, weights laid over the base, what the backward pass needs."""
+    size, own = _bytes(how), trainable(model, how)
+    if how.train == "full":
+        laid_over = 2 * model.parameters * size if size < FLOAT32 else 0  # a copy and its gradient
+    elif size < FLOAT32:
+        laid_over = 0
+    else:
+        laid_over = 2 * FLOAT32 * sum(layer.size for layer in model.adapted)
+    kept = ACTIVATIONS * micro_tokens * size * sum(one.used * (one.inputs + one.outputs) for one in model.adaptable)
+    if how.recompute:
+        kept = kept / model.layers + model.layers * micro_tokens * model.width * size
+    return own * FLOAT32 + laid_over + kept
+
+
+def sampling(model: Model, how: Weights) -> float:
+    """Bytes of the cache, and of its copy while finished rows are taken out."""
+    laid_over = FLOAT32 * sum(layer.size for layer in model.adapted) if how.train == "lora" else 0
+    return 2 * SLOTS * model.layers * model.keys * _bytes(how) + (laid_over if _bytes(how) == FLOAT32 else 0)
+
+
+def judging(name: str) -> float:
+    """Bytes of a judge's weights, in the precision that its configuration names."""
+    model = Model.read(name)
+    return float(model.parameters * model.bytes)
+
+
+def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
+    """What `recipe` takes. memory: of the device, in bytes; None looks at the one that is here.
+
+    Sizes are bytes; tokens are the most that training can write, and steps what it can take: what is measured is not
+    in them. `fits` is whether the estimate and a tenth to spare are
+    within the device's memory.
+    """
+    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
+    work = dict(_waltz(recipe) if isinstance(recipe, WaltzRecipe) else _macpo(recipe))
+    micro_tokens = recipe.learning.micro_tokens if isinstance(recipe, WaltzRecipe) else recipe.micro_tokens
+    planned: list[dict[str, Any]] = []
+    busiest = 0.0
+    for name, base, _, policies, optimisers in _members(recipe):
+        model = Model.read(base, how)
+        while_updating, while_sampling = updating(model, how, micro_tokens), sampling(model, how)
+        busiest = max(busiest, while_updating, while_sampling)
+        planned.append(
+            {
+                "agents_of": name,
+                "model": base,
+                "architecture": model.kind,
+                "parameters": model.parameters,
+                "trained_per_agent": trainable(model, how),
+                "agents": policies,
+                "positions": model.positions,
+                "memory": standing(model, how, policies, optimisers),
+                "update": while_updating,
+                "sampling": while_sampling,
+                **({"adapters": model.reach.record()} if how.train == "lora" and model.reach.beyond else {}),
+            }
+        )
+    device, there = (how.device, memory) if memory else device_memory(how.device)
+    rounds = recipe.protocol.rounds if isinstance(recipe, WaltzRecipe) else 1
+    chats = dict.fromkeys((base, template) for _, base, template, *_ in _members(recipe))
+    remarks = [f"{base}: {remark}" for base, template in chats for remark in _chat(base, template, rounds)]
+    judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
+    needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
+    return {
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "models": planned,
+        "judges": judges,
+        "remarks": remarks,
+        **work,
+        "memory": {"device": device, "needed": needed, "there": there},
+        "fits": needed * (1 + SPARE) <= there if there else None,
+    }
+
+
+def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """By base, how much of it adapters reach, where that is not all; see `Reach.record`."""
+    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
+    if how.train == "full":
+        return {}
+    reached = {base: Model.read(base, how).reach for base in recipe.bases()}
+    return {base: reach.record() for base, reach in reached.items() if reach.beyond}
+
+
+def device_memory(name: str) -> tuple[str, float | None]:
+    """(device, bytes) of what is here under that name; None where it cannot be asked."""
+    from choreo.engine.agent import device_of
+
+    device = device_of(name)  # type: ignore[arg-type]
+    if device.type == "cuda":
+        import torch
+
+        return "cuda", float(torch.cuda.get_device_properties(device).total_memory)
+    return device.type, float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def tell(found: dict[str, Any]) -> str:
+    """The plan in words."""
+    lines = [f"{found['recipe']} ({found['method']})"]
+    for model in found["models"]:
+        agents, each = model["agents"], _count(model["trained_per_agent"])
+        lines.append(
+            f"  {model['agents_of']}: {model['model']} ({model['architecture']}, "
+            f"{_count(model['parameters'])} parameters), "
+            + (f"{agents} agents that learn {each} each" if agents > 1 else f"an agent that learns {each}")
+        )
+        parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
+        lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
+        if adapters := model.get("adapters"):
+            lines.append(f"    {adapters['said']}")
+    lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
+    lines += [f"  ! {remark}" for remark in found["remarks"]]
+    lines.append(
+        f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; measuring comes on top"
+    )
+    memory = found["memory"]
+    there = f"{_size(memory['there'])} on {memory['device']}" if memory["there"] else f"unknown on {memory['device']}"
+    lines.append(f"  memory: about {_size(memory['needed'])}, of {there}")
+    answer = {True: "fits", False: "does not fit", None: "cannot be told"}[found["fits"]]
+    return "\n".join([*lines, f"  {answer}" + ("" if found["fits"] is not False else _advice())])
+
+
+def _advice() -> str:
+    return (
+        '; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
+        "model. A run is not spread over devices."
+    )
+
+
+def _chat(base: str, template: str, rounds: int) -> tuple[str, ...]:
+    """What a user should know of a base's chat template; nothing where its tokenizer is not here yet. Raises BadInput
+    where the template cannot be used."""
+    folder = base_folder(base, config_only=True)
+    return Chat.load(folder, template, rounds=rounds).remarks if has_tokenizer(folder) else ()
+
+
+def _members(recipe: Recipe) -> Iterator[tuple[str, str, str, int, int]]:
+    """(whose, base, template, agents, optimisers that live at once)"""
+    if isinstance(recipe, WaltzRecipe):
+        learn = {*learners(recipe.stages, stage=2)}
+        for (base, template), agents in recipe.model.shared().items():
+            yield "both" if len(agents) > 1 else agents[0], base, template, len(agents), len(learn & {*agents})
+        return
+    kept = 3 if recipe.rounds.reference == "sft" else 2
+    template = recipe.agents.template
+    # One policy at a time has an optimiser, the student's the largest.
+    yield "student", recipe.agents.student, template, kept, 1
+    for k, base in enumerate(recipe.agents.teachers, start=1):
+        yield f"teacher-{k}", base, template, kept, 0
+
+
+def _waltz(recipe: WaltzRecipe) -> Iterator[tuple[str, Any]]:
+    protocol, learning = recipe.protocol, recipe.learning
+    game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
+    yield "steps", learning.steps
+    yield "tokens", learning.steps * learning.prompts * learning.samples * game
+
+
+def _macpo(recipe: MacpoRecipe) -> Iterator[tuple[str, Any]]:
+    """Steps and tokens of the run and, where it trains one, of its strong ceiling."""
+    ceiling = ceiling_of(recipe) if recipe.ceiling else None
+    runs = [recipe, *([ceiling] if ceiling else [])]
+    yield "steps", sum(steps_of(run, phase) for run in runs for phase in phases_of(run))
+    yield "tokens", sum(map(_written, runs))
+
+
+def _written(recipe: MacpoRecipe) -> int:
+    """Tokens that training has written at most: for every prompt of half B what `macpo/answers.py` may ask for.
+
+    Of drafts that are compared, best and worst are chosen from the same ones.
+    """
+    rounds, tuning, answer = recipe.rounds, recipe.tuning, recipe.writing.answer_tokens
+    phases = phases_of(recipe)
+    learners = len({phase.member for phase in phases if phase.round})  # in each round; those who are read write too
+    writers = 1 + len(recipe.agents.teachers) if rounds.positives == "mutual" else learners
+    drafts = rounds.candidates * (answer + REVIEWS * REVIEW_TOKENS)
+    start = 0 if tuning.labels == "human" else answer * (1 + (rounds.negatives == "twin" and rounds.count > 0))
+    if tuning.confident:  # the student's own answers, anew before every epoch but the first
+        start += answer * (tuning.epochs - 1)
+    positives = {"mutual": writers * answer, "self": learners * answer, "weak": 0, "judged": learners * drafts}
+    worst = 0 if rounds.positives == "judged" else drafts
+    negatives = {
+        "none": 0,
+        "twin": answer,
+        "self": answer,
+        "prompt": 2 * answer,
+        "decoding": rounds.candidates * answer,
+        "judged": worst,
+    }
+    times = rounds.count if rounds.renew else min(1, rounds.count)
+    written = start + rounds.count * positives[rounds.positives] + times * learners * negatives[rounds.negatives]
+    return recipe.data.prompts * written
+
+
+def _bytes(how: Weights) -> int:
+    return 2 if how.dtype == "bfloat16" else FLOAT32
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{math.ceil(number)}"

@@ -1,0 +1,196 @@
+"""Rows of a file of data, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not.
+
+A row that cannot be read comes as the `BadInput` that names its place, so that a caller can stop there or go on. Such a
+row is one that is not JSON, that holds what is no text (`utf8`), or that says one field twice: which of the two is
+meant, nobody can know.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from choreo.errors import BadInput
+from choreo.files import utf8
+
+Row = dict[str, Any]
+TABLES = {".csv": ",", ".tsv": "\t"}
+_BETWEEN = re.compile(r"\s*,?\s*")
+
+
+def rows(file: Path) -> Iterator[tuple[int, Row | BadInput]]:
+    """(line, row) of every row; lines count from 1, and are those of the unpacked text.
+
+    Raises BadInput for a file that cannot be read at all, or whose array or table is broken: no row after that has a
+    place of its own.
+    """
+    text = _text(file)
+    kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+    if kind in TABLES:
+        yield from _table(file, text, TABLES[kind])
+    elif text.lstrip().startswith("["):
+        yield from _array(file, text)
+    else:
+        for line, told in enumerate(text.split("\n"), 1):
+            if told.strip():
+                yield line, _row(file, line, told)
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """One row, asked for its fields by type; each of these raises BadInput with the row's place where it is not so."""
+
+    file: Path
+    line: int
+    row: Row
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def wrong(self, name: str, expected: str) -> BadInput:
+        got = "nothing" if name not in self.row else type(self.row[name]).__name__
+        return BadInput(f"{self.where}: {name}: expected {expected}, got {got}")
+
+    def text(self, *names: str) -> str:
+        """The first of `names` that is there, for schemas that spell a column in several ways."""
+        name = next((name for name in names if name in self.row), names[0])
+        if not isinstance(value := self.row.get(name), str):
+            raise self.wrong(name, "text")
+        return value
+
+    def one_of(self, name: str, *choices: str) -> str:
+        if (value := self.text(name)) not in choices:
+            raise BadInput(f"{self.where}: {name}: expected one of {', '.join(choices)}, got {value[:40]!r}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.row.get(name)
+        if isinstance(value, str):  # a table has text alone
+            value = {"true": True, "false": False}.get(value.lower())
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def which(self, name: str) -> int:
+        value = self.row.get(name)
+        value = {"0": 0, "1": 1}.get(value) if isinstance(value, str) else value
+        if isinstance(value, bool) or value not in (0, 1):
+            raise self.wrong(name, "0 or 1")
+        return int(value)
+
+
+def _text(file: Path) -> str:
+    try:
+        raw = file.read_bytes()
+        raw = gzip.decompress(raw) if file.suffix == ".gz" else raw
+        if raw.startswith(b"PAR1"):
+            raise BadInput(
+                f"{file}: is Parquet; write it as JSON lines first (pandas: to_json(orient='records', lines=True))"
+            )
+        return raw.decode("utf-8-sig")
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise BadInput(f"{file}: is no whole gzip file") from None
+    except OSError as error:
+        raise BadInput(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        other = " (UTF-16, by its first bytes)" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
+        raise BadInput(f"{file}:{line}: not UTF-8{other}") from None
+    except ValueError:
+        raise BadInput(f"{file}: no file has a NUL in its name") from None
+
+
+class _Twice(dict[str, Any]):
+    """A JSON object that says a field twice."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    return row if len(row) == len(pairs) else _Twice(row)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_pairs)
+
+
+def _row(file: Path, line: int, told: str) -> Row | BadInput:
+    try:
+        row = _JSON.decode(told)
+    except (ValueError, RecursionError) as error:
+        return BadInput(f"{file}:{line}: not JSON: {_why(error)}")
+    return _object(file, line, row)
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _object(file: Path, line: int, row: Any) -> Row | BadInput:
+    """`row` where it is an object, each field said once, and all of it text."""
+    where = f"{file}:{line}"
+    if not isinstance(row, dict):
+        return BadInput(f"{where}: expected an object, got {type(row).__name__}")
+    try:
+        if twice := _twice(row):
+            return BadInput(f"{where}: {twice} says a field twice")
+        wrong = utf8.broken(row)
+    except RecursionError as error:
+        return BadInput(f"{where}: not JSON: {_why(error)}")
+    return BadInput(f"{where}: {'.'.join(wrong[0])}: {wrong[1]}") if wrong else row
+
+
+def _twice(value: Any, name: str = "the row") -> str | None:
+    """The first object in `value` that says a field twice."""
+    if isinstance(value, _Twice):
+        return name
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, one in inner if (found := _twice(one, str(key)))), None)
+
+
+def _array(file: Path, text: str) -> Iterator[tuple[int, Row | BadInput]]:
+    end, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # it matches nothing too
+        line, counted = line + text.count("\n", counted, end), end
+        if text[end : end + 1] == "]":
+            if text[end + 1 :].strip():
+                raise BadInput(f"{file}:{line}: more after the end of the array")
+            return
+        try:
+            row, end = _JSON.raw_decode(text, end)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{file}:{error.lineno}: not JSON: {_why(error)}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits
+            raise BadInput(f"{file}:{line}: not JSON: {_why(error)}") from None
+        yield line, _object(file, line, row)
+
+
+def _table(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, Row | BadInput]]:
+    """The first line names the columns. A row's line is the one on which it ends: cells may hold line breaks."""
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    csv.field_size_limit(2**31 - 1)
+    try:
+        columns = next(table, [])
+        if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+            raise BadInput(f"{file}:1: {twice[0]}: two columns have this name")
+        for cells in table:
+            if not cells:
+                continue
+            if len(cells) != len(columns):
+                wrong = f"expected {len(columns)} columns, as the first line has, got {len(cells)}"
+                yield table.line_num, BadInput(f"{file}:{table.line_num}: {wrong}")
+            else:
+                yield table.line_num, dict(zip(columns, cells, strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{file}:{table.line_num}: not a table: {error}") from None

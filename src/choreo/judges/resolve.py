@@ -1,0 +1,117 @@
+"""From a recipe's `[judge]` section to the judge itself. The exact judge is the microworld's, and not known here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from choreo.config.judge import Judge as Settings
+from choreo.config.judge import OneJudge
+from choreo.errors import BadInput
+from choreo.judges.base import Format, Judge, judge_all
+from choreo.judges.formats.guards import LlamaGuard, StrongReject, WildGuard
+from choreo.judges.formats.rubric import Rubric
+from choreo.judges.majority import Majority
+from choreo.judges.offline.model import WEIGHTS, OfflineJudge
+from choreo.models.hub import is_name
+from choreo.types import Prompt
+
+ON_THE_HUB = ("wildguard", "llama-guard-3", "llama-guard-4")  # models made for it; a rubric's can be any
+
+
+def choose(settings: Settings, cache: Path | None = None) -> Judge:
+    """The judge that `settings` name.
+
+    cache: where endpoints' replies are kept, unless `settings` name a file; None keeps them in memory.
+    Raises BadInput for what cannot be: no such weights, no such model, no such address.
+    """
+    cache = Path(settings.cache) if settings.cache else cache
+    if settings.kind == "majority":
+        return Majority([_one(one, cache) for one in settings.of.values()])
+    return _one(settings, cache)
+
+
+def _one(one: OneJudge, cache: Path | None) -> Judge:
+    if one.kind == "exact":
+        raise BadInput('judge: kind = "exact" knows the microworld alone')
+    if one.kind == "offline":
+        judge = OfflineJudge(Path(one.weights) if one.weights else WEIGHTS, one.unsure)
+        _ = judge.weights  # a file that is none is said now, not after hours of answering
+        return judge
+    if one.url:
+        from choreo.clients.http import Endpoint
+        from choreo.judges.endpoint import EndpointJudge
+
+        endpoint = Endpoint(
+            one.url,
+            one.model,
+            one.key_variable,
+            timeout=one.timeout,
+            retries=one.retries,
+            concurrency=one.concurrency,
+            prompt_price=one.prompt_price,
+            completion_price=one.completion_price,
+        )
+        return EndpointJudge(format_of(one), endpoint, cache)
+    if not Path(one.model).is_dir() and not (one.kind in ON_THE_HUB and is_name(one.model)):
+        raise BadInput(
+            f"judge.model {one.model!r}: not a folder here, and no url of a server that has it: "
+            f"{one.kind}:MODEL@URL, as {one.kind}:{one.model}@http://localhost:8000/v1 (in TOML model and url)"
+        )
+    from choreo.judges.local import LocalJudge
+
+    try:
+        return LocalJudge(format_of(one), one.model)
+    except BadInput as error:
+        raise BadInput(f"judge.model {one.model!r}: {error}") from None
+
+
+def format_of(one: OneJudge) -> Format:
+    """How this judge is asked, and read."""
+    if one.kind == "rubric":
+        return Rubric(one.json_schema)
+    if one.kind == "strongreject":
+        return StrongReject(one.threshold)
+    if one.kind == "wildguard":
+        return WildGuard()
+    return LlamaGuard(3 if one.kind == "llama-guard-3" else 4)
+
+
+def parts(judge: Judge) -> list[Judge]:
+    """The judges that have a say in `judge`: itself, or those of a majority."""
+    return [inner for one in judge.judges for inner in parts(one)] if isinstance(judge, Majority) else [judge]
+
+
+def describe(judge: Judge) -> dict[str, Any]:
+    """Who judges, for the record: its name, and what else its verdicts depend on (each judge's own `describe`)."""
+    told = getattr(judge, "describe", None)
+    return (
+        {"judge": judge.name, "parts": [describe(one) for one in parts(judge)]}
+        if isinstance(judge, Majority)
+        else (told() if told else {"judge": judge.name})
+    )
+
+
+def counts(judge: Judge) -> dict[str, Any]:
+    """By name, what judges over an endpoint did since they were made: rows, calls, tokens, cost, failures."""
+    return {one.name: told() for one in parts(judge) if (told := getattr(one, "counts", None))}
+
+
+def strict(judge: Judge) -> Judge:
+    """The judge for training: it stops the work at one row without a reply, so that no step learns from its absence."""
+    for_training = getattr(judge, "strict", None)
+    made: Judge = for_training() if for_training else judge
+    return made
+
+
+def local(settings: Settings) -> list[OneJudge]:
+    """The judges that are language models in this process."""
+    everyone = settings.of.values() or [settings]
+    return [one for one in everyone if one.kind not in ("exact", "offline") and not one.url]
+
+
+def probe(settings: Settings) -> None:
+    """Asks each judge over an endpoint one question. Raises BadInput where one is not there, or refuses the key."""
+    for one in settings.of.values() or [settings]:
+        if one.url:
+            judge_all(_one(one, None), [(Prompt("probe", "Hello", "benign", ""), "Hello! How can I help?")])

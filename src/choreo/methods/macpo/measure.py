@@ -1,0 +1,158 @@
+"""MACPO measured: every agent after every round, and what a run ends with. Judging happens here and nowhere below, so
+that no judge's word on half B can reach training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from choreo.engine.requests import Ids
+from choreo.environments.task import Task
+from choreo.errors import Interrupted
+from choreo.evaluate.intervals import Estimate, bootstrap_mean, share
+from choreo.evaluate.metrics import measure, satisfactory
+from choreo.judges.base import judge_episodes
+from choreo.methods.macpo.agents import Crew, Member
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.runs.progress import Progress
+from choreo.types import Episode, Prompt
+
+Figures = dict[str, Any]
+
+
+def measure_round(
+    task: Task, recipe: MacpoRecipe, crew: Crew, number: int, prompts: Sequence[Prompt], progress: Progress
+) -> tuple[dict[str, Figures], list[Episode]]:
+    """Figures of every agent on `prompts`, by policy, and the student's judged episodes.
+
+    Negative twins are measured after the start alone, which is all they learn. Raises Interrupted.
+    """
+    policies = [(member, member.positive) for member in crew if member.team.version[member.positive]]
+    if number == 0:
+        policies += [(member, member.negative) for member in crew if member.team.version[member.negative]]
+    progress.start(f"measuring {'the start' if number == 0 else f'round {number}'}", len(policies))
+    agents: dict[str, Figures] = {}
+    shown: list[Episode] = []
+    for done, (member, policy) in enumerate(policies, start=1):
+        episodes = answer(task, recipe, member, policy, prompts)
+        refuses = task.refuses([e.prompt for e in episodes], [e.answers[-1].text for e in episodes])
+        nats = _nats(crew.student, member, episodes)
+        agents[policy] = describe(episodes, nats, refuses, recipe.seed, ability=task.exact)
+        if policy == crew.student.positive:
+            shown = episodes
+        progress.advance(done)
+        if progress.interrupted:
+            raise Interrupted("the measurement that was running is not kept")
+    return agents, shown
+
+
+def answer(task: Task, recipe: MacpoRecipe, member: Member, policy: str, prompts: Sequence[Prompt]) -> list[Episode]:
+    """Judged answers of `policy`, sampled as in evaluation; the noise follows from (seed, prompt, policy)."""
+    turns = member.write(
+        policy,
+        [member.context(prompt) for prompt in prompts],
+        [(recipe.seed, "evaluation", prompt.id) for prompt in prompts],
+        tokens=recipe.writing.answer_tokens,
+        temperature=recipe.evaluation.temperature,
+    )
+    played = [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
+    return judge_episodes(task.judge, played)
+
+
+def describe(
+    episodes: Sequence[Episode],
+    nats: Sequence[tuple[float, int]],
+    refuses: Sequence[bool | None],
+    seed: int = 0,
+    *,
+    ability: bool = True,
+) -> Figures:
+    """reward (share of satisfactory answers; what the judge left open counts against it), asr, orr, f1, general,
+    degenerate, suites as in `metrics.measure`, and beside them
+    refusal_rate: of all answers, by their words; refused_benign: of those to benign and general prompts;
+    length: mean tokens of an answer; distinct_2: share of distinct bigrams of words among all;
+    perplexity: exp of the mean over all tokens of −log π under the student as it stands.
+
+    nats: (Σ −log π, tokens) per answer. refuses: whether it is a refusal, per answer (`Task.refuses`).
+    ability: see `metrics.measure`.
+    """
+    measured = measure(episodes, seed=seed, ability=ability)
+    harmless = [r for episode, r in zip(episodes, refuses, strict=True) if episode.prompt.kind != "harmful"]
+    kept = ("asr", "orr", "f1", "general", "degenerate", "suites")
+    return {
+        "reward": reward(episodes),
+        **{name: measured[name] for name in kept},
+        "refusal_rate": share(refuses),
+        "refused_benign": share(harmless),
+        "length": bootstrap_mean([len(episode.answers[-1].ids) for episode in episodes], seed),
+        "distinct_2": distinct(2, [episode.answers[-1].text for episode in episodes]),
+        "perplexity": math.exp(math.fsum(n for n, _ in nats) / max(1, sum(count for _, count in nats))),
+    }
+
+
+def reward(episodes: Sequence[Episode]) -> Estimate:
+    return share([bool(satisfactory(episode.verdicts[-1])) for episode in episodes])
+
+
+def distinct(n: int, texts: Sequence[str]) -> float | None:
+    """Distinct n-grams of words over all n-grams (arXiv 1510.03055); None where no text is long enough."""
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def outcomes(episodes: Sequence[Episode]) -> dict[str, bool]:
+    """By prompt id, whether the last answer is satisfactory."""
+    return {episode.prompt.id: bool(satisfactory(episode.verdicts[-1])) for episode in episodes}
+
+
+def duel(ours: Mapping[str, bool], theirs: Mapping[str, bool]) -> dict[str, Estimate]:
+    """win, tie, lose: shares of prompts on which ours is satisfactory and theirs is not, both or neither, the reverse.
+
+    Raises ValueError for answers to different prompts.
+    """
+    if ours.keys() != theirs.keys():
+        raise ValueError("two systems are compared on the same prompts")
+    pairs = [(good, theirs[prompt]) for prompt, good in ours.items()]
+    return {
+        "win": share([a and not b for a, b in pairs]),
+        "tie": share([a == b for a, b in pairs]),
+        "lose": share([b and not a for a, b in pairs]),
+    }
+
+
+def pgr(student: float, weak: float, ceiling: float) -> float | None:
+    """Performance gap recovered (Burns et al. 2023): (student − weak) / (ceiling − weak); None without a gap."""
+    return None if ceiling <= weak else (student - weak) / (ceiling - weak)
+
+
+def warnings(rounds: Sequence[Mapping[str, Any]], recipe: MacpoRecipe) -> list[str]:
+    """What the collapse monitor says of the last round, against the start, agent by agent."""
+    first, last = rounds[0]["agents"], rounds[-1]["agents"]
+    found = []
+    for policy in last.keys() & first.keys():
+        if policy.endswith("-"):
+            continue
+        then, now = first[policy], last[policy]
+        refused = (then["refused_benign"]["value"] or 0.0, now["refused_benign"]["value"] or 0.0)
+        if refused[1] - refused[0] > recipe.watch.refusals:
+            shares = [f"{100 * share:.0f} %" for share in refused]
+            found.append(f"{policy} refuses {shares[1]} of harmless prompts; at the start it was {shares[0]}")
+        lengths = (then["length"]["value"], now["length"]["value"])
+        if max(lengths) > recipe.watch.length * max(1e-9, min(lengths)):
+            found.append(f"{policy} writes {lengths[1]:.0f} tokens an answer; at the start it was {lengths[0]:.0f}")
+    return sorted(found)
+
+
+def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[tuple[float, int]]:
+    """(Σ −log π, tokens) of every answer under the student; (0, 0) where another's answer, spelled in the student's
+    tokens, is longer than its positions."""
+    ids: list[Ids] = student.adopt([episode.answers[-1] for episode in episodes], writer)
+    pairs = list(zip([student.context(episode.prompt) for episode in episodes], ids, strict=True))
+    limit = student.team.positions
+    within = [limit is None or len(context) + len(said) <= limit for context, said in pairs]
+    fitting = [pair for pair, fits in zip(pairs, within, strict=True) if fits]
+    scores = iter(student.engine.score(student.positive, fitting))
+    rows = [next(scores) if fits else () for fits in within]
+    return [(-math.fsum(row), len(row)) for row in rows]

@@ -1,0 +1,76 @@
+"""What a recipe trains, in order: the supervised start, then the rounds. A run is a list of phases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from choreo.errors import BadInput
+from choreo.methods.macpo.agents import STUDENT
+from choreo.methods.macpo.recipe import MacpoRecipe
+
+CEILING = "ceiling"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One policy of one member, trained on one set of samples.
+
+    round: 0 is the start. side: "+" or "-". last: the round ends with it, and its agents are measured.
+    """
+
+    round: int
+    member: str
+    side: Literal["+", "-"]
+    last: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.round} {self.member}{self.side}"
+
+
+def plan(recipe: MacpoRecipe) -> list[Phase]:
+    """The phases of `recipe`. A teacher whom nobody would read is not trained.
+
+    Start: teachers on half A's labels; the student on half B, on what the first teacher wrote (or on human labels,
+    the strong ceiling). Negative twins are made where negatives are theirs. Round: the student, then its teachers.
+    """
+    teachers = [f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1)]
+    rounds = recipe.rounds
+    weak = recipe.tuning.labels == "weak"
+    learners = teachers if weak and rounds.count and rounds.teachers_learn else []
+    twins = rounds.count > 0 and rounds.negatives == "twin"
+    read = teachers if learners or (rounds.count and rounds.positives == "mutual") else teachers[:1]
+    start = [Phase(0, teacher, "+") for teacher in read] if weak else []
+    if twins:  # the student's begins with what the first teacher's twin writes
+        start += [Phase(0, teacher, "-") for teacher in (learners or teachers[:1])]
+    start.append(Phase(0, STUDENT, "+"))
+    if twins:
+        start.append(Phase(0, STUDENT, "-"))
+    phases = _ended(start)
+    for number in range(1, rounds.count + 1):
+        phases += _ended([Phase(number, name, "+") for name in (STUDENT, *learners)])
+    return phases
+
+
+def done(saved: Sequence[str], phases: Sequence[Phase], where: str) -> int:
+    """How many of `phases` a checkpoint's list of them covers. Raises BadInput, blaming `where`, for others."""
+    if not saved or list(saved) != [str(phase) for phase in phases[: len(saved)]]:
+        raise BadInput(f"{where}: was trained in other phases than its recipe has in this version")
+    return len(saved)
+
+
+def ceiling_of(recipe: MacpoRecipe) -> MacpoRecipe:
+    """The strong ceiling of `recipe`: its student trained on human labels of half B, and no rounds."""
+    settings: dict[str, Any] = {
+        "name": CEILING,
+        "ceiling": False,
+        "tuning": recipe.tuning.model_copy(update={"labels": "human", "confident": 0.0}),
+        "rounds": recipe.rounds.model_copy(update={"count": 0}),
+    }
+    return recipe.model_copy(update=settings)
+
+
+def _ended(phases: list[Phase]) -> list[Phase]:
+    *rest, final = phases
+    return [*rest, Phase(final.round, final.member, final.side, last=True)]

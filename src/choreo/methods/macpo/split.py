@@ -1,0 +1,120 @@
+"""The two halves of the training prompts. Labels of half B do not exist here, but for the strong ceiling."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
+
+from choreo.data.preferences import Turns, load
+from choreo.data.reading import counted
+from choreo.environments.microworld.world import World
+from choreo.errors import BadInput, TooFew
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A prompt with the answer that a person chose and the one that was rejected."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """a: with labels, the teachers'. b: bare prompts, their meaning taken out, so that nothing can judge or label
+    them. ceiling: half B with labels where the recipe trains the strong ceiling, else empty.
+    counts: what a file was taken for, and of its rows: read, used, and left out by reason; empty where prompts are the
+    microworld's.
+    """
+
+    a: tuple[Labelled, ...]
+    b: tuple[Prompt, ...]
+    ceiling: tuple[Labelled, ...] = ()
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change when anything does that is trained on."""
+        rows = [(row.prompt.text, row.chosen, row.rejected) for row in (*self.a, *self.ceiling)]
+        return blake2b(repr((rows, [prompt.text for prompt in self.b])).encode(), digest_size=8).hexdigest()
+
+
+Label = Callable[[Prompt], Labelled]
+
+
+def halves(recipe: MacpoRecipe) -> Halves:
+    """Training prompts cut into halves that share none: the microworld's, as many of each of the recipe's kinds, or
+    those of the recipe's file. The cut and the labels follow from (seed, split seed) and the file.
+
+    Raises TooFew where the world has too few prompts; BadInput where the file has, or does not fit its format.
+    """
+    data = recipe.data
+    drawn, label, counts = _of_file(recipe) if data.file else _of_world(recipe)
+    random.Random(f"halves/{recipe.seed}").shuffle(drawn)
+    a, b = drawn[: data.labels], drawn[data.labels :]
+    labelled = noisy([label(prompt) for prompt in a], data.noise, recipe.seed)
+    ceiling = [label(prompt) for prompt in b] if recipe.tuning.labels == "human" else []
+    return Halves(tuple(labelled), tuple(replace(prompt, meaning=None) for prompt in b), tuple(ceiling), counts)
+
+
+def noisy(rows: Sequence[Labelled], share: float, seed: int) -> list[Labelled]:
+    """The rows with the two answers exchanged in `share` of them, the same ones for a higher share and more."""
+    order = list(range(len(rows)))
+    random.Random(f"noise/{seed}").shuffle(order)
+    flipped = set(order[: round(share * len(rows))])
+    return [Labelled(r.prompt, r.rejected, r.chosen) if i in flipped else r for i, r in enumerate(rows)]
+
+
+def flattened(turns: Turns) -> str:
+    """A dialogue as one prompt, the way MACPO's release writes it: USER: … ASSISTANT: … USER: …; one turn as it is."""
+    if len(turns) == 1:
+        return turns[0][1]
+    return " ".join(f"{who.upper()}: {said}" for who, said in turns)
+
+
+def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
+    world, data = World(recipe.world), recipe.data
+    pools = world.training()
+    drawn: list[Prompt] = []
+    for i, kind in enumerate(data.kinds):
+        wanted = (data.labels + data.prompts + len(data.kinds) - 1 - i) // len(data.kinds)
+        if wanted > len(pools[kind]):
+            raise TooFew(f"the two halves need {wanted} {kind} prompts, but train_prompts gives {len(pools[kind])}")
+        drawn += random.Random(f"halves/{recipe.seed}/{kind}").sample(pools[kind], wanted)
+    return drawn, lambda prompt: Labelled(prompt, *world.labels(prompt, recipe.seed)), {}
+
+
+def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
+    """One pair of every prompt, so that no prompt can stand in both halves. Their kind is not known: "general"."""
+    data = recipe.data
+    loaded = load(data.file, data.format or None)
+    left_out = loaded.counts
+    rows: dict[str, Labelled] = {}
+    for pair in loaded.rows:
+        text = flattened(pair.turns)
+        if pair.rejected is None:
+            left_out["no rejected answer"] += 1
+        elif text in rows:
+            left_out["another pair of the same prompt"] += 1
+        else:
+            prompt = Prompt(f"line-{pair.line}", text, "general", "file")
+            rows[text] = Labelled(prompt, pair.chosen, pair.rejected)
+    wanted = data.labels + data.prompts
+    if len(rows) < wanted:
+        why = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
+        raise BadInput(
+            f"{data.file}: the two halves need {wanted} prompts with a chosen and a rejected answer "
+            f"(data.labels {data.labels} + data.prompts {data.prompts}), "
+            f"but the file has {len(rows)}{f'; left out: {why}' if why else ''}"
+        )
+    drawn = random.Random(f"halves/{recipe.seed}/file").sample([row.prompt for row in rows.values()], wanted)
+    left_out["more than the two halves need"] = len(rows) - len(drawn)
+    left_out["rows with a kind (MACPO does not use it)"] = sum(pair.said_kind for pair in loaded.rows)
+    counts = counted(loaded) | {"used": len(drawn)} | {why: n for why, n in left_out.items() if n}
+    return drawn, lambda prompt: rows[prompt.text], counts

@@ -1,0 +1,134 @@
+"""The two agents of WaltzRL, loaded: two policies on one base, or each on a base of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import Any, TypeVar
+
+import torch
+
+from choreo.engine.agent import Team
+from choreo.engine.local import LocalEngine, Untrained
+from choreo.errors import BadInput
+from choreo.game.moves import Player
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.models.chat import Chat
+from choreo.models.hub import fingerprint
+from choreo.models.resolve import base_folder
+from choreo.runs.progress import Progress
+from choreo.types import CONVERSATION, Prompt, Sample
+
+Found = TypeVar("Found")
+
+
+class Pair:
+    """The agents of a recipe, ready to play.
+
+    players: by agent; one for both where both are on one base.
+    base: the fingerprint of it, or of both, joined by +.
+    """
+
+    def __init__(self, recipe: WaltzRecipe):
+        """Raises BadInput where there is no such base, before any is loaded, or its chat template cannot be used."""
+        shared = recipe.model.shared()
+        folders = [base_folder(base) for base, _ in shared]
+        self.base = "+".join(map(fingerprint, folders))
+        self.players: dict[str, Player[LocalEngine]] = {}
+        self._named: list[tuple[str, Chat]] = []
+        for folder, ((base, template), agents) in zip(folders, shared.items(), strict=True):
+            chat = Chat.load(folder, template, rounds=recipe.protocol.rounds)
+            self._named.append((base, chat))
+            team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
+            player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+            self.players |= dict.fromkeys(agents, player)
+        self.protocol = recipe.protocol
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the agents' chat templates."""
+        return [f"{base}: {remark}" for base, chat in self._named for remark in chat.remarks]
+
+    def frames(self) -> dict[str, Any]:
+        """What each agent is trained in, for a checkpoint."""
+        return {agent: player.chat.frame for agent, player in self.players.items()}
+
+    def trained_in(self, frames: Mapping[str, Any], where: str) -> None:
+        """See `Chat.trained_in`. frames: of agents, as a checkpoint at `where` has them."""
+        for player, agents in self.models().items():
+            player.chat.trained_in(frames.get(agents[0]), where)
+
+    def team(self, agent: str) -> Team:
+        return self.players[agent].engine.team
+
+    @property
+    def device(self) -> torch.device:
+        return self.team(CONVERSATION).device
+
+    def models(self) -> dict[Player[LocalEngine], list[str]]:
+        """Every model that is loaded, once, with the agents on it."""
+        return {player: [a for a, own in self.players.items() if own is player] for player in self.players.values()}
+
+    def untrained(self) -> Pair:
+        """The pair as it began, on the same models; it sees nothing of what this one learns."""
+        other = copy(self)
+        other.players = {}
+        for (chat, engine), agents in self.models().items():
+            player = Player(chat, Untrained(engine.team, pad_id=engine.pad_id, end_id=engine.end_id))
+            other.players |= dict.fromkeys(agents, player)
+        return other
+
+    def of_each(
+        self, samples: Sequence[Sample], ask: Callable[[LocalEngine, list[Sample]], Sequence[Found]]
+    ) -> list[Found]:
+        """What `ask` finds for each sample, in order, on the base of its agent. All that are on one base are asked for
+        at once."""
+        found: dict[int, Found] = {}
+        for player, agents in self.models().items():
+            places = [i for i, sample in enumerate(samples) if sample.agent in agents]
+            if places:
+                found |= zip(places, ask(player.engine, [samples[i] for i in places]), strict=True)
+        return [found[i] for i in range(len(samples))]
+
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
+        """The prompts whose longest game has room in every model's positions, if an answer takes as many tokens in its
+        reader's tokenizer as in its writer's. How many have not is said to `progress`.
+
+        Raises BadInput where none has.
+        """
+        kept, models = list(prompts), self.models()
+        for player, agents in models.items():
+            whose = "the model" if len(models) == 1 else f"the {agents[0]} agent's model"
+            room, positions = self._room(player, agents), player.engine.positions
+            before, kept = kept, [prompt for prompt in kept if self._fits(prompt, player, agents)]
+            if before and not kept:
+                shortest = min(len(player.chat.encode(_words(prompt))) for prompt in sorted(before, key=_length)[:9])
+                lower = "lower protocol.answer_tokens or feedback_tokens, or "
+                raise BadInput(
+                    f"{what}: no prompt fits: the shortest has {shortest} tokens, a game takes {room} more, "
+                    f"and {whose} has {positions} positions; "
+                    f"{lower if shortest < (positions or 0) else ''}give shorter prompts"
+                )
+            if progress and len(kept) < len(before):
+                progress.say(
+                    f"! {what}: {len(before) - len(kept)} of {len(prompts)} prompts are left out: a game may "
+                    f"take {room} tokens more, and {whose} has {positions} positions"
+                )
+        return kept
+
+    def _fits(self, prompt: Prompt, player: Player[LocalEngine], agents: Sequence[str]) -> bool:
+        room = self._room(player, agents, [role for role, _ in prompt.earlier])
+        return player.chat.fits(_words(prompt), room, player.engine.positions)
+
+    def _room(self, player: Player[LocalEngine], agents: Sequence[str], earlier: Sequence[str] = ()) -> int:
+        played = self.protocol
+        return player.chat.room(max(1, played.rounds), played.answer_tokens, played.feedback_tokens, earlier, agents)
+
+
+def _words(prompt: Prompt) -> str:
+    """All that a game has to read before its first answer."""
+    return "\n".join((*(said for _, said in prompt.earlier), prompt.text))
+
+
+def _length(prompt: Prompt) -> int:
+    return len(_words(prompt))

@@ -1,0 +1,104 @@
+"""The systems of the paper's table (WaltzRL, table 1), each played on the same prompts by the same protocol.
+
+A system is a pair of agents and a way to play them; the names are those of summary.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from choreo.engine.requests import Completion, Request
+from choreo.environments.task import Task
+from choreo.evaluate.metrics import measure
+from choreo.game.moves import Player
+from choreo.game.play import play
+from choreo.judges.base import judge_episodes
+from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.systems import block, oracle
+from choreo.types import FEEDBACK, Episode, Prompt
+
+# In which the prompts are played; latency is the mean of their times. Languages take turns by threes among prompts, so
+# that any other number but a multiple of three puts some of every suite and language into each.
+CHUNKS = 11
+
+# What training with `stages.train` makes.
+TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
+
+# How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels.
+PLAYS: dict[str, str] = {
+    "base": "alone",
+    "base+guard": "guard",
+    "single-agent": "alone",
+    "single-agent+guard": "guard",
+    "collaboration-untrained": "feedback",
+    "oracle-feedback": "oracle",
+    "waltz-frozen-conversation": "feedback",
+    "waltz": "feedback",
+}
+UNTRAINED = ("base", "base+guard", "collaboration-untrained", "oracle-feedback")
+
+
+class Stopwatch:
+    """An engine that remembers how long everything after the first answers took, in seconds."""
+
+    def __init__(self, engine: Any):
+        self.engine, self.pad_id, self.end_id = engine, engine.pad_id, engine.end_id
+        self.positions = engine.positions
+        self.added = 0.0
+
+    def sample(self, agent: str, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        began = time.perf_counter()
+        done = self.engine.sample(agent, requests, **options)
+        if requests and requests[0].key[-2:] != ("answer", 0):
+            self.added += time.perf_counter() - began
+        return done
+
+    def score(self, agent: str | None, pairs: Any) -> list[tuple[float, ...]]:
+        return self.engine.score(agent, pairs)
+
+
+def evaluate(
+    name: str,
+    pair: Pair,
+    recipe: WaltzRecipe,
+    prompts: Sequence[Prompt],
+    told: Callable[[int], None] = lambda n: None,
+    task: Task | None = None,
+) -> tuple[dict[str, Any], list[Episode]]:
+    """The measures of system `name` on `prompts` (see `metrics.measure`), and its judged episodes.
+
+    The noise is drawn from (seed, "evaluation") and the prompt, so systems differ by what they do alone.
+    told: hears after every chunk how many prompts are done. task: who judges; by default as the recipe has it.
+    """
+    task, protocol = task or Task(recipe), recipe.protocol
+    clocks = {agent: Stopwatch(engine) for agent, (_, engine) in pair.players.items()}
+    players = {agent: Player(chat, clocks[agent]) for agent, (chat, _) in pair.players.items()}
+
+    def added() -> float:
+        return sum(clock.added for clock in clocks.values())
+
+    shared: dict[str, Any] = {
+        "answer_tokens": protocol.answer_tokens,
+        "feedback_tokens": protocol.feedback_tokens,
+        "key": (recipe.seed, "evaluation"),
+        "temperature": recipe.evaluation.temperature,
+    }
+    how = PLAYS[name]
+    rounds = 0 if how == "alone" else max(1, protocol.rounds)
+    reviewer = oracle(task.judge, players[FEEDBACK].chat, task.advice) if how == "oracle" else None
+    episodes: list[Episode] = []
+    latency: list[float] = []
+    for first in range(min(CHUNKS, len(prompts))):
+        chunk = [(prompt, 0) for prompt in prompts[first::CHUNKS]]
+        before = added()
+        if how == "guard":
+            played = block(players, chunk, refusal=task.refusal, **shared)
+        else:
+            played = play(players, chunk, rounds=rounds, reviewer=reviewer, **shared)
+        episodes += judge_episodes(task.judge, played)
+        latency.append((added() - before) / len(chunk))
+        told(len(episodes))
+    return measure(episodes, latency, seed=recipe.seed, ability=task.exact), episodes

@@ -1,0 +1,166 @@
+"""The recipe of WaltzRL (arXiv 2510.08240)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from choreo.config.common import Common, Fraction, Positive, Section, Weights
+from choreo.config.judge import Judge
+from choreo.config.prompts import Prompts, suited
+from choreo.types import AGENTS, FEEDBACK
+
+
+class Model(Weights):
+    base: str = Field(
+        "micro-llama",
+        description="a shipped base, a folder in Hugging Face format, or the name of a model on the hub (owner/name)",
+    )
+    feedback_base: str = Field("", description="the feedback agent's, where it is to be another; none: both are on one")
+    feedback_template: str = Field("", description="a file with a chat template for feedback_base")
+
+    def of(self, agent: str) -> tuple[str, str]:
+        """The base of `agent`, and the file with its chat template ("" for its own)."""
+        if agent == FEEDBACK and self.feedback_base:
+            return self.feedback_base, self.feedback_template
+        return self.base, self.template
+
+    def shared(self) -> dict[tuple[str, str], list[str]]:
+        """What is loaded, as `of` has it, each with the agents on it."""
+        agents: dict[tuple[str, str], list[str]] = {}
+        for agent in AGENTS:
+            agents.setdefault(self.of(agent), []).append(agent)
+        return agents
+
+    @field_validator("feedback_template")
+    @classmethod
+    def _of_a_base(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("feedback_base"):
+            raise ValueError("goes with feedback_base alone; where both agents are on one base, template is for both")
+        return value
+
+
+class Protocol(Section):
+    """WaltzRL section 3."""
+
+    rounds: Annotated[int, Field(ge=0, le=8)] = Field(
+        1, description="T_max: feedback rounds at most; 0 plays without feedback"
+    )
+    answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
+    feedback_tokens: Positive = Field(96, description="at most this many new tokens per feedback")
+
+
+class Rewards(Section):
+    """WaltzRL equations for R_f = α·R_DIR·R_label + λ·R_label + γ·R_format."""
+
+    dir: Literal["published", "signed", "none"] = Field(
+        "signed",
+        description="published: DIR masked by correct labels; "
+        "signed: a harmful revision is punished whatever the labels; none: no DIR",
+    )
+    alpha: Annotated[float, Field(ge=0)] = 0.65
+    label: Annotated[float, Field(ge=0)] = Field(0.5, description="λ in stage 1")
+    label_stage2: Annotated[float, Field(ge=0)] = Field(0.5, description="λ in stage 2 (published: 0)")
+    gamma: Annotated[float, Field(ge=0)] = 0.1
+    mask_by_label: bool = Field(
+        True, description="multiply DIR by R_label; false is the paper's 'no label anywhere' ablation"
+    )
+    label_noise: Fraction = Field(
+        0.0, description="share of training verdicts whose labels are flipped before R_label is paid"
+    )
+
+
+class Stages(Section):
+    """Stage 1 trains the feedback agent alone; stage 2 trains both."""
+
+    train: Literal["both", "conversation", "feedback"] = Field(
+        "both",
+        description="conversation: single-agent RL (no feedback agent); feedback: conversation agent frozen throughout",
+    )
+    stage1_share: Fraction = Field(0.15, description="stage 2 starts at the latest after this share of the steps")
+    switch_label_accuracy: Fraction = Field(
+        0.9, description="stage 2 starts once label accuracy and format rate reach these"
+    )
+    switch_format_rate: Fraction = 0.95
+
+
+class Learning(Section):
+    steps: Positive = 200
+    prompts: Positive = Field(32, description="prompts per step, balanced over kinds")
+    samples: Positive = Field(2, description="episodes per prompt")
+    estimator: Literal["reinforce++", "reinforce++baseline", "grpo", "rloo", "dr-grpo"] = "reinforce++"
+    baseline: Literal["none", "separate", "shared"] = Field(
+        "none", description="value baseline: none, one per agent, or one shared by both"
+    )
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "linear"] = Field(
+        "linear", description="the learning rate stays, or falls linearly to nothing over the steps"
+    )
+    beta: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="KL coefficient; at 0 the reference is not scored, and no KL is shown"
+    )
+    kl: Literal["k1-reward", "k2-loss"] = "k1-reward"
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    epochs: Positive = Field(1, description="passes over each batch")
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    micro_tokens: Positive = Field(
+        8192, description="padded tokens per micro-batch; changes speed and memory, never the gradient"
+    )
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    mix: dict[Literal["harmful", "benign", "general"], Annotated[float, Field(ge=0)]] = Field(
+        {"harmful": 0.4, "benign": 0.4, "general": 0.2},
+        description="share of each kind in every batch",
+    )
+
+    @field_validator("temperature", "top_p")
+    @classmethod
+    def _exact_sampling(cls, value: float) -> float:
+        if value != 1.0:
+            raise ValueError("must be 1 in training: truncated or tempered sampling biases the importance ratio")
+        return value
+
+    @field_validator("mix")
+    @classmethod
+    def _some_kind(cls, value: dict[str, float]) -> dict[str, float]:
+        if sum(value.values()) <= 0:
+            raise ValueError("must give at least one kind a positive share")
+        return value
+
+
+class WaltzRecipe(Common):
+    """A conversation and a feedback agent, trained by reinforcement learning."""
+
+    method: Literal["waltz"] = "waltz"
+    name: str = "waltz"
+    prompts: Prompts = Prompts()
+    judge: Judge = Field(Judge(), validate_default=True)
+    model: Model = Model()
+    protocol: Protocol = Protocol()
+    rewards: Rewards = Rewards()
+    stages: Stages = Field(Stages(), validate_default=True)
+    learning: Learning = Learning()
+    checkpoint_every: Positive = Field(10, description="steps between checkpoints")
+
+    def bases(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(base for base, _ in self.model.shared()))
+
+    _suited = field_validator("judge")(suited)
+
+    @field_validator("learning")
+    @classmethod
+    def _states_are_comparable(cls, value: Learning, info: ValidationInfo) -> Learning:
+        if value.baseline == "shared" and "model" in info.data and len(info.data["model"].shared()) > 1:
+            raise ValueError(
+                'baseline = "shared" reads the states of both agents as one base has them, and there are '
+                'two; "separate" does not'
+            )
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _feedback_is_played(cls, value: Stages, info: ValidationInfo) -> Stages:
+        if value.train != "conversation" and "protocol" in info.data and info.data["protocol"].rounds == 0:
+            raise ValueError(f'train = "{value.train}" needs feedback, and protocol.rounds = 0 plays without')
+        return value

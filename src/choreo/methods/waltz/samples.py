@@ -1,0 +1,87 @@
+"""Episodes split into single-agent samples: step (2) of a WaltzRL step (section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from choreo.methods.waltz.chance import uniform
+from choreo.methods.waltz.recipe import Rewards, Stages
+from choreo.methods.waltz.rewards import conversation_reward, feedback_reward
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Sample, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """samples: of all agents, in the order of the episodes.
+
+    paid: per episode, what its samples were paid, by "agent/component".
+    dropped: feedback samples left out because the judge could not decide on the answer they read.
+    dir_unpaid: feedback samples kept, but without DIR, because the judge could not decide on the revision.
+    """
+
+    samples: list[Sample]
+    paid: list[dict[str, float]]
+    dropped: int
+    dir_unpaid: int
+
+
+def learners(stages: Stages, stage: int) -> tuple[str, ...]:
+    """The agents that learn: in stage 1 the feedback agent, in stage 2 both, unless the recipe trains only one."""
+    if stages.train != "both":
+        return (stages.train,)
+    return (FEEDBACK,) if stage == 1 else (CONVERSATION, FEEDBACK)
+
+
+def split(
+    episodes: Sequence[Episode],
+    *,
+    agents: Collection[str],
+    rewards: Rewards,
+    stage: int,
+    key: tuple[int | str, ...],
+) -> Split:
+    """At most one sample per agent and episode, each rewarded for its own action.
+
+    Conversation: p → c_0 or (p, H_{T-1}) → c_T, each with probability ½ where there was a revision.
+    Feedback: (p, c_t) → f_t with t uniform over the rounds reviewed. Both are drawn from
+    (key, prompt id, sample), so the draw does not depend on the batch. Turns that no agent of `agents`
+    wrote (a guard's, an oracle's) are no samples.
+
+    key: e.g. (seed, step). Raises ValueError for an episode without its verdicts.
+    """
+    samples: list[Sample] = []
+    paid: list[dict[str, float]] = []
+    dropped = 0
+    dir_unpaid = 0
+    for episode in episodes:
+        if len(episode.verdicts) != len(episode.answers):
+            raise ValueError(f"episode {episode.prompt.id}/{episode.sample} has not been judged")
+        name = (*key, episode.prompt.id, episode.sample)
+        own: list[Sample] = []
+        last = len(episode.answers) - 1
+        t = last if uniform(*name, "answer") < 0.5 else 0
+        if CONVERSATION in agents and episode.answers[t].agent == CONVERSATION:
+            reward = conversation_reward(episode.verdicts[t])
+            own.append(_sample(episode, episode.answers[t], "answer", reward, {"answer": reward}))
+        t = int(uniform(*name, "feedback") * len(episode.reviews))
+        if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
+            revised = episode.verdicts[t + 1] if t < last else None
+            earned = feedback_reward(
+                episode.feedback[t], episode.verdicts[t], revised, rewards, stage=stage, key=(*name, t)
+            )
+            if earned is None:
+                dropped += 1
+            else:
+                dir_unpaid += revised is not None and revised.undetermined
+                own.append(_sample(episode, episode.reviews[t], "feedback", *earned))
+        samples += own
+        paid.append({f"{sample.agent}/{name}": value for sample in own for name, value in sample.parts.items()})
+    return Split(samples, paid, dropped, dir_unpaid)
+
+
+def _sample(episode: Episode, turn: Turn, act: str, reward: float, parts: dict[str, float]) -> Sample:
+    # Later states differ between the samples of one prompt. They share a group all the same: a baseline
+    # is unbiased as long as it does not depend on the action, and a group of one has none.
+    group = f"{episode.prompt.id}/{act}{turn.round}"
+    return Sample(turn.agent, turn.context, turn.ids, turn.logprobs, group, reward, parts)

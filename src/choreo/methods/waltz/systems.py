@@ -1,0 +1,77 @@
+"""The other systems of the paper's table that are variants of the protocol (WaltzRL, table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from choreo.game.moves import Key, Players, Review, Reviewer
+from choreo.game.play import play, review
+from choreo.judges.base import Judge
+from choreo.models.chat import Chat
+from choreo.text.feedback import render_feedback
+from choreo.types import CONVERSATION, Episode, Feedback, Prompt, Turn, Verdict
+
+GUARD = "guard"
+ORACLE = "oracle"
+
+
+def block(
+    players: Players,
+    prompts: Sequence[tuple[Prompt, int]],
+    *,
+    refusal: Callable[[Prompt], str],
+    answer_tokens: int,
+    feedback_tokens: int,
+    key: Key,
+    temperature: float = 1.0,
+) -> list[Episode]:
+    """A safeguard that blocks: where f_0 parses and says `unsafe`, a fixed refusal replaces the answer.
+
+    The review and its labels are kept as they were read, `overrefuse` too, though a blocker can do nothing
+    about it; blocked games are those with two answers, the second one's agent being `GUARD`.
+    With the same `key`, c_0 and f_0 are those of `play`: the two systems differ in the remedy alone.
+    """
+    games = play(
+        players,
+        prompts,
+        rounds=0,
+        answer_tokens=answer_tokens,
+        feedback_tokens=feedback_tokens,
+        key=key,
+        temperature=temperature,
+    )
+    reviews = review(players, games, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
+
+    chat = players[CONVERSATION].chat
+
+    def guarded(game: Episode, turn: Turn, feedback: Feedback | None) -> Episode:
+        blocked = feedback is not None and feedback.unsafe
+        answers = (*game.answers, _written(chat, GUARD, 1, refusal(game.prompt))) if blocked else game.answers
+        return replace(game, answers=answers, reviews=(turn,), feedback=(feedback,))
+
+    return [guarded(game, *said) for game, said in zip(games, reviews, strict=True)]
+
+
+def oracle(judge: Judge, chat: Chat, advice: Callable[[Prompt, Verdict], str]) -> Reviewer:
+    """True labels turned into template feedback, as a reviewer for `play`.
+
+    advice: the template's words for a bad answer, from the prompt and the judge's verdict on c_t; not asked
+        where the answer is satisfactory. An undetermined verdict has no true labels: nothing is applied.
+    """
+
+    def reviewed(game: Episode) -> Review:
+        answer = game.answers[-1]
+        verdict = judge(game.prompt, answer.text)
+        if verdict.unsafe is None or verdict.overrefuse is None:
+            return Review(_written(chat, ORACLE, answer.round, ""), None)
+        words = "" if verdict.satisfactory else advice(game.prompt, verdict)
+        feedback = Feedback("", verdict.unsafe, verdict.overrefuse, words)
+        return Review(_written(chat, ORACLE, answer.round, render_feedback(feedback)), feedback)
+
+    return lambda games: [reviewed(game) for game in games]
+
+
+def _written(chat: Chat, agent: str, round: int, text: str) -> Turn:
+    """A turn by rule: no policy wrote it, so it has no context, log-probabilities or version to learn from."""
+    return Turn(agent, round, (), (*chat.encode(text), chat.end_id), (), 0, text, True)

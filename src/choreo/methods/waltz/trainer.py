@@ -1,0 +1,320 @@
+"""The WaltzRL trainer (arXiv 2510.08240, section 4.2). A step is: roll out together, judge, split into
+single-agent samples, pay, estimate advantages per agent, one policy-gradient update per learning agent.
+
+Everything a step does follows from (recipe, step, weights), so a run that is killed and resumed from a
+checkpoint repeats itself bit for bit. Left out on purpose: asynchronous roll-outs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from choreo.algorithms.advantages import ESTIMATORS, flat_groups
+from choreo.algorithms.values import ValueBaseline
+from choreo.engine import checkpoint
+from choreo.engine.learner import Learner
+from choreo.engine.losses import PolicyLoss
+from choreo.environments.task import CACHE, Task
+from choreo.errors import BadInput, Interrupted, TooFew
+from choreo.game.play import play
+from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
+from choreo.judges.resolve import strict
+from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.alarms import alarms, refusal_share
+from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe
+from choreo.methods.waltz.samples import Split, learners, split
+from choreo.runs.folder import Run
+from choreo.runs.progress import Progress
+from choreo.text.feedback import labels_right
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, Prompt, Sample
+
+SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
+
+
+def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> Pair:
+    """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
+
+    Raises Interrupted, its state saved, when `progress` was interrupted or the judge went away; BadInput, its state
+    saved too, when the judge cannot be used.
+    """
+    pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
+    learns = {
+        agent: Learner(
+            pair.team(agent),
+            agent,
+            lr=learning.lr,
+            max_grad_norm=learning.max_grad_norm,
+            micro_tokens=learning.micro_tokens,
+        )
+        for agent in learners(recipe.stages, stage=2)
+    }
+    values, digest = _values(recipe, pair), task.digest
+    recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
+    # A conversation agent frozen throughout is stage 1 throughout.
+    stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
+
+    def state(step: int) -> dict[str, Any]:
+        saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
+        saved |= {"prompts": digest, "frames": pair.frames()}
+        saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
+        return saved | ({"values": values.state_dict()} if values else {})
+
+    step, path = run.rewind()
+    if path is not None:
+        saved = _load(path, recipe, pair)
+        if saved.get("prompts", digest) != digest:  # one of an early choreo does not say
+            there = "files hold" if task.weights else "world has"
+            raise BadInput(f"{path}: was trained on other prompts than the {there} now")
+        example = {"stage": stage, "recent": [(0.0, 0.0)], "agents": {a: one.example() for a, one in learns.items()}}
+        checkpoint.hold(path, saved, example | ({"values": values.example()} if values else {}))
+        stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
+        for agent, learner in learns.items():
+            learner.load_state_dict(saved["agents"][agent])
+        if values:
+            values.load_state_dict(saved["values"])
+    for remark in pair.remarks:
+        progress.say(f"! {remark}")
+    judge = strict(task.judge)
+    prompts = drawn_from(pair, task, learning, progress)
+    progress.start("training", learning.steps, step)
+    while step < learning.steps:
+        step += 1
+        began = time.monotonic()
+        key = (recipe.seed, step)
+        episodes = play(
+            pair.players,
+            draw(prompts, learning, recipe.seed, step, task.weights),
+            rounds=recipe.protocol.rounds,
+            answer_tokens=recipe.protocol.answer_tokens,
+            feedback_tokens=recipe.protocol.feedback_tokens,
+            key=key,
+        )
+        try:
+            episodes = judge_episodes(judge, episodes)
+            why = reasons(given := asked_of([verdict for episode in episodes for verdict in episode.verdicts]))
+            # A judge that reads words by rule is not mended: it is the answers then, of which it says so.
+            may_be_mended = not {*recipe.judge.kinds()} <= {"exact", "offline"}
+            if may_be_mended and given and sum(why.values()) == len(given):
+                raise JudgeDown(_speechless(judge.name, why, Path(recipe.judge.cache or run.path / CACHE)))
+        except (BadInput, JudgeDown) as missing:
+            # No weight has moved in this step. To go on without verdicts would be to learn from their absence.
+            if step > 1 and not run.checkpoint(step - 1).exists():
+                checkpoint.save(run.checkpoint(step - 1), state(step - 1))
+            raise type(missing)(f"saved at step {step - 1}; {missing}") from None
+        parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
+        samples = _advantages(parts.samples, learning, pair, values)
+        figures: dict[str, Any] = {"stage": stage, **describe(episodes, parts)}
+        for agent in learners(recipe.stages, stage):
+            own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
+            for _ in range(learning.epochs if own else 0):
+                updated = learns[agent].update(own, loss, lr=rate(learning, step))
+            if own:
+                figures |= {f"{name}/{agent}": value for name, value in updated.items()}
+        written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
+        seconds = time.monotonic() - began
+        figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
+        figures["alarms"] = alarms(figures, grouped=learning.estimator != "reinforce++")
+        figures["alarms"] += [said] if (said := silence(judge.name, len(given), why)) else []
+        run.log(step, figures)
+        run.save_episodes(step, episodes, parts.paid)
+        progress.advance(step, _shown(figures), figures["alarms"])
+        if stage == 1 and recipe.stages.train == "both":
+            recent = [*recent, (figures.get("label_accuracy", 0.0), figures["format_rate"])][-SWITCH_WINDOW:]
+            if step >= stage1_steps(recipe) or ready(recent, recipe.stages):
+                stage = 2
+                progress.say(f"step {step}: stage 2, both agents learn")
+        if step % recipe.checkpoint_every == 0 or step == learning.steps or progress.interrupted:
+            checkpoint.save(run.checkpoint(step), state(step))
+        if progress.interrupted and step < learning.steps:
+            raise Interrupted(f"saved at step {step}")
+    return pair
+
+
+def _speechless(judge: str, why: Mapping[str, int], cache: Path) -> str:
+    """Of a judge none of whose verdicts in a step says anything. Its replies are kept, and would be read again."""
+    told = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*why][:3])}"
+    return f"{told}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else told
+
+
+def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
+    """The pair of a run as its checkpoint at `path` has it; None is the untrained pair.
+
+    Raises BadInput where the checkpoint was trained on another base than the recipe's name means now, or in another
+    chat format.
+    """
+    pair = Pair(recipe)
+    if path is not None:
+        agents = _load(path, recipe, pair)["agents"]
+        checkpoint.hold(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
+        for agent, saved in agents.items():
+            pair.team(agent).load_state_dict(agent, saved["agent"])
+    return pair
+
+
+def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
+    saved = checkpoint.load(path)
+    if saved.get("base") != pair.base:
+        raise BadInput(f"{path}: was trained on another base than {' and '.join(recipe.bases())} is now")
+    agents = saved.get("agents")
+    if not isinstance(agents, dict) or not agents:  # an agent that was never trained has none, but one of them was
+        raise BadInput(f"{path}: holds no agent's state")
+    if alien := agents.keys() - pair.players.keys():
+        raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
+    pair.trained_in(saved.get("frames") or {}, str(path))
+    return saved
+
+
+def drawn_from(
+    pair: Pair, task: Task, learning: Learning, progress: Progress | None = None
+) -> dict[Kind, list[Prompt]]:
+    """Training prompts by kind whose games have room. A kind of which none is drawn need not have any.
+
+    Raises BadInput where a kind that is drawn has none.
+    """
+    wanted = {kind: some if learning.mix.get(kind) else [] for kind, some in task.training().items()}
+    return {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in wanted.items()}
+
+
+def draw(
+    prompts: Mapping[Kind, list[Prompt]],
+    learning: Learning,
+    seed: int,
+    step: int,
+    weights: Mapping[str, float] | None = None,
+) -> list[tuple[Prompt, int]]:
+    """The (prompt, sample index) of a step, kinds mixed as `learning.mix` says; a function of (seed, step).
+
+    weights: of a prompt, by its suite; none draws all of a kind alike.
+
+    Raises TooFew where there are fewer prompts than a step wants.
+    """
+    rng = random.Random(f"batch/{seed}/{step}")
+    total = sum(learning.mix.values())
+    wanted = {kind: learning.prompts * learning.mix.get(kind, 0.0) / total for kind in KINDS}
+    counts = {kind: int(share) for kind, share in wanted.items()}
+    # What rounding down leaves goes to the kinds that lost most by it.
+    for kind in sorted(KINDS, key=lambda k: counts[k] - wanted[k])[: learning.prompts - sum(counts.values())]:
+        counts[kind] += 1
+    for kind, count in counts.items():
+        if count > len(prompts[kind]):
+            there = f"there are {len(prompts[kind])} to train on (learning.mix)"
+            raise TooFew(f"a step wants {count} {kind} prompts, and {there}")
+    chosen = [prompt for kind in KINDS for prompt in _pick(prompts[kind], counts[kind], weights, rng)]
+    return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
+
+
+def _pick(pool: list[Prompt], count: int, weights: Mapping[str, float] | None, rng: random.Random) -> list[Prompt]:
+    """`count` different prompts of `pool`; with weights by Efraimidis and Spirakis (2006): the largest
+    ln(u)/w are taken."""
+    if not weights:
+        return rng.sample(pool, count)
+    keys = [math.log(1 - rng.random()) / weights[prompt.suite] for prompt in pool]
+    return [pool[i] for i in sorted(range(len(pool)), key=lambda i: -keys[i])[:count]]
+
+
+def rate(learning: Learning, step: int) -> float:
+    """The learning rate of `step` (1, 2, …): constant, or falling linearly, to nothing after the last step."""
+    left = 1.0 if learning.schedule == "constant" else 1 - (step - 1) / learning.steps
+    return learning.lr * left
+
+
+def stage1_steps(recipe: WaltzRecipe) -> int:
+    """How many steps stage 1 takes at most."""
+    return round(recipe.stages.stage1_share * recipe.learning.steps)
+
+
+def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
+    """Whether labels and format, as the last steps of stage 1 had them, are good enough for stage 2."""
+    if len(recent) < SWITCH_WINDOW:
+        return False
+    label, form = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+    return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
+
+
+def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
+    """A step's figures from its own episodes: rates are fractions; what has no cases is left out."""
+    finals = [(e, e.verdicts[-1]) for e in episodes]
+    reviews = [reviewed for e in episodes for reviewed in e.reviewed]
+    labels = [right for v, f in reviews if (right := labels_right(f, v)) is not None]
+    general = [v for e, v in finals if e.prompt.kind == "general" and not v.undetermined]
+    figures = {
+        "asr": _mean([v.unsafe for e, v in finals if e.prompt.kind == "harmful" and v.unsafe is not None]),
+        "orr": _mean([v.overrefuse for e, v in finals if e.prompt.kind == "benign" and v.overrefuse is not None]),
+        "general": _mean([v.satisfactory for v in general]),
+        **{f"ftr_{k}": _mean([e.triggered for e in episodes if e.prompt.kind == k and e.reviews]) for k in KINDS},
+        "label_accuracy": _mean(labels),
+        "format_rate": _mean([f is not None for _, f in reviews]),
+        "degenerate": _mean([v.degenerate for _, v in finals]),
+        "undetermined": _mean([v.undetermined for _, v in finals]),
+        "refusal_share": refusal_share(episodes),
+        "dropped": float(parts.dropped),
+        "dir_unpaid": float(parts.dir_unpaid),
+    }
+    for agent in AGENTS:
+        own = [sample for sample in parts.samples if sample.agent == agent]
+        figures[f"reward/{agent}"] = _mean([sample.reward for sample in own])
+        if agent == FEEDBACK:
+            for name in ("dir", "label", "format"):
+                figures[f"part/{name}"] = _mean([sample.parts[name] for sample in own])
+    groups = flat_groups(parts.samples)
+    if any(total for _, total in groups.values()):
+        flat, total = (sum(column) for column in zip(*groups.values(), strict=True))
+        figures["groups_without_gradient"] = flat / total
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
+    if recipe.learning.baseline == "none":
+        return None
+    widths = {agent: engine.features([(chat.end_id,)]).shape[1] for agent, (chat, engine) in pair.players.items()}
+    return ValueBaseline(recipe.learning.baseline, widths, seed=recipe.seed)
+
+
+def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
+    learning, protocol = recipe.learning, recipe.protocol
+    divide: Literal["tokens", "sequences"] | int = "tokens"
+    if learning.estimator == "grpo":
+        divide = "sequences"
+    elif learning.estimator == "dr-grpo":
+        divide = protocol.answer_tokens if agent == CONVERSATION else protocol.feedback_tokens
+    return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
+
+
+def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: ValueBaseline | None) -> list[Sample]:
+    """The samples with log π_ref (where the KL needs it) and advantages."""
+    if not samples:
+        return []
+    if learning.beta:
+        scores = pair.of_each(samples, lambda engine, own: engine.score(None, [(s.context, s.ids) for s in own]))
+        samples = [replace(sample, reference=score) for sample, score in zip(samples, scores, strict=True)]
+    predicted = None
+    if values:
+        agents = [sample.agent for sample in samples]
+        features = pair.of_each(samples, lambda engine, own: list(engine.features([s.context for s in own])))
+        predicted = values.predict(agents, features)
+        values.fit(agents, features, [sample.reward for sample in samples])
+    beta = learning.beta if learning.kl == "k1-reward" else 0.0
+    return ESTIMATORS[learning.estimator](samples, beta=beta, values=predicted)
+
+
+def _mean(values: Sequence[float | bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _shown(figures: dict[str, Any]) -> dict[str, float]:
+    names = {
+        f"reward/{CONVERSATION}": "reward",
+        "asr": "ASR",
+        "orr": "ORR",
+        "ftr_general": "FTR general",
+        "label_accuracy": "label accuracy",
+        f"kl/{CONVERSATION}": "KL",
+        "tokens_per_second": "tokens/s",
+    }
+    return {shown: figures[name] for name, shown in names.items() if name in figures}

@@ -1,0 +1,81 @@
+"""The feedback agent's JSON, of which only what it decides is sampled: reasoning, two labels, and feedback where asked.
+
+The rest is given, and a review that is satisfied ends with its second label. Only in serving: training samples every
+token, since what is given has no probability to learn from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from choreo.engine.continuous import Row
+from choreo.models.chat import Chat, Ids
+
+HEAD = '{"reasoning": "'
+TAIL = ', "feedback": ""}'  # of a satisfied review
+
+_REASONING = re.compile(re.escape(HEAD) + r'(?:[^"\\]|\\.)*"', re.DOTALL)
+_LABEL = re.compile(" (true|false)")
+
+
+def given(text: str) -> str | None:
+    """What must come after `text`: "" where the agent speaks for itself, None where no more is needed.
+
+    An agent that has left the skeleton (it cannot inside its own strings) is let go its own way; its review is then
+    read as strictly as any other.
+    """
+    head = _REASONING.match(text)
+    if head is None:
+        return ""
+    rest, labels = text[head.end() :], []
+    for key in (', "unsafe":', ', "overrefuse":'):
+        if key.startswith(rest):
+            return key[len(rest) :]
+        label = _LABEL.match(rest, len(key)) if rest.startswith(key) else None
+        if label is None:
+            return ""
+        labels.append(label[1])
+        rest = rest[label.end() :]
+    if labels == ["false", "false"]:
+        return None if TAIL.startswith(rest) else ""
+    key = ', "feedback": "'
+    return key[len(rest) :] if key.startswith(rest) else ""
+
+
+class Skeleton:
+    """Gives `chat`'s rows their skeleton. head: ids to begin a review with, as part of its context."""
+
+    def __init__(self, chat: Chat):
+        self.chat = chat
+        self.head: Ids = chat.encode(HEAD)
+        vocabulary = chat.tokenizer.get_vocab().values()
+        self._quotes = frozenset(i for i in vocabulary if '"' in chat.decode([i]))
+
+    def heard(self) -> Callable[[Row], bool]:
+        """What listens to one row. To decode it after every token would take longer than the token; so it waits for a
+        quote, which ends the reasoning."""
+        closing = False
+
+        def heard(row: Row) -> bool:
+            nonlocal closing
+            closing = closing or row.ids[-1] in self._quotes
+            if not closing or row.forced:
+                return False
+            text = HEAD + self.chat.decode(row.ids)
+            more = given(text)
+            if more is None:
+                return True
+            row.forced = list(self.chat.encode(more))
+            closing = _REASONING.match(text) is not None and not more.endswith(' "')  # else its own words come now
+            return False
+
+        return heard
+
+    def whole(self, row_ids: Ids) -> Ids:
+        """The ids of the whole review, from those that its row has."""
+        text = HEAD + self.chat.decode(row_ids)
+        if given(text) is not None:
+            return (*self.head, *row_ids)
+        written = next(n for n in range(len(TAIL), -1, -1) if text.endswith(TAIL[:n]))  # a label may end in a comma
+        return (*self.head, *row_ids, *self.chat.encode(TAIL[written:]), self.chat.end_id)

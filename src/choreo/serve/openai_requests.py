@@ -1,0 +1,265 @@
+"""OpenAI's chat completions as data: requests read strictly, replies, chunks and errors written. Pure.
+
+What a request asks for and this server cannot do is refused by its name. A parameter that is not supported may still be
+sent with the value that changes nothing, since many clients always send it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from choreo.files import utf8
+from choreo.serve.openai_responses import (
+    AssistantMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    Error,
+    Finish,
+    Head,
+    Note,
+    StageTokens,
+    Trace,
+    Usage,
+)
+from choreo.serve.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, cut, trace
+
+M = TypeVar("M", bound=BaseModel)
+
+# Parameters of the API that are not supported, and the value of each that asks for nothing.
+NEUTRAL: dict[str, Any] = {
+    "top_p": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "functions": [],
+    "function_call": "none",
+    "modalities": ["text"],
+    "audio": None,
+    "prediction": None,
+    "reasoning_effort": None,
+    "verbosity": None,
+    "service_tier": "auto",
+    "store": False,
+    "metadata": {},
+    "web_search_options": None,
+    "moderation": None,
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+}
+
+
+class ApiError(Exception):
+    """An error in OpenAI's shape. `headers` go with it, as Retry-After does."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        self.body: Error = {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def internal() -> ApiError:
+    """A bug of ours, of which the client learns nothing."""
+    return ApiError(500, "internal error", type="server_error", code="internal_error")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Part(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(min_length=1)]
+    name: None = None
+    refusal: None = None
+    tool_calls: None = None
+    function_call: None = None
+    audio: None = None
+    annotations: None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class Extension(Strict):
+    """What only choreo has; each needs a key that allows it.
+
+    mode: another than the server's. trace: the whole game in the reply, drafts in the clear.
+    stream: "unchecked" passes the draft on while it is sampled; it is reviewed afterwards, for the record alone.
+    """
+
+    mode: Mode | None = None
+    trace: bool = False
+    stream: Literal["checked", "unchecked"] = "checked"
+
+
+class ChatRequest(Strict):
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    choreo: Extension = Extension()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(s for s in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if s)
+
+    @property
+    def limit(self) -> int | None:
+        given = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None]
+        return min(given, default=None)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises ApiError for anything else."""
+    data = read_json(body)
+    if not isinstance(data, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return data
+
+
+def read_json(body: bytes) -> Any:
+    """Raises ApiError for what is not JSON or holds what is no text (half a surrogate pair)."""
+    try:
+        data = json.loads(body, parse_constant=_refuse)
+        wrong = utf8.broken(data)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the body is not JSON in UTF-8", code="invalid_json") from None
+    if wrong:
+        message = f"the body is not JSON in UTF-8: {wrong[1]}"
+        raise ApiError(400, message, param=".".join(wrong[0]) or None, code="invalid_json")
+    return data
+
+
+def read_request(body: bytes) -> ChatRequest:
+    """A request that can be met, read strictly. Raises ApiError that names the parameter."""
+    data = read_object(body)
+    for name in [name for name in data if name in NEUTRAL]:
+        value = data.pop(name)
+        if value is not None and not _same(value, NEUTRAL[name]):
+            raise ApiError(400, f"{name} is not supported here", param=name, code="unsupported_parameter")
+    asked = validated(ChatRequest, data)
+    if asked.messages[-1].role != "user":
+        last = f"messages.{len(asked.messages) - 1}.role"
+        raise ApiError(400, "the last message must be the user's", param=last, code="invalid_value")
+    if asked.stream_options is not None and not asked.stream:
+        raise ApiError(400, "stream_options needs stream", param="stream_options", code="invalid_value")
+    if asked.choreo.stream == "unchecked" and not asked.stream:
+        raise ApiError(400, "an unchecked stream needs stream", param="choreo.stream", code="invalid_value")
+    return asked
+
+
+def validated(model: type[M], data: dict[str, Any]) -> M:
+    """`data` as `model` reads it. Raises ApiError that names the parameter."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(map(str, first["loc"]))
+        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+        raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equality as JSON has it: true is not 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+class Reply:
+    """What all objects of one reply share."""
+
+    def __init__(self, id: str, created: int, model: str, fingerprint: str):
+        self.head: Head = {"id": id, "created": created, "model": model, "system_fingerprint": fingerprint}
+
+    def completion(
+        self, outcomes: Sequence[Outcome], wish_stop: Sequence[str], prompt: int, traced: bool
+    ) -> Completion:
+        """A chat.completion; prompt: tokens of the draft's context."""
+        choices: list[Choice] = []
+        for i, outcome in enumerate(outcomes):
+            text, finish = said(outcome, wish_stop)
+            message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
+            choices.append({"index": i, "message": message, "finish_reason": finish, "logprobs": None})
+        body: Completion = {
+            **self.head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage(outcomes, prompt),
+        }
+        if traced:
+            body["choreo"] = extension(outcomes)
+        return body
+
+    def chunk(self, index: int, delta: Delta, finish: Finish | None = None) -> Chunk:
+        choice: ChunkChoice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def note(self, more: Note) -> Chunk:
+        """A chunk without choices: usage, or choreo's own."""
+        return {**self.head, "object": "chat.completion.chunk", "choices": [], **more}
+
+
+def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
+    """The text a caller gets, and its finish_reason."""
+    answer = outcome.answer
+    if answer is None:
+        return UNSAFE if outcome.failed == "revision" else WITHHELD, "content_filter"
+    text = cut(answer.text, stop)
+    stopped = answer.finished or len(text) < len(answer.text)
+    return text, "stop" if stopped else "length"
+
+
+def usage(outcomes: Sequence[Outcome], prompt: int) -> Usage:
+    """completion_tokens counts every token that was sampled; whose they were stands in `choreo`."""
+    draft, feedback, revision = (sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES)
+    own: StageTokens = {"draft_tokens": draft, "feedback_tokens": feedback, "revision_tokens": revision}
+    total = draft + feedback + revision
+    return {"prompt_tokens": prompt, "completion_tokens": total, "total_tokens": prompt + total, "choreo": own}
+
+
+def extension(outcomes: Sequence[Outcome]) -> Trace:
+    return {"mode": outcomes[0].mode, "choices": [trace(outcome) for outcome in outcomes]}
