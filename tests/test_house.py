@@ -30,11 +30,11 @@ FLOORS = (
     {"environments"},
     {"agents", "algorithms"},
     {"game"},
-    {"evaluate"},
+    {"evaluation"},
     {"report"},
     {"methods"},
     {"experiment"},
-    {"serve", "swarm", "integrations"},
+    {"server", "swarm", "integrations"},
     {"studies"},
     {"api"},
     {"__init__"},
@@ -100,9 +100,9 @@ def test_imports_go_downwards(path):
 
 def test_the_import_check_sees_an_upward_import():
     assert upward("from choreo.methods.waltz.trainer import train", "engine") == {"methods"}
-    assert upward("def f():\n    from choreo import evaluate", "game") == {"evaluate"}
+    assert upward("def f():\n    from choreo import evaluation", "game") == {"evaluation"}
     assert upward("import choreo.algorithms.values", "agents") == {"algorithms"}
-    assert upward("import choreo", "studies") == upward("from choreo import train", "serve") == {"__init__"}
+    assert upward("import choreo", "studies") == upward("from choreo import train", "server") == {"__init__"}
     assert not upward("from choreo.types import Turn\nimport choreo.engine.sample", "engine")
 
 
