@@ -29,7 +29,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """One question of a study: the verdict in words, its table, and its figure (inline SVG from `plots`)."""
 
     heading: str
@@ -74,7 +74,7 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def write_study(path: str | Path, title: str, intro: str, sections: Sequence[Section]) -> Path:
+def write_study(path: str | Path, title: str, intro: str, sections: Sequence[PageSection]) -> Path:
     """Write a study as PATH.html, as PATH.md, and one .svg per figure beside the Markdown; returns the HTML's path.
 
     path: with or without an .html or .md suffix; its folder is made. Paragraphs in texts are parted by blank lines.

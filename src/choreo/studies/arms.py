@@ -27,7 +27,7 @@ from choreo.files.json_file import read_object
 from choreo.methods.waltz.measure import evaluate
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore
-from choreo.report.page import Section, Table, write_study
+from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
 from choreo.studies.parallel_runs import train_apart
@@ -162,7 +162,7 @@ class Study:
             entries.append(json.loads(file.read_text(encoding="utf-8")))
         return entries
 
-    def write(self, title: str, intro: str, sections: Sequence[Section]) -> str:
+    def write(self, title: str, intro: str, sections: Sequence[PageSection]) -> str:
         """Writes study.html, study.md and answers.json, and returns the verdicts as plain text.
 
         answers.json: {schema, name, seeds, settings, page, sections: [{heading, verdict, columns, rows}]}.
@@ -235,7 +235,7 @@ def _saved(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _plain(section: Section) -> dict[str, Any]:
+def _plain(section: PageSection) -> dict[str, Any]:
     table = section.table or Table((), ())
     return {"heading": section.heading, "verdict": section.verdict, "columns": table.columns, "rows": table.rows}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
-from choreo.report.page import Section, Table
+from choreo.report.page import PageSection, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import final, path, rounds_of
@@ -37,5 +37,5 @@ def run(study: Study) -> str:
     series = [path(n, [over_seeds(found[n, p], 1.0) for p in NOISES], NOISES) for n in METHODS]
     figure = plots.lines(series, "Reward of the student as labels are exchanged", "share exchanged", percent=True)
     intro = "In a share of half A the chosen and the rejected answer change places before the teachers see them."
-    section = Section("How much noise does each bear?", " ".join(lines), Table(columns, rows), figure)
+    section = PageSection("How much noise does each bear?", " ".join(lines), Table(columns, rows), figure)
     return study.write("MACPO under wrong labels", intro, [section])

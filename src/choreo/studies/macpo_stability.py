@@ -6,7 +6,7 @@ from typing import Any
 
 from choreo.evaluation.intervals import Estimate, over_seeds
 from choreo.report import plots
-from choreo.report.page import Section, Table
+from choreo.report.page import PageSection, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import difference, points
 from choreo.studies.rounds import BySeed, at, by_round, changes, path, rounds_of
@@ -27,7 +27,7 @@ def run(study: Study) -> str:
     return study.write("MACPO over many rounds", intro, sections)
 
 
-def _ends(rounds: dict[str, BySeed]) -> Section:
+def _ends(rounds: dict[str, BySeed]) -> PageSection:
     rows: list[list[Any]] = []
     lines, series = [], []
     for rule, runs in rounds.items():
@@ -52,7 +52,7 @@ def _ends(rounds: dict[str, BySeed]) -> Section:
         lines.append(f"{rule}: {_kept(difference(at(runs, -1), at(runs, 3)))}")
     columns = ("selection", "measure", "start", "round 3", "highest", f"round {ROUNDS}", "change")
     figure = plots.lines(series, "The student over ten rounds", "round", percent=True)
-    return Section("Does it hold?", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("Does it hold?", " ".join(lines), Table(columns, rows), figure)
 
 
 def _kept(change: Estimate) -> str:

@@ -10,7 +10,7 @@ from choreo.evaluation.intervals import over_seeds
 from choreo.evaluation.metrics import pool
 from choreo.methods.macpo.measure import duel
 from choreo.report import plots
-from choreo.report.page import Section, Table, percent, quantity
+from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import (
@@ -88,7 +88,7 @@ def run(study: Study) -> str:
     return study.write("MACPO in the microworld", intro, sections)
 
 
-def _table(rounds: Mapping[str, BySeed]) -> Section:
+def _table(rounds: Mapping[str, BySeed]) -> PageSection:
     rows: list[list[Any]] = []
     for name, runs in rounds.items():
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
@@ -127,10 +127,10 @@ def _table(rounds: Mapping[str, BySeed]) -> Section:
         lines.append(f"PGR of MACPO between {words}: {of_seeds(gap, rounds['macpo'])}.")
     series = {"reward": [over_seeds(final(runs), 1.0) for runs in rounds.values()]}
     figure = plots.bars(list(rounds), series, "Reward of the student at the end", "satisfactory answers")
-    return Section("The table", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("The table", " ".join(lines), Table(columns, rows), figure)
 
 
-def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
+def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> PageSection:
     rows: list[list[Any]] = []
     lines = []
     for name in NAMES[1:]:
@@ -139,10 +139,10 @@ def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
         if name in BASELINES:
             lines.append(f"{name}: {percent(met['win'], False)} won, {percent(met['lose'], False)} lost.")
     columns = ("MACPO against", "wins", "ties", "loses")
-    return Section("Answer against answer", " ".join(lines), Table(columns, rows))
+    return PageSection("Answer against answer", " ".join(lines), Table(columns, rows))
 
 
-def _ablations(rounds: Mapping[str, BySeed]) -> Section:
+def _ablations(rounds: Mapping[str, BySeed]) -> PageSection:
     ours = final(rounds["macpo"])
     rows = [
         [
@@ -157,10 +157,10 @@ def _ablations(rounds: Mapping[str, BySeed]) -> Section:
         against("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
         for name, what in ABLATIONS.items()
     ]
-    return Section("What each part is worth", " ".join(lines), Table(columns, rows))
+    return PageSection("What each part is worth", " ".join(lines), Table(columns, rows))
 
 
-def _refusals(rounds: Mapping[str, BySeed]) -> Section:
+def _refusals(rounds: Mapping[str, BySeed]) -> PageSection:
     """Reward against over-refusal by round, beside the published filter alone and the published losses."""
     rows: list[list[Any]] = []
     series = []
@@ -184,4 +184,4 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
             for measure, words in (("reward", "reward"), ("orr", "ORR"))
         ]
     figure = plots.trails(series, "Reward against over-refusal, round by round", "over-refusal (ORR)", "reward")
-    return Section("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)

@@ -8,7 +8,7 @@ from typing import Any
 from choreo.evaluation.intervals import over_seeds
 from choreo.evaluation.metrics import pool
 from choreo.report import plots
-from choreo.report.page import Section, Table, percent
+from choreo.report.page import PageSection, Table, percent
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import best
 from choreo.studies.rounds import STUDENT, BySeed, at, changes, final, path, rounds_of
@@ -43,7 +43,7 @@ def run(study: Study) -> str:
     return study.write("Teachers and negatives of MACPO", intro, sections)
 
 
-def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> Section:
+def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> PageSection:
     rows: list[list[Any]] = []
     lines, series = [], []
     for name, runs in rounds.items():
@@ -59,4 +59,4 @@ def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> Section:
     ends = {name: over_seeds(final(runs), 1.0) for name, runs in rounds.items()}
     lines.append(best(ends, "Reward at the end", {name: percent(e) for name, e in ends.items()}))
     figure = plots.lines(series, "Reward of the student", "round", percent=True)
-    return Section(heading, " ".join(lines), Table(columns, rows), figure)
+    return PageSection(heading, " ".join(lines), Table(columns, rows), figure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
-from choreo.report.page import Section, Table
+from choreo.report.page import PageSection, Table
 from choreo.studies.arms import Arm, Study
 from choreo.studies.compare import against, difference, points
 from choreo.studies.rounds import at, final, rounds_of
@@ -35,5 +35,5 @@ def run(study: Study) -> str:
     series = {"general ability": [over_seeds(final(found, "general"), 1.0) for found in rounds.values()]}
     figure = plots.bars(list(rounds), series, "General ability of the student at the end", "correct answers")
     intro = "Half A and half B hold general prompts alone; general ability is the share answered correctly on held-out."
-    section = Section("Does it carry over?", " ".join(lines), Table(columns, rows), figure)
+    section = PageSection("Does it carry over?", " ".join(lines), Table(columns, rows), figure)
     return study.write("MACPO on another task", intro, [section])

@@ -12,7 +12,7 @@ from choreo.errors import BadInput
 from choreo.evaluation.intervals import Estimate, estimate, over_seeds
 from choreo.methods.macpo.measure import pgr
 from choreo.report import plots
-from choreo.report.page import Section, Table
+from choreo.report.page import PageSection, Table
 from choreo.studies.arms import Study
 from choreo.studies.compare import difference, points
 
@@ -76,7 +76,7 @@ def path(name: str, estimates: Sequence[Estimate], x: Sequence[float] = ()) -> p
     return plots.Line(name, x or [float(i) for i in range(len(estimates))], *ends)
 
 
-def by_round(runs: BySeed, heading: str) -> Section:
+def by_round(runs: BySeed, heading: str) -> PageSection:
     """Every positive agent's reward, round by round, with the changes within seeds."""
     policies = [name for name in runs[0][0]["agents"] if name.endswith("+")]
     numbers = range(len(runs[0]))
@@ -93,7 +93,7 @@ def by_round(runs: BySeed, heading: str) -> Section:
         lines.append(changes(policy, [*steps, ("from start to end", found[0], found[-1])], "reward"))
     figure = plots.lines(series, "Reward by round", "round", percent=True)
     columns = ("reward", *("start" if number == 0 else f"round {number}" for number in numbers))
-    return Section(heading, " ".join(lines), Table(columns, rows), figure)
+    return PageSection(heading, " ".join(lines), Table(columns, rows), figure)
 
 
 def changes(name: str, runs: Sequence[tuple[str, Sequence[Estimate], Sequence[Estimate]]], measure: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from choreo.environments.microworld.lexicon import LANGUAGES
 from choreo.evaluation.metrics import pool
 from choreo.report import plots
-from choreo.report.page import Section, Table, percent, quantity
+from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.studies.arms import Arm, Entry, Runs, Study
 from choreo.studies.compare import against, best
 from choreo.types import KINDS
@@ -32,7 +32,7 @@ def run(study: Study) -> str:
     return study.write("The stated limits of WaltzRL", intro, [_rounds(study, runs), _languages(study, runs)])
 
 
-def _rounds(study: Study, runs: Runs) -> Section:
+def _rounds(study: Study, runs: Runs) -> PageSection:
     """T_max from 1 to 3, in training and in play alike."""
     by_seed = {rounds: study.trained(runs[f"rounds-{rounds}"], "waltz") for rounds in ROUNDS}
     pooled = {f"{rounds} round{'s' if rounds > 1 else ''}": pool(entries) for rounds, entries in by_seed.items()}
@@ -66,10 +66,10 @@ def _rounds(study: Study, runs: Runs) -> Section:
         lines.append(against(f"T_max = {rounds}", "T_max = 1", [e["f1"] for e in by_seed[rounds]], one))
     series = {name.upper(): [entry[name] for entry in pooled.values()] for name in ("asr", "orr")}
     figure = plots.bars(list(pooled), series, "What is left wrong, by rounds", "share of final answers")
-    return Section("More than one feedback round", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("More than one feedback round", " ".join(lines), Table(columns, rows), figure)
 
 
-def _languages(study: Study, runs: Runs) -> Section:
+def _languages(study: Study, runs: Runs) -> PageSection:
     """The untrained pair, trained in English only, and trained in all, each measured in each language.
 
     The pair is where training starts from; the base alone would count what feedback does untrained as learnt.
@@ -100,4 +100,4 @@ def _languages(study: Study, runs: Runs) -> Section:
         lines.append(f"{NAMES[language]}: {' '.join(words)}")
     columns = ("measured in", "system", "F1", "ASR", "ORR", "FTR general", "general ability", "degenerate")
     figure = plots.bars([NAMES[language] for language in LANGUAGES], series, "F1 by language", "F1")
-    return Section("Trained in English, met in other languages", "\n\n".join(lines), Table(columns, rows), figure)
+    return PageSection("Trained in English, met in other languages", "\n\n".join(lines), Table(columns, rows), figure)

@@ -13,7 +13,7 @@ from choreo.evaluation.metrics import pool
 from choreo.files import durable
 from choreo.models.resolve import base_folder
 from choreo.report import plots
-from choreo.report.page import DASH, Section, Table, percent, quantity
+from choreo.report.page import DASH, PageSection, Table, percent, quantity
 from choreo.studies.arms import Arm, Entry, Runs, Study
 from choreo.studies.compare import (
     CONVERGED,
@@ -125,7 +125,9 @@ def _speed(named: Mapping[str, Estimate]) -> str:
     return f"{listed} {best(named, 'The number of steps', shown, more=False)}"
 
 
-def _compared(study: Study, runs: Runs, arms: Mapping[str, str], heading: str, setting: str, figure: str) -> Section:
+def _compared(
+    study: Study, runs: Runs, arms: Mapping[str, str], heading: str, setting: str, figure: str
+) -> PageSection:
     """Final figures and convergence of arms (label -> arm), with verdicts on both."""
     pooled = {label: pool(study.trained(runs[arm], "waltz")) for label, arm in arms.items()}
     steps = {label: convergence(_curves(runs[arm])) for label, arm in arms.items()}
@@ -136,10 +138,10 @@ def _compared(study: Study, runs: Runs, arms: Mapping[str, str], heading: str, s
     columns = (setting, "F1", "ASR", "ORR", "label accuracy", "FTR general", "steps to convergence")
     f1 = {label: e["f1"] for label, e in pooled.items()}
     verdict = f"{best(f1, 'F1', {label: percent(e) for label, e in f1.items()})}\n\n{_speed(steps)} {CONVERGES}"
-    return Section(heading, verdict, Table(columns, rows), figure)
+    return PageSection(heading, verdict, Table(columns, rows), figure)
 
 
-def _alpha(study: Study, runs: Runs) -> Section:
+def _alpha(study: Study, runs: Runs) -> PageSection:
     entries = [pool(study.trained(runs[f"alpha-{alpha}"], "waltz")) for alpha in ALPHAS]
     series = [line(name.upper(), ALPHAS, [entry[name] for entry in entries]) for name in ("f1", "asr", "orr")]
     figure = plots.lines(series, "Final figures by the weight of DIR", "α", percent=True)
@@ -147,7 +149,7 @@ def _alpha(study: Study, runs: Runs) -> Section:
     return _compared(study, runs, arms, "The weight α of the improvement reward", "weight of DIR", figure)
 
 
-def _baseline(study: Study, runs: Runs) -> Section:
+def _baseline(study: Study, runs: Runs) -> PageSection:
     series = []
     for kind in BASELINES:
         curve = mean_curve(_curves(runs[f"baseline-{kind}"]))
@@ -157,7 +159,7 @@ def _baseline(study: Study, runs: Runs) -> Section:
     return _compared(study, runs, arms, "A value baseline: none, one per agent, one for both", "value baseline", figure)
 
 
-def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> Section:
+def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> PageSection:
     """Final answers against the first answers of the same runs, as labels are flipped in the reward."""
     final = {p: study.trained(runs[f"noise-{p}"], "waltz") for p in NOISES}
     gains = [(p, difference([e["f1"] for e in final[p]], [e["f1"] for e in first[p]])) for p in NOISES]
@@ -189,7 +191,7 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
     series = [line("with feedback", NOISES, together), line("first answers alone", NOISES, alone)]
     figure = plots.lines(series, "F1 as labels are flipped in the reward", "share of labels flipped", percent=True)
     verdict = helping(gains)
-    return Section("Wrong labels in the reward", verdict, Table(columns, rows), figure)
+    return PageSection("Wrong labels in the reward", verdict, Table(columns, rows), figure)
 
 
 def helping(gains: Sequence[tuple[float, Estimate]]) -> str:
@@ -212,7 +214,7 @@ def helping(gains: Sequence[tuple[float, Estimate]]) -> str:
     return f"{said} {how}: {listed}."
 
 
-def _rounds(study: Study, runs: Runs) -> Section:
+def _rounds(study: Study, runs: Runs) -> PageSection:
     pooled = {rounds: pool(study.trained(runs[f"rounds-{rounds}"], "waltz")) for rounds in ROUNDS}
     rows = [[rounds, *_cost(entry)] for rounds, entry in pooled.items()]
     series = [line("tokens added", ROUNDS, [entry["tokens_added"] for entry in pooled.values()])]
@@ -220,10 +222,10 @@ def _rounds(study: Study, runs: Runs) -> Section:
     ends, between = (pooled[ROUNDS[0]], pooled[ROUNDS[-1]]), f"{ROUNDS[0]} and {ROUNDS[-1]} rounds"
     verdict = grown("tokens added per prompt", between, *(e["tokens_added"] for e in ends))
     verdict += " " + grown("milliseconds added per prompt", "the same rounds", *(_milliseconds(e) for e in ends))
-    return Section("The cost of rounds", f"{verdict} {TIMED}", Table(("rounds at most", *COST), rows), figure)
+    return PageSection("The cost of rounds", f"{verdict} {TIMED}", Table(("rounds at most", *COST), rows), figure)
 
 
-def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> Section:
+def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> PageSection:
     weights = {name: parameters(base_folder(name)) for name in bases}
     pooled = {name: pool(study.trained(runs[arm], "waltz")) for name, arm in bases.items()}
     rows = [[name, f"{weights[name]:,}", *_cost(entry)] for name, entry in pooled.items()]
@@ -241,7 +243,7 @@ def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> S
         f1 = {name: entry["f1"] for name, entry in pooled.items()}
         verdict += " " + best(f1, "F1", {name: percent(e) for name, e in f1.items()})
     table = Table(("base", "weights", *COST), rows)
-    return Section("The cost of model size", f"{verdict}{absent} {TIMED}", table, figure)
+    return PageSection("The cost of model size", f"{verdict}{absent} {TIMED}", table, figure)
 
 
 COST = ("F1", "FTR harmful", "FTR benign", "FTR general", "tokens added per prompt", "milliseconds added per prompt")
