@@ -23,7 +23,8 @@ from choreo.experiment.run import dialogue_records
 from choreo.methods.waltz.measure import CHUNKS
 from choreo.report import published
 from choreo.report.page import PageSection, Table, write_study
-from choreo.report.plots import Line, Point, bars, lines, plane, standalone
+from choreo.report.plots import Line, Point, bars, lines, plane
+from choreo.report.svg import standalone
 from choreo.types import Episode, Turn, Verdict
 
 pytestmark = pytest.mark.slow

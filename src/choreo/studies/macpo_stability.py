@@ -7,9 +7,9 @@ from typing import Any
 from choreo.evaluation.intervals import Estimate, over_seeds
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import difference, points
-from choreo.studies.rounds import BySeed, at, by_round, changes, path, rounds_of
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import difference, points
+from choreo.studies.shared.rounds import BySeed, at, by_round, changes, rounds_of
 
 ROUNDS = 10
 BEYOND = 0.03  # a loss of reward that would matter
@@ -46,7 +46,7 @@ def _ends(rounds: dict[str, BySeed]) -> PageSection:
                     points(change),
                 ]
             )
-            series.append(path(f"{rule}: {measure.replace('_', ' ')}", pooled))
+            series.append(plots.Line.through(f"{rule}: {measure.replace('_', ' ')}", pooled))
             if measure != "refused_benign":
                 lines.append(changes(rule, [("from start to end", found[0], found[-1])], measure))
         lines.append(f"{rule}: {_kept(difference(at(runs, -1), at(runs, 3)))}")

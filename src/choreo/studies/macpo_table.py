@@ -11,9 +11,9 @@ from choreo.evaluation.metrics import pool
 from choreo.methods.macpo.measure import duel
 from choreo.report import plots
 from choreo.report.page import PageSection, Table, percent, quantity
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import against, difference, points
-from choreo.studies.rounds import (
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import compare_shares, difference, points
+from choreo.studies.shared.rounds import (
     STUDENT,
     WEAK,
     BySeed,
@@ -24,7 +24,6 @@ from choreo.studies.rounds import (
     final,
     gap_recovered,
     of_seeds,
-    path,
     rounds_of,
 )
 
@@ -116,7 +115,7 @@ def _table(rounds: Mapping[str, BySeed]) -> PageSection:
         "tokens an answer",
     )
     ours = final(rounds["macpo"])
-    lines = [against("MACPO", name, ours, final(rounds[name]), "reward") for name in BASELINES]
+    lines = [compare_shares("MACPO", name, ours, final(rounds[name]), "reward") for name in BASELINES]
     best = best_teacher(rounds["macpo"])
     for weak, ceiling, words in (
         (WEAK, "ceiling", "the first teacher at its start and the ceiling"),
@@ -154,7 +153,7 @@ def _ablations(rounds: Mapping[str, BySeed]) -> PageSection:
     ]
     columns = ("ablation", "reward", "MACPO minus it")
     lines = [
-        against("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
+        compare_shares("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
         for name, what in ABLATIONS.items()
     ]
     return PageSection("What each part is worth", " ".join(lines), Table(columns, rows))
@@ -172,7 +171,7 @@ def _refusals(rounds: Mapping[str, BySeed]) -> PageSection:
             [name, "start" if r == 0 else f"round {r}", e["reward"], e["refused_benign"], e["orr"], e["asr"]]
             for r, e in enumerate(pooled)
         ]
-        series.append(path(name, [e["reward"] for e in pooled], [e["orr"]["value"] for e in pooled]))
+        series.append(plots.Line.through(name, [e["reward"] for e in pooled], [e["orr"]["value"] for e in pooled]))
     columns = ("student of", "after", "reward", "harmless prompts refused", "ORR", "ASR")
     lines = [
         changes(what, [("from start to end", at(rounds[name], 0, "orr"), final(rounds[name], "orr"))], "ORR")
@@ -180,7 +179,7 @@ def _refusals(rounds: Mapping[str, BySeed]) -> PageSection:
     ]
     for name in list(WAYS)[1:]:
         lines += [
-            against(WAYS[name], "MACPO", final(rounds[name], measure), final(ours, measure), words)
+            compare_shares(WAYS[name], "MACPO", final(rounds[name], measure), final(ours, measure), words)
             for measure, words in (("reward", "reward"), ("orr", "ORR"))
         ]
     figure = plots.trails(series, "Reward against over-refusal, round by round", "over-refusal (ORR)", "reward")

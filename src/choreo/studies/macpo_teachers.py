@@ -9,9 +9,9 @@ from choreo.evaluation.intervals import over_seeds
 from choreo.evaluation.metrics import pool
 from choreo.report import plots
 from choreo.report.page import PageSection, Table, percent
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import best
-from choreo.studies.rounds import STUDENT, BySeed, at, changes, final, path, rounds_of
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import best
+from choreo.studies.shared.rounds import STUDENT, BySeed, at, changes, final, rounds_of
 
 TEACHERS = {
     "one": ["nano-llama"],
@@ -51,7 +51,7 @@ def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> PageSect
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
         pooled = [over_seeds(e, 1.0) for e in found]
         rows.append([name, *pooled, last["orr"], last["refused_benign"]])
-        series.append(path(name, pooled))
+        series.append(plots.Line.through(name, pooled))
         steps = [("from start to end", found[0], found[-1]), ("in the last round", found[-2], found[-1])]
         lines.append(changes(name, steps, "reward"))
     numbers = range(len(next(iter(rounds.values()))[0]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import against, difference, points
-from choreo.studies.rounds import at, final, rounds_of
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import compare_shares, difference, points
+from choreo.studies.shared.rounds import at, final, rounds_of
 
 NAMES = ("macpo", "naive-sft", "confident-loss", "ceiling")
 ARMS = tuple(Arm(name, name, ("ceiling=false", 'data.kinds=["general"]')) for name in NAMES)
@@ -29,7 +29,9 @@ def run(study: Study) -> str:
         for name, found in rounds.items()
     ]
     columns = ("student of", "start", "end", "MACPO minus it", "all suites, end")
-    lines = [against("MACPO", name, ours, final(rounds[name], "general"), "general ability") for name in NAMES[1:]]
+    lines = [
+        compare_shares("MACPO", name, ours, final(rounds[name], "general"), "general ability") for name in NAMES[1:]
+    ]
     change = difference(ours, at(rounds["macpo"], 0, "general"))
     lines.append(f"From its start to its end MACPO's student changes by {points(change)}.")
     series = {"general ability": [over_seeds(final(found, "general"), 1.0) for found in rounds.values()]}

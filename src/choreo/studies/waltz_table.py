@@ -13,8 +13,8 @@ from choreo.files import durable
 from choreo.report import plots, published
 from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.runs.folder import versions
-from choreo.studies.arms import Arm, Entry, Study
-from choreo.studies.compare import against, best, difference, falls, order, points
+from choreo.studies.shared.arms import Arm, Entry, Study
+from choreo.studies.shared.compare import best, compare_shares, difference, falls, order, points
 from choreo.types import KINDS
 
 ARMS = (
@@ -106,7 +106,7 @@ def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) 
         f"From the base to WaltzRL, ASR goes from {percent(start['asr'])} to {percent(end['asr'])}, "
         f"ORR from {percent(start['orr'])} to {percent(end['orr'])}, F1 from {percent(start['f1'])} "
         f"to {percent(end['f1'])}.",
-        against(
+        compare_shares(
             "WaltzRL", "the base", _of(by_seed["waltz"], "general"), _of(by_seed["base"], "general"), "general ability"
         ),
     ]
@@ -163,7 +163,7 @@ def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> PageSection:
         overlap = ("no" if apart else "yes") if known else None
         rows.append([name, pool(by_seed[name])["f1"], points(difference(ours, theirs)), overlap, gap])
         if name in RIVALS:
-            lines.append(against("WaltzRL", name, ours, theirs))
+            lines.append(compare_shares("WaltzRL", name, ours, theirs))
     columns = ("against", "its F1", "WaltzRL minus it", "intervals overlap", "paper: WaltzRL minus it")
     pooled = {name: pool(entries)["f1"] for name, entries in by_seed.items()}
     names = [name for name in by_seed if name not in ABLATION.values()]
@@ -234,7 +234,7 @@ def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]
     accuracies = {what: _of(by_seed[arm], "label_accuracy") for what, arm in ABLATION.items()}
     names = list(ABLATION)
     pairs = [*itertools.pairwise(names), (names[0], names[-1])]
-    steps = [against(a, b, accuracies[a], accuracies[b], "label accuracy") for a, b in pairs]
+    steps = [compare_shares(a, b, accuracies[a], accuracies[b], "label accuracy") for a, b in pairs]
     verdict = {
         "falls": "As in the paper, label accuracy falls from all terms to no additive term to no label anywhere.",
         "rises": "This disagrees with the paper, where label accuracy falls with every term that is left out.",
