@@ -32,7 +32,7 @@ FLOORS = (
     {"report"},
     {"methods"},
     {"experiment"},
-    {"server", "swarm"},
+    {"server", "swarm", "integrations"},
     {"studies"},
     {"cli"},
 )
