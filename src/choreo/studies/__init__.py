@@ -1,9 +1,9 @@
 """Studies: questions that take many runs to answer. Every module of this package is one; `choreo study NAME` runs it.
 
 To add a study, add a module here. The first line of its docstring is "`choreo study NAME`: " and what it answers, with
-hyphens in NAME for underscores. It defines `run(study: Study) -> str`, which trains and measures what is missing, writes
-the pages with `Study.write`, and returns the verdicts. What studies share is in `shared`; the studies on the SWARM
-simulator are in `swarm`.
+hyphens in NAME for underscores. It defines `run(study: Study) -> str`, which trains and measures what is missing,
+writes the pages with `Study.write`, and returns the verdicts. What studies share is in `shared`; the studies on SWARM
+are in `swarm`.
 """
 
 from __future__ import annotations
