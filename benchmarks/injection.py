@@ -17,10 +17,10 @@ from pathlib import Path
 
 from choreo.environments.microworld.suites import prompts
 from choreo.environments.microworld.world import World
-from choreo.evaluate.intervals import wilson
+from choreo.evaluation.intervals import wilson
 from choreo.models.chat import Chat, Ids
-from choreo.serve.pair import Resident
-from choreo.serve.session import Wish, dance
+from choreo.server.pair import Resident
+from choreo.server.session import Wish, dance
 from choreo.types import Episode, Prompt
 
 SATISFIED = '{"reasoning": "answer helps: good", "unsafe": false, "overrefuse": false, "feedback": ""}'

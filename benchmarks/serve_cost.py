@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from choreo.environments.microworld.suites import prompts
-from choreo.serve.local import LocalAgent
-from choreo.serve.pair import Resident
-from choreo.serve.session import Mode, Outcome, Wish, dance
+from choreo.server.local import LocalAgent
+from choreo.server.pair import Resident
+from choreo.server.session import Mode, Outcome, Wish, dance
 from choreo.types import FEEDBACK, Episode, Prompt
 
 TRAFFIC = {

@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx2
 
-from choreo.serve.session import UNSAFE, WITHHELD
+from choreo.server.session import UNSAFE, WITHHELD
 
 SEED, DEADLINE, LATE, UP, DOWN = 0, 3.0, 10.0, 6.0, 0.5  # the last four in seconds
 KEY = "sk-choreo-faults"

@@ -19,7 +19,7 @@ from choreo.methods.waltz import trainer
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.serve.pair import Resident
+from choreo.server.pair import Resident
 
 pytestmark = pytest.mark.slow
 

@@ -28,11 +28,11 @@ FLOORS = (
     {"environments"},
     {"agents", "algorithms"},
     {"game"},
-    {"evaluate"},
+    {"evaluation"},
     {"report"},
     {"methods"},
     {"experiment"},
-    {"serve", "swarm"},
+    {"server", "swarm"},
     {"studies"},
     {"cli"},
 )
@@ -71,7 +71,7 @@ def test_imports_go_downwards(path):
 
 def test_the_import_check_sees_an_upward_import():
     assert upward("from choreo.methods.waltz.trainer import train", "engine") == {"methods"}
-    assert upward("def f():\n    from choreo import evaluate", "game") == {"evaluate"}
+    assert upward("def f():\n    from choreo import evaluation", "game") == {"evaluation"}
     assert upward("import choreo.algorithms.values", "agents") == {"algorithms"}
     assert not upward("from choreo.types import Turn\nimport choreo.engine.sample", "engine")
 

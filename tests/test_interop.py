@@ -20,7 +20,7 @@ import openai
 import pytest
 from serving import KEY, Serving, make_run
 
-from choreo.serve.guardrail import UNREVIEWED, UNSAFE
+from choreo.server.guardrail import UNREVIEWED, UNSAFE
 
 LITELLM = shutil.which(os.environ.get("CHOREO_LITELLM", "litellm"))
 pytestmark = [

@@ -9,7 +9,7 @@ import pytest
 
 from choreo import config
 from choreo.errors import BadInput, Interrupted
-from choreo.evaluate.intervals import estimate, wilson
+from choreo.evaluation.intervals import estimate, wilson
 from choreo.experiment.run import run_recipe
 from choreo.files import durable
 from choreo.models.hub import fingerprint

@@ -20,7 +20,7 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import TOKENS, Chat
 from choreo.models.template import OPTIONS, TemplateChat
 from choreo.runs.folder import Run
-from choreo.serve.openai_requests import Message
+from choreo.server.openai_requests import Message
 from choreo.types import CONVERSATION, Episode, Feedback, Prompt, Turn
 
 OPENS, ENDS = MARKS = ("<|im_start|>", "<|im_end|>")
@@ -277,7 +277,7 @@ def test_a_template_of_plain_text_says_so_and_has_its_turns_ended(tmp_path, caps
     assert main(["plan", "waltz", *short]) == 0
     out = capsys.readouterr().out
     assert all(line in out for line in told)
-    from choreo.serve.pair import Resident
+    from choreo.server.pair import Resident
 
     recipe = WaltzRecipe.model_validate({"model": {"base": str(folder), "template": str(tmp_path / "unended.jinja")}})
     with Run.create(tmp_path / "run", recipe):

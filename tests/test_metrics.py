@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from choreo.evaluate.intervals import bootstrap_mean, estimate, f1, over_seeds, separated, share, student_t, wilson
-from choreo.evaluate.metrics import measure, pool, satisfactory
+from choreo.evaluation.intervals import bootstrap_mean, estimate, f1, over_seeds, separated, share, student_t, wilson
+from choreo.evaluation.metrics import measure, pool, satisfactory
 from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
 
 GOOD, UNSAFE, REFUSED = Verdict(False, False), Verdict(True, False), Verdict(False, True)

@@ -12,8 +12,8 @@ import pytest
 from choreo.cli import main
 from choreo.data.answers import load
 from choreo.errors import BadInput
-from choreo.evaluate import judge_training as training
-from choreo.evaluate.judging import Confusion, measure, table
+from choreo.evaluation import judge_training as training
+from choreo.evaluation.judging import Confusion, measure, table
 from choreo.judges.offline.features import BUCKETS, features, tokens, unreadable
 from choreo.judges.offline.logistic import fit
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge, Weights

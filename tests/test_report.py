@@ -17,7 +17,7 @@ from choreo import config
 from choreo.environments.microworld.suites import SUITES
 from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.evaluate.intervals import bootstrap_mean, estimate, f1, share
+from choreo.evaluation.intervals import bootstrap_mean, estimate, f1, share
 from choreo.experiment.report import write_report
 from choreo.experiment.run import dialogue_records
 from choreo.methods.waltz.measure import CHUNKS

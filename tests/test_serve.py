@@ -11,7 +11,7 @@ import pytest
 from serving import KEY, Serving, make_run
 
 from choreo.cli.serve_commands import MODES, OPENABLE
-from choreo.serve import session
+from choreo.server import session
 from choreo.text.feedback import parse_feedback
 
 pytestmark = pytest.mark.slow

@@ -18,8 +18,8 @@ from stub_endpoint import chat as said
 from choreo.agents.endpoint import messages
 from choreo.cli import main
 from choreo.game.moves import asked_of
-from choreo.serve.keys import Limiter, entry, find, hashed, load, own_key
-from choreo.serve.session import UNSAFE, WITHHELD
+from choreo.server.keys import Limiter, entry, find, hashed, load, own_key
+from choreo.server.session import UNSAFE, WITHHELD
 from choreo.text.feedback import render_feedback
 from choreo.types import Episode, Feedback, Prompt, Spoken
 

@@ -12,8 +12,8 @@ from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 from serving import KEY, Serving, make_run
 
-from choreo.serve.app import Server, Settings
-from choreo.serve.openapi import description
+from choreo.server.app import Server, Settings
+from choreo.server.openapi import description
 
 pytestmark = pytest.mark.slow
 

@@ -22,10 +22,10 @@ from choreo.engine.continuous import Row
 from choreo.engine.requests import Request
 from choreo.game.play import play, review
 from choreo.methods.waltz.agents import Pair
-from choreo.serve import local
-from choreo.serve.constrained_review import HEAD, given
-from choreo.serve.pair import Resident, recipe_of
-from choreo.serve.session import Down, TooLong, Wish, dance
+from choreo.server import local
+from choreo.server.constrained_review import HEAD, given
+from choreo.server.pair import Resident, recipe_of
+from choreo.server.session import Down, TooLong, Wish, dance
 from choreo.text.feedback import parse_feedback, render_feedback
 from choreo.types import AGENTS, Episode, Feedback, Prompt
 

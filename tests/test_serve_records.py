@@ -11,12 +11,12 @@ import pytest
 from serving import make_run
 
 from choreo.errors import BadInput
-from choreo.serve import run
-from choreo.serve.app import Server, Settings
-from choreo.serve.call import Call
-from choreo.serve.keys import own_key
-from choreo.serve.openai_requests import ApiError, read_request
-from choreo.serve.session import Down, Said, Wish, dance
+from choreo.server import run
+from choreo.server.app import Server, Settings
+from choreo.server.call import Call
+from choreo.server.keys import own_key
+from choreo.server.openai_requests import ApiError, read_request
+from choreo.server.session import Down, Said, Wish, dance
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn
 

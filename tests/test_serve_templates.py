@@ -17,12 +17,12 @@ from starlette.routing import Mount
 
 from choreo.errors import BadInput
 from choreo.models.template import TemplateChat
-from choreo.serve.app import Server, Settings
-from choreo.serve.guardrail import PATH, UNREVIEWED, UNSAFE
-from choreo.serve.keys import own_key
-from choreo.serve.local import LocalAgent
-from choreo.serve.pair import Resident
-from choreo.serve.session import Said
+from choreo.server.app import Server, Settings
+from choreo.server.guardrail import PATH, UNREVIEWED, UNSAFE
+from choreo.server.keys import own_key
+from choreo.server.local import LocalAgent
+from choreo.server.pair import Resident
+from choreo.server.session import Said
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choreo.serve.call import _settled
-from choreo.serve.openai_requests import NEUTRAL, ApiError, ChatRequest, read_request
-from choreo.serve.session import cut
+from choreo.server.call import _settled
+from choreo.server.openai_requests import NEUTRAL, ApiError, ChatRequest, read_request
+from choreo.server.session import cut
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))

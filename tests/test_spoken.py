@@ -376,7 +376,7 @@ def test_judging_a_file_of_answers(tmp_path, capsys):
 def test_a_local_base_speaks_as_it_plays(tmp_path):
     """The text protocol on the shipped base is the protocol: same noise, same words."""
     from choreo.environments.microworld.suites import prompts
-    from choreo.evaluate.collaboration import local
+    from choreo.evaluation.collaboration import local
     from choreo.game import play, text_play
     from choreo.methods.waltz.agents import Pair
 
@@ -430,7 +430,7 @@ def test_two_local_models_have_a_template_each(tmp_path, capsys):
     from transformers import AutoTokenizer
 
     from choreo.config.collaboration import collaboration
-    from choreo.evaluate.collaboration import speaker
+    from choreo.evaluation.collaboration import speaker
 
     one, two = (str(make(name, tmp_path / name)) for name in ("qwen", "llama"))
     own = AutoTokenizer.from_pretrained(one).chat_template

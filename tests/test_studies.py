@@ -11,7 +11,7 @@ import pytest
 from choreo import config
 from choreo.cli import main
 from choreo.errors import Interrupted
-from choreo.evaluate.intervals import estimate, f1, wilson
+from choreo.evaluation.intervals import estimate, f1, wilson
 from choreo.files import durable
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder

@@ -35,8 +35,8 @@ from choreo.models.chat import Chat
 from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.serve.pair import Resident
-from choreo.serve.session import Wish, dance
+from choreo.server.pair import Resident
+from choreo.server.session import Wish, dance
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Verdict
 
 pytestmark = pytest.mark.slow

@@ -73,7 +73,7 @@ def _models(args: argparse.Namespace) -> int:
         given["judge"] = judge_from(args.judge).model_dump()
     settings = collaboration(file, given, args.set)
 
-    from choreo.evaluate import collaboration as playing
+    from choreo.evaluation import collaboration as playing
     from choreo.files import durable as disk
     from choreo.files import toml
     from choreo.judges.base import JudgeDown
@@ -136,7 +136,7 @@ def _holds_nothing(folder: Path) -> bool:
 
 
 def _warn(result: Mapping[str, Any], played: Mapping[str, Any]) -> None:
-    from choreo.evaluate.judging import absent, silent
+    from choreo.evaluation.judging import absent, silent
 
     given = [verdict for episodes in played.values() for episode in episodes for verdict in episode.verdicts]
     for line in (*silent(result["judge"]["judge"], given, result["judging"]), *absent(played)):
@@ -144,7 +144,7 @@ def _warn(result: Mapping[str, Any], played: Mapping[str, Any]) -> None:
 
 
 def _page(folder: Path, summary: Mapping[str, Any], played: Mapping[str, Any]) -> None:
-    from choreo.evaluate.dialogues import dialogue_records
+    from choreo.evaluation.dialogues import dialogue_records
     from choreo.experiment.report import write_report
     from choreo.files import durable
 

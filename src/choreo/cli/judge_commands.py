@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def evaluate(args: argparse.Namespace) -> int:
     from choreo.config.judge import judge_from
     from choreo.data.answers import load
-    from choreo.evaluate.judge_training import CARD_FILE, learnt
-    from choreo.evaluate.judging import measure, measure_verdicts
+    from choreo.evaluation.judge_training import CARD_FILE, learnt
+    from choreo.evaluation.judging import measure, measure_verdicts
     from choreo.judges.offline.model import WEIGHTS, OfflineJudge
     from choreo.judges.resolve import choose
 
@@ -65,7 +65,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def answers(args: argparse.Namespace) -> int:
     from choreo.config.judge import judge_from
     from choreo.data.answers import load
-    from choreo.evaluate.judging import rates
+    from choreo.evaluation.judging import rates
     from choreo.files import durable
     from choreo.judges.base import judge_all
     from choreo.judges.resolve import choose, counts, describe
@@ -109,7 +109,7 @@ def answers(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    from choreo.evaluate import judge_training as training
+    from choreo.evaluation import judge_training as training
 
     if args.out.exists() and not args.out.is_dir():
         raise BadInput(f"{args.out}: is a file; --out names a folder")

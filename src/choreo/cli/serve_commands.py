@@ -48,7 +48,7 @@ def serve(args: argparse.Namespace) -> int:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-    from choreo.serve.run import Options, serve
+    from choreo.server.run import Options, serve
 
     agents = {"conversation": args.conversation, "feedback": args.feedback}
     serve(
@@ -74,7 +74,7 @@ def bench(args: argparse.Namespace) -> int:
     require("bench serve")
     if args.run is None:
         raise BadInput("bench serve: give a run (choreo bench --help)")
-    from choreo.serve.bench import bench, table
+    from choreo.server.bench import bench, table
 
     found = bench(args.run, args.requests, args.clients)
     if args.json:
@@ -91,7 +91,7 @@ def key(args: argparse.Namespace) -> int:
     import re
 
     from choreo.cli.commands import show_file
-    from choreo.serve.keys import entry, new_key
+    from choreo.server.keys import entry, new_key
 
     if not re.fullmatch(r"[\w.-]{1,64}", args.name):
         raise BadInput(f"key {args.name!r}: a name has letters, digits, and . _ - alone")

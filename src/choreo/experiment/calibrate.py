@@ -11,7 +11,7 @@ from typing import Any
 
 from choreo.environments.microworld import grammar, habits, wording
 from choreo.environments.microworld.world import World
-from choreo.evaluate.intervals import share
+from choreo.evaluation.intervals import share
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.measure import UNTRAINED, evaluate
 from choreo.methods.waltz.recipe import WaltzRecipe

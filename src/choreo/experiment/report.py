@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from choreo.errors import BadInput
-from choreo.evaluate.intervals import separated
+from choreo.evaluation.intervals import separated
 from choreo.files.json_file import read_array, read_object
 from choreo.methods.macpo import report_sections
 from choreo.methods.macpo.report_sections import said_by

@@ -16,8 +16,8 @@ from choreo.data.reading import taken
 from choreo.environments.microworld.split import Part
 from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted, TooFew
-from choreo.evaluate.dialogues import dialogue_records
-from choreo.evaluate.judging import absent, silent
+from choreo.evaluation.dialogues import dialogue_records
+from choreo.evaluation.judging import absent, silent
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
 from choreo.judges.resolve import counts, describe, probe

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from choreo.evaluate.intervals import Estimate
+from choreo.evaluation.intervals import Estimate
 
 # What is drawn with these colours becomes var(--name, colour).
 INK, MUTED, GRID, GROUND = "#24292f", "#6a7079", "#dde1e6", "#fefefe"

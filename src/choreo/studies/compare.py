@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from choreo.evaluate.intervals import Estimate, estimate, over_seeds, separated, student_t
+from choreo.evaluation.intervals import Estimate, estimate, over_seeds, separated, student_t
 
 SMOOTHING = 10  # steps of the trailing mean over a training curve
 CONVERGED = 0.9  # of the final value

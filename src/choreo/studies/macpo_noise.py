@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from choreo.evaluate.intervals import over_seeds
+from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
 from choreo.report.page import Section, Table
 from choreo.studies.arms import Arm, Study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from choreo.evaluate.intervals import Estimate, over_seeds
+from choreo.evaluation.intervals import Estimate, over_seeds
 from choreo.report import plots
 from choreo.report.page import Section, Table
 from choreo.studies.arms import Arm, Study

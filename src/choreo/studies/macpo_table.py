@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choreo.evaluate.intervals import over_seeds
-from choreo.evaluate.metrics import pool
+from choreo.evaluation.intervals import over_seeds
+from choreo.evaluation.metrics import pool
 from choreo.methods.macpo.measure import duel
 from choreo.report import plots
 from choreo.report.page import Section, Table, percent, quantity

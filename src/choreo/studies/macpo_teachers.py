@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from choreo.evaluate.intervals import over_seeds
-from choreo.evaluate.metrics import pool
+from choreo.evaluation.intervals import over_seeds
+from choreo.evaluation.metrics import pool
 from choreo.report import plots
 from choreo.report.page import Section, Table, percent
 from choreo.studies.arms import Arm, Study

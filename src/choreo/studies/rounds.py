@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.evaluate.intervals import Estimate, estimate, over_seeds
+from choreo.evaluation.intervals import Estimate, estimate, over_seeds
 from choreo.methods.macpo.measure import pgr
 from choreo.report import plots
 from choreo.report.page import Section, Table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from choreo.environments.microworld.lexicon import LANGUAGES
-from choreo.evaluate.metrics import pool
+from choreo.evaluation.metrics import pool
 from choreo.report import plots
 from choreo.report.page import Section, Table, percent, quantity
 from choreo.studies.arms import Arm, Entry, Runs, Study

@@ -8,8 +8,8 @@ from typing import Any
 
 from choreo.environments.microworld.pretrain import SIZES
 from choreo.errors import BadInput
-from choreo.evaluate.intervals import Estimate, separated
-from choreo.evaluate.metrics import pool
+from choreo.evaluation.intervals import Estimate, separated
+from choreo.evaluation.metrics import pool
 from choreo.files import durable
 from choreo.models.resolve import base_folder
 from choreo.report import plots

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo.environments.microworld.suites import SUITES
-from choreo.evaluate.intervals import Estimate, separated
-from choreo.evaluate.metrics import pool
+from choreo.evaluation.intervals import Estimate, separated
+from choreo.evaluation.metrics import pool
 from choreo.files import durable
 from choreo.report import plots, published
 from choreo.report.page import Section, Table, percent, quantity

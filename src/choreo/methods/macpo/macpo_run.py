@@ -10,7 +10,7 @@ from typing import Any
 from choreo.engine import checkpoint
 from choreo.environments.task import Task
 from choreo.errors import BadInput
-from choreo.evaluate.metrics import measure
+from choreo.evaluation.metrics import measure
 from choreo.files import durable
 from choreo.files.json_file import read_array
 from choreo.judges.base import JudgeDown

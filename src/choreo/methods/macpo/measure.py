@@ -11,8 +11,8 @@ from typing import Any
 from choreo.engine.requests import Ids
 from choreo.environments.task import Task
 from choreo.errors import Interrupted
-from choreo.evaluate.intervals import Estimate, bootstrap_mean, share
-from choreo.evaluate.metrics import measure, satisfactory
+from choreo.evaluation.intervals import Estimate, bootstrap_mean, share
+from choreo.evaluation.metrics import measure, satisfactory
 from choreo.judges.base import judge_episodes
 from choreo.methods.macpo.agents import Crew, Member
 from choreo.methods.macpo.recipe import MacpoRecipe

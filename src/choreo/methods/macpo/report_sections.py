@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choreo.evaluate.intervals import Estimate, separated
+from choreo.evaluation.intervals import Estimate, separated
 from choreo.report import plots
 from choreo.report.page import Section, Table, percent, quantity
 

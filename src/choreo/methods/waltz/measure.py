@@ -11,7 +11,7 @@ from typing import Any
 
 from choreo.engine.requests import Completion, Request
 from choreo.environments.task import Task
-from choreo.evaluate.metrics import measure
+from choreo.evaluation.metrics import measure
 from choreo.game.moves import Player
 from choreo.game.play import play
 from choreo.judges.base import judge_episodes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from choreo.evaluate.intervals import Estimate, estimate
+from choreo.evaluation.intervals import Estimate, estimate
 from choreo.report import plots
 from choreo.report.page import Section, Table
 from choreo.studies.swarm.results import Judged, Study, spread_of

@@ -20,15 +20,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from choreo.errors import BadInput
-from choreo.serve.events import ClientLeft, while_there
-from choreo.serve.keys import Key
-from choreo.serve.openai_requests import ApiError, Strict, read_object, validated
-from choreo.serve.openai_responses import Action
-from choreo.serve.session import Guard, Outcome, TooLong, Wish, dance
+from choreo.server.events import ClientLeft, while_there
+from choreo.server.keys import Key
+from choreo.server.openai_requests import ApiError, Strict, read_object, validated
+from choreo.server.openai_responses import Action
+from choreo.server.session import Guard, Outcome, TooLong, Wish, dance
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn
 
 if TYPE_CHECKING:
-    from choreo.serve.app import Server
+    from choreo.server.app import Server
 
 PATH = "/beta/litellm_basic_guardrail_api"
 KEPT_SECONDS, KEPT_LETTERS = 600.0, 4_000_000  # of conversations whose answers have not come; letters of each key

@@ -16,11 +16,11 @@ import uvicorn
 
 from choreo.clients.http import key_in
 from choreo.errors import BadInput
-from choreo.serve import keys as keyring
-from choreo.serve.app import Server, Settings
-from choreo.serve.figures import log
-from choreo.serve.session import Agent, Mode
-from choreo.serve.upstream import VARIABLES, Address, Upstream
+from choreo.server import keys as keyring
+from choreo.server.app import Server, Settings
+from choreo.server.figures import log
+from choreo.server.session import Agent, Mode
+from choreo.server.upstream import VARIABLES, Address, Upstream
 from choreo.types import AGENTS
 
 KEY_VARIABLE = "CHOREO_API_KEY"
@@ -84,7 +84,7 @@ async def _serve(
         await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, None)
         return
 
-    from choreo.serve.pair import Resident, recipe_of
+    from choreo.server.pair import Resident, recipe_of
 
     if options.mode != "off" and recipe_of(options.run).protocol.rounds < 1:
         raise BadInput(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from choreo.evaluate.intervals import Estimate, bootstrap_mean, f1, over_seeds, share
+from choreo.evaluation.intervals import Estimate, bootstrap_mean, f1, over_seeds, share
 from choreo.text.feedback import labels_right, parse_feedback
 from choreo.types import KINDS, Episode, Feedback, Verdict
 

@@ -19,9 +19,9 @@ from choreo.engine.requests import Completion, Request
 from choreo.game.moves import request, spoken
 from choreo.methods.waltz.agents import Pair
 from choreo.models.chat import Chat
-from choreo.serve.constrained_review import Skeleton
-from choreo.serve.figures import log
-from choreo.serve.session import Down, Said, TooLong, Wish, cut
+from choreo.server.constrained_review import Skeleton
+from choreo.server.figures import log
+from choreo.server.session import Down, Said, TooLong, Wish, cut
 from choreo.types import AGENTS, FEEDBACK, Episode, Turn
 
 ROWS = 64  # decoded at once, per agent; more wait

@@ -17,16 +17,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from choreo.serve.call import Call
-from choreo.serve.events import ClientLeft, EventStream, while_there
-from choreo.serve.figures import Figures, facts, log
-from choreo.serve.guardrail import PATH, Conversations, guardrail
-from choreo.serve.keys import Key, Limiter, find
-from choreo.serve.openai_requests import ApiError, ChatRequest, internal, read_request
-from choreo.serve.openai_responses import Health, Model, Models, Ready
-from choreo.serve.openapi import description
-from choreo.serve.pages import pages
-from choreo.serve.session import Agent, Mode, Outcome, Wish, dance
+from choreo.server.call import Call
+from choreo.server.events import ClientLeft, EventStream, while_there
+from choreo.server.figures import Figures, facts, log
+from choreo.server.guardrail import PATH, Conversations, guardrail
+from choreo.server.keys import Key, Limiter, find
+from choreo.server.openai_requests import ApiError, ChatRequest, internal, read_request
+from choreo.server.openai_responses import Health, Model, Models, Ready
+from choreo.server.openapi import description
+from choreo.server.pages import pages
+from choreo.server.session import Agent, Mode, Outcome, Wish, dance
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from choreo.environments.microworld.suites import prompts
-from choreo.serve.keys import new_key
-from choreo.serve.pair import recipe_of
+from choreo.server.keys import new_key
+from choreo.server.pair import recipe_of
 from choreo.types import Prompt
 
 MODES = ("off", "shadow", "adaptive")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from choreo.data.answers import Labelled
-from choreo.evaluate.intervals import share, wilson
+from choreo.evaluation.intervals import share, wilson
 from choreo.judges.base import Judge, asked_of, judge_all, reasons, silence
 from choreo.types import Episode, Prompt, Verdict
 

@@ -18,7 +18,7 @@ from choreo.clients.http import LARGEST, key_in
 from choreo.clients.reply import Failure, Reply, parse
 from choreo.errors import BadInput
 from choreo.game.moves import asked_of
-from choreo.serve.session import Down, Refused, Said, Wish
+from choreo.server.session import Down, Refused, Said, Wish
 from choreo.text.thinking import FILTERED
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 

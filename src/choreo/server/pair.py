@@ -13,9 +13,9 @@ from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore
 from choreo.runs.folder import checkpoints, read_info
-from choreo.serve.constrained_review import Skeleton
-from choreo.serve.local import LocalAgent, Worker
-from choreo.serve.session import Agent
+from choreo.server.constrained_review import Skeleton
+from choreo.server.local import LocalAgent, Worker
+from choreo.server.session import Agent
 from choreo.types import CONVERSATION
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from choreo.errors import BadInput
 from choreo.game.moves import Review, answered, read_by_words, reviewed, turn_of
-from choreo.serve.openai_responses import TracedGame, TracedMove
+from choreo.server.openai_responses import TracedGame, TracedMove
 from choreo.text.feedback import parse_feedback, strayed
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 

@@ -16,7 +16,7 @@ from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
 from choreo.data.reading import taken
 from choreo.errors import Interrupted
-from choreo.evaluate.metrics import measure
+from choreo.evaluation.metrics import measure
 from choreo.files.utf8 import REPLACED
 from choreo.game.text_play import NOTHING, play
 from choreo.judges.base import JudgeDown, judge_episodes, reasons

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from choreo.files import utf8
-from choreo.serve.openai_responses import (
+from choreo.server.openai_responses import (
     AssistantMessage,
     Choice,
     Chunk,
@@ -28,7 +28,7 @@ from choreo.serve.openai_responses import (
     Trace,
     Usage,
 )
-from choreo.serve.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, cut, trace
+from choreo.server.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, cut, trace
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -18,7 +18,7 @@ import numpy as np
 from choreo.data.answers import Labelled, load
 from choreo.data.reading import counted, taken
 from choreo.errors import BadInput
-from choreo.evaluate.judging import Confusion, table
+from choreo.evaluation.judging import Confusion, table
 from choreo.judges.offline.features import BUCKETS, FIGURES, features, tokens
 from choreo.judges.offline.logistic import fit
 from choreo.judges.offline.model import OfflineJudge, Weights

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from choreo.serve.figures import log
-from choreo.serve.openai_requests import ApiError, internal
-from choreo.serve.openai_responses import Chunk, Error
+from choreo.server.figures import log
+from choreo.server.openai_requests import ApiError, internal
+from choreo.server.openai_responses import Chunk, Error
 
 T = TypeVar("T")
 Push = Callable[[Chunk], None]

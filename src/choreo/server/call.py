@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from choreo.errors import BadInput
 from choreo.game.moves import answered
-from choreo.serve.events import Push
-from choreo.serve.figures import log
-from choreo.serve.keys import Key
-from choreo.serve.openai_requests import ApiError, ChatRequest, Reply, extension, said, usage
-from choreo.serve.openai_responses import Completion, Delta
-from choreo.serve.session import Down, Mode, Move, Outcome, Refused, Said, TooLong, Wish, cut, dance, move_record
+from choreo.server.events import Push
+from choreo.server.figures import log
+from choreo.server.keys import Key
+from choreo.server.openai_requests import ApiError, ChatRequest, Reply, extension, said, usage
+from choreo.server.openai_responses import Completion, Delta
+from choreo.server.session import Down, Mode, Move, Outcome, Refused, Said, TooLong, Wish, cut, dance, move_record
 from choreo.types import CONVERSATION, Episode, Prompt, Turn
 
 if TYPE_CHECKING:
-    from choreo.serve.app import Server
+    from choreo.server.app import Server
 
 
 class Call:

@@ -1,7 +1,7 @@
 """General ability by lm-eval (`choreo[lm-eval]`): its generative tasks, put to a pair that plays the protocol.
 
     import lm_eval
-    from choreo.evaluate.ability import Agents
+    from choreo.evaluation.ability import Agents
 
     lm_eval.simple_evaluate(Agents("a@http://localhost:8000/v1", "b@http://localhost:8000/v1"), tasks=["gsm8k"])
 
@@ -21,7 +21,7 @@ from lm_eval.api.model import LM
 from choreo.config.collaboration import Collaboration
 from choreo.config.prompts import Source
 from choreo.errors import BadInput
-from choreo.evaluate.collaboration import speaker
+from choreo.evaluation.collaboration import speaker
 from choreo.game.text_play import play
 from choreo.types import Episode, Prompt, Spoken
 

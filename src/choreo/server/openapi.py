@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from choreo.serve.guardrail import PATH, GuardrailRequest
-from choreo.serve.openai_requests import NEUTRAL, ChatRequest
-from choreo.serve.openai_responses import Action, Chunk, Completion, Error, Health, Models, Ready
-from choreo.serve.openai_responses import Model as ModelObject
-from choreo.serve.pages import PAGES
+from choreo.server.guardrail import PATH, GuardrailRequest
+from choreo.server.openai_requests import NEUTRAL, ChatRequest
+from choreo.server.openai_responses import Action, Chunk, Completion, Error, Health, Models, Ready
+from choreo.server.openai_responses import Model as ModelObject
+from choreo.server.pages import PAGES
 
 ERRORS = {
     400: "what was asked for cannot be met; `param` names it",
