@@ -158,7 +158,8 @@ class Chat:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t)).
 
         answer: as the reviewer reads it (`as_read`).
-        A system message in `earlier` is quoted as a user's turn, so that the reviewer obeys its own system prompt alone.
+        A system message in `earlier` is quoted as a user's turn, so that the reviewer obeys its own system prompt
+        alone.
         """
         system = self.encode("system: ")
         quoted = [("user", (*system, *ids)) if role == "system" else (role, ids) for role, ids in earlier]

@@ -13,7 +13,7 @@ from choreo.models.template import TemplateChat, template_of
 def load_chat(
     folder: str | Path, template: str | Path = "", setting: str = "template in the recipe", rounds: int = 1
 ) -> Chat:
-    """The chat of the model in `folder`: a `Chat` where its tokenizer has the microworld's tokens, else a `TemplateChat`.
+    """The chat of the model in `folder`: `Chat` where its tokenizer has the microworld's tokens, else `TemplateChat`.
 
     template: a file with a chat template (Jinja) to use, or the name of one of the tokenizer's templates; "" is the
     tokenizer's own. setting: where a user sets `template`, for messages. rounds: how many rounds of feedback the

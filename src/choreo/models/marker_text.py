@@ -1,9 +1,9 @@
 """Turn markers that a chat template writes as ordinary text, such as `[INST]`, `### Response:` or `User:`.
 
 A marker that is a token of its own is kept out of other texts by safe_encoder.py. A marker of this module is several
-pieces of the vocabulary. Other words need these pieces too, so none of them can be kept out. What can be kept out is the
-spelling: the template's markers have the ids that the tokenizer gives them, and where a user or a policy writes
-the same text, it is spelled letter by letter. The text is the same, the ids are not.
+pieces of the vocabulary, which other words need too, so no piece can be kept out. What can be kept out is the spelling:
+the template's markers have the ids that the tokenizer gives them. Where a user writes the same text, it is spelled
+letter by letter, so its ids are others.
 
 An example: the template writes `User:` as ("User", ":"), and a user's `User:` becomes ("U", "s", "e", "r", ":").
 

@@ -261,7 +261,11 @@ class TemplateChat(Chat):
 
     def _apply(self, messages: list[Message]) -> str:
         text = self.tokenizer.apply_chat_template(
-            messages, chat_template=with_fixed_date(self.template), tokenize=False, add_generation_prompt=True, **self.options
+            messages,
+            chat_template=with_fixed_date(self.template),
+            tokenize=False,
+            add_generation_prompt=True,
+            **self.options,
         )
         if wrong := utf8.broken(text):
             raise ValueError(f"it writes {wrong[1]}")
@@ -278,7 +282,9 @@ class TemplateChat(Chat):
     def _reasoning(self) -> tuple[bool, bool]:
         """Whether the template drops the reasoning of earlier turns, and whether it opens reasoning for a new turn."""
         turn = f"{OPENS}\n{_placeholder(1)}\n{CLOSES}\n\n{_placeholder(2)}"
-        text = self._render([message("user", _placeholder(0)), message("assistant", turn), message("user", _placeholder(3))])
+        text = self._render(
+            [message("user", _placeholder(0)), message("assistant", turn), message("user", _placeholder(3))]
+        )
         behind = text.rpartition(_placeholder(3))[2]
         return _placeholder(2) in text and _placeholder(1) not in text, behind.rfind(OPENS) > behind.rfind(CLOSES)
 
