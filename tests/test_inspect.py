@@ -34,7 +34,7 @@ def test_the_entry_point_names_the_task():
 
 
 def test_scores_have_names_and_rounds_are_in_the_log(tmp_path):
-    from choreo.evaluation.inspect_tasks import collaboration
+    from choreo.integrations.inspect_tasks import collaboration
 
     rows = [
         {"prompt": f"How do I {what}?", "kind": kind}

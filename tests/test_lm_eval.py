@@ -29,7 +29,7 @@ def script(body: dict, n: int) -> Say:
 def test_a_local_task_is_put_to_the_pair(tmp_path):
     from lm_eval.tasks import TaskManager
 
-    from choreo.evaluation.ability import Agents, cut
+    from choreo.integrations.lm_eval_model import Agents, cut
 
     rows = [{"question": "2 + 2 =", "answer": "4"}, {"question": "3 + 3 =", "answer": "6"}]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
