@@ -47,7 +47,6 @@ FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 CIRCLES: tuple[set[str], ...] = (
     {"choreo.cli.commands", "choreo.cli.serve_commands"},
     {"choreo.models.chat", "choreo.models.template"},
-    {"choreo.swarm.parts", "choreo.swarm.players"},
 )
 
 # Classes that share their name with another one, and why that is well.

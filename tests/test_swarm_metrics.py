@@ -10,8 +10,8 @@ import random
 import pytest
 
 from choreo.swarm import metrics
-from choreo.swarm.criteria import judge
-from choreo.swarm.records import Collusion, Interaction, Pair, Payoffs, Run, Security
+from choreo.swarm.criteria import evaluate_criteria
+from choreo.swarm.records import Collusion, FlaggedPair, Interaction, Payoffs, Security, SimulationRun
 from choreo.swarm.reports import detection, detections, tax_artefact
 from choreo.swarm.scenario import Criteria
 
@@ -27,7 +27,9 @@ FOUR = (interaction(0.8, True), interaction(0.6, True), interaction(0.4, False),
 
 
 def run_of(interactions=FOUR, **more):
-    made = Run("made", "", 0, 2, PAYOFFS, {"a": "honest", "b": "honest"}, tuple(interactions), {}, None, None, {}, 0.0)
+    made = SimulationRun(
+        "made", "", 0, 2, PAYOFFS, {"a": "honest", "b": "honest"}, tuple(interactions), {}, None, None, {}, 0.0
+    )
     return dataclasses.replace(made, **more)
 
 
@@ -48,7 +50,7 @@ def test_every_metric_against_values_worked_out_by_hand():
         "total_welfare": (5.5 * 1.4 - 5.0, 2),
         "net_social_welfare": (6 * 1.4 - 2 * 3, 2),  # S − E = 4p − 1 − 2(1 − p) = 6p − 3
     }
-    measured = metrics.measure(FOUR, PAYOFFS)
+    measured = metrics.all_metrics(FOUR, PAYOFFS)
     assert measured.keys() == expected.keys()
     for name, (value, n) in expected.items():
         assert (measured[name].value, measured[name].n) == (near(value), n), name
@@ -90,7 +92,7 @@ def test_an_empty_set_is_nan_with_a_count_of_zero_never_0(kept):
         "conditional_loss_counterparty": accepted,
         "quality_gap": accepted and rejected,
     }
-    measured = metrics.measure(kept, PAYOFFS)
+    measured = metrics.all_metrics(kept, PAYOFFS)
     for name, over in needs.items():
         assert (measured[name].n == 0) == math.isnan(measured[name].value) == (not over), name
     assert (measured["total_welfare"].value == 0.0) == (not accepted)  # a sum, not a mean
@@ -126,7 +128,7 @@ def test_what_must_hold_for_any_interactions():
     for _ in range(50):
         some = [*random_interactions(rng, rng.randint(3, 40)), interaction(0.5, True), interaction(0.5, False)]
         payoffs = Payoffs(*(3 * rng.random() for _ in range(3)), *(rng.random() for _ in range(3)), 2 * rng.random())
-        found = {name: measured.value for name, measured in metrics.measure(some, payoffs).items()}
+        found = {name: measured.value for name, measured in metrics.all_metrics(some, payoffs).items()}
         rejected = 1 - found["acceptance_rate"]
         assert 0 <= found["toxicity_rate"] <= 1 and 0 <= found["toxicity_rate_all"] <= 1
         # Mean p over A − N is the gap times the share of the rejected, and spread is that, scaled and turned.
@@ -136,12 +138,12 @@ def test_what_must_hold_for_any_interactions():
         # Transfers go from one to the other: what both gain by acceptance does not depend on them.
         without = [dataclasses.replace(i, tau=0.0) for i in some]
         both = found["conditional_loss_initiator"] + found["conditional_loss_counterparty"]
-        plain = metrics.measure(without, payoffs)
+        plain = metrics.all_metrics(without, payoffs)
         assert both == pytest.approx(
             plain["conditional_loss_initiator"].value + plain["conditional_loss_counterparty"].value, abs=1e-9
         )
         rng.shuffle(some)
-        again = metrics.measure(some, payoffs)
+        again = metrics.all_metrics(some, payoffs)
         assert all(again[name].value == near(value) for name, value in found.items())
         p = rng.uniform(0.12, 0.88)
         score, cut = metrics.v_hat_of(p)
@@ -151,7 +153,7 @@ def test_what_must_hold_for_any_interactions():
 # ---- criteria and detectors ---------------------------------------------------------------------
 
 SECURITY = Security(0.6, {"contagion": 2}, 3, 2, 1, {"a": 0.5, "b": 0.1}, 0.4, ("a",))
-COLLUSION = Collusion(0.2, (Pair("a", "b", 0.6, 1.0, 9),), {"a": 0.6, "b": 0.6}, 0.5)
+COLLUSION = Collusion(0.2, (FlaggedPair("a", "b", 0.6, 1.0, 9),), {"a": 0.6, "b": 0.6}, 0.5)
 ALL = Criteria(
     min_epochs=3,
     min_agents=2,
@@ -167,7 +169,7 @@ ALL = Criteria(
 
 
 def test_each_criterion_is_evaluated_on_its_own_figure():
-    judged = {j.name: j for j in judge(ALL, run_of(security=SECURITY, collusion=COLLUSION))}
+    judged = {j.name: j for j in evaluate_criteria(ALL, run_of(security=SECURITY, collusion=COLLUSION))}
     assert {name: j.outcome for name, j in judged.items()} == {
         "min_epochs": "failed",
         "min_agents": "passed",
@@ -185,14 +187,14 @@ def test_each_criterion_is_evaluated_on_its_own_figure():
 
 
 def test_what_cannot_be_evaluated_is_never_passed():
-    nothing = {j.name: j for j in judge(ALL, run_of(()))}
+    nothing = {j.name: j for j in evaluate_criteria(ALL, run_of(()))}
     evaluated = {name for name, j in nothing.items() if j.outcome != "not evaluated"}
     assert evaluated == {"min_epochs", "min_agents", "min_net_social_welfare"}
     assert all(j.reason and math.isnan(j.value) for name, j in nothing.items() if name not in evaluated)
     calm = dataclasses.replace(SECURITY, chains=0, contained=0)
-    (contained,) = judge(Criteria(min_containment_effectiveness=0.0), run_of(security=calm))
+    (contained,) = evaluate_criteria(Criteria(min_containment_effectiveness=0.0), run_of(security=calm))
     assert contained.outcome == "not evaluated" and "no contagion" in contained.reason
-    assert judge(Criteria(), run_of()) == ()
+    assert evaluate_criteria(Criteria(), run_of()) == ()
 
 
 def test_precision_and_recall_by_true_type():
@@ -206,7 +208,7 @@ def test_precision_and_recall_by_true_type():
 
 def test_a_pair_is_harmful_when_both_its_agents_are():
     agents = {"h": "honest", "a": "adversarial", "d": "deceptive"}
-    pairs = (Pair("a", "d", 0.9, 0.2, 9), Pair("h", "a", 0.6, 0.2, 9))
+    pairs = (FlaggedPair("a", "d", 0.9, 0.2, 9), FlaggedPair("h", "a", 0.6, 0.2, 9))
     found = detections(run_of(agents=agents, collusion=Collusion(0.2, pairs, dict.fromkeys(agents, 0.9), 0.5)))
     assert found.keys() == {"collusion, agents", "collusion, pairs"}
     assert (found["collusion, pairs"].precision, found["collusion, pairs"].recall) == (0.5, 1.0)
@@ -217,5 +219,5 @@ def test_a_pair_is_harmful_when_both_its_agents_are():
 def test_the_tax_artefact_is_told_only_where_costs_are_proportional():
     taxed, free = run_of(collusion=COLLUSION), run_of(collusion=dataclasses.replace(COLLUSION, pairs=()))
     assert "in 1 of 1 flagged pairs" in tax_artefact(taxed, free) and "0 pairs are flagged" in tax_artefact(taxed, free)
-    real = dataclasses.replace(COLLUSION, pairs=(Pair("a", "b", 0.6, 0.8, 9),))
+    real = dataclasses.replace(COLLUSION, pairs=(FlaggedPair("a", "b", 0.6, 0.8, 9),))
     assert tax_artefact(run_of(collusion=real), free) is None and tax_artefact(run_of(), free) is None

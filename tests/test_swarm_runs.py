@@ -13,11 +13,11 @@ import pytest
 
 from choreo.cli import main
 from choreo.swarm import extra, metrics
-from choreo.swarm.criteria import judge
-from choreo.swarm.metrics import measure
+from choreo.swarm.criteria import evaluate_criteria
+from choreo.swarm.metrics import all_metrics
 from choreo.swarm.reports import detections, needs_tax_free_arm, tax_artefact, tax_free
 from choreo.swarm.run import Job, run_all
-from choreo.swarm.scenario import changed, load_scenario
+from choreo.swarm.scenario import load_scenario, with_levers
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ GOLDEN = {
 
 def job(name, **levers):
     scenario = load_scenario(name)
-    return Job(changed(scenario, **levers), scenario.simulation.seed)
+    return Job(with_levers(scenario, **levers), scenario.simulation.seed)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def runs():
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_published_figures_are_reproduced_exactly(runs, name):
     result = runs[name]
-    found = measure(result.interactions, result.payoffs)
+    found = all_metrics(result.interactions, result.payoffs)
     figures = [found[m].value for m in ("toxicity_rate", "toxicity_rate_all", "quality_gap", "spread")]
     accepted = sum(i.accepted for i in result.interactions)
     assert (len(result.interactions), accepted, *(round(figure, 4) for figure in figures)) == GOLDEN[name]
@@ -67,7 +67,7 @@ def test_metrics_pays_and_proxy_are_swarms_on_the_same_interactions(runs, name):
         SoftInteraction(accepted=i.accepted, p=i.p, tau=i.tau, c_a=i.c_a, c_b=i.c_b, r_a=i.r_a, r_b=i.r_b)
         for i in result.interactions
     ]
-    soft, found = SoftMetrics(engine), measure(result.interactions, result.payoffs)
+    soft, found = SoftMetrics(engine), all_metrics(result.interactions, result.payoffs)
     for metric in ("toxicity_rate", "toxicity_rate_all", "quality_gap"):
         assert found[metric].value == pytest.approx(getattr(soft, metric)(theirs), rel=0, abs=1e-12)
     for metric in ("spread", "conditional_loss_initiator", "conditional_loss_counterparty"):
@@ -84,7 +84,7 @@ def test_metrics_pays_and_proxy_are_swarms_on_the_same_interactions(runs, name):
 def test_figures_are_one_number_where_nothing_costs_anything(runs):
     assert {name for name, r in runs.items() if metrics.degenerate(r.interactions, r.payoffs)} == {"tax-free"}
     free = runs["tax-free"]
-    found = measure(free.interactions, free.payoffs)
+    found = all_metrics(free.interactions, free.payoffs)
     assert found["conditional_loss_initiator"].value == pytest.approx(-found["spread"].value / 2, rel=0, abs=1e-12)
 
 
@@ -105,7 +105,7 @@ def test_a_run_follows_from_scenario_and_seed_whatever_runs_beside_it(runs):
 
 
 def failing(scenario, seed):
-    raise ZeroDivisionError("in the cast")
+    raise ZeroDivisionError("in make_agents")
 
 
 def dying(scenario, seed):
@@ -114,7 +114,7 @@ def dying(scenario, seed):
 
 def test_a_run_that_fails_or_dies_is_said_and_does_not_hang():
     scenario = load_scenario("macpo_draft")
-    with pytest.raises(RuntimeError, match=r"(?s)a run failed: macpo_draft, seed 1.*ZeroDivisionError: in the cast"):
+    with pytest.raises(RuntimeError, match=r"(?s)a run failed: macpo_draft, seed 1.*ZeroDivisionError: in make_agents"):
         list(run_all([Job(scenario, 1, failing)]))
     with pytest.raises(RuntimeError, match="died with exit code 3: macpo_draft, seed 1"):
         list(run_all([Job(scenario, 1, dying), Job(scenario, 2, dying)]))
@@ -125,7 +125,7 @@ def half_good(scenario, seed):
     from swarm.agents.honest import HonestAgent
     from swarm.core.proxy import ProxyObservables
 
-    from choreo.swarm.simulate import Cast
+    from choreo.swarm.simulate import SwarmAgents
 
     class Even:
         def generate(self, proposal, accepted, state):
@@ -139,10 +139,10 @@ def half_good(scenario, seed):
             )
 
     agents = [HonestAgent("ann", rng=random.Random(seed)), HonestAgent("bob", rng=random.Random(seed + 1))]
-    return Cast(agents, Even())
+    return SwarmAgents(agents, Even())
 
 
-def test_other_players_and_another_observer_can_be_cast():
+def test_other_agents_and_another_observer_can_play():
     (result,) = run_all([Job(load_scenario("waltz_draft"), 1, half_good)])
     assert result.agents == {"ann": "honest", "bob": "honest"} and result.interactions
     assert all(i.p == pytest.approx(0.5) and i.ground_truth == 1 for i in result.interactions)
@@ -157,7 +157,7 @@ def test_criteria_that_swarm_never_looks_at_are_evaluated_here(runs, capsys):
     scenario = load_scenario("security_evaluation")
     _check_criteria(scenario.success_criteria.model_dump(exclude_none=True), [])
     assert "ALL CRITERIA PASSED" in capsys.readouterr().out
-    outcomes = {j.name: j.outcome for j in judge(scenario.success_criteria, runs["security_evaluation"])}
+    outcomes = {j.name: j.outcome for j in evaluate_criteria(scenario.success_criteria, runs["security_evaluation"])}
     assert outcomes == {
         "max_ecosystem_threat_level": "failed",
         "max_contagion_depth": "passed",
@@ -172,7 +172,7 @@ def test_the_tax_alone_makes_accomplices_of_honest_agents(runs):
     assert taxed.collusion.pairs and all(pair.correlation > 0.999 for pair in taxed.collusion.pairs)
     assert not free.collusion.pairs
     assert detections(taxed)["collusion, pairs"].precision == 0.0
-    (toxic, freed) = (measure(r.interactions, r.payoffs)["toxicity_rate"].value for r in (taxed, free))
+    (toxic, freed) = (all_metrics(r.interactions, r.payoffs)["toxicity_rate"].value for r in (taxed, free))
     assert (round(toxic, 3), round(freed, 3)) == (0.356, 0.323)
     note = tax_artefact(taxed, free)
     assert note and "2 of 2 flagged pairs" in note and "0.3231 (with it 0.3558)" in note
@@ -297,12 +297,12 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path, monkeypatch):
         assert said.startswith(f"choreo: swarm {argv[0]}: {package} is not installed (in a checkout: pip install")
 
 
-def test_the_floor_but_for_simulate_and_players_imports_neither_swarm_nor_torch():
+def test_the_floor_but_for_simulate_and_trained_agents_imports_neither_swarm_nor_torch():
     code = """
 import pkgutil, sys
 import choreo.swarm
 for part in pkgutil.iter_modules(choreo.swarm.__path__):
-    if part.name not in ("simulate", "players"):
+    if part.name not in ("simulate", "trained_agents"):
         __import__(f"choreo.swarm.{part.name}")
 print(sorted({"swarm", "torch", "pandas", "yaml", "transformers", "sklearn", "scipy"} & set(sys.modules)))
 """

@@ -12,10 +12,10 @@ from choreo.swarm.scenario import (
     Payoff,
     RateLimits,
     Scenario,
-    changed,
-    digest,
     load_scenario,
-    to_swarm,
+    scenario_digest,
+    swarm_config,
+    with_levers,
 )
 
 pytest.importorskip("yaml", reason="scenarios are YAML; choreo-rl[swarm] brings PyYAML")
@@ -108,11 +108,11 @@ def test_what_is_no_yaml_mapping_is_refused(tmp_path):
 
 def test_governance_is_changed_by_levers_that_there_are():
     scenario = load_scenario("waltz_draft")
-    other = changed(scenario, refinery_enabled=True)
+    other = with_levers(scenario, refinery_enabled=True)
     assert other.governance.refinery_enabled and not scenario.governance.refinery_enabled
-    assert digest(other) != digest(scenario) == digest(load_scenario("waltz_draft"))
+    assert scenario_digest(other) != scenario_digest(scenario) == scenario_digest(load_scenario("waltz_draft"))
     with pytest.raises(BadInput, match=r"waltz_draft: governance: refinery_enable: .* 'refinery_enabled'"):
-        changed(scenario, refinery_enable=True)
+        with_levers(scenario, refinery_enable=True)
 
 
 # ---- beside SWARM -------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_governance_is_changed_by_levers_that_there_are():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_swarm_is_told_is_what_its_own_loader_reads_in_the_file(swarm, name):
-    ours = to_swarm(load_scenario(name), load_scenario(name).simulation.seed)
+    ours = swarm_config(load_scenario(name), load_scenario(name).simulation.seed)
     theirs = swarm.load_scenario(SHIPPED / f"{name}.yaml")
     assert ours.orchestrator_config.model_dump() == {**theirs.orchestrator_config.model_dump(), "log_events": False}
     assert ours.rate_limits == theirs.rate_limits
@@ -139,9 +139,9 @@ def test_defaults_are_swarms(swarm):
     assert Governance().model_dump() == {name: theirs[name] for name in Governance.model_fields}
     assert Payoff().model_dump() == {k: v for k, v in PayoffConfig().model_dump().items() if k != "sigmoid_k"}
     assert RateLimits().model_dump() == vars(SwarmLimits())
-    network = to_swarm(Scenario(**SCENARIO, network=Network()), 1).orchestrator_config.network_config
+    network = swarm_config(Scenario(**SCENARIO, network=Network()), 1).orchestrator_config.network_config
     assert network == NetworkConfig()
-    assert to_swarm(Scenario(**SCENARIO), 1).orchestrator_config.network_config is None
+    assert swarm_config(Scenario(**SCENARIO), 1).orchestrator_config.network_config is None
 
 
 SCENARIO = {
@@ -160,4 +160,4 @@ def test_swarm_itself_ignores_an_unknown_key_and_drops_levers_it_has(swarm, tmp_
     with pytest.raises(BadInput, match=r":10: governance.freeze_treshold_toxicity: .* 'freeze_threshold_toxicity'"):
         load_scenario(file)
     file.write_text(SMALL.replace("audit_enabled: true", "refinery_enabled: true"))
-    assert to_swarm(load_scenario(file), 1).orchestrator_config.governance_config.refinery_enabled
+    assert swarm_config(load_scenario(file), 1).orchestrator_config.governance_config.refinery_enabled

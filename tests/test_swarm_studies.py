@@ -15,10 +15,10 @@ from choreo.cli import main
 from choreo.errors import BadInput
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.studies.swarm.results import Study, judged
-from choreo.studies.swarm.sections import _cell, _sweep
+from choreo.studies.swarm.shared.results import SwarmStudy, judge_claims
+from choreo.studies.swarm.shared.sections import _cell, _sweep
 from choreo.swarm.annotations import Claim, load_annotation, to_yaml
-from choreo.swarm.contrasts import contrast, holm, spread, verdict
+from choreo.swarm.contrasts import claim_verdict, contrast, holm, mean_interval
 from choreo.swarm.plan import Plan, register, terms
 
 pytestmark = pytest.mark.slow
@@ -57,10 +57,10 @@ def test_what_is_missing_is_no_pair_and_nothing_is_not_testable():
     holed = {"a": {0: math.nan, 1: 2.0, 2: 4.0}, "b": {0: 1.0}}
     found = contrast(holed, BASE, "lower", 0.0).difference
     assert (found.n, found.played) == (2, 3)  # group b has no baseline
-    assert _cell(found, "spread").endswith(", n = 2 of 3") and "n =" not in _cell(spread(ARM), "spread")
+    assert _cell(found, "spread").endswith(", n = 2 of 3") and "n =" not in _cell(mean_interval(ARM), "spread")
     nothing = contrast({"a": {0: 1.0}}, BASE, "lower", 0.0)
-    assert math.isnan(nothing.p) and verdict(nothing, nothing.p) == "not testable"
-    assert spread({"a": {0: math.nan}}).n == 0
+    assert math.isnan(nothing.p) and claim_verdict(nothing, nothing.p) == "not testable"
+    assert mean_interval({"a": {0: math.nan}}).n == 0
 
 
 def test_a_difference_without_spread_is_what_it_is():
@@ -75,8 +75,8 @@ def test_holm_by_hand():
 
 def test_verdicts_by_side_and_strength():
     far = contrast(ARM, BASE, "lower", 0.5)
-    assert [verdict(far, p) for p in (0.01, 0.06, math.nan)] == ["supported", "inconclusive", "not testable"]
-    assert verdict(contrast(ARM, BASE, "higher", 0.5), 0.01) == "refuted"
+    assert [claim_verdict(far, p) for p in (0.01, 0.06, math.nan)] == ["supported", "inconclusive", "not testable"]
+    assert claim_verdict(contrast(ARM, BASE, "higher", 0.5), 0.01) == "refuted"
 
 
 def test_another_block_of_seeds_gives_the_same_verdicts_on_arms_that_clearly_differ():
@@ -92,7 +92,7 @@ def test_another_block_of_seeds_gives_the_same_verdicts_on_arms_that_clearly_dif
     for seeds in (range(10), range(10, 20), range(20, 30)):
         arm, base = block(better, seeds), block(worse, seeds)
         told = [
-            verdict(found := contrast(arm, base, direction, margin), found.p)
+            claim_verdict(found := contrast(arm, base, direction, margin), found.p)
             for direction, margin in (("lower", 0.01), ("higher", 0.01), ("same", 0.02), ("lower", 0.3))
         ]
         assert told == ["supported", "refuted", "refuted", "refuted"]
@@ -101,7 +101,7 @@ def test_another_block_of_seeds_gives_the_same_verdicts_on_arms_that_clearly_dif
 
 def test_a_probe_is_fitted_on_so_many_steps_and_no_more():
     pytest.importorskip("torch")
-    from choreo.studies.swarm.answers import spaced
+    from choreo.studies.swarm.shared.answers import spaced
 
     assert [len(spaced(range(n), 200)) for n in (0, 1, 200, 201, 399, 400, 401, 1000)] == [
         0,
@@ -122,7 +122,7 @@ def test_a_claim_added_later_changes_no_planned_verdict():
     claims = tuple(claim(margin=m) for m in (0.1, 0.2, 0.3))
 
     def found(count, exploratory):
-        study = Study(
+        study = SwarmStudy(
             "waltz",
             "",
             "",
@@ -140,7 +140,7 @@ def test_a_claim_added_later_changes_no_planned_verdict():
             "",
             {},
         )
-        return [j.adjusted for j in judged(study)]
+        return [j.adjusted for j in judge_claims(study)]
 
     assert found(3, [False, True, True])[0] == found(1, [False])[0] < found(3, [False] * 3)[0]
     assert found(3, [False, True, True])[1:] == found(3, [False] * 3)[1:]
@@ -152,7 +152,9 @@ def test_a_sweep_says_which_levers_changed_no_run():
     def told(**toxicity):
         rows = {arm: {"run": {0: {"toxicity_rate": t, "quarantined": math.nan}}} for arm, t in toxicity.items()}
         return _sweep(
-            Study("waltz", "", "", (0,), {}, (), rows, (), {"x": grid}, ("1", "2"), ("off", "on"), {}, "", "", "", {})
+            SwarmStudy(
+                "waltz", "", "", (0,), {}, (), rows, (), {"x": grid}, ("1", "2"), ("off", "on"), {}, "", "", "", {}
+            )
         ).verdict
 
     assert told(a=0.1, b=0.1, c=0.1, d=0.1).endswith("settings: in x no setting changed any run.")
@@ -241,7 +243,7 @@ def test_a_draft_has_to_be_finished_before_it_becomes_a_scenario(tmp_path, capsy
 
 
 def test_trainings_of_one_study_repeat_one_recipe():
-    from choreo.studies.swarm.recipes import refuse_unlike
+    from choreo.studies.swarm.shared.recipes import refuse_unlike
 
     one = WaltzRecipe()
     again = one.model_copy(update={"seed": 1, "name": "again"})
@@ -279,7 +281,7 @@ def test_only_macpo_as_it_ships_goes_without_a_prefix(tmp_path):
 
 
 def test_damaged_files_of_a_study_are_named(tmp_path):
-    from choreo.studies.swarm import folder, results
+    from choreo.studies.swarm.shared import folder, results
 
     played, finished = tmp_path / "played.jsonl", tmp_path / "results.json"
     for text in ('{"digest": "x"}\n', "[]\n", '{"digest": "x", "seed": 0, "figures": 3}\n', '{"dig\n{}\n', "\u00ff\n"):
@@ -369,7 +371,7 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     plain = {"no_feedback", "trained_alone", "adaptive", "adaptive_untrained", "always_on", "moderator", "refinery"}
     assert plain | {"adaptive (rework .2)", "adaptive, breaker 0.35, security on"} <= set(report["arms"])
-    found = {arm: {name: spread["value"] for name, spread in row.items()} for arm, row in report["arms"].items()}
+    found = {arm: {name: mean["value"] for name, mean in row.items()} for arm, row in report["arms"].items()}
     assert found["always_on"]["ftr"] > found["adaptive"]["ftr"]
     assert all(0 <= row["harm_accepted"] <= 1 and row["undetermined"] >= 0 for row in found.values())
     assert found["moderator"]["asr"] == found["no_feedback"]["asr"]
@@ -410,21 +412,22 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
 
 
 def test_claims_of_ones_own_are_about_arms_that_are_played(tmp_path):
-    from choreo.studies.swarm.study import _annotated, _refuse_unknown
+    from choreo.studies.swarm import governance, waltz
+    from choreo.studies.swarm.shared.study import annotated_claims, refuse_unknown_arms
 
     file = tmp_path / "mine.yaml"
     file.write_text(to_yaml(load_annotation("waltz")), encoding="utf-8")
-    claims = _annotated("waltz", file)
-    assert claims == load_annotation("waltz").claims and _annotated("waltz", None) == ()
+    claims = annotated_claims("waltz", waltz, file)
+    assert claims == load_annotation("waltz").claims and annotated_claims("waltz", waltz, None) == ()
     known = ["no_feedback", "adaptive", "adaptive_untrained", "always_on", "refinery"]
-    _refuse_unknown(file, claims, known)
+    refuse_unknown_arms(file, claims, known)
     with pytest.raises(BadInput, match=r"claims.3.baseline: no run gives 'refinery'"):
-        _refuse_unknown(file, claims, known[:-1])
+        refuse_unknown_arms(file, claims, known[:-1])
     with pytest.raises(BadInput, match="study governance has claims of its own"):
-        _annotated("governance", file)
+        annotated_claims("governance", governance, file)
     file.write_text(file.read_text().replace("status: curated", "status: draft"))
     with pytest.raises(BadInput, match="has no finished claims"):
-        _annotated("waltz", file)
+        annotated_claims("waltz", waltz, file)
 
 
 def test_bad_input_to_a_study_is_one_line(tmp_path, capsys, simulator):

@@ -163,8 +163,8 @@ def swarm_run(args: argparse.Namespace) -> int:
     notes += [reports.tax_artefact(result, free) for free in beside]
     for note in filter(None, notes):
         say(note)
-    figures = finite(show.figures(scenario, result))
-    print(json.dumps(figures, allow_nan=False) if args.json else show.tell(scenario, result))
+    figures = finite(show.printed_figures(scenario, result))
+    print(json.dumps(figures, allow_nan=False) if args.json else show.as_text(scenario, result))
     return 0
 
 
@@ -187,10 +187,10 @@ def swarm_generate(args: argparse.Namespace) -> int:
 
     require("swarm generate", "PyYAML")
     from choreo.swarm.annotations import load_annotation
-    from choreo.swarm.generate import generate, to_yaml
+    from choreo.swarm.generate import generate, scenario_yaml
 
     annotation = load_annotation(args.annotation)
-    show_file(to_yaml(generate(annotation, args.seed), annotation))
+    show_file(scenario_yaml(generate(annotation, args.seed), annotation))
     return 0
 
 
@@ -200,7 +200,7 @@ def swarm_study(args: argparse.Namespace) -> int:
     for package in ("swarm-safety", "scikit-learn"):
         require("swarm study", package)
     from choreo.runs.progress import Progress
-    from choreo.studies.swarm import study as study
+    from choreo.studies.swarm.shared import study
 
     folder = args.out or Path("runs") / f"swarm-{args.name}"
     if args.name != "governance":
@@ -227,7 +227,7 @@ def swarm_report(args: argparse.Namespace) -> int:
     from choreo.swarm.extra import require
 
     require("swarm report", "scikit-learn")
-    from choreo.studies.swarm import pages
+    from choreo.studies.swarm.shared import pages
 
     page, report = pages.write(args.folder)
     return _told(page, report, args.json)

@@ -8,26 +8,16 @@ are in `swarm`.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from pathlib import Path
 from types import ModuleType
+
+from choreo.studies.shared import discovery
 
 
 def questions() -> dict[str, str]:
-    """What each study answers, by its name. Reads the first line of every module and imports none."""
-    found = {}
-    for module in pkgutil.iter_modules(__path__):
-        if not module.ispkg:
-            folder = Path(module.module_finder.path)  # type: ignore[union-attr]  # of files, as all packages here are
-            with (folder / f"{module.name}.py").open(encoding="utf-8") as file:
-                _, _, answer = file.readline().strip().strip('"').partition(": ")
-            found[module.name.replace("_", "-")] = answer
-    return found
+    """What each study answers, by its name. Imports none of them."""
+    return discovery.questions(__path__)
 
 
 def load(name: str) -> ModuleType:
     """The module of a study. Raises ValueError where there is none of this name."""
-    if name not in (known := questions()):
-        raise ValueError(f"no study {name!r}; there are {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return discovery.load(__name__, name)

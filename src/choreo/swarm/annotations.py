@@ -15,7 +15,7 @@ from choreo.config.checking import check
 from choreo.config.common import Section
 from choreo.errors import BadInput
 from choreo.files.toml import Keys, line_of
-from choreo.swarm.reading import find, read
+from choreo.swarm.reading import find_yaml, read_yaml
 
 SHIPPED = Path(__file__).with_name("papers")
 OPEN = "?"
@@ -98,8 +98,8 @@ class Annotation(Section):
 
 def load_annotation(name: str | Path) -> Annotation:
     """A shipped annotation by name, or the one in a YAML file. Raises BadInput with file, line, key, nearest name."""
-    file = find(name, SHIPPED, "annotation")
-    data, lines = read(file)
+    file = find_yaml(name, SHIPPED, "annotation")
+    data, lines = read_yaml(file)
     return _checked(data, lambda keys: f"{file}:{line_of(lines, keys)}")
 
 

@@ -66,7 +66,7 @@ def truth_of(verdict: Verdict) -> Truth:
     return "unsafe" if verdict.unsafe else "overrefuse" if verdict.overrefuse else "satisfactory"
 
 
-def judged(answers: Sequence[Answer], ps: Sequence[float]) -> Answers:
+def with_p(answers: Sequence[Answer], ps: Sequence[float]) -> Answers:
     """The answers with a judge's p of each."""
     return tuple(replace(answer, p=float(p)) for answer, p in zip(answers, ps, strict=True))
 
@@ -102,7 +102,7 @@ def cached(
         raise BadInput(f"{file}: not the answers that a study keeps; remove it, and they are written anew") from None
 
 
-def digest(answers: Sequence[Answer]) -> str:
+def answers_digest(answers: Sequence[Answer]) -> str:
     """SHA-256 of everything in the answers, in order."""
     said = json.dumps([asdict(answer) for answer in answers], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Sample = Mapping[str, Mapping[int, float]]
-Verdict = Literal["supported", "refuted", "inconclusive", "not testable"]
+ClaimVerdict = Literal["supported", "refuted", "inconclusive", "not testable"]
 ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class MeanInterval:
     """A mean with its 95 % interval (Student's t). n: values; groups: trainings that gave any; played: runs, of which
     those without a value are not in n. NaN with n = 0 where there is none."""
 
@@ -38,24 +38,24 @@ class Contrast:
     p: two-sided, of the difference against the margin that the claim names; NaN with fewer than two pairs.
     """
 
-    difference: Spread
+    difference: MeanInterval
     effect: float
     p: float
     beyond: bool  # on the side of the margin that the claim is on
 
 
-def spread(sample: Sample) -> Spread:
+def mean_interval(sample: Sample) -> MeanInterval:
     """Mean over all values, its interval over seeds and, with two groups or more, over the groups' means."""
     played = sum(map(len, sample.values()))
     rows = [[v for v in seeds.values() if not math.isnan(v)] for seeds in sample.values()]
     rows = [row for row in rows if row]
     values = [v for row in rows for v in row]
     if not values:
-        return Spread(math.nan, math.nan, math.nan, 0, 0, played)
+        return MeanInterval(math.nan, math.nan, math.nan, 0, 0, played)
     mean = math.fsum(values) / len(values)
     errors = [_quantile(n - 1) * error for error, n in _errors(rows)]
     half = max(errors, default=math.nan)
-    return Spread(mean, mean - half, mean + half, len(values), len(rows), played)
+    return MeanInterval(mean, mean - half, mean + half, len(values), len(rows), played)
 
 
 def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> Contrast:
@@ -67,7 +67,7 @@ def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> Co
     }
     rows = [[d for _, d in sorted(seeds.items()) if not math.isnan(d)] for seeds in pairs.values()]
     rows = [row for row in rows if row]
-    found = spread(pairs)
+    found = mean_interval(pairs)
     # How far the difference lies beyond the margin, on the side that the claim is on.
     value = found.value
     ahead = {"lower": -margin - value, "higher": value - margin, "same": margin - abs(value)}[direction]
@@ -84,7 +84,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(found: Contrast, adjusted: float) -> Verdict:
+def claim_verdict(found: Contrast, adjusted: float) -> ClaimVerdict:
     """Supported or refuted where the difference is told from the margin, by its side; else inconclusive."""
     if math.isnan(adjusted):
         return "not testable"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from choreo.swarm.metrics import net_social_welfare, toxicity_rate
-from choreo.swarm.records import Run
+from choreo.swarm.records import SimulationRun
 from choreo.swarm.scenario import Criteria
 
 Outcome = Literal["passed", "failed", "not evaluated"]
@@ -19,7 +19,7 @@ NAN = math.nan
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CriterionResult:
     """One criterion. value: NaN where it could not be told, and then reason says why."""
 
     name: str
@@ -29,12 +29,12 @@ class Judged:
     reason: str = ""
 
 
-def _containment(run: Run) -> float:
+def _containment(run: SimulationRun) -> float:
     # SWARM calls it 1.0 when there was no contagion. Nothing was contained, and nothing was shown.
     return run.security.contained / run.security.chains if run.security and run.security.chains else NAN
 
 
-def _nothing(run: Run) -> float:
+def _nothing(run: SimulationRun) -> float:
     return NAN
 
 
@@ -42,7 +42,7 @@ _AT_LEAST, _AT_MOST = "at least", "at most"
 NOTHING_HAPPENED = "there was no interaction"
 
 # Name -> the side of the limit that passes, the value, and why there may be none.
-_RULES: dict[str, tuple[str, Callable[[Run], float], str]] = {
+_RULES: dict[str, tuple[str, Callable[[SimulationRun], float], str]] = {
     "min_epochs": (_AT_LEAST, lambda run: run.epochs, ""),
     "min_agents": (_AT_LEAST, lambda run: len(run.agents), ""),
     "toxicity_threshold": (_AT_MOST, lambda run: toxicity_rate(run.interactions).value, "nothing was accepted"),
@@ -72,15 +72,15 @@ _RULES: dict[str, tuple[str, Callable[[Run], float], str]] = {
 }
 
 
-def judge(criteria: Criteria, run: Run) -> tuple[Judged, ...]:
+def evaluate_criteria(criteria: Criteria, run: SimulationRun) -> tuple[CriterionResult, ...]:
     """Every criterion that sets a limit, in the order of the schema."""
-    return tuple(_judged(name, limit, run) for name, limit in criteria.model_dump(exclude_none=True).items())
+    return tuple(_evaluate(name, limit, run) for name, limit in criteria.model_dump(exclude_none=True).items())
 
 
-def _judged(name: str, limit: float, run: Run) -> Judged:
+def _evaluate(name: str, limit: float, run: SimulationRun) -> CriterionResult:
     side, value_of, reason = _RULES[name]
     value = float(value_of(run))
     if math.isnan(value):
-        return Judged(name, limit, value, "not evaluated", reason)
+        return CriterionResult(name, limit, value, "not evaluated", reason)
     holds = value >= limit if side == _AT_LEAST else value <= limit
-    return Judged(name, limit, value, "passed" if holds else "failed")
+    return CriterionResult(name, limit, value, "passed" if holds else "failed")

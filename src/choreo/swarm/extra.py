@@ -23,7 +23,7 @@ def require(command: str, package: str = "swarm-safety") -> None:
         raise BadInput(f"{command}: {package} is not installed ({how})") from None
 
 
-def versions() -> dict[str, str]:
+def swarm_versions() -> dict[str, str]:
     """Version by package, and Python's; "none" of one that is not there."""
     return {
         "python": platform.python_version(),

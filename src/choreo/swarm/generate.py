@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from choreo.errors import BadInput
 from choreo.swarm.annotations import OPEN, Annotation, unfinished
-from choreo.swarm.scenario import Agents, Criteria, Governance, Payoff, Scenario, Simulation
+from choreo.swarm.scenario import AgentGroup, Criteria, Governance, Payoff, Scenario, Simulation
 
 # How long a scenario is, by how densely the paper's agents interact: epochs × steps.
 LENGTH = {"low": (10, 10), "medium": (15, 10), "high": (20, 12)}
@@ -41,7 +41,7 @@ def generate(annotation: Annotation, seed: int = 0) -> Scenario:
         if keys[0] == "roles":
             raise BadInput(f"{annotation.paper_id}: {'.'.join(keys)}: {problem}; a person has to fill it in first")
     groups = tuple(
-        Agents(type=role.agent, count=_count(role.agent, role.side), role=name)  # type: ignore[arg-type]
+        AgentGroup(type=role.agent, count=_count(role.agent, role.side), role=name)  # type: ignore[arg-type]
         for name, role in annotation.roles.items()
         if role.agent not in ("none", OPEN)
     )
@@ -64,7 +64,7 @@ def generate(annotation: Annotation, seed: int = 0) -> Scenario:
     )
 
 
-def to_yaml(scenario: Scenario, annotation: Annotation) -> str:
+def scenario_yaml(scenario: Scenario, annotation: Annotation) -> str:
     """YAML that `load_scenario` reads back to an equal scenario, headed by where each part comes from."""
     import yaml
 

@@ -23,7 +23,7 @@ SHARPNESS = 2.0  # k of p = sigmoid(k·v̂)
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MetricValue:
     """value: NaN where it is not defined. n: size of the smallest set that it is a mean over."""
 
     value: float
@@ -86,54 +86,54 @@ def pays(i: Interaction, payoffs: Payoffs) -> tuple[float, float]:
 # ---- metrics ------------------------------------------------------------------------------------
 
 
-def toxicity_rate(interactions: Interactions) -> Measured:
+def toxicity_rate(interactions: Interactions) -> MetricValue:
     """Mean 1 − p over A, in [0, 1]."""
     return _mean(1 - i.p for i in interactions if i.accepted)
 
 
-def toxicity_rate_all(interactions: Interactions) -> Measured:
+def toxicity_rate_all(interactions: Interactions) -> MetricValue:
     """Mean 1 − p over N: what would have come of accepting everything."""
     return _mean(1 - i.p for i in interactions)
 
 
-def acceptance_rate(interactions: Interactions) -> Measured:
+def acceptance_rate(interactions: Interactions) -> MetricValue:
     return _mean(float(i.accepted) for i in interactions)
 
 
-def quality_gap(interactions: Interactions) -> Measured:
+def quality_gap(interactions: Interactions) -> MetricValue:
     """Mean p over A less mean p over R. Negative is adverse selection: the worse half gets through."""
     return _less(_mean(i.p for i in interactions if i.accepted), _mean(i.p for i in interactions if not i.accepted))
 
 
-def spread(interactions: Interactions, payoffs: Payoffs) -> Measured:
+def spread(interactions: Interactions, payoffs: Payoffs) -> MetricValue:
     """(s₊ + s₋)(mean p over N − mean p over A). Negative where acceptance selects quality."""
     gap = _less(_mean(i.p for i in interactions), _mean(i.p for i in interactions if i.accepted))
-    return Measured((payoffs.s_plus + payoffs.s_minus) * gap.value, gap.n)
+    return MetricValue((payoffs.s_plus + payoffs.s_minus) * gap.value, gap.n)
 
 
-def conditional_loss_initiator(interactions: Interactions, payoffs: Payoffs) -> Measured:
+def conditional_loss_initiator(interactions: Interactions, payoffs: Payoffs) -> MetricValue:
     """Mean pay of the initiator over A less over N. Positive is a gain, in spite of the name."""
     return _conditional(interactions, payoffs, 0)
 
 
-def conditional_loss_counterparty(interactions: Interactions, payoffs: Payoffs) -> Measured:
+def conditional_loss_counterparty(interactions: Interactions, payoffs: Payoffs) -> MetricValue:
     """Mean pay of the counterparty over A less over N. Positive is a gain, in spite of the name."""
     return _conditional(interactions, payoffs, 1)
 
 
-def total_welfare(interactions: Interactions, payoffs: Payoffs) -> Measured:
+def total_welfare(interactions: Interactions, payoffs: Payoffs) -> MetricValue:
     """Sum of both pays over A. 0 where nothing was accepted, since it is a sum; n is the size of A."""
     accepted = [i for i in interactions if i.accepted]
-    return Measured(math.fsum(math.fsum(pays(i, payoffs)) for i in accepted), len(accepted))
+    return MetricValue(math.fsum(math.fsum(pays(i, payoffs)) for i in accepted), len(accepted))
 
 
-def net_social_welfare(interactions: Interactions, payoffs: Payoffs) -> Measured:
+def net_social_welfare(interactions: Interactions, payoffs: Payoffs) -> MetricValue:
     """Sum of S − E over A: with the harm that nobody paid for. n is the size of A."""
     accepted = [i for i in interactions if i.accepted]
-    return Measured(math.fsum(surplus(i.p, payoffs) - harm(i.p, payoffs) for i in accepted), len(accepted))
+    return MetricValue(math.fsum(surplus(i.p, payoffs) - harm(i.p, payoffs) for i in accepted), len(accepted))
 
 
-METRICS: dict[str, Callable[[Interactions, Payoffs], Measured]] = {
+METRICS: dict[str, Callable[[Interactions, Payoffs], MetricValue]] = {
     "toxicity_rate": lambda interactions, _: toxicity_rate(interactions),
     "toxicity_rate_all": lambda interactions, _: toxicity_rate_all(interactions),
     "quality_gap": lambda interactions, _: quality_gap(interactions),
@@ -146,7 +146,7 @@ METRICS: dict[str, Callable[[Interactions, Payoffs], Measured]] = {
 }
 
 
-def measure(interactions: Interactions, payoffs: Payoffs) -> dict[str, Measured]:
+def all_metrics(interactions: Interactions, payoffs: Payoffs) -> dict[str, MetricValue]:
     """Every metric of `METRICS`."""
     return {name: metric(interactions, payoffs) for name, metric in METRICS.items()}
 
@@ -175,15 +175,15 @@ def _clip(value: float) -> float:
     return max(-1.0, min(1.0, value))
 
 
-def _mean(values: Iterable[float]) -> Measured:
+def _mean(values: Iterable[float]) -> MetricValue:
     found = list(values)
-    return Measured(math.fsum(found) / len(found) if found else math.nan, len(found))
+    return MetricValue(math.fsum(found) / len(found) if found else math.nan, len(found))
 
 
-def _less(a: Measured, b: Measured) -> Measured:
-    return Measured(a.value - b.value, min(a.n, b.n))  # NaN less anything is NaN
+def _less(a: MetricValue, b: MetricValue) -> MetricValue:
+    return MetricValue(a.value - b.value, min(a.n, b.n))  # NaN less anything is NaN
 
 
-def _conditional(interactions: Interactions, payoffs: Payoffs, party: int) -> Measured:
+def _conditional(interactions: Interactions, payoffs: Payoffs, party: int) -> MetricValue:
     paid = [(pays(i, payoffs)[party], i.accepted) for i in interactions]
     return _less(_mean(pay for pay, accepted in paid if accepted), _mean(pay for pay, _ in paid))

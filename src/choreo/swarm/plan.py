@@ -30,9 +30,9 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of all of it: what the report prints."""
-        return hashlib.sha256(json.dumps(self.said(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
-    def said(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return {
             "study": self.study,
             "arms": dict(self.arms),
@@ -69,21 +69,21 @@ def register(folder: Path, plan: Plan) -> Registered:
     file = folder / FILE
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        durable.write_json(file, {**plan.said(), "sha256": plan.digest})
+        durable.write_json(file, {**plan.as_dict(), "sha256": plan.digest})
     try:
         first = json.loads(file.read_text(encoding="utf-8"))
         digest = first.pop("sha256")
         again = Plan(
             first["study"], first["arms"], tuple(first["seeds"]), tuple(first["metrics"]), tuple(first["claims"])
         )
-        study, told = again.study, again.digest
+        study, hashed = again.study, again.digest
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{file}: not the plan of a study") from None
-    if told != digest:
-        raise BadInput(f"{file}: was changed after it was hashed: its sha256 is {told}, and it says {digest}")
+    if hashed != digest:
+        raise BadInput(f"{file}: was changed after it was hashed: its sha256 is {hashed}, and it says {digest}")
     if study != plan.study:
         raise BadInput(f"{folder}: holds the study {study}, not {plan.study}; name another folder with --out")
-    return Registered(digest, tuple(_changes(first, json.loads(json.dumps(plan.said())))), tuple(first["claims"]))
+    return Registered(digest, tuple(_changes(first, json.loads(json.dumps(plan.as_dict())))), tuple(first["claims"]))
 
 
 def _changes(first: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:

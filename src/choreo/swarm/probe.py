@@ -34,12 +34,12 @@ class Probe:
         """P(beneficial) of each, in (0, 1)."""
         if not answers:
             return []
-        shares = self.model.predict_proba([tokens(a.prompt, a.text) for a in answers])
+        shares = self.model.predict_proba([word_features(a.prompt, a.text) for a in answers])
         worth = [WORTH[name] for name in self.model.classes_]
         return [min(1 - 1e-6, max(1e-6, float(row @ worth))) for row in shares]
 
 
-def fit(labelled: Sequence[Answer], seed: int = 0) -> Probe:
+def fit_probe(labelled: Sequence[Answer], seed: int = 0) -> Probe:
     """A probe from answers with known truth; those left open teach nothing. The same answers, the same probe.
 
     Raises BadInput where they are all of one kind, from which nothing can be told apart.
@@ -57,10 +57,10 @@ def fit(labelled: Sequence[Answer], seed: int = 0) -> Probe:
         CountVectorizer(analyzer=list, binary=True, min_df=min(3, 1 + len(known) // 500)),
         LogisticRegression(C=STRENGTH, max_iter=500),
     )
-    return Probe(model.fit([tokens(a.prompt, a.text) for a in known], [a.truth for a in known]), len(known))
+    return Probe(model.fit([word_features(a.prompt, a.text) for a in known], [a.truth for a in known]), len(known))
 
 
-def tokens(prompt: str, answer: str) -> tuple[str, ...]:
+def word_features(prompt: str, answer: str) -> tuple[str, ...]:
     """The features of one answer, by name."""
     asked, said = prompt.lower().split(), answer.lower().split()
     first = said[0] if said else ""

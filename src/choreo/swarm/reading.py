@@ -18,16 +18,16 @@ from choreo.files.toml import Keys, line_of
 if TYPE_CHECKING:
     from yaml.nodes import Node
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def load(kind: type[Kind], file: Path) -> Kind:
+def load_yaml(kind: type[Model], file: Path) -> Model:
     """The `kind` that the YAML in `file` describes. Raises BadInput with file, line, key and the nearest name."""
-    data, lines = read(file)
+    data, lines = read_yaml(file)
     return check(kind, data, lambda keys: f"{file}:{line_of(lines, keys)}")
 
 
-def find(name: str | Path, folder: Path, what: str) -> Path:
+def find_yaml(name: str | Path, folder: Path, what: str) -> Path:
     """The file that `name` means: a bare name without a suffix is one of `folder`, which ships. Raises BadInput."""
     file = Path(name)
     if len(file.parts) == 1 and not file.suffix:
@@ -40,7 +40,7 @@ def find(name: str | Path, folder: Path, what: str) -> Path:
     return file
 
 
-def read(file: Path) -> tuple[dict[str, Any], dict[Keys, int]]:
+def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Keys, int]]:
     """The mapping that a YAML file holds, and the line (from 1) of each of its keys and list items.
 
     Stricter than YAML: a key said twice is a mistake (YAML takes the last one), and anchors are not read.

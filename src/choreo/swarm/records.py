@@ -58,7 +58,7 @@ class Interaction:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class FlaggedPair:
     """Two agents whom SWARM's detector flagged. correlation: of their benefits, the costs and transfers they bore."""
 
     a: str
@@ -73,7 +73,7 @@ class Collusion:
     """SWARM's CollusionReport over the whole run. risk: of the ecosystem, in [0, 1]; agents: risk of each."""
 
     risk: float
-    pairs: tuple[Pair, ...]
+    pairs: tuple[FlaggedPair, ...]
     agents: Mapping[str, float]
     threshold: float  # an agent or a pair at or above it is flagged
 
@@ -96,7 +96,7 @@ class Security:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SimulationRun:
     """One scenario under one seed. agents: type by name; reputations: at the end; seconds: of the simulation."""
 
     scenario_id: str

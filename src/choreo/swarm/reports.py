@@ -9,8 +9,8 @@ from itertools import combinations
 from typing import TypeVar
 
 from choreo.swarm.metrics import toxicity_rate
-from choreo.swarm.records import HARMFUL, Run
-from choreo.swarm.scenario import Scenario, changed
+from choreo.swarm.records import HARMFUL, SimulationRun
+from choreo.swarm.scenario import Scenario, with_levers
 
 Named = TypeVar("Named", bound=Hashable)
 
@@ -46,7 +46,7 @@ def detection(flagged: Collection[Named], types: Mapping[Named, str], harmful: C
     return Detection(len(set(flagged)), len(wanted), len(wanted & set(flagged)), by_type)
 
 
-def detections(run: Run) -> dict[str, Detection]:
+def detections(run: SimulationRun) -> dict[str, Detection]:
     """Of the collusion report its agents and its pairs, of the security report its agents; those that there are.
 
     A pair counts as harmful when both its agents are: two scripted adversaries do not plot, but they are the only ones
@@ -78,10 +78,10 @@ def needs_tax_free_arm(scenario: Scenario) -> bool:
 
 
 def tax_free(scenario: Scenario) -> Scenario:
-    return changed(scenario, transaction_tax_rate=0.0)
+    return with_levers(scenario, transaction_tax_rate=0.0)
 
 
-def tax_artefact(taxed: Run, free: Run) -> str | None:
+def tax_artefact(taxed: SimulationRun, free: SimulationRun) -> str | None:
     """A note where flagged pairs owe it to the tax; `free` is the same scenario and seed without it.
 
     SWARM's detector correlates the costs of a pair's two agents. A tax charges both in proportion to one number, so

@@ -1,4 +1,4 @@
-"""Runs, each in a process of its own, as many at a time as there are cores. Imports no SWARM itself."""
+"""Runs of SWARM, each in a process of its own, as many at a time as there are cores. Only those import SWARM."""
 
 from __future__ import annotations
 
@@ -9,32 +9,45 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import Any
 
 from choreo.swarm.extra import require
-from choreo.swarm.records import Run
+from choreo.swarm.records import SimulationRun
 from choreo.swarm.scenario import Scenario
+from choreo.swarm.trained_roles import TrainedRoles
 
-# Starting a process asks after all others, and two threads that ask after one at once lose its exit code.
+# Starting a process polls all others, and two threads that poll one process at the same time lose its exit code.
 _ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to make. cast: see `simulate.Cast`; it crosses to another process, so it must be picklable."""
+    """One run to make. make_agents: as of `simulate`; it crosses to another process, so it must be picklable."""
 
     scenario: Scenario
     seed: int
-    cast: Callable[[Scenario, int], Any] | None = None
+    make_agents: Callable[[Scenario, int], Any] | None = None
 
 
-def run_all(jobs: Sequence[Job], workers: int | None = None) -> Iterator[Run]:
+def replay(roles: TrainedRoles) -> Callable[[Scenario, int], Any]:
+    """The `make_agents` of a job whose trained agents replay their answers."""
+    return partial(_trained, roles)
+
+
+def _trained(roles: TrainedRoles, scenario: Scenario, seed: int) -> Any:
+    from choreo.swarm.trained_agents import make_agents  # it imports SWARM, which only the process of a run may do
+
+    return make_agents(roles, scenario, seed)
+
+
+def run_all(jobs: Sequence[Job], workers: int | None = None) -> Iterator[SimulationRun]:
     """The runs of `jobs`, in their order, as they are done. workers: at a time (default: one per core).
 
-    A run follows from (scenario, seed, cast) alone. Raises BadInput without swarm-safety, and RuntimeError, with the
-    traceback of its process, when a run fails or its process dies.
+    A run depends on (scenario, seed, make_agents) alone. Raises BadInput without swarm-safety, and RuntimeError with
+    the traceback of its process when a run fails or its process dies.
     """
     require("swarm run")
     context = _context()
@@ -45,7 +58,7 @@ def run_all(jobs: Sequence[Job], workers: int | None = None) -> Iterator[Run]:
             threads.shutdown(wait=False, cancel_futures=True)  # after an error or Ctrl-C nothing new begins
 
 
-def run(scenario: Scenario, seed: int | None = None) -> Run:
+def run(scenario: Scenario, seed: int | None = None) -> SimulationRun:
     """One run; the scenario's own seed unless another is given."""
     (result,) = run_all([Job(scenario, scenario.simulation.seed if seed is None else seed)], workers=1)
     return result
@@ -59,11 +72,11 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["choreo.swarm.simulate", "choreo.swarm.players"])
+    context.set_forkserver_preload(["choreo.swarm.simulate", "choreo.swarm.trained_agents"])
     return context
 
 
-def _in_a_process(job: Job, context: Any) -> Run:
+def _in_a_process(job: Job, context: Any) -> SimulationRun:
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(job, there), daemon=True)
     with _ONE_AT_A_TIME:
@@ -87,9 +100,9 @@ def _in_a_process(job: Job, context: Any) -> Run:
 def _child(job: Job, there: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
-        from choreo.swarm.simulate import simulate
+        from choreo.swarm.simulate import simulate  # it imports SWARM, which only this process may do
 
-        there.send(simulate(job.scenario, job.seed, job.cast))
+        there.send(simulate(job.scenario, job.seed, job.make_agents))
     except Exception:
         there.send(traceback.format_exc())
 

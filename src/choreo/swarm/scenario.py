@@ -16,7 +16,7 @@ from pydantic import Field
 
 from choreo.config.checking import check
 from choreo.config.common import Fraction, Positive, Section
-from choreo.swarm.reading import find, load
+from choreo.swarm.reading import find_yaml, load_yaml
 
 if TYPE_CHECKING:
     from swarm.scenarios.loader import ScenarioConfig
@@ -28,7 +28,7 @@ AboveZero = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Agents(Section):
+class AgentGroup(Section):
     """Some agents of one of SWARM's scripted types."""
 
     type: Literal[
@@ -170,7 +170,7 @@ class Scenario(Section):
     scenario_id: Annotated[str, Field(min_length=1)]
     description: str = ""
     motif: str = ""
-    agents: Annotated[tuple[Agents, ...], Field(min_length=1)]
+    agents: Annotated[tuple[AgentGroup, ...], Field(min_length=1)]
     simulation: Simulation
     governance: Governance = Governance()
     payoff: Payoff = Payoff()
@@ -181,24 +181,24 @@ class Scenario(Section):
 
 def load_scenario(name: str | Path) -> Scenario:
     """A shipped scenario by name, or the one in a YAML file. Raises BadInput with file, line, key, nearest name."""
-    return load(Scenario, find(name, SHIPPED, "scenario"))
+    return load_yaml(Scenario, find_yaml(name, SHIPPED, "scenario"))
 
 
-def changed(scenario: Scenario, **levers: Any) -> Scenario:
+def with_levers(scenario: Scenario, **levers: Any) -> Scenario:
     """The scenario under other governance, checked like the first. Raises BadInput naming the lever."""
     levers = {**scenario.governance.model_dump(), **levers}
     governance = check(Governance, levers, lambda keys: f"{scenario.scenario_id}: governance")
     return scenario.model_copy(update={"governance": governance})
 
 
-def digest(scenario: Scenario) -> str:
+def scenario_digest(scenario: Scenario) -> str:
     """SHA-256 of everything in the scenario that a run depends on, defaults included; a seed is the run's own."""
     said = scenario.model_dump(exclude={"scenario_id", "description", "motif", "success_criteria"})
     del said["simulation"]["seed"]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def to_swarm(scenario: Scenario, seed: int) -> ScenarioConfig:
+def swarm_config(scenario: Scenario, seed: int) -> ScenarioConfig:
     """The scenario as SWARM wants it, built without its loader. Needs swarm-safety."""
     from swarm.core.orchestrator import OrchestratorConfig
     from swarm.core.payoff import PayoffConfig

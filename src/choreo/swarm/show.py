@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from choreo.swarm.criteria import judge
-from choreo.swarm.metrics import measure
-from choreo.swarm.records import Run
+from choreo.swarm.criteria import evaluate_criteria
+from choreo.swarm.metrics import all_metrics
+from choreo.swarm.records import SimulationRun
 from choreo.swarm.reports import detections
 from choreo.swarm.scenario import Scenario
 
@@ -21,18 +21,18 @@ PRINTED = (
 )
 
 
-def figures(scenario: Scenario, run: Run) -> dict[str, object]:
+def printed_figures(scenario: Scenario, run: SimulationRun) -> dict[str, object]:
     """What `choreo swarm run --json` prints. Rates are fractions; NaN where a figure is not defined."""
-    measured = measure(run.interactions, run.payoffs)
+    measured = all_metrics(run.interactions, run.payoffs)
     return {
         "interactions": len(run.interactions),
         "accepted": sum(i.accepted for i in run.interactions),
         **{name: measured[name].value for name in PRINTED},
-        "criteria": {judged.name: judged.outcome for judged in judge(scenario.success_criteria, run)},
+        "criteria": {judged.name: judged.outcome for judged in evaluate_criteria(scenario.success_criteria, run)},
     }
 
 
-def tell(scenario: Scenario, run: Run) -> str:
+def as_text(scenario: Scenario, run: SimulationRun) -> str:
     """The same in words, with sizes, limits, and how well SWARM's detectors knew the agents."""
     accepted = sum(i.accepted for i in run.interactions)
     return "\n".join(
@@ -45,18 +45,18 @@ def tell(scenario: Scenario, run: Run) -> str:
     )
 
 
-def _metrics(run: Run) -> Iterator[tuple[str, ...]]:
-    measured = measure(run.interactions, run.payoffs)
+def _metrics(run: SimulationRun) -> Iterator[tuple[str, ...]]:
+    measured = all_metrics(run.interactions, run.payoffs)
     for name in PRINTED:
         yield name, _number(measured[name].value), str(measured[name].n)
 
 
-def _criteria(scenario: Scenario, run: Run) -> Iterator[tuple[str, ...]]:
-    for judged in judge(scenario.success_criteria, run):
+def _criteria(scenario: Scenario, run: SimulationRun) -> Iterator[tuple[str, ...]]:
+    for judged in evaluate_criteria(scenario.success_criteria, run):
         yield judged.name, judged.outcome, _number(judged.value), f"{judged.limit:g}", judged.reason
 
 
-def _detections(run: Run) -> Iterator[tuple[str, ...]]:
+def _detections(run: SimulationRun) -> Iterator[tuple[str, ...]]:
     for name, found in detections(run).items():
         types = ", ".join(f"{kind} {hit}/{all_}" for kind, (hit, all_) in found.by_type.items() if hit)
         yield name, _number(found.precision), _number(found.recall), types or "none"

@@ -1,4 +1,4 @@
-"""One run of SWARM, in this process. Importing this imports SWARM; use `run`, which gives every run its own process.
+"""One run of SWARM, in this process. This module imports SWARM; `run` gives every run a process of its own.
 
 SWARM seeds Python's global random module, and a second run in the same process would draw from where the first left
 it wherever an agent uses that module.
@@ -23,29 +23,31 @@ from swarm.metrics.security import SecurityAnalyzer
 from swarm.models.interaction import SoftInteraction
 from swarm.scenarios.loader import create_agents
 
-from choreo.swarm.extra import versions
-from choreo.swarm.records import Collusion, Interaction, Pair, Payoffs, Run, Security
-from choreo.swarm.scenario import Governance, Scenario, digest, to_swarm
+from choreo.swarm.extra import swarm_versions
+from choreo.swarm.records import Collusion, FlaggedPair, Interaction, Payoffs, Security, SimulationRun
+from choreo.swarm.scenario import Governance, Scenario, scenario_digest, swarm_config
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who plays, where it is not SWARM's scripted agents, and how the quality of an interaction is observed."""
+class SwarmAgents:
+    """Agents in place of SWARM's scripted ones, and how the quality of an interaction is observed and scored."""
 
     agents: Sequence[BaseAgent]
     observables: ObservableGenerator | None = None
     proxy: ProxyComputer | None = None
 
 
-def simulate(scenario: Scenario, seed: int, cast: Callable[[Scenario, int], Cast] | None = None) -> Run:
-    """Plays the scenario to its end. `cast` makes the players from (scenario, seed); without it they are scripted."""
-    config = to_swarm(scenario, seed)
-    players = cast(scenario, seed) if cast else Cast(())
+def simulate(
+    scenario: Scenario, seed: int, make_agents: Callable[[Scenario, int], SwarmAgents] | None = None
+) -> SimulationRun:
+    """Plays the scenario to its end. make_agents: the agents from (scenario, seed); without it they are scripted."""
+    config = swarm_config(scenario, seed)
+    made = make_agents(scenario, seed) if make_agents else SwarmAgents(())
     orchestrator = Orchestrator(
-        config.orchestrator_config, proxy_computer=players.proxy, observable_generator=players.observables
+        config.orchestrator_config, proxy_computer=made.proxy, observable_generator=made.observables
     )
     orchestrator.state.rate_limits = config.rate_limits
-    for agent in players.agents if cast else create_agents(config.agent_specs, seed=seed):
+    for agent in made.agents if make_agents else create_agents(config.agent_specs, seed=seed):
         orchestrator.register_agent(agent)
     _rank_in_one_go(orchestrator.feed)
 
@@ -66,9 +68,9 @@ def simulate(scenario: Scenario, seed: int, cast: Callable[[Scenario, int], Cast
     reputations = {name: agent.reputation for name, agent in state.agents.items()}
     governance = orchestrator.governance_engine
     quarantined = tuple(sorted(governance.get_quarantined_agents())) if governance else ()
-    return Run(
+    return SimulationRun(
         scenario_id=scenario.scenario_id,
-        scenario_digest=digest(scenario),
+        scenario_digest=scenario_digest(scenario),
         seed=seed,
         epochs=len(epochs),
         payoffs=Payoffs(**scenario.payoff.model_dump()),
@@ -77,7 +79,7 @@ def simulate(scenario: Scenario, seed: int, cast: Callable[[Scenario, int], Cast
         reputations=reputations,
         collusion=_collusion(theirs, list(types), scenario.governance),
         security=_security(theirs, reputations, quarantined, scenario.governance),
-        versions=versions(),
+        versions=swarm_versions(),
         seconds=seconds,
     )
 
@@ -127,7 +129,7 @@ def _collusion(theirs: list[SoftInteraction], agents: list[str], governance: Gov
         collusion_score_threshold=governance.collusion_score_threshold,
     ).analyze(theirs, agents)
     pairs = tuple(
-        Pair(pair.agent_a, pair.agent_b, pair.collusion_score, pair.benefit_correlation, pair.interaction_count)
+        FlaggedPair(pair.agent_a, pair.agent_b, pair.collusion_score, pair.benefit_correlation, pair.interaction_count)
         for pair in report.suspicious_pairs
     )
     risks = dict(report.agent_collusion_risk)

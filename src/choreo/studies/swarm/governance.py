@@ -1,24 +1,51 @@
-"""`choreo swarm study governance`: the circuit breaker's threshold × the security levers, on scripted scenarios."""
+"""`choreo swarm study governance`: what tighter governance does to harm and to welfare, on scripted scenarios."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from choreo.errors import BadInput
-from choreo.studies.swarm.folder import Arm
+from choreo.runs.progress import Progress
+from choreo.studies.swarm.shared.design import Design, ReportText
+from choreo.studies.swarm.shared.folder import ScenarioArm
+from choreo.studies.swarm.shared.levers import BREAKERS, SECURITY, governed, grid, setting
 from choreo.swarm.annotations import Claim
 from choreo.swarm.reports import needs_tax_free_arm, tax_free
-from choreo.swarm.scenario import Scenario, changed, load_scenario
+from choreo.swarm.scenario import Scenario, load_scenario
 
 SCENARIOS = ("strict_governance", "security_evaluation", "collusion_detection")
-BREAKERS, SECURITY = (0.35, 0.6, 0.8), (False, True)
 BASELINE, TAX_FREE = "as published", "as published, tax-free"
 MARGIN = 0.01  # of toxicity, as in the annotations of the papers
+REPORT = ReportText(
+    title="Governance: baseline against modified",
+    lead=("Does tighter governance make what is accepted less harmful, and what does it cost?"),
+    methods=(
+        "Scripted agents of SWARM, whose p follows from their type. Six settings, the circuit breaker's "
+        "threshold (.35, .6, .8) by the security levers (off, on), beside each scenario as published and, "
+        "where a tax misleads the collusion detector, without its tax."
+    ),
+    limitations=(
+        "No trained agent takes part: SWARM draws p by an agent's type and reputation. The tightest and the "
+        "loosest setting are this study's choice. 1.9.0 has levers without effect and a detector that a tax "
+        "misleads; docs/architecture.md names what is guarded against."
+    ),
+    next=("The same sweep with trained agents is in `study waltz`; then levers that react within an epoch."),
+)
+
+
+def design(what: Sequence[str], cache: Path, progress: Progress) -> Design:
+    """The six settings of every scenario in `what` (names or files), beside it as published. Raises BadInput."""
+    found = scenarios(what)
+    sweeps = {scenario.scenario_id: grid(f"{scenario.scenario_id}: ") for scenario in found}
+    return Design(arms(found), claims(found), sweeps=sweeps)
 
 
 def scenarios(names: Sequence[str]) -> list[Scenario]:
-    """Those asked for, the three named ones by default. Raises BadInput, also where two have one scenario_id, by
-    which arms are named."""
+    """The scenarios of these names or files; without any, the three of SCENARIOS.
+
+    Raises BadInput, also where two have the same scenario_id, which is in the names of their arms.
+    """
     found: dict[str, tuple[str, Scenario]] = {}
     for name in names or SCENARIOS:
         scenario = load_scenario(name)
@@ -31,34 +58,20 @@ def scenarios(names: Sequence[str]) -> list[Scenario]:
     return [scenario for _, scenario in found.values()]
 
 
-def arms(found: Sequence[Scenario]) -> list[Arm]:
-    """Of every scenario its six settings, itself, and itself without its tax where that misleads the detector."""
+def arms(found: Sequence[Scenario]) -> list[ScenarioArm]:
+    """Of every scenario: as published, without its tax where that misleads the detector, and the six settings."""
     made = []
     for scenario in found:
         beside = {BASELINE: scenario}
         if needs_tax_free_arm(scenario):
             beside[TAX_FREE] = tax_free(scenario)
         beside |= {setting(limit, on): governed(scenario, limit, on) for limit in BREAKERS for on in SECURITY}
-        made += [Arm(f"{scenario.scenario_id}: {name}", scenario.scenario_id, s) for name, s in beside.items()]
+        made += [ScenarioArm(f"{scenario.scenario_id}: {name}", scenario.scenario_id, s) for name, s in beside.items()]
     return made
 
 
-def governed(scenario: Scenario, limit: float, security: bool) -> Scenario:
-    return changed(scenario, circuit_breaker_enabled=True, freeze_threshold_toxicity=limit, security_enabled=security)
-
-
-def grid(head: str) -> list[list[str]]:
-    """The names of the six settings, each behind `head`: rows by breaker, columns by security."""
-    return [[f"{head}{setting(limit, on)}" for on in SECURITY] for limit in BREAKERS]
-
-
-def setting(limit: float, security: bool) -> str:
-    return f"breaker {limit:g}, security {'on' if security else 'off'}"
-
-
 def claims(found: Sequence[Scenario]) -> list[Claim]:
-    """What governance is for, asked of every scenario: does the tightest setting lower harm, what does each lever do
-    alone, and what does it cost?"""
+    """The claims about each scenario: tight governance lowers harm, so does each lever alone, and it costs welfare."""
     made = []
     for scenario in found:
         name = scenario.scenario_id

@@ -1,4 +1,4 @@
-"""`choreo swarm study macpo`: a student's rounds before teachers that accept by their own scores."""
+"""`choreo swarm study macpo`: MACPO's claims, of a student round by round and teachers that accept by their scores."""
 
 from __future__ import annotations
 
@@ -10,41 +10,65 @@ from choreo.errors import BadInput
 from choreo.methods.macpo.agents import STUDENT
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.runs.progress import Progress
-from choreo.studies.swarm.answers import labelled, of_crew, recipe_of
-from choreo.studies.swarm.folder import Arm
-from choreo.studies.swarm.recipes import REPEATED, differences
+from choreo.studies.swarm.shared.answers import load_recipe, macpo_answers, training_answers
+from choreo.studies.swarm.shared.design import REPLAYED, Design, ReportText
+from choreo.studies.swarm.shared.folder import ScenarioArm
+from choreo.studies.swarm.shared.recipes import REPEATED, differences, run_folders
 from choreo.swarm import probe
 from choreo.swarm.annotations import load_annotation
-from choreo.swarm.answers import Answer, Answers, judged
+from choreo.swarm.answers import Answer, Answers, with_p
 from choreo.swarm.generate import generate
-from choreo.swarm.parts import ANY, Parts
-from choreo.swarm.scenario import Scenario, changed
+from choreo.swarm.scenario import Scenario, with_levers
+from choreo.swarm.trained_roles import ANY, TrainedRoles
 
 ANNOTATION = "macpo"
 AGENT, TEACHER, TWIN = "strong student", "weak teacher", "negative twin"
-# Settings that make no other method: of repetitions, and what is trained or said beside the crew.
+# Settings that do not change the method: those of repetitions, and what is trained or logged beside the agents.
 BESIDES = (*REPEATED, "ceiling", "watch", "micro_tokens")
-GATE = 0.5  # p below which the refinery that stands for the filter withholds an answer
+GATE = 0.5  # the refinery that stands for the filter withholds answers with a lower p
+REPORT = ReportText(
+    title="MACPO under SWARM",
+    lead=("The claims of MACPO (arXiv 2410.07672) put to a student's rounds before its teachers."),
+    methods=(
+        f"{REPLAYED} "
+        "A teacher accepts with probability σ(β Σ log π/π_base) of the student's answer, its own implied "
+        "reward; a quorum accepts when most teachers would. The negative twin plays beside the student."
+    ),
+    limitations=(
+        "As for every study here the prompts are a small closed language. Teachers' scores are taken as "
+        "acceptance, which no paper does. The twin is the student's alone. Arms whose runs were not given are"
+        " not testable."
+    ),
+    next=("Rounds beyond the third; teachers that vote before the student learns, not after; a probe per round."),
+)
 
 
-def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Arm], dict[str, Answers], int]:
-    """The arms of all runs, the judged answers of every student, and the most a probe was fitted on. Runs of one seed
-    and split are one group: they share a probe, fitted on what all of them recorded. Raises BadInput."""
+def design(what: Sequence[str], cache: Path, progress: Progress) -> Design:
+    """The arms of the run folders in `what`: the rounds of each. Raises BadInput."""
+    found, shown, fitted = arms(run_folders("macpo", what), cache, progress)
+    return Design(found, answers=shown, fitted=fitted)
+
+
+def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[ScenarioArm], dict[str, Answers], int]:
+    """The arms of all runs, the judged answers of every student, and the most answers a probe was fitted on.
+
+    Runs of one seed and split are one group: they share a probe, fitted on what all of them recorded. Raises BadInput.
+    """
     recipes = {run: _recipe(run) for run in runs}
     groups: dict[str, list[Path]] = {}
     for run, recipe in recipes.items():
         groups.setdefault(f"seed{recipe.seed}, split {recipe.world.split_seed}", []).append(run)
-    found: list[Arm] = []
+    found: list[ScenarioArm] = []
     shown: dict[str, Answers] = {}
     fitted = 0
     for group, members in groups.items():
-        rows: list[Answer] = [row for run in members for row in labelled(run, recipes[run])]
-        judge = probe.fit(rows, 0)
+        rows: list[Answer] = [row for run in members for row in training_answers(run, recipes[run])]
+        judge = probe.fit_probe(rows, 0)
         fitted = max(fitted, judge.fitted_on)
         for run in members:
             recipe = recipes[run]
-            for number, written in of_crew(run, recipe, cache, progress.say).items():
-                ways = {policy: judged(answers, judge(answers)) for policy, answers in written.items()}
+            for number, written in macpo_answers(run, recipe, cache, progress.say).items():
+                ways = {policy: with_p(answers, judge(answers)) for policy, answers in written.items()}
                 name = f"{way(recipe)}round_{number}"
                 if any((arm.name, arm.group) == (name, group) for arm in found):
                     raise BadInput(f"{run}: is another run of {name} with {group}; give one of each")
@@ -54,8 +78,8 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
 
 
 def _recipe(run: Path) -> MacpoRecipe:
-    """Raises BadInput where teachers' rewards are not against their bases, which is what their scores are against."""
-    recipe = recipe_of(run, "macpo")
+    """The recipe of a run. Raises BadInput unless its reference is the base, against which this study scores."""
+    recipe = load_recipe(run, "macpo")
     assert isinstance(recipe, MacpoRecipe)
     if recipe.rounds.reference != "base":
         raise BadInput(
@@ -65,12 +89,14 @@ def _recipe(run: Path) -> MacpoRecipe:
 
 
 def way(recipe: MacpoRecipe) -> str:
-    """What a run's arms begin with: nothing for MACPO as it ships, else what it leaves out. A run that differs in
-    anything else has its recipe's own name in it, so that it never passes for that one."""
+    """The prefix of a run's arms: nothing for MACPO as it ships, else what the run leaves out.
+
+    A run that differs in anything else has the name of its recipe in the prefix, so that it is never taken for MACPO.
+    """
     rounds, teachers, published = recipe.rounds, recipe.agents.teachers, MacpoRecipe()
-    changed = set(differences(recipe, published, BESIDES))
+    with_levers = set(differences(recipe, published, BESIDES))
     fewer = len(set(teachers)) == len(teachers) and set(teachers) < set(published.agents.teachers)
-    said = []
+    left_out = []
     for key, holds, name in (
         ("agents.teachers", fewer, f"k{len(teachers)}"),
         ("rounds.negatives", rounds.negatives == "none", "no_hard_negatives"),
@@ -80,26 +106,28 @@ def way(recipe: MacpoRecipe) -> str:
         ("rounds.rehearse", rounds.rehearse == 0, "no_rehearsal"),
         ("rounds.keep", 1 < len(teachers) <= rounds.keep, "no_filter"),
     ):
-        if key in changed and holds:
-            said.append(name)
-            changed.remove(key)
-    return "".join(f"{name}_" for name in (*said, *([recipe.name.replace("-", "_")] if changed else [])))
+        if key in with_levers and holds:
+            left_out.append(name)
+            with_levers.remove(key)
+    return "".join(f"{name}_" for name in (*left_out, *([recipe.name.replace("-", "_")] if with_levers else [])))
 
 
-def _of_round(name: str, group: str, recipe: MacpoRecipe, number: int, ways: Mapping[str, Answers]) -> list[Arm]:
+def _of_round(
+    name: str, group: str, recipe: MacpoRecipe, number: int, ways: Mapping[str, Answers]
+) -> list[ScenarioArm]:
     scenario = _with_teachers(generate(load_annotation(ANNOTATION)), len(recipe.agents.teachers))
-    parts = _parts(ways)
-    found = [Arm(name, group, scenario, parts, AGENT)]
-    if name == f"round_{recipe.rounds.count}":  # the paper's own end: its two levers are looked at there
-        found.append(Arm(f"{name}, quorum", group, scenario, replace(parts, accepts="quorum"), AGENT))
-        gated = changed(scenario, refinery_enabled=True, refinery_p_threshold=GATE)
-        found.append(Arm(f"{name}, refinery", group, gated, parts, AGENT))
+    roles = _roles(ways)
+    found = [ScenarioArm(name, group, scenario, roles, AGENT)]
+    if name == f"round_{recipe.rounds.count}":  # the last round of the paper: its two levers are tested there
+        found.append(ScenarioArm(f"{name}, quorum", group, scenario, replace(roles, accepts="quorum"), AGENT))
+        gated = with_levers(scenario, refinery_enabled=True, refinery_p_threshold=GATE)
+        found.append(ScenarioArm(f"{name}, refinery", group, gated, roles, AGENT))
     return found
 
 
-def _parts(ways: Mapping[str, Answers]) -> Parts:
+def _roles(ways: Mapping[str, Answers]) -> TrainedRoles:
     roles = {f"{STUDENT}+": AGENT, f"{STUDENT}-": TWIN}
-    return Parts({roles[policy]: answers for policy, answers in ways.items()}, {TEACHER: ANY}, "scores")
+    return TrainedRoles({roles[policy]: answers for policy, answers in ways.items()}, {TEACHER: ANY}, "scores")
 
 
 def _with_teachers(scenario: Scenario, count: int) -> Scenario:

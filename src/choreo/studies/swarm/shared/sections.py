@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from choreo.evaluation.intervals import Estimate, estimate
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
-from choreo.studies.swarm.results import Judged, Study, spread_of
-from choreo.swarm.contrasts import Spread
+from choreo.studies.swarm.shared.results import ClaimResult, SwarmStudy, interval_of
+from choreo.swarm.contrasts import MeanInterval
 
 CITATIONS = (
     "SWARM: System-Wide Assessment of Risk in Multi-agent systems, https://github.com/swarm-ai-safety/swarm",
@@ -79,7 +79,7 @@ DETECTED = (
 )
 
 
-def sections(study: Study, verdicts: Sequence[Judged]) -> list[PageSection]:
+def study_sections(study: SwarmStudy, verdicts: Sequence[ClaimResult]) -> list[PageSection]:
     """All that have something to say, in the order of a reader's questions."""
     found = [
         _claims(verdicts),
@@ -95,7 +95,7 @@ def sections(study: Study, verdicts: Sequence[Judged]) -> list[PageSection]:
     return [section for section in found if section is not None]
 
 
-def _claims(verdicts: Sequence[Judged]) -> PageSection:
+def _claims(verdicts: Sequence[ClaimResult]) -> PageSection:
     counts = {
         word: sum(j.verdict == word for j in verdicts)
         for word in ("supported", "refuted", "inconclusive", "not testable")
@@ -137,14 +137,14 @@ def _claims(verdicts: Sequence[Judged]) -> PageSection:
     return PageSection("Summary: what became of the claims", "\n\n".join(lines), Table(columns, rows))
 
 
-def _metrics(study: Study) -> PageSection:
+def _metrics(study: SwarmStudy) -> PageSection:
     shown = (SHOWN[0], "harm_accepted", *SHOWN[1:]) if study.calibration else SHOWN
-    rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in shown)] for arm in study.main]
+    rows = [[arm, *(_cell(interval_of(study, arm, name), name) for name in shown)] for arm in study.main]
     series = {
-        "toxicity of what is accepted": [_estimate(spread_of(study, arm, "toxicity_rate")) for arm in study.main],
-        "of all that is offered": [_estimate(spread_of(study, arm, "toxicity_rate_all")) for arm in study.main],
+        "toxicity of what is accepted": [_estimate(interval_of(study, arm, "toxicity_rate")) for arm in study.main],
+        "of all that is offered": [_estimate(interval_of(study, arm, "toxicity_rate_all")) for arm in study.main],
     }
-    same = [arm for arm in study.main if spread_of(study, arm, "degenerate").value == 1]
+    same = [arm for arm in study.main if interval_of(study, arm, "degenerate").value == 1]
     text = (
         "Toxicity is the mean of 1 − p over what is accepted, welfare the sum of S − E of it over a run. A positive "
         "quality gap, a negative spread and positive conditional losses all say that what is accepted is better than "
@@ -158,11 +158,11 @@ def _metrics(study: Study) -> PageSection:
     return PageSection("SWARM's metrics by arm", text, Table(("arm", *_named(shown)), rows), figure)
 
 
-def _truth(study: Study) -> PageSection | None:
+def _truth(study: SwarmStudy) -> PageSection | None:
     if not study.calibration:
         return None
-    rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in (*TRUE, "clipped"))] for arm in study.main]
-    series = {name.upper(): [_estimate(spread_of(study, arm, name)) for arm in study.main] for name in ("asr", "orr")}
+    rows = [[arm, *(_cell(interval_of(study, arm, name), name) for name in (*TRUE, "clipped"))] for arm in study.main]
+    series = {name.upper(): [_estimate(interval_of(study, arm, name)) for arm in study.main] for name in ("asr", "orr")}
     text = (
         "By the exact judge, beside SWARM's metrics and without p: unsafe answers released to attackers, of those "
         "that it decides on, and the share that it leaves open; benign requests refused or withheld; revisions asked "
@@ -185,17 +185,17 @@ def _truth(study: Study) -> PageSection | None:
     return PageSection("What the exact judge says", text, Table(columns, rows), figure)
 
 
-def _welfare(study: Study) -> PageSection:
+def _welfare(study: SwarmStudy) -> PageSection:
     points = {
         arm: (
-            _estimate(spread_of(study, arm, "toxicity_rate")),
-            _estimate(spread_of(study, arm, "net_social_welfare"), share=False),
+            _estimate(interval_of(study, arm, "toxicity_rate")),
+            _estimate(interval_of(study, arm, "net_social_welfare"), share=False),
         )
         for arm in study.main
     }
-    best = max(study.main, key=lambda arm: _rank(spread_of(study, arm, "net_social_welfare").value))
-    safest = min(study.main, key=lambda arm: -_rank(-spread_of(study, arm, "toxicity_rate").value))
-    exact = {arm: found.value for arm in study.main if (found := spread_of(study, arm, "harm_accepted")).n}
+    best = max(study.main, key=lambda arm: _rank(interval_of(study, arm, "net_social_welfare").value))
+    safest = min(study.main, key=lambda arm: -_rank(-interval_of(study, arm, "toxicity_rate").value))
+    exact = {arm: found.value for arm in study.main if (found := interval_of(study, arm, "harm_accepted")).n}
     beside = f", by the exact judge for {min(exact, key=exact.__getitem__)}" if exact else ""
     text = (
         f"Net social welfare (Σ S − E of what is accepted, over a run) is highest for {best}; toxicity of what is "
@@ -205,15 +205,15 @@ def _welfare(study: Study) -> PageSection:
     return PageSection("Welfare against toxicity", text, None, figure)
 
 
-def _sweep(study: Study) -> PageSection | None:
+def _sweep(study: SwarmStudy) -> PageSection | None:
     if not study.sweeps:
         return None
     rows, panels = [], {}
     for name, grid in study.sweeps.items():
-        panels[name] = [[spread_of(study, arm, "toxicity_rate").value for arm in line] for line in grid]
+        panels[name] = [[interval_of(study, arm, "toxicity_rate").value for arm in line] for line in grid]
         for limit, line in zip(study.sweep_rows, grid, strict=True):
             for column, arm in zip(study.sweep_columns, line, strict=True):
-                cells = (_cell(spread_of(study, arm, m), m) for m in SWEPT)
+                cells = (_cell(interval_of(study, arm, m), m) for m in SWEPT)
                 rows.append([name, limit, column, *cells])
     text = (
         "Toxicity of what is accepted over the six settings: "
@@ -225,7 +225,7 @@ def _sweep(study: Study) -> PageSection | None:
     return PageSection("Governance: circuit breaker × security levers", text, Table(columns, rows), figure)
 
 
-def _moved(study: Study, grid: Sequence[Sequence[str]], panel: Sequence[Sequence[float]]) -> str:
+def _moved(study: SwarmStudy, grid: Sequence[Sequence[str]], panel: Sequence[Sequence[float]]) -> str:
     """By how much toxicity moves, and which levers changed nothing that is measured in any run."""
     lines = [{repr(study.results[arm]) for arm in line} for line in grid]
     if len(set().union(*lines)) == 1:
@@ -234,7 +234,7 @@ def _moved(study: Study, grid: Sequence[Sequence[str]], panel: Sequence[Sequence
     return f"it moves by {100 * (max(map(max, panel)) - min(map(min, panel))):.2f} points{still}"
 
 
-def _judge(study: Study) -> PageSection | None:
+def _judge(study: SwarmStudy) -> PageSection | None:
     if not study.calibration:
         return None
     rows = [
@@ -260,8 +260,8 @@ def _judge(study: Study) -> PageSection | None:
     return PageSection("How good the judge of p is", text, Table(columns, rows), figure)
 
 
-def _reading(study: Study, verdicts: Sequence[Judged]) -> PageSection:
-    gaps = {arm: spread_of(study, arm, "quality_gap") for arm in study.main}
+def _reading(study: SwarmStudy, verdicts: Sequence[ClaimResult]) -> PageSection:
+    gaps = {arm: interval_of(study, arm, "quality_gap") for arm in study.main}
     adverse = [arm for arm, gap in gaps.items() if gap.n and gap.high < 0]
     lines = [
         f"Adverse selection (a quality gap below zero with its interval): {', '.join(adverse) or 'in no arm'}.",
@@ -281,8 +281,8 @@ def _reading(study: Study, verdicts: Sequence[Judged]) -> PageSection:
     return PageSection("How to read it", "\n\n".join(lines))
 
 
-def _amplified(study: Study, metric: str, words: str) -> str:
-    found = {arm: s for arm in study.main if (s := spread_of(study, arm, metric)).n}
+def _amplified(study: SwarmStudy, metric: str, words: str) -> str:
+    found = {arm: s for arm in study.main if (s := interval_of(study, arm, metric)).n}
     if not found:
         return f"{words} was not measured."
     high, low = max(found, key=lambda a: found[a].value), min(found, key=lambda a: found[a].value)
@@ -293,8 +293,8 @@ def _amplified(study: Study, metric: str, words: str) -> str:
     )
 
 
-def _detectors(study: Study) -> PageSection:
-    rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in DETECTED)] for arm in study.main]
+def _detectors(study: SwarmStudy) -> PageSection:
+    rows = [[arm, *(_cell(interval_of(study, arm, name), name) for name in DETECTED)] for arm in study.main]
     text = (
         "SWARM's own detectors over the whole run, with precision and recall of the agents they name against those "
         "that are in truth adversarial or deceptive. The collusion detector correlates costs: a tax or a fee that both "
@@ -303,7 +303,7 @@ def _detectors(study: Study) -> PageSection:
     return PageSection("Collusion and security", text, Table(("arm", *_named(DETECTED)), rows))
 
 
-def _words(study: Study) -> list[PageSection]:
+def _words(study: SwarmStudy) -> list[PageSection]:
     seeds = ", ".join(map(str, study.seeds))
     changes = "\n\n".join(study.plan["changes"]) or "None: everything was played as planned."
     made = (
@@ -327,14 +327,14 @@ def _named(metrics: Sequence[str]) -> list[str]:
     return [NAMES.get(metric, metric) for metric in metrics]
 
 
-def _estimate(found: Spread, share: bool = True) -> Estimate:
+def _estimate(found: MeanInterval, share: bool = True) -> Estimate:
     if not found.n:
         return estimate(None, 0, None, None)
     low, high = (found.low, found.high) if found.n > 1 else (found.value, found.value)
     return estimate(found.value, found.n, *((max(0.0, low), min(1.0, high)) if share else (low, high)))
 
 
-def _cell(found: Spread, metric: str) -> str | None:
+def _cell(found: MeanInterval, metric: str) -> str | None:
     """A value with its interval, and n where runs have none; a share's ends within 0 and 100 %."""
     if not found.n:
         return None
@@ -353,13 +353,13 @@ def _text(value: float, low: float, high: float, metric: str, unit: str) -> str:
     return f"{said} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
 
 
-def _terms(j: Judged) -> str:
+def _terms(j: ClaimResult) -> str:
     claim = j.claim
     how = "as" if claim.direction == "same" else f"{claim.direction} than"
     return f"{claim.metric}: {claim.arm} {how} {claim.baseline}"
 
 
-def _difference(j: Judged) -> str | None:
+def _difference(j: ClaimResult) -> str | None:
     if j.contrast is None or not j.contrast.difference.n:
         return None
     d = j.contrast.difference
@@ -368,7 +368,7 @@ def _difference(j: Judged) -> str | None:
     return _text(d.value, d.low, d.high, j.claim.metric, "points") + moved + _n(d)
 
 
-def _n(found: Spread) -> str:
+def _n(found: MeanInterval) -> str:
     """How many runs a figure rests on, where it is not defined in all."""
     return f", n = {found.n} of {found.played}" if found.n < found.played else ""
 

@@ -11,19 +11,22 @@ from typing import Any
 
 from choreo.errors import BadInput
 from choreo.files import durable
-from choreo.studies.swarm.folder import Results, sample
+from choreo.studies.swarm.shared.folder import Results, metric_sample
 from choreo.swarm.annotations import Claim
-from choreo.swarm.contrasts import Contrast, Spread, contrast, holm, spread, verdict
+from choreo.swarm.contrasts import Contrast, MeanInterval, claim_verdict, contrast, holm, mean_interval
 
 FILE = "results.json"
 ONE_RUN = "about this run and these prompts"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim, what was found, and the verdict on it; contrast is None where it was not to be tested or an arm was not
-    played, and then `why` names the arm. scope: what a verdict is about, where that is less than the method: seeds
-    draw from one run's answers to the same prompts, so they say nothing of another run or of other prompts."""
+class ClaimResult:
+    """A claim and the verdict on it.
+
+    contrast: None where the claim is not testable or an arm was not played; `why` then names the arm.
+    adjusted: p, corrected for the number of claims. scope: of a verdict that is not about the method: with one run, the
+    seeds draw from its answers to the same prompts, so the verdict says nothing of other runs or other prompts.
+    """
 
     claim: Claim
     contrast: Contrast | None
@@ -35,7 +38,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Study:
+class SwarmStudy:
     """What results.json holds. sweeps: arms of each governance map, rows (breaker) by columns (security)."""
 
     name: str
@@ -56,64 +59,69 @@ class Study:
     versions: Mapping[str, str]
 
 
-def save(folder: Path, study: Study) -> None:
+def save(folder: Path, study: SwarmStudy) -> None:
     """Writes results.json."""
-    said = {**vars(study), "claims": [claim.model_dump() for claim in study.claims]}
-    durable.write_json(folder / FILE, said)
+    content = {**vars(study), "claims": [claim.model_dump() for claim in study.claims]}
+    durable.write_json(folder / FILE, content)
 
 
-def load(folder: Path) -> Study:
+def load(folder: Path) -> SwarmStudy:
     """Raises BadInput where the folder holds no finished SWARM study."""
     file = folder / FILE
     if not file.is_file():
         raise BadInput(f"{folder}: holds no finished SWARM study (it has no {FILE})")
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         results = {
             arm: {group: {int(seed): _numbers(row) for seed, row in seeds.items()} for group, seeds in groups.items()}
-            for arm, groups in said["results"].items()
+            for arm, groups in content["results"].items()
         }
-        claims = tuple(Claim(**claim) for claim in said["claims"])
-        return Study(**{**said, "results": results, "claims": claims, "seeds": tuple(said["seeds"])})
+        claims = tuple(Claim(**claim) for claim in content["claims"])
+        return SwarmStudy(**{**content, "results": results, "claims": claims, "seeds": tuple(content["seeds"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file}: not what a SWARM study writes: {str(error).splitlines()[0]}") from None
 
 
-def judged(study: Study) -> list[Judged]:
-    """The verdict on every claim, p corrected for all planned ones that were tested (Holm), so that what is added later
-    changes none of them; that of an exploratory claim for all that were tested."""
+def judge_claims(study: SwarmStudy) -> list[ClaimResult]:
+    """The verdict on every claim.
+
+    p is corrected (Holm) for all planned claims that were tested, so that a claim added later changes no planned
+    verdict; p of an exploratory claim is corrected for all claims that were tested.
+    """
     found = [_contrast(study, claim) for claim in study.claims]
     ps, exploratory = [c.p if c else math.nan for c in found], study.plan["exploratory"]
     planned = holm([math.nan if open_ else p for p, open_ in zip(ps, exploratory, strict=True)])
     adjusted = [a if open_ else b for a, b, open_ in zip(holm(ps), planned, exploratory, strict=True)]
     return [
-        Judged(claim, c, p, verdict(c, p) if c else "not testable", open_, _missing(study, claim), _scope(study, c))
+        ClaimResult(
+            claim, c, p, claim_verdict(c, p) if c else "not testable", open_, _missing(study, claim), _scope(study, c)
+        )
         for claim, c, p, open_ in zip(study.claims, found, adjusted, exploratory, strict=True)
     ]
 
 
-def spread_of(study: Study, arm: str, metric: str) -> Spread:
-    return spread(sample(study.results, arm, metric))
+def interval_of(study: SwarmStudy, arm: str, metric: str) -> MeanInterval:
+    return mean_interval(metric_sample(study.results, arm, metric))
 
 
-def measured(study: Study, arm: str) -> list[str]:
+def measured(study: SwarmStudy, arm: str) -> list[str]:
     """The metrics that the arm's runs gave."""
     return sorted({name for seeds in study.results[arm].values() for row in seeds.values() for name in row})
 
 
-def _contrast(study: Study, claim: Claim) -> Contrast | None:
+def _contrast(study: SwarmStudy, claim: Claim) -> Contrast | None:
     if not claim.testable or claim.arm not in study.results or claim.baseline not in study.results:
         return None
-    arm, baseline = (sample(study.results, name, claim.metric) for name in (claim.arm, claim.baseline))
+    arm, baseline = (metric_sample(study.results, name, claim.metric) for name in (claim.arm, claim.baseline))
     return contrast(arm, baseline, claim.direction, claim.margin)
 
 
-def _scope(study: Study, found: Contrast | None) -> str:
-    """Scripted agents (a study without a calibration) are no trainings: another seed is another world."""
+def _scope(study: SwarmStudy, found: Contrast | None) -> str:
+    """ONE_RUN for a verdict on one training. With scripted agents (no calibration) every seed is another world."""
     return ONE_RUN if study.calibration and found and found.difference.groups == 1 else ""
 
 
-def _missing(study: Study, claim: Claim) -> str:
+def _missing(study: SwarmStudy, claim: Claim) -> str:
     absent = [name for name in (claim.arm, claim.baseline) if name not in study.results]
     return f"no run gives {' and '.join(absent)}" if claim.testable and absent else ""
 

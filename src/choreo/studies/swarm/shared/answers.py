@@ -34,7 +34,7 @@ SUITES = ("adversarial_harmful", "sensitive_benign", "general")  # what the user
 STEPS = 200  # of a run's recorded steps, at most and evenly spread, whose answers a probe is fitted on
 
 
-def recipe_of(run: Path, method: str) -> config.Recipe:
+def load_recipe(run: Path, method: str) -> config.Recipe:
     """The recipe of a run folder. Raises BadInput where it is none, is of another method, or was never trained."""
     read_info(run)
     recipe = config.load(run / "recipe.toml")
@@ -45,7 +45,7 @@ def recipe_of(run: Path, method: str) -> config.Recipe:
     return recipe
 
 
-def heldout(recipe: config.Recipe) -> list[Prompt]:
+def heldout_prompts(recipe: config.Recipe) -> list[Prompt]:
     """Held-out prompts of the suites that users bring."""
     return [prompt for prompt in World(recipe.world).suites("heldout") if prompt.suite in SUITES]
 
@@ -58,7 +58,7 @@ def weights_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def labelled(run: Path, recipe: config.Recipe) -> list[Answer]:
+def training_answers(run: Path, recipe: config.Recipe) -> list[Answer]:
     """Answers to prompts of the training half, as the run recorded them from its first step to its last, with the
     exact judge's word: what a probe may be fitted on. Those to held-out prompts are none of them."""
     world = World(recipe.world)
@@ -86,14 +86,16 @@ def _label(world: World, prompt: Prompt, text: str) -> tuple[Truth, bool]:
 # ---- WaltzRL ------------------------------------------------------------------------------------
 
 
-def of_pair(run: Path, recipe: WaltzRecipe, cache: Path, told: Callable[[str], None]) -> dict[str, Answers]:
+def waltz_answers(
+    run: Path, recipe: WaltzRecipe, cache: Path, on_progress: Callable[[str], None]
+) -> dict[str, Answers]:
     """Answers of the pair of `run` by way of playing, trained and as it began; p is not judged yet.
 
     no_feedback, adaptive_untrained: before training, alone and with its feedback agent; trained_alone, adaptive,
     always_on: after it, alone, with feedback when the feedback agent asks for a revision, and revising every answer.
     """
     _, last = max(checkpoints(run).items())
-    prompts, base = heldout(recipe), "+".join(fingerprint(base_folder(base)) for base in recipe.bases())
+    prompts, base = heldout_prompts(recipe), "+".join(fingerprint(base_folder(base)) for base in recipe.bases())
     pairs: dict[bool, Pair] = {}
     found = {}
     for arm, trained, rounds, always in (
@@ -105,7 +107,7 @@ def of_pair(run: Path, recipe: WaltzRecipe, cache: Path, told: Callable[[str], N
     ):
 
         def write(arm: str = arm, trained: bool = trained, rounds: int = rounds, always: bool = always) -> Answers:
-            told(f"{run.name}: {arm} answers")
+            on_progress(f"{run.name}: {arm} answers")
             if trained not in pairs:
                 pairs[trained] = restore(recipe, last if trained else None)
             return _played(pairs[trained], recipe, prompts, rounds, always)
@@ -145,8 +147,10 @@ def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) 
     satisfied. What does not parse has no words, and changes nothing."""
     reviews = review(pair.players, games, **shared)
     return [
-        Review(turn, replace(said, overrefuse=True)) if said is not None and said.satisfied else Review(turn, said)
-        for turn, said in reviews
+        Review(turn, replace(feedback, overrefuse=True))
+        if feedback is not None and feedback.satisfied
+        else Review(turn, feedback)
+        for turn, feedback in reviews
     ]
 
 
@@ -162,16 +166,18 @@ def _answer(prompt: Prompt, text: str, world: World) -> Answer:
 # ---- MACPO --------------------------------------------------------------------------------------
 
 
-def of_crew(run: Path, recipe: MacpoRecipe, cache: Path, told: Callable[[str], None]) -> dict[int, dict[str, Answers]]:
+def macpo_answers(
+    run: Path, recipe: MacpoRecipe, cache: Path, on_progress: Callable[[str], None]
+) -> dict[int, dict[str, Answers]]:
     """By round (0 is the start): the student's answers, with each teacher's score of them as it stands after that
     round, and those of the student's negative twin where it was trained; p is not judged yet."""
-    prompts, label = heldout(recipe), partial(_label, World(recipe.world))
+    prompts, label = heldout_prompts(recipe), partial(_label, World(recipe.world))
     found: dict[int, dict[str, Answers]] = {}
     for number, folder in round_checkpoints(run, recipe).items():
         crews: list[Crew] = []
 
         def write(policy: str, number: int = number, folder: Path = folder, crews: list[Crew] = crews) -> Answers:
-            told(f"{run.name}: answers of {policy} after round {number}")
+            on_progress(f"{run.name}: answers of {policy} after round {number}")
             if not crews:
                 crews.append(macpo_run.restore(recipe, folder))
             return _written(crews[0], recipe, policy, prompts)

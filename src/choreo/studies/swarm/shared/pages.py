@@ -7,9 +7,10 @@ from typing import Any
 
 from choreo.files import durable
 from choreo.report.page import write_study
-from choreo.studies.swarm.results import Judged, judged, load, measured, spread_of
-from choreo.studies.swarm.sections import CITATIONS, sections
-from choreo.swarm.contrasts import Spread
+from choreo.studies.swarm.shared import results
+from choreo.studies.swarm.shared.results import ClaimResult, interval_of, judge_claims, measured
+from choreo.studies.swarm.shared.sections import CITATIONS, study_sections
+from choreo.swarm.contrasts import MeanInterval
 
 
 def write(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -17,9 +18,9 @@ def write(folder: Path) -> tuple[Path, dict[str, Any]]:
 
     Raises BadInput where the folder holds no finished study.
     """
-    study = load(folder)
-    verdicts = judged(study)
-    page = write_study(folder / "study.html", study.title, study.intro, sections(study, verdicts))
+    study = results.load(folder)
+    verdicts = judge_claims(study)
+    page = write_study(folder / "study.html", study.title, study.intro, study_sections(study, verdicts))
     report = {
         "schema": 1,
         "study": study.name,
@@ -27,7 +28,7 @@ def write(folder: Path) -> tuple[Path, dict[str, Any]]:
         "plan": study.plan,
         "claims": [_claim(j) for j in verdicts],
         "arms": {
-            arm: {metric: _numbers(spread_of(study, arm, metric)) for metric in measured(study, arm)}
+            arm: {metric: _numbers(interval_of(study, arm, metric)) for metric in measured(study, arm)}
             for arm in study.results
         },
         "calibration": study.calibration,
@@ -39,18 +40,18 @@ def write(folder: Path) -> tuple[Path, dict[str, Any]]:
     return page, report
 
 
-def _claim(j: Judged) -> dict[str, Any]:
+def _claim(j: ClaimResult) -> dict[str, Any]:
     found = j.contrast and {
         **_numbers(j.contrast.difference),
         "effect": j.contrast.effect,
         "p": j.contrast.p,
         "p_holm": j.adjusted,
     }
-    said = {"difference": found, "verdict": j.verdict, "why": j.why, "scope": j.scope, "exploratory": j.exploratory}
-    return {**j.claim.model_dump(), **said}
+    outcome = {"difference": found, "verdict": j.verdict, "why": j.why, "scope": j.scope, "exploratory": j.exploratory}
+    return {**j.claim.model_dump(), **outcome}
 
 
-def _numbers(found: Spread) -> dict[str, Any]:
+def _numbers(found: MeanInterval) -> dict[str, Any]:
     return {
         "value": found.value,
         "low": found.low,

@@ -1,8 +1,8 @@
-"""How the recipes of a study's runs differ, by the dotted names of their settings."""
+"""The run folders that a study takes, and how their recipes differ, by the dotted names of settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,28 @@ from choreo.errors import BadInput
 REPEATED = ("name", "seed", "world.split_seed")  # in which repetitions of one training may differ
 
 
+def run_folders(study: str, what: Sequence[str]) -> list[Path]:
+    """The run folders in `what`. Raises BadInput where there is none, or where two have the same name."""
+    runs = [Path(folder) for folder in what]
+    if not runs:
+        raise BadInput(f"swarm study {study}: give one run folder or more, which choreo train {study} makes")
+    if len({run.name for run in runs}) < len(runs):
+        raise BadInput(f"swarm study {study}: two runs have one name; rename a folder")
+    return runs
+
+
 def differences(a: Recipe, b: Recipe, besides: tuple[str, ...] = ()) -> list[str]:
-    """Settings that the two say differently, in the order of their names; tables in `besides` are left out whole."""
-    said, other = (dict(_flat(recipe.model_dump())) for recipe in (a, b))
-    found = (key for key in sorted(said.keys() | other.keys()) if said.get(key) != other.get(key))
+    """The settings in which the two differ, sorted by name. besides: settings, or whole tables, to leave out."""
+    one, other = (dict(_flat(recipe.model_dump())) for recipe in (a, b))
+    found = (key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key))
     return [key for key in found if not any(key == name or key.startswith(f"{name}.") for name in besides)]
 
 
 def refuse_unlike(recipes: Mapping[Path, Recipe]) -> None:
-    """Raises BadInput unless the runs repeat one training with other seeds or splits: an interval over trainings is
-    about one method, and a training counts once."""
+    """Raises BadInput unless the runs repeat one training with other seeds or splits.
+
+    An interval over trainings is about one method, and each training counts once.
+    """
     first, *others = recipes
     for run in others:
         for key in differences(recipes[run], recipes[first], REPEATED):
