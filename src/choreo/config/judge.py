@@ -23,7 +23,7 @@ _SHORT = re.compile(r"(?P<kind>[\w-]+)(?::(?P<model>.+?))?(?:@(?P<url>https?://.
 class OneJudge(Section):
     """One judge. Those that are language models live at `url`; guards run here by transformers where there is none."""
 
-    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-own-data.md has the others")
+    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-judge.md has the others")
     model: str = Field(
         "",
         description="as the server at `url` names it; without a url a folder, or a name on a hub",

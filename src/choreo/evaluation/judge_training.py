@@ -1,6 +1,6 @@
 """Training of the built-in judge, and its measure by cross-validation: `choreo judge train`.
 
-Every constant was fixed by measurement (docs/judges.md), and is the same in every fold: nothing is tuned on a fold's
+Every constant was fixed by measurement (docs/results/offline-judge.md), and is the same in every fold: nothing is tuned on a fold's
 test rows. Rows of one question or behaviour are always on one side.
 """
 
