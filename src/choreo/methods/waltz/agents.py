@@ -12,12 +12,14 @@ from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.errors import BadInput
 from choreo.game.moves import Player
+from choreo.game.play import play
+from choreo.methods.agents import Policy
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Prompt, Sample
+from choreo.types import CONVERSATION, Episode, Prompt, Sample
 
 Found = TypeVar("Found")
 
@@ -42,7 +44,8 @@ class Pair:
             team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
             player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
             self.players |= dict.fromkeys(agents, player)
-        self.protocol = recipe.protocol
+        self.protocol, self.temperature = recipe.protocol, recipe.evaluation.temperature
+        self._names = {agent: recipe.model.of(agent)[0] for agent in self.players}
 
     @property
     def remarks(self) -> list[str]:
@@ -64,6 +67,23 @@ class Pair:
     @property
     def device(self) -> torch.device:
         return self.team(CONVERSATION).device
+
+    def policies(self) -> dict[str, Policy]:
+        return {
+            agent: Policy(chat, engine.team, self._names[agent]) for agent, (chat, engine) in self.players.items()
+        }
+
+    def answer(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None) -> list[Episode]:
+        """The games that the pair plays on the prompts, by the recipe's protocol; see `Agents.answer`."""
+        return play(
+            self.players,
+            [(prompt, 0) for prompt in prompts],
+            rounds=self.protocol.rounds,
+            answer_tokens=self.protocol.answer_tokens,
+            feedback_tokens=self.protocol.feedback_tokens,
+            key=(seed, "evaluation"),
+            temperature=self.temperature if temperature is None else temperature,
+        )
 
     def models(self) -> dict[Player[LocalEngine], list[str]]:
         """Every model that is loaded, once, with the agents on it."""
