@@ -19,7 +19,7 @@ from choreo.config.prompts import Prompts, Source
 from choreo.engine.requests import Request
 from choreo.experiment.export import learnt_from, licence_of
 from choreo.experiment.paths import rooted
-from choreo.methods.macpo import macpo_run
+from choreo.methods.macpo import run as macpo_run
 from choreo.methods.macpo import trainer as macpo
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.waltz import trainer as waltz

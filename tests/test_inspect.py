@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-inspect_ai = pytest.importorskip("inspect_ai", reason="needs choreo[inspect]")
+inspect_ai = pytest.importorskip("inspect_ai", reason="needs choreo-rl[inspect]")
 
 from inspect_ai.model import ModelOutput, ModelUsage, get_model  # noqa: E402
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from stub_endpoint import Say, Stub, chat
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs choreo[lm-eval]")
+lm_eval = pytest.importorskip("lm_eval", reason="needs choreo-rl[lm-eval]")
 
 from choreo.errors import BadInput  # noqa: E402
 

@@ -7,6 +7,7 @@ import math
 import shutil
 
 import pytest
+from choreo.methods.macpo.run import run_macpo
 from macpo import recipe
 
 from choreo.environments.microworld.world import World
@@ -15,7 +16,6 @@ from choreo.experiment.report import write_report
 from choreo.experiment.run import check, evaluate_run
 from choreo.files import durable
 from choreo.methods.macpo.agents import Crew
-from choreo.methods.macpo.macpo_run import run_macpo
 from choreo.methods.macpo.measure import _nats, describe, distinct, duel, outcomes, pgr, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.runs.folder import Run, checkpoints
@@ -83,7 +83,7 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
         raise KeyboardInterrupt
 
     with Run.create(path, made) as run, Progress() as progress:
-        monkeypatch.setattr("choreo.methods.macpo.macpo_run.warnings", killed)  # after a checkpoint, before its figures
+        monkeypatch.setattr("choreo.methods.macpo.run.warnings", killed)  # after a checkpoint, before its figures
         with pytest.raises(KeyboardInterrupt):
             run_macpo(made, run, progress)
     assert checkpoints(path) and not (path / "rounds.json").exists()
@@ -106,7 +106,7 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
 
 def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "choreo.methods.macpo.macpo_run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2)
+        "choreo.methods.macpo.run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2)
     )
     made = recipe(tiny_folder, rounds={"count": 3}, watch={"stop": True})
     with Run.create(tmp_path / "run", made) as run, Progress() as progress:

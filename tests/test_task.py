@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from architectures import PLAIN, make
+from choreo.methods.macpo.run import run_macpo
 from stub_endpoint import Say, Stub, chat
 from test_macpo import recipe as macpo_recipe
 from test_trainer import episodes, lines, small
@@ -22,7 +23,6 @@ from choreo.experiment.paths import rooted
 from choreo.experiment.run import check, overlap_words, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline.model import WEIGHTS
-from choreo.methods.macpo.macpo_run import run_macpo
 from choreo.methods.waltz.recipe import Model, WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from choreo import config
-from choreo.config.prompts import Source
-from choreo.engine.agent import Team
 from choreo.engine.export import export
 from choreo.engine.policies import LowRank
 from choreo.errors import BadInput
@@ -26,7 +23,7 @@ from choreo.models.hub import is_name
 from choreo.models.resolve import BASES, base_folder
 from choreo.report.page import percent
 from choreo.runs.folder import checkpoints, read_info
-from choreo.types import CONVERSATION, FEEDBACK
+
 
 def export_run(
     path: Path,

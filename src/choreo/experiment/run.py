@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,20 @@ from choreo.config.prompts import Prompts, Source
 from choreo.data.reading import taken
 from choreo.environments.microworld.split import Part
 from choreo.environments.task import Task
-from choreo.errors import BadInput, Interrupted, TooFew
+from choreo.errors import BadInput, TooFew
 from choreo.evaluation.dialogues import dialogue_records
 from choreo.evaluation.judging import absent, silent
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
 from choreo.judges.resolve import counts, describe, probe
 from choreo.methods.base import method_of
-from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Episode
+from choreo.types import Episode
 
 SCHEMA = 1
 
@@ -95,7 +95,7 @@ def unread(recipe: config.Recipe) -> str | None:
     if "exact" not in recipe.judge.kinds():
         return None
     judged = [model for model in method_of(recipe).models(recipe) if model.judged]
-    chats = ((model.base, Chat.load(base_folder(model.base), model.template)) for model in judged)
+    chats = ((model.base, load_chat(base_folder(model.base), model.template)) for model in judged)
     return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
 
 

@@ -1,4 +1,4 @@
-"""General ability by lm-eval (`choreo[lm-eval]`): its generative tasks, put to a pair that plays the protocol.
+"""General ability by lm-eval (`choreo-rl[lm-eval]`): its generative tasks, put to a pair that plays the protocol.
 
     import lm_eval
     from choreo.integrations.lm_eval_model import Agents

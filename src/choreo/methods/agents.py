@@ -16,8 +16,10 @@ if TYPE_CHECKING:  # these load PyTorch
 
 
 class Policy(NamedTuple):
-    """One policy as it can be exported. chat: how its model reads and writes. team: holds its weights. base: the name of
-    its model in the recipe."""
+    """One policy as it can be exported.
+
+    chat: how its model reads and writes. team: holds its weights. base: the name of its model in the recipe.
+    """
 
     chat: Chat
     team: Team

@@ -1,17 +1,17 @@
 """Agents and a training loop for a method whose policies are all on one model: what a method of one's own begins with.
 
-    class Mine(Method[MyRecipe, OneModel]):
-        name, recipe = "mine", MyRecipe
+class Mine(Method[MyRecipe, OneModel]):
+    name, recipe = "mine", MyRecipe
 
-        def load(self, recipe, checkpoint=None):
-            return OneModel.load(recipe, answer_tokens=recipe.answer_tokens).restored(checkpoint)
+    def load(self, recipe, checkpoint=None):
+        return OneModel.load(recipe, answer_tokens=recipe.answer_tokens).restored(checkpoint)
 
-        def train(self, recipe, run, task, progress):
-            agents = self.load(recipe)
-            learner = Learner(agents.model.team, "policy", lr=recipe.lr)
-            for step in training_loop(run, task, progress, agents, [learner], steps=recipe.steps, every=10):
-                ...  # sample, judge, update; then run.log(step, figures) and progress.advance(step, figures)
-            return agents
+    def train(self, recipe, run, task, progress):
+        agents = self.load(recipe)
+        learner = Learner(agents.model.team, "policy", lr=recipe.lr)
+        for step in training_loop(run, task, progress, agents, [learner], steps=recipe.steps, every=10):
+            ...  # sample, judge, update; then run.log(step, figures) and progress.advance(step, figures)
+        return agents
 """
 
 from __future__ import annotations

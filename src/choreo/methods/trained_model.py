@@ -14,6 +14,7 @@ from choreo.engine.requests import Request
 from choreo.methods.agents import Policy
 from choreo.models.chat import Chat, Ids
 from choreo.models.hub import fingerprint
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.types import Prompt, Turn
 
@@ -36,7 +37,7 @@ class TrainedModel:
     def load(cls, name: str, base: str, policies: Sequence[str], recipe: Recipe) -> Self:
         """Every policy starts equal to the base. Raises BadInput where there is no such base, or it cannot be used."""
         folder, weights = base_folder(base), recipe.weights()
-        chat = Chat.load(folder, weights.template)
+        chat = load_chat(folder, weights.template)
         team = Team.open(folder, policies, seed=recipe.seed, **weights.loading())
         engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
         return cls(name, base, fingerprint(folder), chat, team, engine)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from choreo import config
 from choreo.errors import BadInput, Unsupported
-from choreo.methods.base import methods_with_a_pair, method_of
+from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
 from choreo.runs.folder import checkpoints, read_info
 from choreo.server.constrained_review import Skeleton
@@ -65,8 +66,8 @@ class Resident:
         return (*self.chat.encode(text), self.chat.end_id)
 
 
-def recipe_of(run: Path) -> config.Recipe:
-    """Raises BadInput where `run` is no run of a pair."""
+def recipe_of(run: Path) -> Any:
+    """The recipe of a run of a pair; whatever its method, it has a `protocol`. Raises BadInput for another run."""
     read_info(run)
     recipe = config.load(run / "recipe.toml")
     method = method_of(recipe)

@@ -149,7 +149,7 @@ class Crew:
             saved, team = state[member.name], member.team
             if saved["base"] != member.fingerprint:
                 raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
-            member.chat.trained_in(saved.get("frame"), f"{where}: {member.name}")
+            member.chat.check_frame(saved.get("frame"), f"{where}: {member.name}")
             checkpoint.hold(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
             for policy in team.agents:
                 team.load_state_dict(policy, saved["agents"][policy])

@@ -17,8 +17,8 @@ from choreo.methods.macpo.agents import Crew, Member
 from choreo.methods.macpo.generation_cache import Book
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import STUDENT
-from choreo.methods.macpo.sizing import REVIEW_TOKENS, REVIEWS
 from choreo.methods.macpo.select import Candidate, best_and_worst, most_likely, perplexity
+from choreo.methods.macpo.sizing import REVIEW_TOKENS, REVIEWS
 from choreo.text.feedback import parse_feedback
 from choreo.types import Prompt, Turn
 
@@ -158,7 +158,7 @@ def judged(desk: Desk, round: int, member: Member) -> list[tuple[Turn, Turn] | N
     scores = [[0.0] * len(drafts) for _ in desk.prompts]
     for k, turns in enumerate(drafts):
         contexts = [
-            member.chat.review_context(member.chat.encode(prompt.text), member.chat.spoken(turn.ids))
+            member.chat.review_context(member.chat.encode(prompt.text), member.chat.visible(turn.ids))
             for prompt, turn in zip(desk.prompts, turns, strict=True)
         ]
         for again in range(REVIEWS):

@@ -17,6 +17,7 @@ from choreo.methods.agents import Policy
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, Episode, Prompt, Sample
@@ -39,7 +40,7 @@ class Pair:
         self.players: dict[str, Player[LocalEngine]] = {}
         self._named: list[tuple[str, Chat]] = []
         for folder, ((base, template), agents) in zip(folders, shared.items(), strict=True):
-            chat = Chat.load(folder, template, rounds=recipe.protocol.rounds)
+            chat = load_chat(folder, template, rounds=recipe.protocol.rounds)
             self._named.append((base, chat))
             team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
             player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
@@ -57,9 +58,9 @@ class Pair:
         return {agent: player.chat.frame for agent, player in self.players.items()}
 
     def trained_in(self, frames: Mapping[str, Any], where: str) -> None:
-        """See `Chat.trained_in`. frames: of agents, as a checkpoint at `where` has them."""
+        """See `Chat.check_frame`. frames: of agents, as a checkpoint at `where` has them."""
         for player, agents in self.models().items():
-            player.chat.trained_in(frames.get(agents[0]), where)
+            player.chat.check_frame(frames.get(agents[0]), where)
 
     def team(self, agent: str) -> Team:
         return self.players[agent].engine.team
@@ -69,9 +70,7 @@ class Pair:
         return self.team(CONVERSATION).device
 
     def policies(self) -> dict[str, Policy]:
-        return {
-            agent: Policy(chat, engine.team, self._names[agent]) for agent, (chat, engine) in self.players.items()
-        }
+        return {agent: Policy(chat, engine.team, self._names[agent]) for agent, (chat, engine) in self.players.items()}
 
     def answer(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None) -> list[Episode]:
         """The games that the pair plays on the prompts, by the recipe's protocol; see `Agents.answer`."""
