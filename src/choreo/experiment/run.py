@@ -13,7 +13,6 @@ from choreo import config
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
 from choreo.data.reading import taken
-from choreo.environments.microworld.split import Part
 from choreo.environments.task import Task
 from choreo.errors import BadInput, TooFew
 from choreo.evaluation.dialogues import dialogue_records
@@ -21,7 +20,7 @@ from choreo.evaluation.judging import absent, silent
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
 from choreo.judges.resolve import counts, describe, probe
-from choreo.methods.base import method_of
+from choreo.methods.base import Part, method_of
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
@@ -135,9 +134,17 @@ def evaluate_run(
     for remark in agents.remarks:
         progress.say(f"! {remark}")
     measured = method.measure(recipe, agents, task, part(suite), progress)
-    found = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(agents.device)}
-    found |= {"judge": describe(task.judge), "judging": counts(task.judge), "systems": measured.systems}
-    return {**_of(recipe), **found}, measured.episodes
+    summary = {
+        **_of(recipe),
+        "suite": suite,
+        "step": step,
+        "seconds": _seconds(Path(path), step),
+        "device": str(agents.device),
+        "judge": describe(task.judge),
+        "judging": counts(task.judge),
+        "systems": measured.systems,
+    }
+    return summary, measured.episodes
 
 
 def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: JudgeSettings | None) -> config.Recipe:

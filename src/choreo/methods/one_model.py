@@ -171,5 +171,5 @@ def _load(path: Path, agents: OneModel) -> dict[str, Any]:
         raise BadInput(f"{path}: was trained on another base than {agents.model.base} is now")
     if strangers := saved["agents"].keys() - agents.model.team.agents.keys():
         raise BadInput(f"{path}: {checkpoints.UNFIT}: it is of an agent {min(map(str, strangers))!r}")
-    agents.model.chat.trained_in(saved.get("frame"), str(path))
+    agents.model.chat.check_frame(saved.get("frame"), str(path))
     return saved
