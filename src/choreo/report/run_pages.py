@@ -33,7 +33,7 @@ CARDS = (
 
 def sections_page(
     record: Record,
-    sections: Sequence[page.Section],
+    sections: Sequence[page.PageSection],
     warnings: Sequence[str] = (),
     *,
     none_yet: str = "Nothing has been measured yet.",
