@@ -189,9 +189,9 @@ class Method(ABC, Generic[R, A]):
         """Further JSON files beside the agents' folders, by name."""
         return {}
 
-    def usage(self, recipe: R, policy: str, chat: Chat) -> cards.Usage:
+    def usage(self, recipe: R, policy: str, chat: Chat) -> cards.CardUsage:
         """How the Python in an exported agent's card makes the agent's context."""
-        return cards.Usage("answer", (f"messages = {chat.messages()['answer']}",), "64")
+        return cards.CardUsage("answer", (f"messages = {chat.messages()['answer']}",), "64")
 
     def card_notes(self, recipe: R) -> Sequence[str]:
         """Paragraphs on how an exported agent is to be used."""

@@ -10,7 +10,7 @@ from choreo.config.prompts import Prompts, Source
 from choreo.config.recipe import Recipe
 
 
-class Usage(NamedTuple):
+class CardUsage(NamedTuple):
     """Python for a card: `lines` make `messages`, each with "role" and "content", where {prompt} and {answer} stand for
     what is asked. part: of `Chat.messages`, "answer" or "review". tokens: an expression for the most new tokens.
     imports: of the standard library, that the lines take."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from choreo.methods.base import Method, PlannedModel, Work
-from choreo.methods.cards import Usage
+from choreo.methods.cards import CardUsage
 from choreo.methods.waltz.recipe import WaltzRecipe, learners
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
@@ -103,14 +103,14 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
     def export_files(self, recipe: WaltzRecipe, agents: Pair) -> dict[str, Mapping[str, Any]]:
         return {"protocol.json": protocol(recipe, {agent: player.chat for agent, player in agents.players.items()})}
 
-    def usage(self, recipe: WaltzRecipe, policy: str, chat: Chat) -> Usage:
+    def usage(self, recipe: WaltzRecipe, policy: str, chat: Chat) -> CardUsage:
         part = "review" if policy == FEEDBACK else "answer"
         tokens = "feedback_tokens" if policy == FEEDBACK else "answer_tokens"
         lines = (
             'protocol = json.load(open("../protocol.json", encoding="utf-8"))',
             f'messages = protocol["messages"]["{part}"]',
         )
-        return Usage(part, lines, f'protocol["{tokens}"]', ("import json",))
+        return CardUsage(part, lines, f'protocol["{tokens}"]', ("import json",))
 
     def card_notes(self, recipe: WaltzRecipe) -> Sequence[str]:
         return (
