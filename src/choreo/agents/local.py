@@ -108,7 +108,7 @@ def turn_from(
 def _read(chat: Chat, answer: AnyTurn, writer: Chat | None) -> Ids:
     """What `chat` reads of another agent's answer."""
     if writer is not None and isinstance(answer, Turn):
-        return chat.heard(answer, writer)
+        return chat.as_read(answer, writer)
     return chat.encode(answer.text)
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+import choreo
 from choreo.cli import commands as do
 from choreo.cli import data_commands, eval_commands, judge_commands, model_commands, serve_commands
 from choreo.errors import BadInput
@@ -39,9 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import version  # 30 ms that only this option should pay
-
-        print(f"choreo {version('choreo')}")
+        print(f"choreo {choreo.__version__}")
         parser.exit()
 
 

@@ -125,15 +125,15 @@ def local(
 ) -> LocalAgent:
     """A shipped base, or a folder, as it is: the untrained model plays both roles.
 
-    template, setting, rounds: as in `Chat.load`. loading: as in `Team.open`.
+    template, setting, rounds: as in `load_chat`. loading: as in `Team.open`.
     """
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
-    from choreo.models.chat import Chat
+    from choreo.models.load import load_chat
     from choreo.models.resolve import base_folder
 
     folder = base_folder(model)
-    chat = Chat.load(folder, template, setting, rounds)
+    chat = load_chat(folder, template, setting, rounds)
     team = Team.open(folder, AGENTS, seed=seed, **loading)
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
     return LocalAgent(chat, engine, trained=False, name=model)

@@ -16,6 +16,7 @@ from choreo.errors import BadInput
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, Prompt, Sample
@@ -38,7 +39,7 @@ class Pair:
         self.agents: dict[str, LocalAgent[LocalEngine]] = {}
         self._named: list[tuple[str, Chat]] = []
         for folder, ((base, template), roles) in zip(folders, shared.items(), strict=True):
-            chat = Chat.load(folder, template, rounds=recipe.protocol.rounds)
+            chat = load_chat(folder, template, rounds=recipe.protocol.rounds)
             self._named.append((base, chat))
             team = Team.open(folder, roles, seed=recipe.seed, **recipe.model.loading())
             engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
@@ -56,9 +57,9 @@ class Pair:
         return {role: agent.chat.frame for role, agent in self.agents.items()}
 
     def trained_in(self, frames: Mapping[str, Any], where: str) -> None:
-        """See `Chat.trained_in`. frames: of agents, as a checkpoint at `where` has them."""
+        """See `Chat.check_frame`. frames: of agents, as a checkpoint at `where` has them."""
         for player, agents in self.models().items():
-            player.chat.trained_in(frames.get(agents[0]), where)
+            player.chat.check_frame(frames.get(agents[0]), where)
 
     def team(self, agent: str) -> Team:
         return self.agents[agent].engine.team
