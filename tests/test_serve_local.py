@@ -149,7 +149,7 @@ def test_the_skeleton_leads_to_what_is_written_and_never_elsewhere(feedback):
 def lone(resident):
     """A worker that a test may break, and the conversation agent that speaks through it."""
     worker = local.Worker(Pair(resident.recipe))
-    yield worker, local.LocalAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
+    yield worker, local.WorkerAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
     worker.close()
 
 

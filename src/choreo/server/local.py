@@ -175,7 +175,7 @@ def _settle(job: _Job, result: Completion | BaseException) -> None:
         job.done(result)
 
 
-class LocalAgent:
+class WorkerAgent:
     """One agent of the pair, spoken for by a worker."""
 
     trained = True

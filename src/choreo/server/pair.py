@@ -14,8 +14,8 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore
 from choreo.runs.folder import checkpoints, read_info
 from choreo.server.constrained_review import Skeleton
-from choreo.server.local import LocalAgent, Worker
-from choreo.server.session import Agent
+from choreo.server.local import WorkerAgent, Worker
+from choreo.server.session import SessionAgent
 from choreo.types import CONVERSATION
 
 
@@ -36,8 +36,8 @@ class Resident:
             self.worker = Worker(pair)
         except Unsupported as error:
             raise BadInput(f"{path}: {error}") from None
-        self.agents: Mapping[str, Agent] = {
-            role: LocalAgent(
+        self.agents: Mapping[str, SessionAgent] = {
+            role: WorkerAgent(
                 self.worker,
                 player.chat,
                 role,

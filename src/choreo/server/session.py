@@ -67,7 +67,7 @@ class Said(NamedTuple):
     read: int
 
 
-class Agent(Protocol):
+class SessionAgent(Protocol):
     """Who speaks. system: whether a caller's system message reaches it. trained: to review, so that its reviews are
     read as training reads them; those of another model are read leniently (`text.feedback.read_feedback`)."""
 
@@ -141,7 +141,7 @@ class Outcome:
 
 async def dance(
     game: Episode,
-    agents: Mapping[str, Agent],
+    agents: Mapping[str, SessionAgent],
     wish: Wish,
     *,
     mode: Mode | Guard,
