@@ -101,7 +101,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return learners(recipe.stages, stage=2)
 
     def export_files(self, recipe: WaltzRecipe, agents: Pair) -> dict[str, Mapping[str, Any]]:
-        return {"protocol.json": protocol(recipe, {agent: player.chat for agent, player in agents.players.items()})}
+        return {"protocol.json": protocol(recipe, {role: agent.chat for role, agent in agents.agents.items()})}
 
     def usage(self, recipe: WaltzRecipe, policy: str, chat: Chat) -> CardUsage:
         part = "review" if policy == FEEDBACK else "answer"
