@@ -118,7 +118,7 @@ def restore(recipe: MacpoRecipe, path: Path) -> Crew:
     """The agents of a run as its checkpoint at `path` has them. Raises BadInput where they are on other bases."""
     crew = Crew.load(recipe)
     saved = checkpoint.load(path)
-    checkpoint.hold(path, saved, {"agents": {}})
+    checkpoint.check(path, saved, {"agents": {}})
     crew.load_state_dict(saved["agents"], str(path))
     return crew
 
