@@ -119,7 +119,7 @@ class EndpointSpeaker:
         if isinstance(outcome, Failure):
             self.counts[f"failed: {outcome.kind}"] += 1
             return Spoken(agent, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
-        text, failure = outcome.said
+        text, failure = outcome.answer
         if failure:
             self.counts[f"failed: {failure.split(':')[0]}"] += 1
         return Spoken(agent, round, text, outcome.finish != "length", outcome.completion_tokens, failure)

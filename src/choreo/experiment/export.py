@@ -249,7 +249,7 @@ def script(recipe: config.Recipe, agent: str, chat: Chat, base: str, whole: bool
             'model = PeftModel.from_pretrained(base, ".")',
         ]
         if _shipped(base):
-            others.insert(0, "from choreo.microworld.world import base_folder  # the base comes with choreo")
+            others.insert(0, "from choreo.models.resolve import base_folder  # the base comes with choreo")
             lines[0] = f"base = AutoModelForCausalLM.from_pretrained(base_folder({json.dumps(base)}))"
     lines += ['tokenizer = AutoTokenizer.from_pretrained(".")', ""]
     if waltz:

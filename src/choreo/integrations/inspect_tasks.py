@@ -41,7 +41,7 @@ from choreo.game.moves import Review, answered, asked_of, read_by_words, reviewe
 from choreo.judges.base import judge_episodes
 from choreo.judges.resolve import choose
 from choreo.text.feedback import SCHEMA
-from choreo.text.thinking import arrived
+from choreo.text.thinking import usable_text
 from choreo.types import FEEDBACK, Episode, Prompt, Spoken
 
 EPISODE = "episode"
@@ -164,7 +164,7 @@ def _turn(agent: str, asked: Asked, said: Any, model: Model) -> Spoken:
     parts = message.content if message is not None and isinstance(message.content, list) else []
     thought = any(part.type == "reasoning" for part in parts)
     called = bool(message is not None and message.tool_calls)
-    text, failure = arrived(utf8.mended(said.completion), said.stop_reason, thought=thought, called=called)
+    text, failure = usable_text(utf8.repaired(said.completion), said.stop_reason, thought=thought, called=called)
     finished = said.stop_reason not in ("max_tokens", "model_length")
     return Spoken(agent, int(asked.key[-1]), text, finished, tokens, said.error or failure)
 
