@@ -47,7 +47,7 @@ def rows(file: Path) -> Iterator[tuple[int, Row | BadInput]]:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """One row, with methods that give its fields by type. Each raises BadInput, with the row's place, for a wrong one."""
+    """One row, with methods that give its fields by type. Each raises BadInput with the place of a wrong field."""
 
     file: Path
     line: int
