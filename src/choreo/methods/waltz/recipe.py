@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from choreo.config.common import Fraction, Positive, Section, Weights
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
-from choreo.types import AGENTS, FEEDBACK
+from choreo.types import AGENTS, FEEDBACK, Limits
 
 
 class Model(Weights):
@@ -49,6 +49,10 @@ class Protocol(Section):
     )
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
     feedback_tokens: Positive = Field(96, description="at most this many new tokens per feedback")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.rounds, self.answer_tokens, self.feedback_tokens)
 
 
 class Rewards(Section):
