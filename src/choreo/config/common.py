@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from choreo.config.parts import ENVIRONMENTS, EnvironmentName
+from choreo.registry import made_by
+
+MICROWORLD = "microworld"  # the environment of recipes that name none
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -74,5 +78,19 @@ class Common(Section):
     method: str
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
+    environment: EnvironmentName = Field(MICROWORLD, description="where prompts come from that no file gives")
+    environment_options: dict[str, Any] = Field({}, validate_default=True)
     world: World = World()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("environment_options")
+    @classmethod
+    def _what_it_is_made_of(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        name = info.data.get("environment", MICROWORLD)
+        if name != MICROWORLD:
+            made = ENVIRONMENTS.get(name)
+            if wrong := made_by(made, value):
+                raise ValueError(f"{name}: {wrong}")
+        elif value:
+            raise ValueError("are of an environment of your own; the microworld's settings are in [world]")
+        return bare(value)

@@ -14,6 +14,8 @@ from choreo.registry import Registry
 
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
+LATER = {("environment",)}
+
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
@@ -49,12 +51,13 @@ def find(path: str | Path) -> Path:
 def unsaid(file: Path) -> list[str]:
     """The settings that the recipe in `file` leaves to their defaults, as dotted keys.
 
-    Not those whose text is empty: they ask for nothing, and a run from before there was such a setting had none.
+    Not those whose text is empty: they ask for nothing, and a run from before there was such a setting had none. Nor
+    those in LATER, whose default is what every run from before there were any had.
     """
     data, _ = toml.read(file)
     said = set(_leaves(data))
     whole = _check(data, lambda keys: str(file)).model_dump()
-    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in said]
+    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in said | LATER]
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -206,11 +206,13 @@ def _shipped(base: str) -> bool:
 def learnt_from(recipe: config.Recipe, info: Mapping[str, Any]) -> str:
     """On what prompts the run learnt, by whose verdicts, and what it was measured on. info: what run.json holds."""
     world = f"choreo's microworld, a small generated language, on prompts of split {recipe.world.split_seed}"
+    if own := recipe.environment != config.MICROWORLD:
+        world = f"the environment `{recipe.environment.rpartition('/')[2]}`"
     counts, heldout, judge = info.get("prompts", {}), recipe.prompts.heldout, _judge(recipe, info)
     on = _of_files(heldout, counts.get("heldout")) if heldout else "prompts that are held out there"
     if isinstance(recipe, MacpoRecipe):
         pairs = f"from preference pairs in `{Path(recipe.data.file).name}`" if recipe.data.file else f"in {world}"
-        on = on if heldout else "held-out prompts of the microworld"
+        on = on if heldout else f"held-out prompts of the {'environment' if own else 'microworld'}"
         return f"It learnt {pairs}; no judge's verdict taught it. It was measured by {judge}, on {on}."
     train = recipe.prompts.train
     if train and not heldout:
@@ -227,7 +229,7 @@ def _of_files(files: Mapping[str, Source], counts: Mapping[str, int] | None) -> 
 
 def _judge(recipe: config.Recipe, info: Mapping[str, Any]) -> str:
     if recipe.judge.kind == "exact":
-        return "the microworld's exact judge"
+        return "the microworld's exact judge" if recipe.environment == config.MICROWORLD else "its own judge"
     name = info.get("judge", {}).get("judge", recipe.judge.kind)
     return f"the judge `{name}`, which can err"
 

@@ -13,7 +13,7 @@ from choreo import config
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
 from choreo.data.reading import taken
-from choreo.environments.microworld.split import Part
+from choreo.environments.base import Part
 from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted, TooFew
 from choreo.evaluation.dialogues import dialogue_records
@@ -93,7 +93,7 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     try:
         _try(recipe, task, trains)
     except TooFew as error:
-        raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+        raise BadInput(f"{'prompts' if task.weights else task.place}: {error}") from None
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)
 
@@ -118,7 +118,7 @@ def unread(recipe: config.Recipe) -> str | None:
     """A base that does not speak the microworld's language, where its exact judge is to read it. Not refused: what a
     small trial of a model of one's own shows, that it goes through, needs no verdict that means anything. Of a pair it
     reads the conversation agent's answers alone."""
-    if "exact" not in recipe.judge.kinds():
+    if "exact" not in recipe.judge.kinds() or recipe.environment != config.MICROWORLD:
         return None
     if isinstance(recipe, WaltzRecipe):
         judged = [recipe.model.of(CONVERSATION)]

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Common, Fraction, Positive, Section, Weights
 from choreo.config.judge import Judge
+from choreo.config.parts import EstimatorName
 from choreo.config.prompts import Prompts, suited
 from choreo.types import AGENTS, FEEDBACK
 
@@ -89,7 +90,7 @@ class Learning(Section):
     steps: Positive = 200
     prompts: Positive = Field(32, description="prompts per step, balanced over kinds")
     samples: Positive = Field(2, description="episodes per prompt")
-    estimator: Literal["reinforce++", "reinforce++baseline", "grpo", "rloo", "dr-grpo"] = "reinforce++"
+    estimator: EstimatorName = Field("reinforce++", description="how advantages are estimated")
     baseline: Literal["none", "separate", "shared"] = Field(
         "none", description="value baseline: none, one per agent, or one shared by both"
     )
