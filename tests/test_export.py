@@ -111,7 +111,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     pair = waltz.restore(recipe, max(checkpoints(runs[name]).items())[1])
     base = waltz.Pair(recipe)
     told = json.loads((out / "protocol.json").read_text())
-    answers, reviews = (pair.players[agent].chat for agent in AGENTS)
+    answers, reviews = (pair.agents[agent].chat for agent in AGENTS)
     said = {field: answers.encode(text) for field, text in SAID.items()}
     expected = {
         "conversation": answers.answer_context(said["prompt"], [(said["answer"], said["feedback"])]),
@@ -120,7 +120,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     given = {"conversation": ["answer", "revise"], "feedback": ["review"]}
     different = 0
     for agent in AGENTS:
-        folder, (chat, engine) = out / agent, pair.players[agent]
+        folder, chat, engine = out / agent, pair.agents[agent].chat, pair.agents[agent].engine
         model = AutoModelForCausalLM.from_pretrained(folder if form == "--merged" else recipe.model.of(agent)[0])
         model = (model if form == "--merged" else PeftModel.from_pretrained(model, folder)).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -132,7 +132,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
         request = [Request(context, (0,))]
         [ours] = engine.sample(agent, request, max_new_tokens=12, temperature=0)
         same(engine, agent, *request, greedy(model, context, chat.end_id), ours.ids, 0.0)
-        [before] = base.players[agent].engine.sample(agent, request, max_new_tokens=12, temperature=0)
+        [before] = base.agents[agent].engine.sample(agent, request, max_new_tokens=12, temperature=0)
         different += ours.ids != before.ids
         card = (folder / "README.md").read_text()
         assert f"base_model: {json.dumps(recipe.model.of(agent)[0])}" in card
@@ -144,7 +144,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
 def test_the_python_of_a_card_makes_the_contexts_of_training(name, runs, tmp_path, monkeypatch):
     assert main(["export", str(runs[name]), "--out", str(tmp_path / "out"), "--merged"]) == 0
     pair = waltz.restore(WaltzRecipe.model_validate(_recipe(runs[name])), None)
-    answers, reviews = (pair.players[agent].chat for agent in AGENTS)
+    answers, reviews = (pair.agents[agent].chat for agent in AGENTS)
     expected = {
         "conversation": answers.answer_context(answers.encode(ASKED)),
         "feedback": reviews.review_context(reviews.encode(ASKED), reviews.encode("Turn the lid.")),
@@ -165,7 +165,7 @@ def test_the_python_of_an_adapters_card_runs_as_printed_and_says_what_was_traine
     for agent, tokens in zip(AGENTS, (6, 8), strict=True):
         told = warm.run(["-c", of_card(out / agent)], cwd=out / agent)
         assert told.returncode == 0, told.stderr
-        chat, engine = pair.players[agent].chat, pair.players[agent].engine
+        chat, engine = pair.agents[agent].chat, pair.agents[agent].engine
         asked = chat.encode(ASKED)
         context = (
             chat.answer_context(asked)
@@ -284,7 +284,7 @@ def test_of_several_templates_the_one_of_training_is_exported(own, named, expect
         for agent in AGENTS:
             assert (out / agent / "chat_template.jinja").read_text() == expected
             assert not (out / agent / "additional_chat_templates").exists()
-            chat = pair.players[agent].chat
+            chat = pair.agents[agent].chat
             asked, answer = chat.encode(ASKED), chat.encode("Turn the lid.")
             context = chat.answer_context(asked) if agent == AGENTS[0] else chat.review_context(asked, answer)
             assert by_its_card(out, agent, monkeypatch) == context

@@ -6,21 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+import choreo
+from choreo import studies
 from choreo.cli import commands as do
 from choreo.cli import data_commands, eval_commands, judge_commands, model_commands, serve_commands
 from choreo.errors import BadInput
 from choreo.types import KINDS
 
-STUDIES = (
-    "waltz-table",
-    "waltz-sensitivity",
-    "waltz-limits",
-    "macpo-table",
-    "macpo-stability",
-    "macpo-noise",
-    "macpo-teachers",
-    "macpo-transfer",
-)
+STUDIES = tuple(studies.questions())
 SWARM_STUDIES = ("waltz", "macpo", "governance")
 JUDGE_HELP = (
     "offline; rubric:MODEL@URL, or wildguard, llama-guard-3, llama-guard-4, strongreject in its place; "
@@ -39,9 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import version  # 30 ms that only this option should pay
-
-        print(f"choreo {version('choreo')}")
+        print(f"choreo {choreo.__version__}")
         parser.exit()
 
 

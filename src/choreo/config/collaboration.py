@@ -14,6 +14,7 @@ from choreo.config.judge import Judge
 from choreo.config.prompts import Source, blame_exact
 from choreo.errors import BadInput
 from choreo.files import toml
+from choreo.types import Limits
 
 AGENT = "MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder in Hugging Face format"
 
@@ -39,6 +40,10 @@ class Collaboration(Section):
     timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one try of a turn")
     retries: Annotated[int, Field(ge=0)] = 4
     concurrency: Positive = Field(8, description="requests at a time")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.rounds, self.answer_tokens, self.feedback_tokens)
 
     @field_validator("suites")
     @classmethod

@@ -1,14 +1,11 @@
-"""What every recipe has, whatever its method."""
+"""Sections that recipes and other settings share."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-
-from choreo.config.parts import ENVIRONMENTS, EnvironmentName
-from choreo.registry import made_by
+from pydantic import BaseModel, ConfigDict, Field
 
 MICROWORLD = "microworld"  # the environment of recipes that name none
 Positive = Annotated[int, Field(ge=1)]
@@ -67,30 +64,3 @@ class Evaluation(Section):
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.6, description="0 is greedy; 0.6 is what Llama 3.1 ships in its generation_config.json"
     )
-
-
-class Common(Section):
-    """One experiment. `choreo train RECIPE` runs it; every field has a default and a meaning.
-
-    A method's own recipe adds what it takes, and says its name in `method`.
-    """
-
-    method: str
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    environment: EnvironmentName = Field(MICROWORLD, description="where prompts come from that no file gives")
-    environment_options: dict[str, Any] = Field({}, validate_default=True)
-    world: World = World()
-    evaluation: Evaluation = Evaluation()
-
-    @field_validator("environment_options")
-    @classmethod
-    def _what_it_is_made_of(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        name = info.data.get("environment", MICROWORLD)
-        if name != MICROWORLD:
-            made = ENVIRONMENTS.get(name)
-            if wrong := made_by(made, value):
-                raise ValueError(f"{name}: {wrong}")
-        elif value:
-            raise ValueError("are of an environment of your own; the microworld's settings are in [world]")
-        return bare(value)

@@ -185,8 +185,8 @@ def _agents(
     else:
         pair = restore(recipe, checkpoint)
         members = {
-            name: (chat, engine.team, _called(recipe.model.of(name)[0]))
-            for name, (chat, engine) in pair.players.items()
+            role: (player.chat, player.engine.team, _called(recipe.model.of(role)[0]))
+            for role, player in pair.agents.items()
         }
         chosen = learners(recipe.stages, stage=2)
     if agent is not None and agent not in members:

@@ -14,8 +14,8 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore
 from choreo.runs.folder import checkpoints, read_info
 from choreo.server.constrained_review import Skeleton
-from choreo.server.local import LocalAgent, Worker
-from choreo.server.session import Agent
+from choreo.server.local import Worker, WorkerAgent
+from choreo.server.session import SessionAgent
 from choreo.types import CONVERSATION
 
 
@@ -30,23 +30,23 @@ class Resident:
     def __init__(self, path: Path):
         self.path, self.recipe = path, recipe_of(path)
         pair, self.fingerprint = self._load()
-        self.chat, self.remarks = pair.players[CONVERSATION].chat, pair.remarks
+        self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
         try:
             self.worker = Worker(pair)
         except Unsupported as error:
             raise BadInput(f"{path}: {error}") from None
-        self.agents: Mapping[str, Agent] = {
-            agent: LocalAgent(
+        self.agents: Mapping[str, SessionAgent] = {
+            role: WorkerAgent(
                 self.worker,
-                chat,
-                agent,
+                player.chat,
+                role,
                 feedback_tokens=self.recipe.protocol.feedback_tokens,
-                positions=engine.positions or 2**31,
+                positions=player.engine.positions or 2**31,
                 writer=self.chat,
-                skeleton=Skeleton(chat),
+                skeleton=Skeleton(player.chat),
             )
-            for agent, (chat, engine) in pair.players.items()
+            for role, player in pair.agents.items()
         }
 
     def _load(self) -> tuple[Pair, str]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from choreo.errors import BadInput
-from choreo.game.moves import Review, answered, read_by_words, reviewed, turn_of
+from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.server.openai_responses import TracedGame, TracedMove
-from choreo.text.feedback import parse_feedback, strayed
+from choreo.text.feedback import strayed
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
@@ -67,7 +67,7 @@ class Said(NamedTuple):
     read: int
 
 
-class Agent(Protocol):
+class SessionAgent(Protocol):
     """Who speaks. system: whether a caller's system message reaches it. trained: to review, so that its reviews are
     read as training reads them; those of another model are read leniently (`text.feedback.read_feedback`)."""
 
@@ -141,7 +141,7 @@ class Outcome:
 
 async def dance(
     game: Episode,
-    agents: Mapping[str, Agent],
+    agents: Mapping[str, SessionAgent],
     wish: Wish,
     *,
     mode: Mode | Guard,
@@ -181,9 +181,7 @@ async def dance(
         if agent == CONVERSATION:
             game = answered(game, said.turn)
         else:
-            strictly = agents[agent].trained
-            read = parse_feedback(said.turn.text) if strictly else read_by_words(game, said.turn)
-            game = reviewed(game, Review(said.turn, read))
+            game = reviewed(game, read_review(game, said.turn, trained=agents[agent].trained))
         moves.append(Move(stage, said, time.monotonic() - began))
         tell(moves[-1], game)
         if stage == "revision" and _flagged(game, wish.stop):

@@ -88,11 +88,9 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         began = time.monotonic()
         key = (recipe.seed, step)
         episodes = play(
-            pair.players,
+            pair.agents,
             draw(prompts, learning, recipe.seed, step, task.weights),
-            rounds=recipe.protocol.rounds,
-            answer_tokens=recipe.protocol.answer_tokens,
-            feedback_tokens=recipe.protocol.feedback_tokens,
+            recipe.protocol.limits,
             key=key,
         )
         try:
@@ -164,7 +162,7 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     agents = saved.get("agents")
     if not isinstance(agents, dict) or not agents:  # an agent that was never trained has none, but one of them was
         raise BadInput(f"{path}: holds no agent's state")
-    if alien := agents.keys() - pair.players.keys():
+    if alien := agents.keys() - pair.agents.keys():
         raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
     pair.trained_in(saved.get("frames") or {}, str(path))
     return saved
@@ -272,14 +270,13 @@ def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
 def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
-    widths = {agent: engine.features([(chat.end_id,)]).shape[1] for agent, (chat, engine) in pair.players.items()}
+    widths = {role: agent.engine.features([(agent.chat.end_id,)]).shape[1] for role, agent in pair.agents.items()}
     return ValueBaseline(recipe.learning.baseline, widths, seed=recipe.seed)
 
 
 def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
     learning, protocol = recipe.learning, recipe.protocol
-    longest = protocol.answer_tokens if agent == CONVERSATION else protocol.feedback_tokens
-    divide = estimator(learning.estimator).divide(longest)
+    divide = estimator(learning.estimator).divide(protocol.limits.tokens(agent))
     return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
 
 

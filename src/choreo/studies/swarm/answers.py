@@ -122,28 +122,18 @@ def _how(recipe: WaltzRecipe) -> dict[str, Any]:
 
 def _played(pair: Pair, recipe: WaltzRecipe, prompts: Sequence[Prompt], rounds: int, always: bool) -> Answers:
     """Sampled as in evaluation: the same keys, so the same first answers in every way of playing."""
-    world, protocol = World(recipe.world), recipe.protocol
-    shared: dict[str, Any] = {
-        "feedback_tokens": protocol.feedback_tokens,
-        "key": (recipe.seed, "evaluation"),
-        "temperature": recipe.evaluation.temperature,
-    }
-    insist = partial(_insisting, pair, shared) if always else None
-    games = play(
-        pair.players,
-        [(prompt, 0) for prompt in prompts],
-        rounds=rounds,
-        answer_tokens=protocol.answer_tokens,
-        reviewer=insist,
-        **shared,
-    )
+    world = World(recipe.world)
+    shared: dict[str, Any] = {"key": (recipe.seed, "evaluation"), "temperature": recipe.evaluation.temperature}
+    limits = replace(recipe.protocol.limits, rounds=rounds)
+    insist = partial(_insisting, pair, {**shared, "limits": limits}) if always else None
+    games = play(pair.agents, [(prompt, 0) for prompt in prompts], limits, reviewer=insist, **shared)
     return tuple(_of_episode(episode, world) for episode in games)
 
 
 def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) -> list[Review]:
     """The feedback agent, and a revision whatever it says: its words reach the conversation agent even where it is
     satisfied. What does not parse has no words, and changes nothing."""
-    reviews = review(pair.players, games, **shared)
+    reviews = review(pair.agents, games, **shared)
     return [
         Review(turn, replace(said, overrefuse=True)) if said is not None and said.satisfied else Review(turn, said)
         for turn, said in reviews
