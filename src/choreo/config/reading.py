@@ -70,12 +70,21 @@ def _check(data: dict[str, Any], where: Callable[[toml.Keys], str]) -> Recipe:
     if not isinstance(method, str):
         raise BadInput(f"{where(('method',))}: method: expected a name, got {shown(method)}")
     try:
-        found: Recipe = check(METHODS.get(method), data, where)
+        found: Recipe = check(_recipe_of(method), data, where)
     except BadInput as error:
         if str(error).startswith("no method"):
             raise BadInput(f"{where(('method',))}: method: {error}") from None
         raise
     return found
+
+
+def _recipe_of(method: str) -> type[Recipe]:
+    """The recipe class of a method. Raises BadInput where there is no such method."""
+    found = METHODS.get(method)
+    kind = getattr(found, "recipe", None)
+    if isinstance(found, type) or not (isinstance(kind, type) and issubclass(kind, Recipe)):
+        raise BadInput(f"no method {method!r}: it is no object of a subclass of choreo.Method with a recipe class")
+    return kind
 
 
 def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> dict[toml.Keys, Any]:

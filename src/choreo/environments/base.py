@@ -11,16 +11,14 @@ A user's own is a class, best a subclass of `Environment`, that needs `training`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from choreo import config
 from choreo.config.parts import ENVIRONMENTS
 from choreo.errors import BadInput
 from choreo.judges.base import Judge
 from choreo.judges.offline.model import OfflineJudge
-from choreo.types import KINDS, Kind, Prompt, Verdict
-
-Part = Literal["train", "heldout"]
+from choreo.types import KINDS, Kind, Part, Prompt, Verdict
 
 _OFFLINE = OfflineJudge()  # its weights are read when it is first asked
 

@@ -14,11 +14,11 @@ from choreo import config
 from choreo.config.prompts import Prompts
 from choreo.data.mixture import Mixture, mixture, parted
 from choreo.data.overlap import overlaps
-from choreo.environments.base import Environment, Part, TextOnly, by_kind, environment_of
+from choreo.environments.base import Environment, TextOnly, by_kind, environment_of
 from choreo.errors import BadInput
 from choreo.judges.base import Judge
 from choreo.judges.resolve import choose
-from choreo.types import KINDS, Kind, Prompt, Verdict
+from choreo.types import KINDS, Kind, Part, Prompt, Verdict
 
 CACHE = "judgements.sqlite"  # in a run's folder
 

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from choreo.agents.base import Key
 from choreo.engine.requests import Ids
 from choreo.environments.base import Environment, TextOnly, environment_of
-from choreo.methods.macpo.agents import STUDENT, Crew, Key, Member
+from choreo.methods.macpo.agents import Crew, Member
 from choreo.methods.macpo.generation_cache import Book
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT
 from choreo.methods.macpo.select import Candidate, best_and_worst, most_likely, perplexity
+from choreo.methods.macpo.sizing import REVIEW_TOKENS, REVIEWS
 from choreo.text.feedback import parse_feedback
 from choreo.types import Prompt, Turn
-
-REVIEWS, REVIEW_TOKENS = 3, 96  # of each draft, and tokens of each: what self-rewarding judges by
 
 
 @dataclass(frozen=True)

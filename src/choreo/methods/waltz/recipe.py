@@ -10,7 +10,7 @@ from choreo.config.common import Fraction, Positive, Section, Weights
 from choreo.config.parts import EstimatorName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
-from choreo.types import AGENTS, FEEDBACK, Limits
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
 
 class Model(Weights):
@@ -88,6 +88,13 @@ class Stages(Section):
         0.9, description="stage 2 starts once label accuracy and format rate reach these"
     )
     switch_format_rate: Fraction = 0.95
+
+
+def learners(stages: Stages, stage: int) -> tuple[str, ...]:
+    """The agents that learn: in stage 1 the feedback agent, in stage 2 both, unless the recipe trains only one."""
+    if stages.train != "both":
+        return (stages.train,)
+    return (FEEDBACK,) if stage == 1 else (CONVERSATION, FEEDBACK)
 
 
 class Learning(Section):

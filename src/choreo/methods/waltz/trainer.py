@@ -27,8 +27,8 @@ from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, sil
 from choreo.judges.resolve import strict
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms, refusal_share
-from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe
-from choreo.methods.waltz.samples import Split, learners, split
+from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners
+from choreo.methods.waltz.samples import Split, split
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.text.feedback import labels_right
