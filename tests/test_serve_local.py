@@ -254,7 +254,7 @@ def test_a_row_that_nobody_waits_for_leaves_and_a_deadline_is_kept(resident):
             heard.append(len(row.ids))
             return False
 
-        endless.heard = listen
+        endless.on_token = listen
         task = asyncio.create_task(resident.agents["conversation"]._sample(endless))
         while not heard:
             await asyncio.sleep(0.001)

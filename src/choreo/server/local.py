@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from choreo.agents.local import request, turn_from
 from choreo.engine.continuous import Batch, Row
-from choreo.engine.ngram_speculation import Recall
+from choreo.engine.ngram_speculation import NgramTable
 from choreo.engine.requests import Completion, Request
 from choreo.methods.waltz.agents import Pair
 from choreo.models.chat import Chat
@@ -194,7 +194,7 @@ class WorkerAgent:
     ):
         """positions: what the base can read. writer: whose answers it reviews, where they are not its own.
         skeleton: what a review is given; without it every token is sampled, as in training."""
-        self.skeleton, self.recall = skeleton, Recall()
+        self.skeleton, self.recall = skeleton, NgramTable()
         self.worker, self.chat, self.agent = worker, chat, agent
         self.writer = writer or chat
         self.feedback_tokens, self.positions = feedback_tokens, positions

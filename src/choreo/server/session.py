@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from choreo.errors import BadInput
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.server.openai_responses import TracedGame, TracedMove
-from choreo.text.feedback import strayed
+from choreo.text.feedback import needed_leniency
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
@@ -130,7 +130,9 @@ class Outcome:
     @property
     def strayed(self) -> int:
         """Reviews that could only be read leniently."""
-        return sum(strayed(turn.text, said) for turn, said in zip(self.game.reviews, self.game.feedback, strict=True))
+        return sum(
+            needed_leniency(turn.text, said) for turn, said in zip(self.game.reviews, self.game.feedback, strict=True)
+        )
 
     def tokens(self, stage: Stage) -> int:
         return sum(move.said.tokens for move in self.moves if move.stage == stage)
@@ -234,5 +236,5 @@ def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> TracedMo
         "overrefuse": said.overrefuse,
         "feedback": said.feedback,
         "reasoning": said.reasoning,
-        "lenient": strayed(move.said.turn.text, said),
+        "lenient": needed_leniency(move.said.turn.text, said),
     }

@@ -144,12 +144,12 @@ class Crew:
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
         """Raises BadInput, blaming `where`, for the state of agents on other bases, or of other agents, or in another
         chat format."""
-        checkpoint.hold(where, state, {member.name: {"base": ""} for member in self})
+        checkpoint.check(where, state, {member.name: {"base": ""} for member in self})
         for member in self:
             saved, team = state[member.name], member.team
             if saved["base"] != member.fingerprint:
                 raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
             member.chat.check_frame(saved.get("frame"), f"{where}: {member.name}")
-            checkpoint.hold(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
+            checkpoint.check(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
             for policy in team.agents:
                 team.load_state_dict(policy, saved["agents"][policy])

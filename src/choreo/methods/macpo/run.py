@@ -99,7 +99,7 @@ def restore(recipe: MacpoRecipe, path: Path | None) -> Crew:
     if path is None:
         return crew
     saved = checkpoint.load(path)
-    checkpoint.hold(path, saved, {"agents": {}})
+    checkpoint.check(path, saved, {"agents": {}})
     crew.load_state_dict(saved["agents"], str(path))
     return crew
 

@@ -73,7 +73,7 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress, crew: Crew | None =
         if saved.get("data") != data.digest:
             now = recipe.data.file or "the world"
             raise BadInput(f"{path}: was trained on other prompts or labels than {now} has now")
-        checkpoint.hold(path, saved, {"phases": [""], "agents": {}, "book": BOOK})
+        checkpoint.check(path, saved, {"phases": [""], "agents": {}, "book": BOOK})
         over = done(saved["phases"], phases, str(path))
         crew.load_state_dict(saved["agents"], str(path))
         desk.book.load_state_dict(saved["book"])

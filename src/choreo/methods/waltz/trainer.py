@@ -72,7 +72,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             there = "files hold" if task.weights else f"{task.place} has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
         example = {"stage": stage, "recent": [(0.0, 0.0)], "agents": {a: one.example() for a, one in learns.items()}}
-        checkpoint.hold(path, saved, example | ({"values": values.example()} if values else {}))
+        checkpoint.check(path, saved, example | ({"values": values.example()} if values else {}))
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
         for agent, learner in learns.items():
             learner.load_state_dict(saved["agents"][agent])
@@ -149,7 +149,7 @@ def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     pair = Pair(recipe)
     if path is not None:
         agents = _load(path, recipe, pair)["agents"]
-        checkpoint.hold(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
+        checkpoint.check(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
         for agent, saved in agents.items():
             pair.team(agent).load_state_dict(agent, saved["agent"])
     return pair
