@@ -1,4 +1,4 @@
-"""What every recipe has, whatever its method."""
+"""The settings that the recipes of all methods share."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ def evaluate_run(
     be; Interrupted.
     """
     recipe = config.load(file := Path(path) / "recipe.toml")
-    if unsaid := config.unsaid(file):
-        raise BadInput(f"{file}: {unsaid[0]}: is missing; the recipe of a run must have every setting")
+    if unset := config.unset(file):
+        raise BadInput(f"{file}: {unset[0]}: is missing; the recipe of a run must have every setting")
     recipe = measured_on(recipe, files or {}, judge)
     check(recipe, trains=False)
     found = checkpoints(path)
