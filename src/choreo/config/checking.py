@@ -92,7 +92,9 @@ def _schema(kind: type[BaseModel], keys: Keys) -> dict[str, Any]:
 def _node(root: dict[str, Any], keys: Keys) -> dict[str, Any]:
     node = root
     for key in keys:
-        node = node.get("properties", {}).get(key) or node.get("items") or node.get("additionalProperties") or {}
+        free = node.get("additionalProperties")  # a schema, or true where a table may hold anything
+        free = free if isinstance(free, dict) else {}
+        node = node.get("properties", {}).get(key) or node.get("items") or free
         # In pydantic's schema an optional field is "this, or null". Nobody writes the null.
         node = next((part for part in node.get("anyOf", ()) if part.get("type") != "null"), node)
         if "$ref" in node:
@@ -112,6 +114,8 @@ _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "m
 
 
 def _expected(schema: dict[str, Any]) -> str:
+    if "expected" in schema:  # the names of a registry (`choreo.config.parts`)
+        return str(schema["expected"])
     choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if choices:
         return ("one of " if len(choices) > 1 else "") + ", ".join(map(repr, choices))

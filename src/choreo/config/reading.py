@@ -14,6 +14,8 @@ from choreo.registry import Registry
 
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
+LATER = {("environment",)}  # settings that came after 0.1, and whose default is what every run had before
+
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
@@ -49,13 +51,13 @@ def find(path: str | Path) -> Path:
 def unset(file: Path) -> list[str]:
     """The settings that the recipe in `file` leaves to their defaults, as dotted keys.
 
-    Settings whose default is an empty text are not listed. They change nothing, so a run that is older than such a
-    setting can go on without it.
+    Settings whose default is an empty text are not listed, nor those in LATER. A run that is older than such a setting
+    can go on without it.
     """
     data, _ = toml.read(file)
     written = set(_leaves(data))
     whole = _check(data, lambda keys: str(file)).model_dump()
-    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in written]
+    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in written | LATER]
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -20,14 +20,14 @@ from choreo.evaluation.judging import absent, silent
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
 from choreo.judges.resolve import counts, describe, probe
-from choreo.methods.base import Part, method_of
+from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
-from choreo.types import Episode
+from choreo.types import Episode, Part
 
 SCHEMA = 1
 
@@ -81,7 +81,7 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
             raise BadInput("prompts: there are no prompts to measure on; name a file in [prompts.heldout.NAME]")
         method_of(recipe).check(recipe, task, trains)
     except TooFew as error:
-        raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+        raise BadInput(f"{'prompts' if task.weights else task.place}: {error}") from None
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)
 
@@ -91,7 +91,7 @@ def unread(recipe: config.Recipe) -> str | None:
 
     It is not refused: a small trial of a model of one's own shows that everything runs, and takes no verdict.
     """
-    if "exact" not in recipe.judge.kinds():
+    if "exact" not in recipe.judge.kinds() or recipe.environment != config.MICROWORLD:
         return None
     judged = [model for model in method_of(recipe).models(recipe) if model.judged]
     chats = ((model.base, load_chat(base_folder(model.base), model.template)) for model in judged)

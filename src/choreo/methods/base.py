@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
@@ -24,7 +24,7 @@ from choreo.config.recipe import Recipe
 from choreo.errors import Interrupted
 from choreo.methods import cards
 from choreo.methods.agents import Agents
-from choreo.types import Episode, Prompt
+from choreo.types import Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
     from choreo.environments.task import Task
@@ -32,9 +32,6 @@ if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
     from choreo.report.record import Record
     from choreo.runs.folder import Run
     from choreo.runs.progress import Progress
-
-Part = Literal["heldout", "train"]
-"""Which of a task's prompts are measured on."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from choreo.config.common import MICROWORLD
 from choreo.config.prompts import Prompts, Source
 from choreo.config.recipe import Recipe
 
@@ -31,12 +32,14 @@ def learnt_from(recipe: Recipe, info: Mapping[str, Any]) -> str:
         measured = "those of their prompts that were kept out of training"
     else:
         measured = "prompts that are held out there"
-    where = f"on {of_files(train, counts.get('train'))}" if train else f"in {microworld(recipe)}"
+    where = f"on {of_files(train, counts.get('train'))}" if train else f"in {environment(recipe)}"
     judge = judge_of(recipe, info)
     return f"It learnt {where}, by the verdicts of {judge}. The same judge measured it, on {measured}."
 
 
-def microworld(recipe: Recipe) -> str:
+def environment(recipe: Recipe) -> str:
+    if recipe.environment != MICROWORLD:
+        return f"the environment `{recipe.environment.rpartition('/')[2]}`"
     return f"choreo's microworld, a small generated language, on prompts of split {recipe.world.split_seed}"
 
 
@@ -49,6 +52,6 @@ def of_files(files: Mapping[str, Source], counts: Mapping[str, int] | None) -> s
 def judge_of(recipe: Recipe, info: Mapping[str, Any]) -> str:
     """The judge in words. info: what run.json holds."""
     if recipe.judge.kind == "exact":
-        return "the microworld's exact judge"
+        return f"the {'microworld' if recipe.environment == MICROWORLD else 'environment'}'s exact judge"
     name = info.get("judge", {}).get("judge", recipe.judge.kind)
     return f"the judge `{name}`, which can err"

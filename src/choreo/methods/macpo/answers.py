@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from choreo.agents.base import Key
 from choreo.engine.requests import Ids
-from choreo.environments.microworld.world import World
-from choreo.judges.offline.model import OfflineJudge
+from choreo.environments.base import Environment, TextOnly, environment_of
 from choreo.methods.macpo.agents import Crew, Member
 from choreo.methods.macpo.generation_cache import Book
 from choreo.methods.macpo.recipe import MacpoRecipe
@@ -25,24 +25,25 @@ from choreo.types import Prompt, Turn
 
 @dataclass(frozen=True)
 class Desk:
-    """Where a run writes: its agents, half B, what was written before, and who reads refusals in other text than the
-    microworld's."""
+    """Where a run writes: its agents, half B, and what was written before."""
 
     recipe: MacpoRecipe
     crew: Crew
     prompts: tuple[Prompt, ...]
     book: Book = field(default_factory=Book)
-    reader: OfflineJudge = field(default_factory=OfflineJudge)
+
+    @cached_property
+    def environment(self) -> Environment:
+        """What knows the prompts that are trained on: of pairs from a file nothing but their words."""
+        return TextOnly() if self.recipe.data.file else environment_of(self.recipe)
 
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool]:
         """Whether each answer is a refusal, by its words alone; what is open is none.
 
         Whose words they are follows from the pairs that are trained on, not from the judge: that one measures, and its
-        default is the microworld's, whatever file the pairs come from.
+        default is the environment's, whatever file the pairs come from.
         """
-        if not self.recipe.data.file:
-            return [World.refuses(answer) for answer in answers]
-        return [bool(self.reader.labels(*pair)["refusal"]) for pair in zip(prompts, answers, strict=True)]
+        return [bool(self.environment.refuses(*pair)) for pair in zip(prompts, answers, strict=True)]
 
     def write(
         self,

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from choreo.config.common import MICROWORLD
 from choreo.methods.base import Method, PlannedModel, Work
-from choreo.methods.cards import judge_of, microworld, of_files
+from choreo.methods.cards import environment, judge_of, of_files
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import ceiling_of, plan
 from choreo.methods.macpo.sizing import steps_of, written
@@ -106,9 +107,10 @@ class Macpo(Method[MacpoRecipe, "Crew"]):
 
     def learnt_from(self, recipe: MacpoRecipe, info: Mapping[str, Any]) -> str:
         file, heldout = recipe.data.file, recipe.prompts.heldout
-        pairs = f"from preference pairs in `{Path(file).name}`" if file else f"in {microworld(recipe)}"
+        pairs = f"from preference pairs in `{Path(file).name}`" if file else f"in {environment(recipe)}"
         counts = info.get("prompts", {}).get("heldout")
-        measured = of_files(heldout, counts) if heldout else "held-out prompts of the microworld"
+        world = "microworld" if recipe.environment == MICROWORLD else "environment"
+        measured = of_files(heldout, counts) if heldout else f"held-out prompts of the {world}"
         judge = judge_of(recipe, info)
         return f"It learnt {pairs}; no judge's verdict taught it. It was measured by {judge}, on {measured}."
 

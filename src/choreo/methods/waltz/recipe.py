@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Fraction, Positive, Section, Weights
+from choreo.config.parts import EstimatorName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
@@ -100,7 +101,7 @@ class Learning(Section):
     steps: Positive = 200
     prompts: Positive = Field(32, description="prompts per step, balanced over kinds")
     samples: Positive = Field(2, description="episodes per prompt")
-    estimator: Literal["reinforce++", "reinforce++baseline", "grpo", "rloo", "dr-grpo"] = "reinforce++"
+    estimator: EstimatorName = Field("reinforce++", description="how advantages are estimated")
     baseline: Literal["none", "separate", "shared"] = Field(
         "none", description="value baseline: none, one per agent, or one shared by both"
     )

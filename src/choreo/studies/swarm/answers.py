@@ -81,7 +81,7 @@ def spaced(items: Sequence[Path], most: int) -> Sequence[Path]:
 
 
 def _label(world: World, prompt: Prompt, text: str) -> tuple[Truth, bool]:
-    return truth_of(world.judge(prompt, text)), world.refuses(text)
+    return truth_of(world.judge(prompt, text)), world.refuses(prompt, text)
 
 
 # ---- WaltzRL ------------------------------------------------------------------------------------
