@@ -70,12 +70,10 @@ def _check(data: dict[str, Any], where: Callable[[toml.Keys], str]) -> Recipe:
     if not isinstance(method, str):
         raise BadInput(f"{where(('method',))}: method: expected a name, got {shown(method)}")
     try:
-        found: Recipe = check(_recipe_of(method), data, where)
+        kind = _recipe_of(method)
     except BadInput as error:
-        if str(error).startswith("no method"):
-            raise BadInput(f"{where(('method',))}: method: {error}") from None
-        raise
-    return found
+        raise BadInput(f"{where(('method',))}: {error}") from None
+    return check(kind, data, where)
 
 
 def _recipe_of(method: str) -> type[Recipe]:
@@ -83,7 +81,7 @@ def _recipe_of(method: str) -> type[Recipe]:
     found = METHODS.get(method)
     kind = getattr(found, "recipe", None)
     if isinstance(found, type) or not (isinstance(kind, type) and issubclass(kind, Recipe)):
-        raise BadInput(f"no method {method!r}: it is no object of a subclass of choreo.Method with a recipe class")
+        raise BadInput(f"method {method!r}: expected an object of a subclass of choreo.Method, with a recipe class")
     return kind
 
 

@@ -96,7 +96,7 @@ def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int
     sections = [
         "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---",
         f"# {recipe.name}: {name}",
-        f"The agent `{name}` of a {method.title or method.name} run{paper}, trained with choreo "
+        f"The agent `{name}` of a run of {method.title or method.name}{paper}, trained with choreo "
         f"from `{base}` ({kind}), as it was after step {step}. "
         + ("These are whole weights." if whole else "This is an adapter; it needs its base."),
         f"## Run it\n\nIn this folder, after `pip install torch transformers{'' if whole else ' peft'}`:\n\n"
