@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World, bare
+from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World, bare_names
 from choreo.config.judge import Judge
 from choreo.config.parts import ENVIRONMENTS, EnvironmentName
 from choreo.config.prompts import HeldOut, suited
@@ -48,7 +48,7 @@ class Recipe(Section):
                 raise ValueError(f"{name}: {wrong}")
         elif value:
             raise ValueError("are of an environment of your own; the microworld's settings are in [world]")
-        return bare(value)
+        return bare_names(value)
 
     @field_validator("judge")
     @classmethod
