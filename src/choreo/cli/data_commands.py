@@ -72,7 +72,7 @@ def _readings(
             figures["kinds"] = dict(Counter(prompt.kind for prompt in loaded.rows))
         if what == "pairs":
             figures["with_rejected"] = sum(pair.rejected is not None for pair in loaded.rows)
-            figures["kind_unread"] = sum(pair.said_kind for pair in loaded.rows)
+            figures["kind_unread"] = sum(pair.has_kind for pair in loaded.rows)
         found.append((figures, loaded.rows))
     if found:
         return found
