@@ -53,7 +53,8 @@ class Registry:
 
     def expected(self, others: Sequence[str] = ()) -> str:
         """What a name may be, for messages and help. others: names that mean something besides the parts here."""
-        return f"one of {', '.join(map(repr, [*others, *self.names()]))}, or module:object for your own"
+        named = ", ".join(map(repr, [*others, *self.names()]))
+        return f"one of {named}, or module:object for your own" if named else "module:object of your own"
 
     def get(self, name: str) -> Any:
         """The object that `name` means. Raises BadInput where there is none, or it is not what is expected."""
