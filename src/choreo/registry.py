@@ -66,7 +66,8 @@ class Registry:
         for point in metadata.entry_points(group=self.group):
             if point.name == name:
                 return self._fit(name, load_object(point.value, self.what))
-        raise BadInput(f"no {self.what} {name!r}; expected {self.expected()}")
+        known = ", ".join(self.names()) or "none"
+        raise BadInput(f"no {self.what} {name!r}; there are {known}, or module:object for one of your own")
 
     def _fit(self, name: str, found: Any) -> Any:
         if wrong := self.complaint(found):
