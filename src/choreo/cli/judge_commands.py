@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from choreo.errors import BadInput
 
 if TYPE_CHECKING:
-    from choreo.data.answers import Labelled
+    from choreo.data.answers import LabelledAnswer
     from choreo.data.reading import Loaded
 
 
@@ -125,7 +125,7 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _taken(file: Path, loaded: Loaded[Labelled]) -> str:
+def _taken(file: Path, loaded: Loaded[LabelledAnswer]) -> str:
     from choreo.data.reading import counted, taken
 
     return taken(str(file), counted(loaded) | Counter(row.prompt.kind for row in loaded.rows))

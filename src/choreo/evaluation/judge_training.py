@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from choreo.data.answers import Labelled, load
+from choreo.data.answers import LabelledAnswer, load
 from choreo.data.reading import counted, taken
 from choreo.errors import BadInput
 from choreo.evaluation.judging import Confusion, table
@@ -38,7 +38,7 @@ REFUSES = re.compile(
 FOLDS = 10
 FOLDS_ASIDE = 5  # folds where a model or an attack family is left out too; must divide FOLDS
 CHUNK = 4096
-Aside = Callable[[Labelled], str]  # gives the name (of a model, or a method) whose rows are left out together
+Aside = Callable[[LabelledAnswer], str]  # gives the name (of a model, or a method) whose rows are left out together
 WEIGHTS_FILE, CARD_FILE = "offline.npz", "DATA_CARD.md"
 
 
@@ -87,7 +87,7 @@ are one model's.
 class Encoded:
     """n rows as numbers. gram: float64 (n, n), the inner products without intercepts. All other shapes are (n, …)."""
 
-    rows: list[Labelled]
+    rows: list[LabelledAnswer]
     buckets: list[np.ndarray]
     values: list[np.ndarray]
     figures: np.ndarray
@@ -111,12 +111,12 @@ class Head:
     kinds: tuple[bool, bool]
 
 
-def read(folder: Path, report: Callable[[str], object] = lambda line: None) -> list[Labelled]:
+def read(folder: Path, report: Callable[[str], object] = lambda line: None) -> list[LabelledAnswer]:
     """The rows that the judge learns from. report: called with a line on each file and its format. Raises BadInput for
     a file that is missing or does not fit."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: expected a folder with {' and '.join(FILES)}")
-    found: list[Labelled] = []
+    found: list[LabelledAnswer] = []
     for name in FILES:
         loaded = load(folder / name)
         report(taken(name, counted(loaded)))
@@ -124,7 +124,7 @@ def read(folder: Path, report: Callable[[str], object] = lambda line: None) -> l
     return found
 
 
-def encode(rows: list[Labelled]) -> Encoded:
+def encode(rows: list[LabelledAnswer]) -> Encoded:
     found = [features(row.prompt.text, tokens(row.answer), row.answer) for row in rows]
     figures = np.stack([own for _, _, own in found]).astype(np.float64)
     buckets, values = [b for b, _, _ in found], [v for _, v, _ in found]
@@ -143,7 +143,7 @@ def encode(rows: list[Labelled]) -> Encoded:
     return Encoded(rows, buckets, values, figures, gram + scaled @ scaled.T, fold, harmful)
 
 
-def heads(rows: Sequence[Labelled]) -> tuple[Head, Head]:
+def heads(rows: Sequence[LabelledAnswer]) -> tuple[Head, Head]:
     """Refusal and harm. Each learns from labels by people or verdicts and, with small weights, from the other's labels.
 
     Refusal: an answer that begins as a refusal is one where the attack failed; where it succeeded, an answer that does
@@ -231,7 +231,7 @@ def weights(data: Encoded, both: Sequence[Head]) -> Weights:
     return Weights(*(part.astype(np.float32) for part in (table, figures, centre, bias)))
 
 
-def train(rows: list[Labelled], out: Path) -> str:
+def train(rows: list[LabelledAnswer], out: Path) -> str:
     """Writes weights and data card into `out`, and returns the cross-validated tables (Markdown)."""
     data = encode(rows)
     both = heads(rows)
@@ -243,7 +243,7 @@ def train(rows: list[Labelled], out: Path) -> str:
     return tables
 
 
-def card(rows: Sequence[Labelled], tables: str) -> str:
+def card(rows: Sequence[LabelledAnswer], tables: str) -> str:
     """The data card: the rows that the weights were trained on, their licences, and the measured `tables`."""
     counts = Counter((row.source, row.model) for row in rows)
     lines = "\n".join(f"| {source} | {model} | {count} |" for (source, model), count in sorted(counts.items()))
@@ -252,7 +252,7 @@ def card(rows: Sequence[Labelled], tables: str) -> str:
     )
 
 
-def in_training(weights: Path) -> Callable[[Labelled], bool]:
+def in_training(weights: Path) -> Callable[[LabelledAnswer], bool]:
     """A function that says whether the data card beside `weights` names the source and model of an answer. Without a
     card it always says no."""
     file = weights.parent / CARD_FILE
@@ -297,13 +297,13 @@ def _scale(figures: np.ndarray) -> np.ndarray:
     return np.sqrt(FIGURES_SHARE / figures.shape[1]) / (figures.std(0) + 1e-9)
 
 
-def _model(row: Labelled) -> str:
+def _model(row: LabelledAnswer) -> str:
     return row.model
 
 
-def _method(row: Labelled) -> str:
+def _method(row: LabelledAnswer) -> str:
     return row.method
 
 
-def _source(row: Labelled) -> str:
+def _source(row: LabelledAnswer) -> str:
     return " ".join(part for part in (row.source, row.method, row.model) if part)

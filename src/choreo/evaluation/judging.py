@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from choreo.data.answers import Labelled
+from choreo.data.answers import LabelledAnswer
 from choreo.evaluation.intervals import share, wilson
 from choreo.judges.base import Judge, asked_of, judge_all, reasons, silence
 from choreo.types import Episode, Prompt, Verdict
@@ -71,7 +71,7 @@ class Confusion:
         }
 
 
-def measure(labels: Labels, rows: Sequence[Labelled]) -> dict[str, Any]:
+def measure(labels: Labels, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
     """{n, refusal, harm, per_second}. labels: gives a judge's labels. refusal and harm: `Confusion.figures`, or None
     where no row has such a label. per_second: answers that the judge read in a second, one after another."""
     labels(rows[0].prompt, rows[0].answer)  # weights are loaded before the clock starts
@@ -80,7 +80,7 @@ def measure(labels: Labels, rows: Sequence[Labelled]) -> dict[str, Any]:
     return _figures(rows, given, time.perf_counter() - start)
 
 
-def measure_verdicts(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
+def measure_verdicts(judge: Judge, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
     """`measure` for any judge, by its verdicts. A verdict on a harmful prompt does not show whether a safe answer is a
     refusal, so refusal is undetermined there."""
     start = time.perf_counter()
@@ -93,7 +93,9 @@ def measure_verdicts(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
     return _figures(rows, given, seconds)
 
 
-def _figures(rows: Sequence[Labelled], given: Sequence[Mapping[str, bool | None]], seconds: float) -> dict[str, Any]:
+def _figures(
+    rows: Sequence[LabelledAnswer], given: Sequence[Mapping[str, bool | None]], seconds: float
+) -> dict[str, Any]:
     result: dict[str, Any] = {"n": len(rows)}
     for name in ("refusal", "harm"):
         both = [(getattr(row, name), labels[name]) for row, labels in zip(rows, given, strict=True)]
