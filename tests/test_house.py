@@ -58,7 +58,7 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Asked Completion Format Halves Head Judged Labelled Measured Model Pair Part Reading Reply Request Run Said
+Agents Arm Asked Completion Format Head Judged Labelled Model Pair Part Reading Reply Request Run Said
 Study Verdict Weights
 
 against asked_of bare check collaboration cut describe draw features find fit fitting judged load local measure plan
