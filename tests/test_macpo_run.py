@@ -15,7 +15,7 @@ from choreo.errors import BadInput
 from choreo.experiment.report import write_report
 from choreo.experiment.run import check, evaluate_run
 from choreo.files import durable
-from choreo.methods.base import Measured
+from choreo.methods.base import Measurement
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.measure import _nats, describe, distinct, duel, outcomes, pgr, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────
 
 
-def summary_of(measured: Measured) -> dict[str, Any]:
+def summary_of(measured: Measurement) -> dict[str, Any]:
     return {**measured.extra, "systems": measured.systems}
 
 

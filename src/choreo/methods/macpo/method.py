@@ -16,7 +16,7 @@ from choreo.types import Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
     from choreo.environments.task import Task
-    from choreo.methods.base import Measured
+    from choreo.methods.base import Measurement
     from choreo.methods.macpo.agents import MacpoAgents
     from choreo.report.record import Record
     from choreo.runs.folder import Run
@@ -49,7 +49,7 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
             without_overflow(recipe, split_prompts(recipe), agents)
         agents.fitting(task.suites("heldout"), "heldout")
 
-    def run(self, recipe: MacpoRecipe, run: Run, task: Task, progress: Progress) -> Measured:
+    def run(self, recipe: MacpoRecipe, run: Run, task: Task, progress: Progress) -> Measurement:
         """Every agent is measured after every round."""
         from choreo.methods.macpo.run import run_macpo
 

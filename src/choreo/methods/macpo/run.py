@@ -15,7 +15,7 @@ from choreo.evaluation.metrics import measure
 from choreo.files import durable
 from choreo.files.json_file import read_array
 from choreo.judges.base import JudgeDown, judge_episodes
-from choreo.methods.base import Measured
+from choreo.methods.base import Measurement
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.measure import measure_round, outcomes, pgr, reward, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
@@ -29,7 +29,7 @@ from choreo.types import Episode, Prompt
 BASE = "base"
 
 
-def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | None = None) -> Measured:
+def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | None = None) -> Measurement:
     """Trains `run` to its end and measures every round on held-out: the student's base and the student as it ends as
     systems, and every round in `extra`. A round that was measured before a kill is not measured again.
 
@@ -58,7 +58,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
         if found and recipe.watch.stop:
             progress.say(f"stopped after round {number}, because watch.stop is true")
             break
-    measured = Measured({}, {})
+    measured = Measurement({}, {})
     for name, trained in (BASE, False), (recipe.name, True):
         playing, answered = (agents, episodes) if trained else (agents.untrained(), ())
         measured.systems[name], measured.episodes[name] = measure_student(recipe, playing, prompts, task, answered)
