@@ -13,22 +13,22 @@ from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore
 from choreo.runs.folder import checkpoints, read_info
-from choreo.server.constrained_review import Skeleton
-from choreo.server.local import WorkerAgent, Worker
+from choreo.server.constrained_review import ReviewConstraint
+from choreo.server.local import Worker, WorkerAgent
 from choreo.server.session import SessionAgent
 from choreo.types import CONVERSATION
 
 
 class Resident:
-    """The agents of the run at `path`. fingerprint: the checkpoint's step, and the base's contents.
+    """The agents of the run at `path`.
 
-    remarks: as those of the pair.
+    fingerprint: the checkpoint's step, and a digest of the base's contents. remarks: as of `Pair`.
 
     Raises BadInput where it is no run of a pair, or a model that cannot be served.
     """
 
     def __init__(self, path: Path):
-        self.path, self.recipe = path, recipe_of(path)
+        self.path, self.recipe = path, waltz_recipe(path)
         pair, self.fingerprint = self._load()
         self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
@@ -44,7 +44,7 @@ class Resident:
                 feedback_tokens=self.recipe.protocol.feedback_tokens,
                 positions=player.engine.positions or 2**31,
                 writer=self.chat,
-                skeleton=Skeleton(player.chat),
+                constraint=ReviewConstraint(player.chat),
             )
             for role, player in pair.agents.items()
         }
@@ -66,7 +66,7 @@ class Resident:
         return (*self.chat.encode(text), self.chat.end_id)
 
 
-def recipe_of(run: Path) -> WaltzRecipe:
+def waltz_recipe(run: Path) -> WaltzRecipe:
     """Raises BadInput where `run` is no run of a pair."""
     read_info(run)
     recipe = config.load(run / "recipe.toml")
