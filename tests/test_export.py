@@ -17,12 +17,13 @@ from choreo.cli import main
 from choreo.config.judge import Judge
 from choreo.config.prompts import Prompts, Source
 from choreo.engine.requests import Request
-from choreo.experiment.export import learnt_from, licence_of
+from choreo.experiment.export import licence_of
 from choreo.experiment.paths import rooted
-from choreo.methods.macpo import macpo_run
 from choreo.methods.macpo import trainer as macpo
+from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.waltz import trainer as waltz
+from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -182,20 +183,20 @@ def test_a_card_says_on_what_and_by_whom_the_run_was_taught():
     mine = {"file": "/data/mine.jsonl"}
     files = WaltzRecipe(judge=Judge(kind="offline"), prompts=Prompts(train={"mine": Source(**mine)}))
     info = {"judge": {"judge": "rubric/qwen"}, "prompts": {"train": {"mine-harmful": 4, "mine-benign": 3}}}
-    assert learnt_from(files, info) == (
+    assert WALTZ.learnt_from(files, info) == (
         "It learnt on 7 prompts from `mine.jsonl`, by the verdicts of the judge `rubric/qwen`, which can err. The same "
         "judge measured it, on those of their prompts that were kept out of training."
     )
-    world = learnt_from(WaltzRecipe(), {})
+    world = WALTZ.learnt_from(WaltzRecipe(), {})
     assert "microworld, a small generated" in world and "verdicts of the microworld's exact judge" in world
-    other = learnt_from(WaltzRecipe(judge=Judge(kind="offline")), {"judge": {"judge": "offline"}})
+    other = WALTZ.learnt_from(WaltzRecipe(judge=Judge(kind="offline")), {"judge": {"judge": "offline"}})
     assert "the judge `offline`" in other and "exact" not in other
     macpo = {"data": {"file": "pairs.jsonl"}, "judge": {"kind": "offline"}, "prompts": {"heldout": {"mine": mine}}}
-    assert learnt_from(MacpoRecipe.model_validate(macpo), {"prompts": {"heldout": {"mine-harmful": 9}}}) == (
+    assert MACPO.learnt_from(MacpoRecipe.model_validate(macpo), {"prompts": {"heldout": {"mine-harmful": 9}}}) == (
         "It learnt from preference pairs in `pairs.jsonl`; no judge's verdict taught it. It was measured by the judge "
         "`offline`, which can err, on 9 prompts from `mine.jsonl`."
     )
-    exact = learnt_from(MacpoRecipe.model_validate({"data": {"file": "pairs.jsonl"}}), {})
+    exact = MACPO.learnt_from(MacpoRecipe.model_validate({"data": {"file": "pairs.jsonl"}}), {})
     assert exact.endswith("by the microworld's exact judge, on held-out prompts of the microworld.")
 
 
@@ -222,7 +223,7 @@ def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, t
         list(macpo.train(recipe, run, progress))
     assert main(["export", str(path), "--out", str(tmp_path / "a")]) == 0
     assert [f.name for f in sorted((tmp_path / "a").iterdir())] == ["recipe.toml", "student+"]
-    member = macpo_run.restore(recipe, max(checkpoints(path).items())[1]).student
+    member = MACPO.load(recipe, max(checkpoints(path).items())[1]).student
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a" / "student+")
     context = member.chat.answer_context(member.chat.encode(ASKED))
     assert by_its_card(tmp_path / "a", "student+", monkeypatch) == context

@@ -11,8 +11,8 @@ from choreo.agents.local import turn_from
 from choreo.algorithms.advantages import ESTIMATORS
 from choreo.engine.requests import Completion
 from choreo.judges.base import judge_episodes
-from choreo.methods.waltz.recipe import Rewards, Stages
-from choreo.methods.waltz.samples import learners, split
+from choreo.methods.waltz.recipe import Rewards, Stages, learners
+from choreo.methods.waltz.samples import split
 from choreo.models.template import TemplateChat
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
 

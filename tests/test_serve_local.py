@@ -24,7 +24,7 @@ from choreo.game.play import play, review
 from choreo.methods.waltz.agents import Pair
 from choreo.server import local
 from choreo.server.constrained_review import HEAD, given
-from choreo.server.pair import Resident, waltz_recipe
+from choreo.server.pair import Resident, recipe_with_pair
 from choreo.server.session import Down, SessionOptions, TooLong, play_session
 from choreo.text.feedback import parse_feedback, render_feedback
 from choreo.types import AGENTS, Episode, Feedback, Limits, Prompt
@@ -254,7 +254,7 @@ def test_a_row_that_nobody_waits_for_leaves_and_a_deadline_is_kept(resident):
             heard.append(len(row.ids))
             return False
 
-        endless.heard = listen
+        endless.on_token = listen
         task = asyncio.create_task(resident.agents["conversation"]._sample(endless))
         while not heard:
             await asyncio.sleep(0.001)
@@ -300,7 +300,7 @@ def test_new_weights_come_in_without_dropping_a_request(tmp_path):
         threads = [threading.Thread(target=traffic) for _ in range(4)]
         for thread in threads:
             thread.start()
-        pair = Pair(waltz_recipe(run))
+        pair = Pair(recipe_with_pair(run))
         for agent in AGENTS:
             for name, value in pair.team(agent).agents[agent].parameters.items():
                 value.data += 0.1 if name.endswith("lora_B") else 0.0

@@ -14,6 +14,8 @@ from typing_extensions import TypeVar
 
 Kind = Literal["harmful", "benign", "general"]
 KINDS: tuple[Kind, ...] = ("harmful", "benign", "general")
+Part = Literal["heldout", "train"]
+"""Which of a task's prompts are measured on."""
 
 CONVERSATION = "conversation"
 FEEDBACK = "feedback"

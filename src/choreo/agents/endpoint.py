@@ -128,7 +128,7 @@ class EndpointAgent:
         if isinstance(outcome, Failure):
             self.counts[f"failed: {outcome.kind}"] += 1
             return TextTurn(role, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
-        text, failure = outcome.said
+        text, failure = outcome.answer
         if failure:
             self.counts[f"failed: {failure.split(':')[0]}"] += 1
         return TextTurn(role, round, text, outcome.finish != "length", outcome.completion_tokens, failure)

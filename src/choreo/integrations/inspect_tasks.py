@@ -41,7 +41,7 @@ from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.judges.base import judge_episodes
 from choreo.judges.resolve import choose
 from choreo.text.feedback import SCHEMA
-from choreo.text.thinking import arrived
+from choreo.text.thinking import usable_text
 from choreo.types import FEEDBACK, Episode, Limits, Prompt, TextTurn
 
 EPISODE = "episode"
@@ -163,7 +163,7 @@ def _turn(role: str, round: int, said: Any, model: Model) -> TextTurn:
     parts = message.content if message is not None and isinstance(message.content, list) else []
     thought = any(part.type == "reasoning" for part in parts)
     called = bool(message is not None and message.tool_calls)
-    text, failure = arrived(utf8.mended(said.completion), said.stop_reason, thought=thought, called=called)
+    text, failure = usable_text(utf8.repaired(said.completion), said.stop_reason, thought=thought, called=called)
     finished = said.stop_reason not in ("max_tokens", "model_length")
     return TextTurn(role, round, text, finished, tokens, said.error or failure)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from choreo.agents.local import request, turn_from
 from choreo.engine.continuous import Batch, Row
-from choreo.engine.ngram_speculation import Recall
+from choreo.engine.ngram_speculation import NgramTable
 from choreo.engine.requests import Completion, Request
 from choreo.methods.waltz.agents import Pair
 from choreo.models.chat import Chat
@@ -196,7 +196,7 @@ class WorkerAgent:
         writer: Chat | None = None,
         constraint: ReviewConstraint | None = None,
     ):
-        self.constraint, self.recall = constraint, Recall()
+        self.constraint, self.recall = constraint, NgramTable()
         self.worker, self.chat, self.agent = worker, chat, agent
         self.writer = writer or chat
         self.feedback_tokens, self.positions = feedback_tokens, positions

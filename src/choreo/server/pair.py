@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from choreo import config
 from choreo.errors import BadInput, Unsupported
+from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
-from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.trainer import restore
 from choreo.runs.folder import checkpoints, read_info
 from choreo.server.constrained_review import ReviewConstraint
 from choreo.server.local import Worker, WorkerAgent
@@ -28,7 +28,7 @@ class Resident:
     """
 
     def __init__(self, path: Path):
-        self.path, self.recipe = path, waltz_recipe(path)
+        self.path, self.recipe = path, recipe_with_pair(path)
         pair, self.fingerprint = self._load()
         self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
@@ -41,7 +41,7 @@ class Resident:
                 self.worker,
                 player.chat,
                 role,
-                feedback_tokens=self.recipe.protocol.feedback_tokens,
+                feedback_tokens=pair.protocol.feedback_tokens,
                 positions=player.engine.positions or 2**31,
                 writer=self.chat,
                 constraint=ReviewConstraint(player.chat),
@@ -52,7 +52,7 @@ class Resident:
     def _load(self) -> tuple[Pair, str]:
         """The pair as the newest checkpoint has it; a run without one serves the untrained pair."""
         step, folder = max(checkpoints(self.path).items(), default=(0, None))
-        pair = restore(self.recipe, folder)
+        pair: Pair = method_of(self.recipe).load(self.recipe, folder)
         return pair, f"step-{step:06d}/{pair.base}"
 
     def swap(self) -> str:
@@ -66,10 +66,12 @@ class Resident:
         return (*self.chat.encode(text), self.chat.end_id)
 
 
-def waltz_recipe(run: Path) -> WaltzRecipe:
-    """Raises BadInput where `run` is no run of a pair."""
+def recipe_with_pair(run: Path) -> Any:
+    """The recipe of a run of a pair; whatever its method, it has a `protocol`. Raises BadInput for another run."""
     read_info(run)
     recipe = config.load(run / "recipe.toml")
-    if not isinstance(recipe, WaltzRecipe):
-        raise BadInput(f"{run}: is a run of {recipe.method}; serve takes a pair that choreo train waltz made")
+    method = method_of(recipe)
+    if not method.has_pair:
+        pairs = " or ".join(methods_with_a_pair())
+        raise BadInput(f"{run}: is a run of {method.name}; serve takes a pair, which a run of {pairs} has")
     return recipe

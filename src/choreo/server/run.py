@@ -86,9 +86,9 @@ async def _serve(
         await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, None)
         return
 
-    from choreo.server.pair import Resident, waltz_recipe  # loads PyTorch, which servers of others need not
+    from choreo.server.pair import Resident, recipe_with_pair  # loads PyTorch, which servers of others need not
 
-    if options.mode != "off" and waltz_recipe(options.run).protocol.rounds < 1:
+    if options.mode != "off" and recipe_with_pair(options.run).protocol.rounds < 1:
         raise BadInput(
             f"{options.run}: was trained without feedback (protocol.rounds = 0), so that no answer would be reviewed; "
             "say --mode off if that is what you want"

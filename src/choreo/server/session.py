@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from choreo.errors import BadInput
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.server.openai_responses import TracedGame, TracedMove
-from choreo.text.feedback import strayed
+from choreo.text.feedback import needed_leniency
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
@@ -143,7 +143,9 @@ class Outcome:
     @property
     def lenient(self) -> int:
         """The number of reviews that could only be read leniently."""
-        return sum(strayed(turn.text, read) for turn, read in zip(self.game.reviews, self.game.feedback, strict=True))
+        return sum(
+            needed_leniency(turn.text, read) for turn, read in zip(self.game.reviews, self.game.feedback, strict=True)
+        )
 
     def tokens(self, stage: Stage) -> int:
         return sum(move.sampled.tokens for move in self.moves if move.stage == stage)
@@ -247,5 +249,5 @@ def traced_move(move: Move, game: Episode, before: tuple[Move, ...]) -> TracedMo
         "overrefuse": read.overrefuse,
         "feedback": read.feedback,
         "reasoning": read.reasoning,
-        "lenient": strayed(move.turn.text, read),
+        "lenient": needed_leniency(move.turn.text, read),
     }

@@ -91,7 +91,7 @@ class Upstream:
         if self.agent == FEEDBACK:
             body["max_tokens"] = self.feedback_tokens
         reply = await self._ask(body)
-        text, failure = reply.said
+        text, failure = reply.answer
         if failure == FILTERED:
             raise Refused(f"the {self.agent} server withholds its turn")
         if failure:

@@ -13,13 +13,15 @@ from choreo.agents.local import LocalAgent
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.errors import BadInput
+from choreo.game.play import play
+from choreo.methods.agents import Policy
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Prompt, Sample
+from choreo.types import CONVERSATION, Episode, Prompt, Sample
 
 Found = TypeVar("Found")
 
@@ -45,7 +47,7 @@ class Pair:
             engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
             writer = self.agents[CONVERSATION].chat if CONVERSATION in self.agents else chat
             self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base))
-        self.protocol = recipe.protocol
+        self.protocol, self.temperature = recipe.protocol, recipe.evaluation.temperature
 
     @property
     def remarks(self) -> list[str]:
@@ -67,6 +69,15 @@ class Pair:
     @property
     def device(self) -> torch.device:
         return self.team(CONVERSATION).device
+
+    def policies(self) -> dict[str, Policy]:
+        return {role: Policy(agent.chat, agent.engine.team, agent.name) for role, agent in self.agents.items()}
+
+    def answer(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None) -> list[Episode]:
+        """The games that the pair plays on the prompts, by the recipe's protocol; see `methods.agents.Agents`."""
+        chosen = self.temperature if temperature is None else temperature
+        games = [(prompt, 0) for prompt in prompts]
+        return play(self.agents, games, self.protocol.limits, key=(seed, "evaluation"), temperature=chosen)
 
     def models(self) -> dict[LocalAgent[LocalEngine], list[str]]:
         """Every model that is loaded, once, with the agents on it."""

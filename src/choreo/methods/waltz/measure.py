@@ -25,9 +25,6 @@ from choreo.types import FEEDBACK, Episode, Prompt
 # that any other number but a multiple of three puts some of every suite and language into each.
 CHUNKS = 11
 
-# What training with `stages.train` makes.
-TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
-
 # How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels.
 PLAYS: dict[str, str] = {
     "base": "alone",

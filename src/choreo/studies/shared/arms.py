@@ -19,14 +19,13 @@ from typing import Any
 
 from choreo import config
 from choreo.environments.microworld.world import World
+from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted
 from choreo.experiment.report import write_report
-from choreo.experiment.run import bases, check, run_recipe, told
+from choreo.experiment.run import bases, check, run_recipe
 from choreo.files import durable, toml
 from choreo.files.json_file import read_object
-from choreo.methods.waltz.measure import evaluate
-from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.trainer import restore
+from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
@@ -152,11 +151,12 @@ class Study:
             file = self.folder / "measured" / f"{label}-seed{seed}.json"
             if not file.is_file():
                 recipe = config.load(run / "recipe.toml")
-                assert isinstance(recipe, WaltzRecipe)
-                pair = restore(recipe, max(checkpoints(run).items())[1] if trained else None)
+                method = method_of(recipe)
+                agents = method.load(recipe, max(checkpoints(run).items())[1] if trained else None)
                 prompts = World(recipe.world).suites("heldout", (language,) if language else None)
                 self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
-                entry, _ = evaluate(system, pair, recipe, prompts, told(self.progress))
+                task, on_progress = Task(recipe), reporting(self.progress)
+                entry, _ = method.measure_system(system, recipe, agents, prompts, task, on_progress)
                 file.parent.mkdir(exist_ok=True)
                 durable.write_json(file, entry)
             entries.append(json.loads(file.read_text(encoding="utf-8")))
