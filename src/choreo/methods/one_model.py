@@ -63,7 +63,7 @@ class OneModel:
         """
         if checkpoint is not None:
             for policy, saved in _load(checkpoint, self)["agents"].items():
-                checkpoints.hold(checkpoint, saved, {"agent": self.model.team.example(policy)})
+                checkpoints.check(checkpoint, saved, {"agent": self.model.team.example(policy)})
                 self.model.team.load_state_dict(policy, saved["agent"])
         return self
 
@@ -138,7 +138,7 @@ def training_loop(
         saved = _load(path, agents)
         if saved.get("prompts") != digest:
             raise BadInput(f"{path}: was trained on other prompts than there are now")
-        checkpoints.hold(path, saved, {"agents": {learner.agent: learner.example() for learner in learners}})
+        checkpoints.check(path, saved, {"agents": {learner.agent: learner.example() for learner in learners}})
         for learner in learners:
             learner.load_state_dict(saved["agents"][learner.agent])
     for remark in agents.remarks:
@@ -166,7 +166,7 @@ def _state(step: int, agents: OneModel, learners: Sequence[Learner], digest: str
 
 def _load(path: Path, agents: OneModel) -> dict[str, Any]:
     saved = checkpoints.load(path)
-    checkpoints.hold(path, saved, {"base": "", "agents": {}})
+    checkpoints.check(path, saved, {"base": "", "agents": {}})
     if saved["base"] != agents.model.fingerprint:
         raise BadInput(f"{path}: was trained on another base than {agents.model.base} is now")
     if strangers := saved["agents"].keys() - agents.model.team.agents.keys():
