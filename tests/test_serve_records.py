@@ -78,8 +78,8 @@ def logged(capsys):
 
 
 async def settled(server):
-    while server._behind:
-        await asyncio.wait(server._behind)
+    while server.shadows:
+        await asyncio.wait(server.shadows)
 
 
 UNCHECKED = {"stream": True, "choreo": {"stream": "unchecked"}}
@@ -211,7 +211,7 @@ def test_a_pair_trained_without_feedback_is_not_served_as_if_it_had_been_reviewe
     path = make_run(tmp_path / "run", protocol={"rounds": 0}, stages={"train": "conversation"})
     with pytest.raises(BadInput, match="--mode off"):
         run.serve(run.Options(path, port=0, mode=mode))
-    server = serving(agents(lambda game: "draft"), mode="off", rounds=0)
+    server = serving(agents(lambda game: "draft"), mode="off", limits=Limits(0, 9, 9))
     assert http(server).json()["choices"][0]["message"]["content"] == "draft"
     assert error(http(server, choreo={"mode": mode})) == (400, "unsupported_value", "choreo.mode")
     assert error(http(server, **UNCHECKED)) == (400, "unsupported_value", "choreo.stream")

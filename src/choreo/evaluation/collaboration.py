@@ -109,7 +109,7 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
         )
         return EndpointAgent(endpoint, folder / REPLIES, schema=settings.json_schema)
     setting = "feedback_template" if reviews else "template"
-    return local(
+    return local_agent(
         named,
         settings.seed,
         getattr(settings, setting),
@@ -120,7 +120,7 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
     )
 
 
-def local(
+def local_agent(
     model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
 ) -> LocalAgent:
     """A shipped base, or a folder, as it is: the untrained model plays both roles.

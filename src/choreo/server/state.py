@@ -67,7 +67,7 @@ class Server:
         self.limiter = Limiter()
         self.conversations: defaultdict[str, Conversations] = defaultdict(Conversations)  # by key
         self.figures = Figures(lambda: self.running, waiting)
-        self._shadows: set[asyncio.Task[None]] = set()  # reviews in the shadow, which no caller waits for
+        self.shadows: set[asyncio.Task[None]] = set()  # reviews in the shadow, which no caller waits for
 
     def key(self, request: Request, authorization: str | None = None) -> Key:
         """The caller's key. authorization: as another header bears it. Raises 401."""
@@ -143,13 +143,13 @@ class Server:
         self.running += 1
         self.in_flight[key] += 1
         task = asyncio.create_task(review())
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
+        self.shadows.add(task)
+        task.add_done_callback(self.shadows.discard)
 
     async def close(self) -> None:
         """Waits for the reviews in the shadow, and stops the engine."""
-        if self._shadows:
-            await asyncio.wait(self._shadows, timeout=self.settings.deadline)
+        if self.shadows:
+            await asyncio.wait(self.shadows, timeout=self.settings.deadline)
         if self._stop is not None:
             await self._stop()
 

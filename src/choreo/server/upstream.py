@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 
 from choreo.agents.base import state_of, turn_key
-from choreo.agents.endpoint import messages, review_format, seed_of
+from choreo.agents.endpoint import messages, request_seed, review_format
 from choreo.clients.http import LARGEST, key_in
 from choreo.clients.reply import Failure, Reply, parse
 from choreo.errors import BadInput
@@ -143,7 +143,7 @@ def question(game: Episode, agent: str, options: SessionOptions) -> dict[str, An
         "messages": written,
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
-        "seed": seed_of(turn_key(game, agent, ("serve", options.seed))),
+        "seed": request_seed(turn_key(game, agent, ("serve", options.seed))),
     }
     return body | ({"stop": list(options.stop)} if options.stop else {})
 
