@@ -1,7 +1,7 @@
-"""Intervals for rates and means: 95 %, and never of width zero only because no error was seen.
+"""95 % intervals for rates and means. None has the width zero only because no error was seen.
 
-An estimate is a plain dict, ready for JSON: {value, n, low, high, undetermined}. `n` counts what was
-decided, `undetermined` what the judge left open. With n = 0, value, low and high are None (NaN is not JSON).
+An estimate is a plain dict, ready for JSON: {value, n, low, high, undetermined}. `n` counts the decided
+outcomes, `undetermined` those that the judge left open. With n = 0, value, low and high are None (NaN is not JSON).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def student_t(freedom: int) -> float:
 
 
 def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf, floor: float = 0.0) -> Estimate:
-    """One estimate of several seeds' estimates of one quantity: the mean of their values.
+    """One estimate from the estimates of one quantity under several seeds: the mean of their values.
 
     The claim is about the method, not about one training run, so the interval is Student's t over the
     seeds' values. Few seeds can agree by chance, so it is never narrower than what the episodes alone
@@ -114,7 +114,7 @@ def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf, floor: 
 
 
 def separated(a: Estimate, b: Estimate) -> bool:
-    """The two intervals do not overlap. False when either is unknown: ignorance separates nothing."""
+    """Whether the two intervals do not overlap. False where one of them is unknown."""
     if a["value"] is None or b["value"] is None:
         return False
     return bool(a["high"] < b["low"] or b["high"] < a["low"])

@@ -52,7 +52,7 @@ class World(Environment):
     @staticmethod
     def refuses(prompt: Prompt, answer: str) -> bool:
         """Whether `answer` is a refusal, by its words alone."""
-        return grammar.read(answer).act == "refuse"
+        return grammar.parse(answer).act == "refuse"
 
     @staticmethod
     def refusal(prompt: Prompt) -> str:

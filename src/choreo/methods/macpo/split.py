@@ -117,6 +117,6 @@ def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
         )
     drawn = random.Random(f"halves/{recipe.seed}/file").sample([row.prompt for row in rows.values()], wanted)
     left_out["more than the two halves need"] = len(rows) - len(drawn)
-    left_out["rows with a kind (MACPO does not use it)"] = sum(pair.said_kind for pair in loaded.rows)
+    left_out["rows with a kind (MACPO does not use it)"] = sum(pair.has_kind for pair in loaded.rows)
     counts = counted(loaded) | {"used": len(drawn)} | {why: n for why, n in left_out.items() if n}
     return drawn, lambda prompt: rows[prompt.text], counts
