@@ -55,6 +55,7 @@ class Failure:
 
     @property
     def of_row(self) -> bool:
+        """Whether the server refused this row alone, so that other rows may get a reply."""
         return self.kind == "rejected"
 
 
