@@ -21,7 +21,7 @@ from choreo.cli import main
 from choreo.engine import checkpoint
 from choreo.engine.agent import Decoder, Team
 from choreo.errors import BadInput, opening
-from choreo.judges.formats.guards import WildGuard
+from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.local import LocalJudge
 from choreo.judges.offline.model import Weights
 from choreo.methods.macpo import run as macpo_run

@@ -53,7 +53,8 @@ class Registry:
 
     def expected(self, others: Sequence[str] = ()) -> str:
         """What a name may be, for messages and help. others: names that mean something besides the parts here."""
-        return f"one of {', '.join(map(repr, [*others, *self.names()]))}, or module:object for your own"
+        named = ", ".join(map(repr, [*others, *self.names()]))
+        return f"one of {named}, or module:object for your own" if named else "module:object of your own"
 
     def get(self, name: str) -> Any:
         """The object that `name` means. Raises BadInput where there is none, or it is not what is expected."""
@@ -65,7 +66,8 @@ class Registry:
         for point in metadata.entry_points(group=self.group):
             if point.name == name:
                 return self._fit(name, load_object(point.value, self.what))
-        raise BadInput(f"no {self.what} {name!r}; expected {self.expected()}")
+        known = ", ".join(self.names()) or "none"
+        raise BadInput(f"no {self.what} {name!r}; there are {known}, or module:object for one of your own")
 
     def _fit(self, name: str, found: Any) -> Any:
         if wrong := self.complaint(found):
