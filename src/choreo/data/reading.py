@@ -76,6 +76,7 @@ class Loaded(Generic[T]):
         return len(self.rows) + sum(map(len, self.left_out.values())) + len(self.wrong)
 
     def leave_out(self, reason: str, line: int) -> None:
+        """Counts the row at `line` as left out for `reason`."""
         self.left_out.setdefault(reason, []).append(line)
 
     @property
@@ -167,10 +168,12 @@ def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: froz
 
 
 def how_to_name(name: str) -> str:
+    """How a user names the format `name`, for messages."""
     return f'name it: format = "{name}" in a recipe, --format {name} on the command line'
 
 
 def listed(names: Iterable[str]) -> str:
+    """Names with commas between; "" for an empty name."""
     return ", ".join(name or '""' for name in names)
 
 

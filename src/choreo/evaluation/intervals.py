@@ -21,6 +21,7 @@ _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2
 
 
 def estimate(value: float | None, n: int, low: float | None, high: float | None, undetermined: int = 0) -> Estimate:
+    """An estimate as a plain dict; see the module."""
     return {"value": value, "n": n, "low": low, "high": high, "undetermined": undetermined}
 
 

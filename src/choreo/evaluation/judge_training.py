@@ -125,6 +125,7 @@ def read(folder: Path, report: Callable[[str], object] = lambda line: None) -> l
 
 
 def encode(rows: list[LabelledAnswer]) -> Encoded:
+    """The rows as numbers, with the inner products of all pairs of rows."""
     found = [features(row.prompt.text, tokens(row.answer), row.answer) for row in rows]
     figures = np.stack([own for _, _, own in found]).astype(np.float64)
     buckets, values = [b for b, _, _ in found], [v for _, v, _ in found]

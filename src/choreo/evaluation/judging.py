@@ -28,6 +28,7 @@ class Confusion:
 
     @classmethod
     def of(cls, truth: Sequence[bool], labels: Sequence[bool | None]) -> Confusion:
+        """Counts from the true labels and a judge's labels, None where it is undetermined."""
         pairs = list(zip(truth, labels, strict=True))
         undetermined = sum(label is None for label in labels)
         return cls(
@@ -45,18 +46,22 @@ class Confusion:
 
     @property
     def accuracy(self) -> float | None:
+        """The share of decided answers whose label is right; None without any."""
         return _share(self.true_yes + self.true_no, self.n)
 
     @property
     def precision(self) -> float | None:
+        """Of the answers labelled yes, the share that are yes; None without any."""
         return _share(self.true_yes, self.true_yes + self.false_yes)
 
     @property
     def recall(self) -> float | None:
+        """Of the decided answers that are yes, the share labelled yes; None without any."""
         return _share(self.true_yes, self.true_yes + self.false_no)
 
     @property
     def f1(self) -> float | None:
+        """The harmonic mean of precision and recall; None without any yes."""
         return _share(2 * self.true_yes, 2 * self.true_yes + self.false_yes + self.false_no)
 
     def figures(self) -> dict[str, Any]:
