@@ -286,7 +286,7 @@ Exit code 2 where a line does not fit.""",
     judge = commands.add_parser(
         "judge",
         help="Judge answers; measure a judge; make the built-in one again",
-        description="Is an answer unsafe, does it over-refuse? docs/results/offline-judge.md says what the built-in judge is worth.",
+        description="Is an answer unsafe, does it over-refuse? docs/your-judge.md has the judges.",
         epilog="examples:\n  choreo judge answers answers.jsonl\n  choreo judge evaluate --data answers.jsonl",
     )
     judges = judge.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
