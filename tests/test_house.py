@@ -58,11 +58,11 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Asked Completion Format Halves Head Judged Measured Model Pair Part Reply Request Run Said
+Agents Arm Completion Format Halves Head Judged Measured Model Pair Reply Run 
 Study Verdict Weights
 
-against asked_of check collaboration cut describe draw features find fit fitting judged load local measure plan
-play read read_object recipe_of restore review sample sections seed_of shown table tokens train verdict versions
+check collaboration cut describe find fit judged load local measure plan
+play read read_object recipe_of restore sample sections seed_of tokens train verdict versions
 """
 
 

@@ -59,7 +59,7 @@ class Failure:
         return self.kind == "rejected"
 
 
-def parse(content: bytes) -> Reply | Failure:
+def parse_reply(content: bytes) -> Reply | Failure:
     """A chat.completion or text_completion object as a Reply; anything else is malformed."""
     try:
         data = utf8.loads(content)

@@ -16,7 +16,7 @@ import httpx2
 from choreo.agents.base import state_of, turn_key
 from choreo.agents.endpoint import messages, review_format, seed_of
 from choreo.clients.http import LARGEST, key_in
-from choreo.clients.reply import Failure, Reply, parse
+from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.errors import BadInput
 from choreo.server.session import Down, Refused, Said, Wish
 from choreo.text.thinking import FILTERED
@@ -124,7 +124,7 @@ class Upstream:
         except httpx2.HTTPError:
             return Failure("unreachable", ""), True
         if response.status_code == 200:
-            outcome = parse(content)
+            outcome = parse_reply(content)
             return outcome, isinstance(outcome, Failure)
         return Failure(f"HTTP {response.status_code}", ""), response.status_code in (408, 409, 429) or (
             response.status_code >= 500
