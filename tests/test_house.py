@@ -58,7 +58,7 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Completion Format Halves Head Judged Measured Model Pair Reply Run 
+Agents Arm Completion Format Halves Head Judged Measured Model Pair Reply Run
 Study Verdict Weights
 
 check collaboration cut describe find fit judged load local measure plan
