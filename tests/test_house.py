@@ -58,11 +58,10 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Completion Format Halves Head Judged Measured Model Pair Reply Run
-Study Verdict Weights
+Agents Arm Format Judged Model Pair Run Study Weights
 
-check collaboration cut describe find fit judged load local measure plan
-play read read_object recipe_of restore sample sections seed_of tokens train verdict versions
+check collaboration describe find fit judged load measure play read restore sample sections tokens train verdict
+versions
 """
 
 
