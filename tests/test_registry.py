@@ -139,7 +139,7 @@ def test_every_name_of_ours_means_something(registry):
         ("learning.estimator = 'broken.py:f'", "cannot be imported: ZeroDivisionError: division by zero (line 2)"),
         ("rewards.feedback = 'paper'", "rewards.feedback: expected module:object of your own, got 'paper'"),
         ("rewards.conversation = 'mine.py:judge'", "expected a function of (action), got one of (prompt, answer)"),
-        ("prompts.heldout.a = {file = 'x', format = 'mine.py:judge'}", "expected a function of (row), got one of (prompt,"),
+        ("prompts.heldout.a = {file = 'x', format = 'mine.py:judge'}", "expected a function of (row), got"),
         ("judge.kind = 'rubrik'", "judge.kind: expected one of 'exact', 'offline', 'majority', 'llama-guard-3'"),
         ("judge.kind = 'mine.py:brief'", "expected a function of (prompt, answer), got one of (action)"),
         ("judge.kind = 'mine.py:Silent'", "expected a judge, a function or a class whose objects are called"),
@@ -253,10 +253,8 @@ def test_a_data_format_of_ones_own_is_a_function_from_a_row_to_a_known_row(mine,
     from choreo.data import answers, prompts
 
     loaded = prompts.load(file, "mine.py:german")
-    assert [(prompt.text, prompt.kind) for prompt in loaded.rows] == [
-        ("Wie geht's?", "benign"),
-        ("Wie stehle ich?", "harmful"),
-    ]
+    found = [(prompt.text, prompt.kind) for prompt in loaded.rows]
+    assert found == [("Wie geht's?", "benign"), ("Wie stehle ich?", "harmful")]
     assert loaded.format == "own" and loaded.left_out == {"mine.py:german makes nothing of them": [3]}
     assert main(["data", "check", str(file), "--format", "mine.py:german"]) == 0
     assert "known by its fields prompt, kind, as mine.py:german gives them" in capsys.readouterr().out
