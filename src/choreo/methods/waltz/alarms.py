@@ -28,7 +28,7 @@ def refusal_share(episodes: Sequence[Episode]) -> float:
 
 def alarms(figures: Mapping[str, float], grouped: bool = True) -> list[str]:
     """The alarms that a step's figures raise: sentences that stay the same while the alarm lasts. A figure that is
-    missing raises none. grouped: advantages are taken within groups of samples, where equal rewards leave no gradient."""
+    missing raises none. grouped: advantages are taken within groups, where equal rewards leave no gradient."""
     found = []
     share = figures.get("refusal_share", 0.5)
     if share > REFUSES_ALL:
