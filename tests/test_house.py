@@ -58,7 +58,7 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Format Halves Head Judged Measured Model Pair Request Run Study Weights
+Agents Arm Format Head Judged Model Pair Request Run Study Weights
 
 asked_of check collaboration describe draw features find fit judged load measure plan
 play read restore review sample sections shown tokens train verdict versions

@@ -72,7 +72,7 @@ class OneJudge(Section):
     def _taken(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if (kind := info.data.get("kind", "exact")) in (*RULES, "majority"):
             if value:
-                raise ValueError(f"a {kind} judge takes no options")
+                raise ValueError(f'kind = "{kind}" takes no options')
             return value
         found = JUDGES.get(kind)
         if hasattr(found, "make"):
