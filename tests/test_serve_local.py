@@ -212,7 +212,7 @@ def test_few_rows_wait_for_many_and_not_for_ever(lone):
 def test_a_job_cancelled_between_queue_and_batch_is_not_decoded(lone, resident):
     worker, _ = lone
     worker.close()
-    job = engine.Job("conversation", Row(Request((5,), ("x",)), 9, 0.0), lambda result: None)
+    job = engine.DecodeJob("conversation", Row(Request((5,), ("x",)), 9, 0.0), lambda result: None)
     job.cancelled = True
     worker._turn("conversation", worker._batches["conversation"], [job])
     assert worker.counts() == (0, 0) and not job.row.ids

@@ -13,7 +13,7 @@ from choreo.engine.requests import Completion, Request
 from choreo.models.chat import Chat
 from choreo.server.constrained_review import ReviewConstraint
 from choreo.server.session import Down, SampledTurn, SessionOptions, TooLong, until_stop
-from choreo.server.worker import Job, Worker
+from choreo.server.worker import DecodeJob, Worker
 from choreo.types import FEEDBACK, Episode, Turn
 
 
@@ -130,7 +130,7 @@ class WorkerAgent:
             else:
                 future.set_result(result)
 
-        job = Job(self.agent, row, lambda result: loop.call_soon_threadsafe(settle, result))
+        job = DecodeJob(self.agent, row, lambda result: loop.call_soon_threadsafe(settle, result))
         self.worker.submit(job)
         try:
             return await future

@@ -24,7 +24,7 @@ PATIENCE = 4  # how often an agent with rows may be passed over
 
 
 @dataclass(eq=False)
-class Job:
+class DecodeJob:
     """One row for the worker. done: called in the worker's thread, with the completion or with what went wrong."""
 
     agent: str
@@ -38,11 +38,11 @@ class Worker:
 
     def __init__(self, pair: Pair, rows: int = ROWS):
         self._pair, self._most = pair, rows
-        self._new: dict[str, deque[Job]] = {agent: deque() for agent in AGENTS}
+        self._new: dict[str, deque[DecodeJob]] = {agent: deque() for agent in AGENTS}
         self._batches: dict[str, list[Batch]] = {agent: [new_batch(pair, agent)] for agent in AGENTS}
-        self._jobs: dict[Row, Job] = {}
-        self._arrived: list[Job] = []  # taken from the queue in this turn
-        self._gone: deque[Job] = deque()
+        self._jobs: dict[Row, DecodeJob] = {}
+        self._arrived: list[DecodeJob] = []  # taken from the queue in this turn
+        self._gone: deque[DecodeJob] = deque()
         self._passed = dict.fromkeys(AGENTS, 0)  # turns that an agent with rows did not have
         self._wake = threading.Condition()
         self._swap: tuple[Pair, dict[str, Batch]] | None = None
@@ -50,7 +50,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: DecodeJob) -> None:
         """Raises Down where nothing is decoded any more."""
         with self._wake:
             if self._closing:
@@ -58,7 +58,7 @@ class Worker:
             self._new[job.agent].append(job)
             self._wake.notify()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: DecodeJob) -> None:
         """Takes the row of `job` out of its batch, before the next step."""
         job.cancelled = True
         self._gone.append(job)
@@ -132,13 +132,13 @@ class Worker:
     def _decoding(self, agent: str) -> int:
         return sum(len(batch.rows) for batch in self._batches[agent])
 
-    def _take(self, agent: str) -> list[Job]:
+    def _take(self, agent: str) -> list[DecodeJob]:
         free = self._most - self._decoding(agent)
         waiting = self._new[agent]
         taken = [waiting.popleft() for _ in range(min(max(free, 0), len(waiting)))]
         return [job for job in taken if not job.cancelled]
 
-    def _turn(self, agent: str, batches: list[Batch], arrived: Sequence[Job]) -> None:
+    def _turn(self, agent: str, batches: list[Batch], arrived: Sequence[DecodeJob]) -> None:
         """Lets rows join the newest batch and all batches make one step."""
         arrived = [job for job in arrived if not job.cancelled]  # `_forget` came too early for these
         self._jobs |= {job.row: job for job in arrived}
@@ -157,7 +157,7 @@ class Worker:
             for row in ended:
                 _settle(self._jobs.pop(row), row.completion(batch.version))
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: DecodeJob) -> None:
         if self._jobs.pop(job.row, None) is not None:
             for batch in self._batches[job.agent]:
                 batch.leave(job.row)
@@ -169,6 +169,6 @@ def new_batch(pair: Pair, agent: str) -> Batch:
     return Batch(player.engine.team, agent, end_id=player.chat.end_id, pad_id=player.chat.pad_id)
 
 
-def _settle(job: Job, result: Completion | BaseException) -> None:
+def _settle(job: DecodeJob, result: Completion | BaseException) -> None:
     with suppress(RuntimeError):  # the event loop that waited for it is closed
         job.done(result)
