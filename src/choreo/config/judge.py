@@ -98,7 +98,7 @@ class Judge(OneJudge):
 
     kind: Kind = Field(
         "exact",
-        description="exact: the environment's own judge; majority: what more than half of the judges in [judge.of.*] say",
+        description="exact: the environment's own judge; majority: what more than half of those in [judge.of.*] say",
     )
     cache: str = Field("", description="file of what judges replied; by default one in the run's folder")
     of: dict[str, OneJudge] = Field({}, validate_default=True)
