@@ -33,7 +33,7 @@ FLOORS = (
     {"methods"},
     {"experiment"},
     {"server", "swarm"},
-    {"studies"},
+    {"studies", "api"},
     {"cli"},
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -2,6 +2,6 @@
 
 from choreo.config.common import Common as Recipe
 from choreo.config.common import World
-from choreo.config.reading import find, load, to_toml, unsaid
+from choreo.config.reading import find, load, make, to_toml, unsaid
 
-__all__ = ["Recipe", "World", "find", "load", "to_toml", "unsaid"]
+__all__ = ["Recipe", "World", "find", "load", "make", "to_toml", "unsaid"]
