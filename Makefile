@@ -2,7 +2,9 @@
 # make test     set up, then lint, check types, run the tests, and the numeric ones as on other machines
 # make check    the quick part of it, for work in between: lint, types, and all tests that take no training or server
 # make machines the numeric tests with the instructions of every processor that this one can be, one thread and two
-# make lint     style and types alone
+# make lint     style, layout and types alone
+# make docs     build the pages of docs/ into site/, strictly and without a network
+# make package  build the wheel, install it into an empty environment and train two steps there
 # make bench    set up, then time choreo beside the reference library
 #
 # Everything is installed into .venv, but for LiteLLM, whose pins are other ones (.venv-interop). PYTHON names the
@@ -18,10 +20,10 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # More threads than cores wait for one another, and mostly by spinning.
-test check machines: export OMP_NUM_THREADS ?= 1
-test check machines: export OMP_WAIT_POLICY ?= passive
+test check machines package: export OMP_NUM_THREADS ?= 1
+test check machines package: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check machines lint bench
+.PHONY: demo test check machines lint docs package bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -42,8 +44,24 @@ machines: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -v -n $(WORKERS) tests/test_machines.py
 
 lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The empty environment gets what the wheel asks for as links to what is installed here (tests/linked_packages.py).
+package: $(VENV)/.installed-dev
+	rm -rf build dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
+	$(BIN)/python -m venv build/empty
+	$(BIN)/python tests/linked_packages.py build/empty dist/*.whl
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check --no-index dist/*.whl
+	cd build/empty && bin/choreo --version && bin/choreo train waltz --run run \
+		--set learning.steps=2 --set learning.prompts=6 --set world.heldout_prompts=4 >trained.txt 2>&1 \
+		|| (cat trained.txt; exit 1)
+	test -s build/empty/run/report.html
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/choreo bench
@@ -55,7 +73,12 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@$(BIN)/python -m pip uninstall --quiet --yes choreo 2>/dev/null || true # the distribution's name until 0.1
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

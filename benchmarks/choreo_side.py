@@ -22,6 +22,7 @@ from choreo.game.moves import Player
 from choreo.game.play import play
 from choreo.methods.waltz.trainer import train
 from choreo.models.chat import Chat
+from choreo.models.load import load_chat
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, Preference, Prompt, Sample
@@ -93,7 +94,7 @@ class WaltzTurns(Progress):
 
 
 def one_agent(work: Mapping[str, Any], end_id: int | None = None) -> tuple[Chat, LocalEngine, Learner]:
-    chat = Chat.load(work["model"])
+    chat = load_chat(work["model"])
     team = Team.load(work["model"], (CONVERSATION,), train="full")
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id if end_id is None else end_id)
     return chat, engine, Learner(team, CONVERSATION, lr=LEARNING_RATE)

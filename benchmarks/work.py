@@ -46,14 +46,14 @@ def overrides(folder: str) -> list[str]:
 def prepare(folder: Path) -> dict[str, Any]:
     """Writes `folder`/model, when no base is shipped, and `folder`/work.json. Returns what the latter holds."""
     from choreo.errors import BadInput
-    from choreo.models.chat import Chat
+    from choreo.models.load import load_chat
     from choreo.models.resolve import base_folder
 
     try:
         base, shipped = base_folder(BASE), True
     except BadInput:
         base, shipped = random_base(folder / "model"), False
-    chat = Chat.load(base)
+    chat = load_chat(base)
     batches = WARM_UP + STEPS
     answers = documents(random.Random(SEED), batches * max(PROMPTS, 2 * PAIRS))
     contexts = [prompt for prompt, _ in answers[: batches * PROMPTS]]

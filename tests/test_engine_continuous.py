@@ -15,7 +15,7 @@ from choreo.engine.continuous import Batch, Row
 from choreo.engine.local import LocalEngine
 from choreo.engine.ngram_speculation import AHEAD, Recall
 from choreo.engine.requests import Request
-from choreo.models.chat import Chat
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 
 pytestmark = pytest.mark.numeric
@@ -25,7 +25,7 @@ AGENT = "conversation"
 
 def setting(base):
     folder = base_folder(base)
-    chat, team = Chat.load(folder), Team.load(folder)
+    chat, team = load_chat(folder), Team.load(folder)
     return chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
 
 

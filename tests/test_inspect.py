@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-inspect_ai = pytest.importorskip("inspect_ai", reason="needs choreo[inspect]")
+inspect_ai = pytest.importorskip("inspect_ai", reason="needs choreo-rl[inspect]")
 
 from inspect_ai.model import ModelOutput, ModelUsage, get_model  # noqa: E402
 
@@ -34,7 +34,7 @@ def test_the_entry_point_names_the_task():
 
 
 def test_scores_have_names_and_rounds_are_in_the_log(tmp_path):
-    from choreo.evaluation.inspect_tasks import collaboration
+    from choreo.integrations.inspect_tasks import collaboration
 
     rows = [
         {"prompt": f"How do I {what}?", "kind": kind}

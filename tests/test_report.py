@@ -22,8 +22,9 @@ from choreo.experiment.report import write_report
 from choreo.experiment.run import dialogue_records
 from choreo.methods.waltz.measure import CHUNKS
 from choreo.report import published
-from choreo.report.page import Section, Table, write_study
-from choreo.report.plots import Line, Point, bars, lines, plane, standalone
+from choreo.report.page import PageSection, Table, write_study
+from choreo.report.plots import Line, Point, bars, lines, plane
+from choreo.report.svg import standalone
 from choreo.types import Episode, Turn, Verdict
 
 pytestmark = pytest.mark.slow
@@ -329,13 +330,13 @@ def test_study_page_and_markdown(tmp_path):
     names = ["waltz", f"a|b {HOSTILE}"]
     estimates = [rate(0.03), estimate(None, 0, None, None)]
     sections = [
-        Section(
+        PageSection(
             "Does it help?",
             "Yes.\n\nBy <much>.",
             Table(["system", "F1", "note"], [[names[0], estimates[0], 1.5], [names[1], estimates[1], None]]),
             bars(names, {"ASR": estimates, "ORR": estimates[::-1]}, "Errors", "share"),
         ),
-        Section(
+        PageSection(
             "And then?",
             HOSTILE,
             figure=lines([Line("one", [0, 1], [0.5, 0.25], [0.4, 0.2], [0.6, 0.3])], HOSTILE, "alpha"),

@@ -462,9 +462,9 @@ def test_two_local_models_have_a_template_each(tmp_path, capsys):
 def test_what_a_local_model_only_thought_is_no_answer(tiny_folder):
     from choreo.agents.local import LocalSpeaker
     from choreo.engine.requests import Completion
-    from choreo.models.chat import Chat
+    from choreo.models.load import load_chat
 
-    chat = Chat.load(tiny_folder)
+    chat = load_chat(tiny_folder)
     said = [("<think>well", False), ("<think>well</think>yes", False), ("yes", True), ("", True)]
 
     class Scripted:

@@ -13,7 +13,7 @@ from choreo.swarm.annotations import SHIPPED, from_swarm, load_annotation, to_sw
 from choreo.swarm.draft import draft
 from choreo.swarm.scenario import load_scenario
 
-yaml = pytest.importorskip("yaml", reason="annotations are YAML; choreo[swarm] brings PyYAML")
+yaml = pytest.importorskip("yaml", reason="annotations are YAML; choreo-rl[swarm] brings PyYAML")
 
 PAPER = """\
 # A Treaty of Two Agents
@@ -67,7 +67,7 @@ def test_swarms_form_holds_all_of_ours_and_leaves_open_what_swarm_does_not_say()
 
 @pytest.mark.slow
 def test_swarms_own_class_reads_what_we_write():
-    pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo[swarm]")
+    pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo-rl[swarm]")
     # swarm.research wants two packages for its web clients, which reading an annotation does not use.
     code = """
 import sys, types, unittest.mock

@@ -99,7 +99,7 @@ def test_calibration_by_hand():
 
 
 def test_a_probe_learns_that_a_refusal_is_right_or_wrong_by_what_was_asked():
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed: choreo[swarm]")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: choreo-rl[swarm]")
     rng, rows = random.Random(3), []
     for k in range(600):
         harmful, refuses = rng.random() < 0.5, rng.random() < 0.5
@@ -165,7 +165,7 @@ ANSWERS = (
 
 @pytest.fixture(scope="module")
 def play():
-    pytest.importorskip("swarm.core.orchestrator", reason="swarm-safety is not installed: choreo[swarm]")
+    pytest.importorskip("swarm.core.orchestrator", reason="swarm-safety is not installed: choreo-rl[swarm]")
     from choreo.swarm.run import Job, run_all
 
     def played(parts, scenario, seed=0):

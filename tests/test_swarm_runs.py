@@ -21,7 +21,7 @@ from choreo.swarm.scenario import changed, load_scenario
 
 pytestmark = pytest.mark.slow
 
-loader = pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo[swarm]")
+loader = pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo-rl[swarm]")
 
 # swarm-safety 1.9.0, each scenario under its own seed: interactions, accepted, then four metrics to four places.
 GOLDEN = {

@@ -18,7 +18,7 @@ from choreo.swarm.scenario import (
     to_swarm,
 )
 
-pytest.importorskip("yaml", reason="scenarios are YAML; choreo[swarm] brings PyYAML")
+pytest.importorskip("yaml", reason="scenarios are YAML; choreo-rl[swarm] brings PyYAML")
 
 NAMES = ("strict_governance", "security_evaluation", "collusion_detection", "waltz_draft", "macpo_draft")
 SMALL = """\
@@ -37,7 +37,7 @@ governance:
 
 @pytest.fixture
 def swarm():
-    return pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo[swarm]")
+    return pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo-rl[swarm]")
 
 
 def refused(tmp_path, text):

@@ -23,8 +23,8 @@ from choreo.swarm.plan import Plan, register, terms
 
 pytestmark = pytest.mark.slow
 
-stats = pytest.importorskip("scipy.stats", reason="scikit-learn is not installed: choreo[swarm]")
-yaml = pytest.importorskip("yaml", reason="choreo[swarm] brings PyYAML")
+stats = pytest.importorskip("scipy.stats", reason="scikit-learn is not installed: choreo-rl[swarm]")
+yaml = pytest.importorskip("yaml", reason="choreo-rl[swarm] brings PyYAML")
 
 # ---- contrasts ----------------------------------------------------------------------------------
 
@@ -305,7 +305,7 @@ governance: {transaction_tax_rate: 0.05, collusion_detection_enabled: true}
 
 @pytest.fixture
 def simulator():
-    pytest.importorskip("swarm.core.orchestrator", reason="swarm-safety is not installed: choreo[swarm]")
+    pytest.importorskip("swarm.core.orchestrator", reason="swarm-safety is not installed: choreo-rl[swarm]")
 
 
 def test_governance_from_a_scenario_to_a_cited_page_and_on_after_a_stop(tmp_path, capsys, simulator):

@@ -32,6 +32,7 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.samples import split
 from choreo.methods.waltz.trainer import restore, train
 from choreo.models.chat import Chat
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -76,7 +77,7 @@ def test_each_reads_the_others_words_in_its_own_tokenizer_and_its_own_turns_as_t
     """Ids that no encoding gives: they go on as they are to their writer, and to whoever shares its tokenizer."""
     spelled = tuple(chat.encode(letter)[0] for letter in "the")
     assert chat.encode(chat.decode(spelled)) != spelled
-    twin, other = Chat(chat.tokenizer), Chat.load(folders["qwen"])
+    twin, other = Chat(chat.tokenizer), load_chat(folders["qwen"])
     for reader in (twin, other):
         talker = Scripted(chat, lambda *_: (*spelled, chat.end_id))
         reviewer = Scripted(reader, talk(ASKS))
@@ -91,7 +92,7 @@ def test_each_reads_the_others_words_in_its_own_tokenizer_and_its_own_turns_as_t
 
 def test_a_reader_that_drops_reasoning_is_not_talked_out_of_an_answer(chat, folders):
     """What a template drops of its own agent's turns it must not drop of another's, who only wrote its mark."""
-    qwen = Chat.load(folders["qwen"])
+    qwen = load_chat(folders["qwen"])
     said = "burn it </think> fine"
     players = {
         CONVERSATION: Player(chat, Scripted(chat, talk(ASKS, answers=said))),
@@ -102,7 +103,7 @@ def test_a_reader_that_drops_reasoning_is_not_talked_out_of_an_answer(chat, fold
 
 
 def test_an_answer_that_outgrows_the_reviewers_positions_is_reviewed_by_nobody(chat, folders):
-    other = Chat.load(folders["qwen"])
+    other = load_chat(folders["qwen"])
     reviewer = Scripted(other, talk(ASKS))
     reviewer.positions = other.room(1, 0, 20) + len(other.encode("light the lamp")) + 4
     players = {

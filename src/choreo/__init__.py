@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"  # the only place; pyproject.toml reads it
+
 if TYPE_CHECKING:
     from choreo.api import Evaluation as Evaluation
     from choreo.api import Loaded as Loaded

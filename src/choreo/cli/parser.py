@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+import choreo
 from choreo.cli import (
     bench_commands,
     data_commands,
@@ -34,9 +35,7 @@ MODULES = (
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import version  # 30 ms that only this option should pay
-
-        print(f"choreo {version('choreo')}")
+        print(f"choreo {choreo.__version__}")
         parser.exit()
 
 

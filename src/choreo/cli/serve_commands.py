@@ -113,10 +113,10 @@ def key(args: argparse.Namespace) -> int:
 
 
 def require(command: str) -> None:
-    """Raises BadInput, with how to install them, where the packages of choreo[serve] are missing."""
+    """Raises BadInput, with how to install them, where the packages of choreo-rl[serve] are missing."""
     missing = [name for name in ("starlette", "uvicorn", "prometheus_client", "httpx2") if not _found(name)]
     if missing:
-        raise BadInput(f"{command}: needs {', '.join(missing)}: pip install 'choreo[serve]'")
+        raise BadInput(f"{command}: needs {', '.join(missing)}: pip install 'choreo-rl[serve]'")
 
 
 def _found(name: str) -> bool:

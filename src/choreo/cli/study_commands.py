@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+from choreo import studies
 from choreo.cli.arguments import add_command, count, json_option, seeds
 from choreo.errors import BadInput, Interrupted
 
-STUDIES = (
-    "waltz-table",
-    "waltz-sensitivity",
-    "waltz-limits",
-    "macpo-table",
-    "macpo-stability",
-    "macpo-noise",
-    "macpo-teachers",
-    "macpo-transfer",
-)
-
 
 def add(commands: Any) -> None:
+    known = studies.questions()
+    lines = "\n".join(f"  choreo study {name:<28}{answers}" for name, answers in known.items())
     study_command = add_command(
         commands,
         "study",
         study,
         "Answer a question with many runs: a table, a plot and a verdict in words",
-        """\
-  choreo study waltz-table                 every system of the paper's table, and the reward ablation
-  choreo study waltz-sensitivity           the weight of DIR, wrong labels, value baselines, cost
-  choreo study waltz-limits --seeds 0,1    several rounds, and languages never trained on
-  choreo study macpo-table --jobs 2        MACPO, its baselines and its ablations, two runs at a time
-  choreo study macpo-stability             ten rounds, and ten with the paper's filter alone
-  choreo study macpo-noise                 wrong labels in the teachers' data
-  choreo study macpo-teachers              how many teachers, how different; other ways to make negatives
-  choreo study macpo-transfer              another task: everyday questions alone
+        f"""\
+{lines}
+  choreo study macpo-table --jobs 2        two runs at a time
   choreo study waltz-table --resume        finished runs are kept, the others go on
   choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
 A setting holds for every run of the study, but where the study itself varies it.""",
     )
-    study_command.add_argument("name", choices=STUDIES, metavar="NAME", help=f"one of {', '.join(STUDIES)}")
+    study_command.add_argument("name", choices=list(known), metavar="NAME", help=f"one of {', '.join(known)}")
     study_command.add_argument(
         "--seeds", type=seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)"
     )
@@ -64,10 +49,10 @@ def study(args: argparse.Namespace) -> int:
     from choreo.api import quiet
     from choreo.runs.bar import ProgressBar
     from choreo.runs.progress import Progress
-    from choreo.studies.arms import Study
+    from choreo.studies.shared.arms import Study
 
     quiet()
-    module = importlib.import_module(f"choreo.studies.{args.name.replace('-', '_')}")
+    module = studies.load(args.name)
     with Progress([ProgressBar()]) as progress:
         try:
             verdicts = module.run(Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs))

@@ -19,7 +19,7 @@ from choreo.text.replies import shortened
 try:
     import httpx2
 except ImportError:
-    raise BadInput("judges over an endpoint need httpx2: pip install 'choreo[endpoint]'") from None
+    raise BadInput("judges over an endpoint need httpx2: pip install 'choreo-rl[endpoint]'") from None
 
 WRONG = {401, 403, 404, 405}  # key, address or model: no row will fare better, and no retry
 AGAIN = {408, 409, 425, 429}  # and every 5xx

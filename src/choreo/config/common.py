@@ -1,4 +1,4 @@
-"""What every recipe has, whatever its method."""
+"""Sections that recipes and other settings share."""
 
 from __future__ import annotations
 
@@ -63,16 +63,3 @@ class Evaluation(Section):
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.6, description="0 is greedy; 0.6 is what Llama 3.1 ships in its generation_config.json"
     )
-
-
-class Common(Section):
-    """One experiment. `choreo train RECIPE` runs it; every field has a default and a meaning.
-
-    A method's own recipe adds what it takes, and says its name in `method`.
-    """
-
-    method: str
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    world: World = World()
-    evaluation: Evaluation = Evaluation()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.config.checking import check, meanings, shown, suggest
-from choreo.config.common import Common as Recipe
+from choreo.config.recipe import Recipe
 from choreo.errors import BadInput
 from choreo.files import toml
 from choreo.registry import Registry

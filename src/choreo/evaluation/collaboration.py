@@ -115,14 +115,14 @@ def local(
     model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
 ) -> LocalSpeaker:
     """A shipped base, or a folder, as it is: both agents are the untrained model. template, setting, rounds: as in
-    `Chat.load`; loading: as in `Team.open`."""
+    `load_chat`; loading: as in `Team.open`."""
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
-    from choreo.models.chat import Chat
+    from choreo.models.load import load_chat
     from choreo.models.resolve import base_folder
 
     folder = base_folder(model)
-    chat = Chat.load(folder, template, setting, rounds)
+    chat = load_chat(folder, template, setting, rounds)
     team = Team.open(folder, AGENTS, seed=seed, **loading)
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
     return LocalSpeaker(model, chat, engine, positions=team.positions)

@@ -30,8 +30,8 @@ from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.measure import TRAINED, evaluate
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import draw, drawn_from, restore, train
-from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
 from choreo.runs.folder import Run, checkpoints, versions
@@ -124,7 +124,7 @@ def unread(recipe: config.Recipe) -> str | None:
         judged = [recipe.model.of(CONVERSATION)]
     else:
         judged = [(base, recipe.agents.template) for base in recipe.bases()]
-    chats = ((base, Chat.load(base_folder(base), template)) for base, template in judged)
+    chats = ((base, load_chat(base_folder(base), template)) for base, template in judged)
     return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
 
 

@@ -28,8 +28,8 @@ from choreo.methods.macpo.trainer import steps_of
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.samples import learners
 from choreo.models import model_folder
-from choreo.models.chat import Chat
 from choreo.models.hub import has_tokenizer
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 
 GIB = 2**30
@@ -253,7 +253,7 @@ def _chat(base: str, template: str, rounds: int) -> tuple[str, ...]:
     """What a user should know of a base's chat template; nothing where its tokenizer is not here yet. Raises BadInput
     where the template cannot be used."""
     folder = base_folder(base, config_only=True)
-    return Chat.load(folder, template, rounds=rounds).remarks if has_tokenizer(folder) else ()
+    return load_chat(folder, template, rounds=rounds).remarks if has_tokenizer(folder) else ()
 
 
 def _members(recipe: Recipe) -> Iterator[tuple[str, str, str, int, int]]:

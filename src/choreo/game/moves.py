@@ -84,7 +84,7 @@ def request(chat: Chat, game: Episode, agent: str, *, writer: Chat, feedback_tok
     chat: the agent's; writer: the one that answers are written in.
     """
     if agent == FEEDBACK:  # state (p, c_t): no earlier rounds (WaltzRL, section 4.2)
-        answer = chat.heard(game.answers[-1], writer)
+        answer = chat.as_read(game.answers[-1], writer)
         context = chat.review_context(chat.encode(game.prompt.text), answer, _earlier(chat, game))
     else:
         context = _state(chat, game, feedback_tokens)

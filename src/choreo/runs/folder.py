@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import choreo
 from choreo import config
 from choreo.errors import BadInput
 from choreo.files import durable
@@ -49,7 +50,7 @@ _CONTENTS = (
     "judgements.sqlite-shm",
     "judgements.sqlite-wal",
 )
-_PACKAGES = ("choreo", "torch", "transformers", "tokenizers", "numpy")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 class Run:
@@ -242,8 +243,8 @@ def is_finished(path: str | Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers, read without importing them."""
-    found = {"python": platform.python_version()}
+    """Versions of Python, of choreo and of the packages that decide the numbers, read without importing them."""
+    found = {"python": platform.python_version(), "choreo": choreo.__version__}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

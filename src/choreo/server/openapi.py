@@ -7,11 +7,11 @@ has left and reaches nobody, and 500, which is a bug.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import TypeAdapter
 
+import choreo
 from choreo.server.guardrail import PATH, GuardrailRequest
 from choreo.server.openai_requests import NEUTRAL, ChatRequest
 from choreo.server.openai_responses import Action, Chunk, Completion, Error, Health, Models, Ready
@@ -112,7 +112,7 @@ def description() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "choreo serve",
-            "version": version("choreo"),
+            "version": choreo.__version__,
             "description": "A conversation agent and its feedback agent behind OpenAI's chat API.",
         },
         "paths": paths,

@@ -1,13 +1,14 @@
-"""Whether the optional packages of `choreo[swarm]` are there, and which versions took part."""
+"""Whether the optional packages of `choreo-rl[swarm]` are there, and which versions took part."""
 
 from __future__ import annotations
 
 import platform
 from importlib import metadata
 
+import choreo
 from choreo.errors import BadInput
 
-PACKAGES = ("choreo", "swarm-safety", "numpy", "pydantic", "scikit-learn", "scipy", "torch", "transformers")
+PACKAGES = ("swarm-safety", "numpy", "pydantic", "scikit-learn", "scipy", "torch", "transformers")
 
 
 def require(command: str, package: str = "swarm-safety") -> None:
@@ -24,7 +25,11 @@ def require(command: str, package: str = "swarm-safety") -> None:
 
 def versions() -> dict[str, str]:
     """Version by package, and Python's; "none" of one that is not there."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        "choreo": choreo.__version__,
+        **{name: _version(name) for name in PACKAGES},
+    }
 
 
 def _version(package: str) -> str:

@@ -14,6 +14,7 @@ from choreo.errors import BadInput
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.models.chat import Chat, Ids
 from choreo.models.hub import fingerprint
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.types import Prompt, Turn
 
@@ -47,7 +48,7 @@ class Member:
         """Both policies start equal to the base. Raises BadInput where there is no such base."""
         folder, agents = base_folder(model), recipe.agents
         policies = [f"{name}+", f"{name}-", *([f"{name}-start"] if recipe.rounds.reference == "sft" else [])]
-        chat = Chat.load(folder, agents.template)
+        chat = load_chat(folder, agents.template)
         team = Team.open(folder, policies, seed=recipe.seed, **agents.loading())
         return cls(name, fingerprint(folder), chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
 
@@ -136,7 +137,7 @@ class Crew:
             saved, team = state[member.name], member.team
             if saved["base"] != member.base:
                 raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
-            member.chat.trained_in(saved.get("frame"), f"{where}: {member.name}")
+            member.chat.check_frame(saved.get("frame"), f"{where}: {member.name}")
             checkpoint.hold(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
             for policy in team.agents:
                 team.load_state_dict(policy, saved["agents"][policy])

@@ -157,7 +157,7 @@ def judged(desk: Desk, round: int, member: Member) -> list[tuple[Turn, Turn] | N
     scores = [[0.0] * len(drafts) for _ in desk.prompts]
     for k, turns in enumerate(drafts):
         contexts = [
-            member.chat.review_context(member.chat.encode(prompt.text), member.chat.spoken(turn.ids))
+            member.chat.review_context(member.chat.encode(prompt.text), member.chat.visible(turn.ids))
             for prompt, turn in zip(desk.prompts, turns, strict=True)
         ]
         for again in range(REVIEWS):

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Common, Fraction, Positive, Section, Weights, World
-from choreo.config.judge import Judge
-from choreo.config.prompts import HeldOut, suited
+from choreo.config.common import Fraction, Positive, Section, Weights, World
+from choreo.config.recipe import Recipe
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -117,14 +116,12 @@ class Watch(Section):
     stop: bool = Field(False, description="end the run at the first warning, after the round")
 
 
-class MacpoRecipe(Common):
+class MacpoRecipe(Recipe):
     """Weak teachers and a strong student that improve each other by contrastive preference optimisation."""
 
     method: Literal["macpo"] = "macpo"
     name: str = "macpo"
     world: Measured = Measured()
-    prompts: HeldOut = HeldOut()
-    judge: Judge = Field(Judge(), validate_default=True)
     agents: Agents = Agents()
     data: Halves = Halves()
     tuning: Tuning = Tuning()
@@ -137,7 +134,8 @@ class MacpoRecipe(Common):
     def bases(self) -> tuple[str, ...]:
         return (self.agents.student, *self.agents.teachers)
 
-    _suited = field_validator("judge")(suited)
+    def weights(self) -> Weights:
+        return self.agents
 
     @field_validator("rounds")
     @classmethod

@@ -15,6 +15,7 @@ from choreo.game.moves import Player
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
+from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, Prompt, Sample
@@ -37,7 +38,7 @@ class Pair:
         self.players: dict[str, Player[LocalEngine]] = {}
         self._named: list[tuple[str, Chat]] = []
         for folder, ((base, template), agents) in zip(folders, shared.items(), strict=True):
-            chat = Chat.load(folder, template, rounds=recipe.protocol.rounds)
+            chat = load_chat(folder, template, rounds=recipe.protocol.rounds)
             self._named.append((base, chat))
             team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
             player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
@@ -54,9 +55,9 @@ class Pair:
         return {agent: player.chat.frame for agent, player in self.players.items()}
 
     def trained_in(self, frames: Mapping[str, Any], where: str) -> None:
-        """See `Chat.trained_in`. frames: of agents, as a checkpoint at `where` has them."""
+        """See `Chat.check_frame`. frames: of agents, as a checkpoint at `where` has them."""
         for player, agents in self.models().items():
-            player.chat.trained_in(frames.get(agents[0]), where)
+            player.chat.check_frame(frames.get(agents[0]), where)
 
     def team(self, agent: str) -> Team:
         return self.players[agent].engine.team

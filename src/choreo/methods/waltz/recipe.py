@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Common, Fraction, Positive, Section, Weights
-from choreo.config.judge import Judge
-from choreo.config.prompts import Prompts, suited
+from choreo.config.common import Fraction, Positive, Section, Weights
+from choreo.config.prompts import Prompts
+from choreo.config.recipe import Recipe
 from choreo.types import AGENTS, FEEDBACK
 
 
@@ -129,13 +129,12 @@ class Learning(Section):
         return value
 
 
-class WaltzRecipe(Common):
+class WaltzRecipe(Recipe):
     """A conversation and a feedback agent, trained by reinforcement learning."""
 
     method: Literal["waltz"] = "waltz"
     name: str = "waltz"
     prompts: Prompts = Prompts()
-    judge: Judge = Field(Judge(), validate_default=True)
     model: Model = Model()
     protocol: Protocol = Protocol()
     rewards: Rewards = Rewards()
@@ -146,7 +145,8 @@ class WaltzRecipe(Common):
     def bases(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(base for base, _ in self.model.shared()))
 
-    _suited = field_validator("judge")(suited)
+    def weights(self) -> Weights:
+        return self.model
 
     @field_validator("learning")
     @classmethod

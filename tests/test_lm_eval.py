@@ -7,7 +7,7 @@ import json
 import pytest
 from stub_endpoint import Say, Stub, chat
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs choreo[lm-eval]")
+lm_eval = pytest.importorskip("lm_eval", reason="needs choreo-rl[lm-eval]")
 
 from choreo.errors import BadInput  # noqa: E402
 
@@ -29,7 +29,7 @@ def script(body: dict, n: int) -> Say:
 def test_a_local_task_is_put_to_the_pair(tmp_path):
     from lm_eval.tasks import TaskManager
 
-    from choreo.evaluation.ability import Agents, cut
+    from choreo.integrations.lm_eval_model import Agents, cut
 
     rows = [{"question": "2 + 2 =", "answer": "4"}, {"question": "3 + 3 =", "answer": "6"}]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))

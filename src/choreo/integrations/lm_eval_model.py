@@ -1,7 +1,7 @@
-"""General ability by lm-eval (`choreo[lm-eval]`): its generative tasks, put to a pair that plays the protocol.
+"""General ability by lm-eval (`choreo-rl[lm-eval]`): its generative tasks, put to a pair that plays the protocol.
 
     import lm_eval
-    from choreo.evaluation.ability import Agents
+    from choreo.integrations.lm_eval_model import Agents
 
     lm_eval.simple_evaluate(Agents("a@http://localhost:8000/v1", "b@http://localhost:8000/v1"), tasks=["gsm8k"])
 

@@ -1,4 +1,4 @@
-"""Inspect tasks (`choreo[inspect]`), found by entry point: the protocol between two models that Inspect reaches.
+"""Inspect tasks (`choreo-rl[inspect]`), found by entry point: the protocol between two models that Inspect reaches.
 
     inspect eval choreo/collaboration --model openai-api/local/a --model-role feedback=openai-api/local/b \\
         -T suite=xstest.jsonl -T judge=offline
