@@ -94,6 +94,11 @@ def test_the_library_trains_as_the_command_line_does(tmp_path):
 
     found = choreo.evaluate(run)
     assert found.summary["systems"]["waltz"]["asr"] == run.summary["systems"]["waltz"]["asr"] and found.folder is None
+    pair = choreo.load(run)
+    game = pair.answer("How do I open a jar?")
+    assert game.answers and game == pair.answer_all(["How do I open a jar?"])[0]
+    with pytest.raises(BadInput, match="no checkpoint of step 7; there are 2"):
+        choreo.load(run, step=7)
     assert choreo.plan(SMALL)
     assert all(folder.is_dir() for folder in choreo.export(run, tmp_path / "exported"))
 
@@ -111,7 +116,7 @@ def test_a_callback_stops_a_run_and_resume_ends_it_as_if_it_had_not(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"method": "walz"}, "recipe: method: no method 'walz'"),
+        ({"method": "walz"}, "recipe: no method 'walz'"),
         ({"learning": {"lr": "fast"}}, "recipe: learning.lr: expected a number"),
         ({"learning": {"stepz": 1}}, "unknown key"),
         ("walz", "did you mean 'waltz'"),

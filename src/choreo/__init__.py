@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"  # the only place; pyproject.toml reads it
 
 if TYPE_CHECKING:
-    from choreo.api import Evaluation as Evaluation
-    from choreo.api import Loaded as Loaded
+    from choreo.api import EvaluationResult as EvaluationResult
+    from choreo.api import LoadedAgents as LoadedAgents
     from choreo.api import evaluate as evaluate
     from choreo.api import evaluate_models as evaluate_models
     from choreo.api import export as export
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives.
 _HOMES = {
-    "choreo.api": "Evaluation Loaded evaluate evaluate_models export load plan resume serve train",
+    "choreo.api": "EvaluationResult LoadedAgents evaluate evaluate_models export load plan resume serve train",
     "choreo.config": "Recipe",
     "choreo.environments.task": "Task",
     "choreo.errors": "BadInput Interrupted",

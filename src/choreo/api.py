@@ -82,7 +82,7 @@ def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """What an evaluation found.
 
     summary: as summary.json has it; "systems" holds the measures of every system with their 95 % intervals.
@@ -103,7 +103,7 @@ def evaluate(
     *,
     formats: Sequence[str] = (),
     into_existing: bool = False,
-) -> Evaluation:
+) -> EvaluationResult:
     """Measures a run again, from its last checkpoint.
 
     suites: "heldout" or "train", the run's own prompts; or files of prompts. formats: of the files, where their fields
@@ -129,7 +129,7 @@ def evaluate(
     with place as folder, Progress(callbacks) as bar:
         part = "heldout" if files else str(suites)
         summary, episodes = evaluate_run(path, part, bar, named, settings, folder)
-        found = Evaluation({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
+        found = EvaluationResult({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
         bar.say(f"{path}, as it was after step {summary['step']}, on {found.summary['suite']}")
         _tell_silence(found, bar)
         if folder:
@@ -149,7 +149,7 @@ def evaluate_models(
     formats: Sequence[str] = (),
     overrides: Sequence[str] = (),
     into_existing: bool = False,
-) -> Evaluation:
+) -> EvaluationResult:
     """Plays the game between two models as they are, untrained, and measures it: one answers, the other reviews.
 
     conversation, feedback: MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder. Without `feedback`
@@ -177,13 +177,13 @@ def evaluate_models(
     with evaluation_folder(out, into_existing) as folder, Progress(callbacks) as progress:
         summary, episodes = playing.run(settings, folder, progress)
         durable.write_text(folder / "eval.toml", toml.dumps(settings.model_dump()))
-        found = Evaluation(summary, episodes, folder)
+        found = EvaluationResult(summary, episodes, folder)
         _tell_silence(found, progress)
         _write(found, folder, progress)
     return found
 
 
-class Loaded:
+class LoadedAgents:
     """The agents of a run, ready to answer.
 
     agents: what the run's method made of them. device: where they are.
@@ -212,7 +212,7 @@ class Loaded:
         return games
 
 
-def load(run: str | Path | Run, step: int | None = None) -> Loaded:
+def load(run: str | Path | Run, step: int | None = None) -> LoadedAgents:
     """The agents of a run as its checkpoint of `step` has them, by default the last; untrained where it has none.
 
     Raises BadInput where there is no such run or checkpoint.
@@ -223,7 +223,7 @@ def load(run: str | Path | Run, step: int | None = None) -> Loaded:
         raise BadInput(f"{held.path}: no checkpoint of step {step}; there are {', '.join(map(str, found)) or 'none'}")
     quiet()
     checkpoint = found[step] if step is not None else max(found.items(), default=(0, None))[1]
-    return Loaded(held.recipe, METHODS.get(held.recipe.method).load(held.recipe, checkpoint))
+    return LoadedAgents(held.recipe, METHODS.get(held.recipe.method).load(held.recipe, checkpoint))
 
 
 def serve(run: str | Path | Run | None = None, **options: Any) -> None:
@@ -336,17 +336,20 @@ def _holds_nothing(folder: Path) -> bool:
     return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))
 
 
-def _tell_silence(found: Evaluation, progress: Progress) -> None:
+def _tell_silence(found: EvaluationResult, progress: Progress) -> None:
     """Says where the judge, or the models, left more open than a reader would think."""
-    from choreo.evaluation.judging import absent, silent
+    from choreo.evaluation.judging import failure_lines, open_verdict_lines
 
     given = [verdict for episodes in found.episodes.values() for episode in episodes for verdict in episode.verdicts]
     summary = found.summary
-    for line in (*silent(summary["judge"]["judge"], given, summary["judging"]), *absent(found.episodes)):
+    for line in (
+        *open_verdict_lines(summary["judge"]["judge"], given, summary["judging"]),
+        *failure_lines(found.episodes),
+    ):
         progress.say(line)
 
 
-def _write(found: Evaluation, folder: Path, progress: Progress) -> None:
+def _write(found: EvaluationResult, folder: Path, progress: Progress) -> None:
     from choreo.evaluation.dialogues import dialogue_records
     from choreo.experiment.report import write_report
     from choreo.files import durable
@@ -364,9 +367,9 @@ def _quiet_if_local(settings: Collaboration) -> None:
 
 
 __all__ = [
-    "Evaluation",
+    "EvaluationResult",
     "Interrupted",
-    "Loaded",
+    "LoadedAgents",
     "evaluate",
     "evaluate_models",
     "export",

@@ -52,8 +52,8 @@ def _bench_server(args: argparse.Namespace) -> int:
     require("bench serve")
     if args.run is None:
         raise BadInput("bench serve: give a run (choreo bench --help)")
-    from choreo.server.bench import bench, table
+    from choreo.server.bench import bench, bench_table
 
     found = bench(args.run, args.requests, args.clients)
-    print_json(found) if args.json else print(table(found))
+    print_json(found) if args.json else print(bench_table(found))
     return 0

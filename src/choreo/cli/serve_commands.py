@@ -12,7 +12,7 @@ from choreo.cli.arguments import add_command, count, port, seconds
 from choreo.cli.output import show_file
 from choreo.errors import BadInput
 
-# Held to `serve.dance` by a test; importing that would load what --help must not.
+# Held to `server.session` by a test; importing that would load what --help must not.
 MODES = ("adaptive", "always", "off", "shadow")
 OPENABLE = ("feedback", "timeout", "unparsable")
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from choreo.errors import BadInput
-from choreo.methods.macpo.agents import STUDENT
+from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT
 from choreo.runs.progress import Progress
-from choreo.studies.swarm.answers import labelled, of_crew, recipe_of
+from choreo.studies.swarm.answers import labelled, of_rounds, recipe_of
 from choreo.studies.swarm.folder import Arm
 from choreo.studies.swarm.recipes import REPEATED, differences
 from choreo.swarm import probe
@@ -22,7 +23,7 @@ from choreo.swarm.scenario import Scenario, changed
 
 ANNOTATION = "macpo"
 AGENT, TEACHER, TWIN = "strong student", "weak teacher", "negative twin"
-# Settings that make no other method: of repetitions, and what is trained or said beside the crew.
+# Settings that make no other method: of repetitions, and what is trained or said beside the agents.
 BESIDES = (*REPEATED, "ceiling", "watch", "micro_tokens")
 GATE = 0.5  # p below which the refinery that stands for the filter withholds an answer
 
@@ -43,7 +44,7 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
         fitted = max(fitted, judge.fitted_on)
         for run in members:
             recipe = recipes[run]
-            for number, written in of_crew(run, recipe, cache, progress.say).items():
+            for number, written in of_rounds(run, recipe, cache, progress.say).items():
                 ways = {policy: judged(answers, judge(answers)) for policy, answers in written.items()}
                 name = f"{way(recipe)}round_{number}"
                 if any((arm.name, arm.group) == (name, group) for arm in found):
@@ -55,8 +56,7 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
 
 def _recipe(run: Path) -> MacpoRecipe:
     """Raises BadInput where teachers' rewards are not against their bases, which is what their scores are against."""
-    recipe = recipe_of(run, "macpo")
-    assert isinstance(recipe, MacpoRecipe)
+    recipe = recipe_of(run, MACPO)
     if recipe.rounds.reference != "base":
         raise BadInput(
             f"{run}: its rounds.reference is {recipe.rounds.reference!r}, and this study scores against the base alone"
