@@ -58,10 +58,10 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Format Head Judged Model Pair Request Run Study Weights
+Agents Arm Format Judged Model Pair Run Study Weights
 
-asked_of check collaboration describe draw features find fit judged load measure plan
-play read restore review sample sections shown tokens train verdict versions
+check collaboration describe find fit judged load measure play read restore sample sections tokens train verdict
+versions
 """
 
 
@@ -187,7 +187,9 @@ def alike_functions(sources: dict[str, str]) -> dict[str, list[str]]:
     for module, source in sources.items():
         tree = ast.parse(source)
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not module.startswith(("choreo.cli.", "choreo.api")):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not module.startswith(
+                ("choreo.cli.", "choreo.api")
+            ):
                 found[node.name].append(module)
         for imported in imports(tree):
             if isinstance(imported, ast.ImportFrom):

@@ -32,7 +32,7 @@ class Callback:
         return False
 
 
-def tell(callbacks: Sequence[Callback], event: str, *arguments: Any) -> None:
+def notify(callbacks: Sequence[Callback], event: str, *arguments: Any) -> None:
     """Calls the method `event` of every callback, in order."""
     for callback in callbacks:
         getattr(callback, event)(*arguments)

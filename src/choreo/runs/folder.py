@@ -29,7 +29,7 @@ from choreo import config
 from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
-from choreo.runs.callbacks import Callback, tell
+from choreo.runs.callbacks import Callback, notify
 from choreo.runs.episodes import record
 from choreo.types import Episode
 
@@ -191,7 +191,7 @@ class Run:
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
         durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
-        tell(self.callbacks, "on_metrics", step, figures)
+        notify(self.callbacks, "on_metrics", step, figures)
 
     def save_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
         """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component."""

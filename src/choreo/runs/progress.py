@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choreo.runs.callbacks import Callback, tell
+from choreo.runs.callbacks import Callback, notify
 
 
 class Progress:
@@ -32,7 +32,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        tell(self.callbacks, "on_end")
+        notify(self.callbacks, "on_end")
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -47,7 +47,7 @@ class Progress:
 
     def start(self, label: str, total: int, done: int = 0) -> None:
         """A phase of `total` steps begins. `done` of them were done before a resume."""
-        tell(self.callbacks, "on_phase", label, total, done)
+        notify(self.callbacks, "on_phase", label, total, done)
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None, alarms: Sequence[str] = ()) -> None:
         """`done` steps of the phase are done. An alarm is reported when it starts, not at every step."""
@@ -55,11 +55,11 @@ class Progress:
             if alarm not in self._alarms:
                 self.say(f"! step {done}: {alarm}")
         self._alarms = set(alarms)
-        tell(self.callbacks, "on_progress", done, figures or {})
+        notify(self.callbacks, "on_progress", done, figures or {})
 
     def say(self, text: str) -> None:
         """One lasting line."""
-        tell(self.callbacks, "on_message", text)
+        notify(self.callbacks, "on_message", text)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self._interrupted:
