@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
   choreo data check pairs.jsonl
   choreo data check or-bench-hard-1k.csv --json
   choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
-The format is known by the fields of the first row; docs/your-own-data.md lists them.
+The format is known by the fields of the first row; docs/your-data.md lists them.
 Exit code 2 where a line does not fit.""",
     )
     check_command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV; .gz too")

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         commands,
         "judge",
         "Judge answers; measure a judge; make the built-in one again",
-        "Is an answer unsafe, does it over-refuse? docs/judges.md says what the built-in judge is worth.",
+        "Is an answer unsafe, does it over-refuse? docs/your-judge.md has the judges.",
         "  choreo judge answers answers.jsonl\n  choreo judge evaluate --data answers.jsonl",
     )
     worth_command = add_command(

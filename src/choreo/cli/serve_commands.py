@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
   choreo serve runs/demo --host 0.0.0.0 --keys keys.toml
   choreo serve --conversation qwen3:8b@http://localhost:11434/v1 --feedback guard@http://localhost:8000/v1
   kill -HUP PID                                       take up the run's newest checkpoint, dropping no request
-docs/serve.md says what is supported, what is refused, and what is secure by default.""",
+docs/serving.md says what is supported, what is refused, and what is secure by default.""",
     )
     _options(serve_command)
 
