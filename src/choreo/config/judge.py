@@ -31,7 +31,7 @@ class OneJudge(Section):
     A user's own judge takes [judge.options], and neither model nor url.
     """
 
-    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-own-data.md has the others")
+    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-judge.md has the others")
     model: str = Field(
         "",
         description="the server's name for the model; without a url a folder, or a name on a hub",
