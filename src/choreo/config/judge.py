@@ -31,7 +31,7 @@ class OneJudge(Section):
     A user's own judge takes [judge.options], and neither model nor url.
     """
 
-    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-judge.md has the others")
+    kind: OneKind = Field("exact", description="exact: the environment's own judge")
     model: str = Field(
         "",
         description="the server's name for the model; without a url a folder, or a name on a hub",
@@ -94,7 +94,10 @@ class OneJudge(Section):
 class Judge(OneJudge):
     """The judge of a run, or with kind = "majority" several, each in a table [judge.of.NAME]."""
 
-    kind: Kind = Field("exact", description="majority: what more than half of the judges in [judge.of.*] say")
+    kind: Kind = Field(
+        "exact",
+        description="exact: the environment's own judge; majority: what more than half of those in [judge.of.*] say",
+    )
     cache: str = Field("", description="file for the replies of judges; by default one in the run's folder")
     of: dict[str, OneJudge] = Field({}, validate_default=True)
 
