@@ -1,0 +1,293 @@
+"""The game as an environment of verifiers, API version 1 (`choreo[verifiers]`).
+
+    vf-eval choreo-game --model MODEL --client.base-url http://localhost:8000/v1 --env.policy feedback \\
+        --env.partner micro-llama --env.taskset.recipe waltz
+
+One task is one prompt, and one episode is one game (WaltzRL, section 3). The environment has two seats, `conversation`
+and `feedback`. `policy` says which of them learns. The other seat is a fixed partner: a model on a server
+(`--env.feedback.model`, `--env.feedback.client.base-url`), or a model that choreo loads itself (`partner`).
+
+A recipe gives everything else: prompts, limits of the game, judge and rewards. Rewards are those of
+`methods.waltz.rewards`: R_c for the conversation agent, the parts of R_f for the feedback agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Any, Literal
+
+import httpx
+import verifiers.v1 as vf
+from verifiers.v1.dialects.chat import message_to_wire
+
+from choreo import config as recipes
+from choreo.agents.base import Asked
+from choreo.agents.endpoint import form, messages
+from choreo.environments.task import Task
+from choreo.errors import BadInput
+from choreo.files import utf8
+from choreo.game.moves import Review, answered, asked_of, read_by_words, reviewed, turn_of
+from choreo.integrations.loading import Partner
+from choreo.judges.base import judge_episodes
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.rewards import conversation_reward, feedback_reward
+from choreo.text.feedback import labels_right, parse_feedback
+from choreo.text.thinking import arrived
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Spoken, Verdict
+
+Seat = Literal["conversation", "feedback"]
+Answer = Callable[[Episode[Spoken]], Awaitable[Spoken]]
+
+
+class GameTaskData(vf.TaskData):
+    """One prompt, and how a turn on it is asked for.
+
+    kind, suite: as in `types.Prompt`. max_tokens: the most new tokens of a turn. response_format: holds a turn to a
+    JSON schema, or None.
+    """
+
+    kind: str = ""
+    suite: str = ""
+    max_tokens: int | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class GameState(vf.State):
+    """game: the game that a trace belongs to, once it is over. round: of a review, the round it was written in."""
+
+    game: Any = None
+    round: int = 0
+
+
+class GameTask(vf.Task[GameTaskData, GameState]):
+    """Rewards need both agents' turns, so `GameEnv.finalize` pays them and not the task."""
+
+
+class GameTasksetConfig(vf.TasksetConfig):
+    recipe: str = "waltz"
+    """A shipped recipe of WaltzRL, or a TOML file: prompts, limits, judge and rewards."""
+    overrides: list[str] = []
+    """Settings in place of the recipe's, as "judge.kind=offline"."""
+    part: Literal["train", "heldout"] = "heldout"
+    """The prompts that the recipe trains on, or those it measures on."""
+
+
+class GameTaskset(vf.Taskset[GameTask, GameTasksetConfig]):
+    """The prompts of a recipe. Raises BadInput where it is no recipe of WaltzRL."""
+
+    def __init__(self, config: GameTasksetConfig) -> None:
+        super().__init__(config)
+        recipe = recipes.load(config.recipe, config.overrides)
+        if not isinstance(recipe, WaltzRecipe):
+            raise BadInput(f"{config.recipe}: is a recipe of {recipe.method}; the game is played by recipes of waltz")
+        self.recipe = recipe
+        self.environment = Task(recipe)
+
+    @cached_property
+    def prompts(self) -> dict[str, Prompt]:
+        """By id."""
+        if self.config.part == "heldout":
+            found = self.environment.suites("heldout")
+        else:
+            found = [prompt for kind in self.environment.training().values() for prompt in kind]
+        return {prompt.id: prompt for prompt in found}
+
+    def load(self) -> Iterator[GameTask]:
+        for prompt in self.prompts.values():
+            opening = messages(CONVERSATION, asked_of(Episode(prompt, 0, ()), CONVERSATION, ()))
+            told = {"id": prompt.id, "name": prompt.suite, "kind": prompt.kind, "suite": prompt.suite}
+            limit = self.recipe.protocol.answer_tokens
+            yield GameTask(GameTaskData(prompt=opening, max_tokens=limit, **told), self.config.task)
+
+
+class GameHarness(vf.Harness[vf.HarnessConfig]):
+    """One chat completion for every turn, asked for in this process. It runs no code and offers no tools."""
+
+    APPENDS_SYSTEM_PROMPT = True
+    SUPPORTS_RESUME = True
+    EXECUTES_CODE = False
+    NEEDS_CONTAINER = False
+
+    async def launch(
+        self,
+        ctx: vf.ModelContext,
+        trace: vf.Trace,
+        runtime: vf.Runtime,
+        endpoint: str,
+        secret: str,
+        mcp_urls: dict[str, str],
+        data: GameTaskData,
+    ) -> vf.ProgramResult:
+        system, prompt = self.resolve_prompt(data)
+        asked = [{"role": "system", "content": system}] if system else []
+        asked += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(message_to_wire, prompt or [])
+        body: dict[str, Any] = {"model": ctx.model, "messages": asked}
+        body |= {"max_tokens": data.max_tokens} if data.max_tokens else {}
+        body |= {"response_format": data.response_format} if data.response_format else {}
+        async with httpx.AsyncClient(timeout=None) as client:  # the agent's own timeouts bound a turn
+            reply = await client.post(
+                f"{endpoint}/chat/completions", json=body, headers={"Authorization": f"Bearer {secret}"}
+            )
+        return vf.ProgramResult(int(reply.status_code != 200), "", reply.text)
+
+
+class GameEnvConfig(vf.EnvConfig):
+    conversation: vf.AgentConfig = vf.AgentConfig(runtime=vf.SubprocessConfig())
+    feedback: vf.AgentConfig = vf.AgentConfig(runtime=vf.SubprocessConfig())
+    policy: Literal["conversation", "feedback", "both"] = "both"
+    """Who learns. A trace of the other agent is marked as not trainable."""
+    partner: str = ""
+    """Plays the other agent in this process: a run folder, a shipped base, or a model folder."""
+    stage: Literal[1, 2] = 2
+    """Which weight R_label has: λ of stage 1 (`rewards.label`) or of stage 2 (`rewards.label_stage2`)."""
+    json_schema: bool = False
+    """Send the schema of a review with the request (`response_format`), for servers that hold a model to it."""
+
+
+class GameEnv(vf.Env[GameEnvConfig]):
+    """Plays one game for each episode, then judges it and pays both seats.
+
+    The reviews of a policy that learns to review are read strictly, as in training: R_format is earned by exact JSON.
+    Those of a fixed partner are read leniently, unless it is a run that choreo trained.
+    """
+
+    def __init__(self, config: GameEnvConfig) -> None:
+        super().__init__(config)
+        if not isinstance(self.taskset, GameTaskset):
+            raise TypeError("the environment choreo-game plays its own taskset alone: --env.taskset.id choreo-game")
+        if config.partner and config.policy == "both":
+            raise ValueError("partner plays the agent that does not learn: set policy to conversation or to feedback")
+        self.recipe: WaltzRecipe = self.taskset.recipe
+        self.judge = self.taskset.environment.judge
+        self.partner = Partner(config.partner, self.recipe) if config.partner else None
+        self._one_at_a_time = asyncio.Lock()  # a judge, and a model in this process, are used by one thread at a time
+        self._samples: Counter[str] = Counter()
+
+    def learns(self, seat: Seat) -> bool:
+        return self.config.policy in (seat, "both")
+
+    async def setup(self, agents: vf.Agents) -> None:
+        for seat in (CONVERSATION, FEEDBACK):
+            getattr(agents, seat).trainable = self.learns(seat)
+
+    async def run(self, task: GameTask, agents: vf.Agents) -> None:
+        prompt = self.taskset.prompts[task.data.id]
+        game: Episode[Spoken] = Episode(prompt, self._samples[prompt.id], ())
+        self._samples[prompt.id] += 1
+        traces: list[vf.Trace] = []
+        async with self._answering(task, agents, traces) as answer:
+            while seat := turn_of(game, self.recipe.protocol.rounds):
+                if seat == CONVERSATION:
+                    game = answered(game, await answer(game))
+                    if game.answers[-1].failure:
+                        break
+                else:
+                    turn = await self._review(game, agents, traces)
+                    game = reviewed(game, Review(turn, self._read(game, turn)))
+        for trace in traces:
+            trace.state.game = game
+
+    @asynccontextmanager
+    async def _answering(self, task: GameTask, agents: vf.Agents, traces: list[vf.Trace]) -> AsyncIterator[Answer]:
+        """The conversation agent for one game: one trace holds all its answers."""
+        if self.partner and not self.learns(CONVERSATION):
+            yield lambda game: self._partner_turn(CONVERSATION, game)
+            return
+        async with agents.conversation.interaction(task) as exchange:
+            traces.append(exchange.trace)
+
+            async def answer(game: Episode[Spoken]) -> Spoken:
+                asked = asked_of(game, CONVERSATION, ())
+                words = messages(CONVERSATION, asked)[-1]["content"] if game.answers else None
+                segment = await exchange.turn(words)
+                return turn_from(exchange.trace, CONVERSATION, asked, ended=segment.terminated)
+
+            yield answer
+
+    async def _review(self, game: Episode[Spoken], agents: vf.Agents, traces: list[vf.Trace]) -> Spoken:
+        """The feedback agent sees (p, c_t) and no earlier rounds, so each of its reviews is a trace of its own."""
+        if self.partner and not self.learns(FEEDBACK):
+            return await self._partner_turn(FEEDBACK, game)
+        asked = asked_of(game, FEEDBACK, ())
+        data = GameTaskData(
+            prompt=messages(FEEDBACK, asked),
+            id=game.prompt.id,
+            name=game.prompt.suite,
+            kind=game.prompt.kind,
+            suite=game.prompt.suite,
+            max_tokens=self.recipe.protocol.feedback_tokens,
+            response_format=form() if self.config.json_schema else None,
+        )
+        trace = await agents.feedback.run(GameTask(data))
+        trace.state.round = len(game.reviews)
+        traces.append(trace)
+        return turn_from(trace, FEEDBACK, asked, ended=not trace.ok)
+
+    async def _partner_turn(self, seat: str, game: Episode[Spoken]) -> Spoken:
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(self.partner.turn, seat, game)
+
+    def _read(self, game: Episode[Spoken], turn: Spoken) -> Any:
+        if self.learns(FEEDBACK) or (self.partner and self.partner.trained):
+            return parse_feedback(turn.text)
+        return read_by_words(game, turn)
+
+    async def finalize(self, task: GameTask, episode: vf.Episode) -> None:
+        """Judges the game, and pays R_c to the conversation agent's trace and R_f to each review's."""
+        game: Episode[Spoken] = episode.traces[0].state.game
+        async with self._one_at_a_time:
+            (judged,) = await asyncio.to_thread(judge_episodes, self.judge, [game])
+        for trace in episode.traces:
+            trace.record_metrics(rates(judged))
+            if not trace.ok:
+                continue
+            if trace.agent.name == CONVERSATION:
+                trace.record_reward("answer", conversation_reward(judged.verdicts[-1]))
+                trace.record_metric("first_answer", conversation_reward(judged.verdicts[0]))
+            else:
+                self._pay_review(trace, judged)
+
+    def _pay_review(self, trace: vf.Trace, game: Episode[Spoken]) -> None:
+        t = trace.state.round
+        verdict, feedback = game.verdicts[t], game.feedback[t]
+        revised: Verdict | None = game.verdicts[t + 1] if t + 1 < len(game.verdicts) else None
+        key = (self.recipe.seed, "verifiers", game.prompt.id, game.sample, t)
+        paid = feedback_reward(feedback, verdict, revised, self.recipe.rewards, stage=self.config.stage, key=key)
+        if paid is None:  # the judge could not decide on the answer, so the review is no sample, as in training
+            trace.agent.trainable = False
+            return
+        for name, part in paid[1].items():
+            trace.record_reward(name, part)
+        trace.record_metric("label_accuracy", float(bool(labels_right(feedback, verdict))))
+
+
+def turn_from(trace: vf.Trace, seat: str, asked: Asked, *, ended: bool) -> Spoken:
+    """The last turn of `trace`, or a failed one. ended: the model gave no turn."""
+    round = int(asked.key[-1])
+    if ended or not trace.assistant_messages:
+        why = trace.errors[-1].message if trace.errors else trace.stop_condition or "no turn"
+        return Spoken(seat, round, "", False, None, why)
+    message, call = trace.assistant_messages[-1], trace.calls[-1]
+    text, failure = arrived(
+        utf8.mended(message.content or ""),
+        call.finish_reason,
+        thought=bool(message.reasoning_content),
+        called=bool(message.tool_calls),
+    )
+    tokens = call.usage.completion_tokens if call.usage else None
+    return Spoken(seat, round, text, call.finish_reason != "length", tokens, failure)
+
+
+def rates(game: Episode[Spoken]) -> dict[str, float]:
+    """The rates of one judged game, each 0 or 1, named as in reports. A rate that the game has no case of is left out.
+
+    asr: a harmful prompt got an unsafe answer. orr: another prompt got an over-refusal. ftr: a revision was asked for.
+    """
+    final, harmful = game.verdicts[-1], game.prompt.kind == "harmful"
+    found = {"ftr": game.triggered, "undetermined": final.undetermined}
+    found |= {"asr": final.unsafe} if harmful else {"orr": final.overrefuse}
+    return {name: float(value) for name, value in found.items() if value is not None}
