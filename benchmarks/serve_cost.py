@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from choreo.environments.microworld.suites import prompts
-from choreo.server.local import LocalAgent
+from choreo.server.local import WorkerAgent
 from choreo.server.pair import Resident
 from choreo.server.session import Mode, Outcome, Wish, dance
 from choreo.types import FEEDBACK, Episode, Prompt
@@ -48,7 +48,7 @@ def measured(resident: Resident, asked: list[Prompt], mode: Mode, seed: int) -> 
 def main() -> None:
     resident = Resident(Path(sys.argv[1]))
     reviewer = resident.agents[FEEDBACK]
-    assert isinstance(reviewer, LocalAgent)
+    assert isinstance(reviewer, WorkerAgent)
     split = resident.recipe.world.split_seed
     for turn in range(TURNS):
         for traffic, suites in TRAFFIC.items():

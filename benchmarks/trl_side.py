@@ -33,7 +33,7 @@ from work import (
 )
 
 from choreo import config
-from choreo.models.chat import Chat
+from choreo.models.load import load_chat
 from choreo.types import CONVERSATION, FEEDBACK
 
 COMMON = {
@@ -159,7 +159,7 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
 
 def spelled(work: Mapping[str, Any], prompts: list[str]) -> list[str]:
     """Each prompt as the text of the context that choreo's chat format makes of it."""
-    chat = Chat.load(work["model"])
+    chat = load_chat(work["model"])
     return [spell(chat, chat.answer_context(chat.encode(text))) for text in prompts]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,14 @@ def overrides(folder: str) -> list[str]:
 def prepare(folder: Path) -> dict[str, Any]:
     """Writes `folder`/model, when no base is shipped, and `folder`/work.json. Returns what the latter holds."""
     from choreo.errors import BadInput
-    from choreo.models.chat import Chat
+    from choreo.models.load import load_chat
     from choreo.models.resolve import base_folder
 
     try:
         base, shipped = base_folder(BASE), True
     except BadInput:
         base, shipped = random_base(folder / "model"), False
-    chat = Chat.load(base)
+    chat = load_chat(base)
     batches = WARM_UP + STEPS
     answers = documents(random.Random(SEED), batches * max(PROMPTS, 2 * PAIRS))
     contexts = [prompt for prompt, _ in answers[: batches * PROMPTS]]
@@ -107,16 +108,14 @@ def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
     from choreo.types import CONVERSATION, FEEDBACK
 
     recipe = config.load("waltz", overrides(base))
-    pair, prompts, protocol = Pair(recipe), World(recipe.world).training(), recipe.protocol
+    pair, prompts = Pair(recipe), World(recipe.world).training()
     states: dict[str, list[str]] = {CONVERSATION: [], FEEDBACK: []}
     for step in range(1, WARM_UP + STEPS + 1):
         first = [(prompt, 0) for prompt, sample in draw(prompts, recipe.learning, SEED, step) if sample == 0]
         games = play(
-            pair.players,
+            pair.agents,
             first,
-            rounds=0,
-            answer_tokens=protocol.answer_tokens,
-            feedback_tokens=protocol.feedback_tokens,
+            replace(recipe.protocol.limits, rounds=0),
             key=(SEED, step),
         )
         for game in games:

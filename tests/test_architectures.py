@@ -259,7 +259,7 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
         with pytest.raises(BadInput, match="no prompt fits: the shortest"):
             pair.fitting(long[:1], "training", progress)
     with pytest.raises(BadInput, match="overflow the model's 1024 positions"):
-        pair.players["feedback"].engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
+        pair.agents["feedback"].engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
 
 
 @pytest.mark.numeric

@@ -212,7 +212,7 @@ def test_a_recipe_on_files(tmp_path):
     text = f'[judge]\nkind = "offline"\n[prompts.train.mine]\nfile = "{file}"\nweight = 2.0\n'
     recipe = config.load(write(tmp_path / "r.toml", text))
     again = config.load(write(tmp_path / "again.toml", config.to_toml(recipe)))
-    assert again == recipe and not config.unsaid(tmp_path / "again.toml")
+    assert again == recipe and not config.unset(tmp_path / "again.toml")
     task = Task(recipe)
     train, heldout = task.training(), task.suites("heldout")
     assert not train["general"] and {prompt.suite for prompt in heldout} == {"mine-harmful", "mine-benign"}

@@ -221,11 +221,11 @@ def test_settings_keys_and_words_that_are_no_text(tmp_path, monkeypatch):
 def test_a_chat_template_that_writes_no_text(tmp_path):
     from architectures import PLAIN, make
 
-    from choreo.models.chat import Chat
+    from choreo.models.load import load_chat
 
     (file := tmp_path / "t.jinja").write_text(PLAIN + r'{{ "\ud83d" }}', encoding="utf-8")
     with pytest.raises(BadInput, match="chat template cannot be used: it writes no text"):
-        Chat.load(make("qwen", tmp_path / "qwen"), str(file))
+        load_chat(make("qwen", tmp_path / "qwen"), str(file))
 
 
 def test_a_terminal_without_unicode_and_arguments_that_are_no_text(tmp_path):

@@ -28,7 +28,7 @@ from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import splitmix64
 from choreo.engine.requests import Request
-from choreo.models.chat import Chat
+from choreo.models.load import load_chat
 
 pytestmark = pytest.mark.numeric
 
@@ -266,7 +266,7 @@ def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(tiny_folde
 
 
 def test_the_fixture_speaks_the_chat_format(tiny_folder):
-    chat = Chat.load(tiny_folder)
+    chat = load_chat(tiny_folder)
     assert (chat.pad_id, chat.end_id) == (PAD, END)
     assert chat.decode(chat.encode("Wie? <|end|>")) == "Wie? <|end|>" and END not in chat.encode("<|end|>")
 

@@ -112,4 +112,4 @@ def test_macpos_agents_are_held_to_theirs(base, tmp_path):
     file.write_text(UNENDED)
     crew = Crew.load(macpo_recipe(base, agents=agents))
     crew.load_state_dict({name: {k: v for k, v in of.items() if k != "frame"} for name, of in state.items()}, "here")
-    assert sum("here: teacher-1 does not say which token" in remark for remark in crew.remarks()) == 1
+    assert sum("here: teacher-1 does not say which token" in remark for remark in crew.remarks) == 1

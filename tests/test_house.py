@@ -46,7 +46,6 @@ FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # Import circles that are still there, as the modules of each. A new one fails.
 CIRCLES: tuple[set[str], ...] = (
     {"choreo.cli.commands", "choreo.cli.serve_commands"},
-    {"choreo.models.chat", "choreo.models.template"},
     {"choreo.swarm.parts", "choreo.swarm.players"},
 )
 
@@ -59,10 +58,10 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Asked Completion Format Halves Head Judged Labelled Measured Model Pair Part Reading Reply Request Run Said
-Section Study Verdict Weights
+Agents Arm Asked Completion Format Halves Head Judged Labelled Measured Model Pair Part Reply Request Run Said
+Study Verdict Weights
 
-against asked_of bare check collaboration cut describe draw features find fit fitting judged load local measure plan
+against asked_of check collaboration cut describe draw features find fit fitting judged load local measure plan
 play read read_object recipe_of restore review sample sections seed_of shown table tokens train verdict versions
 """
 
@@ -78,7 +77,9 @@ def imported_parts(source: str, where: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names if alias.name != "choreo"]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "choreo" and node.attr != "__version__":
+            names = [f"choreo.{node.attr}"]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{where}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -102,7 +103,10 @@ def test_the_import_check_sees_an_upward_import():
     assert upward("from choreo.methods.waltz.trainer import train", "engine") == {"methods"}
     assert upward("def f():\n    from choreo import evaluation", "game") == {"evaluation"}
     assert upward("import choreo.algorithms.values", "agents") == {"algorithms"}
-    assert upward("import choreo", "studies") == upward("from choreo import train", "server") == {"__init__"}
+    assert (
+        upward("import choreo\nchoreo.train", "studies") == upward("from choreo import train", "server") == {"__init__"}
+    )
+    assert not upward("import choreo\nprint(choreo.__version__)", "files")
     assert not upward("from choreo.types import Turn\nimport choreo.engine.sample", "engine")
 
 

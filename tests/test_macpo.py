@@ -217,7 +217,7 @@ def test_positives_refuse_as_often_as_the_labels_of_half_a(tiny_folder, monkeypa
     labels = {row.chosen: i < 2 for i, row in enumerate(data.a)}  # a quarter of half A's labels refuses
     refuses = {ids: i % 2 == 0 for i, (ids,) in enumerate(positives(desk, 1, student)[0])}
     texts = labels | {student.chat.decode(ids): kind for ids, kind in refuses.items()}
-    monkeypatch.setattr(World, "refuses", staticmethod(lambda text: texts.get(text, False)))
+    monkeypatch.setattr(World, "refuses", staticmethod(lambda prompt, text: texts.get(text, False)))
     given = lesson(desk, data, Phase(1, "student", "+"))
     spoken = {
         student.context(prompt): texts[student.chat.decode(c[0])]

@@ -16,9 +16,9 @@ from choreo.models.hub import fingerprint
 from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress
 from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
-from choreo.studies.arms import Study
-from choreo.studies.parallel_runs import train_apart
-from choreo.studies.rounds import by_round, changes, gap_recovered, of_seeds
+from choreo.studies.shared.arms import Study
+from choreo.studies.shared.parallel_runs import train_in_parallel
+from choreo.studies.shared.rounds import by_round, changes, gap_recovered, of_seeds
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def bases(tmp_path, monkeypatch):
         (tmp_path / "bases" / name).mkdir(parents=True)
         (tmp_path / "bases" / name / "config.json").write_text("{}")
     monkeypatch.setattr("choreo.models.resolve.BASES", tmp_path / "bases")
-    monkeypatch.setattr("choreo.studies.arms.check", lambda recipe: None)  # it loads the bases
+    monkeypatch.setattr("choreo.studies.shared.arms.check", lambda recipe: None)  # it loads the bases
     return tmp_path / "bases"
 
 
@@ -177,7 +177,7 @@ def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest
     for seed, path in enumerate(paths):
         Run.create(path, config.load("naive-sft", (*SHORT, *agents, f"seed={seed}"))).close()
     said = io.StringIO()
-    train_apart(paths[:2], 2, tmp_path / "logs", Progress(said))
+    train_in_parallel(paths[:2], 2, tmp_path / "logs", Progress(said))
     assert [is_finished(path) for path in paths] == [True, True, False] and "runs, 2 at a time 2/2" in said.getvalue()
     with Run.create(tmp_path / "alone", config.load(paths[1] / "recipe.toml")) as run:
         run.finish(run_recipe(run, Progress(io.StringIO())))
@@ -185,10 +185,10 @@ def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest
     assert alone["rounds"] == beside["rounds"]
     (paths[2] / "recipe.toml").write_text("method = 1\n")
     with pytest.raises(BadInput, match=r"run-2: its training failed and said: choreo: .*recipe.toml.*method"):
-        train_apart([paths[2]], 2, tmp_path / "logs", Progress(io.StringIO()))
+        train_in_parallel([paths[2]], 2, tmp_path / "logs", Progress(io.StringIO()))
     stopped = Progress(io.StringIO())
     stopped.interrupted = True
     Run.create(tmp_path / "last", config.load(paths[1] / "recipe.toml")).close()
     with pytest.raises(Interrupted):
-        train_apart([tmp_path / "last"], 2, tmp_path / "logs", stopped)
+        train_in_parallel([tmp_path / "last"], 2, tmp_path / "logs", stopped)
     assert not is_finished(tmp_path / "last")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from choreo.agents.local import request
 from choreo.cli import main
-from choreo.game.moves import request
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import TOKENS, Chat
 from choreo.models.template import OPTIONS, TemplateChat
@@ -234,7 +234,7 @@ def test_marks_that_are_ordinary_text_are_spelt_by_the_template_alone(name, meta
     @settings(max_examples=60, deadline=None, database=None, derandomize=True)
     @given(st.lists(pieces, max_size=7).map("".join))
     def check(text):
-        ids, sampled = chat.encode(text), chat._sealed(text)
+        ids, sampled = chat.encode(text), chat._encode_safely(text)
         assert chat.decode(ids) == chat.decode(chat._plain(text)) and chat.content(ids) == ids
         for out in (ids, chat.content(sampled)):
             assert not any(has(out, part) for parts in forms.values() for part in parts)

@@ -24,7 +24,7 @@ from choreo.errors import BadInput, opening
 from choreo.judges.formats.guards import WildGuard
 from choreo.judges.local import LocalJudge
 from choreo.judges.offline.model import Weights
-from choreo.methods.macpo import macpo_run
+from choreo.methods.macpo import run as macpo_run
 from choreo.methods.macpo.generation_cache import Book
 from choreo.methods.macpo.trainer import train as train_macpo
 from choreo.methods.waltz.recipe import WaltzRecipe

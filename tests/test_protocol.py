@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from hashlib import blake2b
 
 import pytest
@@ -12,16 +13,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from choreo.agents.local import LocalAgent
 from choreo.engine.requests import Completion
-from choreo.game.moves import Player
 from choreo.game.play import play
 from choreo.judges.base import judge_episodes
 from choreo.methods.waltz.systems import GUARD, ORACLE, block, oracle
 from choreo.models.chat import END, PAD, ROLES, SYSTEM, Chat
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Feedback, Prompt, Verdict
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Feedback, Limits, Prompt, Verdict
 
-LIMITS = {"answer_tokens": 8, "feedback_tokens": 96}
+LIMITS = Limits(rounds=1, answer_tokens=8, feedback_tokens=96)
 ASKS = Feedback("SECRET", True, False, "say less")
 FINE = Feedback("SECRET", False, False, "nothing")
 
@@ -83,13 +84,13 @@ def talk(*reviews, answers="the lamp"):
 
 
 def both(engine, chat):
-    return dict.fromkeys(AGENTS, Player(chat, engine))
+    return dict.fromkeys(AGENTS, LocalAgent(chat, engine, chat))
 
 
-def run(chat, script, prompts=None, **kwargs):
+def run(chat, script, prompts=None, rounds=1, feedback_tokens=96, **options):
     engine = Scripted(chat, script)
-    settings = {"rounds": 1, "key": (5, 9), **LIMITS, **kwargs}
-    return play(both(engine, chat), prompts or [(prompt(), 0)], **settings), engine
+    limits = Limits(rounds, 8, feedback_tokens)
+    return play(both(engine, chat), prompts or [(prompt(), 0)], limits, key=(5, 9), **options), engine
 
 
 def context(chat, agent, *turns):
@@ -188,7 +189,7 @@ def test_a_game_does_not_depend_on_its_batch_nor_its_first_answer_on_the_rounds(
     prompts = [(prompt(f"p{i}", f"light {i}"), s) for i in range(12) for s in range(2)]
 
     def games(prompts, rounds=3):
-        return play(both(_noisy(chat), chat), prompts, rounds=rounds, key=(1, 2), **LIMITS)
+        return play(both(_noisy(chat), chat), prompts, replace(LIMITS, rounds=rounds), key=(1, 2))
 
     whole = games(prompts)
     assert {len(game.answers) for game in whole} >= {1, 2, 3}
@@ -278,7 +279,7 @@ def test_the_blocking_safeguard_refuses_what_is_called_unsafe_and_nothing_else(c
 
     prompts = [(prompt(name), 0) for name in reviews]
     engine = Scripted(chat, script)
-    games = block(both(engine, chat), prompts, refusal=lambda p: f"no {p.id}", key=(5, 9), **LIMITS)
+    games = block(both(engine, chat), prompts, LIMITS, refusal=lambda p: f"no {p.id}", key=(5, 9))
     assert [[t.text for t in g.answers] for g in games] == [["the lamp", "no unsafe"], *[["the lamp"]] * 3]
     guard = games[0].answers[1]
     assert (guard.agent, guard.round, guard.logprobs, guard.finished) == (GUARD, 1, (), True)

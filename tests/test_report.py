@@ -22,8 +22,9 @@ from choreo.experiment.report import write_report
 from choreo.experiment.run import dialogue_records
 from choreo.methods.waltz.measure import CHUNKS
 from choreo.report import published
-from choreo.report.page import Section, Table, write_study
-from choreo.report.plots import Line, Point, bars, lines, plane, standalone
+from choreo.report.page import PageSection, Table, write_study
+from choreo.report.plots import Line, Point, bars, lines, plane
+from choreo.report.svg import standalone
 from choreo.types import Episode, Turn, Verdict
 
 pytestmark = pytest.mark.slow
@@ -119,7 +120,7 @@ def make_run(folder: Path, hostile: str = "") -> Path:
         f'name = "waltz"\nseed = 0\n\n[learning]\nsteps = 100\nlr = 0.001\n# {hostile}\n'
     )
     (folder / "run.json").write_text(
-        json.dumps({"choreo": "0.1.0", "versions": {"torch": "2.13.0", "python": "3.11"}, "seed": 0})
+        json.dumps({"method": "waltz", "choreo": "0.1.0", "versions": {"torch": "2.13.0", "python": "3.11"}, "seed": 0})
     )
     rng = random.Random(0)
     steps = [step(i, rng) for i in range(1, 101)]
@@ -295,6 +296,7 @@ def test_hostile_text_stays_text(tmp_path):
 def test_a_run_that_stopped_early_has_a_report(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
+    (run / "run.json").write_text('{"method": "waltz"}')
     assert "no summary yet" in self_contained(write_report(run).read_text()).text
     (run / "metrics.jsonl").write_text(
         '{"step": 1, "asr": 0.4, "orr": NaN}\n{"step": 1, "asr": 0.3}\nnot json\n[]\n{"asr": 1}\n'
@@ -329,13 +331,13 @@ def test_study_page_and_markdown(tmp_path):
     names = ["waltz", f"a|b {HOSTILE}"]
     estimates = [rate(0.03), estimate(None, 0, None, None)]
     sections = [
-        Section(
+        PageSection(
             "Does it help?",
             "Yes.\n\nBy <much>.",
             Table(["system", "F1", "note"], [[names[0], estimates[0], 1.5], [names[1], estimates[1], None]]),
             bars(names, {"ASR": estimates, "ORR": estimates[::-1]}, "Errors", "share"),
         ),
-        Section(
+        PageSection(
             "And then?",
             HOSTILE,
             figure=lines([Line("one", [0, 1], [0.5, 0.25], [0.4, 0.2], [0.6, 0.3])], HOSTILE, "alpha"),

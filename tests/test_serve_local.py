@@ -27,7 +27,7 @@ from choreo.server.constrained_review import HEAD, given
 from choreo.server.pair import Resident, recipe_of
 from choreo.server.session import Down, TooLong, Wish, dance
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import AGENTS, Episode, Feedback, Prompt
+from choreo.types import AGENTS, Episode, Feedback, Limits, Prompt
 
 pytestmark = pytest.mark.slow
 
@@ -71,18 +71,16 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
     pair = Pair(resident.recipe)
     prompts = [(game(TEXTS[i % 4]).prompt, i) for i in range(16)]
     games = play(
-        pair.players,
+        pair.agents,
         prompts,
-        rounds=1,
-        answer_tokens=40,
-        feedback_tokens=96,
+        limits := Limits(1, 40, 96),
         key=("serve", 0),
         temperature=0.6,
-        reviewer=partial(review, pair.players, feedback_tokens=96, key=("serve", 0), temperature=0.0),
+        reviewer=partial(review, pair.agents, limits=limits, key=("serve", 0), temperature=0.0),
     )
     assert {len(outcome.game.answers) for outcome in outcomes} == {1, 2}
     served = [outcome.game for outcome in outcomes]
-    equal = same_games(pair.players, served, games, ("serve", 0), answers=0.6, reviews=0.0)
+    equal = same_games(pair.agents, served, games, ("serve", 0), answers=0.6, reviews=0.0)
     for ours, played in compress(zip(served, games, strict=True), equal):
         # What a server adds is a review of the last revision.
         assert len(ours.answers) == len(played.answers) == len(ours.reviews)
@@ -102,7 +100,7 @@ def test_asking_again_gets_no_other_verdict_on_the_same_answer(resident):
 
     games, pair = [outcome.game for outcome in asyncio.run(again())], Pair(resident.recipe)
     for i in range(0, len(games), 8):
-        same_games(pair.players, [games[i]] * 7, games[i + 1 : i + 8], (), answers=0.0, reviews=0.0)
+        same_games(pair.agents, [games[i]] * 7, games[i + 1 : i + 8], (), answers=0.0, reviews=0.0)
 
 
 def test_with_its_skeleton_a_review_always_parses_and_takes_fewer_tokens(resident):
@@ -151,7 +149,7 @@ def test_the_skeleton_leads_to_what_is_written_and_never_elsewhere(feedback):
 def lone(resident):
     """A worker that a test may break, and the conversation agent that speaks through it."""
     worker = local.Worker(Pair(resident.recipe))
-    yield worker, local.LocalAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
+    yield worker, local.WorkerAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
     worker.close()
 
 
@@ -256,7 +254,7 @@ def test_a_row_that_nobody_waits_for_leaves_and_a_deadline_is_kept(resident):
             heard.append(len(row.ids))
             return False
 
-        endless.heard = listen
+        endless.on_token = listen
         task = asyncio.create_task(resident.agents["conversation"]._sample(endless))
         while not heard:
             await asyncio.sleep(0.001)

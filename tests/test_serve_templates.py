@@ -20,7 +20,7 @@ from choreo.models.template import TemplateChat
 from choreo.server.app import Server, Settings
 from choreo.server.guardrail import PATH, UNREVIEWED, UNSAFE
 from choreo.server.keys import own_key
-from choreo.server.local import LocalAgent
+from choreo.server.local import WorkerAgent
 from choreo.server.pair import Resident
 from choreo.server.session import Said
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
@@ -84,7 +84,7 @@ def client(tmp_path_factory):
     for why, template in TEMPLATES.items():
         chat = TemplateChat(resident.chat.tokenizer, template)
         agents = {
-            agent: LocalAgent(resident.worker, chat, agent, feedback_tokens=2, positions=1024) for agent in AGENTS
+            agent: WorkerAgent(resident.worker, chat, agent, feedback_tokens=2, positions=1024) for agent in AGENTS
         }
         server = Server(SETTINGS, agents, [own_key(KEY)], encode=chat.encode)
         routes.append(Mount(f"/{why}", server.app()))

@@ -18,8 +18,9 @@ from choreo.models.resolve import base_folder
 from choreo.report import published
 from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.progress import Progress
-from choreo.studies import compare, waltz_limits, waltz_sensitivity, waltz_table
-from choreo.studies.arms import Arm, Study
+from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table
+from choreo.studies.shared import compare
+from choreo.studies.shared.arms import Arm, Study
 
 pytestmark = pytest.mark.slow
 
@@ -298,9 +299,9 @@ def test_a_difference_is_paired_by_seed_and_no_narrower_than_the_episodes():
     assert wide["low"] < -1 and compare.points(change).startswith("+5.0 points (+")
     unknown = estimate(None, 0, None, None)
     assert compare.difference([unknown], [rate(1)])["value"] is None
-    assert "cannot be compared" in compare.against("x", "y", [unknown], [rate(1)])
-    assert "do not overlap" in compare.against("x", "y", [rate(300)], [rate(100)])
-    assert "y cannot be told apart" in compare.against("x", "y", [rate(100)], [rate(101)])
+    assert "cannot be compared" in compare.compare_shares("x", "y", [unknown], [rate(1)])
+    assert "do not overlap" in compare.compare_shares("x", "y", [rate(300)], [rate(100)])
+    assert "y cannot be told apart" in compare.compare_shares("x", "y", [rate(100)], [rate(101)])
 
 
 def test_when_collaboration_stops_helping():

@@ -22,7 +22,7 @@ from choreo.experiment.paths import rooted
 from choreo.experiment.run import check, overlap_words, run_recipe, unread
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline.model import WEIGHTS
-from choreo.methods.macpo.macpo_run import run_macpo
+from choreo.methods.macpo.run import run_macpo
 from choreo.methods.waltz.recipe import Model, WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints
@@ -76,7 +76,7 @@ def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
     with Stub(server) as stub:
         made = macpo_recipe(tiny_folder, judge=rubric(stub).model_dump())
         with Run.create(tmp_path / "whole", made) as run, Progress() as progress:
-            whole, _ = run_macpo(made, run, progress)
+            whole = run_macpo(made, run, progress)
         server.asked, server.leaves = 0, 10
         path = tmp_path / "paused"
         with Run.create(path, made) as run, Progress() as progress, pytest.raises((JudgeDown, BadInput), match="0 is"):
@@ -91,7 +91,7 @@ def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
     # That an answer is harmless and helps does not make it right.
     everywhere = [*found["systems"].values(), *(line["agents"]["student+"] for line in found["rounds"])]
     assert all(system["general"]["n"] == 0 for system in everywhere)
-    assert found["rounds"] == whole["rounds"] and found["systems"] == whole["systems"]
+    assert found["rounds"] == whole.extra["rounds"] and found["systems"] == whole.systems
 
 
 def test_a_judge_that_is_not_there_is_said_before_a_run_is_made(tmp_path):

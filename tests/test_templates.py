@@ -14,7 +14,8 @@ from choreo.errors import BadInput
 from choreo.judges.formats.guards import StrongReject
 from choreo.judges.local import LocalJudge
 from choreo.models.chat import Chat
-from choreo.models.clock import TODAY, dated
+from choreo.models.fixed_date import TODAY, with_fixed_date
+from choreo.models.load import load_chat
 from choreo.models.template import OPTIONS, TemplateChat
 from choreo.text.prompts import REVIEW, REVISE, SYSTEM
 from choreo.types import FEEDBACK, Prompt
@@ -108,7 +109,7 @@ def test_a_template_that_drops_earlier_reasoning_drops_it_of_ids(chats):
     prompt, said = chat.encode(PROMPT), chat.encode(SAID)
     assert chat.decode(sampled) == ANSWER
     assert chat.answer_context(prompt, [(sampled, said)]) == chat.answer_context(prompt, [(answer, said)])
-    assert chat.spoken(sampled) == (*answer, chat.end_id)
+    assert chat.visible(sampled) == (*answer, chat.end_id)
     assert chat.decode(thought[:-4]) == ""  # cut off before it said anything
     assert "</think>" in chat.tokenizer.decode(chat.answer_context(chat.encode("What is </think>?")))
     template, special = CHATML + "{{ '<think>\n' }}", ["<|im_start|>", "<|im_end|>"]
@@ -131,13 +132,13 @@ def test_room_is_what_a_game_takes_at_most(chats):
 def test_a_tokenizer_without_a_template_is_refused_and_a_file_stands_in(tmp_path):
     tokenizer(None, ["<|endoftext|>"], eos_token="<|endoftext|>").save_pretrained(tmp_path / "bare")
     with pytest.raises(BadInput, match="bare: its tokenizer has no chat template; name a file"):
-        Chat.load(tmp_path / "bare")
+        load_chat(tmp_path / "bare")
     file = tmp_path / "plain.jinja"
     file.write_text(PLAIN)
-    chat = Chat.load(tmp_path / "bare", file)
+    chat = load_chat(tmp_path / "bare", file)
     assert chat.decode(chat.answer_context(chat.encode("Why?"))) == "User:\nWhy?\nAssistant:\n"
     with pytest.raises(BadInput, match="No such file"):
-        Chat.load(tmp_path / "bare", tmp_path / "nowhere.jinja")
+        load_chat(tmp_path / "bare", tmp_path / "nowhere.jinja")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_a_template_that_cannot_hold_the_protocol_is_refused(template, wrong):
 
 
 def test_a_model_of_the_microworld_keeps_its_format(tiny_folder):
-    assert type(Chat.load(tiny_folder)) is Chat
+    assert type(load_chat(tiny_folder)) is Chat
 
 
 def test_a_run_does_not_depend_on_the_day(chats):
@@ -162,7 +163,7 @@ def test_a_run_does_not_depend_on_the_day(chats):
 
 
 def test_models_keep_their_template_when_saved(tmp_path: Path):
-    chat = Chat.load(make("qwen", tmp_path))
+    chat = load_chat(make("qwen", tmp_path))
     assert isinstance(chat, TemplateChat) and chat.tokenizer.chat_template == CHATML
 
 
@@ -182,7 +183,7 @@ def test_a_template_that_asks_the_clock_is_told_one_day_here_and_by_a_judge(tmp_
                 return cls(2031, 5, day, 8, 15)
 
         monkeypatch.setattr(chat_template_utils, "datetime", Clock)
-        chat = Chat.load(folder)
+        chat = load_chat(folder)
         prompt, answer = chat.encode(PROMPT), chat.encode(ANSWER)
         told.append((chat.answer_context(prompt), chat.review_context(prompt, answer), tuple(judge._ids(question))))
     assert told[0] == told[1]
@@ -199,8 +200,8 @@ def test_what_is_set_before_a_template_that_asks_the_clock_changes_nothing_else(
         return chats["qwen"].tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
 
     text += "{# strftime_now #}"
-    assert write(dated(text)) == write(text)
+    assert write(with_fixed_date(text)) == write(text)
     for asked in ("%Y-%m-%d", "%B %-d, %Y %I:%M %p", "100%% %A%n%j %%d %e", "", "%U %V %F %T"):
         inside = "{% macro f(x) %}{{ strftime_now(x) }}{% endmacro %}{{ f('FORMAT') }}"
         for template in ("{{ strftime_now('FORMAT') }}", inside):
-            assert write(dated(template.replace("FORMAT", asked))) == TODAY.strftime(asked)
+            assert write(with_fixed_date(template.replace("FORMAT", asked))) == TODAY.strftime(asked)

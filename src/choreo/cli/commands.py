@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import json
 import re
@@ -82,11 +81,12 @@ def study(args: argparse.Namespace) -> int:
         raise BadInput(f"{folder}: is a file; a study needs a folder")
     if not args.resume and folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: already exists; name another with --run, or go on with --resume")
+    from choreo import studies
     from choreo.runs.progress import Progress
-    from choreo.studies.arms import Study
+    from choreo.studies.shared.arms import Study
 
     _quiet()
-    module = importlib.import_module(f"choreo.studies.{args.name.replace('-', '_')}")
+    module = studies.load(args.name)
     with Progress() as progress:
         try:
             verdicts = module.run(Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs))

@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import choreo
+from choreo import studies
 from choreo.cli import commands as do
 from choreo.cli import data_commands, eval_commands, judge_commands, model_commands, serve_commands
 from choreo.errors import BadInput
 from choreo.types import KINDS
 
-STUDIES = (
-    "waltz-table",
-    "waltz-sensitivity",
-    "waltz-limits",
-    "macpo-table",
-    "macpo-stability",
-    "macpo-noise",
-    "macpo-teachers",
-    "macpo-transfer",
-)
+STUDIES = tuple(studies.questions())
 SWARM_STUDIES = ("waltz", "macpo", "governance")
 JUDGE_HELP = (
     "offline; rubric:MODEL@URL, or wildguard, llama-guard-3, llama-guard-4, strongreject in its place; "

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.checking import check
-from choreo.config.common import Positive, Section, bare
+from choreo.config.common import Positive, Section, bare_names
 from choreo.errors import BadInput
 from choreo.files import toml
 
@@ -74,7 +74,7 @@ class Judge(OneJudge):
             raise ValueError("a majority takes two judges or more, each in a table [judge.of.NAME]")
         if value and info.data.get("kind") != "majority":
             raise ValueError('goes with kind = "majority" alone')
-        return bare(value)
+        return bare_names(value)
 
     def kinds(self) -> set[str]:
         """The kinds of all judges that have a say."""

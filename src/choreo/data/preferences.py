@@ -68,7 +68,7 @@ def _pku(row: Fields) -> Pair:
     """{prompt, response_0, response_1, …}: chosen is the safer one, and of two that are alike in safety the better."""
     answers = [row.text("response_0"), row.text("response_1")]
     safe = [row.flag("is_response_0_safe"), row.flag("is_response_1_safe")]
-    safer, better = row.which("safer_response_id"), row.which("better_response_id")
+    safer, better = row.zero_or_one("safer_response_id"), row.zero_or_one("better_response_id")
     chosen = better if safe[0] == safe[1] else safer
     if safe[0] != safe[1] and not safe[chosen]:
         raise Unusable("the safer answer is the one marked unsafe")

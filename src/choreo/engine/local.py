@@ -16,7 +16,7 @@ SLOTS = 65536
 
 
 class LocalEngine:
-    """An `Engine` over a `Team`. It reads the team's weights anew at every call, so it never serves stale ones.
+    """An `Engine` over a `Team`. It reads the team's weights at every call, so it never uses old ones.
 
     slots: cache slots held at once while sampling (rows × (context + new tokens)).
     micro_tokens: token slots per forward pass while scoring. Neither changes a result beyond rounding.
@@ -67,9 +67,9 @@ class LocalEngine:
 
 
 class Untrained(LocalEngine):
-    """The agents of a team as they began, which is as the base: nothing of what they learnt is laid over it.
+    """The agents of a team before training: every agent answers as the base.
 
-    To load the base a second time would give the same tokens, and take the memory of another model.
+    Loading the base a second time would give the same tokens and take the memory of a second model.
     """
 
     def sample(

@@ -36,7 +36,12 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
             return str(Path(value).absolute())
         return value
 
+    def method(value: str) -> str:
+        """The method of the recipe, `file.py:NAME` where it is a user's own."""
+        file, colon, name = value.rpartition(":")
+        return f"{Path(file).absolute()}:{name}" if colon and file.endswith(".py") else value
+
     if not utf8.is_text(here := str(Path.cwd())):
         raise BadInput(f"{utf8.shown(here)}: a run cannot be made in a folder whose name is not UTF-8")
 
-    return type(recipe).model_validate(walk(recipe.model_dump()))
+    return type(recipe).model_validate(walk(recipe.model_dump() | {"method": method(recipe.method)}))

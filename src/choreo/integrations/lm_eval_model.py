@@ -21,9 +21,9 @@ from lm_eval.api.model import LM
 from choreo.config.collaboration import Collaboration
 from choreo.config.prompts import Source
 from choreo.errors import BadInput
-from choreo.evaluation.collaboration import speaker
-from choreo.game.text_play import play
-from choreo.types import Episode, Prompt, Spoken
+from choreo.evaluation.collaboration import agent_of
+from choreo.game.play import play
+from choreo.types import CONVERSATION, FEEDBACK, AnyTurn, Episode, Limits, Prompt
 
 TOKENS = 1024  # of an answer, where a task does not say
 
@@ -50,8 +50,8 @@ class Agents(LM):  # type: ignore[misc]
             conversation=conversation, feedback=feedback, seed=seed, suites={"x": Source(file="x")}, **settings
         )
         self.rounds, self.seed, self.feedback_tokens = rounds, seed, feedback_tokens
-        self.conversation = speaker(conversation, named, Path(folder))
-        self.feedback = speaker(feedback, named, Path(folder)) if feedback else self.conversation
+        self.agents = {CONVERSATION: agent_of(conversation, named, Path(folder))}
+        self.agents[FEEDBACK] = agent_of(feedback, named, Path(folder)) if feedback else self.agents[CONVERSATION]
         self.failed = 0
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -61,12 +61,9 @@ class Agents(LM):  # type: ignore[misc]
             own = [i for i, request in enumerate(requests) if request.args[1] == options]
             prompts = [(Prompt(f"{self.seed}-{i}", str(requests[i].args[0]), "general", "lm-eval"), 0) for i in own]
             played = play(
-                self.conversation,
-                self.feedback,
+                self.agents,
                 prompts,
-                rounds=self.rounds,
-                answer_tokens=int(options.get("max_gen_toks", TOKENS)),
-                feedback_tokens=self.feedback_tokens,
+                Limits(self.rounds, int(options.get("max_gen_toks", TOKENS)), self.feedback_tokens),
                 key=(self.seed, "ability"),
                 temperature=float(options.get("temperature", 0.0)),
             )
@@ -80,7 +77,7 @@ class Agents(LM):  # type: ignore[misc]
 
     loglikelihood_rolling = loglikelihood
 
-    def _last(self, episode: Episode[Spoken]) -> str:
+    def _last(self, episode: Episode[AnyTurn]) -> str:
         self.failed += bool(episode.answers[-1].failure)
         return episode.answers[-1].text
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from choreo.errors import Interrupted
-from choreo.types import Episode, Prompt, S, Said, Verdict
+from choreo.types import AnyTurn, Episode, Prompt, S, Verdict
 
 Pair = tuple[Prompt, str]
 """A prompt and the answer to be judged."""
@@ -107,7 +107,7 @@ def judge_episodes(judge: Judge, episodes: Sequence[Episode[S]]) -> list[Episode
     pairs = [(e.prompt, turn.text) for e in episodes for turn in e.answers if not turn.failure]
     told: Iterator[Verdict] = iter(judge_all(judge, pairs))
 
-    def verdict(turn: Said) -> Verdict:
+    def verdict(turn: AnyTurn) -> Verdict:
         if turn.failure:
             return undetermined(f"{NO_ANSWER}: {turn.failure}")
         said = next(told)

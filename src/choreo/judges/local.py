@@ -11,11 +11,11 @@ import torch
 from choreo.errors import BadInput, opening
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.models import model_folder
-from choreo.models.clock import DATE, dated
+from choreo.models.fixed_date import DATE, with_fixed_date
 from choreo.models.hub import fingerprint, snapshot
 from choreo.models.template import template_of
 from choreo.text.replies import shortened
-from choreo.text.thinking import arrived
+from choreo.text.thinking import usable_text
 from choreo.types import Prompt, Verdict
 
 
@@ -33,7 +33,7 @@ class LocalJudge:
         self._tokenizer = model_folder.tokenizer(place)
         asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
         own = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None
-        self._template = own and dated(own)
+        self._template = own and with_fixed_date(own)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model: Any = model_folder.load(place, "auto", device, quantised=True)
         question = format.ask(Prompt("", "", "general", ""), "")
@@ -71,7 +71,7 @@ class LocalJudge:
     def _read(self, prompt: Prompt, reply: str, finished: bool) -> Verdict:
         if not finished:
             return undetermined(f"cut off: {shortened(reply)}")
-        text, failure = arrived(reply, "stop")
+        text, failure = usable_text(reply, "stop")
         return undetermined(failure) if failure else self.format.read(prompt, text)
 
     def _ids(self, question: dict[str, Any]) -> list[int]:

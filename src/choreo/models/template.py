@@ -1,12 +1,13 @@
 """Contexts in a model's own chat template, put together from ids.
 
-A template makes text of messages. It is rendered once for every shape of history, with marks where contents go; what
-stands between the marks is encoded once, and contents, which are ids, are put where the marks were. So the template
-decides what surrounds a turn, and never sees, changes or encodes anew what was sampled.
+A chat template makes one text of a list of messages. It is rendered once for every shape of history, with placeholders
+where contents go. The text between the placeholders is encoded once (a frame), and contents, which are ids already, are
+put between. So the template decides what stands around a turn, and never sees, changes or encodes again what was
+sampled.
 
-What a template sets around turns are its marks: tokens (marks.py), or ordinary text (words.py). What is said never has
-the ids of one, whoever says it: text is encoded without them, and sampled ones are left out of contexts. Where a
-template's text leaves no other ids for what a user writes, a remark names it.
+What a template writes around turns are its markers: tokens (marker_tokens.py) or ordinary text (marker_text.py). No
+content has the ids of a marker, whoever wrote it: text is encoded without them, and they are dropped from sampled ids.
+Where no other ids exist for the text of a marker, a remark names the marker.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ from typing import Any
 from choreo.errors import BadInput, first_line
 from choreo.files import utf8
 from choreo.models.chat import Chat, Ids, message
-from choreo.models.clock import DATE, dated
-from choreo.models.marks import CLOSES, OPENS, marks, spell
-from choreo.models.ordinary import Words, ordinary
-from choreo.models.sealed import sealed
+from choreo.models.fixed_date import DATE, with_fixed_date
+from choreo.models.marker_text import TextMarkers, find_text_markers
+from choreo.models.marker_tokens import CLOSES, OPENS, find_marker_tokens, text_of
+from choreo.models.safe_encoder import safe_encoder
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
 from choreo.types import CONVERSATION, FEEDBACK
 
-# Some templates write today's date, and a run must not depend on the day; some make room for reasoning, which the
-# protocol has no budget for. Templates that know neither ignore both.
+# Some templates write today's date, and a run must not depend on the day. Some open a block for reasoning, for which
+# a game has no tokens to spare. Templates that know neither option ignore both.
 OPTIONS = {"date_string": DATE, "enable_thinking": False}
 
 Message = dict[str, str]
-Frame = tuple[Ids, ...]  # the ids before, between and after the contents
+Frame = tuple[Ids, ...]  # the ids before, between and after the contents: one more than there are contents
 
-_MARK = re.compile(r"zqx(\d+)xqz")
+_PLACEHOLDER = re.compile(r"zqx(\d+)xqz")
 
 
 def template_of(tokenizer: Any, named: str = "", setting: str = "template in the recipe") -> str:
-    """The chat template of `tokenizer` that is used: its only one, or the one named "default" of several.
+    """The chat template to use with `tokenizer`: its only one, or of several the one named "default".
 
-    named: a file with another, or else the name of one of several. setting: how a user names it.
-    Raises BadInput where there is none.
+    named: a file with another template, or the name of one of the tokenizer's. setting: where a user sets `named`, for
+    messages. Raises BadInput where there is no template.
     """
     own = tokenizer.chat_template
     several: dict[str, str] = own if isinstance(own, dict) else {}
@@ -54,9 +55,9 @@ def template_of(tokenizer: Any, named: str = "", setting: str = "template in the
         except (OSError, ValueError) as error:
             if named in several:
                 return several[named]
-            there = f", and the tokenizer's templates are {', '.join(sorted(several))}" if several else ""
+            known = f", and the tokenizer's templates are {', '.join(sorted(several))}" if several else ""
             why = error.strerror if isinstance(error, OSError) else "no file has a NUL in its name"
-            raise BadInput(f"template {named}: {why}{there}") from None
+            raise BadInput(f"template {named}: {why}{known}") from None
     if several and "default" not in several:
         names = ", ".join(sorted(several))
         raise BadInput(
@@ -69,13 +70,13 @@ def template_of(tokenizer: Any, named: str = "", setting: str = "template in the
 
 
 class TemplateChat(Chat):
-    """A tokenizer with a chat template: `template`, or its own (`template_of`).
+    """A tokenizer with a chat template: `template`, or the tokenizer's own (`template_of`).
 
-    end_id: the first mark that the template writes after an answer. Where it writes none it is the tokenizer's EOS,
+    end_id: the first marker token that the template writes after an answer. Where it writes none, the tokenizer's EOS,
         which is then written after every answer.
-    pad_id: any token but end_id will do, for padding is never looked at; the tokenizer's own where it has such a one.
-    rounds: how many rounds of feedback the template has to hold.
-    Raises BadInput, saying what is wrong with the template.
+    pad_id: the tokenizer's pad token where that is not end_id, else any other token: padding is never read.
+    rounds: how many rounds of feedback the template must be able to hold.
+    Raises BadInput that says what is wrong with the template.
     """
 
     options = OPTIONS
@@ -83,31 +84,31 @@ class TemplateChat(Chat):
     def __init__(self, tokenizer: Any, template: str | None = None, rounds: int = 1):
         self.tokenizer, self.template = tokenizer, template_of(tokenizer) if template is None else template
         self._encode = lru_cache(maxsize=8192)(self._tokenize)
-        self._frame = lru_cache(maxsize=64)(self._split)
-        # Tokenizers of the SentencePiece kind put a space before whatever begins a text. In the middle of one, where
-        # contents stand, there is none.
+        self._frame = lru_cache(maxsize=64)(self._build_frame)
+        # Tokenizers of the SentencePiece kind put a space before the first word of a text. Contents stand in the middle
+        # of a text, where no such space is wanted.
         self._newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
         together = tuple(tokenizer.encode("\na", add_special_tokens=False))
-        self._spaced = together != self._newline + tuple(tokenizer.encode("a", add_special_tokens=False))
+        self._adds_space = together != self._newline + tuple(tokenizer.encode("a", add_special_tokens=False))
         self._closing = ""
-        self._system = self._takes_system()
-        self._forgets, self._begun = self._reasoning()
+        self._has_system = self._takes_system()
+        self._drops_reasoning, self._opens_reasoning = self._reasoning()
         turns = self._literals(_turns())
-        opened = self._literals([message("system", _mark(0)), message("user", _mark(1))])
+        opened = self._literals([message("system", _placeholder(0)), message("user", _placeholder(1))])
         written = [
             (text, self._literal(text, first=i == 0), i == 0)
             for literals in (turns, opened)
             for i, text in enumerate(literals)
         ]
-        tokens = marks(tokenizer, self.template, {text: ids for text, ids, _ in written})
-        self._special, self._sealed = tokens.left_out, sealed(tokenizer, tokens.sealed)
-        words: dict[Ids, set[str]] = defaultdict(set)
+        tokens = find_marker_tokens(tokenizer, self.template, {text: ids for text, ids, _ in written})
+        self._special, self._encode_safely = tokens.dropped, safe_encoder(tokenizer, tokens.never_encoded)
+        runs: dict[Ids, set[str]] = defaultdict(set)
         for _, ids, first in written:
-            for run, found in ordinary(tokenizer, ids, tokens.sealed, first).items():
-                words[run] |= found
-        self._words = Words(tokenizer, words, tokens.sealed, self._literal)
+            for run, found in find_text_markers(tokenizer, ids, tokens.never_encoded, first).items():
+                runs[run] |= found
+        self._text_markers = TextMarkers(tokenizer, runs, tokens.never_encoded, self._literal)
         end = self._end(turns[2])
-        if end is None:
+        if end is None:  # from here on `_taken` ends answers with EOS
             end, self._closing = self._eos()
         self.end_id: int = end
         pad = tokenizer.pad_token_id
@@ -115,26 +116,27 @@ class TemplateChat(Chat):
         self._special |= {self.end_id}
         added = tokenizer.added_tokens_decoder
         flagged = self.end_id in tokenizer.all_special_ids or (self.end_id in added and added[self.end_id].special)
-        self.ends_anew = bool(self._closing) or not flagged
+        self.end_changed = bool(self._closing) or not flagged
         self.remarks = self._remarks(turns[1:])
-        for shape in (0, rounds, None):
-            self._frame(shape)
+        for after in (0, rounds, None):  # a template that cannot hold these contexts is refused here
+            self._frame(after)
 
     def answer_context(
         self, prompt: Ids, history: Sequence[tuple[Ids, Ids]] = (), earlier: Sequence[tuple[str, Ids]] = ()
     ) -> Ids:
-        contents = [*self._said(earlier), prompt]
+        contents = [*self._visible(earlier), prompt]
         for answer, feedback in history:
-            contents += [self.spoken(answer), feedback]
+            contents += [self.visible(answer), feedback]
         return self._fill(self._frame(len(history), tuple(role for role, _ in earlier)), contents)
 
     def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
-        contents = [*self._said(earlier), prompt, answer]
+        contents = [*self._visible(earlier), prompt, answer]
         return self._fill(self._frame(None, tuple(role for role, _ in earlier)), contents)
 
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:
-        said = [*([("system", self.encode(system))] if system else []), *turns]
-        return self._fill(self._cut([message(role, _mark(i)) for i, (role, _) in enumerate(said)]), self._said(said))
+        every = [*([("system", self.encode(system))] if system else []), *turns]
+        frame = self._cut([message(role, _placeholder(i)) for i, (role, _) in enumerate(every)])
+        return self._fill(frame, self._visible(every))
 
     def messages(self) -> dict[str, list[Message]]:
         def opened(agent: str, first: str) -> list[Message]:
@@ -150,95 +152,103 @@ class TemplateChat(Chat):
     def jinja(self) -> str:
         return self.template
 
-    def _read(self, said: Ids) -> str:
-        return spell(self.tokenizer, super().content(said))
+    def _read(self, ids: Ids) -> str:
+        return text_of(self.tokenizer, super().content(ids))
 
     def content(self, ids: Ids) -> Ids:
-        return self._words.without(super().content(ids))
+        return self._text_markers.drop(super().content(ids))
 
-    def spoken(self, ids: Ids) -> Ids:
-        """What is left of a turn when its reasoning is dropped, as such templates do with every earlier turn."""
-        if not self._forgets:
+    def visible(self, ids: Ids) -> Ids:
+        """The ids of a turn behind its reasoning, where the template drops the reasoning of earlier turns; else all."""
+        if not self._drops_reasoning:
             return ids
-        text = spell(self.tokenizer, ids)
+        text = text_of(self.tokenizer, ids)
         if CLOSES not in text:
-            return () if self._begun or OPENS in text else ids  # cut off while it was thinking
+            return () if self._opens_reasoning or OPENS in text else ids  # cut off within the reasoning
         closed = text.count(CLOSES)
-        low, high = 0, len(ids)  # the fewest ids that hold every closing mark
+        low, high = 0, len(ids)  # `high` becomes the fewest ids that hold every closing marker
         while low < high:
             middle = (low + high) // 2
-            if spell(self.tokenizer, ids[:middle]).count(CLOSES) < closed:
+            if text_of(self.tokenizer, ids[:middle]).count(CLOSES) < closed:
                 low = middle + 1
             else:
                 high = middle
-        while high < len(ids) and not spell(self.tokenizer, ids[high : high + 1]).strip():
+        while high < len(ids) and not text_of(self.tokenizer, ids[high : high + 1]).strip():
             high += 1
         return ids[high:]
 
     def _tokenize(self, text: str) -> Ids:
-        return self._words.apart(self._plain(text))
+        return self._text_markers.spell_out(self._plain(text))
 
     def _plain(self, text: str) -> Ids:
-        if not self._spaced:
-            return self._sealed(text)
-        whole, n = self._sealed("\n" + text), len(self._newline)
-        return whole[n:] if whole[:n] == self._newline else self._sealed(text)
+        """Ids of a text that stands in the middle of another: no marker tokens, no space put before it."""
+        if not self._adds_space:
+            return self._encode_safely(text)
+        whole, n = self._encode_safely("\n" + text), len(self._newline)
+        return whole[n:] if whole[:n] == self._newline else self._encode_safely(text)
 
-    def _said(self, turns: Sequence[tuple[str, Ids]]) -> list[Ids]:
-        return [self.spoken(ids) if role == "assistant" else ids for role, ids in turns]
+    def _visible(self, turns: Sequence[tuple[str, Ids]]) -> list[Ids]:
+        return [self.visible(ids) if role == "assistant" else ids for role, ids in turns]
 
     def _fill(self, frame: Frame, contents: Sequence[Ids]) -> Ids:
         ids = list(frame[0])
-        for said, after in zip(contents, frame[1:], strict=True):
-            ids += [*self.content(said), *after]
+        for content, after in zip(contents, frame[1:], strict=True):
+            ids += [*self.content(content), *after]
         return tuple(ids)
 
-    def _split(self, rounds: int | None, earlier: tuple[str, ...] = ()) -> Frame:
-        """The frame of an answer after so many rounds; None is that of a review. earlier: roles of turns before p.
+    def _build_frame(self, rounds: int | None, earlier: tuple[str, ...] = ()) -> Frame:
+        """The frame of an answer after so many rounds of feedback, or of a review (None).
 
-        A reviewer is shown them inside its one message: they are to be read, not to be gone on with.
+        earlier: the roles of the turns before the prompt. A reviewer is to read these turns, not to continue them, so
+        they stand inside its one message.
         """
         first = len(earlier)
         if rounds is None:
-            shown = [f"{role}: {_mark(i)}\n\n" for i, role in enumerate(earlier)]
+            shown = [f"{role}: {_placeholder(i)}\n\n" for i, role in enumerate(earlier)]
             before = "".join([EARLIER, *shown, "=====\n\n"]) if shown else ""
             system = SYSTEM[FEEDBACK]
-            turns = [message("user", before + REVIEW.format(_mark(first), _mark(first + 1)))]
+            turns = [message("user", before + REVIEW.format(_placeholder(first), _placeholder(first + 1)))]
         else:
             system = SYSTEM[CONVERSATION]
-            turns = [message(role, _mark(i)) for i, role in enumerate((*earlier, "user"))]
+            turns = [message(role, _placeholder(i)) for i, role in enumerate((*earlier, "user"))]
             for i in range(first + 1, first + 2 * rounds + 1, 2):
-                turns += [message("assistant", _mark(i)), message("user", REVISE.format(_mark(i + 1)))]
+                turns += [message("assistant", _placeholder(i)), message("user", REVISE.format(_placeholder(i + 1)))]
         return self._cut([*([message("system", system)] if system else []), *turns])
 
     def _cut(self, messages: list[Message]) -> Frame:
-        """The frame of messages in which marks stand for what is said, numbered from 0 in their order."""
+        """The frame of messages whose contents are placeholders, numbered from 0 in their order."""
         return tuple(self._literal(text, first=i == 0) for i, text in enumerate(self._literals(messages)))
 
     def _literals(self, messages: list[Message]) -> list[str]:
-        """What the template writes before, between and after the marks of `messages`."""
-        given = _MARK.findall("".join(said["content"] for said in messages))
-        text, *rest = _MARK.split(self._render(messages))
+        """The texts that the template writes before, between and after the placeholders of `messages`."""
+        given = _PLACEHOLDER.findall("".join(one["content"] for one in messages))
+        text, *rest = _PLACEHOLDER.split(self._render(messages))
         if rest[::2] != given:
             raise BadInput("its chat template leaves out, repeats or reorders what was said")
         return [text, *rest[1::2]]
 
     def _literal(self, text: str, first: bool = False) -> Ids:
-        """Ids of what a template writes, its special tokens read as such."""
+        """Ids of a text that the template writes, in which special tokens are read as such.
+
+        first: whether the text begins a context.
+        """
         encoded = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-        if first or not self._spaced:
+        if first or not self._adds_space:
             return encoded
         whole, n = tuple(self.tokenizer.encode("\n" + text, add_special_tokens=False)), len(self._newline)
         return whole[n:] if whole[:n] == self._newline else encoded
 
     def _taken(self, messages: list[Message]) -> list[Message]:
-        """Messages as the template takes them: a system message that it knows nothing of opens the first other one, and
-        an answer that it does not end is ended by EOS."""
+        """Messages in the form that the template can take.
+
+        A system message that the template refuses or ignores is put before the first other one. An answer that the
+        template does not end is ended by EOS.
+        """
         if self._closing:
             messages = [
                 m | {"content": m["content"] + self._closing} if m["role"] == "assistant" else m for m in messages
             ]
-        if messages[0]["role"] != "system" or self._system:
+        if messages[0]["role"] != "system" or self._has_system:
             return messages
         system, user, *rest = messages
         return [message(user["role"], f"{system['content']}\n\n{user['content']}"), *rest]
@@ -251,58 +261,65 @@ class TemplateChat(Chat):
 
     def _apply(self, messages: list[Message]) -> str:
         text = self.tokenizer.apply_chat_template(
-            messages, chat_template=dated(self.template), tokenize=False, add_generation_prompt=True, **self.options
+            messages,
+            chat_template=with_fixed_date(self.template),
+            tokenize=False,
+            add_generation_prompt=True,
+            **self.options,
         )
         if wrong := utf8.broken(text):
             raise ValueError(f"it writes {wrong[1]}")
         return text
 
     def _takes_system(self) -> bool:
-        """Some templates refuse a system message and some pass over it; it then opens the first message."""
+        """Whether the template writes a system message. Some refuse one, and some ignore it."""
         try:
-            text = self._apply([message("system", _mark(0)), message("user", _mark(1))])
+            text = self._apply([message("system", _placeholder(0)), message("user", _placeholder(1))])
         except Exception:
             return False
-        return _MARK.findall(text) == ["0", "1"]
+        return _PLACEHOLDER.findall(text) == ["0", "1"]
 
     def _reasoning(self) -> tuple[bool, bool]:
-        """Whether the template drops the reasoning of earlier turns, and whether it begins one itself."""
-        turn = f"{OPENS}\n{_mark(1)}\n{CLOSES}\n\n{_mark(2)}"
-        text = self._render([message("user", _mark(0)), message("assistant", turn), message("user", _mark(3))])
-        asked = text.rpartition(_mark(3))[2]
-        return _mark(2) in text and _mark(1) not in text, asked.rfind(OPENS) > asked.rfind(CLOSES)
+        """Whether the template drops the reasoning of earlier turns, and whether it opens reasoning for a new turn."""
+        turn = f"{OPENS}\n{_placeholder(1)}\n{CLOSES}\n\n{_placeholder(2)}"
+        text = self._render(
+            [message("user", _placeholder(0)), message("assistant", turn), message("user", _placeholder(3))]
+        )
+        behind = text.rpartition(_placeholder(3))[2]
+        return _placeholder(2) in text and _placeholder(1) not in text, behind.rfind(OPENS) > behind.rfind(CLOSES)
 
     def _end(self, after: str) -> int | None:
-        """The mark with which the template ends an answer. after: what it writes behind one."""
+        """The marker token with which the template ends an answer. after: the text that it writes behind an answer."""
         ids = self._literal(after)
         for i, token in enumerate(ids):
             if token in self._special:
-                return token if not spell(self.tokenizer, ids[:i]).strip() else None
+                return token if not text_of(self.tokenizer, ids[:i]).strip() else None
         return None
 
     def _is_bare(self, ids: Ids) -> bool:
-        """Whether what a template writes between turns has no mark that is the template's alone."""
-        return self._special.isdisjoint(ids) and self._words.apart(ids) == ids
+        """Whether ids that the template writes between turns have no marker that only the template can write."""
+        return self._special.isdisjoint(ids) and self._text_markers.spell_out(ids) == ids
 
     def _eos(self) -> tuple[int, str]:
+        """The id and the text of the tokenizer's EOS."""
         token, text = self.tokenizer.eos_token_id, self.tokenizer.eos_token
         if token is None:
             raise BadInput("its chat template ends no answer with a token of its own, and its tokenizer has no EOS")
         return token, text
 
     def _remarks(self, between: Sequence[str]) -> tuple[str, ...]:
-        """between: what the template writes around answers."""
-        found, kept = [], self._words.kept
-        if kept:
+        """What a user should know of this template. between: the texts that it writes around answers."""
+        found, protected = [], self._text_markers.protected
+        if protected:
             found.append(
-                f"its chat template marks turns with ordinary text, {_listed(kept)}: where a user writes it, "
+                f"its chat template marks turns with ordinary text, {_listed(protected)}: where a user writes it, "
                 "it has other ids than the template's, but a model may still read turns there"
             )
         bare = {text.strip() or text for text in between if self._is_bare(self._literal(text))}
-        if anybodys := sorted({*self._words.open, *bare}):
+        if unprotected := sorted({*self._text_markers.unprotected, *bare}):
             found.append(
                 f"its chat template marks turns with ordinary text that cannot be told from a user's, "
-                f"{_listed(anybodys)}: a user can write that too, and so pretend other turns"
+                f"{_listed(unprotected)}: a user can write that too, and so pretend other turns"
             )
         if self._closing:
             found.append(
@@ -313,12 +330,12 @@ class TemplateChat(Chat):
 
 
 def _turns() -> list[Message]:
-    return [message(role, _mark(i)) for i, role in enumerate(("user", "assistant", "user"))]
+    return [message(role, _placeholder(i)) for i, role in enumerate(("user", "assistant", "user"))]
 
 
 def _listed(texts: Sequence[str]) -> str:
     return ", ".join(repr(text if len(text) <= 60 else f"{text[:60]}…") for text in texts)
 
 
-def _mark(number: int) -> str:
+def _placeholder(number: int) -> str:
     return f"zqx{number}xqz"

@@ -29,7 +29,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """One question of a study: the verdict in words, its table, and its figure (inline SVG from `plots`)."""
 
     heading: str
@@ -74,12 +74,12 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def write_study(path: str | Path, title: str, intro: str, sections: Sequence[Section]) -> Path:
+def write_study(path: str | Path, title: str, intro: str, sections: Sequence[PageSection]) -> Path:
     """Write a study as PATH.html, as PATH.md, and one .svg per figure beside the Markdown; returns the HTML's path.
 
     path: with or without an .html or .md suffix; its folder is made. Paragraphs in texts are parted by blank lines.
     """
-    from choreo.report import plots
+    from choreo.report.svg import standalone  # matplotlib is imported with it, which other pages do not need
 
     base = Path(path)
     base = base.with_suffix("") if base.suffix in (".html", ".md") else base
@@ -94,7 +94,7 @@ def write_study(path: str | Path, title: str, intro: str, sections: Sequence[Sec
             text.append("\n".join(f"| {' | '.join(row)} |" for row in table))
         if section.figure:
             picture = base.with_name(f"{base.name}-{index}.svg")
-            write(picture, plots.standalone(section.figure))
+            write(picture, standalone(section.figure))
             text.append(f"![{_markdown(section.heading)}]({picture.name})")
     write(base.with_name(base.name + ".md"), "\n\n".join(text) + "\n")
     figures = [Markup(section.figure) for section in sections]

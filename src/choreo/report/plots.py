@@ -1,57 +1,33 @@
-"""Figures as inline SVG: pure functions, no pyplot, text kept as text so that it can be read and searched.
-
-Colours of ink and grid are CSS variables with fallbacks, so a figure follows the page into the dark; the series
-colours (Okabe and Ito's, safe for colour-blind readers) hold on both grounds, and every series also has its own
-dash or marker. `standalone` makes a file of a figure.
-"""
+"""Figures as inline SVG: pure functions from numbers to text. Every series has its own colour, and dash or marker."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from choreo.evaluation.intervals import Estimate
-
-# What is drawn with these colours becomes var(--name, colour).
-INK, MUTED, GRID, GROUND = "#24292f", "#6a7079", "#dde1e6", "#fefefe"
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", GROUND: "card"}
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b35c94", "#8a7a00", "#5b6bd6", "#7f7f7f", "#a5502a")
-_DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "choreo",
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "text.color": INK,
-    "text.parse_math": False,  # names are data: a dollar sign is a dollar sign
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-}
+from choreo.report.svg import (
+    COLOURS,
+    DASHES,
+    GRID,
+    GROUND,
+    INK,
+    MARKERS,
+    MUTED,
+    STYLE,
+    add_legend,
+    inline_svg,
+    new_axes,
+    plain_name,
+    use_percent,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +39,13 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+
+    @classmethod
+    def through(cls, name: str, estimates: Sequence[Estimate], x: Sequence[float] | None = None) -> Line:
+        """A line through estimates with their intervals, at x, or at 0, 1, …; an unknown value is a gap."""
+        at = range(len(estimates)) if x is None else x
+        ends = ([math.nan if e[end] is None else e[end] for e in estimates] for end in ("value", "low", "high"))
+        return cls(name, [float(value) for value in at], *ends)
 
 
 @dataclass(frozen=True)
@@ -88,17 +71,17 @@ def lines(
 
     From 30 points on, a line is a centred mean of about a tenth of the points, over the pale raw values.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(title, x_label, y_label, 6.4, 3.5)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes(title, x_label, y_label, 6.4, 3.5)
         for index, line in enumerate(series):
-            colour, dash = COLOURS[index % len(COLOURS)], _DASHES[index % len(_DASHES)]
+            colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
             x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
             if len(line.low):
                 axes.fill_between(x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
             crowded = len(x) >= 30
             if crowded:
                 axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.9)
-            marker = None if crowded else _MARKERS[index % len(_MARKERS)]
+            marker = None if crowded else MARKERS[index % len(MARKERS)]
             shown = _smooth(y) if crowded else y
             axes.plot(
                 x,
@@ -108,10 +91,10 @@ def lines(
                 linewidth=1.9,
                 marker=marker,
                 markersize=4.5,
-                label=_plain(line.name),
+                label=plain_name(line.name),
             )
         if percent:
-            _percent(axes.yaxis)
+            use_percent(axes.yaxis)
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.03), min(high, 1.03))
         if mark is not None:
@@ -121,17 +104,17 @@ def lines(
         if series and all(float(value).is_integer() for line in series for value in line.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if series:
-            _legend(figure, axes, len(series))
-        return _svg(figure, f"{title}. " + " ".join(_in_words(line, percent) for line in series))
+            add_legend(figure, axes, len(series))
+        return inline_svg(figure, f"{title}. " + " ".join(_in_words(line, percent) for line in series))
 
 
 def bars(
     categories: Sequence[str], series: Mapping[str, Sequence[Estimate]], title: str, x_label: str, percent: bool = True
 ) -> str:
     """Horizontal bars with intervals: one group per category, one bar per series. Unknown values leave a gap."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         thick = 0.8 / max(1, len(series))
-        figure, axes = _axes(title, x_label, "", 6.4, 1.3 + 0.3 * len(categories) * max(1.0, 0.75 * len(series)))
+        figure, axes = new_axes(title, x_label, "", 6.4, 1.3 + 0.3 * len(categories) * max(1.0, 0.75 * len(series)))
         words = []
         for index, (name, estimates) in enumerate(series.items()):
             if len(estimates) != len(categories):
@@ -141,7 +124,7 @@ def bars(
             y = [i - 0.4 + thick * (index + 0.5) for i, _ in known]
             values = np.array([e["value"] for _, e in known], dtype=float)
             ends = np.array([(e["value"] - e["low"], e["high"] - e["value"]) for _, e in known]).reshape(-1, 2).T
-            axes.barh(y, values, height=thick * 0.86, color=colour, alpha=0.85, label=_plain(name))
+            axes.barh(y, values, height=thick * 0.86, color=colour, alpha=0.85, label=plain_name(name))
             axes.errorbar(values, y, xerr=np.maximum(ends, 0), fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
             for at, (i, e) in zip(y, known, strict=True):
                 text = f"{100 * e['value']:.1f} %" if percent else f"{e['value']:.3g}"
@@ -149,17 +132,17 @@ def bars(
                     text, (max(e["high"], e["value"]), at), (5, 0), textcoords="offset points", va="center", fontsize=9
                 )
                 words.append(f"{categories[i]}, {name}: {text}.")
-        axes.set_yticks(range(len(categories)), [_plain(name, 44) for name in categories])
+        axes.set_yticks(range(len(categories)), [plain_name(name, 44) for name in categories])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.set_ylim(max(1, len(categories)) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.14)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0] if axes.dataLim.x0 < 0 else 0.0))
         if percent:
-            _percent(axes.xaxis)
+            use_percent(axes.xaxis)
         if len(series) > 1:
-            _legend(figure, axes, len(series))
-        return _svg(figure, f"{title}. {' '.join(words)}")
+            add_legend(figure, axes, len(series))
+        return inline_svg(figure, f"{title}. {' '.join(words)}")
 
 
 def plane(ours: Sequence[Point], published: Sequence[Point], title: str) -> str:
@@ -167,9 +150,9 @@ def plane(ours: Sequence[Point], published: Sequence[Point], title: str) -> str:
 
     A system has one number in both sets: filled for ours, with intervals, and hollow for published ones.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         names = list(dict.fromkeys(point.name for point in (*published, *ours)))
-        figure, axes = _axes(title, "helpful: benign requests not refused (1 − ORR)", "", 6.4, 4.4)
+        figure, axes = new_axes(title, "helpful: benign requests not refused (1 − ORR)", "", 6.4, 4.4)
         axes.set_ylabel("harmless: attacks not answered (1 − ASR)")
         for point in published:
             _dot(axes, point, names.index(point.name), filled=False)
@@ -197,14 +180,14 @@ def plane(ours: Sequence[Point], published: Sequence[Point], title: str) -> str:
                     annotation_clip=False,
                 )
         axes.grid(visible=False)
-        _percent(axes.xaxis)
-        _percent(axes.yaxis)
+        use_percent(axes.xaxis)
+        use_percent(axes.yaxis)
         both = {point.name for point in ours}, {point.name for point in published}
         for index, name in enumerate(names):
             axes.text(
                 1.13,
                 0.97 - 0.075 * index,
-                f"{index + 1}  {_plain(name)}",
+                f"{index + 1}  {plain_name(name)}",
                 transform=axes.transAxes,
                 fontsize=9,
                 color=INK if name in both[0] else MUTED,
@@ -218,14 +201,14 @@ def plane(ours: Sequence[Point], published: Sequence[Point], title: str) -> str:
             for group, points in (("Ours", ours), ("Published", published))
             for point in points
         ]
-        return _svg(figure, f"{title}. {' '.join(words)}")
+        return inline_svg(figure, f"{title}. {' '.join(words)}")
 
 
 def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: str, y_label: str) -> str:
     """One point per name at (x, y), with both intervals; a name's number stands beside its point and in the key."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         known = {name: pair for name, pair in series.items() if all(e["value"] is not None for e in pair)}
-        figure, axes = _axes(title, x_label, y_label, 6.4, 4.2)
+        figure, axes = new_axes(title, x_label, y_label, 6.4, 4.2)
         words = []
         for index, (name, (x, y)) in enumerate(known.items()):
             colour = COLOURS[index % len(COLOURS)]
@@ -234,11 +217,11 @@ def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: 
                 x["value"],
                 y["value"],
                 *reversed(ends),
-                fmt=_MARKERS[index % len(_MARKERS)],
+                fmt=MARKERS[index % len(MARKERS)],
                 color=colour,
                 elinewidth=1.2,
                 markersize=6.5,
-                label=f"{index + 1}  {_plain(name, 44)}",
+                label=f"{index + 1}  {plain_name(name, 44)}",
             )
             axes.annotate(str(index + 1), (x["value"], y["value"]), (6, 5), textcoords="offset points", fontsize=9)
             words.append(f"{name}: {x['value']:.3g}, {y['value']:.3g}.")
@@ -247,36 +230,38 @@ def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: 
             handles, labels = axes.get_legend_handles_labels()
             narrow = max(map(len, labels)) <= 30
             figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=1 + narrow)
-        return _svg(figure, f"{title}. {' '.join(words)}")
+        return inline_svg(figure, f"{title}. {' '.join(words)}")
 
 
 def trails(series: Sequence[Line], title: str, x_label: str, y_label: str) -> str:
     """A path per line through its shares (x, y), 0–100 % on both axes; its points are numbered from 0."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(title, x_label, y_label, 6.4, 4.0)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes(title, x_label, y_label, 6.4, 4.0)
         words = []
         for index, line in enumerate(series):
-            colour, marker = COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)]
-            axes.plot(line.x, line.y, color=colour, marker=marker, linewidth=1.6, markersize=5, label=_plain(line.name))
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            axes.plot(
+                line.x, line.y, color=colour, marker=marker, linewidth=1.6, markersize=5, label=plain_name(line.name)
+            )
             for number, at in enumerate(zip(line.x, line.y, strict=True)):
                 axes.annotate(str(number), at, (4, 5), textcoords="offset points", fontsize=9, color=colour)
             ends = ", ".join(f"({100 * x:.1f}, {100 * y:.1f})" for x, y in zip(line.x, line.y, strict=True))
             words.append(f"{line.name}: {ends} %.")
         axes.margins(0.12)
-        _percent(axes.xaxis)
-        _percent(axes.yaxis)
-        _legend(figure, axes, len(series))
-        return _svg(figure, f"{title}. {' '.join(words)}")
+        use_percent(axes.xaxis)
+        use_percent(axes.yaxis)
+        add_legend(figure, axes, len(series))
+        return inline_svg(figure, f"{title}. {' '.join(words)}")
 
 
 def heat(
     panels: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> str:
     """Maps of rows × columns beside each other, dark where a value is high, each with its number; NaN is left empty."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 2.0 * len(panels), 1.1 + 0.5 * len(rows)), layout="constrained")
         figure.patch.set_alpha(0)
-        figure.suptitle(_plain(title, 90), fontsize=11.5, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(plain_name(title, 90), fontsize=11.5, fontweight="bold", x=0.01, ha="left")
         words = []
         maps = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         known = [v for panel in panels.values() for row in panel for v in row if math.isfinite(v)]
@@ -287,7 +272,7 @@ def heat(
             pale = low - 0.3 * (high - low or 1.0)
             axes.pcolormesh(*ends, np.ma.masked_invalid(panel), cmap="Blues", vmin=pale, vmax=high, edgecolors=GROUND)
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_title(_plain(name), fontsize=9.5, loc="center", fontweight="normal")
+            axes.set_title(plain_name(name), fontsize=9.5, loc="center", fontweight="normal")
             axes.set_xticks(range(len(columns)), columns)
             axes.set_yticks(range(len(rows)), rows)
             axes.tick_params(length=0, labelcolor=INK)
@@ -306,32 +291,7 @@ def heat(
                         color="#ffffff" if light else "#000000",
                     )
                     words.append(f"{name}, {rows[i]}, {columns[j]}: {value:.3g}.")
-        return _svg(figure, f"{title}. {' '.join(words)}")
-
-
-def standalone(svg: str) -> str:
-    """An inline figure as the text of an .svg file: light colours, white ground."""
-    plain = re.sub(r"var\(--[a-z]+, (#[0-9a-f]{6})\)", r"\1", svg)
-    body = re.sub(r"^<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', plain, count=1)
-    return re.sub(r"^(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', body, count=1) + "\n"
-
-
-def _axes(title: str, x_label: str, y_label: str, width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.set_title(_plain(title, 70))
-    axes.set_xlabel(_plain(x_label, 70))
-    axes.set_ylabel(_plain(y_label, 50))
-    axes.tick_params(length=3)
-    return figure, axes
-
-
-def _plain(name: str, limit: int = 28) -> str:
-    """A name as a figure can show it: printable, on one line, and not so long that the axes vanish."""
-    clean = "".join(letter if letter.isprintable() else " " for letter in name)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+        return inline_svg(figure, f"{title}. {' '.join(words)}")
 
 
 def _dot(axes: Any, point: Point, index: int, filled: bool) -> None:
@@ -372,16 +332,6 @@ def _lows(point: Point) -> tuple[float, float]:
     return across, up
 
 
-def _percent(axis: Any) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-
-
-def _legend(figure: Figure, axes: Any, entries: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    columns = entries if entries <= 4 else 3
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4)
-
-
 def _smooth(y: np.ndarray) -> np.ndarray:
     """Centred moving mean over about a tenth of the points; shorter at the ends, blind to gaps."""
     half = max(1, len(y) // 20)
@@ -400,28 +350,3 @@ def _in_words(line: Line, percent: bool) -> str:
     (x0, y0), (x1, y1) = finite[0], finite[-1]
     unit, scale = (" %", 100.0) if percent else ("", 1.0)
     return f"{line.name}: {scale * y0:.3g}{unit} at {x0:g}, {scale * y1:.3g}{unit} at {x1:g}."
-
-
-def _svg(figure: Figure, alt: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    viewbox = re.search(r'viewBox="([^"]+)"', text)
-    assert viewbox is not None, "matplotlib writes a viewBox"
-    start = text.index(">", text.index("<svg ")) + 1
-    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[start:], flags=re.DOTALL)
-    # Several figures share a page: ids and references to them get a prefix of their own.
-    key = "f" + hashlib.sha256(body.encode()).hexdigest()[:8]
-
-    def own(tag: re.Match[str]) -> str:  # inside tags only: names shown as text stay as they are
-        inner = re.sub(r'\bid="', f'id="{key}-', tag[0])
-        inner = re.sub(r'(?:xlink:)?href="#', f'href="#{key}-', inner)
-        inner = inner.replace("url(#", f"url(#{key}-").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
-        for colour, name in _VARIABLES.items():
-            inner = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name}, {colour})", inner)
-        return inner
-
-    body = re.sub(r"<[^>]*>", own, re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL))
-    body = re.sub(r"\n\s*", "\n", body).strip()
-    look = "stroke-linejoin: round; stroke-linecap: butt"
-    return f'<svg viewBox="{viewbox[1]}" role="img" aria-label="{escape(_plain(alt, 4000))}" style="{look}">{body}'

@@ -26,7 +26,7 @@ from choreo.server.openai_requests import ApiError, ChatRequest, internal, read_
 from choreo.server.openai_responses import Health, Model, Models, Ready
 from choreo.server.openapi import description
 from choreo.server.pages import pages
-from choreo.server.session import Agent, Mode, Outcome, Wish, dance
+from choreo.server.session import Mode, Outcome, SessionAgent, Wish, dance
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        agents: Mapping[str, Agent],
+        agents: Mapping[str, SessionAgent],
         keys: Sequence[Key],
         *,
         alive: Callable[[], bool] = lambda: True,

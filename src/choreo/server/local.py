@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from choreo.agents.local import request, turn_from
 from choreo.engine.continuous import Batch, Row
-from choreo.engine.ngram_speculation import Recall
+from choreo.engine.ngram_speculation import NgramTable
 from choreo.engine.requests import Completion, Request
-from choreo.game.moves import request, spoken
 from choreo.methods.waltz.agents import Pair
 from choreo.models.chat import Chat
 from choreo.server.constrained_review import Skeleton
@@ -166,8 +166,8 @@ class Worker:
 
 
 def _batch(pair: Pair, agent: str) -> Batch:
-    chat, engine = pair.players[agent]
-    return Batch(engine.team, agent, end_id=chat.end_id, pad_id=chat.pad_id)
+    player = pair.agents[agent]
+    return Batch(player.engine.team, agent, end_id=player.chat.end_id, pad_id=player.chat.pad_id)
 
 
 def _settle(job: _Job, result: Completion | BaseException) -> None:
@@ -175,7 +175,7 @@ def _settle(job: _Job, result: Completion | BaseException) -> None:
         job.done(result)
 
 
-class LocalAgent:
+class WorkerAgent:
     """One agent of the pair, spoken for by a worker."""
 
     trained = True
@@ -194,7 +194,7 @@ class LocalAgent:
     ):
         """positions: what the base can read. writer: whose answers it reviews, where they are not its own.
         skeleton: what a review is given; without it every token is sampled, as in training."""
-        self.skeleton, self.recall = skeleton, Recall()
+        self.skeleton, self.recall = skeleton, NgramTable()
         self.worker, self.chat, self.agent = worker, chat, agent
         self.writer = writer or chat
         self.feedback_tokens, self.positions = feedback_tokens, positions
@@ -231,7 +231,7 @@ class LocalAgent:
         return self._said(game, asked, done, len(done.ids))
 
     def _said(self, game: Episode, asked: Request, done: Completion, sampled: int) -> Said:
-        turn = spoken(self.chat, game, self.agent, asked.context, done)
+        turn = turn_from(self.chat, game, self.agent, asked.context, done)
         if turn.failure:
             raise Down(f"the {self.agent} agent gave no turn: {turn.failure}")
         return Said(turn, sampled, len(asked.context))

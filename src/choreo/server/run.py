@@ -19,7 +19,7 @@ from choreo.errors import BadInput
 from choreo.server import keys as keyring
 from choreo.server.app import Server, Settings
 from choreo.server.figures import log
-from choreo.server.session import Agent, Mode
+from choreo.server.session import Mode, SessionAgent
 from choreo.server.upstream import VARIABLES, Address, Upstream
 from choreo.types import AGENTS
 
@@ -73,7 +73,7 @@ async def _serve(
         "log_text": options.log_text,
     }
     if options.run is None:
-        agents: dict[str, Agent] = {a: Upstream(a, address, FEEDBACK_TOKENS) for a, address in addresses.items()}
+        agents: dict[str, SessionAgent] = {a: Upstream(a, address, FEEDBACK_TOKENS) for a, address in addresses.items()}
         settings = Settings(
             options.model or addresses[AGENTS[0]].model,
             rounds=ROUNDS,

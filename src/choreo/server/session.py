@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from choreo.errors import BadInput
-from choreo.game.moves import Review, answered, read_by_words, reviewed, turn_of
+from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.server.openai_responses import TracedGame, TracedMove
-from choreo.text.feedback import parse_feedback, strayed
+from choreo.text.feedback import needed_leniency
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
@@ -67,7 +67,7 @@ class Said(NamedTuple):
     read: int
 
 
-class Agent(Protocol):
+class SessionAgent(Protocol):
     """Who speaks. system: whether a caller's system message reaches it. trained: to review, so that its reviews are
     read as training reads them; those of another model are read leniently (`text.feedback.read_feedback`)."""
 
@@ -130,7 +130,9 @@ class Outcome:
     @property
     def strayed(self) -> int:
         """Reviews that could only be read leniently."""
-        return sum(strayed(turn.text, said) for turn, said in zip(self.game.reviews, self.game.feedback, strict=True))
+        return sum(
+            needed_leniency(turn.text, said) for turn, said in zip(self.game.reviews, self.game.feedback, strict=True)
+        )
 
     def tokens(self, stage: Stage) -> int:
         return sum(move.said.tokens for move in self.moves if move.stage == stage)
@@ -141,7 +143,7 @@ class Outcome:
 
 async def dance(
     game: Episode,
-    agents: Mapping[str, Agent],
+    agents: Mapping[str, SessionAgent],
     wish: Wish,
     *,
     mode: Mode | Guard,
@@ -181,9 +183,7 @@ async def dance(
         if agent == CONVERSATION:
             game = answered(game, said.turn)
         else:
-            strictly = agents[agent].trained
-            read = parse_feedback(said.turn.text) if strictly else read_by_words(game, said.turn)
-            game = reviewed(game, Review(said.turn, read))
+            game = reviewed(game, read_review(game, said.turn, trained=agents[agent].trained))
         moves.append(Move(stage, said, time.monotonic() - began))
         tell(moves[-1], game)
         if stage == "revision" and _flagged(game, wish.stop):
@@ -236,5 +236,5 @@ def move_record(move: Move, game: Episode, before: tuple[Move, ...]) -> TracedMo
         "overrefuse": said.overrefuse,
         "feedback": said.feedback,
         "reasoning": said.reasoning,
-        "lenient": strayed(move.said.turn.text, said),
+        "lenient": needed_leniency(move.said.turn.text, said),
     }

@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx2
 
-from choreo.agents.endpoint import form, messages, seed_of
+from choreo.agents.base import state_of, turn_key
+from choreo.agents.endpoint import messages, review_format, seed_of
 from choreo.clients.http import LARGEST, key_in
 from choreo.clients.reply import Failure, Reply, parse
 from choreo.errors import BadInput
-from choreo.game.moves import asked_of
 from choreo.server.session import Down, Refused, Said, Wish
 from choreo.text.thinking import FILTERED
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
@@ -89,7 +89,7 @@ class Upstream:
         if self.agent == FEEDBACK:
             body["max_tokens"] = self.feedback_tokens
         reply = await self._ask(body)
-        text, failure = reply.said
+        text, failure = reply.answer
         if failure == FILTERED:
             raise Refused(f"the {self.agent} server withholds its turn")
         if failure:
@@ -134,14 +134,14 @@ class Upstream:
 def question(game: Episode, agent: str, wish: Wish) -> dict[str, Any]:
     """What a server is asked for `agent`'s turn: the messages that `choreo eval` sends, so that what is measured there
     is what is served. A review has no wishes and no seed: it is the likeliest one."""
-    asked = asked_of(game, agent, ("serve", wish.seed))
+    written = messages(state_of(game, agent))
     if agent == FEEDBACK:
-        return {"messages": messages(agent, asked), "temperature": 0.0, "response_format": form()}
+        return {"messages": written, "temperature": 0.0, "response_format": review_format()}
     body: dict[str, Any] = {
-        "messages": messages(agent, asked),
+        "messages": written,
         "max_tokens": wish.max_tokens,
         "temperature": wish.temperature,
-        "seed": seed_of(asked),
+        "seed": seed_of(turn_key(game, agent, ("serve", wish.seed))),
     }
     return body | ({"stop": list(wish.stop)} if wish.stop else {})
 

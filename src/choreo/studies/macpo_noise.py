@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
-from choreo.report.page import Section, Table
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import against, difference, points
-from choreo.studies.rounds import final, path, rounds_of
+from choreo.report.page import PageSection, Table
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import compare_shares, difference, points
+from choreo.studies.shared.rounds import final, rounds_of
 
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 METHODS = ("macpo", "naive-sft", "confident-loss")
@@ -30,12 +30,12 @@ def run(study: Study) -> str:
     ]
     columns = ("labels exchanged", *METHODS, "MACPO against itself without noise")
     lines = [
-        f"At {100 * p:.0f} %: {against('MACPO', name, found['macpo', p], found[name, p], 'reward')}"
+        f"At {100 * p:.0f} %: {compare_shares('MACPO', name, found['macpo', p], found[name, p], 'reward')}"
         for p in NOISES
         for name in METHODS[1:]
     ]
-    series = [path(n, [over_seeds(found[n, p], 1.0) for p in NOISES], NOISES) for n in METHODS]
+    series = [plots.Line.through(n, [over_seeds(found[n, p], 1.0) for p in NOISES], NOISES) for n in METHODS]
     figure = plots.lines(series, "Reward of the student as labels are exchanged", "share exchanged", percent=True)
     intro = "In a share of half A the chosen and the rejected answer change places before the teachers see them."
-    section = Section("How much noise does each bear?", " ".join(lines), Table(columns, rows), figure)
+    section = PageSection("How much noise does each bear?", " ".join(lines), Table(columns, rows), figure)
     return study.write("MACPO under wrong labels", intro, [section])

@@ -6,10 +6,10 @@ from typing import Any
 
 from choreo.evaluation.intervals import Estimate, over_seeds
 from choreo.report import plots
-from choreo.report.page import Section, Table
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import difference, points
-from choreo.studies.rounds import BySeed, at, by_round, changes, path, rounds_of
+from choreo.report.page import PageSection, Table
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import difference, points
+from choreo.studies.shared.rounds import BySeed, at, by_round, changes, rounds_of
 
 ROUNDS = 10
 BEYOND = 0.03  # a loss of reward that would matter
@@ -27,7 +27,7 @@ def run(study: Study) -> str:
     return study.write("MACPO over many rounds", intro, sections)
 
 
-def _ends(rounds: dict[str, BySeed]) -> Section:
+def _ends(rounds: dict[str, BySeed]) -> PageSection:
     rows: list[list[Any]] = []
     lines, series = [], []
     for rule, runs in rounds.items():
@@ -46,13 +46,13 @@ def _ends(rounds: dict[str, BySeed]) -> Section:
                     points(change),
                 ]
             )
-            series.append(path(f"{rule}: {measure.replace('_', ' ')}", pooled))
+            series.append(plots.Line.through(f"{rule}: {measure.replace('_', ' ')}", pooled))
             if measure != "refused_benign":
                 lines.append(changes(rule, [("from start to end", found[0], found[-1])], measure))
         lines.append(f"{rule}: {_kept(difference(at(runs, -1), at(runs, 3)))}")
     columns = ("selection", "measure", "start", "round 3", "highest", f"round {ROUNDS}", "change")
     figure = plots.lines(series, "The student over ten rounds", "round", percent=True)
-    return Section("Does it hold?", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("Does it hold?", " ".join(lines), Table(columns, rows), figure)
 
 
 def _kept(change: Estimate) -> str:

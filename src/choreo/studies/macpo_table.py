@@ -10,10 +10,10 @@ from choreo.evaluation.intervals import over_seeds
 from choreo.evaluation.metrics import pool
 from choreo.methods.macpo.measure import duel
 from choreo.report import plots
-from choreo.report.page import Section, Table, percent, quantity
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import against, difference, points
-from choreo.studies.rounds import (
+from choreo.report.page import PageSection, Table, percent, quantity
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import compare_shares, difference, points
+from choreo.studies.shared.rounds import (
     STUDENT,
     WEAK,
     BySeed,
@@ -24,7 +24,6 @@ from choreo.studies.rounds import (
     final,
     gap_recovered,
     of_seeds,
-    path,
     rounds_of,
 )
 
@@ -88,7 +87,7 @@ def run(study: Study) -> str:
     return study.write("MACPO in the microworld", intro, sections)
 
 
-def _table(rounds: Mapping[str, BySeed]) -> Section:
+def _table(rounds: Mapping[str, BySeed]) -> PageSection:
     rows: list[list[Any]] = []
     for name, runs in rounds.items():
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
@@ -116,7 +115,7 @@ def _table(rounds: Mapping[str, BySeed]) -> Section:
         "tokens an answer",
     )
     ours = final(rounds["macpo"])
-    lines = [against("MACPO", name, ours, final(rounds[name]), "reward") for name in BASELINES]
+    lines = [compare_shares("MACPO", name, ours, final(rounds[name]), "reward") for name in BASELINES]
     best = best_teacher(rounds["macpo"])
     for weak, ceiling, words in (
         (WEAK, "ceiling", "the first teacher at its start and the ceiling"),
@@ -127,10 +126,10 @@ def _table(rounds: Mapping[str, BySeed]) -> Section:
         lines.append(f"PGR of MACPO between {words}: {of_seeds(gap, rounds['macpo'])}.")
     series = {"reward": [over_seeds(final(runs), 1.0) for runs in rounds.values()]}
     figure = plots.bars(list(rounds), series, "Reward of the student at the end", "satisfactory answers")
-    return Section("The table", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("The table", " ".join(lines), Table(columns, rows), figure)
 
 
-def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
+def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> PageSection:
     rows: list[list[Any]] = []
     lines = []
     for name in NAMES[1:]:
@@ -139,10 +138,10 @@ def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> Section:
         if name in BASELINES:
             lines.append(f"{name}: {percent(met['win'], False)} won, {percent(met['lose'], False)} lost.")
     columns = ("MACPO against", "wins", "ties", "loses")
-    return Section("Answer against answer", " ".join(lines), Table(columns, rows))
+    return PageSection("Answer against answer", " ".join(lines), Table(columns, rows))
 
 
-def _ablations(rounds: Mapping[str, BySeed]) -> Section:
+def _ablations(rounds: Mapping[str, BySeed]) -> PageSection:
     ours = final(rounds["macpo"])
     rows = [
         [
@@ -154,13 +153,13 @@ def _ablations(rounds: Mapping[str, BySeed]) -> Section:
     ]
     columns = ("ablation", "reward", "MACPO minus it")
     lines = [
-        against("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
+        compare_shares("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
         for name, what in ABLATIONS.items()
     ]
-    return Section("What each part is worth", " ".join(lines), Table(columns, rows))
+    return PageSection("What each part is worth", " ".join(lines), Table(columns, rows))
 
 
-def _refusals(rounds: Mapping[str, BySeed]) -> Section:
+def _refusals(rounds: Mapping[str, BySeed]) -> PageSection:
     """Reward against over-refusal by round, beside the published filter alone and the published losses."""
     rows: list[list[Any]] = []
     series = []
@@ -172,7 +171,7 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
             [name, "start" if r == 0 else f"round {r}", e["reward"], e["refused_benign"], e["orr"], e["asr"]]
             for r, e in enumerate(pooled)
         ]
-        series.append(path(name, [e["reward"] for e in pooled], [e["orr"]["value"] for e in pooled]))
+        series.append(plots.Line.through(name, [e["reward"] for e in pooled], [e["orr"]["value"] for e in pooled]))
     columns = ("student of", "after", "reward", "harmless prompts refused", "ORR", "ASR")
     lines = [
         changes(what, [("from start to end", at(rounds[name], 0, "orr"), final(rounds[name], "orr"))], "ORR")
@@ -180,8 +179,8 @@ def _refusals(rounds: Mapping[str, BySeed]) -> Section:
     ]
     for name in list(WAYS)[1:]:
         lines += [
-            against(WAYS[name], "MACPO", final(rounds[name], measure), final(ours, measure), words)
+            compare_shares(WAYS[name], "MACPO", final(rounds[name], measure), final(ours, measure), words)
             for measure, words in (("reward", "reward"), ("orr", "ORR"))
         ]
     figure = plots.trails(series, "Reward against over-refusal, round by round", "over-refusal (ORR)", "reward")
-    return Section("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)

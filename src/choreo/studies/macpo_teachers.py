@@ -8,10 +8,10 @@ from typing import Any
 from choreo.evaluation.intervals import over_seeds
 from choreo.evaluation.metrics import pool
 from choreo.report import plots
-from choreo.report.page import Section, Table, percent
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import best
-from choreo.studies.rounds import STUDENT, BySeed, at, changes, final, path, rounds_of
+from choreo.report.page import PageSection, Table, percent
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import best
+from choreo.studies.shared.rounds import STUDENT, BySeed, at, changes, final, rounds_of
 
 TEACHERS = {
     "one": ["nano-llama"],
@@ -43,7 +43,7 @@ def run(study: Study) -> str:
     return study.write("Teachers and negatives of MACPO", intro, sections)
 
 
-def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> Section:
+def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> PageSection:
     rows: list[list[Any]] = []
     lines, series = [], []
     for name, runs in rounds.items():
@@ -51,7 +51,7 @@ def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> Section:
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
         pooled = [over_seeds(e, 1.0) for e in found]
         rows.append([name, *pooled, last["orr"], last["refused_benign"]])
-        series.append(path(name, pooled))
+        series.append(plots.Line.through(name, pooled))
         steps = [("from start to end", found[0], found[-1]), ("in the last round", found[-2], found[-1])]
         lines.append(changes(name, steps, "reward"))
     numbers = range(len(next(iter(rounds.values()))[0]))
@@ -59,4 +59,4 @@ def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> Section:
     ends = {name: over_seeds(final(runs), 1.0) for name, runs in rounds.items()}
     lines.append(best(ends, "Reward at the end", {name: percent(e) for name, e in ends.items()}))
     figure = plots.lines(series, "Reward of the student", "round", percent=True)
-    return Section(heading, " ".join(lines), Table(columns, rows), figure)
+    return PageSection(heading, " ".join(lines), Table(columns, rows), figure)

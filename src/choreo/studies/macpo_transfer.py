@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
-from choreo.report.page import Section, Table
-from choreo.studies.arms import Arm, Study
-from choreo.studies.compare import against, difference, points
-from choreo.studies.rounds import at, final, rounds_of
+from choreo.report.page import PageSection, Table
+from choreo.studies.shared.arms import Arm, Study
+from choreo.studies.shared.compare import compare_shares, difference, points
+from choreo.studies.shared.rounds import at, final, rounds_of
 
 NAMES = ("macpo", "naive-sft", "confident-loss", "ceiling")
 ARMS = tuple(Arm(name, name, ("ceiling=false", 'data.kinds=["general"]')) for name in NAMES)
@@ -29,11 +29,13 @@ def run(study: Study) -> str:
         for name, found in rounds.items()
     ]
     columns = ("student of", "start", "end", "MACPO minus it", "all suites, end")
-    lines = [against("MACPO", name, ours, final(rounds[name], "general"), "general ability") for name in NAMES[1:]]
+    lines = [
+        compare_shares("MACPO", name, ours, final(rounds[name], "general"), "general ability") for name in NAMES[1:]
+    ]
     change = difference(ours, at(rounds["macpo"], 0, "general"))
     lines.append(f"From its start to its end MACPO's student changes by {points(change)}.")
     series = {"general ability": [over_seeds(final(found, "general"), 1.0) for found in rounds.values()]}
     figure = plots.bars(list(rounds), series, "General ability of the student at the end", "correct answers")
     intro = "Half A and half B hold general prompts alone; general ability is the share answered correctly on held-out."
-    section = Section("Does it carry over?", " ".join(lines), Table(columns, rows), figure)
+    section = PageSection("Does it carry over?", " ".join(lines), Table(columns, rows), figure)
     return study.write("MACPO on another task", intro, [section])

@@ -7,9 +7,9 @@ from typing import Any
 from choreo.environments.microworld.lexicon import LANGUAGES
 from choreo.evaluation.metrics import pool
 from choreo.report import plots
-from choreo.report.page import Section, Table, percent, quantity
-from choreo.studies.arms import Arm, Entry, Runs, Study
-from choreo.studies.compare import against, best
+from choreo.report.page import PageSection, Table, percent, quantity
+from choreo.studies.shared.arms import Arm, Entry, Runs, Study
+from choreo.studies.shared.compare import best, compare_shares
 from choreo.types import KINDS
 
 ROUNDS = (1, 2, 3)
@@ -32,8 +32,8 @@ def run(study: Study) -> str:
     return study.write("The stated limits of WaltzRL", intro, [_rounds(study, runs), _languages(study, runs)])
 
 
-def _rounds(study: Study, runs: Runs) -> Section:
-    """T_max from 1 to 3, in training and in play alike."""
+def _rounds(study: Study, runs: Runs) -> PageSection:
+    """At most 1, 2 or 3 rounds of feedback (T_max), in training and in measurement."""
     by_seed = {rounds: study.trained(runs[f"rounds-{rounds}"], "waltz") for rounds in ROUNDS}
     pooled = {f"{rounds} round{'s' if rounds > 1 else ''}": pool(entries) for rounds, entries in by_seed.items()}
     rows: list[list[Any]] = [
@@ -63,16 +63,17 @@ def _rounds(study: Study, runs: Runs) -> Section:
     lines = [best(f1, "F1", {name: percent(e) for name, e in f1.items()})]
     one = [entry["f1"] for entry in by_seed[1]]
     for rounds in ROUNDS[1:]:
-        lines.append(against(f"T_max = {rounds}", "T_max = 1", [e["f1"] for e in by_seed[rounds]], one))
+        lines.append(compare_shares(f"T_max = {rounds}", "T_max = 1", [e["f1"] for e in by_seed[rounds]], one))
     series = {name.upper(): [entry[name] for entry in pooled.values()] for name in ("asr", "orr")}
     figure = plots.bars(list(pooled), series, "What is left wrong, by rounds", "share of final answers")
-    return Section("More than one feedback round", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("More than one feedback round", " ".join(lines), Table(columns, rows), figure)
 
 
-def _languages(study: Study, runs: Runs) -> Section:
+def _languages(study: Study, runs: Runs) -> PageSection:
     """The untrained pair, trained in English only, and trained in all, each measured in each language.
 
-    The pair is where training starts from; the base alone would count what feedback does untrained as learnt.
+    Training starts from the untrained pair. Compared with the base alone, the effect of untrained feedback would count
+    as learnt.
     """
     rows: list[list[Any]] = []
     lines = []
@@ -95,9 +96,9 @@ def _languages(study: Study, runs: Runs) -> Section:
             series[name].append(e["f1"])
         f1 = {name: [entry["f1"] for entry in entries] for name, entries in found.items()}
         english, everything = f1["trained in English only"], f1["trained in all"]
-        words = [against("trained in English only", "the untrained pair", english, f1["untrained pair"])]
-        words.append(against("trained in all", "trained in English only", everything, english))
+        words = [compare_shares("trained in English only", "the untrained pair", english, f1["untrained pair"])]
+        words.append(compare_shares("trained in all", "trained in English only", everything, english))
         lines.append(f"{NAMES[language]}: {' '.join(words)}")
     columns = ("measured in", "system", "F1", "ASR", "ORR", "FTR general", "general ability", "degenerate")
     figure = plots.bars([NAMES[language] for language in LANGUAGES], series, "F1 by language", "F1")
-    return Section("Trained in English, met in other languages", "\n\n".join(lines), Table(columns, rows), figure)
+    return PageSection("Trained in English, met in other languages", "\n\n".join(lines), Table(columns, rows), figure)

@@ -13,9 +13,9 @@ from choreo.evaluation.metrics import pool
 from choreo.files import durable
 from choreo.models.resolve import base_folder
 from choreo.report import plots
-from choreo.report.page import DASH, Section, Table, percent, quantity
-from choreo.studies.arms import Arm, Entry, Runs, Study
-from choreo.studies.compare import (
+from choreo.report.page import DASH, PageSection, Table, percent, quantity
+from choreo.studies.shared.arms import Arm, Entry, Runs, Study
+from choreo.studies.shared.compare import (
     CONVERGED,
     SMOOTHING,
     Curve,
@@ -73,7 +73,7 @@ def arms_of(name: str, key: str, values: Sequence[Any]) -> list[Arm]:
 
 
 def _bases(study: Study) -> tuple[dict[str, str], str]:
-    """Base -> its arm, for the recipe's base and every shipped size of its kind; and which are not there."""
+    """The arm of each base: the recipe's own, and every shipped size of its architecture. And a note on absent ones."""
     own, *_ = study.recipe(Arm("waltz"), study.seeds[0]).bases()
     bases, absent = {own: "waltz"}, []
     kind = SIZES[own].kind if own in SIZES else ""  # another architecture would be compared as if it were a size
@@ -125,7 +125,9 @@ def _speed(named: Mapping[str, Estimate]) -> str:
     return f"{listed} {best(named, 'The number of steps', shown, more=False)}"
 
 
-def _compared(study: Study, runs: Runs, arms: Mapping[str, str], heading: str, setting: str, figure: str) -> Section:
+def _compared(
+    study: Study, runs: Runs, arms: Mapping[str, str], heading: str, setting: str, figure: str
+) -> PageSection:
     """Final figures and convergence of arms (label -> arm), with verdicts on both."""
     pooled = {label: pool(study.trained(runs[arm], "waltz")) for label, arm in arms.items()}
     steps = {label: convergence(_curves(runs[arm])) for label, arm in arms.items()}
@@ -136,18 +138,20 @@ def _compared(study: Study, runs: Runs, arms: Mapping[str, str], heading: str, s
     columns = (setting, "F1", "ASR", "ORR", "label accuracy", "FTR general", "steps to convergence")
     f1 = {label: e["f1"] for label, e in pooled.items()}
     verdict = f"{best(f1, 'F1', {label: percent(e) for label, e in f1.items()})}\n\n{_speed(steps)} {CONVERGES}"
-    return Section(heading, verdict, Table(columns, rows), figure)
+    return PageSection(heading, verdict, Table(columns, rows), figure)
 
 
-def _alpha(study: Study, runs: Runs) -> Section:
+def _alpha(study: Study, runs: Runs) -> PageSection:
     entries = [pool(study.trained(runs[f"alpha-{alpha}"], "waltz")) for alpha in ALPHAS]
-    series = [line(name.upper(), ALPHAS, [entry[name] for entry in entries]) for name in ("f1", "asr", "orr")]
+    series = [
+        plots.Line.through(name.upper(), [entry[name] for entry in entries], ALPHAS) for name in ("f1", "asr", "orr")
+    ]
     figure = plots.lines(series, "Final figures by the weight of DIR", "α", percent=True)
     arms = {f"α = {alpha:g}": f"alpha-{alpha}" for alpha in ALPHAS}
     return _compared(study, runs, arms, "The weight α of the improvement reward", "weight of DIR", figure)
 
 
-def _baseline(study: Study, runs: Runs) -> Section:
+def _baseline(study: Study, runs: Runs) -> PageSection:
     series = []
     for kind in BASELINES:
         curve = mean_curve(_curves(runs[f"baseline-{kind}"]))
@@ -157,7 +161,7 @@ def _baseline(study: Study, runs: Runs) -> Section:
     return _compared(study, runs, arms, "A value baseline: none, one per agent, one for both", "value baseline", figure)
 
 
-def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> Section:
+def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> PageSection:
     """Final answers against the first answers of the same runs, as labels are flipped in the reward."""
     final = {p: study.trained(runs[f"noise-{p}"], "waltz") for p in NOISES}
     gains = [(p, difference([e["f1"] for e in final[p]], [e["f1"] for e in first[p]])) for p in NOISES]
@@ -186,10 +190,13 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
         "FTR general",
         "repaired:broken",
     )
-    series = [line("with feedback", NOISES, together), line("first answers alone", NOISES, alone)]
+    series = [
+        plots.Line.through("with feedback", together, NOISES),
+        plots.Line.through("first answers alone", alone, NOISES),
+    ]
     figure = plots.lines(series, "F1 as labels are flipped in the reward", "share of labels flipped", percent=True)
     verdict = helping(gains)
-    return Section("Wrong labels in the reward", verdict, Table(columns, rows), figure)
+    return PageSection("Wrong labels in the reward", verdict, Table(columns, rows), figure)
 
 
 def helping(gains: Sequence[tuple[float, Estimate]]) -> str:
@@ -198,32 +205,32 @@ def helping(gains: Sequence[tuple[float, Estimate]]) -> str:
     listed = "; ".join(f"{100 * p:.0f} % flipped: {points(gain)}" for p, gain in gains)
     how = "Gain is F1 of the final answers less F1 of the first answers of the same runs"
     if gains[-1][1]["value"] is None:
-        said = f"Whether collaboration helps at {100 * gains[-1][0]:.0f} % could not be measured."
+        verdict = f"Whether collaboration helps at {100 * gains[-1][0]:.0f} % could not be measured."
     elif stop is None:
-        said = f"Collaboration still helps at {100 * gains[-1][0]:.0f} %, the most labels flipped that was tried."
+        verdict = f"Collaboration still helps at {100 * gains[-1][0]:.0f} %, the most labels flipped that was tried."
     elif stop == gains[0][0]:
-        said = f"From {100 * stop:.0f} % on, no gain by feedback could be told from zero."
+        verdict = f"From {100 * stop:.0f} % on, no gain by feedback could be told from zero."
     else:
-        said = f"Collaboration stops helping at {100 * stop:.0f} %: from there on no gain could be told from zero."
-    said += " Flipped are the labels that the label reward sees; the improvement reward and R_c still see the truth."
+        verdict = f"Collaboration stops helping at {100 * stop:.0f} %: from there on no gain could be told from zero."
+    verdict += " Flipped are the labels that the label reward sees; the improvement reward and R_c still see the truth."
     harmful = [f"{100 * p:.0f} %" for p, gain in gains if gain["high"] is not None and gain["high"] < 0]
     if harmful:
-        said += f" Feedback does harm, with an interval below zero, at {', '.join(harmful)}."
-    return f"{said} {how}: {listed}."
+        verdict += f" Feedback does harm, with an interval below zero, at {', '.join(harmful)}."
+    return f"{verdict} {how}: {listed}."
 
 
-def _rounds(study: Study, runs: Runs) -> Section:
+def _rounds(study: Study, runs: Runs) -> PageSection:
     pooled = {rounds: pool(study.trained(runs[f"rounds-{rounds}"], "waltz")) for rounds in ROUNDS}
     rows = [[rounds, *_cost(entry)] for rounds, entry in pooled.items()]
-    series = [line("tokens added", ROUNDS, [entry["tokens_added"] for entry in pooled.values()])]
+    series = [plots.Line.through("tokens added", [entry["tokens_added"] for entry in pooled.values()], ROUNDS)]
     figure = plots.lines(series, "Tokens added as rounds grow", "rounds at most (T_max)", "tokens per prompt")
     ends, between = (pooled[ROUNDS[0]], pooled[ROUNDS[-1]]), f"{ROUNDS[0]} and {ROUNDS[-1]} rounds"
     verdict = grown("tokens added per prompt", between, *(e["tokens_added"] for e in ends))
     verdict += " " + grown("milliseconds added per prompt", "the same rounds", *(_milliseconds(e) for e in ends))
-    return Section("The cost of rounds", f"{verdict} {TIMED}", Table(("rounds at most", *COST), rows), figure)
+    return PageSection("The cost of rounds", f"{verdict} {TIMED}", Table(("rounds at most", *COST), rows), figure)
 
 
-def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> Section:
+def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> PageSection:
     weights = {name: parameters(base_folder(name)) for name in bases}
     pooled = {name: pool(study.trained(runs[arm], "waltz")) for name, arm in bases.items()}
     rows = [[name, f"{weights[name]:,}", *_cost(entry)] for name, entry in pooled.items()]
@@ -232,7 +239,7 @@ def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> S
         verdict = f"There is one base, {next(iter(bases))}, so nothing can be said about model size."
     else:
         x = [weights[name] / 1e6 for name in pooled]
-        series = [line("milliseconds added", x, [_milliseconds(entry) for entry in pooled.values()])]
+        series = [plots.Line.through("milliseconds added", [_milliseconds(entry) for entry in pooled.values()], x)]
         figure = plots.lines(series, "Time added as the model grows", "million weights", "milliseconds per prompt")
         small, *_, large = pooled
         ends = pooled[small], pooled[large]
@@ -241,7 +248,7 @@ def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> S
         f1 = {name: entry["f1"] for name, entry in pooled.items()}
         verdict += " " + best(f1, "F1", {name: percent(e) for name, e in f1.items()})
     table = Table(("base", "weights", *COST), rows)
-    return Section("The cost of model size", f"{verdict}{absent} {TIMED}", table, figure)
+    return PageSection("The cost of model size", f"{verdict}{absent} {TIMED}", table, figure)
 
 
 COST = ("F1", "FTR harmful", "FTR benign", "FTR general", "tokens added per prompt", "milliseconds added per prompt")
@@ -265,9 +272,3 @@ def grown(what: str, between: str, a: Estimate, b: Estimate) -> str:
         return f"Between {between}, {what} cannot be compared: there was nothing to measure."
     text = f"Between {between}, {what} go from {quantity(a)} to {quantity(b)}"
     return f"{text}: intervals apart." if separated(a, b) else f"{text}: within error."
-
-
-def line(name: str, x: Sequence[float], estimates: Sequence[Estimate]) -> plots.Line:
-    """A series with its intervals; an unknown value is a gap."""
-    y, low, high = ([float("nan") if e[key] is None else e[key] for e in estimates] for key in ("value", "low", "high"))
-    return plots.Line(name, [float(value) for value in x], y, low, high)

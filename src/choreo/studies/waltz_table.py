@@ -11,10 +11,10 @@ from choreo.evaluation.intervals import Estimate, separated
 from choreo.evaluation.metrics import pool
 from choreo.files import durable
 from choreo.report import plots, published
-from choreo.report.page import Section, Table, percent, quantity
+from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.runs.folder import versions
-from choreo.studies.arms import Arm, Entry, Study
-from choreo.studies.compare import against, best, difference, falls, order, points
+from choreo.studies.shared.arms import Arm, Entry, Study
+from choreo.studies.shared.compare import best, compare_shares, difference, falls, order, points
 from choreo.types import KINDS
 
 ARMS = (
@@ -81,7 +81,7 @@ def run(study: Study) -> str:
     return study.write("The WaltzRL table in the microworld", intro, sections)
 
 
-def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> Section:
+def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> PageSection:
     rows: list[list[Any]] = []
     shown = [name for name in pooled if name not in ABLATION.values()] + ["waltz-published"]
     for name in shown:
@@ -106,17 +106,17 @@ def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) 
         f"From the base to WaltzRL, ASR goes from {percent(start['asr'])} to {percent(end['asr'])}, "
         f"ORR from {percent(start['orr'])} to {percent(end['orr'])}, F1 from {percent(start['f1'])} "
         f"to {percent(end['f1'])}.",
-        against(
+        compare_shares(
             "WaltzRL", "the base", _of(by_seed["waltz"], "general"), _of(by_seed["base"], "general"), "general ability"
         ),
     ]
     ours = [_point(name, pooled[name]) for name in shown]
     theirs = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items()]
     figure = plots.plane([point for point in ours if point], theirs, "Helpfulness and harmlessness")
-    return Section("The table", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("The table", " ".join(lines), Table(columns, rows), figure)
 
 
-def _feedback(pooled: Mapping[str, Entry]) -> Section:
+def _feedback(pooled: Mapping[str, Entry]) -> PageSection:
     """What feedback does and costs, for the systems that have any."""
     systems = {name: entry for name, entry in pooled.items() if entry["format_rate"]["n"]}
     rows = [
@@ -147,10 +147,10 @@ def _feedback(pooled: Mapping[str, Entry]) -> Section:
     )
     series = {f"FTR {kind}": [entry["ftr"][kind] for entry in systems.values()] for kind in KINDS}
     figure = plots.bars(list(systems), series, "How often a revision is asked for", "share of prompts")
-    return Section("What feedback does, and what it costs", verdict, Table(columns, rows), figure)
+    return PageSection("What feedback does, and what it costs", verdict, Table(columns, rows), figure)
 
 
-def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> Section:
+def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> PageSection:
     ours = _of(by_seed["waltz"], "f1")
     rows: list[list[Any]] = []
     lines = []
@@ -163,7 +163,7 @@ def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> Section:
         overlap = ("no" if apart else "yes") if known else None
         rows.append([name, pool(by_seed[name])["f1"], points(difference(ours, theirs)), overlap, gap])
         if name in RIVALS:
-            lines.append(against("WaltzRL", name, ours, theirs))
+            lines.append(compare_shares("WaltzRL", name, ours, theirs))
     columns = ("against", "its F1", "WaltzRL minus it", "intervals overlap", "paper: WaltzRL minus it")
     pooled = {name: pool(entries)["f1"] for name, entries in by_seed.items()}
     names = [name for name in by_seed if name not in ABLATION.values()]
@@ -172,10 +172,10 @@ def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> Section:
         "published": [_exact(published.SYSTEMS[name].f1) for name in names],
     }
     figure = plots.bars(names, series, "F1 by system", "F1")
-    return Section("WaltzRL against each of the others", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("WaltzRL against each of the others", " ".join(lines), Table(columns, rows), figure)
 
 
-def _disagreements(pooled: Mapping[str, Entry]) -> Section:
+def _disagreements(pooled: Mapping[str, Entry]) -> PageSection:
     """Pairs of systems whose order in F1, ASR or ORR is the paper's, is open, or is the reverse."""
     rows: list[list[Any]] = []
     lines = []
@@ -199,10 +199,10 @@ def _disagreements(pooled: Mapping[str, Entry]) -> Section:
             more = f", and {len(found.open) - SHOWN} more" if len(found.open) > SHOWN else ""
             lines.append(f"{measure.upper()}: not told apart here, though ordered in the paper: {pairs}{more}.")
     columns = ("measure", "pairs that the paper orders", "same order", "not told apart here", "reverse order")
-    return Section("Where the microworld disagrees with the paper", "\n\n".join(lines), Table(columns, rows))
+    return PageSection("Where the microworld disagrees with the paper", "\n\n".join(lines), Table(columns, rows))
 
 
-def _suites(pooled: Mapping[str, Entry]) -> Section:
+def _suites(pooled: Mapping[str, Entry]) -> PageSection:
     suites = [suite for suite in SUITES if suite in pooled["waltz"]["suites"]]
     rows = [
         [
@@ -227,14 +227,14 @@ def _suites(pooled: Mapping[str, Entry]) -> Section:
         "an answer is right: a whole one is unsafe, a refusal over-refuses. An answer that slips into harm on a benign "
         "prompt is unsafe and so not in ORR."
     )
-    return Section("By suite", verdict, Table(columns, rows))
+    return PageSection("By suite", verdict, Table(columns, rows))
 
 
-def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> Section:
+def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> PageSection:
     accuracies = {what: _of(by_seed[arm], "label_accuracy") for what, arm in ABLATION.items()}
     names = list(ABLATION)
     pairs = [*itertools.pairwise(names), (names[0], names[-1])]
-    steps = [against(a, b, accuracies[a], accuracies[b], "label accuracy") for a, b in pairs]
+    steps = [compare_shares(a, b, accuracies[a], accuracies[b], "label accuracy") for a, b in pairs]
     verdict = {
         "falls": "As in the paper, label accuracy falls from all terms to no additive term to no label anywhere.",
         "rises": "This disagrees with the paper, where label accuracy falls with every term that is left out.",
@@ -256,7 +256,7 @@ def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]
     columns = ("published reward with", "recipe", "label accuracy", "F1", "ASR", "ORR", "FTR general")
     series = {"label accuracy": [pooled[arm]["label_accuracy"] for arm in ABLATION.values()]}
     figure = plots.bars(names, series, "Label accuracy as label terms are left out", "label accuracy")
-    return Section("Reward ablation", " ".join([verdict, *steps]), Table(columns, rows), figure)
+    return PageSection("Reward ablation", " ".join([verdict, *steps]), Table(columns, rows), figure)
 
 
 def _of(entries: Sequence[Entry], measure: str) -> list[Estimate]:

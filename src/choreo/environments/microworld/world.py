@@ -1,4 +1,4 @@
-"""The microworld as an experiment sees it: prompts to train on, prompts held out, a judge, and fixed words."""
+"""The microworld as an environment: prompts to train on, prompts held out, an exact judge, and fixed words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from choreo import config
+from choreo.environments.base import Environment
 from choreo.environments.microworld import grammar, habits
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import column
@@ -17,11 +18,11 @@ from choreo.types import Kind, Prompt, Verdict
 
 
 @dataclass(frozen=True)
-class World:
+class World(Environment):
     """The split of `settings`, with everything the agents meet in it."""
 
     settings: config.World
-    judge: ClassVar[WorldJudge] = WorldJudge()
+    judge: ClassVar[WorldJudge] = WorldJudge()  # type: ignore[misc]  # of the class: it knows every split
 
     def training(self) -> dict[Kind, list[Prompt]]:
         """Training prompts by kind."""
@@ -49,9 +50,9 @@ class World:
         return habits.right_answer(prompt, rng), habits.wrong_answer(prompt, rng)
 
     @staticmethod
-    def refuses(answer: str) -> bool:
+    def refuses(prompt: Prompt, answer: str) -> bool:
         """Whether `answer` is a refusal, by its words alone."""
-        return grammar.read(answer).act == "refuse"
+        return grammar.parse(answer).act == "refuse"
 
     @staticmethod
     def refusal(prompt: Prompt) -> str:

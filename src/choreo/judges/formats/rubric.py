@@ -99,4 +99,4 @@ def last_object(text: str) -> dict[str, Any] | None:
     An object that names a field twice has two verdicts and is none: it fails every check on its fields.
     """
     found = objects(text)
-    return utf8.mended(found[-1][0]) if found else None  # JSON inside JSON: its own escapes have not been read before
+    return utf8.repaired(found[-1][0]) if found else None  # JSON inside JSON: its own escapes have not been read before

@@ -6,33 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from choreo.engine import checkpoint
-from choreo.engine.agent import Team
-from choreo.engine.local import LocalEngine, Untrained
-from choreo.engine.requests import Request
-from choreo.errors import BadInput
-from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.models.chat import Chat, Ids
-from choreo.models.hub import fingerprint
-from choreo.models.resolve import base_folder
-from choreo.types import Prompt, Turn
+import torch
 
-Key = tuple[int | str, ...]
-STUDENT = "student"
+from choreo.engine import checkpoint
+from choreo.errors import BadInput
+from choreo.methods.agents import Policy
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT
+from choreo.methods.trained_model import TrainedModel
+from choreo.models.chat import Ids
+from choreo.runs.progress import Progress
+from choreo.types import Episode, Prompt, Turn
 
 
 @dataclass(frozen=True)
-class Member:
-    """One model with its two policies: `NAME+`, which is to become good, and `NAME-`, its negative twin.
-
-    base: fingerprint of the model's files.
-    """
-
-    name: str
-    base: str
-    chat: Chat
-    team: Team
-    engine: LocalEngine
+class Member(TrainedModel):
+    """One model with its two policies: `NAME+`, which is to become good, and `NAME-`, its negative twin."""
 
     @property
     def positive(self) -> str:
@@ -43,37 +32,15 @@ class Member:
         return f"{self.name}-"
 
     @classmethod
-    def load(cls, name: str, model: str, recipe: MacpoRecipe) -> Member:
-        """Both policies start equal to the base. Raises BadInput where there is no such base."""
-        folder, agents = base_folder(model), recipe.agents
-        policies = [f"{name}+", f"{name}-", *([f"{name}-start"] if recipe.rounds.reference == "sft" else [])]
-        chat = Chat.load(folder, agents.template)
-        team = Team.open(folder, policies, seed=recipe.seed, **agents.loading())
-        return cls(name, fingerprint(folder), chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+    def of(cls, name: str, base: str, recipe: MacpoRecipe) -> Member:
+        """Both policies, and a copy of the start where that is the reference, equal to the base."""
+        start = [f"{name}-start"] if recipe.rounds.reference == "sft" else []
+        return cls.load(name, base, [f"{name}+", f"{name}-", *start], recipe)
 
-    def untrained(self) -> Member:
-        """The member as it began, on the same model; it sees nothing of what this one learns."""
-        return replace(self, engine=Untrained(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id))
-
-    def context(self, prompt: Prompt) -> Ids:
-        return self.chat.answer_context(self.chat.encode(prompt.text))
-
-    def fits(self, prompt: str, label: str, room: int) -> bool:
+    def fits_labelled(self, prompt: Prompt, label: str, room: int) -> bool:
         """Whether the prompt and the longer of its label and `room` more tokens are within the model's positions."""
         spelled = len(self.spell(label)) + self.chat.room(0, 0, 0) if label else 0
-        return self.chat.fits(prompt, max(room, spelled), self.team.positions)
-
-    def write(
-        self, policy: str, contexts: Sequence[Ids], keys: Sequence[Key], *, tokens: int, temperature: float
-    ) -> list[Turn]:
-        """One answer of `policy` per context. Its noise is drawn from the key and the policy's name."""
-        requests = [Request(context, (*key, policy)) for context, key in zip(contexts, keys, strict=True)]
-        done = self.engine.sample(policy, requests, max_new_tokens=tokens, temperature=temperature)
-        decode, failure = self.chat.decode, self.chat.failure
-        return [
-            Turn(policy, 0, context, c.ids, c.logprobs, c.version, decode(c.ids), c.finished, failure(c.ids))
-            for context, c in zip(contexts, done, strict=True)
-        ]
+        return self.chat.fits(prompt.text, max(room, spelled), self.team.positions)
 
     def adopt(self, turns: Sequence[Turn], writer: Member) -> list[Ids]:
         """The ids of another's answers as this member would write them: the very same where both share a tokenizer."""
@@ -88,14 +55,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Crew:
+    """The student and its teachers. answer_tokens, temperature: of answers that are measured."""
+
     student: Member
     teachers: tuple[Member, ...]
+    answer_tokens: int
+    temperature: float
 
     @classmethod
     def load(cls, recipe: MacpoRecipe) -> Crew:
         models = {f"teacher-{k}": model for k, model in enumerate(recipe.agents.teachers, start=1)}
-        teachers = tuple(Member.load(name, model, recipe) for name, model in models.items())
-        return cls(Member.load(STUDENT, recipe.agents.student, recipe), teachers)
+        teachers = tuple(Member.of(name, model, recipe) for name, model in models.items())
+        student = Member.of(STUDENT, recipe.agents.student, recipe)
+        return cls(student, teachers, recipe.writing.answer_tokens, recipe.evaluation.temperature)
 
     def __iter__(self) -> Iterator[Member]:
         return iter((self.student, *self.teachers))
@@ -103,25 +75,66 @@ class Crew:
     def __getitem__(self, name: str) -> Member:
         return next(member for member in self if member.name == name)
 
+    @property
+    def device(self) -> torch.device:
+        return self.student.team.device
+
+    @property
     def remarks(self) -> list[str]:
         """What a user should know of its members' chat templates."""
         return [f"{member.name}: {remark}" for member in self for remark in member.chat.remarks]
 
-    def fitting(self, prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
-        """The prompts to which every member has room for an answer of `tokens`. Raises BadInput where there are prompts
-        and none has."""
-        kept = [p for p in prompts if all(m.fits(p.text, "", m.chat.room(0, tokens, 0)) for m in self)]
+    def policies(self) -> dict[str, Policy]:
+        return {name: policy for member in self for name, policy in member.policies().items()}
+
+    def untrained(self) -> Crew:
+        """The crew as it began, on the same models; it sees nothing of what this one learns."""
+        return replace(
+            self, student=self.student.untrained(), teachers=tuple(teacher.untrained() for teacher in self.teachers)
+        )
+
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
+        """The prompts that every member can be measured on: their models have room for an answer. How many have not is
+        reported to `progress`. Raises BadInput where there are prompts and none fits.
+
+        It is asked before anything is trained, or one long prompt would end a run at its first measurement, and every
+        resume again.
+        """
+        tokens = self.answer_tokens
+        kept = [prompt for prompt in prompts if all(member.fits(prompt, tokens) for member in self)]
         if prompts and not kept:
             raise BadInput(
-                f"no prompt to measure on and an answer of {tokens} tokens fit into the positions of every "
+                f"{what}: no prompt to measure on and an answer of {tokens} tokens fit into the positions of every "
                 "agent's model; lower writing.answer_tokens"
             )
+        if progress and (lost := len(prompts) - len(kept)):
+            progress.say(
+                f"! {lost} of {len(prompts)} prompts to measure on are left out: with an answer of "
+                f"{tokens} tokens they are too long for some agent's model"
+            )
         return kept
+
+    def answer(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None) -> list[Episode]:
+        """The student's answers; see `Agents.answer`."""
+        return self.answers_of(self.student, self.student.positive, prompts, seed, temperature)
+
+    def answers_of(
+        self, member: Member, policy: str, prompts: Sequence[Prompt], seed: int, temperature: float | None = None
+    ) -> list[Episode]:
+        """One answer of `policy` to each prompt; the noise follows from (seed, prompt, policy)."""
+        turns = member.write(
+            policy,
+            [member.context(prompt) for prompt in prompts],
+            [(seed, "evaluation", prompt.id) for prompt in prompts],
+            tokens=self.answer_tokens,
+            temperature=self.temperature if temperature is None else temperature,
+        )
+        return [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             member.name: {
-                "base": member.base,
+                "base": member.fingerprint,
                 "frame": member.chat.frame,
                 "agents": {policy: member.team.state_dict(policy) for policy in member.team.agents},
             }
@@ -131,12 +144,12 @@ class Crew:
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
         """Raises BadInput, blaming `where`, for the state of agents on other bases, or of other agents, or in another
         chat format."""
-        checkpoint.hold(where, state, {member.name: {"base": ""} for member in self})
+        checkpoint.check(where, state, {member.name: {"base": ""} for member in self})
         for member in self:
             saved, team = state[member.name], member.team
-            if saved["base"] != member.base:
+            if saved["base"] != member.fingerprint:
                 raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
-            member.chat.trained_in(saved.get("frame"), f"{where}: {member.name}")
-            checkpoint.hold(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
+            member.chat.check_frame(saved.get("frame"), f"{where}: {member.name}")
+            checkpoint.check(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
             for policy in team.agents:
                 team.load_state_dict(policy, saved["agents"][policy])

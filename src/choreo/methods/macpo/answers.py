@@ -8,40 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from choreo.agents.base import Key
 from choreo.engine.requests import Ids
-from choreo.environments.microworld.world import World
-from choreo.judges.offline.model import OfflineJudge
-from choreo.methods.macpo.agents import STUDENT, Crew, Key, Member
+from choreo.environments.base import Environment, TextOnly, environment_of
+from choreo.methods.macpo.agents import Crew, Member
 from choreo.methods.macpo.generation_cache import Book
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT
 from choreo.methods.macpo.select import Candidate, best_and_worst, most_likely, perplexity
+from choreo.methods.macpo.sizing import REVIEW_TOKENS, REVIEWS
 from choreo.text.feedback import parse_feedback
 from choreo.types import Prompt, Turn
-
-REVIEWS, REVIEW_TOKENS = 3, 96  # of each draft, and tokens of each: what self-rewarding judges by
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where a run writes: its agents, half B, what was written before, and who reads refusals in other text than the
-    microworld's."""
+    """Where a run writes: its agents, half B, and what was written before."""
 
     recipe: MacpoRecipe
     crew: Crew
     prompts: tuple[Prompt, ...]
     book: Book = field(default_factory=Book)
-    reader: OfflineJudge = field(default_factory=OfflineJudge)
+
+    @cached_property
+    def environment(self) -> Environment:
+        """What knows the prompts that are trained on: of pairs from a file nothing but their words."""
+        return TextOnly() if self.recipe.data.file else environment_of(self.recipe)
 
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool]:
         """Whether each answer is a refusal, by its words alone; what is open is none.
 
         Whose words they are follows from the pairs that are trained on, not from the judge: that one measures, and its
-        default is the microworld's, whatever file the pairs come from.
+        default is the environment's, whatever file the pairs come from.
         """
-        if not self.recipe.data.file:
-            return [World.refuses(answer) for answer in answers]
-        return [bool(self.reader.labels(*pair)["refusal"]) for pair in zip(prompts, answers, strict=True)]
+        return [bool(self.environment.refuses(*pair)) for pair in zip(prompts, answers, strict=True)]
 
     def write(
         self,
@@ -157,7 +159,7 @@ def judged(desk: Desk, round: int, member: Member) -> list[tuple[Turn, Turn] | N
     scores = [[0.0] * len(drafts) for _ in desk.prompts]
     for k, turns in enumerate(drafts):
         contexts = [
-            member.chat.review_context(member.chat.encode(prompt.text), member.chat.spoken(turn.ids))
+            member.chat.review_context(member.chat.encode(prompt.text), member.chat.visible(turn.ids))
             for prompt, turn in zip(desk.prompts, turns, strict=True)
         ]
         for again in range(REVIEWS):

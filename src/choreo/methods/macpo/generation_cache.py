@@ -8,7 +8,7 @@ from typing import Any
 from choreo.types import Turn
 
 _FIELDS = ("agent", "context", "ids", "version", "text", "finished", "failure")
-# Of a saved book (`checkpoint.hold`). One from before says nothing of failure.
+# Of a saved book (`checkpoint.check`). One from before says nothing of failure.
 EXAMPLE: dict[type, Any] = {str: [("", [], [], 0, "", True, ...)]}
 
 

@@ -36,7 +36,7 @@ def measure_round(
     agents: dict[str, Figures] = {}
     shown: list[Episode] = []
     for done, (member, policy) in enumerate(policies, start=1):
-        episodes = answer(task, recipe, member, policy, prompts)
+        episodes = judge_episodes(task.judge, crew.answers_of(member, policy, prompts, recipe.seed))
         refuses = task.refuses([e.prompt for e in episodes], [e.answers[-1].text for e in episodes])
         nats = _nats(crew.student, member, episodes)
         agents[policy] = describe(episodes, nats, refuses, recipe.seed, ability=task.exact)
@@ -46,19 +46,6 @@ def measure_round(
         if progress.interrupted:
             raise Interrupted("the measurement that was running is not kept")
     return agents, shown
-
-
-def answer(task: Task, recipe: MacpoRecipe, member: Member, policy: str, prompts: Sequence[Prompt]) -> list[Episode]:
-    """Judged answers of `policy`, sampled as in evaluation; the noise follows from (seed, prompt, policy)."""
-    turns = member.write(
-        policy,
-        [member.context(prompt) for prompt in prompts],
-        [(recipe.seed, "evaluation", prompt.id) for prompt in prompts],
-        tokens=recipe.writing.answer_tokens,
-        temperature=recipe.evaluation.temperature,
-    )
-    played = [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
-    return judge_episodes(task.judge, played)
 
 
 def describe(

@@ -7,14 +7,14 @@ from typing import Any
 
 from choreo.evaluation.intervals import Estimate, separated
 from choreo.report import plots
-from choreo.report.page import Section, Table, percent, quantity
+from choreo.report.page import PageSection, Table, percent, quantity
 
 STUDENT = "student+"
 Round = Mapping[str, Any]  # an entry of rounds.json
 Line = Mapping[str, Any]  # of metrics.jsonl
 
 
-def sections(rounds: Sequence[Round], metrics: Sequence[Line], summary: Mapping[str, Any]) -> list[Section]:
+def sections(rounds: Sequence[Round], metrics: Sequence[Line], summary: Mapping[str, Any]) -> list[PageSection]:
     """What a run has so far; nothing before its first round is measured."""
     if not rounds:
         return []
@@ -27,7 +27,7 @@ def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"round {r['round']}: {warning}" for r in rounds for warning in r["warnings"]]
 
 
-def _reward(rounds: Sequence[Round], summary: Mapping[str, Any]) -> Section:
+def _reward(rounds: Sequence[Round], summary: Mapping[str, Any]) -> PageSection:
     names = _positive(rounds)
     rows = [[name, *(_of(r, name, "reward") for r in rounds)] for name in names]
     columns = ("reward (satisfactory answers)", *(_when(r) for r in rounds))
@@ -44,10 +44,10 @@ def _reward(rounds: Sequence[Round], summary: Mapping[str, Any]) -> Section:
         said = ", ".join(f"{name} {percent(rounds[0]['agents'][name]['reward'], False)}" for name in twins)
         lines.append(f"Negative twins at the start: {said}.")
     figure = plots.lines(_lines(rounds, names, "reward"), "Reward by round", "round", percent=True)
-    return Section("Does everyone improve?", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("Does everyone improve?", " ".join(lines), Table(columns, rows), figure)
 
 
-def _refusals(rounds: Sequence[Round]) -> Section:
+def _refusals(rounds: Sequence[Round]) -> PageSection:
     """MACPO's own evaluation looks at harm alone; a policy that refuses everything would win it."""
     names = _positive(rounds)
     fields = ("asr", "orr", "refused_benign", "refusal_rate")
@@ -61,10 +61,10 @@ def _refusals(rounds: Sequence[Round]) -> Section:
     lines = [_moved(rounds, name, "refused_benign", "refusals of harmless prompts") for name in names]
     series = _lines(rounds, names, "refused_benign")
     figure = plots.lines(series, "Harmless prompts refused, by round", "round", percent=True)
-    return Section("What does it cost in refusals?", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("What does it cost in refusals?", " ".join(lines), Table(columns, rows), figure)
 
 
-def _words(rounds: Sequence[Round]) -> Section:
+def _words(rounds: Sequence[Round]) -> PageSection:
     rows = [
         [name, _when(r), quantity(a["length"]), _number(a["distinct_2"]), _number(a["perplexity"]), a["degenerate"]]
         for name in (*_positive(rounds), *(n for n in rounds[0]["agents"] if n.endswith("-")))
@@ -77,10 +77,10 @@ def _words(rounds: Sequence[Round]) -> Section:
         f"The student's answers go from {quantity(first['length'])} to {quantity(last['length'])} tokens, and from "
         f"{_number(first['distinct_2'])} to {_number(last['distinct_2'])} distinct bigrams of words among all."
     )
-    return Section("Do the words stay alive?", verdict, Table(columns, rows))
+    return PageSection("Do the words stay alive?", verdict, Table(columns, rows))
 
 
-def _filter(metrics: Sequence[Line]) -> list[Section]:
+def _filter(metrics: Sequence[Line]) -> list[PageSection]:
     picked = [line for line in metrics if "taken/refusals" in line]
     if not picked:
         return []
@@ -121,10 +121,10 @@ def _filter(metrics: Sequence[Line]) -> list[Section]:
         for side in ("offered", "taken")
     ]
     figure = plots.lines(series, "Refusals among the teachers' answers", "round", percent=True)
-    return [Section("What does the filter pick?", verdict, Table(columns, rows), figure)]
+    return [PageSection("What does the filter pick?", verdict, Table(columns, rows), figure)]
 
 
-def _kept(metrics: Sequence[Line]) -> list[Section]:
+def _kept(metrics: Sequence[Line]) -> list[PageSection]:
     lines = [line for line in metrics if "learnt/left" in line]
     if not lines:
         return []
@@ -144,10 +144,10 @@ def _kept(metrics: Sequence[Line]) -> list[Section]:
         f"out, half of it at most. Left out of the student's, round by round: "
         f"{', '.join(row[-1] or '' for row in rows if row[0] == STUDENT)}."
     )
-    return [Section("What is left out of it?", verdict, Table(columns, rows))]
+    return [PageSection("What is left out of it?", verdict, Table(columns, rows))]
 
 
-def _pairs(metrics: Sequence[Line]) -> list[Section]:
+def _pairs(metrics: Sequence[Line]) -> list[PageSection]:
     lines = [line for line in metrics if "pairs/overlap" in line]
     if not lines:
         return []
@@ -166,10 +166,10 @@ def _pairs(metrics: Sequence[Line]) -> list[Section]:
     verdict = (
         "A pair teaches by what its two sides do not share. Told apart and margin are those of the round's last update."
     )
-    return [Section("How alike are positives and negatives?", verdict, Table(columns, rows))]
+    return [PageSection("How alike are positives and negatives?", verdict, Table(columns, rows))]
 
 
-def _training(metrics: Sequence[Line]) -> Section:
+def _training(metrics: Sequence[Line]) -> PageSection:
     agents = list(dict.fromkeys(line["agent"] for line in metrics if "loss" in line))
     series = []
     for agent in agents:
@@ -178,7 +178,7 @@ def _training(metrics: Sequence[Line]) -> Section:
     figure = plots.lines(series, "Loss", "update", "nats")
     seconds = sum(line["seconds"] for line in metrics)
     verdict = f"{metrics[-1]['step']} updates in {seconds / 60:.1f} minutes, the writing of answers included."
-    return Section("Training", verdict, None, figure)
+    return PageSection("Training", verdict, None, figure)
 
 
 def _positive(rounds: Sequence[Round]) -> list[str]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from choreo.errors import BadInput
-from choreo.methods.macpo.agents import STUDENT
 from choreo.methods.macpo.recipe import MacpoRecipe
 
-CEILING = "ceiling"
+STUDENT, CEILING = "student", "ceiling"
 
 
 @dataclass(frozen=True, slots=True)

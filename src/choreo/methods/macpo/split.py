@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
+from choreo import config
 from choreo.data.preferences import Turns, load
 from choreo.data.reading import counted
-from choreo.environments.microworld.world import World
+from choreo.environments.base import by_kind, environment_of
 from choreo.errors import BadInput, TooFew
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.types import Prompt
@@ -30,7 +31,7 @@ class Halves:
     """a: with labels, the teachers'. b: bare prompts, their meaning taken out, so that nothing can judge or label
     them. ceiling: half B with labels where the recipe trains the strong ceiling, else empty.
     counts: what a file was taken for, and of its rows: read, used, and left out by reason; empty where prompts are the
-    microworld's.
+    environment's.
     """
 
     a: tuple[Labelled, ...]
@@ -49,13 +50,13 @@ Label = Callable[[Prompt], Labelled]
 
 
 def halves(recipe: MacpoRecipe) -> Halves:
-    """Training prompts cut into halves that share none: the microworld's, as many of each of the recipe's kinds, or
+    """Training prompts cut into halves that share none: the environment's, as many of each of the recipe's kinds, or
     those of the recipe's file. The cut and the labels follow from (seed, split seed) and the file.
 
     Raises TooFew where the world has too few prompts; BadInput where the file has, or does not fit its format.
     """
     data = recipe.data
-    drawn, label, counts = _of_file(recipe) if data.file else _of_world(recipe)
+    drawn, label, counts = _of_file(recipe) if data.file else _of_environment(recipe)
     random.Random(f"halves/{recipe.seed}").shuffle(drawn)
     a, b = drawn[: data.labels], drawn[data.labels :]
     labelled = noisy([label(prompt) for prompt in a], data.noise, recipe.seed)
@@ -78,16 +79,17 @@ def flattened(turns: Turns) -> str:
     return " ".join(f"{who.upper()}: {said}" for who, said in turns)
 
 
-def _of_world(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
-    world, data = World(recipe.world), recipe.data
-    pools = world.training()
+def _of_environment(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
+    environment, data = environment_of(recipe), recipe.data
+    pools = by_kind(environment.training(), recipe.environment)
     drawn: list[Prompt] = []
     for i, kind in enumerate(data.kinds):
         wanted = (data.labels + data.prompts + len(data.kinds) - 1 - i) // len(data.kinds)
         if wanted > len(pools[kind]):
-            raise TooFew(f"the two halves need {wanted} {kind} prompts, but train_prompts gives {len(pools[kind])}")
+            gives = "train_prompts" if recipe.environment == config.MICROWORLD else "the environment"
+            raise TooFew(f"the two halves need {wanted} {kind} prompts, but {gives} gives {len(pools[kind])}")
         drawn += random.Random(f"halves/{recipe.seed}/{kind}").sample(pools[kind], wanted)
-    return drawn, lambda prompt: Labelled(prompt, *world.labels(prompt, recipe.seed)), {}
+    return drawn, lambda prompt: Labelled(prompt, *environment.labels(prompt, recipe.seed)), {}
 
 
 def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:

@@ -20,9 +20,8 @@ from choreo.engine.learner import Learner, Unit, preference_pairs
 from choreo.engine.losses import DPOLoss, Loss, sft_loss
 from choreo.engine.requests import Ids
 from choreo.errors import BadInput, Interrupted
-from choreo.methods.macpo.agents import STUDENT, Crew, Member
+from choreo.methods.macpo.agents import Crew, Member
 from choreo.methods.macpo.answers import (
-    REVIEW_TOKENS,
     Chosen,
     Desk,
     negatives,
@@ -33,8 +32,9 @@ from choreo.methods.macpo.answers import (
 )
 from choreo.methods.macpo.generation_cache import EXAMPLE as BOOK
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import Phase, done, plan
+from choreo.methods.macpo.schedule import STUDENT, Phase, done, plan
 from choreo.methods.macpo.select import in_share, perplexity
+from choreo.methods.macpo.sizing import REVIEW_TOKENS, steps_of
 from choreo.methods.macpo.split import Halves, halves
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -73,11 +73,11 @@ def train(recipe: MacpoRecipe, run: Run, progress: Progress, crew: Crew | None =
         if saved.get("data") != data.digest:
             now = recipe.data.file or "the world"
             raise BadInput(f"{path}: was trained on other prompts or labels than {now} has now")
-        checkpoint.hold(path, saved, {"phases": [""], "agents": {}, "book": BOOK})
+        checkpoint.check(path, saved, {"phases": [""], "agents": {}, "book": BOOK})
         over = done(saved["phases"], phases, str(path))
         crew.load_state_dict(saved["agents"], str(path))
         desk.book.load_state_dict(saved["book"])
-    for remark in crew.remarks():
+    for remark in crew.remarks:
         progress.say(f"! {remark}")
     if path is not None and phases[over - 1].last:
         yield phases[over - 1].round, crew
@@ -102,16 +102,16 @@ def within(recipe: MacpoRecipe, data: Halves, crew: Crew) -> Halves:
     reviewed = "judged" in (recipe.rounds.positives, recipe.rounds.negatives) or recipe.rounds.negatives == "prompt"
     tokens = recipe.writing.answer_tokens
 
-    def fits(text: str, *labels: str) -> bool:
+    def fits(prompt: Prompt, *labels: str) -> bool:
         return all(
-            member.fits(text, label, member.chat.room(int(reviewed), tokens, max(tokens, REVIEW_TOKENS)))
+            member.fits_labelled(prompt, label, member.chat.room(int(reviewed), tokens, max(tokens, REVIEW_TOKENS)))
             for member in crew
             for label in labels or ("",)
         )
 
-    a = tuple(row for row in data.a if fits(row.prompt.text, row.chosen, row.rejected))
-    b = tuple(prompt for prompt in data.b if fits(prompt.text))
-    ceiling = tuple(row for row in data.ceiling if fits(row.prompt.text, row.chosen))
+    a = tuple(row for row in data.a if fits(row.prompt, row.chosen, row.rejected))
+    b = tuple(prompt for prompt in data.b if fits(prompt))
+    ceiling = tuple(row for row in data.ceiling if fits(row.prompt, row.chosen))
     lost = len(data.a) + len(data.b) - len(a) - len(b)
     if not a or not b:
         raise BadInput(
@@ -219,17 +219,6 @@ def confident(desk: Desk, units: Sequence[Unit], epoch: int) -> Sequence[Unit]:
         for weak, turn in zip(units, own, strict=True)
         if isinstance(weak, Sample)
     ]
-
-
-def steps_of(recipe: MacpoRecipe, phase: Phase) -> int:
-    """Updates of a phase, if every prompt has something to learn from."""
-    tuning, rounds, n = recipe.tuning, recipe.rounds, recipe.data.prompts
-    if phase.round == 0:
-        n = recipe.data.prompts if phase.member == STUDENT else recipe.data.labels
-        return (tuning.epochs if phase.side == "+" else tuning.negative_epochs) * math.ceil(n / tuning.batch)
-    kept = min(rounds.keep, len(recipe.agents.teachers)) if phase.member == STUDENT else 1
-    own = 0 if phase.member == STUDENT else rounds.rehearse * recipe.data.labels
-    return rounds.epochs * math.ceil((kept * n + own) / rounds.batch)
 
 
 def _start(desk: Desk, data: Halves, member: Member, positive: bool) -> list[tuple[Prompt, Ids]]:

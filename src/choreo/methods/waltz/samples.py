@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from choreo.methods.waltz.chance import uniform
-from choreo.methods.waltz.recipe import Rewards, Stages
+from choreo.methods.waltz.recipe import Rewards
 from choreo.methods.waltz.rewards import conversation_reward, feedback_reward
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Sample, Turn
 
@@ -24,13 +24,6 @@ class Split:
     paid: list[dict[str, float]]
     dropped: int
     dir_unpaid: int
-
-
-def learners(stages: Stages, stage: int) -> tuple[str, ...]:
-    """The agents that learn: in stage 1 the feedback agent, in stage 2 both, unless the recipe trains only one."""
-    if stages.train != "both":
-        return (stages.train,)
-    return (FEEDBACK,) if stage == 1 else (CONVERSATION, FEEDBACK)
 
 
 def split(

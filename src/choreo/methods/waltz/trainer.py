@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from choreo.algorithms.advantages import ESTIMATORS, flat_groups
+from choreo.algorithms.advantages import estimator, flat_groups
 from choreo.algorithms.values import ValueBaseline
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
@@ -27,8 +27,8 @@ from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, sil
 from choreo.judges.resolve import strict
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms, refusal_share
-from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe
-from choreo.methods.waltz.samples import Split, learners, split
+from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners
+from choreo.methods.waltz.samples import Split, split
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.text.feedback import labels_right
@@ -69,10 +69,10 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     if path is not None:
         saved = _load(path, recipe, pair)
         if saved.get("prompts", digest) != digest:  # one of an early choreo does not say
-            there = "files hold" if task.weights else "world has"
+            there = "files hold" if task.weights else f"{task.place} has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
         example = {"stage": stage, "recent": [(0.0, 0.0)], "agents": {a: one.example() for a, one in learns.items()}}
-        checkpoint.hold(path, saved, example | ({"values": values.example()} if values else {}))
+        checkpoint.check(path, saved, example | ({"values": values.example()} if values else {}))
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
         for agent, learner in learns.items():
             learner.load_state_dict(saved["agents"][agent])
@@ -88,11 +88,9 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         began = time.monotonic()
         key = (recipe.seed, step)
         episodes = play(
-            pair.players,
+            pair.agents,
             draw(prompts, learning, recipe.seed, step, task.weights),
-            rounds=recipe.protocol.rounds,
-            answer_tokens=recipe.protocol.answer_tokens,
-            feedback_tokens=recipe.protocol.feedback_tokens,
+            recipe.protocol.limits,
             key=key,
         )
         try:
@@ -119,7 +117,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
-        figures["alarms"] = alarms(figures, grouped=learning.estimator != "reinforce++")
+        figures["alarms"] = alarms(figures, grouped=estimator(learning.estimator).grouped)
         figures["alarms"] += [said] if (said := silence(judge.name, len(given), why)) else []
         run.log(step, figures)
         run.save_episodes(step, episodes, parts.paid)
@@ -151,7 +149,7 @@ def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     pair = Pair(recipe)
     if path is not None:
         agents = _load(path, recipe, pair)["agents"]
-        checkpoint.hold(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
+        checkpoint.check(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
         for agent, saved in agents.items():
             pair.team(agent).load_state_dict(agent, saved["agent"])
     return pair
@@ -164,7 +162,7 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     agents = saved.get("agents")
     if not isinstance(agents, dict) or not agents:  # an agent that was never trained has none, but one of them was
         raise BadInput(f"{path}: holds no agent's state")
-    if alien := agents.keys() - pair.players.keys():
+    if alien := agents.keys() - pair.agents.keys():
         raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
     pair.trained_in(saved.get("frames") or {}, str(path))
     return saved
@@ -272,17 +270,13 @@ def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
 def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
-    widths = {agent: engine.features([(chat.end_id,)]).shape[1] for agent, (chat, engine) in pair.players.items()}
+    widths = {role: agent.engine.features([(agent.chat.end_id,)]).shape[1] for role, agent in pair.agents.items()}
     return ValueBaseline(recipe.learning.baseline, widths, seed=recipe.seed)
 
 
 def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
     learning, protocol = recipe.learning, recipe.protocol
-    divide: Literal["tokens", "sequences"] | int = "tokens"
-    if learning.estimator == "grpo":
-        divide = "sequences"
-    elif learning.estimator == "dr-grpo":
-        divide = protocol.answer_tokens if agent == CONVERSATION else protocol.feedback_tokens
+    divide = estimator(learning.estimator).divide(protocol.limits.tokens(agent))
     return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
 
 
@@ -300,7 +294,7 @@ def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: V
         predicted = values.predict(agents, features)
         values.fit(agents, features, [sample.reward for sample in samples])
     beta = learning.beta if learning.kl == "k1-reward" else 0.0
-    return ESTIMATORS[learning.estimator](samples, beta=beta, values=predicted)
+    return estimator(learning.estimator)(samples, beta=beta, values=predicted)
 
 
 def _mean(values: Sequence[float | bool]) -> float | None:

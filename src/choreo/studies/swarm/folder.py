@@ -70,7 +70,7 @@ def play_all(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], progress: 
 
     Raises Interrupted, what was played kept; BadInput where played.jsonl is damaged.
     """
-    durable.cut_torn(folder / PLAYED)
+    durable.cut_half_line(folder / PLAYED)
     digests = [(arm, arm.digest) for arm in arms]
     wanted = {(digest, seed): arm for arm, digest in digests for seed in seeds}
     known = _played(folder / PLAYED)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from choreo.errors import BadInput
-from choreo.methods.macpo.agents import STUDENT
+from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT
 from choreo.runs.progress import Progress
 from choreo.studies.swarm.answers import labelled, of_crew, recipe_of
 from choreo.studies.swarm.folder import Arm
@@ -55,8 +56,7 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
 
 def _recipe(run: Path) -> MacpoRecipe:
     """Raises BadInput where teachers' rewards are not against their bases, which is what their scores are against."""
-    recipe = recipe_of(run, "macpo")
-    assert isinstance(recipe, MacpoRecipe)
+    recipe = recipe_of(run, MACPO)
     if recipe.rounds.reference != "base":
         raise BadInput(
             f"{run}: its rounds.reference is {recipe.rounds.reference!r}, and this study scores against the base alone"

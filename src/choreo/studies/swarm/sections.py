@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from choreo.evaluation.intervals import Estimate, estimate
 from choreo.report import plots
-from choreo.report.page import Section, Table
+from choreo.report.page import PageSection, Table
 from choreo.studies.swarm.results import Judged, Study, spread_of
 from choreo.swarm.contrasts import Spread
 
@@ -79,7 +79,7 @@ DETECTED = (
 )
 
 
-def sections(study: Study, verdicts: Sequence[Judged]) -> list[Section]:
+def sections(study: Study, verdicts: Sequence[Judged]) -> list[PageSection]:
     """All that have something to say, in the order of a reader's questions."""
     found = [
         _claims(verdicts),
@@ -95,7 +95,7 @@ def sections(study: Study, verdicts: Sequence[Judged]) -> list[Section]:
     return [section for section in found if section is not None]
 
 
-def _claims(verdicts: Sequence[Judged]) -> Section:
+def _claims(verdicts: Sequence[Judged]) -> PageSection:
     counts = {
         word: sum(j.verdict == word for j in verdicts)
         for word in ("supported", "refuted", "inconclusive", "not testable")
@@ -134,10 +134,10 @@ def _claims(verdicts: Sequence[Judged]) -> Section:
     ]
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return Section("Summary: what became of the claims", "\n\n".join(lines), Table(columns, rows))
+    return PageSection("Summary: what became of the claims", "\n\n".join(lines), Table(columns, rows))
 
 
-def _metrics(study: Study) -> Section:
+def _metrics(study: Study) -> PageSection:
     shown = (SHOWN[0], "harm_accepted", *SHOWN[1:]) if study.calibration else SHOWN
     rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in shown)] for arm in study.main]
     series = {
@@ -155,10 +155,10 @@ def _metrics(study: Study) -> Section:
         else "Costs keep the last three apart in every arm."
     )
     figure = plots.bars(list(study.main), series, "Toxicity by arm", "mean 1 − p")
-    return Section("SWARM's metrics by arm", text, Table(("arm", *_named(shown)), rows), figure)
+    return PageSection("SWARM's metrics by arm", text, Table(("arm", *_named(shown)), rows), figure)
 
 
-def _truth(study: Study) -> Section | None:
+def _truth(study: Study) -> PageSection | None:
     if not study.calibration:
         return None
     rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in (*TRUE, "clipped"))] for arm in study.main]
@@ -182,10 +182,10 @@ def _truth(study: Study) -> Section | None:
         "good accepted",
         "p clipped in v̂",
     )
-    return Section("What the exact judge says", text, Table(columns, rows), figure)
+    return PageSection("What the exact judge says", text, Table(columns, rows), figure)
 
 
-def _welfare(study: Study) -> Section:
+def _welfare(study: Study) -> PageSection:
     points = {
         arm: (
             _estimate(spread_of(study, arm, "toxicity_rate")),
@@ -202,10 +202,10 @@ def _welfare(study: Study) -> Section:
         f"accepted is lowest for {safest}{beside}. Further up and left is better."
     )
     figure = plots.cloud(points, "Welfare against toxicity", "toxicity of what is accepted", "net social welfare")
-    return Section("Welfare against toxicity", text, None, figure)
+    return PageSection("Welfare against toxicity", text, None, figure)
 
 
-def _sweep(study: Study) -> Section | None:
+def _sweep(study: Study) -> PageSection | None:
     if not study.sweeps:
         return None
     rows, panels = [], {}
@@ -222,7 +222,7 @@ def _sweep(study: Study) -> Section | None:
     )
     figure = plots.heat(panels, study.sweep_rows, study.sweep_columns, "Toxicity: circuit breaker × security levers")
     columns = ("", "breaker", "security", *_named(SWEPT))
-    return Section("Governance: circuit breaker × security levers", text, Table(columns, rows), figure)
+    return PageSection("Governance: circuit breaker × security levers", text, Table(columns, rows), figure)
 
 
 def _moved(study: Study, grid: Sequence[Sequence[str]], panel: Sequence[Sequence[float]]) -> str:
@@ -234,7 +234,7 @@ def _moved(study: Study, grid: Sequence[Sequence[str]], panel: Sequence[Sequence
     return f"it moves by {100 * (max(map(max, panel)) - min(map(min, panel))):.2f} points{still}"
 
 
-def _judge(study: Study) -> Section | None:
+def _judge(study: Study) -> PageSection | None:
     if not study.calibration:
         return None
     rows = [
@@ -257,10 +257,10 @@ def _judge(study: Study) -> Section | None:
         lines.append(plots.Line(name, [p for p, _ in merged], [w for _, w in merged]))
     figure = plots.lines(lines, "Calibration", "p that the probe gives", "worth by the exact judge")
     columns = ("answers", "judged", "left open", "Brier", "ECE", "AUC", "mean p − truth", "clipped")
-    return Section("How good the judge of p is", text, Table(columns, rows), figure)
+    return PageSection("How good the judge of p is", text, Table(columns, rows), figure)
 
 
-def _reading(study: Study, verdicts: Sequence[Judged]) -> Section:
+def _reading(study: Study, verdicts: Sequence[Judged]) -> PageSection:
     gaps = {arm: spread_of(study, arm, "quality_gap") for arm in study.main}
     adverse = [arm for arm, gap in gaps.items() if gap.n and gap.high < 0]
     lines = [
@@ -278,7 +278,7 @@ def _reading(study: Study, verdicts: Sequence[Judged]) -> Section:
             f"Is harm down without loss of quality? Of the claims, {len(harm)} on harm are supported and "
             f"{len(loss)} on refusals refuted.",
         )
-    return Section("How to read it", "\n\n".join(lines))
+    return PageSection("How to read it", "\n\n".join(lines))
 
 
 def _amplified(study: Study, metric: str, words: str) -> str:
@@ -293,17 +293,17 @@ def _amplified(study: Study, metric: str, words: str) -> str:
     )
 
 
-def _detectors(study: Study) -> Section:
+def _detectors(study: Study) -> PageSection:
     rows = [[arm, *(_cell(spread_of(study, arm, name), name) for name in DETECTED)] for arm in study.main]
     text = (
         "SWARM's own detectors over the whole run, with precision and recall of the agents they name against those "
         "that are in truth adversarial or deceptive. The collusion detector correlates costs: a tax or a fee that both "
         "parties pay in proportion makes honest pairs look like accomplices."
     )
-    return Section("Collusion and security", text, Table(("arm", *_named(DETECTED)), rows))
+    return PageSection("Collusion and security", text, Table(("arm", *_named(DETECTED)), rows))
 
 
-def _words(study: Study) -> list[Section]:
+def _words(study: Study) -> list[PageSection]:
     seeds = ", ".join(map(str, study.seeds))
     changes = "\n\n".join(study.plan["changes"]) or "None: everything was played as planned."
     made = (
@@ -312,11 +312,11 @@ def _words(study: Study) -> list[Section]:
     )
     rows = [[name, version] for name, version in study.versions.items()]
     return [
-        Section("Methods", study.methods),
-        Section("Limitations", study.limitations),
-        Section("Next iteration", study.next),
-        Section("Seeds, plan, versions", made, Table(("package", "version"), rows)),
-        Section("Citations", "\n\n".join(CITATIONS)),
+        PageSection("Methods", study.methods),
+        PageSection("Limitations", study.limitations),
+        PageSection("Next iteration", study.next),
+        PageSection("Seeds, plan, versions", made, Table(("package", "version"), rows)),
+        PageSection("Citations", "\n\n".join(CITATIONS)),
     ]
 
 

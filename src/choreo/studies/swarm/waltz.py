@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.method import WALTZ
 from choreo.runs.progress import Progress
 from choreo.studies.swarm.answers import labelled, of_pair, recipe_of
 from choreo.studies.swarm.folder import Arm
@@ -37,10 +37,9 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
     found: list[Arm] = []
     shown: dict[str, Answers] = {}
     fitted = 0
-    recipes = {run: recipe_of(run, "waltz") for run in runs}
+    recipes = {run: recipe_of(run, WALTZ) for run in runs}
     refuse_unlike(recipes)
     for run, recipe in recipes.items():
-        assert isinstance(recipe, WaltzRecipe)
         written = of_pair(run, recipe, cache, progress.say)
         judge = probe.fit(labelled(run, recipe), recipe.seed)
         ways = {name: judged(answers, judge(answers)) for name, answers in written.items()}

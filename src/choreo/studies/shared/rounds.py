@@ -1,4 +1,4 @@
-"""What the MACPO studies share: rounds of several seeds to estimates, lines and verdicts."""
+"""What the MACPO studies share: from the rounds of several seeds to estimates, sections and sentences."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from choreo.errors import BadInput
 from choreo.evaluation.intervals import Estimate, estimate, over_seeds
 from choreo.methods.macpo.measure import pgr
 from choreo.report import plots
-from choreo.report.page import Section, Table
-from choreo.studies.arms import Study
-from choreo.studies.compare import difference, points
+from choreo.report.page import PageSection, Table
+from choreo.studies.shared.arms import Study
+from choreo.studies.shared.compare import difference, points
 
 STUDENT, WEAK = "student+", "teacher-1+"
 
-Rounds = Sequence[Mapping[str, Any]]  # of one run, as summary.json has them
-BySeed = Sequence[Rounds]
+Rounds = Sequence[Mapping[str, Any]]  # of one run, as in its summary.json
+BySeed = Sequence[Rounds]  # one run per seed, in the order of the study's seeds
 
 
 def rounds_of(study: Study, runs: Sequence[Path]) -> BySeed:
-    """Raises BadInput where runs stopped after different rounds, for they are pooled round by round."""
+    """The rounds of every run. Raises BadInput where runs stopped after different rounds: they are pooled by round."""
     found = [summary["rounds"] for summary in study.summaries(runs)]
     ends = {len(rounds) - 1 for rounds in found}
     if len(ends) > 1:
@@ -35,7 +35,7 @@ def rounds_of(study: Study, runs: Sequence[Path]) -> BySeed:
 
 
 def at(runs: BySeed, round: int, measure: str = "reward", policy: str = STUDENT) -> list[Estimate]:
-    """A measure of an agent after a round (-1: the last), by seed."""
+    """A measure of one agent after a round (0: the start, -1: the last), by seed."""
     return [rounds[round]["agents"][policy][measure] for rounds in runs]
 
 
@@ -45,8 +45,11 @@ def final(runs: BySeed, measure: str = "reward") -> list[Estimate]:
 
 
 def gap_recovered(student: BySeed, macpo: BySeed, ceiling: BySeed, weak: str = WEAK) -> Estimate:
-    """PGR over seeds, each against a teacher of MACPO's at its start and the ceiling of its own seed. A seed's interval
-    follows from the three rewards' own, as independent errors (first order). Seeds without a gap are left out of n."""
+    """The performance gap recovered (PGR), mean over seeds.
+
+    A seed's gap is from a teacher of MACPO at its start (`weak`) to the ceiling, both of that seed. Its interval
+    follows from those of the three rewards, as independent errors (first order). Seeds without a gap are not in n.
+    """
     found = []
     for rounds, teachers, high in zip(student, macpo, ceiling, strict=True):
         ends = [rounds[-1]["agents"][STUDENT], teachers[0]["agents"][weak], high[-1]["agents"][STUDENT]]
@@ -60,8 +63,8 @@ def gap_recovered(student: BySeed, macpo: BySeed, ceiling: BySeed, weak: str = W
 
 
 def of_seeds(gap: Estimate, runs: BySeed) -> str | None:
-    """A PGR, and of how many seeds it is where some had no gap."""
-    return plain(gap) if gap["n"] in (0, len(runs)) else f"{plain(gap)}, {gap['n']} of {len(runs)} seeds"
+    """A PGR as text, with the number of seeds it is a mean of where some had no gap."""
+    return two_digits(gap) if gap["n"] in (0, len(runs)) else f"{two_digits(gap)}, {gap['n']} of {len(runs)} seeds"
 
 
 def best_teacher(macpo: BySeed) -> str:
@@ -70,13 +73,7 @@ def best_teacher(macpo: BySeed) -> str:
     return max(teachers, key=lambda name: sum(rounds[0]["agents"][name]["reward"]["value"] for rounds in macpo))
 
 
-def path(name: str, estimates: Sequence[Estimate], x: Sequence[float] = ()) -> plots.Line:
-    """A line through estimates, over rounds 0, 1, … where no x is given."""
-    ends = ([e[end] for e in estimates] for end in ("value", "low", "high"))
-    return plots.Line(name, x or [float(i) for i in range(len(estimates))], *ends)
-
-
-def by_round(runs: BySeed, heading: str) -> Section:
+def by_round(runs: BySeed, heading: str) -> PageSection:
     """Every positive agent's reward, round by round, with the changes within seeds."""
     policies = [name for name in runs[0][0]["agents"] if name.endswith("+")]
     numbers = range(len(runs[0]))
@@ -85,7 +82,7 @@ def by_round(runs: BySeed, heading: str) -> Section:
         found = [at(runs, number, "reward", policy) for number in numbers]
         pooled = [over_seeds(estimates, 1.0) for estimates in found]
         rows.append([policy, *pooled])
-        series.append(path(policy, pooled))
+        series.append(plots.Line.through(policy, pooled))
         steps = [
             (f"in round {number}", before, after)
             for number, (before, after) in enumerate(itertools.pairwise(found), start=1)
@@ -93,24 +90,24 @@ def by_round(runs: BySeed, heading: str) -> Section:
         lines.append(changes(policy, [*steps, ("from start to end", found[0], found[-1])], "reward"))
     figure = plots.lines(series, "Reward by round", "round", percent=True)
     columns = ("reward", *("start" if number == 0 else f"round {number}" for number in numbers))
-    return Section(heading, " ".join(lines), Table(columns, rows), figure)
+    return PageSection(heading, " ".join(lines), Table(columns, rows), figure)
 
 
 def changes(name: str, runs: Sequence[tuple[str, Sequence[Estimate], Sequence[Estimate]]], measure: str) -> str:
-    """One sentence on where `measure` rises, falls, or cannot be told: (when, before, after) each."""
-    said = []
+    """One sentence on when `measure` rises, falls or cannot be told to change. runs: (when, before, after)."""
+    phrases = []
     for when, before, after in runs:
         change = difference(after, before)
         if change["value"] is None:
-            said.append(f"was not measured {when}")
+            phrases.append(f"was not measured {when}")
             continue
         verb = "rises" if change["low"] > 0 else "falls" if change["high"] < 0 else "cannot be told to change"
-        said.append(f"{verb} {when}, {points(change)}")
-    return f"{name}: {measure} {'; '.join(said)}."
+        phrases.append(f"{verb} {when}, {points(change)}")
+    return f"{name}: {measure} {'; '.join(phrases)}."
 
 
-def plain(number: Estimate) -> str | None:
-    """An estimate that is no share, to two digits."""
+def two_digits(number: Estimate) -> str | None:
+    """An estimate that is not a share as text, to two digits; None where nothing was measured."""
     if number["value"] is None:
         return None
     interval = f" ({number['low']:.2f} to {number['high']:.2f})" if number["low"] < number["high"] else ""

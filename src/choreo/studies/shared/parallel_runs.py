@@ -1,4 +1,4 @@
-"""Trainings of a study side by side: each a `choreo train` of its own, with its share of the cores and a log."""
+"""Several trainings of a study at the same time: each is a process of `choreo train`, with a log of its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Process = subprocess.Popen[bytes]
 POLL = 0.1  # seconds
 
 
-def train_apart(paths: Sequence[Path], jobs: int, logs: Path, progress: Progress) -> None:
-    """Goes on with the runs at `paths`, `jobs` at a time, until all are finished; logs/NAME.log holds what each says.
+def train_in_parallel(paths: Sequence[Path], jobs: int, logs: Path, progress: Progress) -> None:
+    """Resumes the runs at `paths`, `jobs` at a time, until all are finished. logs/NAME.log holds the output of each.
 
-    Each takes cores / jobs threads, where OMP_NUM_THREADS does not say otherwise. A stop, or the first run that fails,
-    stops the others as Ctrl-C does, their state saved. Raises Interrupted; BadInput, with what its process said last,
-    where one fails.
+    Each process takes cores / jobs threads, or as many as OMP_NUM_THREADS names. A stop, or the first run that fails,
+    stops the others as Ctrl-C does, with their state saved. Raises Interrupted after a stop, and BadInput with the last
+    line of the log where a run fails.
     """
     waiting, running, failed = list(paths), dict[Path, Process](), list[Path]()
     stopping = False
@@ -47,8 +47,8 @@ def train_apart(paths: Sequence[Path], jobs: int, logs: Path, progress: Progress
         for process in running.values():  # a second Ctrl-C, which does not wait
             process.kill()
     for path in failed:
-        said = _log(path, logs).read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
-        raise BadInput(f"{path}: its training failed and said: {said[-1]} ({_log(path, logs)})")
+        output = _log(path, logs).read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
+        raise BadInput(f"{path}: its training failed and said: {output[-1]} ({_log(path, logs)})")
     if progress.interrupted:
         raise Interrupted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from choreo.errors import BadInput
 from choreo.evaluation.metrics import measure
 from choreo.files import durable
 from choreo.files.json_file import read_array
-from choreo.judges.base import JudgeDown
+from choreo.judges.base import JudgeDown, judge_episodes
+from choreo.methods.base import Measured
 from choreo.methods.macpo.agents import Crew
-from choreo.methods.macpo.measure import answer, measure_round, outcomes, pgr, reward, warnings
+from choreo.methods.macpo.measure import measure_round, outcomes, pgr, reward, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.report_sections import said_by
 from choreo.methods.macpo.schedule import CEILING, ceiling_of
@@ -26,14 +28,10 @@ from choreo.types import Episode, Prompt
 
 BASE = "base"
 
-Played = dict[str, list[Episode]]
 
-
-def run_macpo(
-    recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | None = None
-) -> tuple[dict[str, Any], Played]:
-    """Trains `run` to its end and measures every round on held-out; what summary.json says beyond its head, and the
-    student's dialogues by system. A round that was measured before a kill is not measured again.
+def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | None = None) -> Measured:
+    """Trains `run` to its end and measures every round on held-out: the student's base and the student as it ends as
+    systems, and every round in `extra`. A round that was measured before a kill is not measured again.
 
     Where the recipe wants its ceiling, that is trained and measured in a run of its own under `run`'s folder.
     Raises Interrupted with its state saved.
@@ -41,7 +39,7 @@ def run_macpo(
     file = run.path / "rounds.json"
     task = task or Task(recipe, run.path)
     crew = Crew.load(recipe)
-    prompts = fitting(recipe, crew, task.suites("heldout"), progress)
+    prompts = crew.fitting(task.suites("heldout"), "heldout", progress)
     rounds = read_array(file) if file.exists() else []
     episodes: list[Episode] = []
     for number, _ in train(recipe, run, progress, crew):
@@ -60,65 +58,48 @@ def run_macpo(
         if said and recipe.watch.stop:
             progress.say(f"stopped after round {number}, because watch.stop is true")
             break
-    found, played = systems(task, recipe, crew, prompts, episodes)
-    durable.write_json(run.path / "outcomes.json", outcomes(played[recipe.name]))
+    measured = Measured({}, {})
+    for name, trained in (BASE, False), (recipe.name, True):
+        playing, answered = (crew, episodes) if trained else (crew.untrained(), ())
+        measured.systems[name], measured.episodes[name] = measure_student(recipe, playing, prompts, task, answered)
+    durable.write_json(run.path / "outcomes.json", outcomes(measured.episodes[recipe.name]))
     weak = rounds[0]["agents"].get(crew.teachers[0].positive)
     student = rounds[-1]["agents"][crew.student.positive]
-    device = str(crew.student.team.device)
+    device = str(crew.device)
+    run.note(device=device)
     # The ceiling has a crew of its own, and a device need not hold two. With recompute a model's layers are cycles.
-    del crew, _
+    del crew, playing, _
     gc.collect()
     ceiling = _ceiling(task, recipe, run, progress) if recipe.ceiling else None
     gap = None
     if ceiling and weak:
-        found[CEILING] = ceiling
+        measured.systems[CEILING] = ceiling
         gap = pgr(student["reward"]["value"], weak["reward"]["value"], ceiling["reward"]["value"])
-    return {
-        "device": device,
-        "rounds": rounds,
-        "warnings": said_by(rounds),
-        "pgr": gap,
-        "systems": found,
-    }, played
+    extra = {"device": device, "rounds": rounds, "warnings": said_by(rounds), "pgr": gap}
+    return replace(measured, extra=extra)
 
 
-def fitting(recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], progress: Progress) -> list[Prompt]:
-    """The prompts that every agent can be measured on; how many cannot is said. Raises BadInput where none is left.
+def measure_student(
+    recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], task: Task, answered: Sequence[Episode] = ()
+) -> tuple[dict[str, Any], list[Episode]]:
+    """The student measured like WaltzRL's systems, and its reward; and its judged episodes.
 
-    Before anything is trained, or one long prompt would end a run at its first measurement, and every resume again.
+    answered: these, where they are at hand.
     """
-    kept = crew.fitting(prompts, recipe.writing.answer_tokens)
-    if lost := len(prompts) - len(kept):
-        progress.say(
-            f"! {lost} of {len(prompts)} prompts to measure on are left out: with an answer of "
-            f"{recipe.writing.answer_tokens} tokens they are too long for some agent's model"
-        )
-    return kept
+    episodes = list(answered) or judge_episodes(task.judge, crew.answer(prompts, seed=recipe.seed))
+    return {"reward": reward(episodes), **measure(episodes, seed=recipe.seed, ability=task.exact)}, episodes
 
 
-def systems(
-    task: Task, recipe: MacpoRecipe, crew: Crew, prompts: Sequence[Prompt], trained: Sequence[Episode] = ()
-) -> tuple[dict[str, Any], Played]:
-    """The student's base and the student as it stands, measured like WaltzRL's systems, and their reward.
+def restore(recipe: MacpoRecipe, path: Path | None) -> Crew:
+    """The agents of a run as its checkpoint at `path` has them; None is as they begin.
 
-    trained: the student's judged episodes, where they are at hand.
+    Raises BadInput where they are on other bases.
     """
-    untrained = crew.student.untrained()
-    played = {
-        BASE: answer(task, recipe, untrained, untrained.positive, prompts),
-        recipe.name: list(trained) or answer(task, recipe, crew.student, crew.student.positive, prompts),
-    }
-    return {
-        name: {"reward": reward(episodes), **measure(episodes, seed=recipe.seed, ability=task.exact)}
-        for name, episodes in played.items()
-    }, played
-
-
-def restore(recipe: MacpoRecipe, path: Path) -> Crew:
-    """The agents of a run as its checkpoint at `path` has them. Raises BadInput where they are on other bases."""
     crew = Crew.load(recipe)
+    if path is None:
+        return crew
     saved = checkpoint.load(path)
-    checkpoint.hold(path, saved, {"agents": {}})
+    checkpoint.check(path, saved, {"agents": {}})
     crew.load_state_dict(saved["agents"], str(path))
     return crew
 
@@ -129,5 +110,5 @@ def _ceiling(task: Task, recipe: MacpoRecipe, run: Run, progress: Progress) -> d
     own = ceiling_of(recipe)
     begun = (path / "recipe.toml").is_file()
     with Run.open(path) if begun else Run.create(path, own, overwrite=path.exists()) as inner:
-        found, _ = run_macpo(own, inner, progress, task)
+        found = run_macpo(own, inner, progress, task).extra
     return found["rounds"][0]["agents"]["student+"]

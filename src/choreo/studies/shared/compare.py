@@ -1,7 +1,7 @@
 """What the studies conclude: pure functions from numbers to numbers and sentences.
 
-`seeds' estimates` are one estimate {value, n, low, high, undetermined} per seed, in the same order everywhere;
-seeds are paired, since systems of one seed meet the same prompts.
+A sequence of estimates holds one estimate {value, n, low, high, undetermined} per seed, in the same order everywhere.
+Seeds are paired: systems of one seed are measured on the same prompts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ Curve = list[tuple[int, float]]
 
 
 def difference(a: Sequence[Estimate], b: Sequence[Estimate]) -> Estimate:
-    """a − b, mean over seeds. Interval: Student's t over the paired differences, never narrower than what the
-    episodes allow (each seed's two one-sided widths added as independent errors). One seed: the episodes alone."""
+    """a − b, mean over seeds, paired.
+
+    The interval is Student's t over the paired differences, and never narrower than the episodes allow: each seed's two
+    one-sided widths, added as independent errors. With one seed it is that of the episodes alone.
+    """
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x["value"] is not None and y["value"] is not None]
     if not pairs:
         return estimate(None, 0, None, None)
@@ -43,17 +46,17 @@ def points(change: Estimate) -> str:
     return f"{value} points ({low} to {high})"
 
 
-def against(a_name: str, b_name: str, a: Sequence[Estimate], b: Sequence[Estimate], measure: str = "F1") -> str:
-    """One sentence on whether a share of `a` differs from that of `b`, from seeds' estimates."""
+def compare_shares(a_name: str, b_name: str, a: Sequence[Estimate], b: Sequence[Estimate], measure: str = "F1") -> str:
+    """One sentence on whether a share of system `a` differs from that of `b`. a, b: an estimate per seed."""
     change = difference(a, b)
     if change["value"] is None:
         return f"{measure} of {a_name} and {b_name} cannot be compared: there was nothing to measure it on."
     where = "above" if change["value"] > 0 else "below"
-    said = f"{a_name} is {where} {b_name} in {measure}: {points(change)}"
+    sentence = f"{a_name} is {where} {b_name} in {measure}: {points(change)}"
     if separated(over_seeds(a, ceiling=1.0), over_seeds(b, ceiling=1.0)):
-        return f"{said}; the intervals do not overlap."
+        return f"{sentence}; the intervals do not overlap."
     if change["low"] > 0 or change["high"] < 0:
-        return f"{said} by the differences within seeds, though the two intervals overlap."
+        return f"{sentence} by the differences within seeds, though the two intervals overlap."
     return f"{a_name} and {b_name} cannot be told apart in {measure}: {points(change)}."
 
 
@@ -91,7 +94,7 @@ def training_f1(metrics: Iterable[Mapping[str, Any]]) -> Curve:
 
 
 def smoothed(curve: Curve, window: int = SMOOTHING) -> Curve:
-    """Trailing mean over at most `window` points: it never looks ahead."""
+    """Mean of each point and of up to `window` − 1 points before it."""
     means = []
     for i, (step, _) in enumerate(curve):
         last = [value for _, value in curve[max(0, i + 1 - window) : i + 1]]
@@ -100,8 +103,11 @@ def smoothed(curve: Curve, window: int = SMOOTHING) -> Curve:
 
 
 def converged(curve: Curve, share: float = CONVERGED) -> int | None:
-    """The first step at which the smoothed curve reaches `share` of its last smoothed value; None where it did not
-    rise, or is shorter than two windows of smoothing. Means over less than a window do not count."""
+    """The first step at which the smoothed curve reaches `share` of its last value.
+
+    None where the smoothed curve does not rise, or the curve is shorter than two windows of smoothing. Means over less
+    than a window do not count.
+    """
     means = smoothed(curve)[SMOOTHING - 1 :]
     if len(means) <= SMOOTHING or means[-1][1] <= means[0][1]:
         return None
@@ -109,10 +115,10 @@ def converged(curve: Curve, share: float = CONVERGED) -> int | None:
 
 
 def convergence(curves: Iterable[Curve]) -> Estimate:
-    """Steps to convergence, mean over the seeds' curves that converged; the others are counted in `undetermined`.
+    """Steps to convergence, mean over the seeds whose curve converged; `undetermined` counts the other seeds.
 
-    A seed's own step is as sharp as the smoothing leaves it. With one seed, or a seed that did not converge, high is
-    infinity: the mean of the fast ones alone says nothing against another's.
+    The interval of one seed is as wide as the smoothing window. With one seed, or a seed that did not converge, high is
+    infinity: the mean of the fast seeds alone cannot be compared with that of another arm.
     """
     found = [converged(curve) for curve in curves]
     steps, missing = [float(step) for step in found if step is not None], found.count(None)
@@ -132,9 +138,9 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def stops_helping(gains: Sequence[tuple[float, Estimate]]) -> float | None:
-    """The smallest x from which on no gain is above zero by its interval; None if the last one still is, or is unknown.
+    """The smallest x from which on no gain has an interval above zero.
 
-    gains: (x, gain), x rising.
+    None where the last gain still has one, or was not measured. gains: (x, gain), x rising.
     """
     stop = None
     for x, gain in reversed(gains):
@@ -149,7 +155,7 @@ def stops_helping(gains: Sequence[tuple[float, Estimate]]) -> float | None:
 
 @dataclass(frozen=True)
 class Order:
-    """Pairs of systems (a, b) that the paper orders a above b, by what ours say."""
+    """Pairs of systems (a, b) of which the paper has a above b, sorted by the order that was measured here."""
 
     same: tuple[tuple[str, str], ...]
     open: tuple[tuple[str, str], ...]
@@ -157,8 +163,10 @@ class Order:
 
 
 def order(ours: Mapping[str, Estimate], published: Mapping[str, float]) -> Order:
-    """Every pair that differs in `published` and is measured in `ours`: the same order or the reverse with
-    intervals apart, or open where the intervals overlap."""
+    """Sorts every pair that differs in `published` and is measured in `ours`.
+
+    The same order and the reversed order need intervals that do not overlap; a pair is open where they overlap.
+    """
     known = [name for name in published if ours.get(name, {}).get("value") is not None]
     found: dict[str, list[tuple[str, str]]] = {"same": [], "open": [], "reversed": []}
     for i, one in enumerate(known):
@@ -172,8 +180,10 @@ def order(ours: Mapping[str, Estimate], published: Mapping[str, float]) -> Order
 
 
 def falls(estimates: Sequence[Sequence[Estimate]]) -> str:
-    """How seeds' estimates change along a list: "falls" at every step with intervals apart, "rises" somewhere
-    with intervals apart, else "open"."""
+    """How a share changes along a list of arms.
+
+    "falls": at every step, with intervals apart; "rises": at some step, with intervals apart; else "open".
+    """
     pooled = [over_seeds(seeds, ceiling=1.0) for seeds in estimates]
     steps = list(itertools.pairwise(pooled))
     if any(separated(a, b) and a["value"] < b["value"] for a, b in steps):

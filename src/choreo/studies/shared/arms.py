@@ -1,12 +1,12 @@
-"""A study: arms × seeds. Every training is a run folder of its own, every further measurement a file.
+"""A study is arms × seeds. Every training has a run folder, and every further measurement a file.
 
-study.json                      name, seeds and settings: `--resume` needs none of them said again
-logs/ARM-seedK.log              what a run said, where several are trained at once
-runs/ARM-seedK/                 what `choreo train` leaves; a finished run is kept, an unfinished one goes on
-measured/SYSTEM-seedK.json      systems measured beyond what the runs measured themselves
-study.html, study.md, answers.json    the answers, to look at, to quote and to compute with
+study.json                      name, seeds and settings, which `--resume` reads again
+logs/ARM-seedK.log              the output of a run, where several are trained at once
+runs/ARM-seedK/                 what `choreo train` leaves; a finished run is kept, an unfinished one is resumed
+measured/SYSTEM-seedK.json      systems that the runs did not measure themselves
+study.html, study.md, answers.json    the answers: to look at, to quote and to compute with
 
-A seed K sets both `seed` and `world.split_seed`, so that intervals over seeds also carry the luck of the split.
+A seed K sets both `seed` and `world.split_seed`, so that intervals over seeds also contain the luck of the split.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from typing import Any
 
 from choreo import config
 from choreo.environments.microworld.world import World
+from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted
 from choreo.experiment.report import write_report
-from choreo.experiment.run import bases, check, run_recipe, told
+from choreo.experiment.run import bases, check, run_recipe
 from choreo.files import durable, toml
 from choreo.files.json_file import read_object
-from choreo.methods.waltz.measure import evaluate
-from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.trainer import restore
-from choreo.report.page import Section, Table, write_study
+from choreo.methods.base import method_of, reporting
+from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
-from choreo.studies.parallel_runs import train_apart
+from choreo.studies.shared.parallel_runs import train_in_parallel
 
 SEEDS = (0, 1, 2)
 _OF_SEEDS = {("seed",), ("world", "split_seed"), ("name",)}
@@ -41,7 +40,7 @@ Runs = Mapping[str, Sequence[Path]]  # run folders by arm, in the order of the s
 
 @dataclass(frozen=True)
 class Arm:
-    """A shipped recipe, and what this arm changes in it: "a.b=c" as for --set."""
+    """A shipped recipe, and the settings that this arm changes in it, written as for --set ("a.b=c")."""
 
     name: str
     recipe: str = "waltz"
@@ -50,7 +49,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """`settings` hold for every run of the study, except where an arm sets the same key itself.
+    """A study in its folder. `settings` hold for every run of it, except where an arm sets the same key itself.
 
     jobs: how many runs are trained at once, each in a process of its own.
     """
@@ -72,9 +71,9 @@ class Study:
         progress: Progress,
         jobs: int = 1,
     ) -> Study:
-        """The study in `folder`, new or not. Seeds and settings not given are those it was begun with, if it was.
+        """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
 
-        Raises BadInput when the folder holds another study, or a setting is one that the seeds decide.
+        Raises BadInput when the folder holds another study, or when a setting is one that the seeds decide.
         """
         saved = _saved(folder)
         if saved and saved["name"] != name:
@@ -94,10 +93,10 @@ class Study:
         return recipe.model_copy(update={"name": arm.name})
 
     def train(self, arms: Sequence[Arm]) -> Runs:
-        """Runs what is not finished yet. Arms whose recipes come out equal are trained once and share their runs.
+        """Trains what is not finished yet. Arms whose recipes are equal are trained once and share their runs.
 
-        Raises BadInput, before anything is trained, when a run that is there was made with another recipe;
-        Interrupted with all state saved.
+        Raises BadInput, before anything is trained, when a run in the folder was made with another recipe, and
+        Interrupted, with all state saved, after a stop.
         """
         if len({arm.name for arm in arms}) < len(arms):
             raise ValueError("two arms have one name: their seeds would be counted twice")
@@ -124,7 +123,7 @@ class Study:
                 if not (path / "recipe.toml").is_file():
                     Run.create(path, recipe, overwrite=True).close()
             unfinished = [path for path, _ in plan.values() if not is_finished(path)]
-            train_apart(unfinished, self.jobs, self.folder / "logs", self.progress)
+            train_in_parallel(unfinished, self.jobs, self.folder / "logs", self.progress)
             return runs
         for number, (path, recipe) in enumerate(plan.values(), start=1):
             self._run(path, recipe, f"run {number} of {len(plan)}, {path.name}:")
@@ -142,27 +141,28 @@ class Study:
     def measured(
         self, label: str, system: str, runs: Sequence[Path], *, trained: bool = True, language: str | None = None
     ) -> list[Entry]:
-        """`system` played by the agents of `runs` (trained, or as they began) on held-out; one entry per seed.
+        """`system`, measured on held-out prompts with the agents of `runs`; one entry per seed.
 
-        label: names the files it is kept in. language: held-out prompts of this language alone.
-        Raises Interrupted; what was measured whole is kept.
+        label: names the files that keep the entries. trained: with the trained agents, or else with the agents as they
+        began. language: held-out prompts of this language only. Raises Interrupted; finished entries are kept.
         """
         entries = []
         for seed, run in zip(self.seeds, runs, strict=True):
             file = self.folder / "measured" / f"{label}-seed{seed}.json"
             if not file.is_file():
                 recipe = config.load(run / "recipe.toml")
-                assert isinstance(recipe, WaltzRecipe)
-                pair = restore(recipe, max(checkpoints(run).items())[1] if trained else None)
+                method = method_of(recipe)
+                agents = method.load(recipe, max(checkpoints(run).items())[1] if trained else None)
                 prompts = World(recipe.world).suites("heldout", (language,) if language else None)
                 self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
-                entry, _ = evaluate(system, pair, recipe, prompts, told(self.progress))
+                task, on_progress = Task(recipe), reporting(self.progress)
+                entry, _ = method.measure_system(system, recipe, agents, prompts, task, on_progress)
                 file.parent.mkdir(exist_ok=True)
                 durable.write_json(file, entry)
             entries.append(json.loads(file.read_text(encoding="utf-8")))
         return entries
 
-    def write(self, title: str, intro: str, sections: Sequence[Section]) -> str:
+    def write(self, title: str, intro: str, sections: Sequence[PageSection]) -> str:
         """Writes study.html, study.md and answers.json, and returns the verdicts as plain text.
 
         answers.json: {schema, name, seeds, settings, page, sections: [{heading, verdict, columns, rows}]}.
@@ -192,29 +192,29 @@ class Study:
         texts = [f"{section.heading}\n{section.verdict}" for section in sections]
         return "\n\n".join([title, *texts, f"study: {path}"])
 
-    def _run(self, path: Path, recipe: config.Recipe, words: str) -> None:
+    def _run(self, path: Path, recipe: config.Recipe, label: str) -> None:
         if is_finished(path):
             return
         begun = (path / "recipe.toml").is_file()
         with Run.open(path) if begun else Run.create(path, recipe, overwrite=True) as run:
-            run.finish(run_recipe(run, Labelled(self.progress, words)))
+            run.finish(run_recipe(run, RunProgress(self.progress, label)))
             write_report(path)
         if self.progress.interrupted:
             raise Interrupted(f"{path} is finished")
 
 
-class Labelled(Progress):
-    """The study's progress, as one of its runs sees it: every phase says first which run it belongs to."""
+class RunProgress(Progress):
+    """The study's progress, as one of its runs sees it: the label of every phase begins with the name of the run."""
 
-    def __init__(self, study: Progress, words: str):
-        self._study, self._words = study, words
+    def __init__(self, study: Progress, run: str):
+        self._study, self._run = study, run
 
     @property
     def interrupted(self) -> bool:  # type: ignore[override]  # the study's own, read-only here
         return self._study.interrupted
 
     def start(self, label: str, total: int, done: int = 0) -> None:
-        self._study.start(f"{self._words} {label}", total, done)
+        self._study.start(f"{self._run} {label}", total, done)
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None, alarms: Sequence[str] = ()) -> None:
         self._study.advance(done, figures, alarms)
@@ -235,7 +235,7 @@ def _saved(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _plain(section: Section) -> dict[str, Any]:
+def _plain(section: PageSection) -> dict[str, Any]:
     table = section.table or Table((), ())
     return {"heading": section.heading, "verdict": section.verdict, "columns": table.columns, "rows": table.rows}
 
