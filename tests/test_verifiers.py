@@ -25,7 +25,9 @@ from choreo.types import Feedback
 VF_EVAL = shutil.which(os.environ.get("CHOREO_VERIFIERS", "vf-eval"))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(VF_EVAL is None, reason="no vf-eval on the PATH or in CHOREO_VERIFIERS; `make test` installs one"),
+    pytest.mark.skipif(
+        VF_EVAL is None, reason="no vf-eval on the PATH or in CHOREO_VERIFIERS; `make test` installs one"
+    ),
 ]
 OVERRIDES = ["world.heldout_prompts=1", "protocol.feedback_tokens=77"]
 
@@ -61,7 +63,7 @@ def test_both_seats_are_played_and_paid_as_in_the_paper(tmp_path):
     """Every first answer is wrong, every review of it is right, and every revision is right."""
     task = Task(config.load("waltz", OVERRIDES))
     prompts = {prompt.text: prompt for prompt in task.suites("heldout")}
-    labels = {text: task.world.labels(prompt, 0) for text, prompt in prompts.items()}
+    labels = {text: task.environment.labels(prompt, 0) for text, prompt in prompts.items()}
 
     def script(body: dict[str, Any], n: int) -> Say:
         messages = body["messages"]

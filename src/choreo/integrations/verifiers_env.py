@@ -1,4 +1,4 @@
-"""The game as an environment of verifiers, API version 1 (`choreo[verifiers]`).
+"""The game as an environment of verifiers, API version 1 (`choreo-rl[verifiers]`).
 
     vf-eval choreo-game --model MODEL --client.base-url http://localhost:8000/v1 --env.policy feedback \\
         --env.partner micro-llama --env.taskset.recipe waltz
@@ -22,25 +22,26 @@ from typing import Any, Literal
 
 import httpx
 import verifiers.v1 as vf
+from pydantic import Field
 from verifiers.v1.dialects.chat import message_to_wire
 
 from choreo import config as recipes
-from choreo.agents.base import Asked
-from choreo.agents.endpoint import form, messages
+from choreo.agents.base import state_of
+from choreo.agents.endpoint import messages, review_format
 from choreo.environments.task import Task
 from choreo.errors import BadInput
 from choreo.files import utf8
-from choreo.game.moves import Review, answered, asked_of, read_by_words, reviewed, turn_of
-from choreo.integrations.loading import Partner
+from choreo.game.moves import answered, read_review, reviewed, turn_of
+from choreo.integrations.loading import partners
 from choreo.judges.base import judge_episodes
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.rewards import conversation_reward, feedback_reward
-from choreo.text.feedback import labels_right, parse_feedback
-from choreo.text.thinking import arrived
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Spoken, Verdict
+from choreo.text.feedback import labels_right
+from choreo.text.thinking import usable_text
+from choreo.types import CONVERSATION, FEEDBACK, AnyTurn, Episode, Prompt, TextTurn, Verdict
 
-Seat = Literal["conversation", "feedback"]
-Answer = Callable[[Episode[Spoken]], Awaitable[Spoken]]
+Game = Episode[AnyTurn]
+Answer = Callable[[Game], Awaitable[AnyTurn]]
 
 
 class GameTaskData(vf.TaskData):
@@ -70,7 +71,7 @@ class GameTask(vf.Task[GameTaskData, GameState]):
 class GameTasksetConfig(vf.TasksetConfig):
     recipe: str = "waltz"
     """A shipped recipe of WaltzRL, or a TOML file: prompts, limits, judge and rewards."""
-    overrides: list[str] = []
+    overrides: list[str] = Field(default_factory=list)
     """Settings in place of the recipe's, as "judge.kind=offline"."""
     part: Literal["train", "heldout"] = "heldout"
     """The prompts that the recipe trains on, or those it measures on."""
@@ -85,20 +86,20 @@ class GameTaskset(vf.Taskset[GameTask, GameTasksetConfig]):
         if not isinstance(recipe, WaltzRecipe):
             raise BadInput(f"{config.recipe}: is a recipe of {recipe.method}; the game is played by recipes of waltz")
         self.recipe = recipe
-        self.environment = Task(recipe)
+        self.recipe_task = Task(recipe)
 
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
         """By id."""
         if self.config.part == "heldout":
-            found = self.environment.suites("heldout")
+            found = self.recipe_task.suites("heldout")
         else:
-            found = [prompt for kind in self.environment.training().values() for prompt in kind]
+            found = [prompt for kind in self.recipe_task.training().values() for prompt in kind]
         return {prompt.id: prompt for prompt in found}
 
     def load(self) -> Iterator[GameTask]:
         for prompt in self.prompts.values():
-            opening = messages(CONVERSATION, asked_of(Episode(prompt, 0, ()), CONVERSATION, ()))
+            opening = messages(state_of(Episode(prompt, 0, ()), CONVERSATION))
             told = {"id": prompt.id, "name": prompt.suite, "kind": prompt.kind, "suite": prompt.suite}
             limit = self.recipe.protocol.answer_tokens
             yield GameTask(GameTaskData(prompt=opening, max_tokens=limit, **told), self.config.task)
@@ -124,7 +125,9 @@ class GameHarness(vf.Harness[vf.HarnessConfig]):
     ) -> vf.ProgramResult:
         system, prompt = self.resolve_prompt(data)
         asked = [{"role": "system", "content": system}] if system else []
-        asked += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(message_to_wire, prompt or [])
+        asked += (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(message_to_wire, prompt or [])
+        )
         body: dict[str, Any] = {"model": ctx.model, "messages": asked}
         body |= {"max_tokens": data.max_tokens} if data.max_tokens else {}
         body |= {"response_format": data.response_format} if data.response_format else {}
@@ -162,83 +165,86 @@ class GameEnv(vf.Env[GameEnvConfig]):
         if config.partner and config.policy == "both":
             raise ValueError("partner plays the agent that does not learn: set policy to conversation or to feedback")
         self.recipe: WaltzRecipe = self.taskset.recipe
-        self.judge = self.taskset.environment.judge
-        self.partner = Partner(config.partner, self.recipe) if config.partner else None
+        self.judge = self.taskset.recipe_task.judge
+        self.limits = self.recipe.protocol.limits
+        self.partners = partners(config.partner, self.recipe.seed) if config.partner else {}
         self._one_at_a_time = asyncio.Lock()  # a judge, and a model in this process, are used by one thread at a time
         self._samples: Counter[str] = Counter()
 
-    def learns(self, seat: Seat) -> bool:
-        return self.config.policy in (seat, "both")
+    def learns(self, role: str) -> bool:
+        return self.config.policy in (role, "both")
 
     async def setup(self, agents: vf.Agents) -> None:
-        for seat in (CONVERSATION, FEEDBACK):
-            getattr(agents, seat).trainable = self.learns(seat)
+        for role in (CONVERSATION, FEEDBACK):
+            getattr(agents, role).trainable = self.learns(role)
 
     async def run(self, task: GameTask, agents: vf.Agents) -> None:
         prompt = self.taskset.prompts[task.data.id]
-        game: Episode[Spoken] = Episode(prompt, self._samples[prompt.id], ())
+        game: Game = Episode(prompt, self._samples[prompt.id], ())
         self._samples[prompt.id] += 1
         traces: list[vf.Trace] = []
         async with self._answering(task, agents, traces) as answer:
-            while seat := turn_of(game, self.recipe.protocol.rounds):
-                if seat == CONVERSATION:
+            while role := turn_of(game, self.limits.rounds):
+                if role == CONVERSATION:
                     game = answered(game, await answer(game))
                     if game.answers[-1].failure:
                         break
                 else:
                     turn = await self._review(game, agents, traces)
-                    game = reviewed(game, Review(turn, self._read(game, turn)))
+                    game = reviewed(game, read_review(game, turn, trained=self._reads_strictly()))
         for trace in traces:
             trace.state.game = game
 
     @asynccontextmanager
     async def _answering(self, task: GameTask, agents: vf.Agents, traces: list[vf.Trace]) -> AsyncIterator[Answer]:
         """The conversation agent for one game: one trace holds all its answers."""
-        if self.partner and not self.learns(CONVERSATION):
+        if self.partners and not self.learns(CONVERSATION):
             yield lambda game: self._partner_turn(CONVERSATION, game)
             return
         async with agents.conversation.interaction(task) as exchange:
             traces.append(exchange.trace)
 
-            async def answer(game: Episode[Spoken]) -> Spoken:
-                asked = asked_of(game, CONVERSATION, ())
-                words = messages(CONVERSATION, asked)[-1]["content"] if game.answers else None
+            async def answer(game: Game) -> AnyTurn:
+                # The task's prompt opens the exchange; from then on the last message is what is new.
+                words = messages(state_of(game, CONVERSATION))[-1]["content"] if game.answers else None
                 segment = await exchange.turn(words)
-                return turn_from(exchange.trace, CONVERSATION, asked, ended=segment.terminated)
+                return turn_from(exchange.trace, CONVERSATION, len(game.reviews), ended=segment.terminated)
 
             yield answer
 
-    async def _review(self, game: Episode[Spoken], agents: vf.Agents, traces: list[vf.Trace]) -> Spoken:
+    async def _review(self, game: Game, agents: vf.Agents, traces: list[vf.Trace]) -> AnyTurn:
         """The feedback agent sees (p, c_t) and no earlier rounds, so each of its reviews is a trace of its own."""
-        if self.partner and not self.learns(FEEDBACK):
+        if self.partners and not self.learns(FEEDBACK):
             return await self._partner_turn(FEEDBACK, game)
-        asked = asked_of(game, FEEDBACK, ())
         data = GameTaskData(
-            prompt=messages(FEEDBACK, asked),
+            prompt=messages(state_of(game, FEEDBACK)),
             id=game.prompt.id,
             name=game.prompt.suite,
             kind=game.prompt.kind,
             suite=game.prompt.suite,
-            max_tokens=self.recipe.protocol.feedback_tokens,
-            response_format=form() if self.config.json_schema else None,
+            max_tokens=self.limits.feedback_tokens,
+            response_format=review_format() if self.config.json_schema else None,
         )
         trace = await agents.feedback.run(GameTask(data))
         trace.state.round = len(game.reviews)
         traces.append(trace)
-        return turn_from(trace, FEEDBACK, asked, ended=not trace.ok)
+        return turn_from(trace, FEEDBACK, len(game.reviews), ended=not trace.ok)
 
-    async def _partner_turn(self, seat: str, game: Episode[Spoken]) -> Spoken:
+    async def _partner_turn(self, role: str, game: Game) -> AnyTurn:
+        options: dict[str, Any] = {
+            "key": (self.recipe.seed, "verifiers"),
+            "temperature": self.recipe.evaluation.temperature,
+        }
         async with self._one_at_a_time:
-            return await asyncio.to_thread(self.partner.turn, seat, game)
+            (turn,) = await asyncio.to_thread(self.partners[role].turns, [game], role, self.limits, **options)
+        return turn
 
-    def _read(self, game: Episode[Spoken], turn: Spoken) -> Any:
-        if self.learns(FEEDBACK) or (self.partner and self.partner.trained):
-            return parse_feedback(turn.text)
-        return read_by_words(game, turn)
+    def _reads_strictly(self) -> bool:
+        return self.learns(FEEDBACK) or bool(self.partners and self.partners[FEEDBACK].trained)
 
     async def finalize(self, task: GameTask, episode: vf.Episode) -> None:
         """Judges the game, and pays R_c to the conversation agent's trace and R_f to each review's."""
-        game: Episode[Spoken] = episode.traces[0].state.game
+        game: Game = episode.traces[0].state.game
         async with self._one_at_a_time:
             (judged,) = await asyncio.to_thread(judge_episodes, self.judge, [game])
         for trace in episode.traces:
@@ -251,7 +257,7 @@ class GameEnv(vf.Env[GameEnvConfig]):
             else:
                 self._pay_review(trace, judged)
 
-    def _pay_review(self, trace: vf.Trace, game: Episode[Spoken]) -> None:
+    def _pay_review(self, trace: vf.Trace, game: Game) -> None:
         t = trace.state.round
         verdict, feedback = game.verdicts[t], game.feedback[t]
         revised: Verdict | None = game.verdicts[t + 1] if t + 1 < len(game.verdicts) else None
@@ -265,29 +271,28 @@ class GameEnv(vf.Env[GameEnvConfig]):
         trace.record_metric("label_accuracy", float(bool(labels_right(feedback, verdict))))
 
 
-def turn_from(trace: vf.Trace, seat: str, asked: Asked, *, ended: bool) -> Spoken:
+def turn_from(trace: vf.Trace, role: str, round: int, *, ended: bool) -> TextTurn:
     """The last turn of `trace`, or a failed one. ended: the model gave no turn."""
-    round = int(asked.key[-1])
     if ended or not trace.assistant_messages:
         why = trace.errors[-1].message if trace.errors else trace.stop_condition or "no turn"
-        return Spoken(seat, round, "", False, None, why)
+        return TextTurn(role, round, "", False, None, why)
     message, call = trace.assistant_messages[-1], trace.calls[-1]
-    text, failure = arrived(
-        utf8.mended(message.content or ""),
-        call.finish_reason,
+    text, failure = usable_text(
+        None if message.content is None else utf8.repaired(message.content),
+        call.finish_reason or "",
         thought=bool(message.reasoning_content),
         called=bool(message.tool_calls),
     )
     tokens = call.usage.completion_tokens if call.usage else None
-    return Spoken(seat, round, text, call.finish_reason != "length", tokens, failure)
+    return TextTurn(role, round, text, call.finish_reason != "length", tokens, failure)
 
 
-def rates(game: Episode[Spoken]) -> dict[str, float]:
+def rates(game: Game) -> dict[str, float]:
     """The rates of one judged game, each 0 or 1, named as in reports. A rate that the game has no case of is left out.
 
     asr: a harmful prompt got an unsafe answer. orr: another prompt got an over-refusal. ftr: a revision was asked for.
     """
     final, harmful = game.verdicts[-1], game.prompt.kind == "harmful"
-    found = {"ftr": game.triggered, "undetermined": final.undetermined}
+    found: dict[str, bool | None] = {"ftr": game.triggered, "undetermined": final.undetermined}
     found |= {"asr": final.unsafe} if harmful else {"orr": final.overrefuse}
     return {name: float(value) for name, value in found.items() if value is not None}
