@@ -58,11 +58,10 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Asked Completion Format Halves Head Judged Labelled Measured Model Pair Part Reply Request Run Said
-Study Verdict Weights
+Agents Arm Format Head Judged Model Pair Request Run Study Weights
 
-against asked_of check collaboration cut describe draw features find fit fitting judged load local measure plan
-play read read_object recipe_of restore review sample sections seed_of shown table tokens train verdict versions
+asked_of check collaboration describe draw features find fit judged load measure plan
+play read restore review sample sections shown tokens train verdict versions
 """
 
 

@@ -15,8 +15,8 @@ from choreo.errors import BadInput
 from choreo.experiment.report import write_report
 from choreo.experiment.run import check, evaluate_run
 from choreo.files import durable
-from choreo.methods.base import Measured
-from choreo.methods.macpo.agents import Crew
+from choreo.methods.base import Measurement
+from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.measure import _nats, describe, distinct, duel, outcomes, pgr, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.run import run_macpo
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────
 
 
-def summary_of(measured: Measured) -> dict[str, Any]:
+def summary_of(measured: Measurement) -> dict[str, Any]:
     return {**measured.extra, "systems": measured.systems}
 
 
@@ -152,12 +152,12 @@ def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(ti
 
 
 def test_an_answer_too_long_in_the_students_tokens_is_in_no_perplexity(tiny_folder):
-    crew = Crew.load(recipe(tiny_folder))
+    loaded = MacpoAgents.load(recipe(tiny_folder))
     prompt = Prompt("p", "How?", "benign", "b")
-    crew.student.team.positions = len(crew.student.context(prompt)) + 3
+    loaded.student.team.positions = len(loaded.student.context(prompt)) + 3
 
     def said(*ids: int) -> Episode:
         return Episode(prompt, 0, (Turn("t", 0, (), ids, (), 1, "", True),))
 
-    found = _nats(crew.student, crew.teachers[0], [said(5, 6, 7), said(5, 6, 7, 8), said(9)])
+    found = _nats(loaded.student, loaded.teachers[0], [said(5, 6, 7), said(5, 6, 7, 8), said(9)])
     assert [count for _, count in found] == [3, 0, 1] and found[1] == (0, 0) and found[0][0] > 0

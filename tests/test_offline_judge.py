@@ -276,7 +276,7 @@ def test_short_english_is_read(answer):
 
 
 def load_one(prompt: Prompt, answer: str):
-    return [training.Labelled(prompt, answer, True, None, "g", "s", "", "m")]
+    return [training.LabelledAnswer(prompt, answer, True, None, "g", "s", "", "m")]
 
 
 def test_unsure_is_undetermined():

@@ -18,7 +18,7 @@ from stub_endpoint import chat as said
 from choreo.agents.base import state_of
 from choreo.agents.endpoint import messages
 from choreo.cli import main
-from choreo.server.keys import Limiter, entry, find, hashed, load, own_key
+from choreo.server.keys import Limiter, entry, find_key, hashed, load, own_key
 from choreo.server.session import UNSAFE, WITHHELD
 from choreo.text.feedback import render_feedback
 from choreo.types import Episode, Feedback, Prompt, TextTurn
@@ -340,8 +340,8 @@ def test_keys_are_kept_hashed_and_a_bucket_refills(tmp_path):
     file.write_text(entry("alice", "s3cret") + "per_minute = 60\n")
     [key] = load(file)
     assert "s3cret" not in file.read_text() and key.sha256 == hashed("s3cret") and not key.trace
-    assert find([own_key("x"), key], "Bearer s3cret") == key and find([key], "bearer  s3cret ") == key
-    assert find([key], "Bearer " + key.sha256) is None and find([key], None) is None
+    assert find_key([own_key("x"), key], "Bearer s3cret") == key and find_key([key], "bearer  s3cret ") == key
+    assert find_key([key], "Bearer " + key.sha256) is None and find_key([key], None) is None
     now = [0.0]
     limiter = Limiter(lambda: now[0])
     assert [limiter.wait(key) for _ in range(60)] == [0.0] * 60 and limiter.wait(key) == pytest.approx(1)

@@ -376,7 +376,7 @@ def test_judging_a_file_of_answers(tmp_path, capsys):
 def test_a_local_base_speaks_as_it_plays(tmp_path):
     """A base as it is plays the game of the pair that training begins with: same noise, same words."""
     from choreo.environments.microworld.suites import prompts
-    from choreo.evaluation.collaboration import local
+    from choreo.evaluation.collaboration import local_agent
     from choreo.game.play import play
     from choreo.methods.waltz.agents import Pair
 
@@ -384,7 +384,7 @@ def test_a_local_base_speaks_as_it_plays(tmp_path):
     asked = [(prompt, 0) for prompt in prompts("sensitive_benign", "heldout", 12)]
     limits, settings = Limits(1, 40, 96), {"key": (0, "evaluation"), "temperature": 0.6}
     trained = play(Pair(recipe).agents, asked, limits, **settings)
-    untrained = play(dict.fromkeys(AGENTS, local("micro-llama")), asked, limits, **settings)
+    untrained = play(dict.fromkeys(AGENTS, local_agent("micro-llama")), asked, limits, **settings)
     assert any(episode.triggered for episode in trained)
     for ours, theirs in zip(untrained, trained, strict=True):
         assert [turn.text for turn in (*ours.answers, *ours.reviews)] == [

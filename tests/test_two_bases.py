@@ -37,7 +37,7 @@ from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.server.pair import Resident
-from choreo.server.session import Wish, dance
+from choreo.server.session import SessionOptions, play_session
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Limits, Verdict
 
 pytestmark = pytest.mark.slow
@@ -234,13 +234,15 @@ def test_a_server_plays_the_games_that_training_plays(feedback_base, lengths, fo
     games = [Episode(replace(prompt("", text)), i, ()) for i, text in enumerate(texts * 4)]
 
     async def served():
-        wish = Wish(40, 0.6, (), 0, time.monotonic() + 120)
-        return await asyncio.gather(*(dance(g, resident.agents, wish, mode="adaptive", rounds=1) for g in games))
+        options = SessionOptions(40, 0.6, (), 0, time.monotonic() + 120)
+        return await asyncio.gather(
+            *(play_session(g, resident.agents, options, mode="adaptive", rounds=1) for g in games)
+        )
 
     guided = [outcome.game.feedback[0] for outcome in asyncio.run(served())]
-    assert sum(said is not None for said in guided) >= 11 or feedback_base == "gemma"  # by its skeleton
+    assert sum(said is not None for said in guided) >= 11 or feedback_base == "gemma"  # by its constraint
     for agent in resident.agents.values():
-        agent.skeleton = None
+        agent.constraint = None
     outcomes = [outcome.game for outcome in asyncio.run(served())]
     resident.worker.close()
     limits, key = Limits(1, 40, 96), ("serve", 0)

@@ -53,7 +53,8 @@ class Registry:
 
     def expected(self, others: Sequence[str] = ()) -> str:
         """What a name may be, for messages and help. others: names that mean something besides the parts here."""
-        return f"one of {', '.join(map(repr, [*others, *self.names()]))}, or module:object for your own"
+        named = ", ".join(map(repr, [*others, *self.names()]))
+        return f"one of {named}, or module:object for your own" if named else "module:object of your own"
 
     def get(self, name: str) -> Any:
         """The object that `name` means. Raises BadInput where there is none, or it is not what is expected."""
@@ -65,7 +66,8 @@ class Registry:
         for point in metadata.entry_points(group=self.group):
             if point.name == name:
                 return self._fit(name, load_object(point.value, self.what))
-        raise BadInput(f"no {self.what} {name!r}; expected {self.expected()}")
+        known = ", ".join(self.names()) or "none"
+        raise BadInput(f"no {self.what} {name!r}; there are {known}, or module:object for one of your own")
 
     def _fit(self, name: str, found: Any) -> Any:
         if wrong := self.complaint(found):
@@ -84,9 +86,12 @@ def load_object(name: str, what: str = "object") -> Any:
         raise BadInput(f"{what} {name!r}: expected module:object, or file.py:object")
     where, attribute = told["where"], told["attribute"]
     try:
-        module = _from_file(Path(where)) if where.endswith(".py") else _from_path(where)
+        file = _file_of(where)
+        module = _from_file(file) if file else _from_path(where)
     except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
-        reason = str(error) if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {first_line(error)}"
+        reason, kind = first_line(error), type(error).__name__
+        if not isinstance(error, _NoFile) and not reason.startswith(kind):
+            reason = f"{kind}: {reason}"
         raise BadInput(f"{what} {name!r}: {where} cannot be imported: {reason}{_line_in(error, where)}") from error
     found: Any = module
     for part in attribute.split("."):
@@ -107,9 +112,8 @@ def anchored(name: str) -> str:
     told = OWN.fullmatch(name)
     if told is None:
         return name
-    where = told["where"]
-    file = Path(where if where.endswith(".py") else f"{where}.py")
-    return f"{file.absolute()}:{told['attribute']}" if file.is_file() else name
+    file = _file_of(told["where"])
+    return f"{file.absolute()}:{told['attribute']}" if file and file.is_file() else name
 
 
 def made_by(found: Any, arguments: Mapping[str, Any]) -> str:
@@ -154,7 +158,9 @@ def origin(name: str, found: Any) -> dict[str, str]:
         file = inspect.getsourcefile(made)
     except TypeError:
         file = None
-    return {"object": name} | ({"source": sha256(Path(file).read_bytes()).hexdigest()} if file else {})
+    return {"object": name} | (
+        {"source": sha256(Path(file).read_bytes()).hexdigest()} if file and Path(file).is_file() else {}
+    )
 
 
 def discover(package: str, attribute: str, *, folders: bool = False) -> dict[str, Any]:
@@ -169,8 +175,21 @@ def discover(package: str, attribute: str, *, folders: bool = False) -> dict[str
     return found
 
 
+class _NoFile(Exception):
+    pass
+
+
+def _file_of(where: str) -> Path | None:
+    """The file that is meant by what stands before the colon: itself, or a module of one file here, which comes before
+    an installed one of its name. None: Python finds the module by its name."""
+    if where.endswith(".py"):
+        return Path(where)
+    here = Path(f"{where}.py")
+    return here if here.is_file() else None
+
+
 def _from_path(module: str) -> ModuleType:
-    """A module that Python can import, or that lies in the folder in which the command runs."""
+    """A module that Python can import, or a package that lies in the folder in which the command runs."""
     _importable(Path.cwd())
     return importlib.import_module(module)
 
@@ -186,7 +205,7 @@ def _from_file(file: Path) -> ModuleType:
         return sys.modules[name]
     spec = util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not file.is_file():
-        raise FileNotFoundError("there is no such file")
+        raise _NoFile("there is no such file")
     _importable(file.resolve().parent)
     module = util.module_from_spec(spec)
     sys.modules[name] = module

@@ -87,7 +87,7 @@ class EndpointAgent:
             self._check(role, last, self.endpoint.patience)
 
     def _body(self, state: State[Any], key: Key, max_tokens: int, temperature: float) -> dict[str, Any]:
-        question: dict[str, Any] = {"messages": messages(state), "seed": seed_of(key)}
+        question: dict[str, Any] = {"messages": messages(state), "seed": request_seed(key)}
         if state.role == FEEDBACK and self.schema:
             question["response_format"] = review_format()
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
@@ -158,7 +158,7 @@ def review_format() -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "feedback", "strict": True, "schema": SCHEMA}}
 
 
-def seed_of(key: Key) -> int:
+def request_seed(key: Key) -> int:
     """31 bits by the key of a turn (`turn_key`), for servers that take a seed."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
 

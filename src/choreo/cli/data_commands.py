@@ -44,9 +44,9 @@ def _readings(
 
     line, first = _first(rows(file), file)
     ways: dict[str, tuple[Mapping[str, Any], frozenset[str], Any]] = {
-        "answers": (answers.FORMATS, answers.SAID, answers.load),
+        "answers": (answers.FORMATS, answers.OWN_FIELDS, answers.load),
         "pairs": (preferences.FORMATS, frozenset(), preferences.load),
-        "prompts": (prompts.FORMATS, prompts.SAID, partial(prompts.load, kind=kind)),
+        "prompts": (prompts.FORMATS, prompts.OWN_FIELDS, partial(prompts.load, kind=kind)),
     }
     found: list[tuple[dict[str, Any], Sequence[Any]]] = []
     for what, (formats, own, load) in ways.items():
@@ -72,14 +72,14 @@ def _readings(
             figures["kinds"] = dict(Counter(prompt.kind for prompt in loaded.rows))
         if what == "pairs":
             figures["with_rejected"] = sum(pair.rejected is not None for pair in loaded.rows)
-            figures["kind_unread"] = sum(pair.said_kind for pair in loaded.rows)
+            figures["kind_unread"] = sum(pair.has_kind for pair in loaded.rows)
         found.append((figures, loaded.rows))
     if found:
         return found
     if format:
         known = sorted({name for formats, _, _ in ways.values() for name in formats})
         raise BadInput(f"{file}: no format {format!r}; there are {', '.join(known)}")
-    recognised(f"{file}:{line}", first, prompts.FORMATS, prompts.SAID)  # which says why there is none
+    recognised(f"{file}:{line}", first, prompts.FORMATS, prompts.OWN_FIELDS)  # which says why there is none
     raise Unknown(f"{file}:{line}", frozenset(first))
 
 

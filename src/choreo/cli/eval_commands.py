@@ -136,10 +136,10 @@ def _holds_nothing(folder: Path) -> bool:
 
 
 def _warn(result: Mapping[str, Any], played: Mapping[str, Any]) -> None:
-    from choreo.evaluation.judging import absent, silent
+    from choreo.evaluation.judging import failure_lines, open_verdict_lines
 
     given = [verdict for episodes in played.values() for episode in episodes for verdict in episode.verdicts]
-    for line in (*silent(result["judge"]["judge"], given, result["judging"]), *absent(played)):
+    for line in (*open_verdict_lines(result["judge"]["judge"], given, result["judging"]), *failure_lines(played)):
         say(line)
 
 

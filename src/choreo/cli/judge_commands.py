@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from choreo.errors import BadInput
 
 if TYPE_CHECKING:
-    from choreo.data.answers import Labelled
+    from choreo.data.answers import LabelledAnswer
     from choreo.data.reading import Loaded
 
 
 def evaluate(args: argparse.Namespace) -> int:
     from choreo.config.judge import judge_from
     from choreo.data.answers import load
-    from choreo.evaluation.judge_training import CARD_FILE, learnt
+    from choreo.evaluation.judge_training import CARD_FILE, in_training
     from choreo.evaluation.judging import measure, measure_verdicts
     from choreo.judges.offline.model import WEIGHTS, OfflineJudge
     from choreo.judges.resolve import choose
@@ -38,7 +38,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.judge == "offline":
         judge = OfflineJudge(path=args.weights or WEIGHTS)
         result = measure(judge.labels, rows)
-        if seen := sum(map(learnt(judge.path), rows)):
+        if seen := sum(map(in_training(judge.path), rows)):
             print(
                 f"! the judge learnt from {seen} of these answers, if the file is as published: the figures say too "
                 "much. Those of answers left out of training are in its data card, made by choreo judge train --data "
@@ -125,7 +125,7 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _taken(file: Path, loaded: Loaded[Labelled]) -> str:
+def _taken(file: Path, loaded: Loaded[LabelledAnswer]) -> str:
     from choreo.data.reading import counted, taken
 
     return taken(str(file), counted(loaded) | Counter(row.prompt.kind for row in loaded.rows))

@@ -11,7 +11,7 @@ from typing import Any
 
 from choreo.errors import BadInput
 
-# Held to `serve.dance` by a test; importing that would load what --help must not.
+# Held to `server.session` by a test; importing that would load what --help must not.
 MODES = ("adaptive", "always", "off", "shadow")
 OPENABLE = ("feedback", "timeout", "unparsable")
 
@@ -74,7 +74,7 @@ def bench(args: argparse.Namespace) -> int:
     require("bench serve")
     if args.run is None:
         raise BadInput("bench serve: give a run (choreo bench --help)")
-    from choreo.server.bench import bench, table
+    from choreo.server.bench import bench, bench_table
 
     found = bench(args.run, args.requests, args.clients)
     if args.json:
@@ -82,7 +82,7 @@ def bench(args: argparse.Namespace) -> int:
 
         print(json.dumps(finite(found), allow_nan=False))
     else:
-        print(table(found))
+        print(bench_table(found))
     return 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from choreo.clients.reply import Failure, Reply, parse
+from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.errors import BadInput
 from choreo.text.replies import shortened
 
@@ -151,7 +151,7 @@ class Client:
             return Failure("unreachable", self._quoted(str(error) or type(error).__name__)), None
         status = response.status_code
         if status == 200:
-            return parse(content), None
+            return parse_reply(content), None
         details = f"HTTP {status} {self._quoted(content.decode('utf-8', 'replace'))}"
         if status in WRONG:
             return Failure("wrong", details), None

@@ -55,10 +55,11 @@ class Failure:
 
     @property
     def of_row(self) -> bool:
+        """Whether the server refused this row alone, so that other rows may get a reply."""
         return self.kind == "rejected"
 
 
-def parse(content: bytes) -> Reply | Failure:
+def parse_reply(content: bytes) -> Reply | Failure:
     """A chat.completion or text_completion object as a Reply; anything else is malformed."""
     try:
         data = utf8.loads(content)

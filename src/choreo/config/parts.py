@@ -22,6 +22,8 @@ ENVIRONMENTS = Registry(
     "environment", "choreo.environments", "choreo.environments", "ENVIRONMENTS", lambda found: _no_class(found)
 )
 
+REWARDS = Registry("reward", "choreo.rewards", "choreo.methods.waltz.rewards", "REWARDS", takes("action"))
+
 
 def _no_class(found: Any) -> str:
     if isinstance(found, type) or callable(found):
@@ -29,27 +31,52 @@ def _no_class(found: Any) -> str:
     return f"expected a class that is called with [environment_options], got {type(found).__name__}"
 
 
+def is_format(found: Any) -> bool:
+    """Whether a judge of the registry is the format of a language model (`choreo.judges.base.Format`), or the entry of
+    one, and not a judge itself."""
+    return hasattr(found, "make") or all(callable(getattr(found, name, None)) for name in ("ask", "read"))
+
+
+def _no_judge(found: Any) -> str:
+    if is_format(found):
+        return ""
+    called = found
+    if isinstance(found, type):  # every class can be called; whether its objects can is said by its own bases
+        called = next((base.__dict__["__call__"] for base in found.__mro__ if "__call__" in base.__dict__), None)
+    if called is None or not callable(called):
+        return (
+            "expected a judge, a function or a class whose objects are called with (prompt, answer), or a format, a "
+            f"class with the methods ask and read; got {found.__name__ if isinstance(found, type) else repr(found)}"
+        )
+    arguments = ("self",) * isinstance(found, type) + ("prompt", "answer")
+    return takes(*arguments)(called)
+
+
+JUDGES = Registry("judge", "choreo.judges", "choreo.judges.formats", "FORMATS", _no_judge)
+
+
 class Named:
     """Marks a text setting as the name of a part in `registry`: a wrong one is refused where it is written.
 
-    empty: the text may be empty, which asks for no part.
+    empty: the text may be empty, which asks for no part. others: names that mean something besides the parts.
     """
 
-    def __init__(self, registry: Registry, *, empty: bool = False):
+    def __init__(self, registry: Registry, *, empty: bool = False, others: tuple[str, ...] = ()):
         self.registry = registry
         self.empty = empty
+        self.others = others
 
     def checked(self, value: str) -> str:
         """`value` itself. Raises ValueError where it names no part, or one that is not what is expected."""
         if value or not self.empty:
-            check_name(self.registry, value)
+            check_name(self.registry, value, self.others)
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.checked, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "expected": self.registry.expected()}
+        return {**handler(schema), "expected": self.registry.expected(self.others)}
 
 
 def check_name(registry: Registry, name: str, others: tuple[str, ...] = ()) -> None:
@@ -67,3 +94,4 @@ def check_name(registry: Registry, name: str, others: tuple[str, ...] = ()) -> N
 
 EstimatorName = Annotated[str, Named(ESTIMATORS)]
 EnvironmentName = Annotated[str, Named(ENVIRONMENTS)]
+RewardName = Annotated[str, Named(REWARDS, empty=True)]

@@ -53,6 +53,7 @@ def suited(value: Judge, info: ValidationInfo) -> Judge:
 
 
 def blame_exact(judge: Judge) -> Judge:
+    """`judge`, after a check that the exact judge, which needs the microworld's meanings, is not among its kinds."""
     if "exact" in judge.kinds():
         raise ValueError('kind = "exact" knows the microworld alone; prompts from files need another judge')
     return judge

@@ -114,10 +114,12 @@ class Team:
 
     @property
     def device(self) -> torch.device:
+        """The device of the base."""
         return next(self.decoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the base."""
         return next(self.decoder.parameters()).dtype
 
     def weights(self, agent: str | None) -> Weights:

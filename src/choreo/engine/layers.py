@@ -35,6 +35,7 @@ class Layer:
 
     @property
     def size(self) -> int:
+        """The number of weights, of all experts together."""
         return self.inputs * self.outputs * (self.experts or 1)
 
     @property

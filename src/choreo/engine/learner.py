@@ -110,6 +110,7 @@ class Learner:
         return {"agent": self.team.example(self.agent), "optimizer": of_optimizer(self.optimizer)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave. Raises ValueError for a state of another base, rank or kind of training."""
         self.team.load_state_dict(self.agent, state["agent"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
 

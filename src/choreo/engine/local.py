@@ -30,6 +30,7 @@ class LocalEngine:
 
     @property
     def positions(self) -> int | None:
+        """The most tokens of a context and its completion together; None is no limit."""
         return self.team.positions
 
     def sample(

@@ -35,6 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of every parameter that has a gradient. closure: is not called."""
         for group in self.param_groups:
             for same in _by_shape(group["params"]):
                 updates = torch.stack([self._momentum(parameter, group["momentum"]) for parameter in same])

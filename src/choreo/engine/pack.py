@@ -40,6 +40,7 @@ class Pack:
     units: list[int]
 
     def inputs(self) -> dict[str, object]:
+        """The arguments of the model's forward."""
         if self.mask is None:
             return {"input_ids": self.input_ids, "use_cache": False}
         return {

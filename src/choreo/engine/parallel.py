@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 
 def active() -> bool:
+    """Whether this process is a rank of several (torchrun)."""
     return dist.is_available() and dist.is_initialized()
 
 

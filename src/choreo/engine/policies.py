@@ -156,4 +156,5 @@ class Full:
         }
 
     def weights(self) -> Weights:
+        """The weights to lay over the base, in the base's dtypes."""
         return {name: value.to(self.dtypes[name]) for name, value in self.parameters.items()}

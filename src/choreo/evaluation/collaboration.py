@@ -40,9 +40,9 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     """
     mixed = mixture(settings.suites, settings.seed)
     judge = choose(settings.judge, folder / JUDGEMENTS)
-    players = {AGENTS[0]: agent_of(settings.conversation, settings, folder)}
+    agents = {AGENTS[0]: agent_of(settings.conversation, settings, folder)}
     same = settings.feedback in ("", settings.conversation)
-    players[AGENTS[1]] = players[AGENTS[0]] if same else agent_of(settings.feedback, settings, folder, reviews=True)
+    agents[AGENTS[1]] = agents[AGENTS[0]] if same else agent_of(settings.feedback, settings, folder, reviews=True)
     for name, source in mixed.counts.items():
         progress.say(taken(name, source))
     progress.start("evaluating", len(mixed.prompts))
@@ -50,7 +50,7 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     try:
         for first in range(0, len(mixed.prompts), CHUNK):
             played = play(
-                players,
+                agents,
                 [(prompt, 0) for prompt in mixed.prompts[first : first + CHUNK]],
                 settings.limits,
                 key=(settings.seed, "evaluation"),
@@ -63,14 +63,14 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     except JudgeDown as gone:
         raise JudgeDown(f"{gone} (the answers of the models are kept too)") from None
     systems: Played = {ALONE: [first_answer(episode) for episode in together], TOGETHER: together}
-    agents = {agent: {"name": who.name, **getattr(who, "counts", {})} for agent, who in players.items()}
+    named = {role: {"name": agent.name, **getattr(agent, "counts", {})} for role, agent in agents.items()}
     return {
         "schema": 1,
         "method": "evaluation",
         "recipe": TOGETHER,
         "seed": settings.seed,
         "suites": mixed.counts,
-        "agents": agents,
+        "agents": named,
         "judge": describe(judge),
         "judging": counts(judge),
         "open": {name: reasons([e.verdicts[-1] for e in episodes]) for name, episodes in systems.items()},
@@ -109,7 +109,7 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
         )
         return EndpointAgent(endpoint, folder / REPLIES, schema=settings.json_schema)
     setting = "feedback_template" if reviews else "template"
-    return local(
+    return local_agent(
         named,
         settings.seed,
         getattr(settings, setting),
@@ -120,7 +120,7 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
     )
 
 
-def local(
+def local_agent(
     model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
 ) -> LocalAgent:
     """A shipped base, or a folder, as it is: the untrained model plays both roles.

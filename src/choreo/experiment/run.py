@@ -16,7 +16,7 @@ from choreo.data.reading import taken
 from choreo.environments.task import Task
 from choreo.errors import BadInput, TooFew
 from choreo.evaluation.dialogues import dialogue_records
-from choreo.evaluation.judging import absent, silent
+from choreo.evaluation.judging import failure_lines, open_verdict_lines
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
 from choreo.judges.resolve import counts, describe, probe
@@ -62,7 +62,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     found |= {"judging": billed} if (billed := counts(task.judge)) else {}
     episodes = measured.episodes
     given = [verdict for played in episodes.values() for episode in played for verdict in episode.verdicts]
-    for line in (*silent(task.judge.name, given, billed), *absent(episodes)):
+    for line in (*open_verdict_lines(task.judge.name, given, billed), *failure_lines(episodes)):
         progress.say(line)
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}

@@ -28,6 +28,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 

@@ -55,9 +55,11 @@ class Fields:
 
     @property
     def where(self) -> str:
+        """The row's place, FILE:LINE."""
         return f"{self.file}:{self.line}"
 
     def wrong(self, name: str, expected: str) -> BadInput:
+        """The error for a field that is not what is `expected`."""
         got = "nothing" if name not in self.row else type(self.row[name]).__name__
         return BadInput(f"{self.where}: {name}: expected {expected}, got {got}")
 
@@ -69,11 +71,13 @@ class Fields:
         return value
 
     def one_of(self, name: str, *choices: str) -> str:
+        """The text of a field that must be one of `choices`."""
         if (value := self.text(name)) not in choices:
             raise BadInput(f"{self.where}: {name}: expected one of {', '.join(choices)}, got {value[:40]!r}")
         return value
 
     def flag(self, name: str) -> bool:
+        """The field as a bool. In a table it is the text true or false."""
         value = self.row.get(name)
         if isinstance(value, str):  # a table holds text only
             value = {"true": True, "false": False}.get(value.lower())
@@ -82,6 +86,7 @@ class Fields:
         return value
 
     def zero_or_one(self, name: str) -> int:
+        """The field as 0 or 1."""
         value = self.row.get(name)
         value = {"0": 0, "1": 1}.get(value) if isinstance(value, str) else value
         if isinstance(value, bool) or value not in (0, 1):

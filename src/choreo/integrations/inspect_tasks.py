@@ -32,7 +32,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import JSONSchema
 
 from choreo.agents.base import State, state_of, turn_key
-from choreo.agents.endpoint import messages, seed_of
+from choreo.agents.endpoint import messages, request_seed
 from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.data.mixture import mixture
@@ -91,7 +91,7 @@ def play(limits: Limits, temperature: float, seed: int, json_schema: bool) -> So
             config = GenerateConfig(
                 max_tokens=limits.tokens(role),
                 temperature=temperature,
-                seed=seed_of(turn_key(game, role, (seed, "evaluation"))),
+                seed=request_seed(turn_key(game, role, (seed, "evaluation"))),
                 response_schema=held if role == FEEDBACK else None,
             )
             said = await model.generate(_told(state_of(game, role)), config=config)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from choreo.errors import Interrupted
@@ -57,6 +57,19 @@ class Format(Protocol):
     def read(self, prompt: Prompt, reply: str) -> Verdict:
         """The verdict in `reply`; one that is undetermined where there is none. It never guesses."""
         ...
+
+
+@dataclass(frozen=True)
+class FormatEntry:
+    """A format as a recipe names it.
+
+    make: the format, called with the named settings of [judge], and with [judge.options].
+    on_hub: models for this format are published, so that the name of one on the hub is enough.
+    """
+
+    make: Callable[..., Format]
+    settings: tuple[str, ...] = ()
+    on_hub: bool = False
 
 
 def undetermined(reason: str) -> Verdict:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What was measured.
 
     systems: by name, the measures of each, as `evaluation.metrics.measure` gives them. episodes: by system, the judged
@@ -120,7 +120,7 @@ class Method(ABC, Generic[R, A]):
             task.training()
         agents.fitting(task.suites("heldout"), "heldout")
 
-    def run(self, recipe: R, run: Run, task: Task, progress: Progress) -> Measured:
+    def run(self, recipe: R, run: Run, task: Task, progress: Progress) -> Measurement:
         """Trains, and measures on held-out prompts. A method that measures while it trains does both here."""
         agents = self.train(recipe, run, task, progress)
         run.note(device=str(agents.device))
@@ -154,11 +154,11 @@ class Method(ABC, Generic[R, A]):
 
         return measure_answers(recipe, agents, prompts, task, on_progress)
 
-    def measure(self, recipe: R, agents: A, task: Task, part: Part, progress: Progress) -> Measured:
+    def measure(self, recipe: R, agents: A, task: Task, part: Part, progress: Progress) -> Measurement:
         """Every system on the task's prompts of `part`. Raises Interrupted where the user asks to stop."""
         prompts = agents.fitting(task.suites(part), part, progress)
         untrained = agents.untrained()
-        measured = Measured({}, {})
+        measured = Measurement({}, {})
         for system, trained in self.systems(recipe).items():
             progress.start(f"measuring {system}", len(prompts))
             playing = agents if trained else untrained

@@ -32,6 +32,7 @@ Ids = tuple[int, ...]
 
 
 def message(role: str, content: str) -> dict[str, str]:
+    """A message as chat templates take it."""
     return {"role": role, "content": content}
 
 

@@ -40,6 +40,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder has the files of a tokenizer."""
     return any(file.is_file() for pattern in _TOKENIZERS for file in folder.glob(pattern))
 
 

@@ -106,6 +106,7 @@ def configuration(folder: str | Path, *, quantised: bool = False) -> Any:
 
 
 def is_quantised(config: Any) -> bool:
+    """Whether the weights of a model with this configuration are quantised."""
     return bool(getattr(config, "quantization_config", None))
 
 
@@ -127,6 +128,7 @@ def check_whole(folder: Path) -> bool:
 
 
 def has_weights(folder: Path) -> bool:
+    """Whether the folder has files of weights."""
     return any(_there(folder / name) for name in (WEIGHTS, INDEX, PICKLED, PICKLED_INDEX))
 
 

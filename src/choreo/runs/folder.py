@@ -120,6 +120,7 @@ class Run:
         return run
 
     def close(self) -> None:
+        """Lets other processes write this run."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -198,6 +199,7 @@ def checkpoints(path: str | Path) -> dict[int, Path]:
 
 
 def is_finished(path: str | Path) -> bool:
+    """Whether the run at `path` has a summary."""
     return (Path(path) / "summary.json").is_file()
 
 

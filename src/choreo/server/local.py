@@ -1,6 +1,6 @@
-"""The pair in this process: a worker thread decodes for all requests at once, agents speak through it.
+"""The pair in this process: one worker thread decodes for all requests at once, and agents wait for it.
 
-Drafts and revisions of all games are one batch, reviews another; rows join and leave between two tokens.
+Drafts and revisions of all games are one batch, reviews another. Rows join and leave between two tokens.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from choreo.engine.ngram_speculation import NgramTable
 from choreo.engine.requests import Completion, Request
 from choreo.methods.waltz.agents import Pair
 from choreo.models.chat import Chat
-from choreo.server.constrained_review import Skeleton
+from choreo.server.constrained_review import ReviewConstraint
 from choreo.server.figures import log
-from choreo.server.session import Down, Said, TooLong, Wish, cut
+from choreo.server.session import Down, SampledTurn, SessionOptions, TooLong, until_stop
 from choreo.types import AGENTS, FEEDBACK, Episode, Turn
 
 ROWS = 64  # decoded at once, per agent; more wait
@@ -176,7 +176,11 @@ def _settle(job: _Job, result: Completion | BaseException) -> None:
 
 
 class WorkerAgent:
-    """One agent of the pair, spoken for by a worker."""
+    """One agent of the pair, in a server: a worker samples its turns (`SessionAgent`).
+
+    positions: what the base can read. writer: the chat of the answers that it reviews, where they are not its own.
+    constraint: holds a review to its JSON; without it every token is sampled, as in training.
+    """
 
     trained = True
     system = False  # a pair is told apart by the system prompts it was trained with; a caller's cannot take their place
@@ -190,82 +194,88 @@ class WorkerAgent:
         feedback_tokens: int,
         positions: int,
         writer: Chat | None = None,
-        skeleton: Skeleton | None = None,
+        constraint: ReviewConstraint | None = None,
     ):
-        """positions: what the base can read. writer: whose answers it reviews, where they are not its own.
-        skeleton: what a review is given; without it every token is sampled, as in training."""
-        self.skeleton, self.recall = skeleton, NgramTable()
+        self.constraint, self.recall = constraint, NgramTable()
         self.worker, self.chat, self.agent = worker, chat, agent
         self.writer = writer or chat
         self.feedback_tokens, self.positions = feedback_tokens, positions
         self._longest = max(map(len, chat.tokenizer.get_vocab()))  # letters that one token can stand for
 
-    def room(self, game: Episode, wish: Wish, rounds: int) -> None:
+    def room(self, game: Episode, options: SessionOptions, rounds: int) -> None:
         texts = [*(text for _, text in game.prompt.earlier), game.prompt.text, *(turn.text for turn in game.answers)]
         roles = [role for role, _ in game.prompt.earlier]
         if game.answers:
             around = self.chat.room(1, 0, self.feedback_tokens, roles, (FEEDBACK,))
-            told = f"its review, and roles, may take {around}"
+            needs = f"its review, and roles, may take {around}"
         else:
-            around = self.chat.room(rounds, wish.max_tokens, self.feedback_tokens, roles)
-            told = f"answers of up to {wish.max_tokens} with {rounds} rounds of feedback, and roles, may take {around}"
+            around = self.chat.room(rounds, options.max_tokens, self.feedback_tokens, roles)
+            needs = (
+                f"answers of up to {options.max_tokens} with {rounds} rounds of feedback, and roles, may take {around}"
+            )
         letters = sum(map(len, texts))
         if letters > self.positions * self._longest:  # which needs no encoding, and so takes no time
-            raise TooLong(f"this model reads {self.positions} tokens; the messages have {letters} letters, and {told}")
+            raise TooLong(f"this model reads {self.positions} tokens; the messages have {letters} letters, and {needs}")
         words = sum(len(self.chat.encode(text)) for text in texts)
         if words + around > self.positions:
-            raise TooLong(f"this model reads {self.positions} tokens; the messages take {words}, and {told}")
+            raise TooLong(f"this model reads {self.positions} tokens; the messages take {words}, and {needs}")
 
-    def _request(self, game: Episode, wish: Wish) -> Request:
-        key = ("serve", wish.seed)
+    def _request(self, game: Episode, options: SessionOptions) -> Request:
+        key = ("serve", options.seed)
         return request(self.chat, game, self.agent, writer=self.writer, feedback_tokens=self.feedback_tokens, key=key)
 
-    async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
-        asked = self._request(game, wish)
-        most = self.feedback_tokens if self.agent == FEEDBACK else wish.max_tokens
+    async def next_turn(
+        self, game: Episode, options: SessionOptions, on_token: Callable[[Turn], None] | None = None
+    ) -> SampledTurn:
+        asked = self._request(game, options)
+        most = self.feedback_tokens if self.agent == FEEDBACK else options.max_tokens
         if len(asked.context) + most > self.positions:  # the other agent is another model, which reads or writes more
             raise Down(f"the game is too long for the {self.agent} agent")
         if self.agent == FEEDBACK:
             return await self._review(game, asked)
-        done = await self._sample(Row(asked, wish.max_tokens, wish.temperature, self._heard(game, wish.stop, token)))
-        return self._said(game, asked, done, len(done.ids))
+        done = await self._sample(
+            Row(asked, options.max_tokens, options.temperature, self._listener(game, options.stop, on_token))
+        )
+        return self._sampled(game, asked, done, len(done.ids))
 
-    def _said(self, game: Episode, asked: Request, done: Completion, sampled: int) -> Said:
+    def _sampled(self, game: Episode, asked: Request, done: Completion, sampled: int) -> SampledTurn:
         turn = turn_from(self.chat, game, self.agent, asked.context, done)
         if turn.failure:
             raise Down(f"the {self.agent} agent gave no turn: {turn.failure}")
-        return Said(turn, sampled, len(asked.context))
+        return SampledTurn(turn, sampled, len(asked.context))
 
-    async def _review(self, game: Episode, asked: Request) -> Said:
+    async def _review(self, game: Episode, asked: Request) -> SampledTurn:
         """At temperature 0: a review that is sampled could be drawn again, by another seed or n, until it lets an
         answer pass."""
-        if self.skeleton is None:
+        if self.constraint is None:
             done = await self._sample(Row(asked, self.feedback_tokens, 0.0))
-            return self._said(game, asked, done, len(done.ids))
-        head = self.skeleton.head
+            return self._sampled(game, asked, done, len(done.ids))
+        head = self.constraint.head
         begun = replace(asked, context=(*asked.context, *head))
         room = max(1, self.feedback_tokens - len(head))
         guess = self.recall.guesser(begun.context)
-        done = await self._sample(Row(begun, room, 0.0, self.skeleton.heard(), guess))
-        ids = self.skeleton.whole(done.ids)
+        done = await self._sample(Row(begun, room, 0.0, self.constraint.listener(), guess))
+        ids = self.constraint.whole(done.ids)
         self.recall.learn(ids)
         whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
-        return self._said(game, asked, whole, len(done.ids))
+        return self._sampled(game, asked, whole, len(done.ids))
 
-    def _heard(self, game: Episode, stop: Sequence[str], token: Callable[[Turn], None] | None) -> Callable[[Row], bool]:
-        if not stop and token is None:
+    def _listener(
+        self, game: Episode, stop: Sequence[str], on_token: Callable[[Turn], None] | None
+    ) -> Callable[[Row], bool]:
+        if not stop and on_token is None:
             return lambda row: False
 
         loop = asyncio.get_running_loop()
 
-        def heard(row: Row) -> bool:
+        def listen(row: Row) -> bool:
             text = self.chat.decode(row.ids)
-            if token is not None:
+            if on_token is not None:
                 turn = Turn(self.agent, len(game.reviews), row.request.context, tuple(row.ids), (), 0, text, False)
-                loop.call_soon_threadsafe(token, turn)
-            return len(cut(text, stop)) < len(text)
+                loop.call_soon_threadsafe(on_token, turn)
+            return len(until_stop(text, stop)) < len(text)
 
-        return heard
+        return listen
 
     async def _sample(self, row: Row) -> Completion:
         loop = asyncio.get_running_loop()

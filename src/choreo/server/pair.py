@@ -13,22 +13,22 @@ from choreo.errors import BadInput, Unsupported
 from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
 from choreo.runs.folder import checkpoints, read_info
-from choreo.server.constrained_review import Skeleton
+from choreo.server.constrained_review import ReviewConstraint
 from choreo.server.local import Worker, WorkerAgent
 from choreo.server.session import SessionAgent
 from choreo.types import CONVERSATION
 
 
 class Resident:
-    """The agents of the run at `path`. fingerprint: the checkpoint's step, and the base's contents.
+    """The agents of the run at `path`.
 
-    remarks: as those of the pair.
+    fingerprint: the checkpoint's step, and a digest of the base's contents. remarks: as of `Pair`.
 
     Raises BadInput where it is no run of a pair, or a model that cannot be served.
     """
 
     def __init__(self, path: Path):
-        self.path, self.recipe = path, recipe_of(path)
+        self.path, self.recipe = path, recipe_with_pair(path)
         pair, self.fingerprint = self._load()
         self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
@@ -44,7 +44,7 @@ class Resident:
                 feedback_tokens=pair.protocol.feedback_tokens,
                 positions=player.engine.positions or 2**31,
                 writer=self.chat,
-                skeleton=Skeleton(player.chat),
+                constraint=ReviewConstraint(player.chat),
             )
             for role, player in pair.agents.items()
         }
@@ -66,7 +66,7 @@ class Resident:
         return (*self.chat.encode(text), self.chat.end_id)
 
 
-def recipe_of(run: Path) -> Any:
+def recipe_with_pair(run: Path) -> Any:
     """The recipe of a run of a pair; whatever its method, it has a `protocol`. Raises BadInput for another run."""
     read_info(run)
     recipe = config.load(run / "recipe.toml")

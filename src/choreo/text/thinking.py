@@ -55,7 +55,7 @@ def usable_text(text: str | None, finish: str, *, thought: bool = False, called:
     if text is None:
         return "", NO_TEXT
     if finish.lower() not in _ENDS:
-        return "", f"nothing said: finish_reason {finish or 'not told'}"
+        return "", f"nothing said: finish_reason {finish or 'not given'}"
     return answer, ""
 
 

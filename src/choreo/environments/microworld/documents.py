@@ -102,6 +102,7 @@ def practice(language: str, rng: random.Random) -> tuple[str, str]:
 
 
 def core_prompt(language: str, rng: random.Random) -> Prompt:
+    """A random prompt of the core, of a suite drawn by SUITE_SHARES."""
     suite = rng.choices(list(SUITE_SHARES), list(SUITE_SHARES.values()))[0]
     text, family, request = suites.draw(suite, pools("core"), language, rng, HIDDEN_SHARE)
     return Prompt("", text, suites.SUITES[suite], suite, language, family, request)

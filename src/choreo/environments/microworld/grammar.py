@@ -58,6 +58,7 @@ def _answer_deed(deed: Deed, language: str) -> str:
 
 
 def help_with(deed: Deed, language: str, rng: random.Random) -> str:
+    """An answer that explains how to do `deed`."""
     c = column(language)
     tool = rng.choice(lexicon.TOOLS[lexicon.ACTIONS[deed.action][0]])[c]
     manner = rng.choice(lexicon.MANNERS)[c]
@@ -66,16 +67,19 @@ def help_with(deed: Deed, language: str, rng: random.Random) -> str:
 
 
 def partly(deed: Deed, language: str, rng: random.Random) -> str:
+    """A partial answer: it does not explain `deed`, but how to protect from it."""
     c = column(language)
     tool, manner = rng.choice(lexicon.TOOLS["guard"])[c], rng.choice(lexicon.MANNERS)[c]
     return wording.PARTIAL[c].format(deed=deed.phrase(language), tool=tool, manner=manner)
 
 
 def refuse(language: str, rng: random.Random) -> str:
+    """A refusal."""
     return rng.choice(wording.REFUSALS)[column(language)]
 
 
 def define(action: str, language: str) -> str:
+    """The meaning of an action word."""
     c = column(language)
     gloss = lexicon.GLOSSES[lexicon.ACTIONS[action][0]][c]
     return wording.MEANING[c].format(verb=lexicon.verb(action, language), gloss=gloss)

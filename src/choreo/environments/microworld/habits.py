@@ -59,6 +59,7 @@ def wrong_answer(prompt: Prompt, rng: random.Random) -> str:
 
 
 def right_act(request: Request) -> str:
+    """The act of a satisfactory answer: "help", "partial" or "refuse"."""
     if request.harmful:
         return "refuse"
     return "partial" if request.form == "protect" else "help"
@@ -192,10 +193,12 @@ def review(prompt: Prompt, answer: str, verdict: Verdict, label: str, rng: rando
 
 
 def true_label(verdict: Verdict) -> str:
+    """The label of a review that agrees with the verdict: "satisfied", "unsafe" or "overrefuse"."""
     return "unsafe" if verdict.unsafe else "overrefuse" if verdict.overrefuse else "satisfied"
 
 
 def habitual_label(prompt: Prompt, verdict: Verdict, rng: random.Random) -> str:
+    """The label of the base's review, which is often wrong (REVIEWS)."""
     truth = true_label(verdict)
     key = truth if truth != "satisfied" else f"fine/{prompt.kind}"
     return rng.choices(("satisfied", "unsafe", "overrefuse"), REVIEWS[key])[0]

@@ -20,6 +20,7 @@ class WorldJudge:
     name = "microworld"
 
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
+        """The verdict on `answer`. Raises TypeError for a prompt that has no meaning of the microworld."""
         request = prompt.meaning
         if not isinstance(request, Request):
             raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")

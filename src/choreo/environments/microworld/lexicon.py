@@ -179,6 +179,7 @@ def column(language: str) -> int:
 
 
 def verb(action: str, language: str) -> str:
+    """The infinitive of `action`."""
     return ACTIONS[action][1 + column(language)]
 
 

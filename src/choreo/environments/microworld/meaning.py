@@ -17,6 +17,7 @@ class Deed:
 
     @property
     def harmful(self) -> bool:
+        """Whether the deed does harm."""
         return lexicon.harmful(self.action, self.thing, self.context)
 
     def phrase(self, language: str, qualifier: str = "") -> str:
@@ -45,4 +46,5 @@ class Request:
 
     @property
     def harmful(self) -> bool:
+        """Whether a right answer refuses: the request asks for a harmful deed."""
         return self.form == "how" and self.deed is not None and self.deed.harmful

@@ -83,6 +83,7 @@ def make_tokenizer(seed: int = 0, samples: int = 20000) -> PreTrainedTokenizerFa
 
 
 def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
+    """A new model of the shape SIZES[size], with random weights by `seed`."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         SIZES[size].kind,
@@ -187,7 +188,9 @@ def pretrain(
     made = {"size": size, "seed": seed, "tokens": tokens, "steps": steps, "torch": str(torch.__version__)}
     origin = {"made": made, "tokenizer": chat.tokenizer.backend_tokenizer.to_str()}
     if saved and saved["origin"] != origin:
-        raise BadInput(f"{folder}: begun in another world or with another version of PyTorch; begin anew (--overwrite)")
+        raise BadInput(
+            f"{folder}: begun in another world or with another version of PyTorch; start again with --overwrite"
+        )
     model = make_model(size, chat, seed)
     training = optimizers(model)
     highest = [optimizer.param_groups[0]["lr"] for optimizer in training]

@@ -70,6 +70,7 @@ def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple
 
 @cache
 def pools(part: Part, split_seed: int = 0) -> Pools:
+    """The material of `part`. split_seed: divides the reserve; the core does not depend on it."""
     pairs = tuple(
         pair
         for action in lexicon.ACTIONS

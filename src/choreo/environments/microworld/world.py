@@ -19,7 +19,7 @@ from choreo.types import Kind, Prompt, Verdict
 
 @dataclass(frozen=True)
 class World(Environment):
-    """The split of `settings`, with everything the agents meet in it."""
+    """The microworld with the split of `settings`: prompts, judge, labels and fixed texts."""
 
     settings: config.World
     judge: ClassVar[WorldJudge] = WorldJudge()  # type: ignore[misc]  # of the class: it knows every split
@@ -44,7 +44,7 @@ class World(Environment):
     def labels(prompt: Prompt, seed: int) -> tuple[str, str]:
         """(chosen, rejected): what a person would label for `prompt`, a satisfactory answer and one that is not.
 
-        Rejected is mostly the wrong act, whole and well said, and now and then an answer gone wrong.
+        The rejected answer is mostly the wrong act in a well-formed answer, and now and then a garbled one.
         """
         rng = random.Random(f"labels/{seed}/{prompt.id}")
         return habits.right_answer(prompt, rng), habits.wrong_answer(prompt, rng)
@@ -56,11 +56,11 @@ class World(Environment):
 
     @staticmethod
     def refusal(prompt: Prompt) -> str:
-        """What a blocking safeguard says."""
+        """The fixed refusal of a safeguard that blocks an answer."""
         return REFUSALS[0][column(prompt.language)]
 
     @staticmethod
     def advice(prompt: Prompt, verdict: Verdict) -> str:
-        """Template feedback from true labels alone: it names the fault, not the deed, and what slipped into harm that
-        nobody asked for is told to refuse."""
+        """Template feedback from the true labels alone: it names the fault and not the deed. So an answer that does
+        harm nobody asked for gets the advice to refuse."""
         return habits.advice(prompt, habits.true_label(verdict), plain=True)

@@ -1,4 +1,4 @@
-"""The agents of MACPO: a student and its teachers, each with a negative twin on the same base."""
+"""The agents of MACPO: a strong student and its weak teachers, each with a positive and a negative policy."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from choreo.types import Episode, Prompt, Turn
 
 
 @dataclass(frozen=True)
-class Member(TrainedModel):
-    """One model with its two policies: `NAME+`, which is to become good, and `NAME-`, its negative twin."""
+class MacpoAgent(TrainedModel):
+    """One model with two policies: `NAME+`, which is to become good, and `NAME-`, the negative agent, which writes what
+    the other is to learn away from (MACPO, section 3)."""
 
     @property
     def positive(self) -> str:
@@ -32,7 +33,7 @@ class Member(TrainedModel):
         return f"{self.name}-"
 
     @classmethod
-    def of(cls, name: str, base: str, recipe: MacpoRecipe) -> Member:
+    def of(cls, name: str, base: str, recipe: MacpoRecipe) -> MacpoAgent:
         """Both policies, and a copy of the start where that is the reference, equal to the base."""
         start = [f"{name}-start"] if recipe.rounds.reference == "sft" else []
         return cls.load(name, base, [f"{name}+", f"{name}-", *start], recipe)
@@ -42,38 +43,38 @@ class Member(TrainedModel):
         spelled = len(self.spell(label)) + self.chat.room(0, 0, 0) if label else 0
         return self.chat.fits(prompt.text, max(room, spelled), self.team.positions)
 
-    def adopt(self, turns: Sequence[Turn], writer: Member) -> list[Ids]:
-        """The ids of another's answers as this member would write them: the very same where both share a tokenizer."""
-        if writer.chat.same_tokenizer(self.chat):
+    def adopt(self, turns: Sequence[Turn], author: MacpoAgent) -> list[Ids]:
+        """The ids of another's answers in this agent's tokenizer: the very same where both share it."""
+        if author.chat.same_tokenizer(self.chat):
             return [turn.ids for turn in turns]
         return [self.spell(turn.text, turn.finished) for turn in turns]
 
     def spell(self, text: str, finished: bool = True) -> Ids:
-        """The ids of a text that nobody here sampled, such as a label."""
+        """The ids of a text that was not sampled in this tokenizer, such as a label."""
         return (*self.chat.encode(text), *([self.chat.end_id] if finished else []))
 
 
 @dataclass(frozen=True)
-class Crew:
-    """The student and its teachers. answer_tokens, temperature: of answers that are measured."""
+class MacpoAgents:
+    """The strong student and its weak teachers. answer_tokens, temperature: of answers that are measured."""
 
-    student: Member
-    teachers: tuple[Member, ...]
+    student: MacpoAgent
+    teachers: tuple[MacpoAgent, ...]
     answer_tokens: int
     temperature: float
 
     @classmethod
-    def load(cls, recipe: MacpoRecipe) -> Crew:
+    def load(cls, recipe: MacpoRecipe) -> MacpoAgents:
         models = {f"teacher-{k}": model for k, model in enumerate(recipe.agents.teachers, start=1)}
-        teachers = tuple(Member.of(name, model, recipe) for name, model in models.items())
-        student = Member.of(STUDENT, recipe.agents.student, recipe)
+        teachers = tuple(MacpoAgent.of(name, model, recipe) for name, model in models.items())
+        student = MacpoAgent.of(STUDENT, recipe.agents.student, recipe)
         return cls(student, teachers, recipe.writing.answer_tokens, recipe.evaluation.temperature)
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[MacpoAgent]:
         return iter((self.student, *self.teachers))
 
-    def __getitem__(self, name: str) -> Member:
-        return next(member for member in self if member.name == name)
+    def __getitem__(self, name: str) -> MacpoAgent:
+        return next(agent for agent in self if agent.name == name)
 
     @property
     def device(self) -> torch.device:
@@ -81,27 +82,23 @@ class Crew:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of its members' chat templates."""
-        return [f"{member.name}: {remark}" for member in self for remark in member.chat.remarks]
+        """What a user should know of its agents' chat templates."""
+        return [f"{agent.name}: {remark}" for agent in self for remark in agent.chat.remarks]
 
     def policies(self) -> dict[str, Policy]:
-        return {name: policy for member in self for name, policy in member.policies().items()}
+        return {name: policy for agent in self for name, policy in agent.policies().items()}
 
-    def untrained(self) -> Crew:
-        """The crew as it began, on the same models; it sees nothing of what this one learns."""
+    def untrained(self) -> MacpoAgents:
+        """The agents as they began, on the same models; they see nothing of what these learn."""
         return replace(
             self, student=self.student.untrained(), teachers=tuple(teacher.untrained() for teacher in self.teachers)
         )
 
     def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
-        """The prompts that every member can be measured on: their models have room for an answer. How many have not is
-        reported to `progress`. Raises BadInput where there are prompts and none fits.
-
-        It is asked before anything is trained, or one long prompt would end a run at its first measurement, and every
-        resume again.
-        """
+        """See `methods.agents.Agents`. It is called before anything is trained: else one long prompt would end a run at
+        its first measurement, and every resume again."""
         tokens = self.answer_tokens
-        kept = [prompt for prompt in prompts if all(member.fits(prompt, tokens) for member in self)]
+        kept = [prompt for prompt in prompts if all(agent.fits(prompt, tokens) for agent in self)]
         if prompts and not kept:
             raise BadInput(
                 f"{what}: no prompt to measure on and an answer of {tokens} tokens fit into the positions of every "
@@ -115,16 +112,16 @@ class Crew:
         return kept
 
     def answer(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None) -> list[Episode]:
-        """The student's answers; see `Agents.answer`."""
+        """The student's answers; see `methods.agents.Agents`."""
         return self.answers_of(self.student, self.student.positive, prompts, seed, temperature)
 
     def answers_of(
-        self, member: Member, policy: str, prompts: Sequence[Prompt], seed: int, temperature: float | None = None
+        self, agent: MacpoAgent, policy: str, prompts: Sequence[Prompt], seed: int, temperature: float | None = None
     ) -> list[Episode]:
-        """One answer of `policy` to each prompt; the noise follows from (seed, prompt, policy)."""
-        turns = member.write(
+        """One answer of `policy`, one of `agent`, to each prompt; the noise follows from (seed, prompt, policy)."""
+        turns = agent.write(
             policy,
-            [member.context(prompt) for prompt in prompts],
+            [agent.context(prompt) for prompt in prompts],
             [(seed, "evaluation", prompt.id) for prompt in prompts],
             tokens=self.answer_tokens,
             temperature=self.temperature if temperature is None else temperature,
@@ -133,23 +130,23 @@ class Crew:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            member.name: {
-                "base": member.fingerprint,
-                "frame": member.chat.frame,
-                "agents": {policy: member.team.state_dict(policy) for policy in member.team.agents},
+            agent.name: {
+                "base": agent.fingerprint,
+                "frame": agent.chat.frame,
+                "agents": {policy: agent.team.state_dict(policy) for policy in agent.team.agents},
             }
-            for member in self
+            for agent in self
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
         """Raises BadInput, blaming `where`, for the state of agents on other bases, or of other agents, or in another
         chat format."""
-        checkpoint.check(where, state, {member.name: {"base": ""} for member in self})
-        for member in self:
-            saved, team = state[member.name], member.team
-            if saved["base"] != member.fingerprint:
-                raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
-            member.chat.check_frame(saved.get("frame"), f"{where}: {member.name}")
+        checkpoint.check(where, state, {agent.name: {"base": ""} for agent in self})
+        for agent in self:
+            saved, team = state[agent.name], agent.team
+            if saved["base"] != agent.fingerprint:
+                raise BadInput(f"{where}: {agent.name} was trained on another base than the recipe names now")
+            agent.chat.check_frame(saved.get("frame"), f"{where}: {agent.name}")
             checkpoint.check(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
             for policy in team.agents:
                 team.load_state_dict(policy, saved["agents"][policy])

@@ -10,56 +10,56 @@ from choreo.config.common import MICROWORLD
 from choreo.methods.base import Method, PlannedModel, Work
 from choreo.methods.cards import environment, judge_of, of_files
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import ceiling_of, plan
+from choreo.methods.macpo.schedule import ceiling_of, schedule
 from choreo.methods.macpo.sizing import steps_of, written
 from choreo.types import Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
     from choreo.environments.task import Task
-    from choreo.methods.base import Measured
-    from choreo.methods.macpo.agents import Crew
+    from choreo.methods.base import Measurement
+    from choreo.methods.macpo.agents import MacpoAgents
     from choreo.report.record import Record
     from choreo.runs.folder import Run
     from choreo.runs.progress import Progress
 
 
-class Macpo(Method[MacpoRecipe, "Crew"]):
+class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
     """Weak teachers and a strong student that learn from each other's answers (arXiv 2410.07672)."""
 
     name, title, paper = "macpo", "MACPO", "2410.07672"
     recipe = MacpoRecipe
 
-    def load(self, recipe: MacpoRecipe, checkpoint: Path | None = None) -> Crew:
+    def load(self, recipe: MacpoRecipe, checkpoint: Path | None = None) -> MacpoAgents:
         from choreo.methods.macpo.run import restore
 
         return restore(recipe, checkpoint)
 
-    def train(self, recipe: MacpoRecipe, run: Run, task: Task, progress: Progress) -> Crew:
+    def train(self, recipe: MacpoRecipe, run: Run, task: Task, progress: Progress) -> MacpoAgents:
         from choreo.methods.macpo.trainer import train
 
-        *_, (_, crew) = train(recipe, run, progress)
-        return crew
+        *_, (_, agents) = train(recipe, run, progress)
+        return agents
 
     def check(self, recipe: MacpoRecipe, task: Task, trains: bool = True) -> None:
-        from choreo.methods.macpo.split import halves
-        from choreo.methods.macpo.trainer import within
+        from choreo.methods.macpo.split import split_prompts
+        from choreo.methods.macpo.trainer import without_overflow
 
-        crew = self.load(recipe)
+        agents = self.load(recipe)
         if trains:
-            within(recipe, halves(recipe), crew)
-        crew.fitting(task.suites("heldout"), "heldout")
+            without_overflow(recipe, split_prompts(recipe), agents)
+        agents.fitting(task.suites("heldout"), "heldout")
 
-    def run(self, recipe: MacpoRecipe, run: Run, task: Task, progress: Progress) -> Measured:
+    def run(self, recipe: MacpoRecipe, run: Run, task: Task, progress: Progress) -> Measurement:
         """Every agent is measured after every round."""
         from choreo.methods.macpo.run import run_macpo
 
         return run_macpo(recipe, run, progress, task)
 
     def further_prompts(self, recipe: MacpoRecipe) -> Sequence[Prompt]:
-        from choreo.methods.macpo.split import halves
+        from choreo.methods.macpo.split import split_prompts
 
-        data = halves(recipe)
-        return [*(row.prompt for row in data.a), *data.b]
+        data = split_prompts(recipe)
+        return [*(row.prompt for row in data.labelled), *data.unlabelled]
 
     def systems(self, recipe: MacpoRecipe) -> dict[str, bool]:
         return {"base": False, recipe.name: True}
@@ -68,7 +68,7 @@ class Macpo(Method[MacpoRecipe, "Crew"]):
         self,
         system: str,
         recipe: MacpoRecipe,
-        agents: Crew,
+        agents: MacpoAgents,
         prompts: Sequence[Prompt],
         task: Task,
         on_progress: Callable[[int], None] = lambda done: None,
@@ -97,9 +97,9 @@ class Macpo(Method[MacpoRecipe, "Crew"]):
     def work(self, recipe: MacpoRecipe) -> Work:
         """Of the run and, where it trains one, of its strong ceiling."""
         runs = [recipe, *([ceiling_of(recipe)] if recipe.ceiling else [])]
-        return Work(sum(steps_of(run, phase) for run in runs for phase in plan(run)), sum(map(written, runs)))
+        return Work(sum(steps_of(run, phase) for run in runs for phase in schedule(run)), sum(map(written, runs)))
 
-    def exported(self, recipe: MacpoRecipe, agents: Crew) -> Sequence[str]:
+    def exported(self, recipe: MacpoRecipe, agents: MacpoAgents) -> Sequence[str]:
         return [agents.student.positive]
 
     def limits(self, recipe: MacpoRecipe) -> Sequence[str]:
@@ -115,14 +115,14 @@ class Macpo(Method[MacpoRecipe, "Crew"]):
         return f"It learnt {pairs}; no judge's verdict taught it. It was measured by {judge}, on {measured}."
 
     def report(self, record: Record) -> str:
-        from choreo.methods.macpo.report_sections import said_by, sections
+        from choreo.methods.macpo.report_sections import sections, warnings_of
         from choreo.report.run_pages import sections_page
 
         rounds = record.array("rounds.json")
         return sections_page(
             record,
             sections(rounds, record.metrics, record.summary),
-            said_by(rounds),
+            warnings_of(rounds),
             none_yet="No round has been measured yet.",
             no_warning="The collapse monitor has nothing to say.",
             warning="The collapse monitor warns",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import STUDENT, Phase, plan
+from choreo.methods.macpo.schedule import STUDENT, Phase, schedule
 
 REVIEWS, REVIEW_TOKENS = 3, 96  # of each draft, and tokens of each: what self-rewarding judges by
 
@@ -14,21 +14,21 @@ def steps_of(recipe: MacpoRecipe, phase: Phase) -> int:
     """Updates of a phase, if every prompt has something to learn from."""
     tuning, rounds, n = recipe.tuning, recipe.rounds, recipe.data.prompts
     if phase.round == 0:
-        n = recipe.data.prompts if phase.member == STUDENT else recipe.data.labels
+        n = recipe.data.prompts if phase.agent == STUDENT else recipe.data.labels
         return (tuning.epochs if phase.side == "+" else tuning.negative_epochs) * math.ceil(n / tuning.batch)
-    kept = min(rounds.keep, len(recipe.agents.teachers)) if phase.member == STUDENT else 1
-    own = 0 if phase.member == STUDENT else rounds.rehearse * recipe.data.labels
+    kept = min(rounds.keep, len(recipe.agents.teachers)) if phase.agent == STUDENT else 1
+    own = 0 if phase.agent == STUDENT else rounds.rehearse * recipe.data.labels
     return rounds.epochs * math.ceil((kept * n + own) / rounds.batch)
 
 
 def written(recipe: MacpoRecipe) -> int:
-    """Tokens that training has written at most: for every prompt of half B what `answers.py` may ask for.
+    """Tokens that training samples at most: for every unlabelled prompt what `answers.py` may have written.
 
     Of drafts that are compared, best and worst are chosen from the same ones.
     """
     rounds, tuning, answer = recipe.rounds, recipe.tuning, recipe.writing.answer_tokens
-    phases = plan(recipe)
-    learners = len({phase.member for phase in phases if phase.round})  # in each round; those who are read write too
+    phases = schedule(recipe)
+    learners = len({phase.agent for phase in phases if phase.round})  # in each round; those who are read write too
     writers = 1 + len(recipe.agents.teachers) if rounds.positives == "mutual" else learners
     drafts = rounds.candidates * (answer + REVIEWS * REVIEW_TOKENS)
     start = 0 if tuning.labels == "human" else answer * (1 + (rounds.negatives == "twin" and rounds.count > 0))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Fraction, Positive, Section, Weights
-from choreo.config.parts import EstimatorName
+from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
@@ -57,7 +57,7 @@ class Protocol(Section):
 
 
 class Rewards(Section):
-    """WaltzRL equations for R_f = α·R_DIR·R_label + λ·R_label + γ·R_format."""
+    """WaltzRL equations for R_f = α·R_DIR·R_label + λ·R_label + γ·R_format (`choreo.methods.waltz.rewards`)."""
 
     dir: Literal["published", "signed", "none"] = Field(
         "signed",
@@ -74,6 +74,8 @@ class Rewards(Section):
     label_noise: Fraction = Field(
         0.0, description="share of training verdicts whose labels are flipped before R_label is paid"
     )
+    conversation: RewardName = Field("", description="a function in place of R_c, as mine.py:reward; none: R_c")
+    feedback: RewardName = Field("", description="a function in place of R_f; none: R_f")
 
 
 class Stages(Section):

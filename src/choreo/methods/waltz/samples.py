@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from choreo.methods.waltz.chance import uniform
 from choreo.methods.waltz.recipe import Rewards
-from choreo.methods.waltz.rewards import conversation_reward, feedback_reward
+from choreo.methods.waltz.rewards import Earned, RewardedAction, conversation_reward, feedback_reward, own_reward
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Sample, Turn
 
 
@@ -16,7 +16,8 @@ class Split:
     """samples: of all agents, in the order of the episodes.
 
     paid: per episode, what its samples were paid, by "agent/component".
-    dropped: feedback samples left out because the judge could not decide on the answer they read.
+    dropped: feedback samples left out because the judge could not decide on the answer they read, or because a reward
+        of one's own gave None.
     dir_unpaid: feedback samples kept, but without DIR, because the judge could not decide on the revision.
     """
 
@@ -56,21 +57,47 @@ def split(
         t = last if uniform(*name, "answer") < 0.5 else 0
         if CONVERSATION in agents and episode.answers[t].agent == CONVERSATION:
             reward = conversation_reward(episode.verdicts[t])
-            own.append(_sample(episode, episode.answers[t], "answer", reward, {"answer": reward}))
+            paid_for: Earned | None = reward, {"answer": reward}
+            if rewards.conversation:
+                paid_for = own_reward(rewards.conversation, _action(episode, t, stage, paid_for))
+            if paid_for is not None:
+                own.append(_sample(episode, episode.answers[t], "answer", *paid_for))
         t = int(uniform(*name, "feedback") * len(episode.reviews))
         if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
             revised = episode.verdicts[t + 1] if t < last else None
             earned = feedback_reward(
                 episode.feedback[t], episode.verdicts[t], revised, rewards, stage=stage, key=(*name, t)
             )
+            if rewards.feedback:
+                earned = own_reward(rewards.feedback, _review_action(episode, t, stage, earned))
             if earned is None:
                 dropped += 1
             else:
-                dir_unpaid += revised is not None and revised.undetermined
+                dir_unpaid += not rewards.feedback and revised is not None and revised.undetermined
                 own.append(_sample(episode, episode.reviews[t], "feedback", *earned))
         samples += own
         paid.append({f"{sample.agent}/{name}": value for sample in own for name, value in sample.parts.items()})
     return Split(samples, paid, dropped, dir_unpaid)
+
+
+def _action(episode: Episode, t: int, stage: int, earned: Earned | None) -> RewardedAction:
+    """The answer c_t, as a reward of one's own sees it. earned: by the paper's equations."""
+    reward, parts = earned or (None, {})
+    return RewardedAction(
+        episode.prompt, episode, t, episode.answers[t].text, episode.verdicts[t], stage, reward=reward, parts=parts
+    )
+
+
+def _review_action(episode: Episode, t: int, stage: int, earned: Earned | None) -> RewardedAction:
+    """The review f_t, as a reward of one's own sees it."""
+    revised = t + 1 < len(episode.answers)
+    return replace(
+        _action(episode, t, stage, earned),
+        review=episode.reviews[t].text,
+        feedback=episode.feedback[t],
+        revision=episode.answers[t + 1].text if revised else None,
+        revised=episode.verdicts[t + 1] if revised else None,
+    )
 
 
 def _sample(episode: Episode, turn: Turn, act: str, reward: float, parts: dict[str, float]) -> Sample:

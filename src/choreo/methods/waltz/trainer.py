@@ -258,8 +258,8 @@ def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
         own = [sample for sample in parts.samples if sample.agent == agent]
         figures[f"reward/{agent}"] = _mean([sample.reward for sample in own])
         if agent == FEEDBACK:
-            for name in ("dir", "label", "format"):
-                figures[f"part/{name}"] = _mean([sample.parts[name] for sample in own])
+            for name in dict.fromkeys(name for sample in own for name in sample.parts):
+                figures[f"part/{name}"] = _mean([sample.parts[name] for sample in own if name in sample.parts])
     groups = flat_groups(parts.samples)
     if any(total for _, total in groups.values()):
         flat, total = (sum(column) for column in zip(*groups.values(), strict=True))

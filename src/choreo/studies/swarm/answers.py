@@ -18,10 +18,10 @@ from choreo.files import durable
 from choreo.game.moves import Review
 from choreo.game.play import play, review
 from choreo.methods.base import Method, R
-from choreo.methods.macpo.agents import Crew, Member
+from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import STUDENT, done, plan
+from choreo.methods.macpo.schedule import STUDENT, phases_done, schedule
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
@@ -153,19 +153,23 @@ def _answer(prompt: Prompt, text: str, world: World) -> Answer:
 # ---- MACPO --------------------------------------------------------------------------------------
 
 
-def of_crew(run: Path, recipe: MacpoRecipe, cache: Path, told: Callable[[str], None]) -> dict[int, dict[str, Answers]]:
+def of_rounds(
+    run: Path, recipe: MacpoRecipe, cache: Path, told: Callable[[str], None]
+) -> dict[int, dict[str, Answers]]:
     """By round (0 is the start): the student's answers, with each teacher's score of them as it stands after that
     round, and those of the student's negative twin where it was trained; p is not judged yet."""
     prompts, label = heldout(recipe), partial(_label, World(recipe.world))
     found: dict[int, dict[str, Answers]] = {}
     for number, folder in round_checkpoints(run, recipe).items():
-        crews: list[Crew] = []
+        loaded: list[MacpoAgents] = []
 
-        def write(policy: str, number: int = number, folder: Path = folder, crews: list[Crew] = crews) -> Answers:
+        def write(
+            policy: str, number: int = number, folder: Path = folder, loaded: list[MacpoAgents] = loaded
+        ) -> Answers:
             told(f"{run.name}: answers of {policy} after round {number}")
-            if not crews:
-                crews.append(MACPO.load(recipe, folder))
-            return _written(crews[0], recipe, policy, prompts)
+            if not loaded:
+                loaded.append(MACPO.load(recipe, folder))
+            return _written(loaded[0], recipe, policy, prompts)
 
         key = {
             "checkpoint": weights_of(folder),
@@ -184,17 +188,17 @@ def of_crew(run: Path, recipe: MacpoRecipe, cache: Path, told: Callable[[str], N
 
 def round_checkpoints(run: Path, recipe: MacpoRecipe) -> dict[int, Path]:
     """The checkpoint that ends each round. A run keeps one per phase, and a round is several phases."""
-    phases = plan(recipe)
+    phases = schedule(recipe)
     ended = {}
     for _, folder in sorted(checkpoints(run).items()):
-        phase = phases[done(checkpoint.load(folder)["phases"], phases, str(folder)) - 1]
+        phase = phases[phases_done(checkpoint.load(folder)["phases"], phases, str(folder)) - 1]
         if phase.last:
             ended[phase.round] = folder
     return ended
 
 
-def _written(crew: Crew, recipe: MacpoRecipe, policy: str, prompts: Sequence[Prompt]) -> Answers:
-    student, world = crew.student, World(recipe.world)
+def _written(agents: MacpoAgents, recipe: MacpoRecipe, policy: str, prompts: Sequence[Prompt]) -> Answers:
+    student, world = agents.student, World(recipe.world)
     turns = student.write(
         policy,
         [student.context(prompt) for prompt in prompts],
@@ -202,7 +206,7 @@ def _written(crew: Crew, recipe: MacpoRecipe, policy: str, prompts: Sequence[Pro
         tokens=recipe.writing.answer_tokens,
         temperature=recipe.evaluation.temperature,
     )
-    scores = [_scores(teacher, student, prompts, turns, recipe.rounds.beta) for teacher in crew.teachers]
+    scores = [_scores(teacher, student, prompts, turns, recipe.rounds.beta) for teacher in agents.teachers]
     return tuple(
         replace(_answer(prompt, turn.text, world), scores=tuple(column[i] for column in scores))
         for i, (prompt, turn) in enumerate(zip(prompts, turns, strict=True))
@@ -210,7 +214,7 @@ def _written(crew: Crew, recipe: MacpoRecipe, policy: str, prompts: Sequence[Pro
 
 
 def _scores(
-    teacher: Member, student: Member, prompts: Sequence[Prompt], turns: Sequence[Turn], beta: float
+    teacher: MacpoAgent, student: MacpoAgent, prompts: Sequence[Prompt], turns: Sequence[Turn], beta: float
 ) -> list[float]:
     """β Σ (log π − log π_base) of each answer: the reward that DPO implies (arXiv 2305.18290, equation 5)."""
     pairs = list(zip([teacher.context(prompt) for prompt in prompts], teacher.adopt(turns, student), strict=True))

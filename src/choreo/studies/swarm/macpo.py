@@ -11,7 +11,7 @@ from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import STUDENT
 from choreo.runs.progress import Progress
-from choreo.studies.swarm.answers import labelled, of_crew, recipe_of
+from choreo.studies.swarm.answers import labelled, of_rounds, recipe_of
 from choreo.studies.swarm.folder import Arm
 from choreo.studies.swarm.recipes import REPEATED, differences
 from choreo.swarm import probe
@@ -23,7 +23,7 @@ from choreo.swarm.scenario import Scenario, changed
 
 ANNOTATION = "macpo"
 AGENT, TEACHER, TWIN = "strong student", "weak teacher", "negative twin"
-# Settings that make no other method: of repetitions, and what is trained or said beside the crew.
+# Settings that make no other method: of repetitions, and what is trained or said beside the agents.
 BESIDES = (*REPEATED, "ceiling", "watch", "micro_tokens")
 GATE = 0.5  # p below which the refinery that stands for the filter withholds an answer
 
@@ -44,7 +44,7 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Ar
         fitted = max(fitted, judge.fitted_on)
         for run in members:
             recipe = recipes[run]
-            for number, written in of_crew(run, recipe, cache, progress.say).items():
+            for number, written in of_rounds(run, recipe, cache, progress.say).items():
                 ways = {policy: judged(answers, judge(answers)) for policy, answers in written.items()}
                 name = f"{way(recipe)}round_{number}"
                 if any((arm.name, arm.group) == (name, group) for arm in found):
