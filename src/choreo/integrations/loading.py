@@ -11,9 +11,10 @@ from choreo import config
 from choreo.agents.base import Agent
 from choreo.config.recipe import Recipe
 from choreo.errors import BadInput
-from choreo.evaluation.collaboration import local
+from choreo.evaluation.collaboration import local_agent
 from choreo.methods.agents import Agents
 from choreo.methods.base import method_of, methods_with_a_pair
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import checkpoints, read_info
 from choreo.types import AGENTS, CONVERSATION, AnyTurn
 
@@ -35,15 +36,17 @@ def players(agents: Any) -> dict[str, Agent[AnyTurn]]:
     return {**agents.agents, CONVERSATION: replace(agents.agents[CONVERSATION], trained=False)}
 
 
-def partners(name: str, seed: int) -> Mapping[str, Agent[AnyTurn]]:
+def partners(name: str, recipe: WaltzRecipe) -> Mapping[str, Agent[AnyTurn]]:
     """Who can play with a policy, by role: the pair of a run, or an untrained model in both roles.
+
+    recipe: of the games; an untrained model takes its seed, and has to read as many rounds.
 
     Raises BadInput where `name` is neither a run of a pair, nor a shipped base, nor a model folder.
     """
     if not (Path(name) / "run.json").is_file():
-        return dict.fromkeys(AGENTS, local(name, seed))
-    recipe, agents = run_agents(Path(name))
-    if not method_of(recipe).has_pair:
+        return dict.fromkeys(AGENTS, local_agent(name, recipe.seed, rounds=recipe.protocol.rounds))
+    theirs, agents = run_agents(Path(name))
+    if not method_of(theirs).has_pair:
         pairs = " or ".join(methods_with_a_pair())
-        raise BadInput(f"{name}: is a run of {recipe.method}; a partner is of a pair, which a run of {pairs} has")
+        raise BadInput(f"{name}: is a run of {theirs.method}; a partner is of a pair, which a run of {pairs} has")
     return players(agents)

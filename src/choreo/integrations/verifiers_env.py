@@ -35,10 +35,11 @@ from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.integrations.loading import partners
 from choreo.judges.base import judge_episodes
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.rewards import conversation_reward, feedback_reward
+from choreo.methods.waltz.rewards import Earned, conversation_reward
+from choreo.methods.waltz.samples import answer_reward, review_reward
 from choreo.text.feedback import labels_right
 from choreo.text.thinking import usable_text
-from choreo.types import CONVERSATION, FEEDBACK, AnyTurn, Episode, Prompt, TextTurn, Verdict
+from choreo.types import CONVERSATION, FEEDBACK, AnyTurn, Episode, Prompt, TextTurn
 
 Game = Episode[AnyTurn]
 Answer = Callable[[Game], Awaitable[AnyTurn]]
@@ -167,7 +168,7 @@ class GameEnv(vf.Env[GameEnvConfig]):
         self.recipe: WaltzRecipe = self.taskset.recipe
         self.judge = self.taskset.recipe_task.judge
         self.limits = self.recipe.protocol.limits
-        self.partners = partners(config.partner, self.recipe.seed) if config.partner else {}
+        self.partners = partners(config.partner, self.recipe) if config.partner else {}
         self._one_at_a_time = asyncio.Lock()  # a judge, and a model in this process, are used by one thread at a time
         self._samples: Counter[str] = Counter()
 
@@ -247,28 +248,33 @@ class GameEnv(vf.Env[GameEnvConfig]):
         game: Game = episode.traces[0].state.game
         async with self._one_at_a_time:
             (judged,) = await asyncio.to_thread(judge_episodes, self.judge, [game])
+        rewards, stage = self.recipe.rewards, self.config.stage
         for trace in episode.traces:
             trace.record_metrics(rates(judged))
             if not trace.ok:
                 continue
             if trace.agent.name == CONVERSATION:
-                trace.record_reward("answer", conversation_reward(judged.verdicts[-1]))
                 trace.record_metric("first_answer", conversation_reward(judged.verdicts[0]))
+                pay(trace, answer_reward(judged, len(judged.answers) - 1, rewards, stage))
             else:
-                self._pay_review(trace, judged)
+                t = trace.state.round
+                key = (self.recipe.seed, "verifiers", judged.prompt.id, judged.sample, t)
+                pay(trace, review_reward(judged, t, rewards, stage, key))
+                right = labels_right(judged.feedback[t], judged.verdicts[t])
+                trace.record_metrics({} if right is None else {"label_accuracy": float(right)})
 
-    def _pay_review(self, trace: vf.Trace, game: Game) -> None:
-        t = trace.state.round
-        verdict, feedback = game.verdicts[t], game.feedback[t]
-        revised: Verdict | None = game.verdicts[t + 1] if t + 1 < len(game.verdicts) else None
-        key = (self.recipe.seed, "verifiers", game.prompt.id, game.sample, t)
-        paid = feedback_reward(feedback, verdict, revised, self.recipe.rewards, stage=self.config.stage, key=key)
-        if paid is None:  # the judge could not decide on the answer, so the review is no sample, as in training
-            trace.agent.trainable = False
-            return
-        for name, part in paid[1].items():
-            trace.record_reward(name, part)
-        trace.record_metric("label_accuracy", float(bool(labels_right(feedback, verdict))))
+
+def pay(trace: vf.Trace, earned: Earned | None) -> None:
+    """Records the parts of a reward. Where there is none, as of a review of an answer that the judge could not decide
+    on, the trace is no sample, as in training."""
+    if earned is None:
+        trace.agent.trainable = False
+        return
+    value, parts = earned
+    for name, part in parts.items():
+        trace.record_reward(name, part)
+    if rest := value - sum(parts.values()):  # the parts of a reward of one's own need not be its sum
+        trace.record_reward("rest", rest)
 
 
 def turn_from(trace: vf.Trace, role: str, round: int, *, ended: bool) -> TextTurn:
