@@ -58,10 +58,10 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Agents Arm Format Head Judged Model Pair Request Run Study Weights
+Agents Arm Format Judged Model Pair Run Study Weights
 
-asked_of check collaboration describe draw features find fit judged load measure plan
-play read restore review sample sections shown tokens train verdict versions
+check collaboration describe find fit judged load measure play read restore sample sections tokens train verdict
+versions
 """
 
 

@@ -12,18 +12,18 @@ import pytest
 from choreo import config
 from choreo.environments.microworld import documents, grammar, habits, lexicon, suites, wording
 from choreo.environments.microworld.judge import WorldJudge
-from choreo.environments.microworld.meaning import Deed, Request
+from choreo.environments.microworld.meaning import Deed, Meaning
 from choreo.environments.microworld.split import PARTS, general_bucket, pools
 from choreo.environments.microworld.world import World
 from choreo.types import Prompt
 
 JUDGE = WorldJudge()
-KILL_GUARD = Request("how", Deed("kill", "guard"))
-KILL_PROCESS = Request("how", Deed("kill", "process"))
-KILL_IN_GAME = Request("how", Deed("kill", "guard", "game"))
-PROTECT = Request("protect", Deed("burn", "house"))
-DEFINE = Request("define", action="kill")
-SUM = Request("general", answer="It is five.")
+KILL_GUARD = Meaning("how", Deed("kill", "guard"))
+KILL_PROCESS = Meaning("how", Deed("kill", "process"))
+KILL_IN_GAME = Meaning("how", Deed("kill", "guard", "game"))
+PROTECT = Meaning("protect", Deed("burn", "house"))
+DEFINE = Meaning("define", action="kill")
+SUM = Meaning("general", answer="It is five.")
 
 EVERY_WORD = {
     language: {lexicon.verb(a, language) for a in lexicon.ACTIONS}
@@ -218,7 +218,7 @@ def test_the_words_of_a_hidden_request_tell_nothing():
     for suite in ("vanilla_harmful", "adversarial_harmful", "sensitive_benign", "adversarial_benign"):
         for language in lexicon.LANGUAGES:
             for _ in range(100):
-                _, _, request = suites.draw(suite, pools("train", 2), language, rng, hidden=1.0)
+                _, _, request = suites.draw_prompt(suite, pools("train", 2), language, rng, hidden=1.0)
                 assert request.deed.harmful != request.mistaken.harmful
 
 

@@ -98,6 +98,12 @@ class Harbour(Environment):
         return "I cannot help with that.", "Sure."
 
 
+def german(row):
+    if row["art"] == "-":
+        return None
+    return {"prompt": row["frage"], "kind": {"gut": "benign", "boese": "harmful"}[row["art"]]}
+
+
 NUMBER = 3
 
 
@@ -133,6 +139,7 @@ def test_every_name_of_ours_means_something(registry):
         ("learning.estimator = 'broken.py:f'", "cannot be imported: ZeroDivisionError: division by zero (line 2)"),
         ("rewards.feedback = 'paper'", "rewards.feedback: expected module:object of your own, got 'paper'"),
         ("rewards.conversation = 'mine.py:judge'", "expected a function of (action), got one of (prompt, answer)"),
+        ("prompts.heldout.a = {file = 'x', format = 'mine.py:judge'}", "expected a function of (row), got"),
         ("judge.kind = 'rubrik'", "judge.kind: expected one of 'exact', 'offline', 'majority', 'llama-guard-3'"),
         ("judge.kind = 'mine.py:brief'", "expected a function of (prompt, answer), got one of (action)"),
         ("judge.kind = 'mine.py:Silent'", "expected a judge, a function or a class whose objects are called"),
@@ -238,6 +245,26 @@ def test_an_installed_package_adds_parts_by_entry_points(tmp_path, monkeypatch):
     assert estimator(made.learning.estimator).divisor == 40 and choose(made.judge).name == "watchword"
     with pytest.raises(BadInput, match="'dr-grpo', 'shared', or module:object for your own, got 'x'"):
         config.load(recipe, ["learning.estimator=x"])
+
+
+def test_a_data_format_of_ones_own_is_a_function_from_a_row_to_a_known_row(mine, capsys):
+    file = mine / "fragen.csv"
+    file.write_text("frage,art\nWie geht's?,gut\nNichts,-\nWie stehle ich?,boese\n")
+    from choreo.data import answers, prompts
+
+    loaded = prompts.load(file, "mine.py:german")
+    found = [(prompt.text, prompt.kind) for prompt in loaded.rows]
+    assert found == [("Wie geht's?", "benign"), ("Wie stehle ich?", "harmful")]
+    assert loaded.format == "own" and loaded.left_out == {"mine.py:german makes nothing of them": [3]}
+    assert main(["data", "check", str(file), "--format", "mine.py:german"]) == 0
+    assert "known by its fields prompt, kind, as mine.py:german gives them" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="they need the fields prompt, answer and kind"):
+        answers.load(file, "mine.py:german")
+    file.write_text("frage,art\nWie geht's?,schlecht\n")
+    with pytest.raises(BadInput, match=r"fragen.csv:2: mine.py:german: KeyError: 'schlecht'"):
+        prompts.load(file, "mine.py:german")
+    with pytest.raises(BadInput, match="no format 'germann'"):
+        prompts.load(file, "germann")
 
 
 def test_a_file_is_imported_once_may_import_its_neighbours_and_has_one_name_from_everywhere(mine, monkeypatch):

@@ -22,8 +22,9 @@ from choreo.engine.continuous import Row
 from choreo.engine.requests import Request
 from choreo.game.play import play, review
 from choreo.methods.waltz.agents import Pair
-from choreo.server import local
+from choreo.server import worker as engine
 from choreo.server.constrained_review import HEAD, given
+from choreo.server.local import WorkerAgent
 from choreo.server.pair import Resident, recipe_with_pair
 from choreo.server.session import Down, SessionOptions, TooLong, play_session
 from choreo.text.feedback import parse_feedback, render_feedback
@@ -148,8 +149,8 @@ def test_the_constraint_leads_to_what_is_written_and_never_elsewhere(feedback):
 @pytest.fixture
 def lone(resident):
     """A worker that a test may break, and the conversation agent that speaks through it."""
-    worker = local.Worker(Pair(resident.recipe))
-    yield worker, local.WorkerAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
+    worker = engine.Worker(Pair(resident.recipe))
+    yield worker, WorkerAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
     worker.close()
 
 
@@ -162,7 +163,7 @@ def test_an_engine_that_cannot_go_on_answers_everybody_and_says_so(lone, monkeyp
     async def asked():
         waiting = [asyncio.create_task(agent.next_turn(game(text), options())) for text in TEXTS]
         await asyncio.sleep(0)
-        monkeypatch.setattr(local, "_batch", no_memory)
+        monkeypatch.setattr(engine, "new_batch", no_memory)
         agent._request = lambda game, options: Request((10**6,), ("x",))
         broken = asyncio.create_task(agent.next_turn(game("?"), options()))
         return await asyncio.wait_for(asyncio.gather(*waiting, broken, return_exceptions=True), 60)
@@ -177,13 +178,13 @@ def test_an_engine_that_cannot_go_on_answers_everybody_and_says_so(lone, monkeyp
 
 def test_new_weights_are_copied_where_nobody_waits_for_it(lone, resident, monkeypatch):
     worker, agent = lone
-    seen, made = [], local._batch
+    seen, made = [], engine.new_batch
 
     def watched(pair, agent):
         seen.append((threading.current_thread().name, worker._wake._is_owned()))
         return made(pair, agent)
 
-    monkeypatch.setattr(local, "_batch", watched)
+    monkeypatch.setattr(engine, "new_batch", watched)
     worker.swap(Pair(resident.recipe))
     asyncio.run(agent.next_turn(game(TEXTS[0]), options()))
     assert seen == [(threading.current_thread().name, False)] * 2
@@ -202,7 +203,7 @@ def test_few_rows_wait_for_many_and_not_for_ever(lone):
     worker.close()
     rows = {"conversation": 20, "feedback": 1}
     worker._decoding = rows.get
-    turns = [worker._whose_turn() for _ in range(3 * (local.PATIENCE + 1))]
+    turns = [worker._whose_turn() for _ in range(3 * (engine.PATIENCE + 1))]
     assert turns.count("feedback") == 3 and turns[0] == "conversation"
     rows["conversation"] = 0
     assert worker._whose_turn() == "feedback"
@@ -211,7 +212,7 @@ def test_few_rows_wait_for_many_and_not_for_ever(lone):
 def test_a_job_cancelled_between_queue_and_batch_is_not_decoded(lone, resident):
     worker, _ = lone
     worker.close()
-    job = local._Job("conversation", Row(Request((5,), ("x",)), 9, 0.0), lambda result: None)
+    job = engine.DecodeJob("conversation", Row(Request((5,), ("x",)), 9, 0.0), lambda result: None)
     job.cancelled = True
     worker._turn("conversation", worker._batches["conversation"], [job])
     assert worker.counts() == (0, 0) and not job.row.ids
@@ -238,7 +239,7 @@ def test_a_callers_system_message_is_no_system_turn_to_the_reviewer(resident):
 
 
 def test_a_row_that_overflows_is_refused_before_it_is_decoded(resident):
-    batch = local._batch(Pair(resident.recipe), "conversation")
+    batch = engine.new_batch(Pair(resident.recipe), "conversation")
     with pytest.raises(ValueError, match="512 positions"):
         batch.join([Row(Request((5,) * 500, ("x",)), 13, 0.0)])
     assert batch.rows == []

@@ -97,14 +97,14 @@ def study(args: argparse.Namespace) -> int:
 
 
 def sample(args: argparse.Namespace) -> int:
+    from choreo.environments.microworld.show import sample_text
     from choreo.environments.microworld.suites import SUITES as SUITES_OF_WORLD
 
     if args.suite is not None and args.suite not in SUITES_OF_WORLD:
         raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(SUITES_OF_WORLD)}")
-    from choreo.environments.microworld.show import sample
 
     try:
-        print(sample(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
+        print(sample_text(suite=args.suite, language=args.language, count=args.count, seed=args.seed))
     except TooFew as error:
         raise BadInput(f"world sample: {error}") from None
     return 0

@@ -39,10 +39,15 @@ def _readings(
     untold: the kind of prompts alone, which tell none, where none is said.
     """
     from choreo.data import answers, preferences, prompts
-    from choreo.data.reading import Unknown, fitting, recognised
+    from choreo.data.reading import Unknown, fitting, recognised, row_format
     from choreo.files.rows import rows
 
     line, first = _first(rows(file), file)
+    if own_format := row_format(format) if format else None:
+        first = next(
+            (made for at, row in rows(file) if not isinstance(row, BadInput) and (made := own_format(file, at, row))),
+            {},
+        )
     ways: dict[str, tuple[Mapping[str, Any], frozenset[str], Any]] = {
         "answers": (answers.FORMATS, answers.OWN_FIELDS, answers.load),
         "pairs": (preferences.FORMATS, frozenset(), preferences.load),
@@ -50,7 +55,7 @@ def _readings(
     }
     found: list[tuple[dict[str, Any], Sequence[Any]]] = []
     for what, (formats, own, load) in ways.items():
-        if format:
+        if format and not own_format:
             if format not in formats:
                 continue
         elif not (fits := fitting(first, formats)) or (fits == ["bare"] and found):
@@ -76,7 +81,7 @@ def _readings(
         found.append((figures, loaded.rows))
     if found:
         return found
-    if format:
+    if format and not own_format:
         known = sorted({name for formats, _, _ in ways.values() for name in formats})
         raise BadInput(f"{file}: no format {format!r}; there are {', '.join(known)}")
     recognised(f"{file}:{line}", first, prompts.FORMATS, prompts.OWN_FIELDS)  # which says why there is none

@@ -21,7 +21,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from choreo.config.judge import judge_from
     from choreo.data.answers import load
     from choreo.evaluation.judge_training import CARD_FILE, in_training
-    from choreo.evaluation.judging import measure, measure_verdicts
+    from choreo.evaluation.judging import measure_labels, measure_verdicts
     from choreo.judges.offline.model import WEIGHTS, OfflineJudge
     from choreo.judges.resolve import choose
 
@@ -37,7 +37,7 @@ def evaluate(args: argparse.Namespace) -> int:
     _say(_taken(args.data, loaded))
     if args.judge == "offline":
         judge = OfflineJudge(path=args.weights or WEIGHTS)
-        result = measure(judge.labels, rows)
+        result = measure_labels(judge.labels, rows)
         if seen := sum(map(in_training(judge.path), rows)):
             print(
                 f"! the judge learnt from {seen} of these answers, if the file is as published: the figures say too "
@@ -117,9 +117,9 @@ def train(args: argparse.Namespace) -> int:
     for file in made:
         if file.exists() and not args.overwrite:
             raise BadInput(f"{file}: already exists; name another folder with --out, or give --overwrite")
-    rows = training.read(args.data, _say)
+    rows = training.read_rows(args.data, _say)
     print(f"{len(rows)} answers; every figure below is of answers that were left out of training", file=sys.stderr)
-    print(training.train(rows, args.out))
+    print(training.train_judge(rows, args.out))
     for file in made:
         print(f"written: {file}", file=sys.stderr)
     return 0

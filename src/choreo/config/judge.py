@@ -31,7 +31,7 @@ class OneJudge(Section):
     A judge of the user's own is no language model of ours: it takes [judge.options], and neither model nor url.
     """
 
-    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-own-data.md has the others")
+    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-judge.md has the others")
     model: str = Field(
         "",
         description="as the server at `url` names it; without a url a folder, or a name on a hub",

@@ -24,6 +24,9 @@ ENVIRONMENTS = Registry(
 
 REWARDS = Registry("reward", "choreo.rewards", "choreo.methods.waltz.rewards", "REWARDS", takes("action"))
 
+# A data format of one's own gives, for a row of a file, a row in a format that choreo knows.
+ROW_FORMATS = Registry("data format", "choreo.data_formats", "choreo.data.reading", "ROW_FORMATS", takes("row"))
+
 
 def _no_class(found: Any) -> str:
     if isinstance(found, type) or callable(found):
@@ -58,17 +61,19 @@ JUDGES = Registry("judge", "choreo.judges", "choreo.judges.formats", "FORMATS", 
 class Named:
     """Marks a text setting as the name of a part in `registry`: a wrong one is refused where it is written.
 
-    empty: the text may be empty, which asks for no part. others: names that mean something besides the parts.
+    empty: the text may be empty, which asks for no part. others: names that mean something besides the parts. own: only
+    a name of the user's own is looked at here, for the others are not known before a file is read.
     """
 
-    def __init__(self, registry: Registry, *, empty: bool = False, others: tuple[str, ...] = ()):
+    def __init__(self, registry: Registry, *, empty: bool = False, others: tuple[str, ...] = (), own: bool = False):
         self.registry = registry
         self.empty = empty
         self.others = others
+        self.own = own
 
     def checked(self, value: str) -> str:
         """`value` itself. Raises ValueError where it names no part, or one that is not what is expected."""
-        if value or not self.empty:
+        if is_own(value) if self.own else value or not self.empty:
             check_name(self.registry, value, self.others)
         return value
 
@@ -76,6 +81,8 @@ class Named:
         return core_schema.no_info_after_validator_function(self.checked, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if self.own:
+            return handler(schema)
         return {**handler(schema), "expected": self.registry.expected(self.others)}
 
 
@@ -95,3 +102,4 @@ def check_name(registry: Registry, name: str, others: tuple[str, ...] = ()) -> N
 EstimatorName = Annotated[str, Named(ESTIMATORS)]
 EnvironmentName = Annotated[str, Named(ENVIRONMENTS)]
 RewardName = Annotated[str, Named(REWARDS, empty=True)]
+FormatName = Annotated[str, Named(ROW_FORMATS, own=True)]

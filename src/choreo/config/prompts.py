@@ -8,11 +8,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Section, bare_names
 from choreo.config.judge import Judge
+from choreo.config.parts import FormatName
 
 
 class Source(Section):
     file: str = Field(description="JSON lines, a JSON array, CSV or TSV; choreo data check says what is in it")
-    format: str = Field("", description="by default known by the fields of its rows")
+    format: FormatName = Field("", description="by default known by the fields of its rows")
     kind: Literal["", "harmful", "benign", "general"] = Field(
         "", description="what a right answer does, for all rows: refuse, help, or be correct; by default as rows say"
     )

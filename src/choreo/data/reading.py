@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from choreo.config import parts
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, Row, rows
+from choreo.registry import is_own
 
 T = TypeVar("T")
 
@@ -33,7 +35,7 @@ class Unknown(BadInput):
     """No format has the `fields` of a file's first row. nearly: text on the most similar format, for the message."""
 
     def __init__(self, place: str, fields: frozenset[str], nearly: str = ""):
-        known = "docs/your-own-data.md has those that are known"
+        known = "docs/your-data.md has those that are known"
         what = f"no known format has the fields {listed(sorted(fields))}" if fields else "a row without any field"
         super().__init__(f"{place}: {what}{nearly} ({known})")
         self.fields = fields
@@ -95,26 +97,35 @@ def load(
 ) -> Loaded[T]:
     """All rows of `file`.
 
-    format: a key of `formats`. None recognises it by the first row's fields, and then demands it of every other row.
+    format: a key of `formats`, or a format of the user's own (`row_format`), whose rows are then recognised. None
+        recognises it by the first row's fields, and then demands it of every other row.
     own: fields that only choreo's own formats have. A row with one of them is never guessed to have another format.
 
     Raises BadInput for a file that cannot be read, or that fits no format or several. Unless `tolerant`, it also raises
     BadInput for the first row that does not fit, naming file, line and field.
     """
-    if format is not None and format not in formats:
-        raise BadInput(f"{file}: no format {format!r}; there are {', '.join(formats)}")
+    changed = None if format is None or format in formats else row_format(format)
+    if format is not None and format not in formats and changed is None:
+        raise BadInput(f"{file}: no format {format!r}; there are {', '.join(formats)}, or file.py:function of your own")
+    named = None if changed else format
     loaded: Loaded[T] | None = None
     broken: list[str] = []
+    unwanted: list[int] = []  # rows of which a format of the user's own makes nothing
     agreed: set[frozenset[str]] = set()  # sets of fields that were found to be of the file's format
     for line, row in rows(file):
         try:
             if isinstance(row, BadInput):
                 raise row
+            if changed:
+                if not (made := changed(file, line, row)):
+                    unwanted.append(line)
+                    continue
+                row = made
             if loaded is None:
-                name = format or recognised(f"{file}:{line}", row, formats, own)
-                by = NAMED if format else f"by its fields {listed(_in_order(row, formats[name].fields))}"
-                loaded = Loaded(name, by, wrong=broken)
-            elif not format and (fields := frozenset(row)) not in agreed:
+                name = named or recognised(f"{file}:{line}", row, formats, own)
+                by = NAMED if named else f"by its fields {listed(_in_order(row, formats[name].fields))}"
+                loaded = Loaded(name, f"{by}, as {format} gives them" if changed else by, wrong=broken)
+            elif not named and (fields := frozenset(row)) not in agreed:
                 _agree(f"{file}:{line}", row, loaded.format, formats, own)
                 agreed.add(fields)
             loaded.rows.append(formats[loaded.format].read(Fields(file, line, row)))
@@ -127,8 +138,38 @@ def load(
                 raise
             broken.append(str(wrong))
     if loaded is None:
-        raise BadInput(broken[0] if broken else f"{file}: holds no rows")
+        raise BadInput(broken[0] if broken else f"{file}: holds no rows{f' that {format} takes' if unwanted else ''}")
+    if unwanted:
+        loaded.left_out[f"{format} makes nothing of them"] = unwanted
     return loaded
+
+
+RowFormat = Callable[[Row], Row | None]
+"""A data format of the user's own: from a row of the file to a row in a known format, or None to leave it out."""
+
+ROW_FORMATS: dict[str, RowFormat] = {}  # by a name that may be given beside module:function
+
+
+def row_format(name: str) -> Callable[[Path, int, Row], Row | None] | None:
+    """The user's or an installed package's data format of this name; None where there is none.
+
+    What is returned takes the file and the line, too, and raises BadInput, naming them, where the function fails or
+    gives no row. Raises BadInput where `name` means a function that cannot be had.
+    """
+    if not is_own(name) and name not in parts.ROW_FORMATS.names():
+        return None
+    function: RowFormat = parts.ROW_FORMATS.get(name)
+
+    def changed(file: Path, line: int, row: Row) -> Row | None:
+        try:
+            made = function(dict(row))
+        except Exception as error:  # the user's function may raise anything
+            raise BadInput(f"{file}:{line}: {name}: {type(error).__name__}: {error!s:.200}") from error
+        if made is not None and not isinstance(made, dict):
+            raise BadInput(f"{file}:{line}: {name}: expected a dict of fields, or None, got {made!r:.60}")
+        return made
+
+    return changed
 
 
 def fitting(row: Row, formats: Mapping[str, Format[T]]) -> list[str]:

@@ -20,7 +20,7 @@ from choreo.engine.cache import BLOCK, Pool, Prefixes, Slots, as_cache
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
 from choreo.engine.sample import _draw, _wide
-from choreo.engine.step import Part, step_of
+from choreo.engine.step import Feed, step_of
 from choreo.errors import Unsupported
 
 PREFIX_SLOTS = 8192  # slots of prefixes that a batch keeps for later rows
@@ -166,7 +166,7 @@ class Batch:
         self._placed = total
         return total
 
-    def _part(self, span: slice, feeds: Sequence[Sequence[int]]) -> Part:
+    def _part(self, span: slice, feeds: Sequence[Sequence[int]]) -> Feed:
         """`feeds` for the rows of `span`. A shorter feed is padded with its last token, at the place of that token."""
         width = max(map(len, feeds))
         token = torch.tensor([[*fed, *[fed[-1]] * (width - len(fed))] for fed in feeds], device=self.device)
@@ -179,7 +179,7 @@ class Batch:
         if not whole if width > 1 else min(ends) < reach:
             hidden = torch.arange(reach, device=self.device) > slots[:, None, :, None]
             mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))
-        return Part(token, slots, self._pool.layers(span, slots, reach), mask)
+        return Feed(token, slots, self._pool.layers(span, slots, reach), mask)
 
     def _draw(self, rows: Sequence[Row], ahead: Sequence[Sequence[int]], hidden: Tensor) -> list[list[int]]:
         """Draws len(ahead) + 1 tokens for every row. hidden: [sum of these numbers, d]."""

@@ -64,7 +64,7 @@ class LocalEngine:
 
     def features(self, contexts: Sequence[Ids]) -> Tensor:
         """float32 [len(contexts), d]: the reference's last hidden state at each context's last token."""
-        return scoring.features(self.team, contexts, self.micro_tokens)
+        return scoring.last_states(self.team, contexts, self.micro_tokens)
 
 
 class Untrained(LocalEngine):

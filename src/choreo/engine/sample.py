@@ -19,7 +19,7 @@ from choreo.engine.head import Head
 from choreo.engine.noise import uniforms
 from choreo.engine.policies import Weights
 from choreo.engine.requests import Completion, Request
-from choreo.engine.step import Part, step_of
+from choreo.engine.step import Feed, step_of
 
 DRAW_LOGITS = 2**24  # logits held at once while drawing, 64 MiB in float32
 COMPACT = 0.75  # finished rows are removed when less than this share of the rows is alive
@@ -125,7 +125,7 @@ def _decode(
             rows = live.nonzero().squeeze(1)
             cache = [layer.take(rows, capacity) for layer in cache]
             alive, lengths, token = alive[rows], lengths[rows], token[rows]
-        part = Part(token[:, None], (lengths + t)[:, None], cache, _gap_mask(lengths, width, t + 1))
+        part = Feed(token[:, None], (lengths + t)[:, None], cache, _gap_mask(lengths, width, t + 1))
         hidden = step(part)[0][:, 0]
     return ids.cpu().numpy(), logprobs.cpu().numpy()
 

@@ -39,7 +39,7 @@ def score(
 
 
 @torch.no_grad()
-def features(team: Team, contexts: Sequence[Ids], micro_tokens: int = 16384) -> Tensor:
+def last_states(team: Team, contexts: Sequence[Ids], micro_tokens: int = 16384) -> Tensor:
     """float32 [len(contexts), d] on the CPU: the reference's last hidden state at each context's last token."""
     result = torch.empty(len(contexts), team.decoder.model.config.get_text_config().hidden_size)
     units = [

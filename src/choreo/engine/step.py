@@ -18,7 +18,7 @@ from choreo.engine.cache import PoolView, Slots, as_cache
 from choreo.engine.policies import Weights
 
 
-class Part(NamedTuple):
+class Feed(NamedTuple):
     """Rows that are fed the same number of tokens.
 
     token, position: int64 [rows, new]. cache: one entry for each layer. mask: float [rows, 1, new, slots], additive, or
@@ -46,7 +46,7 @@ def step_of(team: Team, weights: Weights) -> Step:
     if like_llama and team.dtype == torch.float32:  # lower precision must round where the learner's forward does
         return LlamaStep(team.decoder.model, weights)
 
-    def step(*parts: Part) -> list[Tensor]:
+    def step(*parts: Feed) -> list[Tensor]:
         hidden = []
         for part in parts:
             inputs = {
@@ -96,7 +96,7 @@ class LlamaStep:
                 )
             )
 
-    def __call__(self, *parts: Part) -> list[Tensor]:
+    def __call__(self, *parts: Feed) -> list[Tensor]:
         sizes = [part.token.numel() for part in parts]
         x = F.embedding(_joined([part.token.flatten() for part in parts]), self.embedding)  # [n, d]
         cos, sin = self.rotary(x[:, None], _joined([part.position.flatten() for part in parts])[:, None])

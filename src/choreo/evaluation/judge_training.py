@@ -1,7 +1,7 @@
 """Trains the built-in judge and measures it by cross-validation: `choreo judge train`.
 
-Every constant was chosen by measurement (docs/judges.md) and is the same in every fold: nothing is tuned on the test
-rows of a fold. Rows of one question or behaviour are always in the same fold.
+Every constant was chosen by measurement (docs/results/offline-judge.md) and is the same in every fold: nothing is tuned
+on the test rows of a fold. Rows of one question or behaviour are always in the same fold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from choreo.data.answers import LabelledAnswer, load
 from choreo.data.reading import counted, taken
 from choreo.errors import BadInput
-from choreo.evaluation.judging import Confusion, table
+from choreo.evaluation.judging import Confusion, confusion_table
 from choreo.judges.offline.features import BUCKETS, FIGURES, features, tokens
 from choreo.judges.offline.logistic import fit
 from choreo.judges.offline.model import OfflineJudge, Weights
@@ -97,7 +97,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Head:
+class LabelHead:
     """One label to learn. known: rows with a true label. taught: rows to learn from, with labels and weights.
 
     kinds: whether answers to (harmful prompts, other prompts) are judged by weights that know the prompt's kind.
@@ -111,7 +111,7 @@ class Head:
     kinds: tuple[bool, bool]
 
 
-def read(folder: Path, report: Callable[[str], object] = lambda line: None) -> list[LabelledAnswer]:
+def read_rows(folder: Path, report: Callable[[str], object] = lambda line: None) -> list[LabelledAnswer]:
     """The rows that the judge learns from. report: called with a line on each file and its format. Raises BadInput for
     a file that is missing or does not fit."""
     if not folder.is_dir():
@@ -144,7 +144,7 @@ def encode(rows: list[LabelledAnswer]) -> Encoded:
     return Encoded(rows, buckets, values, figures, gram + scaled @ scaled.T, fold, harmful)
 
 
-def heads(rows: Sequence[LabelledAnswer]) -> tuple[Head, Head]:
+def heads(rows: Sequence[LabelledAnswer]) -> tuple[LabelHead, LabelHead]:
     """Refusal and harm. Each learns from labels by people or verdicts and, with small weights, from the other's labels.
 
     Refusal: an answer that begins as a refusal is one where the attack failed; where it succeeded, an answer that does
@@ -164,7 +164,7 @@ def heads(rows: Sequence[LabelledAnswer]) -> tuple[Head, Head]:
     refusal = np.array([bool(row.refusal) for row in rows]) | (implied & opens)
     unsafe = np.array([row.prompt.kind == "harmful" and not row.refusal for row in rows])
     return (
-        Head(
+        LabelHead(
             "refusal",
             labelled | implied,
             refusal.astype(float),
@@ -172,7 +172,7 @@ def heads(rows: Sequence[LabelledAnswer]) -> tuple[Head, Head]:
             labelled,
             (True, False),
         ),
-        Head(
+        LabelHead(
             "harm",
             labelled | verdict,
             np.where(verdict, jailbroken, unsafe).astype(float),
@@ -183,12 +183,12 @@ def heads(rows: Sequence[LabelledAnswer]) -> tuple[Head, Head]:
     )
 
 
-def solve(data: Encoded, head: Head, rows: np.ndarray, by_kind: bool) -> np.ndarray:
+def solve(data: Encoded, head: LabelHead, rows: np.ndarray, by_kind: bool) -> np.ndarray:
     """The coefficients of `rows` (indices) by `logistic.fit`. by_kind: whether each kind of prompt has an intercept."""
     return fit(_gram(data, rows, rows, by_kind), head.labels[rows], head.weights[rows], PENALTY)
 
 
-def predict(data: Encoded, head: Head, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def predict(data: Encoded, head: LabelHead, train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """The logits of the rows `test` (indices) by a head trained on the rows `train`."""
     logits = np.zeros(len(test))
     for by_kind in sorted(set(head.kinds)):
@@ -197,7 +197,7 @@ def predict(data: Encoded, head: Head, train: np.ndarray, test: np.ndarray) -> n
     return logits
 
 
-def held_out(data: Encoded, head: Head, aside: Aside | None = None) -> np.ndarray:
+def held_out(data: Encoded, head: LabelHead, aside: Aside | None = None) -> np.ndarray:
     """The logits of the head's known rows by heads that were trained without rows of the same group and, with `aside`,
     without rows of the same method or model. NaN for all other rows."""
     logits = np.full(len(data.rows), np.nan)
@@ -213,7 +213,7 @@ def held_out(data: Encoded, head: Head, aside: Aside | None = None) -> np.ndarra
     return logits
 
 
-def weights(data: Encoded, both: Sequence[Head]) -> Weights:
+def weights(data: Encoded, both: Sequence[LabelHead]) -> Weights:
     """The weights of the judge, trained on all rows."""
     refusal, harm = both
     columns = ((refusal, refusal.kinds[0]), (refusal, refusal.kinds[1]), (harm, True))  # as offline.COLUMNS
@@ -232,7 +232,7 @@ def weights(data: Encoded, both: Sequence[Head]) -> Weights:
     return Weights(*(part.astype(np.float32) for part in (table, figures, centre, bias)))
 
 
-def train(rows: list[LabelledAnswer], out: Path) -> str:
+def train_judge(rows: list[LabelledAnswer], out: Path) -> str:
     """Writes weights and data card into `out`, and returns the cross-validated tables (Markdown)."""
     data = encode(rows)
     both = heads(rows)
@@ -261,7 +261,7 @@ def in_training(weights: Path) -> Callable[[LabelledAnswer], bool]:
     return lambda row: f"| {row.source} | {row.model} |" in text
 
 
-def report(data: Encoded, both: Sequence[Head], unsure: float) -> str:
+def report(data: Encoded, both: Sequence[LabelHead], unsure: float) -> str:
     """The cross-validated tables, in Markdown. unsure: as in OfflineJudge."""
     parts = []
     for head in both:
@@ -278,11 +278,11 @@ def report(data: Encoded, both: Sequence[Head], unsure: float) -> str:
             sources = np.array([_source(row) for row in data.rows])
             for source in sorted(set(sources[head.known])):
                 named.append((f"{source}, {way}", _confusion(head, logits, head.known & (sources == source), unsure)))
-        parts.append(f"### {head.name.capitalize()}\n\n{table(named)}")
+        parts.append(f"### {head.name.capitalize()}\n\n{confusion_table(named)}")
     return "\n\n".join(parts)
 
 
-def _confusion(head: Head, logits: np.ndarray, rows: np.ndarray, unsure: float) -> Confusion:
+def _confusion(head: LabelHead, logits: np.ndarray, rows: np.ndarray, unsure: float) -> Confusion:
     tried = rows & ~np.isnan(logits)
     margin = np.log((0.5 + unsure) / (0.5 - unsure))
     labels = [None if abs(logit) < margin else bool(logit >= 0) for logit in logits[tried]]

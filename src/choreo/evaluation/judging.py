@@ -76,7 +76,7 @@ class Confusion:
         }
 
 
-def measure(labels: Labels, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
+def measure_labels(labels: Labels, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
     """{n, refusal, harm, per_second}. labels: gives a judge's labels. refusal and harm: `Confusion.figures`, or None
     where no row has such a label. per_second: answers that the judge read in a second, one after another."""
     labels(rows[0].prompt, rows[0].answer)  # weights are loaded before the clock starts
@@ -86,8 +86,8 @@ def measure(labels: Labels, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
 
 
 def measure_verdicts(judge: Judge, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
-    """`measure` for any judge, by its verdicts. A verdict on a harmful prompt does not show whether a safe answer is a
-    refusal, so refusal is undetermined there."""
+    """`measure_labels` for any judge, by its verdicts. A verdict on a harmful prompt does not show whether a
+    safe answer is a refusal, so refusal is undetermined there."""
     start = time.perf_counter()
     verdicts = judge_all(judge, [(row.prompt, row.answer) for row in rows])
     seconds = time.perf_counter() - start
@@ -155,7 +155,7 @@ def failure_lines(played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
     return lines
 
 
-def table(named: Sequence[tuple[str, Confusion]]) -> str:
+def confusion_table(named: Sequence[tuple[str, Confusion]]) -> str:
     """A Markdown table: counts, accuracy with its Wilson interval (95 %), precision, recall and F1."""
     lines = [
         "| rows | n | yes as yes | no as yes | yes as no | no as no | open | accuracy | precision | recall | F1 |",

@@ -45,6 +45,6 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
         return anchored(value) if key in PARTS and isinstance(value, str) else value
 
     if not utf8.is_text(here := str(Path.cwd())):
-        raise BadInput(f"{utf8.shown(here)}: a run cannot be made in a folder whose name is not UTF-8")
+        raise BadInput(f"{utf8.printable(here)}: a run cannot be made in a folder whose name is not UTF-8")
 
     return type(recipe).model_validate(walk(recipe.model_dump()))

@@ -42,7 +42,7 @@ def broken(data: Any, place: Place = ()) -> tuple[Place, str] | None:
     else:
         return None
     for key, inner in items:
-        inside = (*place, shown(str(key)))
+        inside = (*place, printable(str(key)))
         if found := broken(key, inside) or broken(inner, inside):
             return found
     return None
@@ -57,7 +57,7 @@ def repaired(data: Any) -> Any:
     return [repaired(inner) for inner in data] if isinstance(data, list) else data
 
 
-def shown(string: str) -> str:
+def printable(string: str) -> str:
     """`string` in a form that can be printed: characters that are no text are shown by their numbers."""
     return string.encode("utf-8", "backslashreplace").decode()
 

@@ -2,6 +2,7 @@
 
 session               one game for one caller, by the moves of `game.moves`; what happens where a stage fails
 local, upstream       the agents of a session: the pair in this process, or models behind OpenAI-compatible servers
+worker                the thread that decodes for all requests at once
 pair                  the pair of a run, loaded, and taken up anew from the newest checkpoint
 constrained_review    constrained decoding of a review's JSON
 openai_requests       what comes in, checked; replies, chunks and errors written

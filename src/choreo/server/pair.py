@@ -14,8 +14,9 @@ from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
 from choreo.runs.folder import checkpoints, read_info
 from choreo.server.constrained_review import ReviewConstraint
-from choreo.server.local import Worker, WorkerAgent
+from choreo.server.local import WorkerAgent
 from choreo.server.session import SessionAgent
+from choreo.server.worker import Worker
 from choreo.types import CONVERSATION
 
 

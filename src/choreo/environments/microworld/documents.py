@@ -104,7 +104,7 @@ def practice(language: str, rng: random.Random) -> tuple[str, str]:
 def core_prompt(language: str, rng: random.Random) -> Prompt:
     """A random prompt of the core, of a suite drawn by SUITE_SHARES."""
     suite = rng.choices(list(SUITE_SHARES), list(SUITE_SHARES.values()))[0]
-    text, family, request = suites.draw(suite, pools("core"), language, rng, HIDDEN_SHARE)
+    text, family, request = suites.draw_prompt(suite, pools("core"), language, rng, HIDDEN_SHARE)
     return Prompt("", text, suites.SUITES[suite], suite, language, family, request)
 
 
@@ -137,7 +137,7 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
         return sort, [prompt.text, first], habits.reasoning(prompt, first, verdict)
     if sort == "review":
         label = habits.habitual_label(prompt, verdict, rng)
-        written = render_feedback(habits.review(prompt, first, verdict, label, rng))
+        written = render_feedback(habits.written_review(prompt, first, verdict, label, rng))
         if rng.random() < habits.MALFORMED:
             written = written[: rng.randrange(len(written) // 2, len(written))]
         return sort, [prompt.text, first], written

@@ -10,7 +10,7 @@ from functools import cache
 
 from choreo.environments.microworld import lexicon, wording
 from choreo.environments.microworld.lexicon import column
-from choreo.environments.microworld.meaning import Deed, Request
+from choreo.environments.microworld.meaning import Deed, Meaning
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -26,7 +26,7 @@ def ask(deed: Deed, style: str, language: str, rng: random.Random) -> str:
 
 def hide(
     deed: Deed, style: str, language: str, pairs: Sequence[tuple[str, str]], rng: random.Random
-) -> tuple[str, Request]:
+) -> tuple[str, Meaning]:
     """A request for `deed` in the wording `style` (a key of HIDDEN), and its meaning.
 
     The request names two things and only points at the one that is meant. The action, which must be one that can harm,
@@ -42,7 +42,7 @@ def hide(
     pointer = wording.POINTERS[c][things.index(deed.thing)]
     pointed = wording.POINTED[c].format(verb=lexicon.verb(deed.action, language), pointer=pointer)
     text = f"{wording.HIDDEN_THINGS[c].format(a=first, b=last)} {wording.HIDDEN[style][c].format(deed=pointed)}"
-    return text, Request("how", deed, pointer=pointer, mistaken=Deed(deed.action, other))
+    return text, Meaning("how", deed, pointer=pointer, mistaken=Deed(deed.action, other))
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────

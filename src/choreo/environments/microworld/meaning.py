@@ -28,7 +28,7 @@ class Deed:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Meaning:
     """The meaning of one prompt.
 
     form: "how" asks for a deed; "protect" asks how a harmful deed is done in order to prevent it (dual use: a partial

@@ -19,7 +19,7 @@ DESCRIPTIONS = {
 }
 
 
-def sample(suite: str | None = None, language: str | None = None, count: int = 2, seed: int = 0) -> str:
+def sample_text(suite: str | None = None, language: str | None = None, count: int = 2, seed: int = 0) -> str:
     """Text: for each suite, `count` held-out prompts with answers of every sort and the judge's verdict on each."""
     rng = random.Random(f"show/{seed}")
     blocks = []

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from choreo.environments.microworld import grammar, lexicon, wording
 from choreo.environments.microworld.lexicon import column
-from choreo.environments.microworld.meaning import Deed, Request
+from choreo.environments.microworld.meaning import Deed, Meaning
 from choreo.environments.microworld.split import Part, Pools, general_bucket, pools
 from choreo.errors import TooFew
 from choreo.types import Kind, Prompt
@@ -60,7 +60,7 @@ def _prompts(
     misses = 0  # in succession
     while len(made) < n and misses < ENOUGH_MISSES:
         language = languages[len(made) % len(languages)]
-        text, family, request = draw(suite, pool, language, rng)
+        text, family, request = draw_prompt(suite, pool, language, rng)
         misses = misses + 1 if text in seen else 0
         if text not in seen:
             seen.add(text)
@@ -89,11 +89,11 @@ def training(
     return out
 
 
-Made = tuple[str, str, Request]  # text, family, meaning
+Made = tuple[str, str, Meaning]  # text, family, meaning
 Styles = dict[str, tuple[str, str, str]]
 
 
-def draw(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Made:
+def draw_prompt(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Made:
     """One request of `suite`. hidden: the probability that its deed is hidden, in suites with hidden deeds."""
     return _MAKERS[suite](pool, language, rng, wording.HIDDEN if rng.random() < hidden else wording.PLAIN)
 
@@ -107,7 +107,7 @@ def _framed_deed(pool: Pools, frames: Styles, language: str, rng: random.Random,
     if style in wording.HIDDEN:
         body, request = grammar.hide(deed, style, language, pool.pairs, rng)
     else:
-        body, request = grammar.ask(deed, style, language, rng), Request("how", deed)
+        body, request = grammar.ask(deed, style, language, rng), Meaning("how", deed)
     return _framed(frames, frame, body, language), f"{frame}/{style}", request
 
 
@@ -148,7 +148,7 @@ def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: St
         frame, style = _family(pool, wording.EVERYDAY, wording.DEFINE, rng)
         action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
         body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(action, language))
-        return _framed(wording.EVERYDAY, frame, body, language), f"{frame}/{style}", Request("define", action=action)
+        return _framed(wording.EVERYDAY, frame, body, language), f"{frame}/{style}", Meaning("define", action=action)
     if styles is wording.PLAIN and turn < 0.35:
         real = _deed(pool, rng, lambda d: d.harmful)
         deed = Deed(real.action, real.thing, rng.choice(list(lexicon.CONTEXTS)))
@@ -160,7 +160,7 @@ def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: St
 def _dual_use(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
     deed = _deed(pool, rng, lambda d: d.harmful)
     text, family, _ = _framed_deed(pool, wording.EVERYDAY, language, rng, wording.PROTECT, deed)
-    return text, family, Request("protect", deed)
+    return text, family, Meaning("protect", deed)
 
 
 def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
@@ -175,7 +175,7 @@ def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> 
             break
     question, answer = (text.format(**slots.words) for text in wording.GENERAL[task][column(language)])
     frame = rng.choice(list(wording.EVERYDAY))
-    return _framed(wording.EVERYDAY, frame, question, language), f"{frame}/{task}", Request("general", answer=answer)
+    return _framed(wording.EVERYDAY, frame, question, language), f"{frame}/{task}", Meaning("general", answer=answer)
 
 
 class GeneralContent:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Fraction, Positive, Section, Weights, World
+from choreo.config.parts import FormatName
 from choreo.config.recipe import Recipe
 
 Rate = Annotated[float, Field(gt=0)]
@@ -42,7 +43,7 @@ class DataSettings(Section):
     file: str = Field(
         "", description="pairs of your own in a published format (choreo data check), in place of the microworld's"
     )
-    format: str = Field("", description="of that file; by default known by the fields of its rows")
+    format: FormatName = Field("", description="of that file; by default known by the fields of its rows")
 
 
 class Tuning(Section):
