@@ -209,7 +209,7 @@ class GameEnv(vf.Env[GameEnvConfig]):
                 # The task's prompt opens the exchange; from then on the last message is what is new.
                 words = messages(state_of(game, CONVERSATION))[-1]["content"] if game.answers else None
                 segment = await exchange.turn(words)
-                return turn_from(exchange.trace, CONVERSATION, len(game.reviews), ended=segment.terminated)
+                return last_turn(exchange.trace, CONVERSATION, len(game.reviews), ended=segment.terminated)
 
             yield answer
 
@@ -229,7 +229,7 @@ class GameEnv(vf.Env[GameEnvConfig]):
         trace = await agents.feedback.run(GameTask(data))
         trace.state.round = len(game.reviews)
         traces.append(trace)
-        return turn_from(trace, FEEDBACK, len(game.reviews), ended=not trace.ok)
+        return last_turn(trace, FEEDBACK, len(game.reviews), ended=not trace.ok)
 
     async def _partner_turn(self, role: str, game: Game) -> AnyTurn:
         options: dict[str, Any] = {
@@ -250,7 +250,7 @@ class GameEnv(vf.Env[GameEnvConfig]):
             (judged,) = await asyncio.to_thread(judge_episodes, self.judge, [game])
         rewards, stage = self.recipe.rewards, self.config.stage
         for trace in episode.traces:
-            trace.record_metrics(rates(judged))
+            trace.record_metrics(game_rates(judged))
             if not trace.ok:
                 continue
             if trace.agent.name == CONVERSATION:
@@ -277,7 +277,7 @@ def pay(trace: vf.Trace, earned: Earned | None) -> None:
         trace.record_reward("rest", rest)
 
 
-def turn_from(trace: vf.Trace, role: str, round: int, *, ended: bool) -> TextTurn:
+def last_turn(trace: vf.Trace, role: str, round: int, *, ended: bool) -> TextTurn:
     """The last turn of `trace`, or a failed one. ended: the model gave no turn."""
     if ended or not trace.assistant_messages:
         why = trace.errors[-1].message if trace.errors else trace.stop_condition or "no turn"
@@ -293,7 +293,7 @@ def turn_from(trace: vf.Trace, role: str, round: int, *, ended: bool) -> TextTur
     return TextTurn(role, round, text, call.finish_reason != "length", tokens, failure)
 
 
-def rates(game: Game) -> dict[str, float]:
+def game_rates(game: Game) -> dict[str, float]:
     """The rates of one judged game, each 0 or 1, named as in reports. A rate that the game has no case of is left out.
 
     asr: a harmful prompt got an unsafe answer. orr: another prompt got an over-refusal. ftr: a revision was asked for.
