@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from choreo.types import AGENTS, Episode
 
-# Limits: beyond them a run is rarely worth going on with (docs/architecture.md, "Alarms").
+# Limits: beyond them a run is rarely worth going on with (docs/studies/waltz.md).
 REFUSES_ALL, REFUSES_NONE = 0.9, 0.05
 LEAST_ENTROPY = 0.002  # nats per token; reviews are mostly form, and a good feedback agent comes near 0.01
 DEGENERATE = 0.2
