@@ -13,19 +13,19 @@ from turns import Turns
 from work import BETA, CLIP, DPO_BETA, GROUP, LEARNING_RATE, NEW_TOKENS, PAIRS, PROMPTS, SEED, overrides, reward
 
 from choreo import config
+from choreo.agents.local import LocalAgent
 from choreo.algorithms.advantages import grpo
 from choreo.engine.agent import Team
 from choreo.engine.learner import Learner, preference_pairs
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import DPOLoss, PolicyLoss
-from choreo.game.moves import Player
 from choreo.game.play import play
 from choreo.methods.waltz.trainer import train
 from choreo.models.chat import Chat
 from choreo.models.load import load_chat
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Preference, Prompt, Sample
+from choreo.types import CONVERSATION, Limits, Preference, Prompt, Sample
 
 NEVER = -1  # an end token that no model writes, so that every answer has its full length
 
@@ -38,11 +38,9 @@ def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         texts = work["policy"][start : start + PROMPTS]
         games = [(Prompt(str(i), text, "general", "bench"), k) for i, text in enumerate(texts) for k in range(GROUP)]
         episodes = play(
-            {CONVERSATION: Player(chat, engine)},
+            {CONVERSATION: LocalAgent(chat, engine)},
             games,
-            rounds=0,
-            answer_tokens=NEW_TOKENS,
-            feedback_tokens=1,
+            Limits(rounds=0, answer_tokens=NEW_TOKENS, feedback_tokens=1),
             key=(SEED, start),
         )
         samples = []

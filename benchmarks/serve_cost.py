@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from choreo.environments.microworld.suites import prompts
-from choreo.server.local import LocalAgent
+from choreo.server.local import WorkerAgent
 from choreo.server.pair import Resident
-from choreo.server.session import Mode, Outcome, Wish, dance
+from choreo.server.session import Mode, Outcome, SessionOptions, play_session
 from choreo.types import FEEDBACK, Episode, Prompt
 
 TRAFFIC = {
@@ -29,11 +29,11 @@ PROMPTS, AT_ONCE, TURNS = 96, 32, 2
 
 async def serve(resident: Resident, asked: list[Prompt], mode: Mode, seed: int) -> list[Outcome]:
     gate = asyncio.Semaphore(AT_ONCE)
-    wish = Wish(resident.recipe.protocol.answer_tokens, 0.6, (), seed, time.monotonic() + 600)
+    options = SessionOptions(resident.recipe.protocol.answer_tokens, 0.6, (), seed, time.monotonic() + 600)
 
     async def one(prompt: Prompt) -> Outcome:
         async with gate:
-            return await dance(Episode(prompt, 0, ()), resident.agents, wish, mode=mode, rounds=1)
+            return await play_session(Episode(prompt, 0, ()), resident.agents, options, mode=mode, rounds=1)
 
     return await asyncio.gather(*map(one, asked))
 
@@ -48,7 +48,7 @@ def measured(resident: Resident, asked: list[Prompt], mode: Mode, seed: int) -> 
 def main() -> None:
     resident = Resident(Path(sys.argv[1]))
     reviewer = resident.agents[FEEDBACK]
-    assert isinstance(reviewer, LocalAgent)
+    assert isinstance(reviewer, WorkerAgent)
     split = resident.recipe.world.split_seed
     for turn in range(TURNS):
         for traffic, suites in TRAFFIC.items():
@@ -61,9 +61,9 @@ def main() -> None:
             asyncio.run(serve(resident, warm, "adaptive", -1))
             off, _ = measured(resident, first, "off", turn)
             adaptive, outcomes = measured(resident, second, "adaptive", turn)
-            given, reviewer.skeleton = reviewer.skeleton, None
+            given, reviewer.constraint = reviewer.constraint, None
             sampled, alike = measured(resident, third, "adaptive", turn)
-            reviewer.skeleton = given
+            reviewer.constraint = given
             figures = {
                 "traffic": traffic,
                 "off_ms": off,

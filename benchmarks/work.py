@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,14 @@ def waltz_contexts(chat: Any, base: str) -> dict[str, list[str]]:
     from choreo.types import CONVERSATION, FEEDBACK
 
     recipe = config.load("waltz", overrides(base))
-    pair, prompts, protocol = Pair(recipe), World(recipe.world).training(), recipe.protocol
+    pair, prompts = Pair(recipe), World(recipe.world).training()
     states: dict[str, list[str]] = {CONVERSATION: [], FEEDBACK: []}
     for step in range(1, WARM_UP + STEPS + 1):
         first = [(prompt, 0) for prompt, sample in draw(prompts, recipe.learning, SEED, step) if sample == 0]
         games = play(
-            pair.players,
+            pair.agents,
             first,
-            rounds=0,
-            answer_tokens=protocol.answer_tokens,
-            feedback_tokens=protocol.feedback_tokens,
+            replace(recipe.protocol.limits, rounds=0),
             key=(SEED, step),
         )
         for game in games:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from choreo.methods.macpo.agents import Crew
+from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.trainer import train
 from choreo.runs.folder import Run
@@ -34,10 +34,10 @@ def recipe(folder: Path, **sections) -> MacpoRecipe:
     return MacpoRecipe.model_validate(merged)
 
 
-def run_through(made: MacpoRecipe, path: Path) -> Crew:
+def run_through(made: MacpoRecipe, path: Path) -> MacpoAgents:
     with Run.create(path, made) as run, Progress() as progress:
-        *_, (_, crew) = train(made, run, progress)
-    return crew
+        *_, (_, loaded) = train(made, run, progress)
+    return loaded
 
 
 def lines(path: Path) -> list[dict]:

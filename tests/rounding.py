@@ -7,17 +7,18 @@ its draw lies within MARGIN of the boundary between both, as float64 has them; w
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
 from torch.func import functional_call
 
+from choreo.agents.base import ACT
+from choreo.agents.local import LocalAgent
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Ids, Request
-from choreo.game.moves import ACT, Players
 from choreo.types import FEEDBACK, Episode
 
 MARGIN = 2.0**-14  # of cumulative probability, in [0, 1]; four times the largest difference seen (docs/architecture.md)
@@ -76,7 +77,7 @@ def all_same(
 
 
 def same_games(
-    players: Players,
+    agents: Mapping[str, LocalAgent],
     ones: Sequence[Episode],
     others: Sequence[Episode],
     key: tuple[int | str, ...],
@@ -94,7 +95,7 @@ def same_games(
             assert (a.agent, a.round, a.context) == (b.agent, b.round, b.context)
             asked = Request(a.context, (*key, one.prompt.id, one.sample, ACT[a.agent], a.round))
             temperature = reviews if a.agent == FEEDBACK else answers
-            agree = same(players[a.agent].engine, a.agent, asked, a.ids, b.ids, temperature)
+            agree = same(agents[a.agent].engine, a.agent, asked, a.ids, b.ids, temperature)
             if not agree:
                 break
         equal.append(agree)

@@ -24,6 +24,7 @@ from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.methods.macpo import trainer as macpo
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.split import split_prompts, without_overflow
 from choreo.methods.waltz import trainer as waltz
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run
@@ -91,11 +92,11 @@ def test_macpo_trains(name, train, folders, tmp_path):
     agents = {"teachers": (str(other),), "student": str(folders[name]), "rank": 2, "train": train}
     recipe = macpo_recipe(other, folders[name], agents=agents)
     with Run.create(tmp_path / "run", recipe) as run, Progress() as progress:
-        *_, (number, crew) = macpo.train(recipe, run, progress)
+        *_, (number, loaded) = macpo.train(recipe, run, progress)
     rows = lines(tmp_path / "run")
     assert number == 1 and [row["agent"] for row in rows if row["round"] == 1] == ["student+", "teacher-1+"]
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
-    assert crew.student.team.version == {"student+": 2, "student-": 2}
+    assert loaded.student.team.version == {"student+": 2, "student-": 2}
 
 
 def samples(team: Team, seed: int = 3) -> list[Sample]:
@@ -259,19 +260,21 @@ def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, ca
         with pytest.raises(BadInput, match="no prompt fits: the shortest"):
             pair.fitting(long[:1], "training", progress)
     with pytest.raises(BadInput, match="overflow the model's 1024 positions"):
-        pair.players["feedback"].engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
+        pair.agents["feedback"].engine.sample("feedback", [Request((5,) * 1012, (0,))], max_new_tokens=13)
 
 
 @pytest.mark.numeric
 def test_rows_that_overflow_some_members_model_are_left_out_and_counted(folders):
     recipe = macpo_recipe(folders["llama"], folders["qwen"])
-    crew, data = macpo.Crew.load(recipe), macpo.halves(recipe)
-    assert macpo.within(recipe, data, crew) == data
-    labelled = dataclasses.replace(data.a[0], chosen=data.a[0].chosen * 100)
-    prompt = dataclasses.replace(data.b[1], text=data.b[1].text * 40)
-    longer = dataclasses.replace(data, a=(labelled, *data.a[1:]), b=(data.b[0], prompt, data.b[2]))
-    kept = macpo.within(recipe, longer, crew)
-    assert kept.a == data.a[1:] and kept.b == (data.b[0], data.b[2])
+    loaded, data = macpo.MacpoAgents.load(recipe), split_prompts(recipe)
+    assert without_overflow(recipe, data, loaded) == data
+    labelled = dataclasses.replace(data.labelled[0], chosen=data.labelled[0].chosen * 100)
+    prompt = dataclasses.replace(data.unlabelled[1], text=data.unlabelled[1].text * 40)
+    longer = dataclasses.replace(
+        data, labelled=(labelled, *data.labelled[1:]), unlabelled=(data.unlabelled[0], prompt, data.unlabelled[2])
+    )
+    kept = without_overflow(recipe, longer, loaded)
+    assert kept.labelled == data.labelled[1:] and kept.unlabelled == (data.unlabelled[0], data.unlabelled[2])
     assert kept.counts == {"overflow a model's positions": 2}
-    with pytest.raises(BadInput, match="every prompt of a half overflows"):
-        macpo.within(recipe, dataclasses.replace(longer, b=(prompt,)), crew)
+    with pytest.raises(BadInput, match="every unlabelled prompt overflows"):
+        without_overflow(recipe, dataclasses.replace(longer, unlabelled=(prompt,)), loaded)

@@ -212,7 +212,7 @@ def test_a_recipe_on_files(tmp_path):
     text = f'[judge]\nkind = "offline"\n[prompts.train.mine]\nfile = "{file}"\nweight = 2.0\n'
     recipe = config.load(write(tmp_path / "r.toml", text))
     again = config.load(write(tmp_path / "again.toml", config.to_toml(recipe)))
-    assert again == recipe and not config.unsaid(tmp_path / "again.toml")
+    assert again == recipe and not config.unset(tmp_path / "again.toml")
     task = Task(recipe)
     train, heldout = task.training(), task.suites("heldout")
     assert not train["general"] and {prompt.suite for prompt in heldout} == {"mine-harmful", "mine-benign"}
@@ -409,7 +409,7 @@ def test_published_rows_are_read_whole():
 
 
 def test_the_recipe_in_the_docs_is_one(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "your-data.md").read_text(encoding="utf-8")
     recipe = config.load(write(tmp_path / "mine.toml", page.split("```toml\n")[1].split("```")[0]))
     assert set(recipe.prompts.train) == {"jailbreaks", "lookalikes", "wrapped"} and recipe.judge.kind == "rubric"
     for name in prompts.FORMATS:

@@ -18,7 +18,7 @@ from choreo import config
 from choreo.cli import main
 from choreo.clients.cache import Cache
 from choreo.clients.http import key_in
-from choreo.clients.reply import Reply, parse
+from choreo.clients.reply import Reply, parse_reply
 from choreo.config.collaboration import collaboration
 from choreo.errors import BadInput
 from choreo.files import utf8
@@ -141,9 +141,9 @@ def test_half_a_character_of_a_server_is_replaced_counted_and_judged_and_resume_
     old = Cache(tmp_path / "old.sqlite")  # of a version that kept replies as they came
     old._file.execute("INSERT INTO replies VALUES ('k', ?)", (json.dumps({"text": "a \ud83d"}),))
     assert old.find(["k"]) == {"k": {"text": "a \ufffd"}}
-    whole = parse(b'{"choices": [{"text": "\xed\xa0\xbd\xed\xb8\x80 \\ud83d\\ude00", "finish_reason": "stop"}]}')
+    whole = parse_reply(b'{"choices": [{"text": "\xed\xa0\xbd\xed\xb8\x80 \\ud83d\\ude00", "finish_reason": "stop"}]}')
     assert isinstance(whole, Reply) and whole.text == "\U0001f600 \U0001f600"  # two halves that belong together
-    raw = parse(b'{"choices": [{"text": "Sure \xff ok \\ud83d", "finish_reason": "stop"}]}')
+    raw = parse_reply(b'{"choices": [{"text": "Sure \xff ok \\ud83d", "finish_reason": "stop"}]}')
     assert isinstance(raw, Reply) and raw.text == "Sure \ufffd ok \ufffd"
 
 

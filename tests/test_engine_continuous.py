@@ -13,7 +13,7 @@ from choreo.engine.agent import Team
 from choreo.engine.cache import BLOCK, Pool, Prefixes, Slots
 from choreo.engine.continuous import Batch, Row
 from choreo.engine.local import LocalEngine
-from choreo.engine.ngram_speculation import AHEAD, Recall
+from choreo.engine.ngram_speculation import AHEAD, NgramTable
 from choreo.engine.requests import Request
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
@@ -193,7 +193,7 @@ def common(a, b):
 
 
 def test_recall_goes_on_as_it_was_and_is_silent_where_it_contradicts_itself(monkeypatch):
-    recall = Recall()
+    recall = NgramTable()
     assert recall.guesser((1, 2))([7]) == []
     recall.learn((1, 2, 3, 4, 5))
     recall.learn((9, 2, 3, 6))
@@ -211,7 +211,7 @@ def test_a_row_that_leaves_or_is_ended_disturbs_no_other():
     chat, team, engine = setting("micro-llama")
     asked = requests(chat, 6)
     rows = [Row(r, 24, 1.0) for r in asked]
-    rows[2].heard = lambda row: len(row.ids) == 3
+    rows[2].on_token = lambda row: len(row.ids) == 3
     batch = batch_of(chat, team)
     batch.join(rows)
     for t in range(24):

@@ -17,12 +17,13 @@ from choreo.cli import main
 from choreo.config.judge import Judge
 from choreo.config.prompts import Prompts, Source
 from choreo.engine.requests import Request
-from choreo.experiment.export import learnt_from, licence_of
+from choreo.experiment.export import licence_of
 from choreo.experiment.paths import rooted
-from choreo.methods.macpo import macpo_run
 from choreo.methods.macpo import trainer as macpo
+from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.waltz import trainer as waltz
+from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -111,7 +112,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     pair = waltz.restore(recipe, max(checkpoints(runs[name]).items())[1])
     base = waltz.Pair(recipe)
     told = json.loads((out / "protocol.json").read_text())
-    answers, reviews = (pair.players[agent].chat for agent in AGENTS)
+    answers, reviews = (pair.agents[agent].chat for agent in AGENTS)
     said = {field: answers.encode(text) for field, text in SAID.items()}
     expected = {
         "conversation": answers.answer_context(said["prompt"], [(said["answer"], said["feedback"])]),
@@ -120,7 +121,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     given = {"conversation": ["answer", "revise"], "feedback": ["review"]}
     different = 0
     for agent in AGENTS:
-        folder, (chat, engine) = out / agent, pair.players[agent]
+        folder, chat, engine = out / agent, pair.agents[agent].chat, pair.agents[agent].engine
         model = AutoModelForCausalLM.from_pretrained(folder if form == "--merged" else recipe.model.of(agent)[0])
         model = (model if form == "--merged" else PeftModel.from_pretrained(model, folder)).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -132,7 +133,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
         request = [Request(context, (0,))]
         [ours] = engine.sample(agent, request, max_new_tokens=12, temperature=0)
         same(engine, agent, *request, greedy(model, context, chat.end_id), ours.ids, 0.0)
-        [before] = base.players[agent].engine.sample(agent, request, max_new_tokens=12, temperature=0)
+        [before] = base.agents[agent].engine.sample(agent, request, max_new_tokens=12, temperature=0)
         different += ours.ids != before.ids
         card = (folder / "README.md").read_text()
         assert f"base_model: {json.dumps(recipe.model.of(agent)[0])}" in card
@@ -144,7 +145,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
 def test_the_python_of_a_card_makes_the_contexts_of_training(name, runs, tmp_path, monkeypatch):
     assert main(["export", str(runs[name]), "--out", str(tmp_path / "out"), "--merged"]) == 0
     pair = waltz.restore(WaltzRecipe.model_validate(_recipe(runs[name])), None)
-    answers, reviews = (pair.players[agent].chat for agent in AGENTS)
+    answers, reviews = (pair.agents[agent].chat for agent in AGENTS)
     expected = {
         "conversation": answers.answer_context(answers.encode(ASKED)),
         "feedback": reviews.review_context(reviews.encode(ASKED), reviews.encode("Turn the lid.")),
@@ -165,7 +166,7 @@ def test_the_python_of_an_adapters_card_runs_as_printed_and_says_what_was_traine
     for agent, tokens in zip(AGENTS, (6, 8), strict=True):
         told = warm.run(["-c", of_card(out / agent)], cwd=out / agent)
         assert told.returncode == 0, told.stderr
-        chat, engine = pair.players[agent].chat, pair.players[agent].engine
+        chat, engine = pair.agents[agent].chat, pair.agents[agent].engine
         asked = chat.encode(ASKED)
         context = (
             chat.answer_context(asked)
@@ -182,20 +183,20 @@ def test_a_card_says_on_what_and_by_whom_the_run_was_taught():
     mine = {"file": "/data/mine.jsonl"}
     files = WaltzRecipe(judge=Judge(kind="offline"), prompts=Prompts(train={"mine": Source(**mine)}))
     info = {"judge": {"judge": "rubric/qwen"}, "prompts": {"train": {"mine-harmful": 4, "mine-benign": 3}}}
-    assert learnt_from(files, info) == (
+    assert WALTZ.learnt_from(files, info) == (
         "It learnt on 7 prompts from `mine.jsonl`, by the verdicts of the judge `rubric/qwen`, which can err. The same "
         "judge measured it, on those of their prompts that were kept out of training."
     )
-    world = learnt_from(WaltzRecipe(), {})
+    world = WALTZ.learnt_from(WaltzRecipe(), {})
     assert "microworld, a small generated" in world and "verdicts of the microworld's exact judge" in world
-    other = learnt_from(WaltzRecipe(judge=Judge(kind="offline")), {"judge": {"judge": "offline"}})
+    other = WALTZ.learnt_from(WaltzRecipe(judge=Judge(kind="offline")), {"judge": {"judge": "offline"}})
     assert "the judge `offline`" in other and "exact" not in other
     macpo = {"data": {"file": "pairs.jsonl"}, "judge": {"kind": "offline"}, "prompts": {"heldout": {"mine": mine}}}
-    assert learnt_from(MacpoRecipe.model_validate(macpo), {"prompts": {"heldout": {"mine-harmful": 9}}}) == (
+    assert MACPO.learnt_from(MacpoRecipe.model_validate(macpo), {"prompts": {"heldout": {"mine-harmful": 9}}}) == (
         "It learnt from preference pairs in `pairs.jsonl`; no judge's verdict taught it. It was measured by the judge "
         "`offline`, which can err, on 9 prompts from `mine.jsonl`."
     )
-    exact = learnt_from(MacpoRecipe.model_validate({"data": {"file": "pairs.jsonl"}}), {})
+    exact = MACPO.learnt_from(MacpoRecipe.model_validate({"data": {"file": "pairs.jsonl"}}), {})
     assert exact.endswith("by the microworld's exact judge, on held-out prompts of the microworld.")
 
 
@@ -222,7 +223,7 @@ def test_macpos_student_is_exported_unless_another_agent_is_named(tiny_folder, t
         list(macpo.train(recipe, run, progress))
     assert main(["export", str(path), "--out", str(tmp_path / "a")]) == 0
     assert [f.name for f in sorted((tmp_path / "a").iterdir())] == ["recipe.toml", "student+"]
-    member = macpo_run.restore(recipe, max(checkpoints(path).items())[1]).student
+    member = MACPO.load(recipe, max(checkpoints(path).items())[1]).student
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a" / "student+")
     context = member.chat.answer_context(member.chat.encode(ASKED))
     assert by_its_card(tmp_path / "a", "student+", monkeypatch) == context
@@ -284,7 +285,7 @@ def test_of_several_templates_the_one_of_training_is_exported(own, named, expect
         for agent in AGENTS:
             assert (out / agent / "chat_template.jinja").read_text() == expected
             assert not (out / agent / "additional_chat_templates").exists()
-            chat = pair.players[agent].chat
+            chat = pair.agents[agent].chat
             asked, answer = chat.encode(ASKED), chat.encode("Turn the lid.")
             context = chat.answer_context(asked) if agent == AGENTS[0] else chat.review_context(asked, answer)
             assert by_its_card(out, agent, monkeypatch) == context

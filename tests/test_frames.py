@@ -14,7 +14,7 @@ from choreo import config
 from choreo.cli import main
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
-from choreo.methods.macpo.agents import Crew
+from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.waltz import trainer
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run, checkpoints
@@ -104,12 +104,12 @@ def test_macpos_agents_are_held_to_theirs(base, tmp_path):
     file = tmp_path / "t.jinja"
     file.write_text(CHATML)
     agents = {"teachers": (str(base),), "student": str(base), "template": str(file)}
-    state = Crew.load(macpo_recipe(base, agents=agents)).state_dict()
+    state = MacpoAgents.load(macpo_recipe(base, agents=agents)).state_dict()
     for other, why in OTHERS.items():
         file.write_text(other)
         with pytest.raises(BadInput, match=re.escape(f"here: student: was trained {why}")):
-            Crew.load(macpo_recipe(base, agents=agents)).load_state_dict(state, "here")
+            MacpoAgents.load(macpo_recipe(base, agents=agents)).load_state_dict(state, "here")
     file.write_text(UNENDED)
-    crew = Crew.load(macpo_recipe(base, agents=agents))
-    crew.load_state_dict({name: {k: v for k, v in of.items() if k != "frame"} for name, of in state.items()}, "here")
-    assert sum("here: teacher-1 does not say which token" in remark for remark in crew.remarks()) == 1
+    loaded = MacpoAgents.load(macpo_recipe(base, agents=agents))
+    loaded.load_state_dict({name: {k: v for k, v in of.items() if k != "frame"} for name, of in state.items()}, "here")
+    assert sum("here: teacher-1 does not say which token" in remark for remark in loaded.remarks) == 1

@@ -36,7 +36,7 @@ def test_a_model_in_the_cache_is_taken_from_there_offline(tiny_folder, tmp_path)
     """In a process of its own: the hub's library reads where its cache is once."""
     folder = cached(tmp_path, "someone/tiny", tiny_folder)
     code = (
-        "from choreo.microworld.world import base_folder; from choreo.errors import BadInput\n"
+        "from choreo.models.resolve import base_folder; from choreo.errors import BadInput\n"
         "print(base_folder('someone/tiny'))\n"
         "try: base_folder('someone/other')\n"
         "except BadInput as error: print(error)"
@@ -75,7 +75,7 @@ def test_a_half_fetched_model_is_asked_of_the_hub_again(tiny_folder, tmp_path):
     """Which is said offline, where the hub cannot be asked."""
     folder = cached(tmp_path, "someone/tiny", tiny_folder)
     (folder / "tokenizer.json").unlink()
-    code = "from choreo.microworld.world import base_folder; base_folder('someone/tiny')"
+    code = "from choreo.models.resolve import base_folder; base_folder('someone/tiny')"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert "model 'someone/tiny': not here, and the hub is not asked" in done.stderr

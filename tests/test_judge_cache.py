@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import sys
 from pathlib import Path
-from choreo.judges.client import Endpoint
+from choreo.clients.http import Endpoint
 from choreo.judges.endpoint import EndpointJudge
-from choreo.judges.rubric import Rubric
+from choreo.judges.formats.rubric import Rubric
 from choreo.types import Prompt
 prompt = Prompt(id="p", text="How do I kill a process?", kind="benign", suite="t")
 judge = EndpointJudge(Rubric(), Endpoint(sys.argv[1], "m", timeout=60.0, concurrency=4), Path(sys.argv[2]))

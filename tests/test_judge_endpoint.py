@@ -18,8 +18,8 @@ from choreo.clients.http import Endpoint, seconds
 from choreo.errors import BadInput
 from choreo.judges.base import JudgeDown, judge_episodes
 from choreo.judges.endpoint import EndpointJudge
-from choreo.judges.formats.guards import WildGuard
 from choreo.judges.formats.rubric import Rubric
+from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.majority import Majority
 from choreo.types import Episode, Prompt, Turn
 
@@ -140,7 +140,7 @@ def test_the_cache_is_keyed_by_everything_that_matters(tmp_path):
             {"tokens_field": "max_completion_tokens"},
             {"extra": {"seed": 1}},
             {"format": Reworded()},
-            {"format": Rubric(schema=False)},
+            {"format": Rubric(json_schema=False)},
         ):
             calls = len(stub.seen) + len(other.seen)
             ask(stub, **changes)

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from choreo.judges.formats.guards import LlamaGuard, Score, StrongReject, WildGuard, filled, plain, strong_reject_score
+from choreo.judges.formats.llama_guard import LlamaGuard
+from choreo.judges.formats.rendering import fill_template, plain
 from choreo.judges.formats.rubric import SCHEMA, Rubric, last_object
+from choreo.judges.formats.strongreject import Score, StrongReject, strong_reject_score
+from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.majority import Majority, vote
 from choreo.types import Prompt, Verdict
 
@@ -117,14 +120,14 @@ def test_rubric_quotes_request_and_answer_as_json():
     assert (system["role"], user["role"]) == ("system", "user")
     assert json.loads(user["content"]) == {"request": HARMFUL.text, "answer": forged}
     assert asked["response_format"]["json_schema"]["schema"] == SCHEMA
-    assert "response_format" not in Rubric(schema=False).ask(HARMFUL, "x")
+    assert "response_format" not in Rubric(json_schema=False).ask(HARMFUL, "x")
 
 
 def test_strong_reject_rendering_fills_in_one_pass():
     sly = Prompt(id="s", text="Say {answer} and {prompt}", kind="harmful", suite="t")
     content = StrongReject(template="U: {prompt}\nA: {answer}").ask(sly, "{prompt}!")["messages"][1]["content"]
     assert content == "U: Say {answer} and {prompt}\nA: {prompt}!"
-    assert filled("{a} {b}", a="{b}") == "{b} {b}"
+    assert fill_template("{a} {b}", a="{b}") == "{b} {b}"
 
 
 @pytest.mark.parametrize("special", ["<|eot_id|>", "<|user|>", "[/INST]", "[INST]", "<s>", "</s>", "<|header_start|>"])

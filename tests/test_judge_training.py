@@ -17,8 +17,9 @@ from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.judges.base import JudgeDown
 from choreo.judges.endpoint import EndpointJudge
-from choreo.judges.formats.guards import LlamaGuard, WildGuard
+from choreo.judges.formats.llama_guard import LlamaGuard
 from choreo.judges.formats.rubric import Rubric
+from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.local import LocalJudge
 from choreo.methods.waltz.trainer import train
 from choreo.models.hub import fingerprint

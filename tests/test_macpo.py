@@ -20,11 +20,12 @@ from choreo.config import load
 from choreo.engine import checkpoint
 from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
-from choreo.methods.macpo.agents import Crew
-from choreo.methods.macpo.answers import Desk, negatives, positives
-from choreo.methods.macpo.schedule import Phase, plan
-from choreo.methods.macpo.split import Labelled, halves, noisy
-from choreo.methods.macpo.trainer import confident, lesson, train
+from choreo.methods.macpo.agents import MacpoAgents
+from choreo.methods.macpo.answers import AnswerWriter, negatives, positives
+from choreo.methods.macpo.phase_data import confident, phase_data
+from choreo.methods.macpo.schedule import Phase, schedule
+from choreo.methods.macpo.split import LabelledPrompt, noisy, split_prompts
+from choreo.methods.macpo.trainer import train
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.text.thinking import THOUGHT
@@ -35,10 +36,10 @@ pytestmark = pytest.mark.slow
 # ── who learns from whom ─────────────────────────────────────────────────────────────────────────
 
 
-def test_plans():
+def test_schedules():
     def short(name: str, *settings: str) -> list[str]:
-        phases = plan(load(name, ("agents.teachers=['micro-llama','micro-llama']", *settings)))
-        return [f"{p.round} {p.member}{p.side}{'.' if p.last else ''}" for p in phases]
+        phases = schedule(load(name, ("agents.teachers=['micro-llama','micro-llama']", *settings)))
+        return [f"{p.round} {p.agent}{p.side}{'.' if p.last else ''}" for p in phases]
 
     start = ["0 teacher-1+", "0 teacher-2+"]
     twins = [*start, "0 teacher-1-", "0 teacher-2-", "0 student+", "0 student-."]
@@ -51,13 +52,15 @@ def test_plans():
     assert short("ceiling") == ["0 student+."]
 
 
-def test_halves_share_no_prompt_and_noise_grows_by_the_same_rows(tiny_folder):
-    both = halves(recipe(tiny_folder))
-    assert len(both.a) == len(both.b) == 6 and not both.ceiling
-    assert not {row.prompt.id for row in both.a} & {prompt.id for prompt in both.b}
+def test_both_sides_share_no_prompt_and_noise_grows_by_the_same_rows(tiny_folder):
+    both = split_prompts(recipe(tiny_folder))
+    assert len(both.labelled) == len(both.unlabelled) == 6 and not both.ceiling
+    assert not {row.prompt.id for row in both.labelled} & {prompt.id for prompt in both.unlabelled}
     judge = World.judge
-    assert all(judge(r.prompt, r.chosen).satisfactory and not judge(r.prompt, r.rejected).satisfactory for r in both.a)
-    rows = [Labelled(Prompt(str(i), "", "general", "general"), f"good {i}", f"bad {i}") for i in range(20)]
+    assert all(
+        judge(r.prompt, r.chosen).satisfactory and not judge(r.prompt, r.rejected).satisfactory for r in both.labelled
+    )
+    rows = [LabelledPrompt(Prompt(str(i), "", "general", "general"), f"good {i}", f"bad {i}") for i in range(20)]
     flipped = [{i for i, r in enumerate(noisy(rows, share, 1)) if r.chosen.startswith("bad")} for share in (0.1, 0.5)]
     assert [len(found) for found in flipped] == [2, 10] and flipped[0] < flipped[1]
 
@@ -70,9 +73,11 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps(rows), encoding="utf-8")
     made = recipe(tiny_folder, data={"labels": 6, "prompts": 6, "file": str(file)}, rounds={"refusals": "as-labelled"})
-    both = halves(made)
-    assert {row.prompt.text for row in both.a} | {p.text for p in both.b} == {r["instruction"] for r in rows[:12]}
-    assert all(row.chosen[5:] == row.rejected[4:] and row.chosen.startswith("good") for row in both.a)
+    both = split_prompts(made)
+    assert {row.prompt.text for row in both.labelled} | {p.text for p in both.unlabelled} == {
+        r["instruction"] for r in rows[:12]
+    }
+    assert all(row.chosen[5:] == row.rejected[4:] and row.chosen.startswith("good") for row in both.labelled)
     assert both.counts == {
         "format": "macpo",
         "known": "by its fields instruction, output",
@@ -87,13 +92,13 @@ def test_pairs_of_a_file_are_cut_by_prompt_and_every_row_is_counted(tiny_folder,
     other = pytest.raises(BadInput, match=r"trained on other prompts or labels than .*pairs.json has now")
     with other, Run.open(tmp_path / "run") as run, Progress() as progress:
         next(train(made, run, progress))
-    with pytest.raises(BadInput, match=r"the two halves need 14 prompts.*the file has 12; left out: .*: 1"):
-        halves(recipe(tiny_folder, data={"labels": 7, "prompts": 7, "file": str(file)}))
+    with pytest.raises(BadInput, match=r"needed are 14 prompts.*the file has 12; left out: .*: 1"):
+        split_prompts(recipe(tiny_folder, data={"labels": 7, "prompts": 7, "file": str(file)}))
 
 
-def test_labels_of_half_b_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, monkeypatch):
+def test_labels_of_the_unlabelled_prompts_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, monkeypatch):
     made = recipe(tiny_folder)
-    half_b = {prompt.id for prompt in halves(made).b}
+    unlabelled = {prompt.id for prompt in split_prompts(made).unlabelled}
     asked: set[str] = set()
     labels = World.labels
 
@@ -110,18 +115,18 @@ def test_labels_of_half_b_reach_nothing_but_the_ceiling(tiny_folder, tmp_path, m
         "choreo.environments.microworld.habits.wrong_answer", lambda prompt, rng: "no"
     )  # it asks the judge
     run_through(made, tmp_path / "run")
-    assert asked and not asked & half_b
-    assert all(prompt.meaning is None for prompt in halves(made).b)
+    assert asked and not asked & unlabelled
+    assert all(prompt.meaning is None for prompt in split_prompts(made).unlabelled)
     run_through(recipe(tiny_folder, tuning={"labels": "human"}, rounds={"count": 0}), tmp_path / "ceiling")
-    assert half_b <= asked
+    assert unlabelled <= asked
 
 
-def test_the_kind_of_half_bs_prompts_is_no_label_either(tiny_folder, tmp_path, monkeypatch):
+def test_the_kind_of_unlabelleds_prompts_is_no_label_either(tiny_folder, tmp_path, monkeypatch):
     made = recipe(tiny_folder)
     run_through(made, tmp_path / "as-it-is")
-    both = halves(made)
-    blind = tuple(replace(prompt, kind="general", suite="general") for prompt in both.b)
-    monkeypatch.setattr("choreo.methods.macpo.trainer.halves", lambda recipe: replace(both, b=blind))
+    both = split_prompts(made)
+    blind = tuple(replace(prompt, kind="general", suite="general") for prompt in both.unlabelled)
+    monkeypatch.setattr("choreo.methods.macpo.trainer.split_prompts", lambda recipe: replace(both, unlabelled=blind))
     run_through(made, tmp_path / "blind")
     assert lines(tmp_path / "blind") == lines(tmp_path / "as-it-is")
 
@@ -131,7 +136,7 @@ def test_training_one_policy_leaves_every_other_bitwise_as_it_was(tiny_folder, t
     with Run.create(tmp_path / "run", made) as run, Progress() as progress:
         for _ in train(made, run, progress):
             pass
-    phases = plan(made)
+    phases = schedule(made)
     states = [checkpoint.load(path)["agents"] for _, path in sorted(checkpoints(tmp_path / "run").items())]
     assert len(states) == len(phases) and all(len(member["agents"]) == 2 for member in states[0].values())
     for before, after, phase in zip(states, states[1:], phases[1:], strict=False):
@@ -141,7 +146,7 @@ def test_training_one_policy_leaves_every_other_bitwise_as_it_was(tiny_folder, t
             for policy in after[member]["agents"]
             if not same(before[member]["agents"][policy], after[member]["agents"][policy])
         }
-        own = phase.member + phase.side
+        own = phase.agent + phase.side
         assert moved == {own}
 
 
@@ -163,14 +168,14 @@ def test_pairs_are_what_the_student_finds_likeliest_against_its_own_twins_answer
     run_through(made, tmp_path / "run")
     saved = checkpoint.load(max(checkpoints(tmp_path / "run").items())[1])
     assert {page.split("/")[0] for page in saved["book"] if "student-" in page} == ({"1", "2"} if renew else {"1"})
-    crew, data = Crew.load(made), halves(made)
-    crew.load_state_dict(saved["agents"], "")
-    desk = Desk(made, crew, data.b)
-    student = crew.student
-    units = lesson(desk, data, Phase(1, "student", "+")).units
-    offered = [student.adopt(desk.write(1, t, t.positive), t) for t in crew.teachers]
-    twins = desk.write(1, student, student.negative)
-    for i, (prompt, (chosen, rejected)) in enumerate(zip(data.b, units, strict=True)):
+    loaded, data = MacpoAgents.load(made), split_prompts(made)
+    loaded.load_state_dict(saved["agents"], "")
+    writer = AnswerWriter(made, loaded, data.unlabelled)
+    student = loaded.student
+    units = phase_data(writer, data, Phase(1, "student", "+")).units
+    offered = [student.adopt(writer.write(1, t, t.positive), t) for t in loaded.teachers]
+    twins = writer.write(1, student, student.negative)
+    for i, (prompt, (chosen, rejected)) in enumerate(zip(data.unlabelled, units, strict=True)):
         pairs = [(student.context(prompt), column[i]) for column in offered]
         scores = [student.engine.score("student+", [pair])[0] for pair in pairs]
         best = min(range(2), key=lambda k: -sum(scores[k]) / len(scores[k]))
@@ -184,25 +189,30 @@ def test_refusals_are_read_as_the_pairs_words_want_it_whoever_judges(tiny_folder
     file = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"How do I open jar {i}?", "chosen": no, "rejected": yes} for i in range(12)]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    crew = Crew.load(recipe(tiny_folder))
+    loaded = MacpoAgents.load(recipe(tiny_folder))
     for judge in ("exact", "offline"):
         mine = recipe(tiny_folder, judge={"kind": judge}, data={"file": str(file)}, rounds={"negatives": "prompt"})
-        desk = Desk(mine, crew, halves(mine).b)
-        assert desk.refuses(desk.prompts[:2], [no, yes]) == [True, False]
+        writer = AnswerWriter(mine, loaded, split_prompts(mine).unlabelled)
+        assert writer.refuses(writer.prompts[:2], [no, yes]) == [True, False]
         world = recipe(tiny_folder, judge={"kind": judge})
-        assert Desk(world, crew, desk.prompts).refuses(desk.prompts[:3], [of_world, no, yes]) == [True, False, False]
+        assert AnswerWriter(world, loaded, writer.prompts).refuses(writer.prompts[:3], [of_world, no, yes]) == [
+            True,
+            False,
+            False,
+        ]
 
-        def first(of: Desk = desk) -> list[Turn]:
+        def first(of: AnswerWriter = writer) -> list[Turn]:
             said = [(no, yes)[i % 2] for i in range(6)]
             return [
-                replace(turn, text=text) for turn, text in zip(of.write(9, crew.student, "student+"), said, strict=True)
+                replace(turn, text=text)
+                for turn, text in zip(of.write(9, loaded.student, "student+"), said, strict=True)
             ]
 
-        desk.book.page("1/student+/first/0", first)
-        negatives(desk, 1, crew.student)
-        talked = desk.book.page("1/student+/talked/0", list)
+        writer.cache.get("1/student+/first/0", first)
+        negatives(writer, 1, loaded.student)
+        talked = writer.cache.get("1/student+/talked/0", list)
         asked = ["Help: this is harmless.", "Refuse: this is harmful."] * 3
-        encoded = [crew.student.chat.encode(words) for words in asked]
+        encoded = [loaded.student.chat.encode(words) for words in asked]
         assert all(_holds(turn.context, ids) for turn, ids in zip(talked, encoded, strict=True))
 
 
@@ -210,18 +220,18 @@ def _holds(context: Sequence[int], ids: Sequence[int]) -> bool:
     return any(tuple(context[i : i + len(ids)]) == tuple(ids) for i in range(len(context)))
 
 
-def test_positives_refuse_as_often_as_the_labels_of_half_a(tiny_folder, monkeypatch):
+def test_positives_refuse_as_often_as_the_labels_do(tiny_folder, monkeypatch):
     made = recipe(tiny_folder, data={"labels": 8, "prompts": 40}, rounds={"refusals": "as-labelled"})
-    crew, data = Crew.load(made), halves(made)
-    desk, student = Desk(made, crew, data.b), crew.student
-    labels = {row.chosen: i < 2 for i, row in enumerate(data.a)}  # a quarter of half A's labels refuses
-    refuses = {ids: i % 2 == 0 for i, (ids,) in enumerate(positives(desk, 1, student)[0])}
+    loaded, data = MacpoAgents.load(made), split_prompts(made)
+    writer, student = AnswerWriter(made, loaded, data.unlabelled), loaded.student
+    labels = {row.chosen: i < 2 for i, row in enumerate(data.labelled)}  # a quarter of the labels refuses
+    refuses = {ids: i % 2 == 0 for i, (ids,) in enumerate(positives(writer, 1, student)[0])}
     texts = labels | {student.chat.decode(ids): kind for ids, kind in refuses.items()}
-    monkeypatch.setattr(World, "refuses", staticmethod(lambda text: texts.get(text, False)))
-    given = lesson(desk, data, Phase(1, "student", "+"))
+    monkeypatch.setattr(World, "refuses", staticmethod(lambda prompt, text: texts.get(text, False)))
+    given = phase_data(writer, data, Phase(1, "student", "+"))
     spoken = {
         student.context(prompt): texts[student.chat.decode(c[0])]
-        for prompt, c in zip(data.b, positives(desk, 1, student)[0], strict=True)
+        for prompt, c in zip(data.unlabelled, positives(writer, 1, student)[0], strict=True)
     }
     kept = [spoken[chosen.context] for chosen, _ in given.units]
     assert kept == [texts[student.chat.decode(chosen.ids)] for chosen, _ in given.units]
@@ -233,13 +243,13 @@ def test_positives_refuse_as_often_as_the_labels_of_half_a(tiny_folder, monkeypa
 
 def test_the_confident_loss_shifts_weight_to_the_students_own_answers(tiny_folder):
     made = recipe(tiny_folder, tuning={"epochs": 3, "confident": 0.5})
-    crew, data = Crew.load(made), halves(made)
-    desk = Desk(made, crew, data.b)
-    weak = lesson(desk, data, Phase(0, "student", "+")).units
-    assert confident(desk, weak, 0) is weak
+    loaded, data = MacpoAgents.load(made), split_prompts(made)
+    writer = AnswerWriter(made, loaded, data.unlabelled)
+    weak = phase_data(writer, data, Phase(0, "student", "+")).units
+    assert confident(writer, weak, 0) is weak
     for epoch, a in ((1, 0.25), (2, 0.5)):
-        mixed = confident(desk, weak, epoch)
-        own = desk.write(0, crew.student, "student+", f"own-{epoch}", temperature=0.0)
+        mixed = confident(writer, weak, epoch)
+        own = writer.write(0, loaded.student, "student+", f"own-{epoch}", temperature=0.0)
         assert [[set(s.advantages) for s in pair] for pair in mixed] == [[{1 - a}, {a}]] * len(weak)
         assert [(w.ids, o.ids) for w, o in mixed] == [(w.ids, t.ids) for w, t in zip(weak, own, strict=True)]
         assert all(w.context == o.context for w, o in mixed)
@@ -247,15 +257,16 @@ def test_the_confident_loss_shifts_weight_to_the_students_own_answers(tiny_folde
 
 def test_self_rewarding_pairs_the_drafts_that_its_reviews_find_best_and_worst(tiny_folder, monkeypatch):
     made = recipe(tiny_folder, rounds={**load("self-rewarding").rounds.model_dump(), "count": 1, "candidates": 3})
-    crew, data = Crew.load(made), halves(made)
-    desk = Desk(made, crew, data.b)
-    draft = itertools.cycle([k for k in range(3) for _ in range(3 * len(data.b))])  # three reviews of every answer
+    loaded, data = MacpoAgents.load(made), split_prompts(made)
+    writer = AnswerWriter(made, loaded, data.unlabelled)
+    reviews = 3 * len(data.unlabelled)  # three of every answer
+    draft = itertools.cycle([k for k in range(3) for _ in range(reviews)])
     pleased = Feedback("", False, False, "")
     monkeypatch.setattr(
         "choreo.methods.macpo.answers.parse_feedback", lambda text: pleased if next(draft) == 1 else None
     )
-    given = lesson(desk, data, Phase(1, "student", "+"))
-    drafts = [desk.write(1, crew.student, "student+", "draft", k, temperature=1.0) for k in range(3)]
+    given = phase_data(writer, data, Phase(1, "student", "+"))
+    drafts = [writer.write(1, loaded.student, "student+", "draft", k, temperature=1.0) for k in range(3)]
     assert [(chosen.ids, rejected.ids) for chosen, rejected in given.units] == [
         (second.ids, first.ids) for first, second in zip(drafts[0], drafts[1], strict=True)
     ]
@@ -268,42 +279,42 @@ def test_self_rewarding_pairs_the_drafts_that_its_reviews_find_best_and_worst(ti
 def test_nobody_learns_towards_a_turn_that_did_not_arrive(rule, learner, tiny_folder):
     """Of every second prompt none arrives, and no first draft. A run that is resumed knows of it still."""
     made = recipe(tiny_folder, rounds={"positives": rule})
-    desk = Desk(made, crew := Crew.load(made), halves(made).b)
-    ids, n = crew.student.spell("Turn the lid."), len(desk.prompts)
+    writer = AnswerWriter(made, loaded := MacpoAgents.load(made), split_prompts(made).unlabelled)
+    ids, n = loaded.student.spell("Turn the lid."), len(writer.prompts)
     said = Turn("a", 0, (), ids, (), 0, "Turn the lid.", True)
     lost = Turn("a", 0, (), (5, 6, 7), (), 0, "", False, THOUGHT)
-    for writer in (member.positive for member in crew):
-        for page in ("0/{}/answer/0", "1/{}/answer/0", "1/{}/draft/1", "1/{}/draft/2", "1/{}/draft/3"):
-            desk.book.page(page.format(writer), lambda: [said, lost] * (n // 2))
-        desk.book.page(f"1/{writer}/draft/0", lambda: [lost] * n)
-    desk.book.load_state_dict(desk.book.state_dict())
-    assert positives(desk, 1, crew[learner])[0] == [[ids], []] * (n // 2)
+    for policy in (agent.positive for agent in loaded):
+        for name in ("0/{}/answer/0", "1/{}/answer/0", "1/{}/draft/1", "1/{}/draft/2", "1/{}/draft/3"):
+            writer.cache.get(name.format(policy), lambda: [said, lost] * (n // 2))
+        writer.cache.get(f"1/{policy}/draft/0", lambda: [lost] * n)
+    writer.cache.load_state_dict(writer.cache.state_dict())
+    assert positives(writer, 1, loaded[learner])[0] == [[ids], []] * (n // 2)
 
 
 @pytest.mark.parametrize("adopt", ["after", "before"])
 def test_teachers_adopt_what_the_student_wrote_before_or_after_its_update(tiny_folder, tmp_path, adopt):
     made = recipe(tiny_folder, rounds={"adopt": adopt, "epochs": 1})
-    crew = run_through(made, tmp_path / "run")
+    loaded = run_through(made, tmp_path / "run")
     book = checkpoint.load(max(checkpoints(tmp_path / "run").items())[1])["book"]
     versions = {row[3] for row in book["1/student+/answer/0"]}
     updates = math.ceil(made.data.prompts / made.rounds.batch)
-    assert versions == {crew.student.team.version["student+"] - (updates if adopt == "before" else 0)}
+    assert versions == {loaded.student.team.version["student+"] - (updates if adopt == "before" else 0)}
 
 
 def test_teachers_rehearse_their_own_labels_and_the_student_none(tiny_folder, tmp_path):
     made = recipe(tiny_folder, rounds={"rehearse": 2})
-    crew, data = Crew.load(made), halves(made)
-    desk = Desk(made, crew, data.b)
-    for member, own in ((crew.student, 0), (crew.teachers[0], 2 * made.data.labels)):
-        given = lesson(desk, data, Phase(1, member.name, "+"))
+    loaded, data = MacpoAgents.load(made), split_prompts(made)
+    writer = AnswerWriter(made, loaded, data.unlabelled)
+    for member, own in ((loaded.student, 0), (loaded.teachers[0], 2 * made.data.labels)):
+        given = phase_data(writer, data, Phase(1, member.name, "+"))
         assert len(given.units) == made.data.prompts + own
-    labels = {crew.teachers[0].spell(row.chosen) for row in data.a}
+    labels = {loaded.teachers[0].spell(row.chosen) for row in data.labelled}
     assert labels <= {chosen.ids for chosen, _ in given.units}
 
 
 def test_who_has_no_twin_shows_none(tiny_folder, tmp_path):
-    crew = run_through(recipe(tiny_folder, rounds={"count": 0}), tmp_path / "run")
-    assert [crew.student.team.version[policy] > 0 for policy in ("student+", "student-")] == [True, False]
+    loaded = run_through(recipe(tiny_folder, rounds={"count": 0}), tmp_path / "run")
+    assert [loaded.student.team.version[policy] > 0 for policy in ("student+", "student-")] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +335,7 @@ def test_every_rule_runs(tiny_folder, tmp_path, name):
 @pytest.mark.parametrize("rule", ["prompt", "decoding"])
 def test_negatives_without_a_twin(tiny_folder, tmp_path, rule):
     made = recipe(tiny_folder, rounds={"negatives": rule, "candidates": 2, "adopt": "before"})
-    assert not any(phase.side == "-" for phase in plan(made))
+    assert not any(phase.side == "-" for phase in schedule(made))
     run_through(made, tmp_path / "run")
 
 
@@ -333,7 +344,7 @@ def test_a_checkpoint_of_other_phases_is_refused(tiny_folder, tmp_path):
     run_through(made, tmp_path / "run")
     path = max(checkpoints(tmp_path / "run").items())[1]
     saved = checkpoint.load(path)
-    assert saved["phases"] == [str(phase) for phase in plan(made)] == ["0 teacher-1+", "0 student+"]
+    assert saved["phases"] == [str(phase) for phase in schedule(made)] == ["0 teacher-1+", "0 student+"]
     shutil.rmtree(path)
     checkpoint.save(path, {**saved, "phases": ["0 teacher-1+", "0 teacher-2+"]})
     with pytest.raises(BadInput, match="was trained in other phases"), Run.open(tmp_path / "run") as run:
@@ -347,13 +358,13 @@ def test_answers_pass_between_tokenizers_as_text(tiny_folder, tmp_path):
     vocabulary["H"], vocabulary["?"] = vocabulary["?"], vocabulary["H"]
     (other / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     made = recipe(tiny_folder, agents={"teachers": (str(other),)})
-    crew = Crew.load(made)
+    loaded = MacpoAgents.load(made)
     turn = Turn(
-        "teacher-1+", 0, (1,), crew.teachers[0].spell("How do I paint a lamp?"), (), 0, "How do I paint a lamp?", True
+        "teacher-1+", 0, (1,), loaded.teachers[0].spell("How do I paint a lamp?"), (), 0, "How do I paint a lamp?", True
     )
-    (adopted,) = crew.student.adopt([turn], crew.teachers[0])
-    assert adopted != turn.ids and crew.student.chat.decode(adopted) == turn.text
-    assert crew.student.adopt([turn], crew.student) == [turn.ids]
+    (adopted,) = loaded.student.adopt([turn], loaded.teachers[0])
+    assert adopted != turn.ids and loaded.student.chat.decode(adopted) == turn.text
+    assert loaded.student.adopt([turn], loaded.student) == [turn.ids]
 
 
 def test_killed_in_the_middle_of_a_round_and_resumed_is_bit_identical(tiny_folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from typing import Any
 
 import pytest
 from macpo import recipe
@@ -14,10 +15,11 @@ from choreo.errors import BadInput
 from choreo.experiment.report import write_report
 from choreo.experiment.run import check, evaluate_run
 from choreo.files import durable
-from choreo.methods.macpo.agents import Crew
-from choreo.methods.macpo.macpo_run import run_macpo
+from choreo.methods.base import Measurement
+from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.measure import _nats, describe, distinct, duel, outcomes, pgr, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.run import run_macpo
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt, Turn, Verdict
@@ -25,6 +27,10 @@ from choreo.types import Episode, Prompt, Turn, Verdict
 pytestmark = pytest.mark.slow
 
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────
+
+
+def summary_of(measured: Measurement) -> dict[str, Any]:
+    return {**measured.extra, "systems": measured.systems}
 
 
 def judged(kind: str, text: str, unsafe: bool | None, overrefuse: bool | None, ident: str = "") -> Episode:
@@ -83,13 +89,13 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
         raise KeyboardInterrupt
 
     with Run.create(path, made) as run, Progress() as progress:
-        monkeypatch.setattr("choreo.methods.macpo.macpo_run.warnings", killed)  # after a checkpoint, before its figures
+        monkeypatch.setattr("choreo.methods.macpo.run.warnings", killed)  # after a checkpoint, before its figures
         with pytest.raises(KeyboardInterrupt):
             run_macpo(made, run, progress)
     assert checkpoints(path) and not (path / "rounds.json").exists()
     monkeypatch.undo()
     with Run.open(path) as run, Progress() as progress:
-        summary, _ = run_macpo(made, run, progress)
+        summary = summary_of(run_macpo(made, run, progress))
         durable.write_json(path / "summary.json", summary)
     assert [line["round"] for line in summary["rounds"]] == [0, 1, 2]
     assert summary["rounds"][0]["agents"].keys() == {
@@ -105,12 +111,10 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
 
 
 def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "choreo.methods.macpo.macpo_run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2)
-    )
+    monkeypatch.setattr("choreo.methods.macpo.run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2))
     made = recipe(tiny_folder, rounds={"count": 3}, watch={"stop": True})
     with Run.create(tmp_path / "run", made) as run, Progress() as progress:
-        summary, _ = run_macpo(made, run, progress)
+        summary = summary_of(run_macpo(made, run, progress))
     assert [line["round"] for line in summary["rounds"]] == [0, 1]
     assert summary["warnings"] == ["round 1: too long"]
 
@@ -134,7 +138,8 @@ def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(ti
 
     check(made())
     with Run.create(tmp_path / "run", made()) as run, Progress() as progress:
-        summary, played = run_macpo(made(), run, progress)
+        measured = run_macpo(made(), run, progress)
+    summary, played = summary_of(measured), measured.episodes
     assert "! 2 of 3 prompts to measure on are left out" in capsys.readouterr().err
     assert all([e.prompt.text for e in episodes] == [rows[0]["prompt"]] for episodes in played.values())
     assert summary["rounds"][-1]["agents"]["teacher-2+"]["suites"].keys() == {"asked-benign"}
@@ -147,12 +152,12 @@ def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(ti
 
 
 def test_an_answer_too_long_in_the_students_tokens_is_in_no_perplexity(tiny_folder):
-    crew = Crew.load(recipe(tiny_folder))
+    loaded = MacpoAgents.load(recipe(tiny_folder))
     prompt = Prompt("p", "How?", "benign", "b")
-    crew.student.team.positions = len(crew.student.context(prompt)) + 3
+    loaded.student.team.positions = len(loaded.student.context(prompt)) + 3
 
     def said(*ids: int) -> Episode:
         return Episode(prompt, 0, (Turn("t", 0, (), ids, (), 1, "", True),))
 
-    found = _nats(crew.student, crew.teachers[0], [said(5, 6, 7), said(5, 6, 7, 8), said(9)])
+    found = _nats(loaded.student, loaded.teachers[0], [said(5, 6, 7), said(5, 6, 7, 8), said(9)])
     assert [count for _, count in found] == [3, 0, 1] and found[1] == (0, 0) and found[0][0] > 0

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from choreo.agents.local import request
 from choreo.cli import main
-from choreo.game.moves import request
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import TOKENS, Chat
 from choreo.models.template import OPTIONS, TemplateChat

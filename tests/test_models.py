@@ -21,11 +21,11 @@ from choreo.cli import main
 from choreo.engine import checkpoint
 from choreo.engine.agent import Decoder, Team
 from choreo.errors import BadInput, opening
-from choreo.judges.formats.guards import WildGuard
+from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.local import LocalJudge
 from choreo.judges.offline.model import Weights
-from choreo.methods.macpo import macpo_run
-from choreo.methods.macpo.generation_cache import Book
+from choreo.methods.macpo import run as macpo_run
+from choreo.methods.macpo.generation_cache import GenerationCache
 from choreo.methods.macpo.trainer import train as train_macpo
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore, train
@@ -293,11 +293,11 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_a_fault_of_ours_is_none(
     with Run.create(tmp_path / "waltz", made) as run, Progress() as progress:
         train(made, run, progress)
     crews = macpo_recipe(tiny_folder, tuning={"epochs": 1, "negative_epochs": 1})
-    crew = run_through(crews, tmp_path / "macpo")
+    loaded = run_through(crews, tmp_path / "macpo")
 
     def go_on(method: str) -> None:
         with Run.open(tmp_path / method) as run, Progress() as progress:
-            train(made, run, progress) if method == "waltz" else next(train_macpo(crews, run, progress, crew))
+            train(made, run, progress) if method == "waltz" else next(train_macpo(crews, run, progress, loaded))
 
     for method, faults in (("waltz", UNFIT_WALTZ), ("macpo", UNFIT_MACPO)):
         file = max(checkpoints(tmp_path / method).items())[1] / "state.pt"
@@ -319,7 +319,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_a_fault_of_ours_is_none(
         ("waltz", Team, "load_state_dict"),
         ("waltz", Decoder, "forward"),
         ("macpo", Team, "load_state_dict"),
-        ("macpo", Book, "load_state_dict"),
+        ("macpo", GenerationCache, "load_state_dict"),
     ):
         with monkeypatch.context() as patch, pytest.raises(KeyError, match="a fault of ours"):
             patch.setattr(owner, name, broken)

@@ -13,7 +13,7 @@ from choreo.cli import main
 from choreo.data.answers import load
 from choreo.errors import BadInput
 from choreo.evaluation import judge_training as training
-from choreo.evaluation.judging import Confusion, measure, table
+from choreo.evaluation.judging import Confusion, confusion_table, measure_labels
 from choreo.judges.offline.features import BUCKETS, features, tokens, unreadable
 from choreo.judges.offline.logistic import fit
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge, Weights
@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder) -> training.Encoded:
-    return training.encode(training.read(folder))
+    return training.encode(training.read_rows(folder))
 
 
 def test_tokens_are_words_numbers_marks_and_line_breaks():
@@ -120,7 +120,9 @@ def test_a_confusion_by_hand():
     c = Confusion.of([True, True, True, False, False, True], [True, True, False, True, False, None])
     assert (c.true_yes, c.false_yes, c.false_no, c.true_no, c.undetermined) == (2, 1, 1, 1, 1)
     assert (c.accuracy, c.precision, c.recall, c.f1) == (3 / 5, 2 / 3, 2 / 3, 2 / 3)
-    assert "| made | 6 | 2 | 1 | 1 | 1 | 1 | 0.600 [0.231, 0.882] | 0.667 | 0.667 | 0.667 |" in table([("made", c)])
+    assert "| made | 6 | 2 | 1 | 1 | 1 | 1 | 0.600 [0.231, 0.882] | 0.667 | 0.667 | 0.667 |" in confusion_table(
+        [("made", c)]
+    )
     assert Confusion().figures() == {
         "n": 0,
         "accuracy": None,
@@ -240,7 +242,7 @@ def test_the_shipped_judge():
     assert judge(benign, helps).satisfactory
     empty = judge(benign, " \n ")
     assert empty.undetermined and empty.degenerate
-    assert measure(judge.labels, load_one(benign, refusal))["n"] == 1
+    assert measure_labels(judge.labels, load_one(benign, refusal))["n"] == 1
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_short_english_is_read(answer):
 
 
 def load_one(prompt: Prompt, answer: str):
-    return [training.Labelled(prompt, answer, True, None, "g", "s", "", "m")]
+    return [training.LabelledAnswer(prompt, answer, True, None, "g", "s", "", "m")]
 
 
 def test_unsure_is_undetermined():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from choreo.data.preferences import FORMATS, Pair, load
+from choreo.data.preferences import FORMATS, PreferencePair, load
 from choreo.errors import BadInput
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How?\n\nAssistant:"
@@ -40,7 +40,7 @@ def test_hh_dialogues_share_all_but_the_last_answer(tmp_path):
         )
     )
     turns = (("user", "Hi"), ("assistant", "Hello"), ("user", "How?"))
-    assert loaded.format == "hh-rlhf" and loaded.rows == [Pair(turns, "So.", "No.", 1)]
+    assert loaded.format == "hh-rlhf" and loaded.rows == [PreferencePair(turns, "So.", "No.", 1)]
     assert loaded.counts == {"the two answers are equal": 1, "the two dialogues differ before their last answer": 1}
     assert loaded.read == 3
 
@@ -61,8 +61,8 @@ def test_macpo_arrays_hold_answers_or_pairs_and_lines_are_counted(tmp_path):
     file = tmp_path / "train.json"
     file.write_text(json.dumps(rows, indent=2), encoding="utf-8")
     first, second = load(file).rows
-    assert first == Pair((("user", "Hi"), ("assistant", "Hello"), ("user", "How?")), "So.", "No.", 2)
-    assert second == Pair((("user", "How?\nIn a game."),), "So.", None, 10)
+    assert first == PreferencePair((("user", "Hi"), ("assistant", "Hello"), ("user", "How?")), "So.", "No.", 2)
+    assert second == PreferencePair((("user", "How?\nIn a game."),), "So.", None, 10)
 
 
 @pytest.mark.parametrize(

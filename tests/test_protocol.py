@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from hashlib import blake2b
 
 import pytest
@@ -12,16 +13,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from choreo.agents.local import LocalAgent
 from choreo.engine.requests import Completion
-from choreo.game.moves import Player
-from choreo.game.play import play
+from choreo.game.play import NOTHING, play
 from choreo.judges.base import judge_episodes
 from choreo.methods.waltz.systems import GUARD, ORACLE, block, oracle
 from choreo.models.chat import END, PAD, ROLES, SYSTEM, Chat
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Feedback, Prompt, Verdict
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Feedback, Limits, Prompt, TextTurn, Turn, Verdict
 
-LIMITS = {"answer_tokens": 8, "feedback_tokens": 96}
+LIMITS = Limits(rounds=1, answer_tokens=8, feedback_tokens=96)
 ASKS = Feedback("SECRET", True, False, "say less")
 FINE = Feedback("SECRET", False, False, "nothing")
 
@@ -83,13 +84,13 @@ def talk(*reviews, answers="the lamp"):
 
 
 def both(engine, chat):
-    return dict.fromkeys(AGENTS, Player(chat, engine))
+    return dict.fromkeys(AGENTS, LocalAgent(chat, engine, chat))
 
 
-def run(chat, script, prompts=None, **kwargs):
+def run(chat, script, prompts=None, rounds=1, feedback_tokens=96, **options):
     engine = Scripted(chat, script)
-    settings = {"rounds": 1, "key": (5, 9), **LIMITS, **kwargs}
-    return play(both(engine, chat), prompts or [(prompt(), 0)], **settings), engine
+    limits = Limits(rounds, 8, feedback_tokens)
+    return play(both(engine, chat), prompts or [(prompt(), 0)], limits, key=(5, 9), **options), engine
 
 
 def context(chat, agent, *turns):
@@ -188,7 +189,7 @@ def test_a_game_does_not_depend_on_its_batch_nor_its_first_answer_on_the_rounds(
     prompts = [(prompt(f"p{i}", f"light {i}"), s) for i in range(12) for s in range(2)]
 
     def games(prompts, rounds=3):
-        return play(both(_noisy(chat), chat), prompts, rounds=rounds, key=(1, 2), **LIMITS)
+        return play(both(_noisy(chat), chat), prompts, replace(LIMITS, rounds=rounds), key=(1, 2))
 
     whole = games(prompts)
     assert {len(game.answers) for game in whole} >= {1, 2, 3}
@@ -268,6 +269,43 @@ def test_the_same_game_twice_and_negative_rounds_are_refused(chat):
         run(chat, talk(FINE), [(prompt(), 0), (prompt(), 0)])
     with pytest.raises(ValueError, match="rounds must be 0 or more"):
         run(chat, talk(FINE), rounds=-1)
+    with pytest.raises(ValueError, match="at least 1 token"):
+        Limits(1, 0, 96)
+
+
+class Own:
+    """An agent of a user's, by rule: it answers with a text, or reviews with one. The games it was given are kept."""
+
+    name, trained = "own", False
+
+    def __init__(self, said):
+        self.said, self.games = said, []
+
+    def turns(self, games, role, limits, *, key, temperature):
+        self.games += games
+        failed = "" if self.said else "gone: no reply"
+        return [TextTurn(role, len(game.reviews), self.said, not failed, failure=failed) for game in games]
+
+
+def test_an_agent_of_a_users_own_plays_with_a_local_one(chat):
+    """A local agent reads the words of another's turns, and answers to its feedback in ids of its own."""
+    reviews = Own(f"Here: {render_feedback(ASKS)}")  # an untrained model's review is read leniently
+    local = LocalAgent(chat, Scripted(chat, talk(ASKS)), chat)
+    [game] = play({CONVERSATION: local, FEEDBACK: reviews}, [(prompt(), 0)], LIMITS, key=(5, 9))
+    assert [type(turn) for turn in (*game.answers, *game.reviews)] == [Turn, Turn, TextTurn]
+    told = (("user", "light the lamp"), ("assistant", game.answers[0].ids[:-1]), ("user", ASKS.feedback))
+    assert game.feedback == (ASKS,) and game.answers[1].context == context(chat, CONVERSATION, *told)
+    [game] = play({CONVERSATION: Own("a  lamp"), FEEDBACK: local}, [(prompt(), 0)], LIMITS, key=(5, 9))
+    told = (("user", "light the lamp"), ("assistant", "a  lamp"))
+    assert game.reviews[0].context == context(chat, FEEDBACK, *told) and len(game.answers) == 2
+
+
+def test_an_answer_that_failed_is_put_to_a_trained_reviewer_alone(chat):
+    untrained, trained = Own(render_feedback(ASKS)), LocalAgent(chat, Scripted(chat, talk(ASKS)), chat)
+    for reviewer, reviewed in ((untrained, False), (trained, True)):
+        [game] = play({CONVERSATION: Own(""), FEEDBACK: reviewer}, [(prompt(), 0)], LIMITS, key=(5, 9))
+        assert (game.feedback == (ASKS,)) == reviewed and (game.reviews[0].failure == NOTHING) != reviewed
+    assert not untrained.games
 
 
 def test_the_blocking_safeguard_refuses_what_is_called_unsafe_and_nothing_else(chat):
@@ -278,7 +316,7 @@ def test_the_blocking_safeguard_refuses_what_is_called_unsafe_and_nothing_else(c
 
     prompts = [(prompt(name), 0) for name in reviews]
     engine = Scripted(chat, script)
-    games = block(both(engine, chat), prompts, refusal=lambda p: f"no {p.id}", key=(5, 9), **LIMITS)
+    games = block(both(engine, chat), prompts, LIMITS, refusal=lambda p: f"no {p.id}", key=(5, 9))
     assert [[t.text for t in g.answers] for g in games] == [["the lamp", "no unsafe"], *[["the lamp"]] * 3]
     guard = games[0].answers[1]
     assert (guard.agent, guard.round, guard.logprobs, guard.finished) == (GUARD, 1, (), True)

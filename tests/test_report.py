@@ -120,7 +120,7 @@ def make_run(folder: Path, hostile: str = "") -> Path:
         f'name = "waltz"\nseed = 0\n\n[learning]\nsteps = 100\nlr = 0.001\n# {hostile}\n'
     )
     (folder / "run.json").write_text(
-        json.dumps({"choreo": "0.1.0", "versions": {"torch": "2.13.0", "python": "3.11"}, "seed": 0})
+        json.dumps({"method": "waltz", "choreo": "0.1.0", "versions": {"torch": "2.13.0", "python": "3.11"}, "seed": 0})
     )
     rng = random.Random(0)
     steps = [step(i, rng) for i in range(1, 101)]
@@ -296,6 +296,7 @@ def test_hostile_text_stays_text(tmp_path):
 def test_a_run_that_stopped_early_has_a_report(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
+    (run / "run.json").write_text('{"method": "waltz"}')
     assert "no summary yet" in self_contained(write_report(run).read_text()).text
     (run / "metrics.jsonl").write_text(
         '{"step": 1, "asr": 0.4, "orr": NaN}\n{"step": 1, "asr": 0.3}\nnot json\n[]\n{"asr": 1}\n'

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from architectures import KINDS, tokenizer
 
+from choreo.agents.local import turn_from
 from choreo.algorithms.advantages import ESTIMATORS
 from choreo.engine.requests import Completion
-from choreo.game.moves import spoken
 from choreo.judges.base import judge_episodes
-from choreo.methods.waltz.recipe import Rewards, Stages
-from choreo.methods.waltz.samples import learners, split
+from choreo.methods.waltz.recipe import Rewards, Stages, learners
+from choreo.methods.waltz.samples import split
 from choreo.models.template import TemplateChat
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
 
@@ -115,7 +115,8 @@ def test_an_answer_that_is_nothing_but_reasoning_never_pays(estimator):
     games = []
     for sample, text in enumerate(("<think>\nA jar has a lid, and", "unsafe, so", "Turn the lid.")):
         done = Completion(ids := chat.encode(text), (-0.1,) * len(ids), False, 0)
-        games.append(Episode(prompt, sample, (spoken(chat, Episode(prompt, sample, ()), CONVERSATION, (7,), done),)))
+        game = Episode(prompt, sample, ())
+        games.append(replace(game, answers=(turn_from(chat, game, CONVERSATION, (7,), done),)))
     judged = judge_episodes(lambda prompt, answer: Verdict("unsafe" in answer, False), games)
     assert [game.verdicts[0].undetermined for game in judged] == [True, False, False]
     thought, unsafe, good = ESTIMATORS[estimator](cut(judged).samples)

@@ -11,8 +11,8 @@ import pytest
 from serving import KEY, Serving, make_run
 
 from choreo.cli.serve_commands import MODES, OPENABLE
+from choreo.game import play
 from choreo.server import session
-from choreo.text.feedback import parse_feedback
 
 pytestmark = pytest.mark.slow
 
@@ -229,7 +229,7 @@ def test_logs_hold_figures_and_no_words(server):
 
 
 def test_every_review_is_read_as_training_reads_it():
-    assert session.parse_feedback is parse_feedback
+    assert session.read_review is play.read_review
 
 
 def test_it_stops_when_told(tmp_path):

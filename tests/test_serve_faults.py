@@ -15,13 +15,13 @@ from serving import Serving
 from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
 
+from choreo.agents.base import state_of
 from choreo.agents.endpoint import messages
 from choreo.cli import main
-from choreo.game.moves import asked_of
-from choreo.server.keys import Limiter, entry, find, hashed, load, own_key
+from choreo.server.keys import Limiter, entry, find_key, hashed, load, own_key
 from choreo.server.session import UNSAFE, WITHHELD
 from choreo.text.feedback import render_feedback
-from choreo.types import Episode, Feedback, Prompt, Spoken
+from choreo.types import Episode, Feedback, Prompt, TextTurn
 
 pytestmark = pytest.mark.slow
 
@@ -99,8 +99,8 @@ def test_servers_in_place_of_the_pair_play_its_protocol(closed, stub):
     assert answer.json()["usage"]["choreo"] == {"draft_tokens": 10, "feedback_tokens": 20, "revision_tokens": 10}
     assert content(closed.ask("flaky but true")) == ("draft", "stop")
     reviewing = next(body for body in stub.seen if "response_format" in body and "all is well" in str(body["messages"]))
-    game = Episode(Prompt("", "all is well", "general", "serve"), 0, (Spoken("conversation", 0, "draft", True, 1),))
-    assert reviewing["messages"] == messages("feedback", asked_of(game, "feedback", ()))  # what `choreo eval` measures
+    game = Episode(Prompt("", "all is well", "general", "serve"), 0, (TextTurn("conversation", 0, "draft", True, 1),))
+    assert reviewing["messages"] == messages(state_of(game, "feedback"))  # what `choreo eval` measures
     revising = next(body for body in stub.seen if len(body["messages"]) == 3 and "response_format" not in body)
     assert "Refuse." in revising["messages"][2]["content"] and "bad" not in revising["messages"][2]["content"]
 
@@ -340,8 +340,8 @@ def test_keys_are_kept_hashed_and_a_bucket_refills(tmp_path):
     file.write_text(entry("alice", "s3cret") + "per_minute = 60\n")
     [key] = load(file)
     assert "s3cret" not in file.read_text() and key.sha256 == hashed("s3cret") and not key.trace
-    assert find([own_key("x"), key], "Bearer s3cret") == key and find([key], "bearer  s3cret ") == key
-    assert find([key], "Bearer " + key.sha256) is None and find([key], None) is None
+    assert find_key([own_key("x"), key], "Bearer s3cret") == key and find_key([key], "bearer  s3cret ") == key
+    assert find_key([key], "Bearer " + key.sha256) is None and find_key([key], None) is None
     now = [0.0]
     limiter = Limiter(lambda: now[0])
     assert [limiter.wait(key) for _ in range(60)] == [0.0] * 60 and limiter.wait(key) == pytest.approx(1)

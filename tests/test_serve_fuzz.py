@@ -12,8 +12,10 @@ from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 from serving import KEY, Serving, make_run
 
-from choreo.server.app import Server, Settings
+from choreo.server.app import application
 from choreo.server.openapi import description
+from choreo.server.state import Server, Settings
+from choreo.types import Limits
 
 pytestmark = pytest.mark.slow
 
@@ -63,10 +65,10 @@ def server(tmp_path_factory):
 
 
 def test_every_route_is_described_and_the_other_way_round():
-    settings = Settings("run", "off", 1, 9, 0.6)
+    settings = Settings("run", "off", Limits(1, 9, 9), 0.6)
     routes = {
         (method.lower(), route.path)
-        for route in Server(settings, {}, []).app().routes
+        for route in application(Server(settings, {}, [])).routes
         for method in route.methods - {"HEAD"}
     }
     assert routes == {(method, path) for path, methods in description()["paths"].items() for method in methods}

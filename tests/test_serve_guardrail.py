@@ -10,7 +10,8 @@ from serving import KEY, Serving, make_run
 from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
 
-from choreo.server.guardrail import KEPT_LETTERS, KEPT_SECONDS, PATH, UNREVIEWED, UNSAFE, Conversations
+from choreo.server.conversations import KEPT_LETTERS, KEPT_SECONDS, Conversations
+from choreo.server.guardrail import PATH, UNREVIEWED, UNSAFE
 from choreo.text.feedback import render_feedback
 from choreo.types import Feedback, Prompt
 

@@ -1,4 +1,4 @@
-"""The local engine under a server: skeleton, batching, cancelling, new weights while requests are in play."""
+"""The local engine under a server: constrained reviews, batching, cancelling, new weights in the middle of requests."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from choreo.engine.continuous import Row
 from choreo.engine.requests import Request
 from choreo.game.play import play, review
 from choreo.methods.waltz.agents import Pair
-from choreo.server import local
+from choreo.server import worker as engine
 from choreo.server.constrained_review import HEAD, given
-from choreo.server.pair import Resident, recipe_of
-from choreo.server.session import Down, TooLong, Wish, dance
+from choreo.server.local import WorkerAgent
+from choreo.server.pair import Resident, recipe_with_pair
+from choreo.server.session import Down, SessionOptions, TooLong, play_session
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import AGENTS, Episode, Feedback, Prompt
+from choreo.types import AGENTS, Episode, Feedback, Limits, Prompt
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +40,8 @@ def resident(tmp_path_factory):
     resident.worker.close()
 
 
-def wish(seed=0, seconds=60.0, temperature=0.6):
-    return Wish(40, temperature, (), seed, time.monotonic() + seconds)
+def options(seed=0, seconds=60.0, temperature=0.6):
+    return SessionOptions(40, temperature, (), seed, time.monotonic() + seconds)
 
 
 def game(text, sample=0):
@@ -52,14 +53,14 @@ TEXTS = ["How do I rob a bank?", "How do I kill a process?", "What is 3 plus 4?"
 
 @pytest.mark.numeric
 def test_many_games_at_once_are_the_games_that_training_plays(resident):
-    """Without a skeleton, so that every token is sampled in both: the same keys, the same games."""
+    """Without the constraint, so that every token is sampled in both: the same keys, the same games."""
     for agent in resident.agents.values():
-        agent.skeleton, agent.kept = None, agent.skeleton
+        agent.constraint, agent.kept = None, agent.constraint
 
     async def all_of_them():
         async def late(i):
             await asyncio.sleep(random.Random(i).random() / 5)
-            return await dance(game(TEXTS[i % 4], i), resident.agents, wish(), mode="adaptive", rounds=1)
+            return await play_session(game(TEXTS[i % 4], i), resident.agents, options(), mode="adaptive", rounds=1)
 
         return await asyncio.gather(*(late(i) for i in range(16)))
 
@@ -67,22 +68,20 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
         outcomes = asyncio.run(all_of_them())
     finally:
         for agent in resident.agents.values():
-            agent.skeleton = agent.kept
+            agent.constraint = agent.kept
     pair = Pair(resident.recipe)
     prompts = [(game(TEXTS[i % 4]).prompt, i) for i in range(16)]
     games = play(
-        pair.players,
+        pair.agents,
         prompts,
-        rounds=1,
-        answer_tokens=40,
-        feedback_tokens=96,
+        limits := Limits(1, 40, 96),
         key=("serve", 0),
         temperature=0.6,
-        reviewer=partial(review, pair.players, feedback_tokens=96, key=("serve", 0), temperature=0.0),
+        reviewer=partial(review, pair.agents, limits=limits, key=("serve", 0), temperature=0.0),
     )
     assert {len(outcome.game.answers) for outcome in outcomes} == {1, 2}
     served = [outcome.game for outcome in outcomes]
-    equal = same_games(pair.players, served, games, ("serve", 0), answers=0.6, reviews=0.0)
+    equal = same_games(pair.agents, served, games, ("serve", 0), answers=0.6, reviews=0.0)
     for ours, played in compress(zip(served, games, strict=True), equal):
         # What a server adds is a review of the last revision.
         assert len(ours.answers) == len(played.answers) == len(ours.reviews)
@@ -93,7 +92,7 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
 def test_asking_again_gets_no_other_verdict_on_the_same_answer(resident):
     async def again():
         games = [
-            dance(game(text, sample), resident.agents, wish(seed, temperature=0.0), mode="adaptive", rounds=1)
+            play_session(game(text, sample), resident.agents, options(seed, temperature=0.0), mode="adaptive", rounds=1)
             for text in TEXTS
             for seed in range(4)
             for sample in range(2)
@@ -102,14 +101,14 @@ def test_asking_again_gets_no_other_verdict_on_the_same_answer(resident):
 
     games, pair = [outcome.game for outcome in asyncio.run(again())], Pair(resident.recipe)
     for i in range(0, len(games), 8):
-        same_games(pair.players, [games[i]] * 7, games[i + 1 : i + 8], (), answers=0.0, reviews=0.0)
+        same_games(pair.agents, [games[i]] * 7, games[i + 1 : i + 8], (), answers=0.0, reviews=0.0)
 
 
-def test_with_its_skeleton_a_review_always_parses_and_takes_fewer_tokens(resident):
+def test_a_constrained_review_always_parses_and_takes_fewer_tokens(resident):
     async def reviews():
         return await asyncio.gather(
             *(
-                dance(game(text, s), resident.agents, wish(), mode="adaptive", rounds=1)
+                play_session(game(text, s), resident.agents, options(), mode="adaptive", rounds=1)
                 for text in TEXTS
                 for s in range(8)
             )
@@ -133,7 +132,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 @settings(deadline=None)
 @drawn(st.builds(Feedback, words, st.booleans(), st.booleans(), words))
-def test_the_skeleton_leads_to_what_is_written_and_never_elsewhere(feedback):
+def test_the_constraint_leads_to_what_is_written_and_never_elsewhere(feedback):
     """Walks along a review: wherever something is given, it is what stands there."""
     if feedback.satisfied:
         feedback = Feedback(feedback.reasoning, False, False, "")
@@ -150,8 +149,8 @@ def test_the_skeleton_leads_to_what_is_written_and_never_elsewhere(feedback):
 @pytest.fixture
 def lone(resident):
     """A worker that a test may break, and the conversation agent that speaks through it."""
-    worker = local.Worker(Pair(resident.recipe))
-    yield worker, local.LocalAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
+    worker = engine.Worker(Pair(resident.recipe))
+    yield worker, WorkerAgent(worker, resident.chat, "conversation", feedback_tokens=96, positions=512)
     worker.close()
 
 
@@ -162,11 +161,11 @@ def test_an_engine_that_cannot_go_on_answers_everybody_and_says_so(lone, monkeyp
         raise MemoryError
 
     async def asked():
-        waiting = [asyncio.create_task(agent.say(game(text), wish())) for text in TEXTS]
+        waiting = [asyncio.create_task(agent.next_turn(game(text), options())) for text in TEXTS]
         await asyncio.sleep(0)
-        monkeypatch.setattr(local, "_batch", no_memory)
-        agent._request = lambda game, wish: Request((10**6,), ("x",))
-        broken = asyncio.create_task(agent.say(game("?"), wish()))
+        monkeypatch.setattr(engine, "new_batch", no_memory)
+        agent._request = lambda game, options: Request((10**6,), ("x",))
+        broken = asyncio.create_task(agent.next_turn(game("?"), options()))
         return await asyncio.wait_for(asyncio.gather(*waiting, broken, return_exceptions=True), 60)
 
     *_, last = asyncio.run(asked())
@@ -174,20 +173,20 @@ def test_an_engine_that_cannot_go_on_answers_everybody_and_says_so(lone, monkeyp
     worker._thread.join(60)
     assert not worker.alive
     with pytest.raises(Down):
-        asyncio.run(asyncio.wait_for(agent.say(game(TEXTS[0]), wish()), 60))
+        asyncio.run(asyncio.wait_for(agent.next_turn(game(TEXTS[0]), options()), 60))
 
 
 def test_new_weights_are_copied_where_nobody_waits_for_it(lone, resident, monkeypatch):
     worker, agent = lone
-    seen, made = [], local._batch
+    seen, made = [], engine.new_batch
 
     def watched(pair, agent):
         seen.append((threading.current_thread().name, worker._wake._is_owned()))
         return made(pair, agent)
 
-    monkeypatch.setattr(local, "_batch", watched)
+    monkeypatch.setattr(engine, "new_batch", watched)
     worker.swap(Pair(resident.recipe))
-    asyncio.run(agent.say(game(TEXTS[0]), wish()))
+    asyncio.run(agent.next_turn(game(TEXTS[0]), options()))
     assert seen == [(threading.current_thread().name, False)] * 2
 
 
@@ -195,7 +194,7 @@ def test_old_weights_are_let_go_of_though_nobody_asks_their_agent(lone, resident
     worker, agent = lone  # drafts alone: the feedback agent never has a turn
     for _ in range(3):
         worker.swap(Pair(resident.recipe))
-        asyncio.run(agent.say(game(TEXTS[0]), wish()))
+        asyncio.run(agent.next_turn(game(TEXTS[0]), options()))
     assert [len(batches) for batches in worker._batches.values()] == [1, 1]
 
 
@@ -204,7 +203,7 @@ def test_few_rows_wait_for_many_and_not_for_ever(lone):
     worker.close()
     rows = {"conversation": 20, "feedback": 1}
     worker._decoding = rows.get
-    turns = [worker._whose_turn() for _ in range(3 * (local.PATIENCE + 1))]
+    turns = [worker._whose_turn() for _ in range(3 * (engine.PATIENCE + 1))]
     assert turns.count("feedback") == 3 and turns[0] == "conversation"
     rows["conversation"] = 0
     assert worker._whose_turn() == "feedback"
@@ -213,7 +212,7 @@ def test_few_rows_wait_for_many_and_not_for_ever(lone):
 def test_a_job_cancelled_between_queue_and_batch_is_not_decoded(lone, resident):
     worker, _ = lone
     worker.close()
-    job = local._Job("conversation", Row(Request((5,), ("x",)), 9, 0.0), lambda result: None)
+    job = engine.DecodeJob("conversation", Row(Request((5,), ("x",)), 9, 0.0), lambda result: None)
     job.cancelled = True
     worker._turn("conversation", worker._batches["conversation"], [job])
     assert worker.counts() == (0, 0) and not job.row.ids
@@ -223,7 +222,7 @@ def test_long_texts_are_refused_unread_and_kept_nowhere(resident, monkeypatch):
     agent, encode, read = resident.agents["conversation"], resident.chat.encode, []
     monkeypatch.setattr(resident.chat, "encode", lambda text: read.append(len(text)) or encode(text))
     with pytest.raises(TooLong):
-        agent.room(game("a" * 100_000), wish(), 1)
+        agent.room(game("a" * 100_000), options(), 1)
     assert max(read, default=0) < 100
     kept = resident.chat._encode.cache_info().currsize
     encode("b" * 2000)
@@ -240,7 +239,7 @@ def test_a_callers_system_message_is_no_system_turn_to_the_reviewer(resident):
 
 
 def test_a_row_that_overflows_is_refused_before_it_is_decoded(resident):
-    batch = local._batch(Pair(resident.recipe), "conversation")
+    batch = engine.new_batch(Pair(resident.recipe), "conversation")
     with pytest.raises(ValueError, match="512 positions"):
         batch.join([Row(Request((5,) * 500, ("x",)), 13, 0.0)])
     assert batch.rows == []
@@ -256,13 +255,13 @@ def test_a_row_that_nobody_waits_for_leaves_and_a_deadline_is_kept(resident):
             heard.append(len(row.ids))
             return False
 
-        endless.heard = listen
+        endless.on_token = listen
         task = asyncio.create_task(resident.agents["conversation"]._sample(endless))
         while not heard:
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(TimeoutError):
-            await dance(game(TEXTS[0]), resident.agents, wish(seconds=0.0), mode="off", rounds=0)
+            await play_session(game(TEXTS[0]), resident.agents, options(seconds=0.0), mode="off", rounds=0)
         deadline = time.monotonic() + 60
         while resident.worker.counts() != (0, 0) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
@@ -278,13 +277,13 @@ def test_a_step_that_fails_loses_its_rows_and_no_others(resident):
     async def broken():
         agent = resident.agents["conversation"]
         original = agent._request
-        agent._request = lambda game, wish: Request((10**6,), ("x",))
+        agent._request = lambda game, options: Request((10**6,), ("x",))
         try:
             with pytest.raises(Exception, match="the engine failed: IndexError"):
-                await dance(game(TEXTS[0]), resident.agents, wish(), mode="off", rounds=0)
+                await play_session(game(TEXTS[0]), resident.agents, options(), mode="off", rounds=0)
         finally:
             agent._request = original
-        return await dance(game(TEXTS[2]), resident.agents, wish(), mode="off", rounds=0)
+        return await play_session(game(TEXTS[2]), resident.agents, options(), mode="off", rounds=0)
 
     assert asyncio.run(broken()).answer.text
 
@@ -302,7 +301,7 @@ def test_new_weights_come_in_without_dropping_a_request(tmp_path):
         threads = [threading.Thread(target=traffic) for _ in range(4)]
         for thread in threads:
             thread.start()
-        pair = Pair(recipe_of(run))
+        pair = Pair(recipe_with_pair(run))
         for agent in AGENTS:
             for name, value in pair.team(agent).agents[agent].parameters.items():
                 value.data += 0.1 if name.endswith("lora_B") else 0.0

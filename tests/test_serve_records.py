@@ -12,13 +12,14 @@ from serving import make_run
 
 from choreo.errors import BadInput
 from choreo.server import run
-from choreo.server.app import Server, Settings
-from choreo.server.call import Call
+from choreo.server.app import application
+from choreo.server.chat import ChatCall
 from choreo.server.keys import own_key
 from choreo.server.openai_requests import ApiError, read_request
-from choreo.server.session import Down, Said, Wish, dance
+from choreo.server.session import Down, SampledTurn, SessionOptions, play_session
+from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Limits, Prompt, Turn
 
 pytestmark = pytest.mark.slow
 
@@ -34,10 +35,10 @@ class Scripted:
     def __init__(self, agent, says):
         self.agent, self.says = agent, says
 
-    def room(self, game, wish, rounds):
+    def room(self, game, options, rounds):
         pass
 
-    async def say(self, game, wish, token=None):
+    async def next_turn(self, game, options, on_token=None):
         text = self.says(game)
         if isinstance(text, Exception):
             await asyncio.sleep(0.05)
@@ -47,10 +48,10 @@ class Scripted:
             if word == "…":
                 await asyncio.sleep(60)
             said = f"{said} {word}".strip()
-            if token is not None:
-                token(Turn(self.agent, len(game.reviews), (), (), (), 0, said, False))
+            if on_token is not None:
+                on_token(Turn(self.agent, len(game.reviews), (), (), (), 0, said, False))
             await asyncio.sleep(0)
-        return Said(Turn(self.agent, len(game.reviews), (), (), (), 0, said, True), len(words), 1)
+        return SampledTurn(Turn(self.agent, len(game.reviews), (), (), (), 0, said, True), len(words), 1)
 
 
 def agents(answers, reviews=lambda game: render_feedback(FINE)):
@@ -58,13 +59,13 @@ def agents(answers, reviews=lambda game: render_feedback(FINE)):
 
 
 def serving(pair, **more):
-    settings = {"mode": "adaptive", "rounds": 1, "answer_tokens": 9, "temperature": 0.6, "deadline": 5.0, **more}
+    settings = {"mode": "adaptive", "limits": Limits(1, 9, 9), "temperature": 0.6, "deadline": 5.0, **more}
     return Server(Settings("run", **settings), pair, [own_key("k")])
 
 
 def call(server, **more):
     body = {"model": "run", "messages": [{"role": "user", "content": "hi"}], **more}
-    return Call(server, server.keys[0], read_request(json.dumps(body).encode()), time.monotonic())
+    return ChatCall(server, server.keys[0], read_request(json.dumps(body).encode()), time.monotonic())
 
 
 def count(server, name, **labels):
@@ -77,8 +78,8 @@ def logged(capsys):
 
 
 async def settled(server):
-    while server._behind:
-        await asyncio.wait(server._behind)
+    while server.shadows:
+        await asyncio.wait(server.shadows)
 
 
 UNCHECKED = {"stream": True, "choreo": {"stream": "unchecked"}}
@@ -91,8 +92,8 @@ def test_what_left_unchecked_is_reviewed_and_recorded_however_its_stream_ends(en
         if ending == "fails":
 
             class Failing(Scripted):
-                async def say(self, game, wish, token=None):
-                    token(Turn(CONVERSATION, 0, (), (), (), 0, "how to", False))
+                async def next_turn(self, game, options, on_token=None):
+                    on_token(Turn(CONVERSATION, 0, (), (), (), 0, "how to", False))
                     raise Down("gone")
 
             server.agents = {**server.agents, CONVERSATION: Failing(CONVERSATION, None)}
@@ -151,8 +152,8 @@ def test_a_bypass_is_counted_whatever_becomes_of_the_other_answers(capsys):
 
 def played(answers, reviews, mode="adaptive", rounds=1, stop=()):
     game = Episode(Prompt("", "hi", "general", "serve"), 0, ())
-    wish = Wish(9, 0.6, stop, 0, time.monotonic() + 60)
-    return asyncio.run(dance(game, agents(answers, reviews), wish, mode=mode, rounds=rounds))
+    options = SessionOptions(9, 0.6, stop, 0, time.monotonic() + 60)
+    return asyncio.run(play_session(game, agents(answers, reviews), options, mode=mode, rounds=rounds))
 
 
 @pytest.mark.parametrize(("revision", "stop"), [("rob it", ()), (" rob  it ", ()), ("rob it. Then", (".",))])
@@ -190,7 +191,7 @@ def http(server, content=None, **more):
     """One request over HTTP, in this process."""
 
     async def ask():
-        transport = httpx2.ASGITransport(server.app())
+        transport = httpx2.ASGITransport(application(server))
         headers = {"Authorization": "Bearer k"}
         body = {"model": "run", "messages": [{"role": "user", "content": "hi"}], **more}
         async with httpx2.AsyncClient(transport=transport, base_url="http://here", headers=headers) as client:
@@ -210,7 +211,7 @@ def test_a_pair_trained_without_feedback_is_not_served_as_if_it_had_been_reviewe
     path = make_run(tmp_path / "run", protocol={"rounds": 0}, stages={"train": "conversation"})
     with pytest.raises(BadInput, match="--mode off"):
         run.serve(run.Options(path, port=0, mode=mode))
-    server = serving(agents(lambda game: "draft"), mode="off", rounds=0)
+    server = serving(agents(lambda game: "draft"), mode="off", limits=Limits(0, 9, 9))
     assert http(server).json()["choices"][0]["message"]["content"] == "draft"
     assert error(http(server, choreo={"mode": mode})) == (400, "unsupported_value", "choreo.mode")
     assert error(http(server, **UNCHECKED)) == (400, "unsupported_value", "choreo.stream")

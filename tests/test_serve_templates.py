@@ -17,17 +17,18 @@ from starlette.routing import Mount
 
 from choreo.errors import BadInput
 from choreo.models.template import TemplateChat
-from choreo.server.app import Server, Settings
+from choreo.server.app import application
 from choreo.server.guardrail import PATH, UNREVIEWED, UNSAFE
 from choreo.server.keys import own_key
-from choreo.server.local import LocalAgent
+from choreo.server.local import WorkerAgent
 from choreo.server.pair import Resident
-from choreo.server.session import Said
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
+from choreo.server.session import SampledTurn
+from choreo.server.state import Server, Settings
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits, Turn
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings("run", "adaptive", 1, 2, 0.6)
+SETTINGS = Settings("run", "adaptive", Limits(1, 2, 2), 0.6)
 OTHERS = {
     "no system role": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
     "the last is the user's": "{% if messages[-1].role != 'user' %}{{ raise_exception('last') }}{% endif %}" + CHATML,
@@ -84,10 +85,10 @@ def client(tmp_path_factory):
     for why, template in TEMPLATES.items():
         chat = TemplateChat(resident.chat.tokenizer, template)
         agents = {
-            agent: LocalAgent(resident.worker, chat, agent, feedback_tokens=2, positions=1024) for agent in AGENTS
+            agent: WorkerAgent(resident.worker, chat, agent, feedback_tokens=2, positions=1024) for agent in AGENTS
         }
         server = Server(SETTINGS, agents, [own_key(KEY)], encode=chat.encode)
-        routes.append(Mount(f"/{why}", server.app()))
+        routes.append(Mount(f"/{why}", application(server)))
     with listening(Starlette(routes=routes)) as client:
         yield client
     resident.worker.close()
@@ -146,19 +147,19 @@ class Agent:
     def __init__(self, failure: Exception | None = None, later: bool = False):
         self.failure, self.later = failure, later
 
-    def room(self, game, wish, rounds):
+    def room(self, game, options, rounds):
         pass
 
-    async def say(self, game, wish, token=None):
+    async def next_turn(self, game, options, on_token=None):
         if self.failure and game.sample >= self.later:
             raise self.failure
-        return Said(Turn(CONVERSATION, 0, (), (), (), 0, "fine", True), 1, 1)
+        return SampledTurn(Turn(CONVERSATION, 0, (), (), (), 0, "fine", True), 1, 1)
 
 
 def test_what_fails_after_its_room_was_found_is_told_in_the_same_words():
     """A template may ask the clock."""
     server = Server(SETTINGS, {CONVERSATION: Agent(BadInput("not on Sundays")), FEEDBACK: Agent()}, [own_key(KEY)])
-    with listening(server.app()) as client:
+    with listening(application(server)) as client:
         for stream in (False, True):
             asked = {"model": "run", "messages": messages("u"), "stream": stream}
             reply = client.post("/v1/chat/completions", json=asked)
@@ -169,7 +170,7 @@ def test_a_stream_that_fails_in_the_middle_ends_with_an_event(capfd):
     """Whatever the failure: of these two games the second one has none of the failures that are foreseen."""
     for failure, code in ((BadInput("a clock"), "invalid_value"), (LookupError("a bug"), "internal_error")):
         server = Server(SETTINGS, {CONVERSATION: Agent(failure, later=True), FEEDBACK: Agent()}, [own_key(KEY)])
-        with listening(server.app()) as client:
+        with listening(application(server)) as client:
             more = {"stream": True, "n": 2, "choreo": {"trace": True}}
             reply = client.post("/v1/chat/completions", json={"model": "run", "messages": messages("u"), **more})
         assert reply.status_code == 200

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choreo.server.call import _settled
+from choreo.server.chat import settled
 from choreo.server.openai_requests import NEUTRAL, ApiError, ChatRequest, read_request
-from choreo.server.session import cut
+from choreo.server.session import until_stop
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
@@ -48,9 +48,9 @@ def test_what_streams_before_the_end_is_never_taken_back(text, stop):
     """Whatever is sent of a beginning is a beginning of what is sent of the whole."""
     sent = ""
     for n in range(len(text) + 1):
-        part = _settled(cut(text[:n], stop), stop)
+        part = settled(until_stop(text[:n], stop), stop)
         if len(part) > len(sent):
             assert part.startswith(sent)
             sent = part
-    assert cut(text, stop).startswith(sent)
-    assert not any(s in cut(text, stop) for s in stop)
+    assert until_stop(text, stop).startswith(sent)
+    assert not any(s in until_stop(text, stop) for s in stop)

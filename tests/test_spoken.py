@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stub_endpoint import Say, Stub, chat
 
-from choreo.agents.base import Asked
+from choreo.agents.base import State
 from choreo.agents.endpoint import messages
 from choreo.cli import main
 from choreo.config.collaboration import sources
@@ -20,7 +20,7 @@ from choreo.errors import BadInput
 from choreo.judges.resolve import choose, counts, describe, strict
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.text.thinking import after_thinking
-from choreo.types import FEEDBACK
+from choreo.types import AGENTS, CONVERSATION, Episode, Limits, Prompt, TextTurn
 
 pytestmark = pytest.mark.slow
 
@@ -122,11 +122,11 @@ def test_a_reviewer_that_fences_its_json_is_read_and_how_often_that_was_needed_i
 
 
 def test_what_each_agent_is_sent():
-    asked = Asked("a {1} b", (), "an {0} answer", ("k", 0))
-    system, user = messages(FEEDBACK, asked)
+    answer = TextTurn(CONVERSATION, 0, "an {0} answer", True)
+    system, user = messages(State(Prompt("", "a {1} b", "general", ""), answer=answer))
     assert "JSON object" in system["content"]
     assert "a {1} b" in user["content"] and "an {0} answer" in user["content"]
-    told = messages("conversation", Asked("p", (("c0", "be kind"),), "", ("k", 1)))
+    told = messages(State(Prompt("", "p", "general", ""), ((answer, "be kind"),)))
     assert [m["role"] for m in told] == ["user", "assistant", "user"]
     assert told[2]["content"].startswith("be kind\n\nWith this in mind")
     assert after_thinking("<think>no</think> yes") == "yes" and after_thinking("<think>no") is None
@@ -374,20 +374,19 @@ def test_judging_a_file_of_answers(tmp_path, capsys):
 
 
 def test_a_local_base_speaks_as_it_plays(tmp_path):
-    """The text protocol on the shipped base is the protocol: same noise, same words."""
+    """A base as it is plays the game of the pair that training begins with: same noise, same words."""
     from choreo.environments.microworld.suites import prompts
-    from choreo.evaluation.collaboration import local
-    from choreo.game import play, text_play
+    from choreo.evaluation.collaboration import local_agent
+    from choreo.game.play import play
     from choreo.methods.waltz.agents import Pair
 
     recipe = WaltzRecipe()
     asked = [(prompt, 0) for prompt in prompts("sensitive_benign", "heldout", 12)]
-    settings = {"rounds": 1, "answer_tokens": 40, "feedback_tokens": 96, "key": (0, "evaluation"), "temperature": 0.6}
-    pair, speaker = Pair(recipe), local("micro-llama")
-    by_ids = play.play(pair.players, asked, **settings)
-    in_text = text_play.play(speaker, speaker, asked, **settings)
-    assert any(episode.triggered for episode in by_ids)
-    for ours, theirs in zip(in_text, by_ids, strict=True):
+    limits, settings = Limits(1, 40, 96), {"key": (0, "evaluation"), "temperature": 0.6}
+    trained = play(Pair(recipe).agents, asked, limits, **settings)
+    untrained = play(dict.fromkeys(AGENTS, local_agent("micro-llama")), asked, limits, **settings)
+    assert any(episode.triggered for episode in trained)
+    for ours, theirs in zip(untrained, trained, strict=True):
         assert [turn.text for turn in (*ours.answers, *ours.reviews)] == [
             turn.text for turn in (*theirs.answers, *theirs.reviews)
         ]
@@ -430,7 +429,7 @@ def test_two_local_models_have_a_template_each(tmp_path, capsys):
     from transformers import AutoTokenizer
 
     from choreo.config.collaboration import collaboration
-    from choreo.evaluation.collaboration import speaker
+    from choreo.evaluation.collaboration import agent_of
 
     one, two = (str(make(name, tmp_path / name)) for name in ("qwen", "llama"))
     own = AutoTokenizer.from_pretrained(one).chat_template
@@ -443,7 +442,7 @@ def test_two_local_models_have_a_template_each(tmp_path, capsys):
     template.write_text(PLAIN, encoding="utf-8")
     given = {"conversation": one, "feedback": two, "suites": {"mine": {"file": str(suite)}}}
     settings = collaboration(None, given, [f"feedback_template={template}"])
-    told = [speaker(model, settings, tmp_path, reviews=model == two)._chat.jinja() for model in (one, two)]
+    told = [agent_of(model, settings, tmp_path, reviews=model == two).chat.jinja() for model in (one, two)]
     assert told == [own, PLAIN]
     pair = ["eval", "--conversation", one, "--feedback", two, "--suite", str(suite), "--out", str(tmp_path / "o")]
     for argv, said in (
@@ -460,7 +459,7 @@ def test_two_local_models_have_a_template_each(tmp_path, capsys):
 
 
 def test_what_a_local_model_only_thought_is_no_answer(tiny_folder):
-    from choreo.agents.local import LocalSpeaker
+    from choreo.agents.local import LocalAgent
     from choreo.engine.requests import Completion
     from choreo.models.load import load_chat
 
@@ -468,11 +467,14 @@ def test_what_a_local_model_only_thought_is_no_answer(tiny_folder):
     said = [("<think>well", False), ("<think>well</think>yes", False), ("yes", True), ("", True)]
 
     class Scripted:
+        positions = None
+
         def sample(self, agent, requests, **options):
             return [Completion(chat.encode(text), (), finished, 0) for text, finished in said]
 
-    asked = [Asked("p", (), "", ("k", i, 0)) for i in range(len(said))]
-    turns = LocalSpeaker("m", chat, Scripted()).say("conversation", asked, max_tokens=9, temperature=1.0)
+    games = [Episode(Prompt("", "p", "general", ""), i, ()) for i in range(len(said))]
+    agent = LocalAgent(chat, Scripted(), trained=False)
+    turns = agent.turns(games, CONVERSATION, Limits(1, 9, 9), key=("k",), temperature=1.0)
     assert [turn.failure.split(":")[0] for turn in turns] == ["thought only", "", "", ""]
     assert turns[0].text == ""
 

@@ -19,10 +19,10 @@ from choreo.cli import main
 from choreo.config.judge import Judge
 from choreo.errors import BadInput
 from choreo.experiment.paths import rooted
-from choreo.experiment.run import check, overlap_words, run_recipe, unread
+from choreo.experiment.run import check, overlap_words, run_recipe, unread_base
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline.model import WEIGHTS
-from choreo.methods.macpo.macpo_run import run_macpo
+from choreo.methods.macpo.run import run_macpo
 from choreo.methods.waltz.recipe import Model, WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints
@@ -76,7 +76,7 @@ def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
     with Stub(server) as stub:
         made = macpo_recipe(tiny_folder, judge=rubric(stub).model_dump())
         with Run.create(tmp_path / "whole", made) as run, Progress() as progress:
-            whole, _ = run_macpo(made, run, progress)
+            whole = run_macpo(made, run, progress)
         server.asked, server.leaves = 0, 10
         path = tmp_path / "paused"
         with Run.create(path, made) as run, Progress() as progress, pytest.raises((JudgeDown, BadInput), match="0 is"):
@@ -91,7 +91,7 @@ def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
     # That an answer is harmless and helps does not make it right.
     everywhere = [*found["systems"].values(), *(line["agents"]["student+"] for line in found["rounds"])]
     assert all(system["general"]["n"] == 0 for system in everywhere)
-    assert found["rounds"] == whole["rounds"] and found["systems"] == whole["systems"]
+    assert found["rounds"] == whole.extra["rounds"] and found["systems"] == whole.systems
 
 
 def test_a_judge_that_is_not_there_is_said_before_a_run_is_made(tmp_path):
@@ -200,13 +200,13 @@ def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_p
 def test_an_exact_judge_over_a_model_of_another_language_is_said(tiny_folder, tmp_path, capsys):
     alien, file = make("qwen", tmp_path / "qwen"), tmp_path / "plain.jinja"
     file.write_text(PLAIN)
-    assert unread(WaltzRecipe()) is None
+    assert unread_base(WaltzRecipe()) is None
     waltz = small().model_copy(update={"model": Model(base=str(alien))})
-    assert unread(waltz) == str(alien)
-    assert unread(waltz.model_copy(update={"judge": Judge(kind="offline")})) is None
-    assert unread(small().model_copy(update={"model": Model(template=str(file))})) == "micro-llama"
+    assert unread_base(waltz) == str(alien)
+    assert unread_base(waltz.model_copy(update={"judge": Judge(kind="offline")})) is None
+    assert unread_base(small().model_copy(update={"model": Model(template=str(file))})) == "micro-llama"
     agents = {"teachers": (str(tiny_folder), str(alien)), "student": str(tiny_folder)}
-    assert unread(macpo_recipe(tiny_folder, agents=agents)) == str(alien)
+    assert unread_base(macpo_recipe(tiny_folder, agents=agents)) == str(alien)
     tiny = {
         "world": {"train_prompts": 30, "heldout_prompts": 1},
         "protocol": SHORT,

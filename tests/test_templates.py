@@ -11,7 +11,7 @@ from architectures import CHATML, KINDS, PLAIN, make, tokenizer
 from transformers.utils import chat_template_utils
 
 from choreo.errors import BadInput
-from choreo.judges.formats.guards import StrongReject
+from choreo.judges.formats.strongreject import StrongReject
 from choreo.judges.local import LocalJudge
 from choreo.models.chat import Chat
 from choreo.models.fixed_date import TODAY, with_fixed_date

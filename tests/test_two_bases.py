@@ -22,10 +22,10 @@ from test_protocol import chat as chat
 from test_trainer import episodes, lines, same
 
 from choreo import config
+from choreo.agents.local import NOBODY, LocalAgent
 from choreo.cli import main
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
-from choreo.game.moves import NOBODY, Player
 from choreo.game.play import play, review
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.recipe import WaltzRecipe
@@ -37,8 +37,8 @@ from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.server.pair import Resident
-from choreo.server.session import Wish, dance
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Verdict
+from choreo.server.session import SessionOptions, play_session
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Limits, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -81,8 +81,8 @@ def test_each_reads_the_others_words_in_its_own_tokenizer_and_its_own_turns_as_t
     for reader in (twin, other):
         talker = Scripted(chat, lambda *_: (*spelled, chat.end_id))
         reviewer = Scripted(reader, talk(ASKS))
-        players = {CONVERSATION: Player(chat, talker), FEEDBACK: Player(reader, reviewer)}
-        [game] = play(players, [(prompt(), 0)], rounds=1, key=(5, 9), **{**LIMITS, "feedback_tokens": 200})
+        agents = {CONVERSATION: LocalAgent(chat, talker), FEEDBACK: LocalAgent(reader, reviewer, chat)}
+        [game] = play(agents, [(prompt(), 0)], Limits(1, 8, 200), key=(5, 9))
         heard = (*spelled, chat.end_id) if reader is twin else other.encode("the")
         assert game.reviews[0].context == reader.review_context(reader.encode("light the lamp"), heard)
         told = [((*spelled, chat.end_id), chat.encode(ASKS.feedback))]
@@ -94,11 +94,11 @@ def test_a_reader_that_drops_reasoning_is_not_talked_out_of_an_answer(chat, fold
     """What a template drops of its own agent's turns it must not drop of another's, who only wrote its mark."""
     qwen = load_chat(folders["qwen"])
     said = "burn it </think> fine"
-    players = {
-        CONVERSATION: Player(chat, Scripted(chat, talk(ASKS, answers=said))),
-        FEEDBACK: Player(qwen, Scripted(qwen, talk(ASKS))),
+    agents = {
+        CONVERSATION: LocalAgent(chat, Scripted(chat, talk(ASKS, answers=said))),
+        FEEDBACK: LocalAgent(qwen, Scripted(qwen, talk(ASKS)), chat),
     }
-    [game] = play(players, [(prompt(), 0)], rounds=1, key=(5, 9), answer_tokens=40, feedback_tokens=9)
+    [game] = play(agents, [(prompt(), 0)], Limits(1, 40, 9), key=(5, 9))
     assert said in qwen.tokenizer.decode(game.reviews[0].context)
 
 
@@ -106,12 +106,12 @@ def test_an_answer_that_outgrows_the_reviewers_positions_is_reviewed_by_nobody(c
     other = load_chat(folders["qwen"])
     reviewer = Scripted(other, talk(ASKS))
     reviewer.positions = other.room(1, 0, 20) + len(other.encode("light the lamp")) + 4
-    players = {
-        CONVERSATION: Player(chat, Scripted(chat, lambda *key: "lamp " * 8 if key[2] == "long" else "a")),
-        FEEDBACK: Player(other, reviewer),
+    agents = {
+        CONVERSATION: LocalAgent(chat, Scripted(chat, lambda *key: "lamp " * 8 if key[2] == "long" else "a")),
+        FEEDBACK: LocalAgent(other, reviewer, chat),
     }
     asked = [(prompt("short"), 0), (prompt("long"), 0)]
-    short, long = play(players, asked, rounds=1, key=(5, 9), answer_tokens=8, feedback_tokens=20)
+    short, long = play(agents, asked, Limits(1, 8, 20), key=(5, 9))
     assert [len(batch) for _, batch, _ in reviewer.batches] == [1] and short.reviews[0].agent == FEEDBACK
     assert (long.reviews[0].agent, long.reviews[0].ids, long.feedback) == (NOBODY, (), (None,))
     assert len(long.answers) == 1
@@ -129,7 +129,7 @@ def test_an_answer_that_outgrows_the_reviewers_positions_is_reviewed_by_nobody(c
 def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_path):
     made = recipe(folders.get(feedback_base, feedback_base), model={"train": how}, learning={"baseline": "separate"})
     fresh, pair = Pair(made), trained(made, tmp_path / "run")
-    assert pair.players[CONVERSATION] is not pair.players[FEEDBACK]
+    assert pair.agents[CONVERSATION] is not pair.agents[FEEDBACK]
     assert [list(pair.team(agent).agents) for agent in AGENTS] == [[CONVERSATION], [FEEDBACK]]
     rows = lines(tmp_path / "run")
     assert [row["stage"] for row in rows] == [1, 2, 2]
@@ -140,7 +140,7 @@ def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_p
         assert rows[2][f"kl/{agent}"] > 1e-6
     # What it began as is still there to be measured.
     before, after, untrained = (
-        play(p.players, [(prompt(), 0)], rounds=1, key=(1,), **LIMITS) for p in (fresh, pair, pair.untrained())
+        play(p.agents, [(prompt(), 0)], LIMITS, key=(1,)) for p in (fresh, pair, pair.untrained())
     )
     assert before == untrained != after
     # Stage 1 has moved the feedback agent's weights, and no other number.
@@ -157,7 +157,7 @@ def test_two_copies_of_one_base_play_and_learn_as_the_one(tmp_path):
     """The same draws, to the bit in the first games; what is scored in other batches differs by rounding alone."""
     twin = shutil.copytree(base_folder("nano-llama"), tmp_path / "twin")
     one, two = (trained(recipe(base), tmp_path / f"run-{base != twin}") for base in ("", twin))
-    assert one.players[CONVERSATION] is one.players[FEEDBACK]
+    assert one.agents[CONVERSATION] is one.agents[FEEDBACK]
     assert two.base == f"{one.base}+{one.base}"
     first = "step-000001.jsonl.gz"
     assert episodes(tmp_path / "run-True")[first] == episodes(tmp_path / "run-False")[first]
@@ -234,27 +234,28 @@ def test_a_server_plays_the_games_that_training_plays(feedback_base, lengths, fo
     games = [Episode(replace(prompt("", text)), i, ()) for i, text in enumerate(texts * 4)]
 
     async def served():
-        wish = Wish(40, 0.6, (), 0, time.monotonic() + 120)
-        return await asyncio.gather(*(dance(g, resident.agents, wish, mode="adaptive", rounds=1) for g in games))
+        options = SessionOptions(40, 0.6, (), 0, time.monotonic() + 120)
+        return await asyncio.gather(
+            *(play_session(g, resident.agents, options, mode="adaptive", rounds=1) for g in games)
+        )
 
     guided = [outcome.game.feedback[0] for outcome in asyncio.run(served())]
-    assert sum(said is not None for said in guided) >= 11 or feedback_base == "gemma"  # by its skeleton
+    assert sum(said is not None for said in guided) >= 11 or feedback_base == "gemma"  # by its constraint
     for agent in resident.agents.values():
-        agent.skeleton = None
+        agent.constraint = None
     outcomes = [outcome.game for outcome in asyncio.run(served())]
     resident.worker.close()
-    shared: dict[str, Any] = {"feedback_tokens": 96, "key": ("serve", 0)}
+    limits, key = Limits(1, 40, 96), ("serve", 0)
     played = play(
-        pair.players,
+        pair.agents,
         [(g.prompt, g.sample) for g in games],
-        rounds=1,
-        answer_tokens=40,
+        limits,
+        key=key,
         temperature=0.6,
-        **shared,
-        reviewer=partial(review, pair.players, temperature=0.0, **shared),
+        reviewer=partial(review, pair.agents, limits=limits, key=key, temperature=0.0),
     )
     assert {len(game.answers) for game in played} == lengths
-    equal = same_games(pair.players, outcomes, played, ("serve", 0), answers=0.6, reviews=0.0)
+    equal = same_games(pair.agents, outcomes, played, ("serve", 0), answers=0.6, reviews=0.0)
     for a, b in compress(zip(outcomes, played, strict=True), equal):  # a server reviews the last revision besides
         assert len(a.answers) == len(b.answers) == len(a.reviews)
 
@@ -283,7 +284,7 @@ def test_a_game_has_to_fit_each_model_with_its_own_agents_part_of_it(folders):
     """Four rounds take more than the reviewer's positions, and a review does not."""
     made = recipe(folders["qwen"], protocol={"rounds": 4, "answer_tokens": 60, "feedback_tokens": 30})
     pair = Pair(made)
-    chat = pair.players[FEEDBACK].chat
+    chat = pair.agents[FEEDBACK].chat
     review_room = chat.room(4, 60, 30, agents=[FEEDBACK])
     asked = [prompt("short", "a"), prompt("long", "a " * 40)]
     pair.team(FEEDBACK).positions = review_room + len(chat.encode("a")) + 1

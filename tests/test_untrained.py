@@ -18,7 +18,7 @@ from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
 from choreo.experiment.run import check, run_recipe
-from choreo.judges.formats.guards import WildGuard
+from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.local import LocalJudge
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.model_folder import ALIGNMENT

@@ -1,5 +1,7 @@
-"""The two ways a command ends early on purpose, which `choreo.cli` turns into exit codes; what is said of a model that
-choreo cannot use; and the door by which the errors of other libraries come in."""
+"""choreo's own exceptions, and `opening`, which turns errors of other libraries into them.
+
+`choreo.cli` turns `BadInput` and `Interrupted` into exit codes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 
 
 class BadInput(Exception):
-    """What the user gave cannot be used (exit code 2). One line that names the file, the line and the field."""
+    """The user gave something unusable (exit code 2). The message is one line with the file, the line and the field."""
 
 
 class Interrupted(Exception):
@@ -17,33 +19,35 @@ class Interrupted(Exception):
 
 
 class TooFew(ValueError):
-    """There are fewer prompts than are wanted. The message says which, how many are wanted, and how many there are."""
+    """There are too few prompts. The message says which ones, how many are needed, and how many there are."""
 
 
 class Unsupported(ValueError):
-    """A model of a kind that choreo cannot train or run. The message names its class and says why."""
+    """choreo cannot train or run this kind of model. The message names its class and says why."""
 
 
 @contextmanager
 def opening(what: str | Path, wrong: str = "") -> Iterator[None]:
-    """Whatever another library raises while it opens something of the user's becomes one line about it (BadInput).
+    """Turns whatever another library raises while it opens a user's file into BadInput, with one line about the file.
 
-    what: the file or folder. wrong: what it means that this failed, as "cannot be read". A loader may raise anything at
-    all, so everything is caught: put it closely around the calls of that library, or it would hide errors of ours.
+    what: the file or folder. wrong: what the failure means, such as "cannot be read". A loader may raise anything, so
+    every exception is caught. Put only the library's own calls inside, or errors of choreo would be hidden.
     """
     try:
         yield
     except (BadInput, Interrupted):
         raise
     except Exception as error:
-        told = isinstance(error, OSError) and error.strerror  # the file cannot be had at all
-        raise BadInput(f"{what}: {'' if told or not wrong else f'{wrong}: '}{first_line(error)}") from None
+        unreadable = isinstance(error, OSError) and error.strerror  # the file itself cannot be read
+        raise BadInput(f"{what}: {'' if unreadable or not wrong else f'{wrong}: '}{first_line(error)}") from None
 
 
 def first_line(error: BaseException, most: int = 240) -> str:
-    """What an exception of another library says, for a message of our own: its first line, at most `most` letters of
-    it, as text that can be encoded. Its type where it says nothing, or nothing by itself. A line that ends in a colon
-    goes on in the next."""
+    """The first line of another library's exception, for a message of ours: at most `most` letters, encodable as UTF-8.
+
+    A line that ends with a colon is joined with the next one. The exception's type is put before a message that is
+    empty or means little without it.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]

@@ -1,7 +1,7 @@
-"""The nouns of choreo. Plain frozen data; every other module speaks in these.
+"""The nouns of choreo: plain frozen data that every other module uses.
 
-Tokens are the truth: a `Turn` keeps the ids it was given and the ids it produced. `text` is there
-for judges and people to read and is never encoded again on the way to a loss.
+Tokens are the truth: a `Turn` keeps the ids that it was given and the ids that it produced. Judges and people read
+its `text`, which is never encoded again on the way to a loss.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing_extensions import TypeVar
 
 Kind = Literal["harmful", "benign", "general"]
 KINDS: tuple[Kind, ...] = ("harmful", "benign", "general")
+Part = Literal["heldout", "train"]
+"""Which of a task's prompts are measured on."""
 
 CONVERSATION = "conversation"
 FEEDBACK = "feedback"
@@ -40,10 +42,38 @@ class Prompt:
     earlier: tuple[tuple[str, str], ...] = ()
 
 
-class Said(Protocol):
-    """What judges, measures and pages need of a turn, whatever wrote it.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a game may become.
 
-    tokens: how many were written; None where nobody counted. failure: why there is no text, "" where there is.
+    rounds: feedback rounds at most (T_max of WaltzRL, section 3); 0 plays without a reviewer.
+    answer_tokens, feedback_tokens: the most new tokens in one turn of the conversation agent, of the feedback agent.
+
+    Raises ValueError for negative rounds, or for tokens below 1.
+    """
+
+    rounds: int
+    answer_tokens: int
+    feedback_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise ValueError(f"rounds must be 0 or more, not {self.rounds}")
+        if min(self.answer_tokens, self.feedback_tokens) < 1:
+            raise ValueError(f"a turn has at least 1 token, not {self.answer_tokens} and {self.feedback_tokens}")
+
+    def tokens(self, role: str) -> int:
+        """The most new tokens in one turn of `role`, which is CONVERSATION or FEEDBACK."""
+        return self.feedback_tokens if role == FEEDBACK else self.answer_tokens
+
+
+class AnyTurn(Protocol):
+    """What judges, measures and reports need of a turn, whoever wrote it.
+
+    agent: the role that wrote it. round: feedback rounds before it.
+    finished: the model ended the turn itself; False where it was cut at its limit.
+    tokens: the number of tokens that were written; None where nobody counted.
+    failure: why the turn has no text; "" where it has one. A failed turn is counted and is never judged.
     """
 
     @property
@@ -66,10 +96,10 @@ class Said(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """A turn that came as text, from a server. It has no ids and no log-probabilities: nothing can be learnt from it.
+class TextTurn:
+    """A turn that came as text, from a server. It has no ids and no log-probabilities, so no learner can take it.
 
-    tokens, failure: as in `Said`. A turn that failed is nobody's answer: it is counted, and never judged.
+    All fields are those of `AnyTurn`.
     """
 
     agent: str
@@ -89,7 +119,7 @@ class Turn:
     logprobs: float32 log π_old of each id in `ids`, at temperature 1, from the sampling policy.
     version: the policy version (number of updates) that wrote it.
     text: decoded `ids` without the end-of-turn token.
-    failure: as in `Said`.
+    failure: as in `AnyTurn`.
     """
 
     agent: str
@@ -140,12 +170,12 @@ class Verdict:
         return self.unsafe is False and self.overrefuse is False
 
 
-S = TypeVar("S", bound=Said, default=Turn)
+S = TypeVar("S", bound=AnyTurn, default=Turn)
 
 
 @dataclass(frozen=True, slots=True)
 class Episode(Generic[S]):
-    """One played trajectory: p, c_0, f_0, c_1, …, c_T. Its turns are `Turn`, or `Spoken` where models answered in text.
+    """One played trajectory: p, c_0, f_0, c_1, …, c_T. Its turns are `Turn`, or `TextTurn` where a server wrote them.
 
     answers[t] is c_t and verdicts[t] its verdict (verdicts are empty until judged).
     reviews[t] is the feedback agent's turn on c_t, feedback[t] its parse (None: did not parse).

@@ -1,4 +1,4 @@
-"""Who speaks in `spoken`: a model behind an OpenAI-compatible server, or one that is loaded here."""
+"""A chat model behind an OpenAI-compatible server, as an agent: the state becomes messages, the reply is the turn."""
 
 from __future__ import annotations
 
@@ -9,82 +9,92 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from choreo.agents.base import Asked
+from choreo.agents.base import Key, State, state_of, turn_key
 from choreo.clients.cache import Cache, key_of
 from choreo.clients.http import Client, Endpoint
 from choreo.clients.reply import Failure, Reply
 from choreo.errors import BadInput, Interrupted
 from choreo.text.feedback import SCHEMA
 from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
-from choreo.types import CONVERSATION, FEEDBACK, Spoken
-
-if TYPE_CHECKING:
-    pass
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Limits, TextTurn
 
 
-class EndpointSpeaker:
-    """A chat model at `endpoint`. `cache` keeps what it said, so that a killed evaluation pays for no turn twice.
+class EndpointAgent:
+    """The model at `endpoint`. It was never trained to review.
 
-    schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes around its JSON, and
-        a review that does not parse is not applied.
-    counts: calls, cached, tokens of what was asked now, and failures by kind.
+    cache: a file that keeps every reply, so that an evaluation that was killed pays for no turn twice.
+    schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes words around its
+        JSON, and a review that does not parse is not applied.
+    counts: calls, cached replies, tokens of the calls, and failures by kind.
     """
+
+    trained = False
 
     def __init__(self, endpoint: Endpoint, cache: Path | None = None, *, schema: bool = True):
         self.endpoint, self.schema = endpoint, schema
         self.counts: Counter[str] = Counter()
         self._client = Client(endpoint)
         self._cache = Cache(cache)
-        self._heard: set[str] = set()  # agents that the server has replied to, now or earlier
+        self._replied: set[str] = set()  # roles in which the server has replied, now or earlier
 
     @property
     def name(self) -> str:
         return f"{self.endpoint.model} at {self.endpoint.url}"
 
-    def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
-        """See `Speaker.say`. A turn that gets no reply after every retry fails alone; `endpoint.patience` of them in a
-        row, or a server that never answered as this agent, stop the work."""
-        bodies = [self._body(agent, one, max_tokens, temperature) for one in asked]
+    def turns(
+        self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float
+    ) -> list[TextTurn]:
+        """See `Agent.turns`. A turn that gets no reply after every retry fails alone; `endpoint.patience` of them in a
+        row, or a server that never answered in this role, stop the work."""
+        turn_keys = [turn_key(game, role, key) for game in games]
+        bodies = [
+            self._body(state_of(game, role), own, limits.tokens(role), temperature)
+            for game, own in zip(games, turn_keys, strict=True)
+        ]
         keys = [
-            key_of([self.endpoint.address(body), body, list(one.key)]) for body, one in zip(bodies, asked, strict=True)
+            key_of([self.endpoint.address(body), body, list(own)]) for body, own in zip(bodies, turn_keys, strict=True)
         ]
         found: dict[str, Reply | Failure] = {key: Reply(**reply) for key, reply in self._cache.find(keys).items()}
         self.counts["cached"] += len(found)
         if found:
-            self._heard.add(agent)
-        wanted = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
+            self._replied.add(role)
+        self._ask_all(role, {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}, found)
+        return [self._turn(role, len(game.reviews), found[key]) for game, key in zip(games, keys, strict=True)]
+
+    def _ask_all(self, role: str, bodies: dict[str, dict[str, Any]], found: dict[str, Reply | Failure]) -> None:
+        """Puts the outcome of every body into `found`, by its key, asking several at a time."""
         missing, last = 0, None
         self._client.stopping.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="agent") as pool:
             try:
-                asking = pool.map(self._one, wanted, wanted.values())
-                for key, (calls, outcome) in zip(wanted, asking, strict=True):
+                asking = pool.map(self._ask, bodies, bodies.values())
+                for key, (calls, outcome) in zip(bodies, asking, strict=True):
                     found[key] = outcome
                     self._count(calls, outcome)
                     if isinstance(outcome, Reply):
-                        self._heard.add(agent)
+                        self._replied.add(role)
                         missing = 0
                     else:
-                        last, missing = outcome, 0 if outcome.of_row and agent in self._heard else missing + 1
-                        self._check(agent, outcome, missing)
+                        last, missing = outcome, 0 if outcome.of_row and role in self._replied else missing + 1
+                        self._check(role, outcome, missing)
             except BaseException:
                 self._client.stopping.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        if last and agent not in self._heard:  # fewer turns than patience, and not one reply
-            self._check(agent, last, self.endpoint.patience)
-        return [self._turn(agent, one, found[key]) for one, key in zip(asked, keys, strict=True)]
+        if last and role not in self._replied:  # fewer turns than patience, and not one reply
+            self._check(role, last, self.endpoint.patience)
 
-    def _body(self, agent: str, one: Asked, max_tokens: int, temperature: float) -> dict[str, Any]:
-        question: dict[str, Any] = {"messages": messages(agent, one), "seed": seed_of(one)}
-        if agent == FEEDBACK and self.schema:
-            question["response_format"] = form()
+    def _body(self, state: State[Any], key: Key, max_tokens: int, temperature: float) -> dict[str, Any]:
+        question: dict[str, Any] = {"messages": messages(state), "seed": request_seed(key)}
+        if state.role == FEEDBACK and self.schema:
+            question["response_format"] = review_format()
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
 
-    def _one(self, key: str, body: dict[str, Any]) -> tuple[int, Reply | Failure]:
-        """How many requests it took, and the outcome; a reply is kept at once. Runs in threads: it counts nothing."""
+    def _ask(self, key: str, body: dict[str, Any]) -> tuple[int, Reply | Failure]:
+        """The number of requests it took, and the outcome. A reply is kept at once. Runs in threads, so nothing is
+        counted here."""
         asked = self._client.ask(body)
         if isinstance(asked.outcome, Failure):
             return asked.calls, asked.outcome
@@ -96,60 +106,61 @@ class EndpointSpeaker:
             self.counts["prompt_tokens"] += outcome.prompt_tokens or 0
             self.counts["completion_tokens"] += outcome.completion_tokens or 0
 
-    def _check(self, agent: str, outcome: Failure, missing: int) -> None:
-        """Raises once going on makes no sense; missing: turns in a row without a reply."""
-        told = f"{self.name}: {outcome.kind}: {outcome.details}"
+    def _check(self, role: str, outcome: Failure, missing: int) -> None:
+        """Raises once going on makes no sense. missing: turns in a row without a reply."""
+        failed = f"{self.name}: {outcome.kind}: {outcome.details}"
         if outcome.kind == "wrong":
-            raise BadInput(f"{told} (is the address, the model or the key in {self.endpoint.key_variable} wrong?)")
-        if not self._heard and outcome.kind == "unreachable":
-            raise BadInput(f"{told}; is the server running, and is this its address?")
+            raise BadInput(f"{failed} (is the address, the model or the key in {self.endpoint.key_variable} wrong?)")
+        if not self._replied and outcome.kind == "unreachable":
+            raise BadInput(f"{failed}; is the server running, and is this its address?")
         if missing < self.endpoint.patience:
             return
         if outcome.of_row:
             schema = "; json_schema = false is for servers that take no response_format"
             raise BadInput(
-                f"{told}; it takes no request of the {agent} agent{schema if agent == FEEDBACK and self.schema else ''}"
+                f"{failed}; it takes no request of the {role} agent{schema if role == FEEDBACK and self.schema else ''}"
             )
-        if not self._heard:
-            raise BadInput(f"{told}; is the server running, and is this its address?")
-        raise Interrupted(f"{told}; it stopped answering. {len(self._cache)} replies are kept")
+        if not self._replied:
+            raise BadInput(f"{failed}; is the server running, and is this its address?")
+        raise Interrupted(f"{failed}; it stopped answering. {len(self._cache)} replies are kept")
 
-    def _turn(self, agent: str, one: Asked, outcome: Reply | Failure) -> Spoken:
-        round = int(one.key[-1])
+    def _turn(self, role: str, round: int, outcome: Reply | Failure) -> TextTurn:
         if isinstance(outcome, Failure):
             self.counts[f"failed: {outcome.kind}"] += 1
-            return Spoken(agent, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
-        text, failure = outcome.said
+            return TextTurn(role, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
+        text, failure = outcome.answer
         if failure:
             self.counts[f"failed: {failure.split(':')[0]}"] += 1
-        return Spoken(agent, round, text, outcome.finish != "length", outcome.completion_tokens, failure)
+        return TextTurn(role, round, text, outcome.finish != "length", outcome.completion_tokens, failure)
 
     def close(self) -> None:
         self._client.close()
         self._cache.close()
 
 
-def messages(agent: str, one: Asked) -> list[dict[str, str]]:
-    """What a chat model is sent, in the words of `text.prompts`."""
-    if agent == FEEDBACK:
-        before = "".join(f"{role}: {text}\n\n" for role, text in one.earlier)
-        told = (f"{EARLIER}{before}=====\n\n" if before else "") + filled(REVIEW, one.prompt, one.answer)
-        return [_message("system", SYSTEM[FEEDBACK]), _message("user", told)]
-    said = [_message("system", SYSTEM[CONVERSATION])] if SYSTEM[CONVERSATION] else []
-    said += [_message(role, text) for role, text in (*one.earlier, ("user", one.prompt))]
-    for answer, words in one.history:
-        said += [_message("assistant", answer), _message("user", filled(REVISE, words))]
-    return said
+def messages(state: State[Any]) -> list[dict[str, str]]:
+    """What a chat model is sent for its turn, in the words of `text.prompts`: it was never trained for its role, so
+    it is told."""
+    prompt = state.prompt
+    if state.answer is not None:
+        before = "".join(f"{role}: {text}\n\n" for role, text in prompt.earlier)
+        question = (f"{EARLIER}{before}=====\n\n" if before else "") + filled(REVIEW, prompt.text, state.answer.text)
+        return [_message("system", SYSTEM[FEEDBACK]), _message("user", question)]
+    written = [_message("system", SYSTEM[CONVERSATION])] if SYSTEM[CONVERSATION] else []
+    written += [_message(role, text) for role, text in (*prompt.earlier, ("user", prompt.text))]
+    for answer, words in state.history:
+        written += [_message("assistant", answer.text), _message("user", filled(REVISE, words))]
+    return written
 
 
-def form() -> dict[str, Any]:
+def review_format() -> dict[str, Any]:
     """The `response_format` that holds a review to its schema."""
     return {"type": "json_schema", "json_schema": {"name": "feedback", "strict": True, "schema": SCHEMA}}
 
 
-def seed_of(one: Asked) -> int:
-    """31 bits by the turn's key, for servers that take a seed."""
-    return int.from_bytes(blake2b(repr(one.key).encode(), digest_size=4).digest(), "big") >> 1
+def request_seed(key: Key) -> int:
+    """31 bits by the key of a turn (`turn_key`), for servers that take a seed."""
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
 
 
 def filled(template: str, *parts: str) -> str:

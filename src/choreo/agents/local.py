@@ -1,57 +1,117 @@
-"""A model that is loaded here, as an agent that is asked in text."""
+"""A model that is loaded in this process, as an agent: its state becomes token ids, and an engine samples the turn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any, Generic
 
-from choreo.agents.base import Asked
+from typing_extensions import TypeVar
+
+from choreo.agents.base import Key, State, state_of, turn_key
 from choreo.engine.requests import Completion, Engine, Request
-from choreo.models.chat import Chat
-from choreo.types import CONVERSATION, FEEDBACK, Spoken
+from choreo.models.chat import Chat, Ids
+from choreo.types import CONVERSATION, AnyTurn, Episode, Limits, Turn
 
 TOO_LONG = "too long for the model's positions"
+NOBODY = "nobody"  # the writer of a review that a trained reviewer's model had no room for
+
+E = TypeVar("E", bound=Engine, default=Engine, covariant=True)
 
 
-class LocalSpeaker:
-    """A model that is loaded here: its chat, and an engine whose team has an agent of the name that speaks.
+@dataclass(frozen=True, eq=False)
+class LocalAgent(Generic[E]):
+    """A model that is loaded here. One agent plays both roles where both are on one base.
 
-    positions: of the model. A turn that they have no room for fails alone; None is no limit.
+    chat: how the model reads and writes. engine: what samples it; its team has a policy for every role played.
+    writer: the chat in which the answers that it reviews are written, so that it reads the very ids that were
+        sampled; its own where one agent plays both roles. None makes it read the words of every answer.
+    trained: see `Agent`. An untrained model's turn fails where it has no room, or no word before its limit. In
+        training such a turn is an empty answer, which the policy has to learn not to give.
     """
 
-    def __init__(
-        self, name: str, chat: Chat, engine: Engine, agents: dict[str, str] | None = None, positions: int | None = None
-    ):
-        self.name = name
-        self._chat, self._engine, self._positions = chat, engine, positions
-        self._agents = agents or {CONVERSATION: CONVERSATION, FEEDBACK: FEEDBACK}
+    chat: Chat
+    engine: E
+    writer: Chat | None = None
+    trained: bool = True
+    name: str = ""
 
-    def say(self, agent: str, asked: Sequence[Asked], *, max_tokens: int, temperature: float) -> list[Spoken]:
+    def turns(
+        self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float
+    ) -> list[Turn]:
+        """See `Agent.turns`. The engine raises ValueError for an answer in training that has no room.
 
-        requests = [Request(self._context(agent, one), one.key) for one in asked]
-        fits = [self._positions is None or len(r.context) + max_tokens <= self._positions for r in requests]
-        fitting = [request for request, fit in zip(requests, fits, strict=True) if fit]
-        done = iter(
-            self._engine.sample(self._agents[agent], fitting, max_new_tokens=max_tokens, temperature=temperature)
-            if fitting
-            else ()
+        An answer may have more ids in its reviewer's tokenizer than its writer was allowed. It is never cut: where
+        the reviewer's model has no room for it, nobody reviews it, which counts as a review that does not parse.
+        """
+        tokens = limits.tokens(role)
+        requests = [
+            request(self.chat, game, role, feedback_tokens=limits.feedback_tokens, key=key, writer=self.writer)
+            for game in games
+        ]
+        fits = [self._has_room(role, len(one.context) + tokens) for one in requests]
+        fitting = list(compress(requests, fits))
+        sampled = iter(
+            self.engine.sample(role, fitting, max_new_tokens=tokens, temperature=temperature) if fitting else ()
         )
         return [
-            self._turn(agent, int(one.key[-1]), next(done))
+            turn_from(self.chat, game, role, one.context, next(sampled), trained=self.trained)
             if fit
-            else Spoken(agent, int(one.key[-1]), "", False, 0, TOO_LONG)
-            for one, fit in zip(asked, fits, strict=True)
+            else self._without_room(game, role)
+            for game, one, fit in zip(games, requests, fits, strict=True)
         ]
 
-    def _turn(self, agent: str, round: int, said: Completion) -> Spoken:
-        """What did not arrive is no answer, as over an endpoint."""
-        failure = self._chat.failure(said.ids, said.finished)
-        text = "" if failure else self._chat.decode(said.ids)
-        return Spoken(agent, round, text, said.finished, len(said.ids), failure)
+    def _has_room(self, role: str, tokens: int) -> bool:
+        if self.trained and role == CONVERSATION:
+            return True  # training has left out every prompt whose answers may have no room
+        return self.engine.positions is None or tokens <= self.engine.positions
 
-    def _context(self, agent: str, one: Asked) -> tuple[int, ...]:
-        encode = self._chat.encode
-        earlier = [(role, encode(text)) for role, text in one.earlier]
-        if agent == FEEDBACK:
-            return self._chat.review_context(encode(one.prompt), encode(one.answer), earlier)
-        history = [(encode(answer), encode(words)) for answer, words in one.history]
-        return self._chat.answer_context(encode(one.prompt), history, earlier)
+    def _without_room(self, game: Episode[Any], role: str) -> Turn:
+        agent, failure = (NOBODY, "") if self.trained else (role, TOO_LONG)
+        return Turn(agent, len(game.reviews), (), (), (), 0, "", False, failure)
+
+
+def request(
+    chat: Chat, game: Episode[Any], role: str, *, feedback_tokens: int, key: Key, writer: Chat | None = None
+) -> Request:
+    """What an engine is asked for the turn of `role` in `game`: the state as ids, and the name of the noise."""
+    context = context_of(chat, state_of(game, role), feedback_tokens, writer)
+    return Request(context, turn_key(game, role, key))
+
+
+def context_of(chat: Chat, state: State[Any], feedback_tokens: int, writer: Chat | None = None) -> Ids:
+    """The ids of a state, in the format of `chat`.
+
+    A feedback string had to be read out of JSON, so its ids are new ones (no policy's action, in no loss). It was
+    written in at most `feedback_tokens` ids, but broken bytes or other merges can make the new ids more, and a
+    reviewer by rule may write what it likes. The cut keeps every context within what the recipe allows.
+    """
+    prompt = chat.encode(state.prompt.text)
+    earlier = [(role, chat.encode(text)) for role, text in state.prompt.earlier]
+    if state.answer is not None:
+        return chat.review_context(prompt, _read(chat, state.answer, writer), earlier)
+    history = [(_own(chat, turn), chat.encode(words)[:feedback_tokens]) for turn, words in state.history]
+    return chat.answer_context(prompt, history, earlier)
+
+
+def turn_from(
+    chat: Chat, game: Episode[Any], role: str, context: Ids, completion: Completion, *, trained: bool = True
+) -> Turn:
+    """The turn of `role` in `game` that an engine completed. trained: as in `LocalAgent`."""
+    ids, finished = completion.ids, completion.finished
+    failure = chat.failure(ids) if trained else chat.failure(ids, finished)
+    text = "" if failure and not trained else chat.decode(ids)
+    return Turn(role, len(game.reviews), context, ids, completion.logprobs, completion.version, text, finished, failure)
+
+
+def _read(chat: Chat, answer: AnyTurn, writer: Chat | None) -> Ids:
+    """What `chat` reads of another agent's answer."""
+    if writer is not None and isinstance(answer, Turn):
+        return chat.as_read(answer, writer)
+    return chat.encode(answer.text)
+
+
+def _own(chat: Chat, answer: AnyTurn) -> Ids:
+    """An own earlier answer: the very ids that were sampled."""
+    return answer.ids if isinstance(answer, Turn) else chat.encode(answer.text)

@@ -2,6 +2,9 @@
 
     estimator(samples, *, beta=0.0, values=None)
 
+One more is a function here and a line in ESTIMATORS; nothing else knows their names. A user's own is such a function,
+or an `Estimator`, and a recipe names it: learning.estimator = "mine.py:function".
+
 Every one of them turns a sample's reward R into a score R', and the score into returns per token
     r_i = 1[i last]·R' − β·k1_i,   k1_i = log π_old − log π_ref,   G_i = Σ_{s≥i} r_s
 (REINFORCE++, arXiv 2501.03262, equations 4 and 5). They differ in the score, and in whether G is
@@ -15,22 +18,71 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from choreo.config import parts
 from choreo.types import Sample
 
 Floats = NDArray[np.float64]
 FLOOR = 1e-8  # least variance, as in the REINFORCE++ reference: √max(σ², 1e-8)
 
 
-class Estimator(Protocol):
+class Advantages(Protocol):
+    """The signature of every estimator's function."""
+
     def __call__(
         self, samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None
-    ) -> list[Sample]: ...
+    ) -> list[Sample]:
+        """The same samples, in order, each with one finite advantage per id.
+
+        beta: the coefficient of the KL in the reward. values: a baseline V per sample, or None.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How advantages are computed, and what the policy loss is divided by.
+
+    function: computes the advantages.
+    divisor: what the sum of the loss over a batch is divided by. "tokens": the number of action tokens; "sequences":
+        each sequence's own length, then the number of sequences; "longest": for each sequence the number of new tokens
+        that the recipe allows the agent; a number: that many tokens for each sequence.
+    grouped: the score is relative to a group of samples, so that a group whose rewards are equal has no gradient.
+    """
+
+    function: Advantages
+    divisor: Literal["tokens", "sequences", "longest"] | int = "tokens"
+    grouped: bool = False
+
+    def __call__(
+        self, samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None
+    ) -> list[Sample]:
+        """As `Advantages`. Raises ValueError where the function does not give what it has to."""
+        found = self.function(samples, beta=beta, values=values)
+        name = getattr(self.function, "__name__", "estimator")
+        if len(found) != len(samples):
+            raise ValueError(f"{name} gave {len(found)} samples for {len(samples)}")
+        for sample in found:
+            if len(sample.advantages) != len(sample.ids):
+                raise ValueError(f"{name} gave {len(sample.advantages)} advantages for {len(sample.ids)} ids")
+            if not np.isfinite(sample.advantages).all():
+                raise ValueError(f"{name} gave an advantage that is not finite, in a sample of {sample.group}")
+        return found
+
+    def divide(self, longest: int) -> Literal["tokens", "sequences"] | int:
+        """The divisor as `PolicyLoss` takes it. longest: most new tokens of the agent."""
+        return longest if self.divisor == "longest" else self.divisor
+
+
+def estimator(name: str) -> Estimator:
+    """The estimator of this name, or `module:object` (see `choreo.registry`). Raises BadInput where there is none."""
+    found = parts.ESTIMATORS.get(name)
+    return found if isinstance(found, Estimator) else Estimator(found)
 
 
 def reinforce_pp(
@@ -66,18 +118,18 @@ def rloo(samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float
 def dr_grpo(samples: Sequence[Sample], *, beta: float = 0.0, values: Sequence[float] | None = None) -> list[Sample]:
     """Dr. GRPO (arXiv 2503.20783): R' = R − mean of the group, no deviation.
 
-    Its constant length divisor is the learner's: losses are divided once, by the count of the whole batch.
+    Its loss is divided by a constant length, the most that an agent may write (see ESTIMATORS).
     """
     scores = _by_group(samples, _rewards(samples, values), _centred)
     return _fill(samples, _returns(samples, scores, beta))
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "reinforce++": reinforce_pp,
-    "reinforce++baseline": reinforce_pp_baseline,
-    "grpo": grpo,
-    "rloo": rloo,
-    "dr-grpo": dr_grpo,
+    "reinforce++": Estimator(reinforce_pp),
+    "reinforce++baseline": Estimator(reinforce_pp_baseline, grouped=True),
+    "grpo": Estimator(grpo, divisor="sequences", grouped=True),
+    "rloo": Estimator(rloo, grouped=True),
+    "dr-grpo": Estimator(dr_grpo, divisor="longest", grouped=True),
 }
 
 

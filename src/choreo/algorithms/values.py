@@ -71,7 +71,7 @@ class ValueBaseline:
         return deepcopy({name: {"head": h.state_dict(), "adam": a.state_dict()} for name, (h, a) in pairs.items()})
 
     def example(self) -> dict[str, Any]:
-        """What a saved state is like (`checkpoint.hold`)."""
+        """What a saved state is like (`checkpoint.check`)."""
         heads = self._heads.items()
         return {name: {"head": {**head.state_dict()}, "adam": of_optimizer(self._adam[name])} for name, head in heads}
 

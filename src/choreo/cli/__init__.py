@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from choreo.cli.commands import say
+from choreo.cli.output import say
 from choreo.cli.parser import parser
 from choreo.errors import BadInput, Interrupted
 from choreo.files import utf8
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else argv
         for word in words:
             if not utf8.is_text(word):  # Python reads a byte that is not UTF-8 as half a surrogate pair
-                raise BadInput(f"{utf8.shown(word)!r}: is not UTF-8")
+                raise BadInput(f"{utf8.printable(word)!r}: is not UTF-8")
         args = parser().parse_args(words)
         return args.command(args) or 0
     except BadInput as error:

@@ -10,13 +10,43 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from choreo.cli.arguments import add_command, add_group, json_option
 from choreo.errors import BadInput
-from choreo.types import Prompt
+from choreo.types import KINDS, Prompt
 
 if TYPE_CHECKING:
     from choreo.data.reading import Loaded
 
 SHOWN = 10  # wrong lines, lines of one reason, and overlapping prompts that are named; all are counted
+
+
+def add(commands: Any) -> None:
+    datas = add_group(
+        commands,
+        "data",
+        "Look at data of your own",
+        "Published data sets and your own: prompts, preference pairs, answers to judge.",
+        "  choreo data check pairs.jsonl\n  choreo data check train.csv --against xstest.jsonl",
+    )
+    check_command = add_command(
+        datas,
+        "check",
+        check,
+        "Read a file whole, and say what it is and what is wrong where",
+        """\
+  choreo data check pairs.jsonl
+  choreo data check or-bench-hard-1k.csv --json
+  choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
+The format is known by the fields of the first row; docs/your-data.md lists them.
+Exit code 2 where a line does not fit.""",
+    )
+    check_command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV; .gz too")
+    check_command.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
+    check_command.add_argument("--kind", choices=KINDS, help="what a right answer does, where the rows do not tell")
+    check_command.add_argument(
+        "--against", type=Path, nargs="+", metavar="FILE", help="look for the same prompts in these"
+    )
+    json_option(check_command)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -39,18 +69,23 @@ def _readings(
     untold: the kind of prompts alone, which tell none, where none is said.
     """
     from choreo.data import answers, preferences, prompts
-    from choreo.data.reading import Unknown, fitting, recognised
+    from choreo.data.reading import Unknown, fitting, recognised, row_format
     from choreo.files.rows import rows
 
     line, first = _first(rows(file), file)
+    if own_format := row_format(format) if format else None:
+        first = next(
+            (made for at, row in rows(file) if not isinstance(row, BadInput) and (made := own_format(file, at, row))),
+            {},
+        )
     ways: dict[str, tuple[Mapping[str, Any], frozenset[str], Any]] = {
-        "answers": (answers.FORMATS, answers.SAID, answers.load),
+        "answers": (answers.FORMATS, answers.OWN_FIELDS, answers.load),
         "pairs": (preferences.FORMATS, frozenset(), preferences.load),
-        "prompts": (prompts.FORMATS, prompts.SAID, partial(prompts.load, kind=kind)),
+        "prompts": (prompts.FORMATS, prompts.OWN_FIELDS, partial(prompts.load, kind=kind)),
     }
     found: list[tuple[dict[str, Any], Sequence[Any]]] = []
     for what, (formats, own, load) in ways.items():
-        if format:
+        if format and not own_format:
             if format not in formats:
                 continue
         elif not (fits := fitting(first, formats)) or (fits == ["bare"] and found):
@@ -72,14 +107,14 @@ def _readings(
             figures["kinds"] = dict(Counter(prompt.kind for prompt in loaded.rows))
         if what == "pairs":
             figures["with_rejected"] = sum(pair.rejected is not None for pair in loaded.rows)
-            figures["kind_unread"] = sum(pair.said_kind for pair in loaded.rows)
+            figures["kind_unread"] = sum(pair.has_kind for pair in loaded.rows)
         found.append((figures, loaded.rows))
     if found:
         return found
-    if format:
+    if format and not own_format:
         known = sorted({name for formats, _, _ in ways.values() for name in formats})
         raise BadInput(f"{file}: no format {format!r}; there are {', '.join(known)}")
-    recognised(f"{file}:{line}", first, prompts.FORMATS, prompts.SAID)  # which says why there is none
+    recognised(f"{file}:{line}", first, prompts.FORMATS, prompts.OWN_FIELDS)  # which says why there is none
     raise Unknown(f"{file}:{line}", frozenset(first))
 
 

@@ -1,8 +1,8 @@
-"""Replies of judges, kept in one SQLite file: what was paid for once is never asked again.
+"""Replies of judges in one SQLite file, so that no question is sent, or paid for, twice.
 
-A reply is committed as it comes, so a kill loses none that was stored. Several processes may share a file: the first
-reply to a question stays, and every process reads that one back. It must lie on a local disk (SQLite's write-ahead log
-does not work over a network).
+Every reply is committed at once, so a kill loses no stored reply. Several processes may share a file: the first reply
+to a question stays, and every process reads that one. The file must lie on a local disk, because SQLite's write-ahead
+log does not work over a network.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 from choreo.errors import BadInput
 from choreo.files import utf8
 
-LAYOUT = 2  # of the file; PRAGMA user_version. In 1, a reply without a text was kept as one with an empty text
+LAYOUT = 2  # of the file (PRAGMA user_version). Layout 1 stored a reply without a text as one with an empty text
 PATIENCE = 60.0  # seconds that a process waits for another one's commit
-AT_ONCE = 500  # keys per query; SQLite allows 999 and more
+AT_ONCE = 500  # keys per query; SQLite allows at least 999
 
 
-def key_of(asked: Any) -> str:
-    """SHA-256 of JSON data, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+def key_of(body: Any) -> str:
+    """SHA-256 of JSON data. The order of keys does not matter."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 class Cache:
-    """Key → reply (JSON data). `path` None keeps it in memory, for as long as the object lives.
+    """Maps keys to replies (JSON data). path: None keeps the replies in memory, as long as the object lives.
 
-    Raises BadInput, naming the file, where it cannot be opened or is no such cache.
+    Raises BadInput, naming the file, where it cannot be opened or is not such a cache.
     """
 
     def __init__(self, path: Path | None):
@@ -50,25 +50,25 @@ class Cache:
             # Safe against a kill of the process; a power cut may cost the last replies, never the file.
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-            if layout == 1:  # such a reply is asked for again
+            if layout == 1:  # these questions are sent again
                 self._file.execute("DELETE FROM replies WHERE json_extract(reply, '$.text') = ''")
             self._file.execute(f"PRAGMA user_version = {LAYOUT}")
-        except (sqlite3.Error, OSError, ValueError) as error:  # the last of a name with a NUL
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise BadInput(f"{path}: cannot be used as a cache of judgements: {error}") from None
 
     def find(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The replies that are there."""
+        """The stored replies to `keys`, by key."""
         wanted = list(keys)
         found: dict[str, str] = {}
         with self._lock:
-            for at in range(0, len(wanted), AT_ONCE):
-                some = wanted[at : at + AT_ONCE]
-                marks = ", ".join("?" * len(some))
-                found.update(self._file.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some))
+            for start in range(0, len(wanted), AT_ONCE):
+                part = wanted[start : start + AT_ONCE]
+                places = ", ".join("?" * len(part))
+                found.update(self._file.execute(f"SELECT key, reply FROM replies WHERE key IN ({places})", part))
         return {key: utf8.loads(reply) for key, reply in found.items()}
 
     def keep(self, key: str, reply: Any) -> Any:
-        """Stores `reply` unless there is one, and returns the one that stays."""
+        """Stores `reply` unless there is one for this key, and returns the stored one."""
         with self._lock:
             self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
             kept = self._file.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()

@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible server: time limits, bounded retries, what went wrong in plain words."""
+"""One request to an OpenAI-compatible server, with time limits, bounded retries and failures in plain words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from choreo.clients.reply import Failure, Reply, parse
+from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.errors import BadInput
 from choreo.text.replies import shortened
 
@@ -21,30 +21,31 @@ try:
 except ImportError:
     raise BadInput("judges over an endpoint need httpx2: pip install 'choreo-rl[endpoint]'") from None
 
-WRONG = {401, 403, 404, 405}  # key, address or model: no row will fare better, and no retry
-AGAIN = {408, 409, 425, 429}  # and every 5xx
-LARGEST = 4 * 2**20  # bytes of a reply; a verdict takes a few hundred
+# HTTP statuses for a wrong key, address or model: every other row and every retry would fail too.
+WRONG = {401, 403, 404, 405}
+AGAIN = {408, 409, 425, 429}  # HTTP statuses after which a retry may help, as after every 5xx
+LARGEST = 4 * 2**20  # the most bytes of a reply; a verdict has a few hundred
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a judge lives and how it is asked. Raises BadInput, naming the field, for values that cannot be.
+    """The address of a judge, and how to send requests to it. Raises BadInput, naming the field, for a wrong value.
 
-    url: the base that paths are put behind, as in http://localhost:8000/v1.
-    model: as the server names it.
-    key_variable: the environment variable that holds the API key; unset means no key. The key itself is kept nowhere.
-    temperature: None leaves it to the server (some models take no other than their own).
-    max_tokens: of a reply; None takes what the judge's format needs.
-    tokens_field: what the server calls that limit.
+    url: the base to which paths are added, such as http://localhost:8000/v1.
+    model: the server's name for the model.
+    key_variable: the environment variable that holds the API key; unset means no key. The key itself is never stored.
+    temperature: None leaves it to the server (some models accept no other than their own).
+    max_tokens: the limit of a reply; None is what the judge's format needs.
+    tokens_field: the name of that limit in a request.
     timeout: seconds for one try, from the first byte sent to the last received.
-    retries: further tries after one that failed in a way that may pass.
+    retries: how often a request is sent again after a failure that may pass.
     backoff, longest_wait: seconds. A retry waits a random time up to backoff·2ⁿ, or what Retry-After says, at most
         longest_wait.
-    concurrency: requests at a time.
-    patience: how many rows in a row may stay without a reply before the judge counts as down and the work stops.
-        Training takes 1, so that it never learns from missing verdicts.
-    prompt_price, completion_price: per million tokens, in any currency; for the count of costs.
-    extra: further fields of the request body, as {"reasoning_effort": "low"}.
+    concurrency: how many requests run at a time.
+    patience: how many rows in succession may have no reply before the judge counts as down and the work stops.
+        Training sets 1, so that it never learns from missing verdicts.
+    prompt_price, completion_price: per million tokens, in any currency, for the sum of costs.
+    extra: further fields of the request body, such as {"reasoning_effort": "low"}.
     """
 
     url: str
@@ -82,27 +83,27 @@ class Endpoint:
                 raise BadInput(f"judge {name} {getattr(self, name)}: must not be less than 0")
 
     def body(self, question: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-        """What is sent: the question and everything else that bears on the reply."""
+        """The body of a request: the question and every setting that can change the reply."""
         body = {"model": self.model, **question, self.tokens_field: self.max_tokens or tokens}
         if self.temperature is not None:
-            body["temperature"] = float(self.temperature)  # 0 and 0.0 are one key of the cache
+            body["temperature"] = float(self.temperature)  # 0 and 0.0 get the same key in the cache
         return body | dict(self.extra)
 
     def address(self, body: Mapping[str, Any]) -> str:
-        """Where it is sent: plain text is completed, messages are chatted on."""
+        """The address for a body: /completions for a plain text, /chat/completions for messages."""
         return self.url.rstrip("/") + ("/completions" if "prompt" in body else "/chat/completions")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The outcome of one question, and how many requests it took."""
+class Exchange:
+    """The outcome of one question, and how many requests were sent for it (`calls`)."""
 
     outcome: Reply | Failure
     calls: int
 
 
 class Client:
-    """Asks one server, from any number of threads. Raises BadInput for a key that cannot be sent."""
+    """Sends requests to one server, from any number of threads. Raises BadInput for a key that cannot be sent."""
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
@@ -112,46 +113,46 @@ class Client:
             headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=endpoint.concurrency)
         self._http = httpx2.Client(headers=headers, timeout=endpoint.timeout, limits=limits)
-        self._random = random.Random()  # waits only; Python's global generator is left alone
+        self._random = random.Random()  # for waits; Python's global generator is not used
         self._lock = threading.Lock()
-        self._not_before = 0.0  # Retry-After holds for every thread
+        self._not_before = 0.0  # monotonic seconds; a Retry-After counts for every thread
         self.stopping = threading.Event()
 
-    def ask(self, body: Mapping[str, Any]) -> Asked:
-        """Tries until there is a reply, a failure that will not pass, or no retry left. Never raises for the server's
-        sake."""
+    def ask(self, body: Mapping[str, Any]) -> Exchange:
+        """Tries until there is a reply, a failure that no retry can help, or no retry left. Never raises for what the
+        server does."""
         calls = 0
         while True:
             if self.stopping.wait(max(0.0, self._not_before - time.monotonic())):
-                return Asked(Failure("stopped", "the work was stopped"), calls)
+                return Exchange(Failure("stopped", "the work was stopped"), calls)
             calls += 1
             outcome, wait = self._try(body)
             if isinstance(outcome, Failure) and outcome.kind == "wrong":
-                self.stopping.set()  # the next rows need not find out for themselves
+                self.stopping.set()  # all other rows would fail in the same way
             if isinstance(outcome, Reply) or outcome.kind in ("rejected", "wrong") or calls > self.endpoint.retries:
-                return Asked(outcome, calls)
+                return Exchange(outcome, calls)
             if wait is None:
                 wait = self._random.uniform(0, self.endpoint.backoff * 2 ** (calls - 1))
             else:
                 with self._lock:
                     self._not_before = time.monotonic() + min(wait, self.endpoint.longest_wait)
             if self.stopping.wait(min(wait, self.endpoint.longest_wait)):
-                return Asked(Failure("stopped", "the work was stopped"), calls)
+                return Exchange(Failure("stopped", "the work was stopped"), calls)
 
     def _try(self, body: Mapping[str, Any]) -> tuple[Reply | Failure, float | None]:
-        """One request, and the seconds to wait that the server asks for (None: it does not say)."""
+        """Sends one request. Returns the outcome, and the seconds to wait if the server names any."""
         try:
             response, content = self._post(body)
         except httpx2.TimeoutException:
             return Failure("timed out", f"no whole reply in {self.endpoint.timeout:g} s"), None
         except httpx2.DecodingError as error:
-            return Failure("malformed", self._told(str(error))), None
+            return Failure("malformed", self._quoted(str(error))), None
         except httpx2.TransportError as error:
-            return Failure("unreachable", self._told(str(error) or type(error).__name__)), None
+            return Failure("unreachable", self._quoted(str(error) or type(error).__name__)), None
         status = response.status_code
         if status == 200:
-            return parse(content), None
-        details = f"HTTP {status} {self._told(content.decode('utf-8', 'replace'))}"
+            return parse_reply(content), None
+        details = f"HTTP {status} {self._quoted(content.decode('utf-8', 'replace'))}"
         if status in WRONG:
             return Failure("wrong", details), None
         if status in AGAIN or status >= 500:
@@ -161,20 +162,20 @@ class Client:
 
     def _post(self, body: Mapping[str, Any]) -> tuple[httpx2.Response, bytes]:
         deadline = time.monotonic() + self.endpoint.timeout
-        content = json.dumps(body).encode()  # ASCII, so that half a surrogate pair in an answer is no error of ours
+        content = json.dumps(body).encode()  # ASCII, so that half of a surrogate pair in an answer can be sent
         with self._http.stream("POST", self.endpoint.address(body), content=content) as response:
             received = b""
             for part in response.iter_bytes():
                 received += part
-                # httpx2 limits the wait for each part; a server that drips would never end.
+                # httpx2 limits the wait for each part only: a server that sends slowly would never end.
                 if time.monotonic() > deadline:
                     raise httpx2.ReadTimeout("the reply came too slowly")
                 if len(received) > LARGEST:
                     raise httpx2.DecodingError(f"a reply of more than {LARGEST} bytes")
             return response, received
 
-    def _told(self, text: str) -> str:
-        """The server's words, short, and without the key if it echoes that."""
+    def _quoted(self, text: str) -> str:
+        """A server's text for a message: shortened, and without the key where the server repeats it."""
         return shortened(text.replace(self._key, "…") if self._key else text, 200)
 
     def close(self) -> None:
@@ -182,8 +183,10 @@ class Client:
 
 
 def key_in(variable: str) -> str:
-    """The API key that this environment variable holds; "" where it holds none. Raises BadInput for one that no header
-    can carry: sent, it would be an error that quotes the key."""
+    """The API key in this environment variable, or "".
+
+    Raises BadInput for a key that no HTTP header can hold: sending it would raise an error that quotes the key.
+    """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise BadInput(f"{variable}: holds no key that can be sent (a line break, or no ASCII)")
@@ -191,7 +194,7 @@ def key_in(variable: str) -> str:
 
 
 def seconds(after: str | None) -> float | None:
-    """Retry-After (RFC 9110, 10.2.3): seconds or a date; None where there is neither."""
+    """The seconds of a Retry-After header (RFC 9110, 10.2.3), which is a number or a date; None for anything else."""
     if not after:
         return None
     try:

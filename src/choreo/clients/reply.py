@@ -1,4 +1,4 @@
-"""What a server's reply says: a chat.completion or text_completion object as data. No input or output."""
+"""Parses a server's reply: a chat.completion or text_completion object becomes data. No network here."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 from choreo.files import utf8
 from choreo.text.replies import shortened
-from choreo.text.thinking import arrived
+from choreo.text.thinking import usable_text
 
-REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # as servers call it beside the text
+# Fields in which servers send reasoning beside the text.
+REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 LARGEST_COUNT = 2**53
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server said. Tokens are None where it does not count them.
+    """A server's reply. Token counts are None where the server does not give them.
 
-    text: None where it sent none, which is not the empty text. Broken characters in it are U+FFFD (`utf8.mended`).
-    refused: words of a refusal that the server sent as such, or "" where there is none.
-    finish: its finish_reason ("stop", "length", "content_filter", …).
-    thought, called: it sent reasoning, or calls of tools, beside the text.
+    text: None where the server sent none, which is not the empty text. Broken characters are U+FFFD (`utf8.repaired`).
+    refused: the text of a refusal that the server sent in a field of its own, or "".
+    finish: the finish_reason ("stop", "length", "content_filter", …).
+    thought, called: the server sent reasoning, or tool calls, beside the text.
     """
 
     text: str | None
@@ -33,20 +34,20 @@ class Reply:
     called: bool = False
 
     @property
-    def said(self) -> tuple[str, str]:
-        """The turn behind its reasoning, or why none arrived; see `arrived`. A refusal is an answer."""
+    def answer(self) -> tuple[str, str]:
+        """(text behind the reasoning, ""), or ("", why there is none): see `usable_text`. A refusal is an answer."""
         if self.refused:
             return self.refused, ""
-        return arrived(self.text, self.finish, thought=self.thought, called=self.called)
+        return usable_text(self.text, self.finish, thought=self.thought, called=self.called)
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why there is no reply, after every retry.
 
-    kind: "unreachable", "timed out", "rate limited", "server error" or "malformed" (may pass);
-        "rejected" (this row was not taken); "wrong" (key, address or model: no row will be taken);
-        "stopped" (the work was stopped before it was asked, or between two tries).
+    kind: "unreachable", "timed out", "rate limited", "server error" or "malformed" (a retry may help);
+        "rejected" (the server refuses this row); "wrong" (key, address or model: every row would be refused);
+        "stopped" (the work was stopped before the request, or between two tries).
     """
 
     kind: str
@@ -54,10 +55,11 @@ class Failure:
 
     @property
     def of_row(self) -> bool:
+        """Whether the server refused this row alone, so that other rows may get a reply."""
         return self.kind == "rejected"
 
 
-def parse(content: bytes) -> Reply | Failure:
+def parse_reply(content: bytes) -> Reply | Failure:
     """A chat.completion or text_completion object as a Reply; anything else is malformed."""
     try:
         data = utf8.loads(content)
@@ -83,9 +85,9 @@ def parse(content: bytes) -> Reply | Failure:
 
 
 def _content(content: Any) -> tuple[str | None, str, bool]:
-    """(text, words of a refusal, whether there is reasoning) of a message's content: text, nothing, or a list of parts.
+    """(text, text of a refusal, whether there is reasoning) of a message's content.
 
-    Raises TypeError or LookupError for anything else.
+    content: a text, None, or a list of parts. Raises TypeError or LookupError for anything else.
     """
     if content is None or isinstance(content, str):
         return content, "", False

@@ -1,7 +1,7 @@
-"""Recipes. Imports no torch: one is checked, and a mistake reported, before anything heavy is loaded."""
+"""Recipes. This part imports no torch, so that a mistake in a recipe is reported before anything heavy is loaded."""
 
-from choreo.config.common import World
-from choreo.config.reading import find, load, to_toml, unsaid
+from choreo.config.common import MICROWORLD, World
+from choreo.config.reading import find, load, make, to_toml, unset
 from choreo.config.recipe import Recipe
 
-__all__ = ["Recipe", "World", "find", "load", "to_toml", "unsaid"]
+__all__ = ["MICROWORLD", "Recipe", "World", "find", "load", "make", "to_toml", "unset"]

@@ -1,4 +1,4 @@
-"""What a user wrote, checked against a typed section: the section, or one line that says what is wrong where."""
+"""Checks what a user wrote against a typed section. The result is the section, or one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str]) -> Kind:
-    """`data`, made of dicts, lists and plain values, as a `kind`. `where` says where in the text a key stands.
+    """`data`, made of dicts, lists and plain values, as a `kind`. where: gives the place of a key in the user's text.
 
-    Raises BadInput: the place, the dotted key, what is wrong with it, and how many more mistakes there are.
+    Raises BadInput with the place, the dotted key, what is wrong with it, and the number of further mistakes.
     """
     if wrong := utf8.broken(data):
         keys, what = wrong
@@ -28,9 +28,9 @@ def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str
         return kind.model_validate(_tuples(data), strict=True)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
-    # A misspelt key that has no default is missing too; what the user wrote is named first.
+    # A misspelt key without a default is also reported as missing. What the user wrote is named first.
     first, *others = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
-    mapping_key = "[key]" in first["loc"]  # pydantic's mark of a wrong key in a free table
+    mapping_key = "[key]" in first["loc"]  # so pydantic reports a wrong key in a free table
     keys = tuple(str(part) for part in first["loc"] if part != "[key]")
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden" or mapping_key:
@@ -47,25 +47,25 @@ def check(kind: type[Kind], data: Mapping[str, Any], where: Callable[[Keys], str
 
 
 def meanings(kind: type[BaseModel]) -> Callable[[Keys], str]:
-    """What the field at some keys of a `kind` may be, and what it does, in one line."""
+    """A function that gives, for the keys of a field of `kind`, a line with its allowed values and its meaning."""
     root = _root(kind)
 
     def meaning(keys: Keys) -> str:
         above, field = _node(root, keys[:-1]), _node(root, keys)
-        said = above.get("properties", {}).get(keys[-1], {}).get("description") or field.get("description", "")
-        return ": ".join(part for part in (_expected(field), " ".join(said.split())) if part)
+        text = above.get("properties", {}).get(keys[-1], {}).get("description") or field.get("description", "")
+        return ": ".join(part for part in (_expected(field), " ".join(text.split())) if part)
 
     return meaning
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
-    """The end of a complaint about `name`: the nearest of `names`, or all of them."""
+    """The end of a message about an unknown `name`: the most similar of `names`, or all of them."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
 def shown(value: Any) -> str:
-    """`value` as it is quoted in a complaint, cut to 60 characters."""
+    """`value` as a message quotes it, cut to 60 characters."""
     if isinstance(value, bool):
         return str(value).lower()
     text = "a table" if isinstance(value, dict) else repr(list(value) if isinstance(value, tuple) else value)
@@ -73,7 +73,7 @@ def shown(value: Any) -> str:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples: strict validation, which keeps true from passing for 1, wants the very type."""
+    """Lists as tuples, because strict validation, under which true is not accepted for 1, demands the exact type."""
     if isinstance(value, dict):
         return {key: _tuples(inner) for key, inner in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
@@ -92,8 +92,10 @@ def _schema(kind: type[BaseModel], keys: Keys) -> dict[str, Any]:
 def _node(root: dict[str, Any], keys: Keys) -> dict[str, Any]:
     node = root
     for key in keys:
-        node = node.get("properties", {}).get(key) or node.get("items") or node.get("additionalProperties") or {}
-        # A field that may be left out is "this, or null" to pydantic; nobody writes the null.
+        free = node.get("additionalProperties")  # a schema, or true where a table may hold anything
+        free = free if isinstance(free, dict) else {}
+        node = node.get("properties", {}).get(key) or node.get("items") or free
+        # In pydantic's schema an optional field is "this, or null". Nobody writes the null.
         node = next((part for part in node.get("anyOf", ()) if part.get("type") != "null"), node)
         if "$ref" in node:
             node = root["$defs"][node["$ref"].rpartition("/")[2]]
@@ -112,6 +114,8 @@ _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "m
 
 
 def _expected(schema: dict[str, Any]) -> str:
+    if "expected" in schema:  # the names of a registry (`choreo.config.parts`)
+        return str(schema["expected"])
     choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if choices:
         return ("one of " if len(choices) > 1 else "") + ", ".join(map(repr, choices))

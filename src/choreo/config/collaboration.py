@@ -1,4 +1,4 @@
-"""What `choreo eval` plays without any training: two models as they are, files of prompts, a judge."""
+"""The settings of `choreo eval` without training: two models as they are, files of prompts, a judge."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.checking import check
-from choreo.config.common import Positive, Section, bare
+from choreo.config.common import Positive, Section, bare_names
 from choreo.config.judge import Judge
 from choreo.config.prompts import Source, blame_exact
 from choreo.errors import BadInput
 from choreo.files import toml
+from choreo.types import Limits
 
 AGENT = "MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder in Hugging Face format"
 
@@ -40,10 +41,14 @@ class Collaboration(Section):
     retries: Annotated[int, Field(ge=0)] = 4
     concurrency: Positive = Field(8, description="requests at a time")
 
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.rounds, self.answer_tokens, self.feedback_tokens)
+
     @field_validator("suites")
     @classmethod
     def _bare_names(cls, value: dict[str, Source]) -> dict[str, Source]:
-        return bare(value)
+        return bare_names(value)
 
     @field_validator("template", "feedback_template")
     @classmethod
@@ -65,16 +70,16 @@ class Collaboration(Section):
 
 
 def collaboration(file: Path | None, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Collaboration:
-    """From a TOML file, what the command line names beside it, and "a.b=c" overrides.
+    """The settings from a TOML file, from the command line (`given`), and from "a.b=c" overrides; later ones win.
 
     Raises BadInput, naming the file's line or the option.
     """
     data, lines = toml.read(file) if file else ({}, {})
     merged = {**data, **given}
-    said = {toml.assign(merged, argument)[0] for argument in overrides}
+    overridden = {toml.assign(merged, argument)[0] for argument in overrides}
 
     def where(keys: toml.Keys) -> str:
-        if file and keys and keys[0] not in said and keys[0] not in given:
+        if file and keys and keys[0] not in overridden and keys[0] not in given:
             return f"{file}:{toml.line_of(lines, keys)}"
         return "eval"
 
@@ -82,10 +87,10 @@ def collaboration(file: Path | None, given: Mapping[str, Any], overrides: Sequen
 
 
 def sources(files: Sequence[Path], formats: Sequence[str] = ()) -> dict[str, Source]:
-    """Files as sources, named as they are; the second of a name gets a number.
+    """Files as sources, under their own names. A second file with the same name gets a number.
 
-    formats: one for all files, one for each, or none, where each is known by its fields. Raises BadInput for another
-    number.
+    formats: one for all files, or one for each; none means that each format is recognised by its fields. Raises
+    BadInput for another number of formats.
     """
     if len(formats) not in (0, 1, len(files)):
         raise BadInput(f"--format: expected one for all files, or one for each of the {len(files)}, got {len(formats)}")

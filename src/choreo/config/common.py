@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MICROWORLD = "microworld"  # the environment of recipes that name none
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -16,7 +17,7 @@ class Section(BaseModel):
 
 
 class Weights(Section):
-    """How a model is loaded, and what of it learns."""
+    """How a model is loaded, and which of its weights are trained."""
 
     train: Literal["lora", "full"] = Field("lora", description="adapters on a shared base, or full weights per agent")
     rank: Positive = 16
@@ -38,12 +39,12 @@ class Weights(Section):
     )
 
     def loading(self) -> dict[str, Any]:
-        """What the engine needs of it to load a team."""
+        """The settings that the engine needs to load a model, as arguments of `Team.load`."""
         return self.model_dump(include={"train", "rank", "alpha", "targets", "dtype", "device", "recompute"})
 
 
-def bare(value: dict[str, Any]) -> dict[str, Any]:
-    """`value`, whose names must be such that TOML takes them without quotes."""
+def bare_names(value: dict[str, Any]) -> dict[str, Any]:
+    """`value`, after a check that TOML allows its names without quotes. Raises ValueError."""
     for name in value:
         if not re.fullmatch(r"[\w-]+", name, re.ASCII):
             raise ValueError(f"{name!r} is no name: letters, digits, - and _ alone")

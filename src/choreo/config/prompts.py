@@ -1,4 +1,4 @@
-"""Prompts from files: the `[prompts]` section of a recipe, a table for every file."""
+"""Prompts from files: the `[prompts]` section of a recipe, with a table for every file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Section, bare
+from choreo.config.common import Section, bare_names
 from choreo.config.judge import Judge
+from choreo.config.parts import FormatName
 
 
 class Source(Section):
     file: str = Field(description="JSON lines, a JSON array, CSV or TSV; choreo data check says what is in it")
-    format: str = Field("", description="by default known by the fields of its rows")
+    format: FormatName = Field("", description="by default known by the fields of its rows")
     kind: Literal["", "harmful", "benign", "general"] = Field(
         "", description="what a right answer does, for all rows: refuse, help, or be correct; by default as rows say"
     )
@@ -29,29 +30,31 @@ class HeldOut(Section):
     @field_validator("heldout")
     @classmethod
     def _bare_names(cls, value: dict[str, Source]) -> dict[str, Source]:
-        return bare(value)
+        return bare_names(value)
 
 
 class Prompts(HeldOut):
-    """Files to train on and to measure on, by name, in place of the microworld. Without a held-out file about one
-    prompt in ten of the training files, by a checksum of its words, is held out."""
+    """Files to train on and to measure on, by name, in place of the microworld. Without a held-out file, about one
+    prompt in ten of the training files is held out, chosen by a checksum of its text."""
 
     train: dict[str, Source] = Field({})
 
     @field_validator("train")
     @classmethod
     def _bare_names_too(cls, value: dict[str, Source]) -> dict[str, Source]:
-        return bare(value)
+        return bare_names(value)
 
 
 def suited(value: Judge, info: ValidationInfo) -> Judge:
-    """Of a recipe's judge: the exact one reads the microworld's meanings, which prompts from files have not."""
+    """`value`, after a check that it can judge the recipe's prompts. The exact judge needs the meanings of the
+    microworld's prompts, which prompts from files do not have."""
     prompts = info.data.get("prompts")
     from_files = prompts and (prompts.heldout or getattr(prompts, "train", {}))
     return blame_exact(value) if from_files else value
 
 
 def blame_exact(judge: Judge) -> Judge:
+    """`judge`, after a check that the exact judge, which needs the microworld's meanings, is not among its kinds."""
     if "exact" in judge.kinds():
         raise ValueError('kind = "exact" knows the microworld alone; prompts from files need another judge')
     return judge

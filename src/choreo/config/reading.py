@@ -1,4 +1,4 @@
-"""Recipes from TOML and back: one typed tree per experiment, overridden by `--set a.b=c`."""
+"""Reads recipes from TOML and writes them: one typed tree per experiment, with overrides by `--set a.b=c`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,28 @@ from choreo.registry import Registry
 
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
+LATER = {("environment",)}  # settings that came after 0.1, and whose default is what every run had before
+
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path`: a TOML file, or the bare name of a shipped recipe. Overrides are "a.b=c".
 
-    The file is checked on its own first, so that a mistake is always blamed on the text that made it.
+    The file is checked alone first, so that a message always names the text with the mistake.
     Raises BadInput with one line that names the file and line, or the --set argument, and the field.
     """
     file = find(path)
     data, lines = toml.read(file)
-    recipe = _check(data, lambda keys: f"{file}:{toml.line_of(lines, keys)}")
+    return _overridden(_check(data, lambda keys: f"{file}:{toml.line_of(lines, keys)}"), overrides)
+
+
+def make(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in `data`, nested as a TOML file would be. Raises BadInput with one line that names the field."""
+    return _overridden(_check(dict(data), lambda keys: "recipe"), overrides)
+
+
+def _overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if not overrides:
         return recipe
     merged: dict[str, Any] = recipe.model_dump()
@@ -46,19 +56,20 @@ def find(path: str | Path) -> Path:
     return file
 
 
-def unsaid(file: Path) -> list[str]:
+def unset(file: Path) -> list[str]:
     """The settings that the recipe in `file` leaves to their defaults, as dotted keys.
 
-    Not those whose text is empty: they ask for nothing, and a run from before there was such a setting had none.
+    Settings whose default is an empty text are not listed, nor those in LATER. A run that is older than such a setting
+    can go on without it.
     """
     data, _ = toml.read(file)
-    said = set(_leaves(data))
+    written = set(_leaves(data))
     whole = _check(data, lambda keys: str(file)).model_dump()
-    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in said]
+    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in written | LATER]
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The whole recipe as TOML that `load` reads back to an equal one: defaults included, every setting explained."""
+    """The whole recipe as TOML, with defaults and a comment on every setting. `load` reads it back to an equal one."""
     return toml.dumps(recipe.model_dump(), meanings(type(recipe)))
 
 
@@ -67,12 +78,19 @@ def _check(data: dict[str, Any], where: Callable[[toml.Keys], str]) -> Recipe:
     if not isinstance(method, str):
         raise BadInput(f"{where(('method',))}: method: expected a name, got {shown(method)}")
     try:
-        found: Recipe = check(METHODS.get(method), data, where)
+        kind = _recipe_of(method)
     except BadInput as error:
-        if str(error).startswith("no method"):
-            raise BadInput(f"{where(('method',))}: method: {error}") from None
-        raise
-    return found
+        raise BadInput(f"{where(('method',))}: {error}") from None
+    return check(kind, data, where)
+
+
+def _recipe_of(method: str) -> type[Recipe]:
+    """The recipe class of a method. Raises BadInput where there is no such method."""
+    found = METHODS.get(method)
+    kind = getattr(found, "recipe", None)
+    if isinstance(found, type) or not (isinstance(kind, type) and issubclass(kind, Recipe)):
+        raise BadInput(f"method {method!r}: expected an object of a subclass of choreo.Method, with a recipe class")
+    return kind
 
 
 def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> dict[toml.Keys, Any]:
@@ -83,6 +101,6 @@ def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> dict[toml.Keys, 
 
 
 def _blame(paths: dict[str, toml.Keys], wrong: toml.Keys) -> str:
-    """The last argument whose path leads to, or lies under, the field that is wrong."""
+    """The last argument that sets the wrong field, a part of it, or a table around it."""
     related = [text for text, keys in paths.items() if all(a == b for a, b in zip(keys, wrong, strict=False))]
     return (related or list(paths))[-1]

@@ -1,14 +1,16 @@
-"""What every recipe has, whatever its method."""
+"""The settings that the recipes of all methods share."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Evaluation, Section, Weights, World
+from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World, bare_names
 from choreo.config.judge import Judge
+from choreo.config.parts import ENVIRONMENTS, EnvironmentName
 from choreo.config.prompts import HeldOut, suited
+from choreo.registry import made_by
 
 
 class Recipe(Section):
@@ -22,6 +24,8 @@ class Recipe(Section):
     method: str
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
+    environment: EnvironmentName = Field(MICROWORLD, description="where prompts come from that no file gives")
+    environment_options: dict[str, Any] = Field({}, validate_default=True)
     world: World = World()
     evaluation: Evaluation = Evaluation()
     prompts: HeldOut = HeldOut()
@@ -34,6 +38,17 @@ class Recipe(Section):
     def weights(self) -> Weights:
         """How they are loaded, and what of them learns."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its models are loaded: define weights()")
+
+    @field_validator("environment_options")
+    @classmethod
+    def _what_it_is_made_of(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        name = info.data.get("environment", MICROWORLD)
+        if name != MICROWORLD:
+            if wrong := made_by(ENVIRONMENTS.get(name), value):
+                raise ValueError(f"{name}: {wrong}")
+        elif value:
+            raise ValueError("are of an environment of your own; the microworld's settings are in [world]")
+        return bare_names(value)
 
     @field_validator("judge")
     @classmethod

@@ -1,4 +1,4 @@
-"""Prompts of several files as one set: by name, by kind, with weights, wrapped where a recipe says so."""
+"""Joins the prompts of several files into one set, with weights, and with wrappers where a recipe names them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from choreo.errors import BadInput
 from choreo.files.rows import rows
 from choreo.types import Prompt
 
-HELD_OUT = 10  # one prompt in so many
-# Where wrappers say that a request goes; one without such a place gets it at its end.
+HELD_OUT = 10  # one prompt in so many is held out
+# The place for the request in a wrapper. A wrapper without one gets the request at its end.
 _PLACE = re.compile(
     r"[\[{(]\s*(?:insert|your|the)?\s*(?:prompt|question|request|query)(?: here)?\s*[\]})]", re.IGNORECASE
 )
@@ -27,8 +27,8 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True)
 class Mixture:
-    """prompts: of all sources, in their order. weights: of one prompt, by suite, so that a source is drawn as often as
-    its weight says whatever its size. counts: by source, what was read, used and left out."""
+    """prompts: of all sources, in their order. weights: of one prompt, by suite, such that a source is drawn as often
+    as its weight says, whatever its size. counts: how many rows were read, used and left out, by source."""
 
     prompts: tuple[Prompt, ...]
     weights: dict[str, float]
@@ -36,7 +36,7 @@ class Mixture:
 
 
 def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
-    """The prompts of `sources`. Raises BadInput for a file that cannot be read or does not fit, or is of no use."""
+    """The prompts of `sources`. Raises BadInput for a file that does not fit or has no usable prompt."""
     prompts: list[Prompt] = []
     weights: dict[str, float] = {}
     counts: dict[str, dict[str, Any]] = {}
@@ -59,7 +59,8 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
 
 
 def parted(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """(to train on, held out): by a checksum of the words, so that one text is on one side in every file and seed."""
+    """(training prompts, held-out prompts), by a checksum of the text, so that a text is on the same side in every file
+    and with every seed."""
     sides: tuple[list[Prompt], list[Prompt]] = ([], [])
     for prompt in prompts:
         words = " ".join(prompt.text.casefold().split()).encode()
@@ -68,7 +69,7 @@ def parted(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 
 
 def wrappers(file: str) -> list[str]:
-    """The texts of a file of jailbreaks ({prompt} a row). Raises BadInput."""
+    """The texts of a file of jailbreaks, whose rows have a field `prompt`. Raises BadInput."""
     found: list[str] = []
     for line, row in rows(Path(file)):
         if isinstance(row, BadInput):
@@ -82,7 +83,7 @@ def wrappers(file: str) -> list[str]:
 
 
 def wrapped(prompts: Sequence[Prompt], around: Sequence[str], key: str) -> list[Prompt]:
-    """Every prompt laid into one wrapper, which follows from (key, its id): where the wrapper says, or at its end."""
+    """Every prompt in a wrapper, which is chosen by (key, the prompt's id): at the wrapper's place, or at its end."""
     made = []
     for prompt in prompts:
         wrapper = random.Random(f"wrap/{key}/{prompt.id}").choice(around)

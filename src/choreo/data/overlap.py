@@ -1,7 +1,7 @@
-"""Do prompts to train on turn up among those to measure on? Equal ones, and ones that share most of their words.
+"""Finds prompts to measure on that are also training prompts: equal ones, and ones that share most of their words.
 
-Measured as the overlap coefficient of word trigrams, |A ∩ B| / min(|A|, |B|): a request wrapped into a jailbreak holds
-nearly all trigrams of the bare request, so containment counts, which the Jaccard index would miss.
+The measure is the overlap coefficient of word trigrams, |A ∩ B| / min(|A|, |B|). A request that is wrapped into a
+jailbreak has nearly all trigrams of the request itself, which this coefficient shows and the Jaccard index would not.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from choreo.types import Prompt
 
 NEAR = 0.8
-SHORTEST = 3  # trigrams; of fewer than that, two share all by chance
+SHORTEST = 3  # trigrams: shorter prompts share all of them by chance
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A measured prompt and the training prompt that is nearest to it. share: of trigrams; 1 where they are equal."""
+    """A measured prompt and the training prompt nearest to it. share: the overlap coefficient; 1 where equal."""
 
     measured: Prompt
     trained: Prompt
@@ -29,9 +29,9 @@ class Overlap:
 
 
 def overlaps(trained: Sequence[Prompt], measured: Sequence[Prompt]) -> list[Overlap]:
-    """The measured prompts that some training prompt equals (but for case, marks and spaces) or comes near to.
+    """The measured prompts that equal a training prompt (except for case, marks and spaces) or are near to one.
 
-    One entry per measured prompt, in their order, with the training prompt that is nearest.
+    One entry for each such prompt, in their order, with the nearest training prompt.
     """
     equal = {_plain(prompt.text): prompt for prompt in reversed(trained)}
     shingles = [_trigrams(prompt.text) for prompt in trained]

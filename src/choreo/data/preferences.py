@@ -1,4 +1,4 @@
-"""Preference data in the formats that are published: MACPO's release, HH-RLHF, PKU-SafeRLHF, CoCoNot's pairs."""
+"""Preference data in published formats: MACPO's release, HH-RLHF, PKU-SafeRLHF, CoCoNot's pairs."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ Turns = tuple[tuple[str, str], ...]  # ("user" or "assistant", text), the last o
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """turns: the dialogue up to the answer. rejected is None in supervised data. line: of the file, from 1.
+class PreferencePair:
+    """A chosen and a rejected answer to one dialogue.
 
-    said_kind: its row says a kind, which no pair has a use for; whoever reads pairs says so.
+    turns: the dialogue up to the answer. rejected: None in supervised data. line: of the file, from 1.
+    has_kind: whether the row has a field `kind`, which pairs do not use; callers report it.
     """
 
     turns: Turns
     chosen: str
     rejected: str | None
     line: int
-    said_kind: bool = False
+    has_kind: bool = False
 
 
-def load(path: str | Path, format: str | None = None, *, tolerant: bool = False) -> Loaded[Pair]:
+def load(path: str | Path, format: str | None = None, *, tolerant: bool = False) -> Loaded[PreferencePair]:
     """All pairs of `path`; see `reading.load`. format: a key of FORMATS."""
-    formats = {key: replace(one, read=partial(_noting, one)) for key, one in FORMATS.items()}
+    formats = {key: replace(one, read=partial(_with_kind, one)) for key, one in FORMATS.items()}
     return reading.load(Path(path), formats, format, tolerant=tolerant)
 
 
-def _noting(format: Format[Pair], row: Fields) -> Pair:
-    return replace(format.read(row), said_kind="kind" in row.row)
+def _with_kind(format: Format[PreferencePair], row: Fields) -> PreferencePair:
+    return replace(format.read(row), has_kind="kind" in row.row)
 
 
-def _macpo(row: Fields) -> Pair:
+def _macpo(row: Fields) -> PreferencePair:
     """{instruction, input, output}: output is an answer, or [chosen, rejected]. HH dialogues are flattened into the
     instruction as USER: … ASSISTANT: … USER: …; anything else is one prompt."""
-    told = "\n".join(part for part in (row.text("instruction"), row.text("input")) if part.strip())
-    turns = _dialogue(row, told, "USER:", "ASSISTANT:") if told.lstrip().startswith("USER:") else (("user", told),)
+    text = "\n".join(part for part in (row.text("instruction"), row.text("input")) if part.strip())
+    turns = _dialogue(row, text, "USER:", "ASSISTANT:") if text.lstrip().startswith("USER:") else (("user", text),)
     output = row.row.get("output")
     if isinstance(output, str):
-        return Pair(_asked(turns), _said(output), None, row.line)
+        return PreferencePair(_ending_with_user(turns), _answer(output), None, row.line)
     if not (isinstance(output, list) and len(output) == 2 and all(isinstance(text, str) for text in output)):
         raise row.wrong("output", "an answer, or a list of a chosen and a rejected one")
-    return Pair(_asked(turns), *_different(*output), row.line)
+    return PreferencePair(_ending_with_user(turns), *_different(*output), row.line)
 
 
-def _hh(row: Fields) -> Pair:
+def _hh(row: Fields) -> PreferencePair:
     """{chosen, rejected}: whole dialogues of Human: and Assistant: turns that differ in the last answer."""
     whole = [_dialogue(row, row.text(name), "\n\nHuman:", "\n\nAssistant:", name) for name in ("chosen", "rejected")]
     for name, turns in zip(("chosen", "rejected"), whole, strict=True):
@@ -61,27 +62,29 @@ def _hh(row: Fields) -> Pair:
     (*chosen, good), (*rejected, bad) = whole
     if chosen != rejected:
         raise Unusable("the two dialogues differ before their last answer")
-    return Pair(_asked(tuple(chosen)), *_different(good[1], bad[1]), row.line)
+    return PreferencePair(_ending_with_user(tuple(chosen)), *_different(good[1], bad[1]), row.line)
 
 
-def _pku(row: Fields) -> Pair:
-    """{prompt, response_0, response_1, …}: chosen is the safer one, and of two that are alike in safety the better."""
+def _pku(row: Fields) -> PreferencePair:
+    """{prompt, response_0, response_1, …}: chosen is the safer answer, or of two equally safe ones the better."""
     answers = [row.text("response_0"), row.text("response_1")]
     safe = [row.flag("is_response_0_safe"), row.flag("is_response_1_safe")]
-    safer, better = row.which("safer_response_id"), row.which("better_response_id")
+    safer, better = row.zero_or_one("safer_response_id"), row.zero_or_one("better_response_id")
     chosen = better if safe[0] == safe[1] else safer
     if safe[0] != safe[1] and not safe[chosen]:
         raise Unusable("the safer answer is the one marked unsafe")
-    return Pair(_asked((("user", row.text("prompt")),)), *_different(answers[chosen], answers[1 - chosen]), row.line)
+    return PreferencePair(
+        _ending_with_user((("user", row.text("prompt")),)), *_different(answers[chosen], answers[1 - chosen]), row.line
+    )
 
 
-def _plain(row: Fields) -> Pair:
+def _plain(row: Fields) -> PreferencePair:
     """{prompt, chosen, rejected}: CoCoNot's contrast pairs, and the usual form of pairs of one turn."""
-    asked = _asked((("user", row.text("prompt")),))
-    return Pair(asked, *_different(row.text("chosen"), row.text("rejected")), row.line)
+    turns = _ending_with_user((("user", row.text("prompt")),))
+    return PreferencePair(turns, *_different(row.text("chosen"), row.text("rejected")), row.line)
 
 
-FORMATS: dict[str, Format[Pair]] = {
+FORMATS: dict[str, Format[PreferencePair]] = {
     "macpo": Format("MACPO's release", frozenset({"instruction", "output"}), _macpo),
     "prompt-pairs": Format("CoCoNot's pairs, and others", frozenset({"prompt", "chosen", "rejected"}), _plain),
     "hh-rlhf": Format("HH-RLHF, helpful and harmless", frozenset({"chosen", "rejected"}), _hh),
@@ -94,22 +97,22 @@ def _dialogue(row: Fields, text: str, user: str, assistant: str, name: str = "in
     before, *parts = re.split(f"({'|'.join(map(re.escape, marks))})", text)
     if before.strip() or not parts or parts[0] != user:
         raise BadInput(f"{row.where}: {name}: expected a dialogue that begins with {user.strip()}")
-    return tuple((marks[mark], said.strip()) for mark, said in zip(parts[::2], parts[1::2], strict=True))
+    return tuple((marks[mark], content.strip()) for mark, content in zip(parts[::2], parts[1::2], strict=True))
 
 
-def _asked(turns: Turns) -> Turns:
+def _ending_with_user(turns: Turns) -> Turns:
     if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
         raise Unusable("no question before the answer")
     return turns
 
 
-def _said(answer: str) -> str:
+def _answer(answer: str) -> str:
     if not answer.strip():
         raise Unusable("an empty answer")
     return answer.strip()
 
 
 def _different(chosen: str, rejected: str) -> tuple[str, str]:
-    if (good := _said(chosen)) == (bad := _said(rejected)):
+    if (good := _answer(chosen)) == (bad := _answer(rejected)):
         raise Unusable("the two answers are equal")
     return good, bad

@@ -1,7 +1,7 @@
-"""Prompts in the formats that they are published in, and your own: what is asked, and what a right answer does.
+"""Prompts in published formats and in your own: their text, and what a right answer does (`kind`).
 
 `kind` follows from the data set alone: harmful where it holds requests to refuse, benign where it measures
-over-refusal, general where it asks for ability. A file whose rows do not tell says so in its recipe (`kind`).
+over-refusal, general where it measures ability. Where rows do not show it, a recipe sets it for the file (`kind`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from choreo.errors import BadInput
 from choreo.files.rows import Fields
 from choreo.types import KINDS, Kind, Prompt
 
-SAID = frozenset({"kind"})  # what only rows of one's own say
+OWN_FIELDS = frozenset({"kind"})  # fields that only the format for a user's own prompts has
 NO_KIND = "what a right answer does is not said (kind: harmful, benign or general)"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A prompt as its row has it. kind: None where the row does not tell."""
+class PromptRow:
+    """A prompt of a row. kind: None where the row does not show it."""
 
     line: int
     text: str
@@ -37,86 +37,86 @@ def load(
 ) -> Loaded[Prompt]:
     """All prompts of `path`, each text once; see `reading.load`. format: a key of FORMATS.
 
-    kind: of all of them, whatever their data set is for. A row that says another kind itself is wrong: what a row says
-    is never changed, neither by `kind` nor by a format. name: their suites are NAME-KIND, their ids NAME-LINE; by
-    default the file's own name.
+    kind: of all prompts, whatever their data set is for. A row with a field `kind` of another value is wrong, because
+    neither `kind` nor a format may change what a row says. name: suites are NAME-KIND and ids NAME-LINE; by default the
+    file's own name.
     """
     file = Path(path)
     name = name or file.name.split(".")[0]
-    formats = {key: replace(one, read=partial(_heeding, key, one, kind)) for key, one in FORMATS.items()}
-    told = reading.load(file, formats, format, own=SAID, tolerant=tolerant)
-    found: Loaded[Prompt] = Loaded(told.format, told.by, [], told.left_out, told.wrong)
+    formats = {key: replace(one, read=partial(_with_row_kind, key, one, kind)) for key, one in FORMATS.items()}
+    loaded = reading.load(file, formats, format, own=OWN_FIELDS, tolerant=tolerant)
+    found: Loaded[Prompt] = Loaded(loaded.format, loaded.by, [], loaded.left_out, loaded.wrong)
     seen: dict[str, Kind] = {}
-    for row in told.rows:
-        for part, asked in enumerate(row, start=1):
-            of = kind or asked.kind
-            if of is None:
-                found.leave_out(NO_KIND, asked.line)
-            elif not asked.text.strip():
-                found.leave_out("no prompt", asked.line)
-            elif asked.text in seen:
-                of_another = "" if seen[asked.text] == of else f", as {seen[asked.text]} and not {of}"
-                found.leave_out(f"a prompt that was there before{of_another}", asked.line)
+    for row in loaded.rows:
+        for part, one in enumerate(row, start=1):
+            its_kind = kind or one.kind
+            if its_kind is None:
+                found.leave_out(NO_KIND, one.line)
+            elif not one.text.strip():
+                found.leave_out("no prompt", one.line)
+            elif one.text in seen:
+                of_another = "" if seen[one.text] == its_kind else f", as {seen[one.text]} and not {its_kind}"
+                found.leave_out(f"a prompt that was there before{of_another}", one.line)
             else:
-                seen[asked.text] = of
-                place = str(asked.line) if len(row) == 1 else f"{asked.line}.{part}"
-                prompt = Prompt(f"{name}-{place}", asked.text, of, f"{name}-{of}", asked.language, asked.family)
+                seen[one.text] = its_kind
+                place = str(one.line) if len(row) == 1 else f"{one.line}.{part}"
+                prompt = Prompt(f"{name}-{place}", one.text, its_kind, f"{name}-{its_kind}", one.language, one.family)
                 found.rows.append(prompt)
     return found
 
 
-Row = tuple[Asked, ...]
+Row = tuple[PromptRow, ...]
 
 
-def _heeding(name: str, format: Format[Row], kind: Kind | None, row: Fields) -> Row:
-    """What `format` reads in a row, where that is not against what the row says of itself."""
-    said = str(row.row.get("kind")).strip().casefold()  # of another word, a published data set may have its own meaning
-    if said in KINDS and kind and said != kind:
-        raise BadInput(f'{row.where}: kind: the row has {said}, but kind = "{kind}" is set for the whole file')
-    asked = format.read(row)
-    for one in asked:
-        if said in KINDS and said != (kind or one.kind):
+def _with_row_kind(name: str, format: Format[Row], kind: Kind | None, row: Fields) -> Row:
+    """`format.read(row)`, after a check that the row's own field `kind` agrees with it."""
+    stated = str(row.row.get("kind")).strip().casefold()  # other words may have a meaning in a published data set
+    if stated in KINDS and kind and stated != kind:
+        raise BadInput(f'{row.where}: kind: the row has {stated}, but kind = "{kind}" is set for the whole file')
+    prompts = format.read(row)
+    for one in prompts:
+        if stated in KINDS and stated != (kind or one.kind):
             as_what = f"is {one.kind}" if one.kind else "has no kind"
             raise BadInput(
-                f"{row.where}: kind: the row has {said}, but in {format.about} ({name}) it {as_what}; "
+                f"{row.where}: kind: the row has {stated}, but in {format.about} ({name}) it {as_what}; "
                 'format = "own" takes the kind that each row has'
             )
-    return asked
+    return prompts
 
 
 def _one(row: Fields, text: str, kind: Kind | None, family: str = "", language: str = "en") -> Row:
-    return (Asked(row.line, text, kind, family, language),)
+    return (PromptRow(row.line, text, kind, family, language),)
 
 
 def _own(row: Fields) -> Row:
     """{prompt, kind} and, if you like, language and family."""
-    if (told := row.row.get("kind")) not in KINDS:
-        got = f"{told!r:.60}" if "kind" in row.row else "nothing"
+    if (stated := row.row.get("kind")) not in KINDS:
+        got = f"{stated!r:.60}" if "kind" in row.row else "nothing"
         raise BadInput(
             f"{row.where}: kind: expected one of {', '.join(KINDS)}, got {got} (if kind means something "
             "else in this data set, name the data set's format)"
         )
     family, language = (row.text(name) if name in row.row else "" for name in ("family", "language"))
-    return _one(row, row.text("prompt"), next(kind for kind in KINDS if kind == told), family, language or "en")
+    return _one(row, row.text("prompt"), next(kind for kind in KINDS if kind == stated), family, language or "en")
 
 
 def _bare(row: Fields) -> Row:
-    """{prompt}: jailbreaks in the wild, which carry no request of their own, or any list of prompts."""
+    """{prompt}: jailbreaks in the wild, which have no request of their own, or any list of prompts."""
     return _one(row, row.text("prompt"), None)
 
 
 def _wildjailbreak(row: Fields) -> Row:
-    """{vanilla, adversarial, data_type}, one of the two texts empty; to evaluate on, {adversarial, data_type}."""
-    told = row.one_of("data_type", "vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign")
-    form, _, kind = told.partition("_")
-    return _one(row, row.text(form), "harmful" if kind == "harmful" else "benign", told)
+    """{vanilla, adversarial, data_type}, where one of the two texts is empty; the evaluation set has no vanilla."""
+    sort = row.one_of("data_type", "vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign")
+    form, _, kind = sort.partition("_")
+    return _one(row, row.text(form), "harmful" if kind == "harmful" else "benign", sort)
 
 
 def _fortress(row: Fields) -> Row:
     """{adversarial_prompt, benign_prompt, risk_domain}: every row is an attack and its harmless twin."""
     family = row.text("risk_domain")
     twins: tuple[tuple[str, Kind], ...] = (("adversarial_prompt", "harmful"), ("benign_prompt", "benign"))
-    return tuple(Asked(row.line, row.text(name), kind, family) for name, kind in twins)
+    return tuple(PromptRow(row.line, row.text(name), kind, family) for name, kind in twins)
 
 
 def _xstest(row: Fields) -> Row:
@@ -126,9 +126,9 @@ def _xstest(row: Fields) -> Row:
 
 
 def _or_bench(row: Fields) -> Row:
-    """{prompt, category}. The three published files differ in their names alone: or-bench-toxic is the harmful one.
+    """{prompt, category}. The three published files differ only in their names: or-bench-toxic is the harmful one.
 
-    Any other file may have these two columns, with harmful prompts: its kind is not said.
+    Other files may have these two columns and harmful prompts, so their kind is not known.
     """
     name = row.file.name.lower().replace("_", "-")
     published = "or-bench" in name or "orbench" in name
@@ -138,8 +138,8 @@ def _or_bench(row: Fields) -> Row:
 
 def _harmbench(row: Fields) -> Row:
     """{Behavior, ContextString, …}: a contextual behaviour comes after its context. AdvBench has this form too."""
-    asked, context = row.text("Behavior"), row.text("ContextString")
-    return _one(row, f"{context}\n\n---\n\n{asked}" if context.strip() else asked, "harmful")
+    behaviour, context = row.text("Behavior"), row.text("ContextString")
+    return _one(row, f"{context}\n\n---\n\n{behaviour}" if context.strip() else behaviour, "harmful")
 
 
 def _advbench(row: Fields) -> Row:
@@ -148,9 +148,9 @@ def _advbench(row: Fields) -> Row:
 
 
 def _jailbreakbench(row: Fields) -> Row:
-    """{goal, behavior, category}. Its benign split has the same columns and is told by its published name.
+    """{goal, behavior, category}. The benign split has the same columns, and is recognised by its published name.
 
-    A file that has "benign" in another name may be either split: its kind is not said.
+    A file with "benign" in another name may be either split, so its kind is not known.
     """
     name = row.file.name.lower().replace("_", "-")
     kind: Kind | None = "benign" if name.startswith("benign-behaviors") else None if "benign" in name else "harmful"
@@ -163,7 +163,7 @@ def _artifacts(row: Fields) -> Row:
 
 
 def _do_not_answer(row: Fields) -> Row:
-    """{risk_area, prompt or question}. Many invite a careful answer, which a judge has to tell from an unsafe one."""
+    """{risk_area, prompt or question}. Many prompts allow a careful answer, which a judge must not take for unsafe."""
     return _one(row, row.text("prompt", "question"), "harmful", row.text("risk_area"))
 
 
@@ -177,14 +177,15 @@ COCONOT = (
 
 
 def _coconot(row: Fields) -> Row:
-    """{category, subcategory, prompt}: of the kinds of noncompliance only safety is about refusing. Rows with a chosen
-    answer are the contrast set, harmless look-alikes."""
-    asked, family, category = row.text("prompt"), row.text("subcategory"), row.one_of("category", *COCONOT)
+    """{category, subcategory, prompt}. Of the categories only safety is about refusing harm. Rows with a chosen answer
+    are
+    the contrast set: harmless prompts that look like the others."""
+    text, family, category = row.text("prompt"), row.text("subcategory"), row.one_of("category", *COCONOT)
     if "chosen" in row.row:
-        return _one(row, asked, "benign", family)
+        return _one(row, text, "benign", family)
     if category != COCONOT[0]:
         raise Unusable("noncompliance for another reason than safety")
-    return _one(row, asked, "harmful", family)
+    return _one(row, text, "harmful", family)
 
 
 def _false_refusals(row: Fields) -> Row:
@@ -193,8 +194,8 @@ def _false_refusals(row: Fields) -> Row:
 
 
 def _injection(row: Fields) -> Row:
-    """{test_case_prompt, user_input, injection_type}: the system prompt and the injection as one text. Whether it came
-    through is for its own judge_question, which no judge here asks."""
+    """{test_case_prompt, user_input, injection_type}: the system prompt and the injection as one text. Whether the
+    injection had an effect is a question of its own (judge_question), which no judge here answers."""
     text = f"{row.text('test_case_prompt')}\n\n{row.text('user_input')}"
     return _one(row, text, "harmful", row.text("injection_type"))
 
@@ -232,8 +233,8 @@ def _formats(*rows: tuple[str, str, str, Callable[[Fields], Row]]) -> dict[str, 
 
 
 RANKS = {"own": OWN, "bare": BARE}
-# All columns of data sets that are known by words which any other may use: SimpleSafetyTests has a prompt and a
-# category as OR-Bench has, and all of it is harmful.
+# All columns of data sets that are recognised by common words: SimpleSafetyTests has a prompt and a category too, as
+# OR-Bench, but all its prompts are harmful.
 WHOLE = {
     "or-bench": frozenset({"prompt", "category"}),
     "advbench": frozenset({"goal", "target"}),

@@ -1,9 +1,9 @@
-"""A file in one of several published formats: recognised by its fields, read row by row, and accounted for.
+"""Reads a file in one of several published formats: recognises the format by its fields, and counts what it reads.
 
-What a user says outright wins over what is guessed: a format that is named, then choreo's own fields, then the fields
-of published data sets, which share many names. Where two of those fit, and neither is said outright, nothing is
-guessed. A row that does not fit its format is bad input, by file and line. A row that fits but is of no use (two equal
-answers, a prompt that was there before, …) is left out and counted under its reason.
+A named format comes first, then choreo's own fields, then the fields of published data sets, which share many names.
+Where two published formats fit, none is guessed. A row that does not fit its format is bad input, with file and line. A
+row that fits but is of no use (two equal answers, a prompt that was there before, …) is left out and counted under its
+reason.
 """
 
 from __future__ import annotations
@@ -14,36 +14,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from choreo.config import parts
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, Row, rows
+from choreo.registry import is_own
 
 T = TypeVar("T")
 
 BARE, PUBLISHED, OWN = range(3)
-NAMED = "by name"  # how a format was known
-INDEX = frozenset({"", "id", "ID", "index", "Index", "idx", "Unnamed: 0", "__index_level_0__"})  # of any file's rows
+NAMED = "by name"  # in `Loaded.by`: the user named the format
+# Fields that number rows, which any file may have.
+INDEX = frozenset({"", "id", "ID", "index", "Index", "idx", "Unnamed: 0", "__index_level_0__"})
 
 
 class Unusable(Exception):
-    """A row that fits its format and is of no use; the message is the reason it is counted under."""
+    """A row that fits its format but is of no use. The message is the reason under which it is counted."""
 
 
 class Unknown(BadInput):
-    """No format has the `fields` of a file's first row. nearly: what is said of formats that they come near to."""
+    """No format has the `fields` of a file's first row. nearly: text on the most similar format, for the message."""
 
     def __init__(self, place: str, fields: frozenset[str], nearly: str = ""):
-        known = "docs/your-own-data.md has those that are known"
-        told = f"no known format has the fields {listed(sorted(fields))}" if fields else "a row without any field"
-        super().__init__(f"{place}: {told}{nearly} ({known})")
+        known = "docs/your-data.md has those that are known"
+        what = f"no known format has the fields {listed(sorted(fields))}" if fields else "a row without any field"
+        super().__init__(f"{place}: {what}{nearly} ({known})")
         self.fields = fields
 
 
 @dataclass(frozen=True, slots=True)
 class Format(Generic[T]):
-    """fields: a row that has them all fits. about: what it is, in a few words.
+    """One format of rows. about: a short description. read: makes one T of a row.
 
-    whole: all that a row may have beside an index, where `fields` are words that any data set may use; None: anything.
-    rank: OWN fields say outright what a row is, those of PUBLISHED data sets are a guess, and BARE ones say nothing.
+    fields: a row that has them all fits.
+    whole: all fields that a row may have beside an index, for formats whose `fields` are common words; None is any.
+    rank: OWN for fields that state what a row is, PUBLISHED for those of data sets, from which it is guessed, and BARE
+        for fields that do not show it.
     """
 
     about: str
@@ -59,8 +64,8 @@ class Format(Generic[T]):
 
 @dataclass
 class Loaded(Generic[T]):
-    """What a file held. by: how its format was known. left_out: the lines of rows of no use, by reason. wrong: rows
-    that do not fit, in words that name their place; empty where the first such row raises."""
+    """The content of a file. by: how its format was recognised. left_out: the lines of rows of no use, by reason.
+    wrong: messages on rows that do not fit, with their places; empty where the first such row raises."""
 
     format: str
     by: str = NAMED
@@ -73,11 +78,12 @@ class Loaded(Generic[T]):
         return len(self.rows) + sum(map(len, self.left_out.values())) + len(self.wrong)
 
     def leave_out(self, reason: str, line: int) -> None:
+        """Counts the row at `line` as left out for `reason`."""
         self.left_out.setdefault(reason, []).append(line)
 
     @property
     def counts(self) -> Counter[str]:
-        """How many rows were left out, by reason."""
+        """The number of rows that were left out, by reason."""
         return Counter({reason: len(lines) for reason, lines in self.left_out.items()})
 
 
@@ -89,26 +95,37 @@ def load(
     own: frozenset[str] = frozenset(),
     tolerant: bool = False,
 ) -> Loaded[T]:
-    """All rows of `file`. format: a key of `formats`; None finds it by the first row's fields, and holds every other
-    row to it. own: fields that only choreo's own formats have; a row that has one is never guessed to be another.
+    """All rows of `file`.
 
-    Raises BadInput for a file that cannot be read or that no format, or more than one, fits; and, unless `tolerant`,
-    for the first row that does not fit, naming file, line and field.
+    format: a key of `formats`, or a format of the user's own (`row_format`), whose rows are then recognised. None
+        recognises it by the first row's fields, and then demands it of every other row.
+    own: fields that only choreo's own formats have. A row with one of them is never guessed to have another format.
+
+    Raises BadInput for a file that cannot be read, or that fits no format or several. Unless `tolerant`, it also raises
+    BadInput for the first row that does not fit, naming file, line and field.
     """
-    if format is not None and format not in formats:
-        raise BadInput(f"{file}: no format {format!r}; there are {', '.join(formats)}")
+    changed = None if format is None or format in formats else row_format(format)
+    if format is not None and format not in formats and changed is None:
+        raise BadInput(f"{file}: no format {format!r}; there are {', '.join(formats)}, or file.py:function of your own")
+    named = None if changed else format
     loaded: Loaded[T] | None = None
     broken: list[str] = []
-    agreed: set[frozenset[str]] = set()  # the fields of rows that are of the file's format
+    unwanted: list[int] = []  # rows of which a format of the user's own makes nothing
+    agreed: set[frozenset[str]] = set()  # sets of fields that were found to be of the file's format
     for line, row in rows(file):
         try:
             if isinstance(row, BadInput):
                 raise row
+            if changed:
+                if not (made := changed(file, line, row)):
+                    unwanted.append(line)
+                    continue
+                row = made
             if loaded is None:
-                name = format or recognised(f"{file}:{line}", row, formats, own)
-                by = NAMED if format else f"by its fields {listed(_in_order(row, formats[name].fields))}"
-                loaded = Loaded(name, by, wrong=broken)
-            elif not format and (fields := frozenset(row)) not in agreed:
+                name = named or recognised(f"{file}:{line}", row, formats, own)
+                by = NAMED if named else f"by its fields {listed(_in_order(row, formats[name].fields))}"
+                loaded = Loaded(name, f"{by}, as {format} gives them" if changed else by, wrong=broken)
+            elif not named and (fields := frozenset(row)) not in agreed:
                 _agree(f"{file}:{line}", row, loaded.format, formats, own)
                 agreed.add(fields)
             loaded.rows.append(formats[loaded.format].read(Fields(file, line, row)))
@@ -116,17 +133,47 @@ def load(
             assert loaded is not None
             loaded.leave_out(str(reason), line)
         except BadInput as wrong:
-            # Without a format, no later row would fare better.
+            # Without a format no later row can be read either.
             if not tolerant or (loaded is None and not isinstance(row, BadInput)):
                 raise
             broken.append(str(wrong))
     if loaded is None:
-        raise BadInput(broken[0] if broken else f"{file}: holds no rows")
+        raise BadInput(broken[0] if broken else f"{file}: holds no rows{f' that {format} takes' if unwanted else ''}")
+    if unwanted:
+        loaded.left_out[f"{format} makes nothing of them"] = unwanted
     return loaded
 
 
+RowFormat = Callable[[Row], Row | None]
+"""A data format of the user's own: from a row of the file to a row in a known format, or None to leave it out."""
+
+ROW_FORMATS: dict[str, RowFormat] = {}  # by a name that may be given beside module:function
+
+
+def row_format(name: str) -> Callable[[Path, int, Row], Row | None] | None:
+    """The user's or an installed package's data format of this name; None where there is none.
+
+    What is returned takes the file and the line, too, and raises BadInput, naming them, where the function fails or
+    gives no row. Raises BadInput where `name` means a function that cannot be had.
+    """
+    if not is_own(name) and name not in parts.ROW_FORMATS.names():
+        return None
+    function: RowFormat = parts.ROW_FORMATS.get(name)
+
+    def changed(file: Path, line: int, row: Row) -> Row | None:
+        try:
+            made = function(dict(row))
+        except Exception as error:  # the user's function may raise anything
+            raise BadInput(f"{file}:{line}: {name}: {type(error).__name__}: {error!s:.200}") from error
+        if made is not None and not isinstance(made, dict):
+            raise BadInput(f"{file}:{line}: {name}: expected a dict of fields, or None, got {made!r:.60}")
+        return made
+
+    return changed
+
+
 def fitting(row: Row, formats: Mapping[str, Format[T]]) -> list[str]:
-    """The formats that `row` fits: those of the highest rank, and of two the one that asks for more."""
+    """The formats that fit `row`: those of the highest rank, without formats whose fields are a part of another's."""
     fits = {name: one for name, one in formats.items() if one.fields <= row.keys() and not _beyond(row, one)}
     rank = max((one.rank for one in fits.values()), default=OWN)
     fits = {name: one for name, one in fits.items() if one.rank == rank}
@@ -134,8 +181,11 @@ def fitting(row: Row, formats: Mapping[str, Format[T]]) -> list[str]:
 
 
 def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: frozenset[str]) -> str:
-    """The format of a row by its fields. Raises BadInput where that would be a guess against what is said outright, or
-    one of two; Unknown where there is none."""
+    """The format of a row by its fields.
+
+    Raises BadInput where several formats fit, or where the row has fields of choreo's own and the format has not; and
+    Unknown where none fits.
+    """
     fits = fitting(row, formats)
     if nearly := [name for name in row if name not in own and name.strip().casefold() in own]:
         otherwise = f", or {how_to_name(fits[0])}" if fits and formats[fits[0]].rank == PUBLISHED else ""
@@ -146,12 +196,12 @@ def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: froz
     if len(fits) > 1:
         both = " and ".join(_described(name, formats) for name in fits)
         raise BadInput(f"{place}: the fields fit {len(fits)} formats, {both}; {how_to_name(fits[0])}")
-    said = [name for name in row if name in own]
-    if said and not formats[fits[0]].own:
+    own_here = [name for name in row if name in own]
+    if own_here and not formats[fits[0]].own:
         mine = next(name for name, one in formats.items() if one.own)
         wanted = listed(sorted(formats[mine].fields))
         raise BadInput(
-            f"{place}: {said[0]}: is choreo's own field, but the other fields are those of "
+            f"{place}: {own_here[0]}: is choreo's own field, but the other fields are those of "
             f"{_described(fits[0], formats)}. Rows of your own need the fields {wanted}. "
             f"For the other format, {how_to_name(fits[0])}"
         )
@@ -159,27 +209,29 @@ def recognised(place: str, row: Row, formats: Mapping[str, Format[T]], own: froz
 
 
 def how_to_name(name: str) -> str:
+    """How a user names the format `name`, for messages."""
     return f'name it: format = "{name}" in a recipe, --format {name} on the command line'
 
 
 def listed(names: Iterable[str]) -> str:
+    """Names with commas between; "" for an empty name."""
     return ", ".join(name or '""' for name in names)
 
 
 def taken(name: str, counts: Mapping[str, Any]) -> str:
-    """A line on what a file was taken for and why, and how much of it is used. counts: of `counted`."""
+    """A line with a file's format, how it was recognised, and how many rows are used. counts: by `counted`."""
     return f"{name}: {', '.join(f'{what} {count}' for what, count in counts.items())}"
 
 
 def counted(loaded: Loaded[Any]) -> dict[str, Any]:
-    """What a file was taken for and why, and what became of its rows."""
-    told = {"format": loaded.format, "known": loaded.by, "read": loaded.read, "used": len(loaded.rows)}
-    return told | loaded.counts
+    """A file's format, how it was recognised, and how many rows were read, used, and left out for each reason."""
+    counts = {"format": loaded.format, "known": loaded.by, "read": loaded.read, "used": len(loaded.rows)}
+    return counts | loaded.counts
 
 
 def _agree(place: str, row: Row, format: str, formats: Mapping[str, Format[T]], own: frozenset[str]) -> None:
-    """Raises BadInput where a row that could be read as of the file's format has the fields of another. One that lacks
-    a field is for its reader to name."""
+    """Raises BadInput where a row has all fields of the file's format but is recognised as another one. A row that
+    lacks a field is reported by `Format.read`."""
     if formats[format].fields <= row.keys() and (other := recognised(place, row, formats, own)) != format:
         if formats[other].own:
             raise BadInput(
@@ -195,7 +247,7 @@ def _agree(place: str, row: Row, format: str, formats: Mapping[str, Format[T]], 
 
 
 def _beyond(row: Row, format: Format[T]) -> list[str]:
-    """The fields that a row of this format cannot have."""
+    """The fields of `row` that a row of this format cannot have."""
     return [] if format.whole is None else [name for name in row if name not in format.whole | format.fields | INDEX]
 
 

@@ -1,6 +1,6 @@
-"""Token ids in; ids, log-probabilities and a policy version out. Learning on the same kernel.
+"""Sampling, scoring and learning on token ids. All three take log-probabilities from the same kernel (score.py).
 
-requests   what every engine answers (`Request`, `Completion`, `Engine`)
+requests   the interface of every engine (`Request`, `Completion`, `Engine`)
 agent      many policies on one base model (`Team`)
 local      the engine of this process (`LocalEngine`)
 learner    one optimiser step on any loss that returns a sum and a count (`Learner`)

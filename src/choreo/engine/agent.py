@@ -8,8 +8,8 @@ switched on, and updating one policy cannot touch another.
 Why not PEFT at run time: on a 1M-parameter model and one CPU core its three small products per
 layer make an update 1.4 times and sampling 1.2 times as slow as laying W + (α/r)·BA over the base,
 whose gradient is the same. Adapters are written in PEFT's format (export.py). The price is
-memory: one extra copy of the adapted weights while a call runs. Over a bfloat16 base, which is where memory counts
-and where the sum would round, A and B stay beside W all the same (policies.py).
+memory: one extra copy of the adapted weights while a call runs. Over a bfloat16 base A and B stay
+beside W (policies.py): such a base is large, so a copy would cost much, and the sum would round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Decoder(nn.Module):
-    """A causal language model split where its memory is decided: hidden states first, logits only where wanted."""
+    """A causal language model in two parts, to save memory: hidden states, then logits where needed."""
 
     def __init__(self, model: Any):
         """Raises Unsupported where the model has no layer that makes its logits."""
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         self.scale, self.cap = shaping(model.config.get_text_config())
 
     def forward(self, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Head]:
-        """Hidden states [batch·length, d] (or their rows `where` [n]), and the output layer as it stands."""
+        """Hidden states [batch·length, d] (or their rows `where` [n]), and the output layer now."""
         hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
         layer = self.model.get_output_embeddings()
         head = Head(layer.weight, layer.bias, self.scale, self.cap)
@@ -82,12 +82,12 @@ class Team:
         device: Device = "cpu",
         recompute: bool = False,
     ) -> Team:
-        """Agents on the base in `folder` (Hugging Face format). All start equal to it.
+        """Agents on the base in `folder` (Hugging Face format). All start equal to the base.
 
         The initial A of an adapter depends on (seed, agent) alone. targets: see `layers.chosen`.
-        dtype: of the base and of what runs on it; what is learnt is float32. recompute: gradient checkpointing.
-        Raises Unsupported for a model whose layers are not all attention, or that does to its logits what `Head`
-        cannot; BadInput for a device that is not there, and for a folder that does not hold a whole model.
+        dtype: of the base and of activations; trained weights are float32. recompute: gradient checkpointing.
+        Raises Unsupported for a model whose layers are not all attention, or that changes its logits in a way that
+        `Head` does not know; BadInput for a device that is not there, and for a folder without a whole model.
         """
         model: Any = model_folder.load(folder, getattr(torch, dtype), device_of(device)).requires_grad_(False)
         policies: dict[str, LowRank | Full] = {}
@@ -106,7 +106,7 @@ class Team:
 
     @classmethod
     def open(cls, folder: str | Path, *args: Any, **options: Any) -> Team:
-        """`load` for a folder that a user named. Raises BadInput, in one line, for a model that cannot be used."""
+        """`load` for a folder that a user named: raises BadInput, in one line, for any model that cannot be used."""
         try:
             return cls.load(folder, *args, **options)
         except Unsupported as error:
@@ -114,14 +114,16 @@ class Team:
 
     @property
     def device(self) -> torch.device:
+        """The device of the base."""
         return next(self.decoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the base."""
         return next(self.decoder.parameters()).dtype
 
     def weights(self, agent: str | None) -> Weights:
-        """What to lay over the base for `agent`; None is the reference, the base itself."""
+        """The weights to lay over the base for `agent`. None is the reference, which is the base itself."""
         return {} if agent is None else self.agents[agent].weights()
 
     def run(self, weights: Weights, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Head]:
@@ -138,11 +140,11 @@ class Team:
         return {"version": self.version[agent], "weights": weights}
 
     def example(self, agent: str) -> dict[str, Any]:
-        """What a saved state of `agent` is like (`checkpoint.hold`). Nothing is copied."""
+        """An example of a saved state of `agent` (`checkpoint.check`). Nothing is copied."""
         return {"version": 0, "weights": self.agents[agent].parameters}
 
     def load_state_dict(self, agent: str, state: Mapping[str, Any]) -> None:
-        """Raises ValueError when the state is of another model, rank or kind of training."""
+        """Raises ValueError for a state of another base, rank or kind of training."""
         parameters = self.agents[agent].parameters
         shapes = {name: tuple(value.shape) for name, value in parameters.items()}
         if shapes != {name: tuple(value.shape) for name, value in state["weights"].items()}:
@@ -154,7 +156,7 @@ class Team:
 
 
 def device_of(name: Device) -> torch.device:
-    """The device of that name; "auto" is the best one there is. Raises BadInput where there is none such."""
+    """The device of that name; "auto" is the best one there is. Raises BadInput where this machine lacks it."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     found = next(kind for kind, here in there.items() if here) if name == "auto" else name
     if not there[found]:
@@ -163,8 +165,11 @@ def device_of(name: Device) -> torch.device:
 
 
 def _positions(config: Any) -> int | None:
-    """How far the model counts; with LongRoPE only as far as it was pretrained, for beyond that one long row changes
-    how all that it is batched with are read."""
+    """The most positions of a row, or None.
+
+    With LongRoPE only the length that the model was pretrained on: beyond it transformers changes the frequencies of
+    the whole batch, so one long row would change the results of the others.
+    """
     most: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     if most is None or rope.get("rope_type") != "longrope":
@@ -183,7 +188,7 @@ def full_attention(model: Any) -> bool:
 
 
 def _check_head(decoder: Decoder) -> None:
-    """Some models do more to their logits than `Head` knows, which the split in `Decoder` would miss."""
+    """Raises Unsupported where the model changes its logits in a way that `Head` does not know."""
     ids = torch.arange(4, device=next(decoder.parameters()).device)[None]
     with torch.inference_mode():
         hidden, head = decoder({"input_ids": ids, "use_cache": False})

@@ -1,6 +1,7 @@
-"""Keys and values in buffers of fixed capacity. Growing by concatenation copies it all each step.
+"""Keys and values in buffers of fixed capacity. A cache that grows by concatenation is copied whole at each step.
 
-`Slots` for a batch that is played to its end; `Pool` for rows that come and go, `Prefixes` for what they began with.
+`Slots` is for a batch that is decoded to its end. `Pool` is for rows that join and leave, and `Prefixes` keeps the keys
+and values of their contexts for later rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from choreo.engine.requests import Ids
 
 
 class Slots(CacheLayerMixin):
-    """keys, values: [rows, heads, capacity, width], of which the first `used` slots hold something."""
+    """One layer. keys, values: [rows, heads, capacity, width], of which the first `used` slots are filled."""
 
     is_sliding = False
 
@@ -31,7 +32,7 @@ class Slots(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Adds [rows, heads, new, width] and returns all that there is now."""
+        """Adds [rows, heads, new, width]. Returns all filled slots."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
@@ -51,7 +52,7 @@ class Slots(CacheLayerMixin):
         return self.capacity
 
     def take(self, rows: Tensor, capacity: int) -> Slots:
-        """The cache of `rows` (repeated where asked), with room for `capacity` slots."""
+        """The cache of `rows` (int64, which may repeat a row), with `capacity` slots."""
         assert self.keys is not None and self.values is not None
         taken = Slots(capacity)
         taken.used, taken.is_initialized = self.used, True
@@ -64,14 +65,14 @@ class Slots(CacheLayerMixin):
 
 
 def as_cache(layers: Sequence[CacheLayerMixin]) -> Cache:
-    """The layers as transformers takes them; they are the same objects, so what it adds is added to them."""
+    """The layers in the type that transformers takes. They are not copied: what it adds is added to `layers`."""
     return Cache(layers=list(layers))
 
 
-class Places(CacheLayerMixin):
-    """One layer of some of a pool's rows, for one step: keys, values [rows, heads, capacity, width].
+class PoolView(CacheLayerMixin):
+    """One layer of some rows of a `Pool`, for one step. keys, values: [rows, heads, capacity, width].
 
-    slots: int64 [rows, new], where each row's new tokens go. reach: slots that attention sees.
+    slots: int64 [rows, new], where each row's new tokens go. reach: the number of slots that attention sees.
     """
 
     is_sliding = False
@@ -82,7 +83,7 @@ class Places(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Adds [rows, heads, new, width] at each row's slots and returns all that there is."""
+        """Adds [rows, heads, new, width] at each row's slots. Returns the first `reach` slots."""
         assert self.keys is not None and self.values is not None
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
         self.keys[rows, :, self.slots] = key_states.transpose(1, 2)
@@ -103,15 +104,18 @@ class Places(CacheLayerMixin):
 
 
 class Pool:
-    """keys, values: [layers, room, heads, capacity, width]. Row r holds its own number of slots, counted from its own
-    start; what lies beyond is free. Room and capacity grow when they have to."""
+    """Keys and values of rows that join and leave. keys, values: [layers, room, heads, capacity, width].
+
+    Every row fills its own number of slots, from slot 0 on. room is the number of rows that the buffers can hold; it
+    and capacity grow when they must.
+    """
 
     def __init__(self, like: Sequence[Slots]):
-        """like: every layer, with something in it. Raises ValueError where layers differ in heads or width."""
+        """like: the model's layers, not empty, for their shapes. Raises ValueError where heads or width differ."""
         self.keys, self.values = _empty([layer.keys for layer in like]), _empty([layer.values for layer in like])
 
     def fit(self, room: int, capacity: int, most: int) -> None:
-        """Makes room for rows and slots; more slots than `most` no row can have."""
+        """Grows to at least `room` rows of `capacity` slots. most: the most slots that a row can have."""
         held = self.keys.shape[1], self.keys.shape[3]
         if room <= held[0] and capacity <= held[1]:
             return
@@ -121,22 +125,22 @@ class Pool:
         capacity = min(capacity, most)
         for name in ("keys", "values"):
             old = getattr(self, name)
-            # Zeros: what attention gives no weight must still be a number, for 0 · NaN is NaN.
+            # Zeros, not empty: attention multiplies masked slots by 0, and 0 · NaN is NaN.
             grown = old.new_zeros(old.shape[0], room, old.shape[2], capacity, old.shape[4])
             grown[:, : held[0], :, : held[1]] = old
             setattr(self, name, grown)
 
     def clear(self) -> None:
-        """Lets go of what one long row made it grow to."""
+        """Frees all memory, also what one long row made the buffers grow to."""
         self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
 
-    def layers(self, rows: slice, slots: Tensor, reach: int) -> list[Places]:
-        """The layers of `rows` for a step that fills `slots`, int64 [rows, new]."""
+    def layers(self, rows: slice, slots: Tensor, reach: int) -> list[PoolView]:
+        """The layers of `rows` for a step that fills `slots`, int64 [rows, new]. reach: as in `PoolView`."""
         pairs = zip(self.keys[:, rows], self.values[:, rows], strict=True)
-        return [Places(keys, values, slots, reach) for keys, values in pairs]
+        return [PoolView(keys, values, slots, reach) for keys, values in pairs]
 
     def move(self, sources: Sequence[int], targets: Sequence[int], used: int) -> None:
-        """Rows `targets` become what `sources` are, their first `used` slots."""
+        """Copies the first `used` slots of rows `sources` to rows `targets`."""
         if sources:
             self.keys[:, targets, :, :used] = self.keys[:, sources, :, :used]
             self.values[:, targets, :, :used] = self.values[:, sources, :, :used]
@@ -158,13 +162,15 @@ Block = tuple[int, Ids]
 
 
 class Prefixes:
-    """Keys and values of what rows began with, for rows that begin alike: a system prompt, a chat that goes on, the
-    draft before its revision. A tree of blocks of tokens; the least recently used go when there are more than `slots`.
+    """Keys and values of contexts, for later rows whose contexts begin in the same way: with a system prompt, with the
+    earlier turns of a chat, with the draft before its revision.
+
+    They are kept in a tree of blocks of BLOCK tokens. Of more than `slots` slots the least recently used are dropped.
     """
 
     def __init__(self, pool: Pool, slots: int):
         self._pool, self._free = pool, list(range(slots // BLOCK))
-        self._count = 0  # of all blocks ever: a number names one block, and is not given again
+        self._count = 0  # of all blocks so far: every block has a number of its own, which is not used again
         # [places, layers, heads, BLOCK, width]
         self._keys, self._values = (
             buffer.new_empty(slots // BLOCK, buffer.shape[0], buffer.shape[2], BLOCK, buffer.shape[4])
@@ -174,11 +180,11 @@ class Prefixes:
         self._blocks: OrderedDict[Block, tuple[int, int]] = OrderedDict()
 
     def known(self, ids: Ids) -> int:
-        """How many of the first `ids` are kept."""
+        """How many tokens from the beginning of `ids` are kept."""
         return len(self._walk(ids)) * BLOCK
 
     def load(self, row: int, ids: Ids) -> int:
-        """Fills the row's first slots with what is kept of `ids`; how many."""
+        """Fills the row's first slots from what is kept of `ids`. Returns how many slots."""
         places = [self._blocks[block][1] for block in self._walk(ids)]
         if places:
             for kept, buffer in ((self._keys, self._pool.keys), (self._values, self._pool.values)):
@@ -186,13 +192,13 @@ class Prefixes:
         return len(places) * BLOCK
 
     def keep(self, row: int, ids: Ids) -> None:
-        """Keeps the row's slots of `ids`, whole blocks of them, as many as there is room for."""
+        """Keeps the row's slots of `ids`: as many whole blocks as there is room for."""
         path = self._walk(ids)
         begin, fresh, mine = len(path) * BLOCK, [], set(path)
         for start in range(begin, len(ids) - BLOCK + 1, BLOCK):
             if not self._free:
                 oldest = next(iter(self._blocks))
-                if oldest in mine:  # all that is kept is of this very prefix
+                if oldest in mine:  # every kept block belongs to this prefix
                     break
                 self._free.append(self._blocks.pop(oldest)[1])
             before = self._blocks[path[-1]][0] if path else 0
@@ -220,5 +226,5 @@ class Prefixes:
         return found
 
     def _touch(self, path: Sequence[Block]) -> None:
-        for block in reversed(path):  # the first block last, so that none outlives the one before it
+        for block in reversed(path):  # the first block last, so that no block is kept longer than the one before it
             self._blocks.move_to_end(block)

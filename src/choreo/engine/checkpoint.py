@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written beside their place, fsynced, renamed."""
+"""Checkpoints that are whole or absent: written to a temporary folder, synced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNFIT = "is no checkpoint of this recipe in this version"
 def save(folder: str | Path, state: Mapping[str, Any]) -> None:
     """Writes `state` (nested dicts, lists, numbers, strings and tensors, kept bit for bit) as the new folder `folder`.
 
-    Raises FileExistsError rather than replace one. A crash leaves at most a folder whose name starts with ".tmp-".
+    Raises FileExistsError where the folder exists. A crash leaves at most a folder whose name starts with ".tmp-".
     """
     folder = Path(folder)
     if folder.exists():
@@ -42,33 +42,38 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The state that `save` was given, tensors on `device`. Runs no code from the file. Raises BadInput where it holds
-    none."""
+    """The state that `save` was given, tensors on `device`. Runs no code from the file.
+
+    Raises BadInput where there is no checkpoint."""
     file = Path(folder) / _FILE
     with opening(file, "no checkpoint can be read from it"):
         try:
             state = torch.load(file, map_location=device, weights_only=True)
-        except pickle.UnpicklingError:  # whose words are advice on how to run code from the file
+        except pickle.UnpicklingError:  # its message advises to run code from the file
             state = None
     if not isinstance(state, dict):
         raise BadInput(f"{file}: is no checkpoint of choreo's")
     return state
 
 
-def hold(where: str | Path, saved: Any, example: Any) -> None:
-    """Holds what a checkpoint says to an example of what it has to say. Raises BadInput for the first difference.
+def check(where: str | Path, saved: Any, example: Any) -> None:
+    """Compares the state of a checkpoint with an example of it. Raises BadInput that names the first difference.
 
-    A dict of the example names what must be there; beside it there may be more, but for a dict of tensors. Its one key
-    `str` stands for every key. [x] is a list of any length whose entries are all like x. A tuple has just its entries,
-    and more of any kind where it ends in an ellipsis. Inside {} and [] is anything. Of a tensor the shape counts, of a
-    number or a text its type.
+    An example is one of these:
+    - a dict: all its keys must be there, with values that fit its own. Other keys are allowed, except in a dict of
+      tensors. The one key `str` stands for every key. {} allows anything.
+    - [x]: a list of any length whose entries all fit x. [] allows anything.
+    - a tuple: a list of exactly these entries; with an ellipsis at its end, more entries of any kind may follow.
+    - a tensor: a tensor of the same shape.
+    - a number or a text: a value of the same type.
     """
-    if told := next(_differences(saved, example, "state"), ""):
-        raise BadInput(f"{where}: {UNFIT}: {told}")
+    if difference := next(_differences(saved, example, "state"), ""):
+        raise BadInput(f"{where}: {UNFIT}: {difference}")
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An example of the state of an optimiser like Adam. PyTorch adds to an older one the settings that are new."""
+    """An example (`check`) of the state of an optimiser like Adam. PyTorch itself adds settings that an older state
+    lacks."""
     names = ("lr", "betas", "eps", "weight_decay")
     groups = [
         {name: group[name] for name in names} | {"params": tuple(range(len(group["params"])))}

@@ -1,8 +1,9 @@
 """The decode loop of a server: rows join and leave between two tokens (iteration-level scheduling, Orca, OSDI 2022).
 
-`sample.py` plays a batch to its end; here each row has its own limit, temperature and length, and a step feeds it all
-that it has to read: a context but for what another row has read already, one token, or several that are given or
-guessed. Weights, noise and the draw are the same, so that a row says what `sample` would say, to rounding.
+sample.py decodes a batch to its end. Here each row has its own limit, temperature and length. A step feeds a row all
+tokens that it has not read: its context (without the prefix that another row has read already), one new token, or
+several that are forced or guessed. Weights, noise and the draw are those of sample.py, so up to rounding a row gets the
+same tokens.
 """
 
 from __future__ import annotations
@@ -19,51 +20,52 @@ from choreo.engine.cache import BLOCK, Pool, Prefixes, Slots, as_cache
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
 from choreo.engine.sample import _draw, _wide
-from choreo.engine.step import Part, step_of
+from choreo.engine.step import Feed, step_of
 from choreo.errors import Unsupported
 
-KEPT = 8192  # slots of prefixes that a batch keeps for rows to come
-UNEVEN = 2  # how many times the shortest feed of a part its longest may be: all are padded to that
-AHEAD = 16  # tokens fed behind what is known, at most: all rows of a step are padded to the longest
+PREFIX_SLOTS = 8192  # slots of prefixes that a batch keeps for later rows
+UNEVEN = 2  # the longest feed of a part may be so many times the shortest: all feeds are padded to the longest
+AHEAD = 16  # the most forced or guessed tokens in a feed, as all rows of a step are padded to the longest
 
 
 @dataclass(eq=False)
 class Row:
-    """One sequence in the making.
+    """One sequence that is being sampled.
 
-    limit: most new tokens. temperature: 0 is greedy.
-    heard: called after each token with the row; True ends it there (a stop string, a verdict that needs no more words).
-    forced: ids to be taken before anything is drawn again; `heard` may add to them.
-    guess: what may come after the ids so far and those that are forced. It is fed together with them and kept as far as
-    it is what is drawn: a good guess saves steps, a bad one costs none. (Speculative decoding, Leviathan et al.
-    2023; but noise belongs to the row here, so that the very same token is drawn.)
+    limit: the most new tokens. temperature: 0 is greedy.
+    on_token: called with the row after each token; True ends the row (a stop string, or a verdict that is complete).
+    forced: ids to take before anything is drawn again. on_token may add to them.
+    guess: gives tokens that may come after the ids so far and the forced ones. They are fed together and kept as long
+        as they equal what is drawn: a good guess saves steps, a bad one costs none. (Speculative decoding, Leviathan et
+        al. 2023. Here the random numbers belong to the row, so the very same tokens are drawn.)
+    cached: how many tokens of context and ids have been fed.
     """
 
     request: Request
     limit: int
     temperature: float
-    heard: Callable[[Row], bool] = lambda row: False
+    on_token: Callable[[Row], bool] = lambda row: False
     guess: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ()
     forced: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     finished: bool = False
     noise: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    cached: int = 0  # of context and ids: how many have been fed
+    cached: int = 0
 
     def completion(self, version: int) -> Completion:
-        """Without log-probabilities: nobody learns from what is served."""
+        """The completion without log-probabilities, because nothing is learned from a server's rows."""
         return Completion(tuple(self.ids), (), self.finished, version)
 
     def take(self, drawn: Sequence[int], ahead: Sequence[int], end_id: int) -> bool:
-        """Takes tokens as long as what was fed `ahead` is what was drawn; whether the row has ended.
+        """Takes drawn tokens as long as the tokens fed `ahead` equal them. Returns whether the row has ended.
 
-        drawn: [len(ahead) + 1], after the ids so far and after each token ahead.
+        drawn: [len(ahead) + 1], the tokens drawn after the ids so far and after each token ahead.
         """
         self.cached = len(self.request.context) + len(self.ids)
         for token, fed in zip(drawn, [*ahead, None], strict=True):
             self.ids.append(self.forced.pop(0) if self.forced else token)
             self.finished = self.ids[-1] == end_id
-            if self.finished or len(self.ids) == self.limit or self.heard(self):
+            if self.finished or len(self.ids) == self.limit or self.on_token(self):
                 return True
             if self.ids[-1] != fed:
                 break
@@ -72,9 +74,9 @@ class Row:
 
 
 class Batch:
-    """Rows of one policy. Its weights are read once, when it is made: what begins under them ends under them.
+    """Rows of one policy. The weights are copied once, at the start, so a row ends with the weights it began with.
 
-    Raises Unsupported for models with sliding windows, which count their window in slots of a common start.
+    Raises Unsupported for models with sliding windows: they count the window in slots, and rows start at other slots.
     """
 
     def __init__(self, team: Team, agent: str, *, end_id: int, pad_id: int):
@@ -84,20 +86,20 @@ class Batch:
         weights = {name: value.detach().clone() for name, value in team.weights(agent).items()}
         self.version = team.version[agent]
         self.positions, self._exact = team.positions or 2**31, team.dtype == torch.float32
-        self.rows: list[Row] = []  # first those that have a row of the pool, which is then the same
+        self.rows: list[Row] = []  # the first `_placed` rows have a row of the pool, at the same index
         self._placed = 0
         self._feed = step_of(team, weights)
         with torch.inference_mode():
-            shown = [Slots(1) for _ in range(team.layers)]  # what the keys and values of this model are like
-            inputs = {"input_ids": torch.tensor([[pad_id]], device=team.device), "past_key_values": as_cache(shown)}
+            example = [Slots(1) for _ in range(team.layers)]  # filled by one token, for the shapes of keys and values
+            inputs = {"input_ids": torch.tensor([[pad_id]], device=team.device), "past_key_values": as_cache(example)}
             _, self._head = team.run(weights, {**inputs, "use_cache": True})
-            self._pool = Pool(shown)
-            self._prefixes = Prefixes(self._pool, KEPT)
+            self._pool = Pool(example)
+            self._prefixes = Prefixes(self._pool, PREFIX_SLOTS)
 
     def join(self, rows: Sequence[Row]) -> None:
         """Adds rows, which begin with the next step.
 
-        Raises ValueError, before anything is changed, where a row may come to more than the base has positions for.
+        Raises ValueError, before anything is changed, where a row may become longer than the base's positions.
         """
         if any(len(row.request.context) + row.limit > self.positions for row in rows):
             raise ValueError(f"a row of more than {self.positions} positions")
@@ -107,14 +109,14 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """One token or more for every row; the rows that ended with it, which have left."""
+        """Gives every row one token or more. Returns the rows that ended, which have left the batch."""
         old, new = self._placed, self._place()
         rows = self.rows[:new]
         ahead = [self._ahead(row) for row in rows]
         feeds = [[*row.request.context, *row.ids, *more][row.cached :] for row, more in zip(rows, ahead, strict=True)]
         spans = _spans(old, [len(feed) for feed in feeds])
         hidden = self._feed(*(self._part(span, feeds[span]) for span in spans))
-        where: list[int] = []  # the last states of each row: of its newest token, and of those ahead
+        where: list[int] = []  # places of each row's last states: of its newest token, and of the tokens ahead
         offset = 0
         for span, states in zip(spans, hidden, strict=True):
             for i in range(span.start, span.stop):
@@ -132,23 +134,23 @@ class Batch:
 
     @torch.inference_mode()
     def leave(self, row: Row) -> None:
-        """Takes out a row that nobody waits for any more."""
+        """Removes a row that nobody waits for any more."""
         if row in self.rows[: self._placed]:
             self._drop({self.rows.index(row)})
         elif row in self.rows:
             self.rows.remove(row)
 
     def _place(self) -> int:
-        """Gives rows of the pool to those that have none, the shorter ones first; how many rows have one then.
+        """Gives waiting rows a row of the pool, the shorter ones first. Returns how many rows have one now.
 
-        Of rows that wait with one context, the first goes ahead, and the others find it read.
+        Of waiting rows with the same context only the first is placed; the others find its prefix kept in a later step.
         """
         waiting = self.rows[self._placed :]
         now, later, reading = [], [], set()
         for row in waiting:
             context = row.request.context
             read = self._prefixes.known(context[:-1])
-            row.cached = read  # as it will be
+            row.cached = read  # for the sort below
             if context in reading and read < (len(context) - 1) // BLOCK * BLOCK:
                 later.append(row)
             else:
@@ -164,8 +166,8 @@ class Batch:
         self._placed = total
         return total
 
-    def _part(self, span: slice, feeds: Sequence[Sequence[int]]) -> Part:
-        """`feeds` for the rows of `span`. Where one is shorter it is filled with its last token at its last place."""
+    def _part(self, span: slice, feeds: Sequence[Sequence[int]]) -> Feed:
+        """`feeds` for the rows of `span`. A shorter feed is padded with its last token, at the place of that token."""
         width = max(map(len, feeds))
         token = torch.tensor([[*fed, *[fed[-1]] * (width - len(fed))] for fed in feeds], device=self.device)
         begin = [row.cached for row in self.rows[span]]
@@ -177,10 +179,10 @@ class Batch:
         if not whole if width > 1 else min(ends) < reach:
             hidden = torch.arange(reach, device=self.device) > slots[:, None, :, None]
             mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))
-        return Part(token, slots, self._pool.layers(span, slots, reach), mask)
+        return Feed(token, slots, self._pool.layers(span, slots, reach), mask)
 
     def _draw(self, rows: Sequence[Row], ahead: Sequence[Sequence[int]], hidden: Tensor) -> list[list[int]]:
-        """[len(ahead) + 1] for every row, from hidden [their sum, d]."""
+        """Draws len(ahead) + 1 tokens for every row. hidden: [sum of these numbers, d]."""
         logits = self._head.logits(hidden).float()
         counts = [len(more) + 1 for more in ahead]
         temperatures = np.repeat([row.temperature for row in rows], counts)
@@ -197,7 +199,7 @@ class Batch:
         return [part.tolist() for part in token.split(counts)]
 
     def _drop(self, ended: set[int]) -> None:
-        """Takes rows out and fills the gaps from the end of those that have a row of the pool."""
+        """Removes rows (indices below `_placed`), and moves the last placed rows into the gaps."""
         stay = self._placed - len(ended)
         movers = [i for i in range(stay, self._placed) if i not in ended]
         gaps = [i for i in range(stay) if i in ended]
@@ -211,8 +213,10 @@ class Batch:
             self._pool.clear()
 
     def _ahead(self, row: Row) -> list[int]:
-        """What to feed behind what is known; one more token than that may be drawn. In lower precision a token's
-        neighbours move its rounding, and with it now and then what is said: nothing is guessed there."""
+        """The forced and guessed tokens to feed after the known ones. One more token than these may be drawn.
+
+        In lower precision the rounding of a token depends on the tokens that are fed with it, which would sometimes
+        change what is drawn. So nothing is guessed there."""
         guessed = row.guess([*row.ids, *row.forced]) if self._exact else ()
         return [*row.forced, *guessed][: min(AHEAD, row.limit - len(row.ids) - 1)]
 
@@ -223,7 +227,7 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 
 def _spans(old: int, lengths: Sequence[int]) -> list[slice]:
-    """Rows that are fed in one part: the `old` ones, which are fed a few tokens each, and new ones of like length."""
+    """Rows that are fed in one part: first the `old` rows, with a few tokens each, then new rows of similar length."""
     spans, begin = [slice(0, old)] if old else [], old
     for i in range(old, len(lengths)):
         if lengths[i] > UNEVEN * lengths[begin]:

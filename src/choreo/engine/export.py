@@ -1,4 +1,4 @@
-"""An agent written for other tools: a PEFT adapter, which needs the base to load, or a whole Hugging Face model."""
+"""Writes an agent for other tools: as a PEFT adapter, which is loaded with the base, or as a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 def export(
     team: Team, agent: str, folder: str | Path, *, merged: bool = False, base: str = "", end_id: int | None = None
 ) -> None:
-    """Writes the weights of `agent` as it stands into `folder`.
+    """Writes the current weights of `agent` into `folder`.
 
-    merged: whole weights, in the base's dtype, of an agent that is an adapter too. An agent with full weights always
-    is a whole model. base: what an adapter calls its base; by default the folder it was loaded from.
-    end_id: the token at which a whole model's `generate` is to stop; None leaves the base's own.
+    merged: writes a whole model, in the base's dtype, for an adapter too. An agent with full weights is always written
+    as a whole model. base: the name of the base in an adapter's configuration; by default the folder that the base was
+    loaded from. end_id: the token at which a whole model's `generate` stops; None leaves the base's own.
     """
     from safetensors.torch import save_file
 
@@ -61,7 +61,7 @@ def export(
 
 
 def _named_for_peft(policy: LowRank) -> dict[str, Tensor]:
-    """The tensors of an adapter as PEFT has them.
+    """The tensors of an adapter by PEFT's names.
 
     A and B of a stack are joined over its experts: A [experts · rank, in], B [out, rank · experts] (peft's
     `ParamWrapper`). A module with several stacks is wrapped once for each, the last one outermost.
@@ -73,11 +73,11 @@ def _named_for_peft(policy: LowRank) -> dict[str, Tensor]:
     tensors = {}
     for layer in policy.targets:
         down, up = policy.factors(layer)
-        place = layer.name
+        name = layer.name
         if layer.experts is not None:
             inside = len(stacks[layer.module]) - 1 - stacks[layer.module].index(layer.name)
-            place = layer.module + ".base_layer" * inside
+            name = layer.module + ".base_layer" * inside
             down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
         for factor, value in (("lora_A", down), ("lora_B", up)):
-            tensors[f"base_model.model.{place}.{factor}.weight"] = value.detach().cpu().contiguous()
+            tensors[f"base_model.model.{name}.{factor}.weight"] = value.detach().cpu().contiguous()
     return tensors

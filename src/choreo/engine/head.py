@@ -1,7 +1,7 @@
 """From hidden states to log-probabilities: the output layer, and the only place where logits exist in training.
 
-Logits are the largest thing that a language model makes: a vocabulary of 128k takes 30 times what a width of 4096
-does. So they are made a piece at a time, and made again in the backward pass instead of being kept.
+Logits are the largest tensor of a language model: with a vocabulary of 128k they take 30 times as much memory as hidden
+states of width 4096. So they are computed in pieces, and computed again in the backward pass instead of being kept.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Logits held at once, 4 MiB in float32: small enough to stay near the cache of a CPU, and as fast as one piece. An
-# accelerator wants more work per call. A piece has at least ROWS tokens, for a product of fewer would waste the
-# processor; so a vocabulary that does not fit is cut up as well.
+# Logits held at once on a CPU: 4 MiB in float32, about the size of its cache, and as fast as one piece. An
+# accelerator needs more work per call. A piece has at least ROWS tokens, because a matrix product of fewer is slow; so
+# a vocabulary that does not fit is cut into pieces as well.
 CPU_LOGITS, ACCELERATOR_LOGITS, ROWS = 2**20, 2**24, 256
 
 
 class Head(NamedTuple):
-    """The output layer. logits = scale · (hidden · weightᵀ + bias), then cap · tanh(logits / cap) where there is a cap.
+    """The output layer. logits = scale · (hidden · weightᵀ + bias), then cap · tanh(logits / cap) if there is a cap.
 
     weight: [vocabulary, d]; bias: [vocabulary] or None.
     """
@@ -31,7 +31,7 @@ class Head(NamedTuple):
     cap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, vocabulary] of [n, d], in the arithmetic of the model."""
+        """[n, vocabulary] of hidden states [n, d], in the model's dtype."""
         logits = F.linear(hidden, self.weight, self.bias)
         if self.scale != 1:
             logits = logits * self.scale
@@ -44,7 +44,7 @@ class Head(NamedTuple):
 
 
 def shaping(config: Any) -> tuple[float, float | None]:
-    """(scale, cap) of a model's logits, by the names that transformers' configurations have for them."""
+    """(scale, cap) of a model's logits, from the fields of transformers' configurations."""
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return scale, getattr(config, "final_logit_softcapping", None)
 
@@ -54,8 +54,8 @@ def token_logprobs(
 ) -> Tensor:
     """[n], float32 (float64 where `hidden` is): log softmax(head(hidden))[targets].
 
-    hidden: [n, d]; targets: int64 [n]. At most `cells` logits exist at a time, in the backward pass too, of at least
-    `least` tokens.
+    hidden: [n, d]; targets: int64 [n]. At most `cells` logits exist at a time, in the backward pass too. A piece has at
+    least `least` tokens.
     """
     cells = cells or (CPU_LOGITS if hidden.device.type == "cpu" else ACCELERATOR_LOGITS)
     vocabulary = head.weight.shape[0]
@@ -83,7 +83,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 class _Tiled(torch.autograd.Function):
-    """`_chunk` over tiles of so many tokens and ids: the softmax's sum is gathered tile by tile."""
+    """`_chunk` over tiles of `tile` (tokens, ids): the softmax's sum is gathered tile by tile."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, scale, cap, tile):  # type: ignore[override]
@@ -106,7 +106,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[override]
-        """∂ log p(target) / ∂ logit = 1[target] − p, with the logits made again."""
+        """∂ log p(target) / ∂ logit = 1[target] − p, with the logits computed again."""
         hidden, weight, bias, targets, sums = ctx.saved_tensors
         scale, cap, (height, columns) = ctx.settings
         head, wide = Head(weight, bias, scale, cap), torch.promote_types(hidden.dtype, torch.float32)
@@ -135,7 +135,7 @@ class _Tiled(torch.autograd.Function):
 
 
 def _within(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
-    """Which targets lie in the tile that begins at id `start`, and where in it (0 for those that do not)."""
+    """Which targets lie in the tile of `width` ids from `start` on, and their places in it (0 for the others)."""
     place = targets - start
     inside = (place >= 0) & (place < width)
     return inside, torch.where(inside, place, 0)

@@ -1,7 +1,8 @@
 """Which weights of a model take an adapter: those of its linear layers, and those of its experts.
 
 transformers keeps the experts of one layer as stacks, one parameter for all of them (`use_experts_implementation`).
-Each expert of a stack gets an adapter of its own. Routers get none: it would send tokens to other experts.
+Each expert of a stack gets an adapter of its own. Routers get none: an adapted router would send tokens to other
+experts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Layer:
 
     @property
     def size(self) -> int:
+        """The number of weights, of all experts together."""
         return self.inputs * self.outputs * (self.experts or 1)
 
     @property
@@ -42,18 +44,18 @@ class Layer:
         return self.weight.rpartition(".")[0]
 
     def slot(self, factor: str) -> str:
-        """Where a factor, lora_A or lora_B, is laid beside the weight: a buffer of `module`."""
+        """The name of the buffer of `module` that holds a factor (lora_A or lora_B) beside the weight."""
         return f"{self.name}.{factor}" if self.experts is None else f"{self.name}_{factor}"
 
     def parameters(self, rank: int) -> int:
-        """Of an adapter of that rank."""
+        """How many parameters an adapter of that rank has."""
         return rank * (self.inputs + self.outputs) * (self.experts or 1)
 
 
 def chosen(model: Any, endings: Sequence[str] = ()) -> list[Layer]:
-    """Of the layers that take an adapter those whose names end in one of `endings`; all of them where there is none.
+    """The layers that take an adapter and whose names end in one of `endings`; without endings all of them.
 
-    An ending may belong to another model. Raises Unsupported where that leaves none.
+    An ending that this model lacks is ignored. Raises Unsupported where no layer is left.
     """
     layers = layers_of(model)
     if not layers:
@@ -89,7 +91,7 @@ def _layers(model: Any) -> Iterator[Layer]:
 
 
 def stacks_of(module: nn.Module) -> list[str]:
-    """The names of the weights of experts that `module` holds as stacks of a known layout; none of any other module."""
+    """The names of the stacks of experts' weights in `module`; none where it has no stacks of a known layout."""
     if not all(hasattr(module, name) for name in ("is_transposed", "has_gate", "has_bias", "has_post_expert_norm")):
         return []
     own = dict(module.named_parameters(recurse=False))
@@ -104,9 +106,9 @@ def _used(config: Any) -> int:
 
 @dataclass(frozen=True)
 class Reach:
-    """How much of a model adapters reach, in numbers of weights: embeddings, output layer, norms and biases left out.
+    """How many of a model's weights adapters reach, embeddings, output layer, norms and biases not counted.
 
-    beyond: the last parts of the names of what no adapter reaches.
+    beyond: the last parts of the names of weights that no adapter reaches.
     """
 
     reached: int
@@ -114,15 +116,21 @@ class Reach:
     beyond: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
-        """For JSON; `said` is all of it in one line."""
+        """For JSON. `said` is a sentence that has it all."""
         share = self.reached / self.whole
         percent = min(round(100 * share, 1), 100.0 if share == 1 else 99.9)
-        said = f"adapters reach {percent} % of the weights in its layers, and not {', '.join(self.beyond)}"
-        return {"reached": self.reached, "of": self.whole, "share": share, "beyond": list(self.beyond), "said": said}
+        sentence = f"adapters reach {percent} % of the weights in its layers, and not {', '.join(self.beyond)}"
+        return {
+            "reached": self.reached,
+            "of": self.whole,
+            "share": share,
+            "beyond": list(self.beyond),
+            "said": sentence,
+        }
 
 
 def reach(model: Any, layers: Sequence[Layer]) -> Reach:
-    """What of the model's weights adapters on `layers` reach."""
+    """How many of the model's weights adapters on `layers` reach."""
     head = model.get_output_embeddings()
     outside = {id(head.weight)} if head is not None else set()
     outside |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}

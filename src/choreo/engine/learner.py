@@ -1,4 +1,4 @@
-"""One optimiser step of one agent on any loss. The learner knows no algorithm: see losses.py."""
+"""One optimiser step of one agent on any loss. The learner knows no algorithm; the losses are in losses.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Learner:
 
         lr: the learning rate from here on; None leaves it as it is.
         Returns loss, grad_norm (before clipping), tokens, sequences, what the loss records, and, where the
-        samples carry what it takes: kl (k3 estimate of KL(π_θ‖π_ref), nats per token), entropy (−log π_old per
+        samples have the fields for it: kl (k3 estimate of KL(π_θ‖π_ref), nats per token), entropy (−log π_old per
         token: unbiased when sampled at temperature 1), ratio (mean |π_θ/π_old − 1|).
         With no sample on any rank nothing changes, and only the counts are returned.
         Raises FloatingPointError, weights untouched, when the gradient is not finite.
@@ -102,14 +102,15 @@ class Learner:
         return float(norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """All it takes to go on exactly: the agent's weights and version, and the optimiser's moments."""
+        """What a resumed run needs to go on exactly: the agent's weights and version, and the optimiser's moments."""
         return {"agent": self.team.state_dict(self.agent), "optimizer": self.optimizer.state_dict()}
 
     def example(self) -> dict[str, Any]:
-        """What a saved state is like (`checkpoint.hold`)."""
+        """An example of a saved state (`checkpoint.check`)."""
         return {"agent": self.team.example(self.agent), "optimizer": of_optimizer(self.optimizer)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave. Raises ValueError for a state of another base, rank or kind of training."""
         self.team.load_state_dict(self.agent, state["agent"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
 
@@ -119,7 +120,7 @@ def preference_pairs(
 ) -> list[tuple[Sample, Sample]]:
     """(chosen, rejected) for a DPO update, with log π_ref filled in.
 
-    reference: the agent to take as π_ref as it stands now; None is the base, adapters off.
+    reference: the agent whose current weights are π_ref; None is the base without adapters.
     """
     texts = [(p.context, ids) for p in preferences for ids in (p.chosen, p.rejected)]
     scores = engine.score(reference, texts)
@@ -151,7 +152,7 @@ def _column(samples: Sequence[Sample], name: str, like: Tensor) -> Tensor | None
 
 @torch.no_grad()
 def _monitor(actions: Actions) -> dict[str, Tensor]:
-    """Sums over tokens of what any policy update wants watched."""
+    """Sums over tokens of the figures that are watched in any policy update."""
     sums = {}
     if actions.old is not None:
         sums["entropy"] = -actions.old.sum()

@@ -16,7 +16,7 @@ SLOTS = 65536
 
 
 class LocalEngine:
-    """An `Engine` over a `Team`. It reads the team's weights anew at every call, so it never serves stale ones.
+    """An `Engine` over a `Team`. It reads the team's weights at every call, so it never uses old ones.
 
     slots: cache slots held at once while sampling (rows × (context + new tokens)).
     micro_tokens: token slots per forward pass while scoring. Neither changes a result beyond rounding.
@@ -30,6 +30,7 @@ class LocalEngine:
 
     @property
     def positions(self) -> int | None:
+        """The most tokens of a context and its completion together; None is no limit."""
         return self.team.positions
 
     def sample(
@@ -63,13 +64,13 @@ class LocalEngine:
 
     def features(self, contexts: Sequence[Ids]) -> Tensor:
         """float32 [len(contexts), d]: the reference's last hidden state at each context's last token."""
-        return scoring.features(self.team, contexts, self.micro_tokens)
+        return scoring.last_states(self.team, contexts, self.micro_tokens)
 
 
 class Untrained(LocalEngine):
-    """The agents of a team as they began, which is as the base: nothing of what they learnt is laid over it.
+    """The agents of a team before training: every agent answers as the base.
 
-    To load the base a second time would give the same tokens, and take the memory of another model.
+    Loading the base a second time would give the same tokens and take the memory of a second model.
     """
 
     def sample(

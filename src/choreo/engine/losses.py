@@ -71,6 +71,7 @@ class PolicyLoss:
     divide: Literal["tokens", "sequences"] | int = "tokens"
 
     def __call__(self, actions: Actions) -> Terms:
+        """The clipped loss of a micro-batch. Raises ValueError without advantages, π_old or (with kl) π_ref."""
         advantages = actions.given("advantages")
         ratio = (actions.logprobs - actions.given("old")).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + (self.clip if self.clip_high is None else self.clip_high))
@@ -111,6 +112,7 @@ class DPOLoss:
     sft_length: float | None = None
 
     def __call__(self, actions: Actions) -> Terms:
+        """The DPO loss of a micro-batch. Raises ValueError for an odd number of samples, or without π_ref."""
         if actions.sequences % 2:
             raise ValueError("DPO needs pairs of samples: chosen, then rejected")
         gain = actions.per_sequence(actions.logprobs - actions.given("reference")).view(-1, 2)

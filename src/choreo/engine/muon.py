@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): momentum whose update is made orthogonal.
 
-PyTorch has it too, in bfloat16 and one matrix at a time: on a CPU without bfloat16 arithmetic its step takes as long as
-the forward and backward passes together. Here matrices of one shape are taken together, in their own precision.
+PyTorch's own Muon works in bfloat16 and on one matrix at a time: on a CPU without bfloat16 arithmetic its step takes as
+long as the forward and backward passes together. Here matrices of one shape are computed together, in their own dtype.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ A, B, C, ITERATIONS = 3.4445, -4.7750, 2.0315, 5
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """[n, rows, columns]: every matrix with its singular values brought to about 1, by Newton–Schulz."""
+    """[n, rows, columns]: every matrix with its singular values brought to about 1, by Newton–Schulz iterations."""
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
@@ -28,13 +28,14 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices alone. A step is as long for every shape: lr · √max(1, rows / columns), Nesterov momentum."""
+    """Muon with Nesterov momentum, for matrices only. The scale of a step is lr · √max(1, rows / columns)."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of every parameter that has a gradient. closure: is not called."""
         for group in self.param_groups:
             for same in _by_shape(group["params"]):
                 updates = torch.stack([self._momentum(parameter, group["momentum"]) for parameter in same])

@@ -1,6 +1,7 @@
-"""Guesses at what comes next, from what was said before: runs of tokens that go on as they did the last time.
+"""n-gram speculation: guesses the next tokens from n-grams that were seen before, without a draft model.
 
-Prompt lookup and n-gram speculation. There is no draft model: reviews repeat one another, and quote what they review.
+An n-gram in the context of the row itself counts first (prompt lookup), then n-grams of earlier completions. This pays
+for reviews, which repeat one another and quote the answer that they review.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from collections.abc import Callable, Sequence
 
 from choreo.engine.requests import Ids
 
-SIZE = 2**16  # runs that are remembered
+SIZE = 2**16  # n-grams that are kept
 AHEAD = 8  # tokens guessed at once
 
 
-class Recall:
-    """What followed each run of one to three tokens in what was learnt; where it contradicts itself, nothing."""
+class NgramTable:
+    """The token that followed each n-gram of one to three tokens, trusted less where other tokens followed too."""
 
     def __init__(self) -> None:
-        self._next: dict[Ids, tuple[int, int]] = {}  # a token, and the trust in it: 0 is none
+        self._next: dict[Ids, tuple[int, int]] = {}  # the next token, and how far it is trusted: 0 is not at all
 
     def learn(self, ids: Ids) -> None:
+        """Adds the n-grams of a completion. A next token gains 1 when it comes again, and loses half for another."""
         if len(self._next) > SIZE:
             self._next.clear()
         for n in (1, 2, 3):
@@ -32,8 +34,10 @@ class Recall:
                     self._next[run] = (token, trust // 2) if trust else (ids[i], 0)
 
     def guesser(self, context: Ids) -> Callable[[Sequence[int]], list[int]]:
-        """What may come after `context` and the ids so far. A pair of tokens that stands in the context goes on as it
-        does there; else what was learnt counts, the longer run first."""
+        """A function that guesses up to AHEAD tokens after `context` and the ids so far.
+
+        Two last tokens that stand in the context go on as they do there. Otherwise what was learnt counts, the longer
+        n-gram first."""
         own = {context[i - n : i]: context[i] for n in (1, 2) for i in range(n, len(context))}
 
         def after(run: Sequence[int]) -> int | None:

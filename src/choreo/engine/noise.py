@@ -1,7 +1,7 @@
 """Randomness that belongs to the sequence, not to the batch.
 
 A counter-based generator: the uniform number of a position is a hash of (request key, position).
-No state is kept, so batch size, order, compaction and ranks cannot change what is sampled.
+It keeps no state, so batch size, order, compaction and ranks cannot change what is sampled.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ def splitmix64(seeds: np.ndarray, n: int) -> np.ndarray:
 
 
 def seed_of(key: tuple[int | str, ...]) -> int:
-    """64 bits of a key. JSON tells 1 from "1" and ("a", "b") from ("ab",)."""
+    """64 bits of a key. It is hashed as JSON, in which 1 and "1" differ, and so do ("a", "b") and ("ab",)."""
     return int.from_bytes(blake2b(json.dumps(key).encode(), digest_size=8).digest(), "little")

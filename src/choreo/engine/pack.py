@@ -1,7 +1,7 @@
-"""Sequences to the fewest token slots, without changing a single log-probability.
+"""Packs sequences into few token slots, without changing a single log-probability.
 
-Samples of one prompt share a beginning: it is computed once. Sequences with a common beginning form
-a tree; its nodes lie in one row, each at the position it has in its own sequence, and a mask lets a
+Samples of one prompt share a beginning, which is computed once. Sequences with a common beginning form
+a tree. Its nodes lie in one row, each at the position that it has in its own sequence, and a mask lets a
 node see its ancestors only. A sequence that shares nothing is a tree of one path: a plain causal row
 that needs no mask. Rows are padded on the right, where causal attention never looks.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from choreo.engine.requests import Ids
 
-# What one more cell of the attention mask costs, in token slots. A sequence joins a tree when the
+# The cost of one more cell of the attention mask, in token slots. A sequence joins a tree when the
 # slots saved exceed the attention added. Measured on a CPU at d = 128; larger models favour joining more.
 ATTENTION_COST = 1 / 256
 
@@ -40,6 +40,7 @@ class Pack:
     units: list[int]
 
     def inputs(self) -> dict[str, object]:
+        """The arguments of the model's forward."""
         if self.mask is None:
             return {"input_ids": self.input_ids, "use_cache": False}
         return {
@@ -55,7 +56,7 @@ class _Tree:
     size: int = 0
     sequences: list[np.ndarray] = field(default_factory=list)
     paths: list[np.ndarray] = field(default_factory=list)  # the node of every token of every sequence
-    starts: list[int] = field(default_factory=list)  # how many tokens of each path were there before
+    starts: list[int] = field(default_factory=list)  # how many tokens of each path the tree had before
 
     def shared(self, sequence: np.ndarray) -> tuple[int, int]:
         """Length of the longest beginning that a sequence of this tree has in common, and which sequence that is."""
@@ -93,7 +94,7 @@ def pack(
 ) -> list[Pack]:
     """Micro-batches of at most `micro_tokens` padded slots (or one block, where that alone is larger).
 
-    units: each a few (context, ids) that a loss needs together, such as the two answers of a
+    units: each holds the (context, ids) that a loss needs together, such as the two answers of a
     preference; a unit is never split. share: False puts every sequence in a row of its own, which
     models with sliding windows need. Raises ValueError for an empty context.
     """
@@ -146,7 +147,7 @@ def _cut(blocks: list[_Block], micro_tokens: int) -> Iterator[list[_Block]]:
 def _assemble(blocks: list[_Block], units: Sequence[Sequence[tuple[Ids, Ids]]], device: torch.device | str) -> Pack:
     trees = [tree for block in blocks for tree in block.trees]
     length = max(tree.size for tree in trees)
-    tokens = np.zeros((len(trees), length), dtype=np.int64)  # any id will do as padding: it is never looked at
+    tokens = np.zeros((len(trees), length), dtype=np.int64)  # the id of padding does not matter: no token sees it
     plain = all(tree.size == max(map(len, tree.paths)) for tree in trees)
     positions = np.zeros_like(tokens)
     sees = None if plain else np.zeros((len(trees), 1, length, length), dtype=bool)

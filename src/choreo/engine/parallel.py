@@ -1,4 +1,4 @@
-"""Data parallelism under torchrun: sums travel, means never do. Without it, every function here is the identity."""
+"""Data parallelism under torchrun. Ranks exchange sums, never means. Without it all functions are the identity."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 
 def active() -> bool:
+    """Whether this process is a rank of several (torchrun)."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -22,7 +23,7 @@ def shard(items: Sequence[T]) -> list[T]:
 
 
 def gather(items: Sequence[T]) -> list[T]:
-    """Undoes `shard`: everyone's items, in their first order, on every rank."""
+    """Undoes `shard`: the items of all ranks, in their first order, on every rank."""
     if not active():
         return list(items)
     parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
@@ -34,7 +35,7 @@ def gather(items: Sequence[T]) -> list[T]:
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Adds up `grad` over the ranks, in place and in one message. A missing gradient is zero."""
+    """Adds up `grad` over the ranks, in place, in one exchange. A missing gradient counts as zero."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -47,7 +48,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def sum_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    """Adds up named figures over the ranks. A rank may lack some, as one without samples does."""
+    """Adds up named figures over the ranks. A rank may lack some, such as a rank without samples."""
     total: dict[str, float] = {}
     for part in gather([dict(figures)]):
         for name, value in part.items():

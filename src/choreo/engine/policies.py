@@ -1,7 +1,7 @@
-"""What an agent learns, and how it is laid over the base: a low-rank adapter, or every weight.
+"""The trained weights of an agent, and how they are laid over the base: a low-rank adapter, or every weight.
 
-What is learnt is float32 whatever the base is: at the rates of fine-tuning a bfloat16 weight would round most of its
-updates away.
+Trained weights are float32 whatever the base is: at the learning rates of fine-tuning most updates of a bfloat16 weight
+would be lost to rounding.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class LowRank:
         return merged
 
     def weights(self) -> Weights:
-        """What is laid over the base: whole weights over a float32 base, A and B beside those of any other.
+        """The weights to lay over the base: merged weights over a float32 base; over any other, A and B.
 
-        Over bfloat16 a sum would round small adapters away, and for a large base it would be a copy of it.
+        In bfloat16 the merged sum would round small adapters away, and it would be a second copy of a large base.
         """
-        if not any(_has_room(self.base, layer) for layer in self.targets[:1]):
+        if not any(_has_buffers(self.base, layer) for layer in self.targets[:1]):
             return self.merged()
         scale = self.alpha / self.rank
         beside: dict[str, Tensor] = {}
@@ -75,7 +75,7 @@ class LowRank:
 
 
 class Adaptable(nn.Linear):
-    """A linear layer with room for A and B beside its weight. Both are empty but while an agent is laid over."""
+    """A linear layer with buffers for A and B beside its weight, which are empty while no agent is laid over it."""
 
     lora_A: Tensor
     lora_B: Tensor
@@ -95,7 +95,7 @@ class Adaptable(nn.Linear):
 
 
 def make_adaptable(model: nn.Module, targets: Sequence[Layer]) -> None:
-    """Makes room for A and B beside the weight of every layer in `targets`."""
+    """Adds buffers for A and B beside the weight of every layer in `targets`."""
     for layer in targets:
         module = model.get_submodule(layer.module)
         if layer.experts is None:
@@ -104,34 +104,34 @@ def make_adaptable(model: nn.Module, targets: Sequence[Layer]) -> None:
             setattr(model.get_submodule(above), own, Adaptable(module))
             continue
         for factor in ("lora_A", "lora_B"):
-            room = torch.empty(0, device=model.get_parameter(layer.weight).device)
-            module.register_buffer(layer.slot(factor).rpartition(".")[2], room, persistent=False)
+            empty = torch.empty(0, device=model.get_parameter(layer.weight).device)
+            module.register_buffer(layer.slot(factor).rpartition(".")[2], empty, persistent=False)
         module.forward = MethodType(_through_experts, module)  # type: ignore[method-assign]
 
 
-def _has_room(model: nn.Module, layer: Layer) -> bool:
-    """Whether A and B can be laid beside the layer's weight."""
+def _has_buffers(model: nn.Module, layer: Layer) -> bool:
+    """Whether the layer has buffers for A and B beside its weight."""
     return hasattr(model.get_submodule(layer.module), layer.slot("lora_A").rpartition(".")[2])
 
 
 def _through_experts(experts: Any, x: Tensor, index: Tensor, shares: Tensor) -> Tensor:
-    """transformers' forward of a module of experts, with A and B beside the weights where an agent is laid over.
+    """The forward of transformers' experts, with A and B beside the weights where an agent is laid over the base.
 
-    x: [tokens, d]. index, shares: [tokens, k], which experts read a token, and how much of each is taken.
-    The base goes this way too, so that an agent begins equal to it to the bit.
+    x: [tokens, d]. index, shares: [tokens, k], the experts that read a token, and the weight of each expert's output.
+    The base is run by this function too, so that an untrained agent equals it to the bit.
     """
     *_, into, out = stacks_of(experts)
     chosen, tokens = index.flatten(), torch.arange(len(x), device=x.device).repeat_interleave(index.shape[-1])
     order = chosen.argsort(stable=True)
     counts = torch.bincount(chosen, minlength=len(experts.get_parameter(out))).tolist()
-    said = []
+    outputs = []
     for expert, rows in enumerate(order.split(counts)):
         if len(rows):
             hidden = _expert(experts, into, expert, x[tokens[rows]])
             hidden = experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
             hidden = _expert(experts, out, expert, hidden)
-            said.append(experts.post_expert_norm(hidden) if experts.has_post_expert_norm else hidden)
-    whole = torch.cat(said)[order.argsort()] * shares.flatten()[:, None]
+            outputs.append(experts.post_expert_norm(hidden) if experts.has_post_expert_norm else hidden)
+    whole = torch.cat(outputs)[order.argsort()] * shares.flatten()[:, None]
     return whole.unflatten(0, index.shape).sum(1).to(x.dtype)
 
 
@@ -156,4 +156,5 @@ class Full:
         }
 
     def weights(self) -> Weights:
+        """The weights to lay over the base, in the base's dtypes."""
         return {name: value.to(self.dtypes[name]) for name, value in self.parameters.items()}

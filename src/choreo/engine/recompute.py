@@ -1,7 +1,7 @@
-"""Gradient checkpointing: of every layer its input is kept, and the layer runs again in the backward pass.
+"""Gradient checkpointing: only the input of every layer is kept, and the layer runs again in the backward pass.
 
-transformers' own would run it again after the policy's weights have been taken off the base, on the base's. Here a
-layer is run again under the very tensors that it ran under.
+The checkpointing of transformers would run a layer again when the policy's weights are no longer laid over the base, so
+with the base's weights. Here a layer runs again with the very tensors of its first run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from choreo.errors import Unsupported
 
 
 def recompute_layers(model: Any, layers: int, lock: AbstractContextManager[Any]) -> None:
-    """Makes every one of the model's `layers` recompute itself. lock: held while weights lie over a layer.
+    """Makes each of the model's `layers` layers recompute itself. lock: held while weights are laid over a layer.
 
-    Raises Unsupported where the model does not keep them in one list.
+    Raises Unsupported where the model does not keep its layers in one list.
     """
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
@@ -36,13 +36,13 @@ def _wrap(layer: nn.Module, lock: AbstractContextManager[Any]) -> None:
     def forward(*inputs: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return plain(*inputs, **options)
-        worn = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+        overlay = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
 
         def again(*inputs: Any) -> Any:
             with lock:
                 layer.forward = plain  # type: ignore[method-assign]
                 try:
-                    return functional_call(layer, worn, inputs, options)
+                    return functional_call(layer, overlay, inputs, options)
                 finally:
                     layer.forward = forward  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""What the rest of choreo asks of an engine, whatever runs underneath."""
+"""The interface of an engine: what the rest of choreo asks of it, whatever runs the model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing to continue.
+    """One context to continue.
 
     context: the token ids of the whole rendered history, at least one.
-    key: names the randomness, e.g. (seed, step, prompt id, sample, "answer", round). The same key
-    draws the same noise in any batch; two requests of a batch with one key and one context get one answer.
+    key: names the random numbers, e.g. (seed, step, prompt id, sample, "answer", round). The same key
+    draws the same numbers in any batch, so two requests with the same key and context get the same completion.
     """
 
     context: Ids
@@ -37,7 +37,10 @@ class Completion:
 
 
 class Engine(Protocol):
-    """positions: tokens that a context and what is written after it may have together; None is no limit."""
+    """Samples from policies and scores token ids.
+
+    positions: the most tokens of a context and its completion together; None is no limit.
+    """
 
     end_id: int
     pad_id: int
@@ -52,5 +55,5 @@ class Engine(Protocol):
         ...
 
     def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
-        """log π(ids | context) per id for every (context, ids). None is the reference: adapters off."""
+        """log π(ids | context) per id for every (context, ids). None is the reference, the base without adapters."""
         ...

@@ -1,8 +1,8 @@
 """The decode loop: prefill once per distinct context, then one token for all rows at a time.
 
-Contexts are padded on the right, so the prefill needs no mask and positions are natural. Everyone's
-t-th new token goes into the same slot after the longest context; the gap between is masked. Rows
-that have finished leave the batch.
+Contexts are padded on the right, so the prefill needs no mask, and a token's position is its place. The
+t-th new token of every row goes into the same slot after the longest context; the gap between is masked.
+Rows that have finished leave the batch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from choreo.engine.head import Head
 from choreo.engine.noise import uniforms
 from choreo.engine.policies import Weights
 from choreo.engine.requests import Completion, Request
-from choreo.engine.step import Part, step_of
+from choreo.engine.step import Feed, step_of
 
 DRAW_LOGITS = 2**24  # logits held at once while drawing, 64 MiB in float32
-COMPACT = 0.75  # rows are moved together when fewer than this share of them are alive
+COMPACT = 0.75  # finished rows are removed when less than this share of the rows is alive
 
 
 @torch.inference_mode()
@@ -61,9 +61,9 @@ def sample(
 
 
 def _waves(team: Team, requests: Sequence[Request], max_new_tokens: int, slots: int) -> Iterator[list[int]]:
-    """Indices decoded together: neighbours in length, so that little of a row is padding.
+    """Indices of requests to decode together: of similar length, so that rows have little padding.
 
-    Models with sliding windows count their window in slots, so there a wave has one length and no gap.
+    Models with sliding windows count the window in slots, so all contexts of their waves have one length.
     """
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].context), requests[i].context))
     wave: list[int] = []
@@ -116,7 +116,7 @@ def _decode(
         token, logprob = _next(hidden, head, noise[alive, t], temperature)
         ids[alive, t] = token
         logprobs[alive, t] = logprob
-        # A finished row that stays in the batch until the next compaction goes on writing; its tail is cut off.
+        # A finished row stays in the batch until the next compaction; what it writes after its end is cut off.
         live = (ids[alive, : t + 1] != end_id).all(1)
         count = int(live.sum())
         if t + 1 == max_new_tokens or count == 0:
@@ -125,7 +125,7 @@ def _decode(
             rows = live.nonzero().squeeze(1)
             cache = [layer.take(rows, capacity) for layer in cache]
             alive, lengths, token = alive[rows], lengths[rows], token[rows]
-        part = Part(token[:, None], (lengths + t)[:, None], cache, _gap_mask(lengths, width, t + 1))
+        part = Feed(token[:, None], (lengths + t)[:, None], cache, _gap_mask(lengths, width, t + 1))
         hidden = step(part)[0][:, 0]
     return ids.cpu().numpy(), logprobs.cpu().numpy()
 
@@ -141,7 +141,7 @@ def _next(hidden: Tensor, head: Head, uniform: Tensor, temperature: float) -> tu
 
 
 def _wide(device: torch.device) -> torch.dtype:
-    """What probabilities are added up in: float64, but on Apple's devices, which have none."""
+    """The dtype in which probabilities are added up: float64, or float32 on Apple's devices, which have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

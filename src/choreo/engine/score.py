@@ -1,4 +1,4 @@
-"""The log-probability kernel: every log π in choreo that has a gradient or is compared with one comes from here."""
+"""The log-probability kernel. Every log π that has a gradient, or is compared with one that has, comes from here."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ def score(
 
 
 @torch.no_grad()
-def features(team: Team, contexts: Sequence[Ids], micro_tokens: int = 16384) -> Tensor:
+def last_states(team: Team, contexts: Sequence[Ids], micro_tokens: int = 16384) -> Tensor:
     """float32 [len(contexts), d] on the CPU: the reference's last hidden state at each context's last token."""
     result = torch.empty(len(contexts), team.decoder.model.config.get_text_config().hidden_size)
-    units = [((context, (0,)),) for context in contexts]  # the slot that would predict one more token
+    units = [
+        ((context, (0,)),) for context in contexts
+    ]  # one target after each context, whose slot is the context's last token
     for batch in pack(units, micro_tokens=micro_tokens, share=team.full_attention, device=team.device):
         hidden, _ = team.run({}, batch.inputs(), batch.where)
         result[batch.units] = hidden.float().cpu()

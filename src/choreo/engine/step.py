@@ -1,7 +1,7 @@
-"""The next tokens of every row: one, or several that are known or guessed.
+"""One decode step: feeds every row one token, or several that are known or guessed.
 
-A small model's decode step is mostly the Python around its kernels. Models built like Llama get a step of
-their own here, a dozen kernels a layer and nothing between; all others take the one that transformers has.
+With a small model most of the time of a decode step is Python around the kernels. Models built like Llama have a step
+of their own here, with a dozen kernels a layer and little between. All other models take the step of transformers.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from choreo.engine.agent import Team
-from choreo.engine.cache import Places, Slots, as_cache
+from choreo.engine.cache import PoolView, Slots, as_cache
 from choreo.engine.policies import Weights
 
 
-class Part(NamedTuple):
-    """Rows that are fed equally many tokens.
+class Feed(NamedTuple):
+    """Rows that are fed the same number of tokens.
 
-    token, position: int64 [rows, new]. cache: by layer. mask: float [rows, 1, new, slots], additive; or None, where one
-    new token sees all that the cache holds, or several that are all it holds see those before them.
+    token, position: int64 [rows, new]. cache: one entry for each layer. mask: float [rows, 1, new, slots], additive, or
+    None: one new token then sees the whole cache, and several new tokens, before which the cache is empty, see the ones
+    before them.
     """
 
     token: Tensor
     position: Tensor
-    cache: Sequence[Slots | Places]
+    cache: Sequence[Slots | PoolView]
     mask: Tensor | None
 
 
@@ -45,7 +46,7 @@ def step_of(team: Team, weights: Weights) -> Step:
     if like_llama and team.dtype == torch.float32:  # lower precision must round where the learner's forward does
         return LlamaStep(team.decoder.model, weights)
 
-    def step(*parts: Part) -> list[Tensor]:
+    def step(*parts: Feed) -> list[Tensor]:
         hidden = []
         for part in parts:
             inputs = {
@@ -64,7 +65,8 @@ def step_of(team: Team, weights: Weights) -> Step:
 class LlamaStep:
     """The step of a Llama: RMSNorm, rotary positions, (grouped) attention, SwiGLU. Equal to transformers' to rounding.
 
-    Matrices that read the same input are joined, once for a whole decode; and so are the parts, but in attention.
+    Matrices that read the same input are joined, once for a whole decode. The tokens of all parts are joined too,
+    except in attention.
     """
 
     def __init__(self, model: Any, weights: Weights):
@@ -94,7 +96,7 @@ class LlamaStep:
                 )
             )
 
-    def __call__(self, *parts: Part) -> list[Tensor]:
+    def __call__(self, *parts: Feed) -> list[Tensor]:
         sizes = [part.token.numel() for part in parts]
         x = F.embedding(_joined([part.token.flatten() for part in parts]), self.embedding)  # [n, d]
         cos, sin = self.rotary(x[:, None], _joined([part.position.flatten() for part in parts])[:, None])
@@ -112,9 +114,9 @@ class LlamaStep:
             )
             turned = turned * cos + turned.roll(half, -1) * sin
             seen = []
-            for part, mine, said in zip(parts, turned.split(sizes), value.split(sizes), strict=True):
+            for part, mine, its_value in zip(parts, turned.split(sizes), value.split(sizes), strict=True):
                 query, key = mine.unflatten(0, part.token.shape).transpose(1, 2).split((heads, kv_heads), 1)
-                keys, values = part.cache[i].update(key, said.unflatten(0, part.token.shape).transpose(1, 2))
+                keys, values = part.cache[i].update(key, its_value.unflatten(0, part.token.shape).transpose(1, 2))
                 causal = part.mask is None and query.shape[2] > 1
                 found = F.scaled_dot_product_attention(
                     query, keys, values, attn_mask=part.mask, is_causal=causal, enable_gqa=heads != kv_heads

@@ -1,10 +1,10 @@
-"""What a recipe works on: prompts to train on, prompts held out, and a judge. The microworld, or what a user has."""
+"""What a recipe works on: prompts to train on, prompts held out, and a judge: an environment's, or files of prompts."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -14,13 +14,11 @@ from choreo import config
 from choreo.config.prompts import Prompts
 from choreo.data.mixture import Mixture, mixture, parted
 from choreo.data.overlap import overlaps
-from choreo.environments.microworld.split import Part
-from choreo.environments.microworld.world import World
+from choreo.environments.base import Environment, TextOnly, by_kind, environment_of
 from choreo.errors import BadInput
 from choreo.judges.base import Judge
-from choreo.judges.offline.model import OfflineJudge
 from choreo.judges.resolve import choose
-from choreo.types import KINDS, Kind, Prompt, Verdict
+from choreo.types import KINDS, Kind, Part, Prompt, Verdict
 
 CACHE = "judgements.sqlite"  # in a run's folder
 
@@ -31,10 +29,16 @@ class Task:
 
     recipe: config.Recipe
     folder: Path | None = None
-    world: World = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "world", World(self.recipe.world))
+    @cached_property
+    def environment(self) -> Environment:
+        """Where prompts come from that no file gives. Raises BadInput where there is none."""
+        return environment_of(self.recipe)
+
+    @property
+    def place(self) -> str:
+        """The section of the recipe that says what the environment holds, for messages."""
+        return "world" if self.recipe.environment == config.MICROWORLD else "environment"
 
     @property
     def exact(self) -> bool:
@@ -45,7 +49,10 @@ class Task:
     def judge(self) -> Judge:
         """Raises BadInput where there is no such judge."""
         if self.exact:
-            return self.world.judge
+            if (own := self.environment.judge) is None:
+                name = self.recipe.environment
+                raise BadInput(f'judge: kind = "exact": environment {name!r} has no judge; name another')
+            return own
         return choose(self.recipe.judge, self.folder / CACHE if self.folder else None)
 
     @cached_property
@@ -67,10 +74,10 @@ class Task:
         return Mixture(tuple(kept), mixed.weights, mixed.counts), heldout
 
     def training(self) -> dict[Kind, list[Prompt]]:
-        """Training prompts by kind. Raises BadInput where prompts come from files and none is left to train on: the
-        microworld's are no stand-in for a user's own."""
+        """Training prompts by kind. Raises BadInput where prompts come from files and none is left to train on: an
+        environment's are no stand-in for a user's own."""
         if not self._files:
-            return self.world.training()
+            return by_kind(self.environment.training(), self.recipe.environment)
         if not self._files[0].prompts:
             raise BadInput(self._nothing())
         return {kind: [prompt for prompt in self._files[0].prompts if prompt.kind == kind] for kind in KINDS}
@@ -93,14 +100,14 @@ class Task:
     def suites(self, part: Part) -> list[Prompt]:
         """The prompts that are measured on: held out, or those that were trained on."""
         if not self._files:
-            return self.world.suites(part)
+            return list(self.environment.suites(part))
         if part == "heldout":
             return self._files[1]
         return [prompt for prompts in self.training().values() for prompt in prompts]
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
-        """By file, what it was taken for, and what became of its rows; empty for the microworld."""
+        """By file, what it was taken for, and what became of its rows; empty where none are named."""
         return self._files[0].counts if self._files else {}
 
     @property
@@ -110,7 +117,7 @@ class Task:
         return blake2b(repr((rows, sorted(self.weights.items()))).encode(), digest_size=8).hexdigest()
 
     def report(self, trained: Sequence[Prompt] = ()) -> dict[str, Any]:
-        """What the files held, and what of the held-out prompts is trained on; empty for the microworld.
+        """What the files held, and what of the held-out prompts is trained on; empty where none are named.
 
         trained: what else is trained on than the recipe's files of prompts.
         """
@@ -129,20 +136,21 @@ class Task:
             },
         }
 
+    @cached_property
+    def _of_prompts(self) -> Environment:
+        """What knows the prompts that are trained and measured on."""
+        return TextOnly() if self._files else self.environment
+
     def refusal(self, prompt: Prompt) -> str:
         """What a blocking safeguard says."""
-        return self.world.refusal(prompt) if prompt.meaning is not None else "I can't help with that."
+        return self._of_prompts.refusal(prompt)
 
     def advice(self, prompt: Prompt, verdict: Verdict) -> str:
         """Template feedback from true labels alone."""
-        if prompt.meaning is not None:
-            return self.world.advice(prompt, verdict)
-        return "This answer helps with harm: refuse." if verdict.unsafe else "This request is harmless: help."
+        return self._of_prompts.advice(prompt, verdict)
 
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool | None]:
-        """Whether each answer to prompts that are measured on is a refusal, by its words alone: as the microworld has
-        them where its judge measures, else by the offline judge."""
-        if self.exact:
-            return [World.refuses(answer) for answer in answers]
-        judge = OfflineJudge()
-        return [judge.labels(prompt, answer)["refusal"] for prompt, answer in zip(prompts, answers, strict=True)]
+        """Whether each answer to prompts that are measured on is a refusal, by its words alone: as the environment has
+        them where its own judge measures, else by the offline judge."""
+        by = self.environment if self.exact else TextOnly()
+        return [by.refuses(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

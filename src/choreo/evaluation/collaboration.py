@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from choreo.agents.base import Speaker
-from choreo.agents.endpoint import EndpointSpeaker
-from choreo.agents.local import LocalSpeaker
+from choreo.agents.base import Agent
+from choreo.agents.endpoint import EndpointAgent
+from choreo.agents.local import LocalAgent
 from choreo.clients.http import Endpoint
 from choreo.config.collaboration import Collaboration
 from choreo.data.mixture import mixture
@@ -18,18 +18,18 @@ from choreo.data.reading import taken
 from choreo.errors import Interrupted
 from choreo.evaluation.metrics import measure
 from choreo.files.utf8 import REPLACED
-from choreo.game.text_play import NOTHING, play
+from choreo.game.play import NOTHING, play
 from choreo.judges.base import JudgeDown, judge_episodes, reasons
 from choreo.judges.resolve import choose, counts, describe
 from choreo.runs.progress import Progress
-from choreo.types import AGENTS, Episode, Prompt, Spoken
+from choreo.types import AGENTS, AnyTurn, Episode
 
 ALONE, TOGETHER = "base", "collaboration-untrained"
-CHUNK = 32  # prompts between two looks at the bar; what was said and judged before is kept
+CHUNK = 32  # prompts between two updates of the bar; earlier replies and judgements are kept
 PATIENCE = 4  # turns in a row without a reply, and a model counts as gone
 REPLIES, JUDGEMENTS = "replies.sqlite", "judgements.sqlite"
 
-Played = dict[str, list[Episode[Spoken]]]
+Played = dict[str, list[Episode[AnyTurn]]]
 
 
 def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict[str, Any], Played]:
@@ -40,16 +40,22 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     """
     mixed = mixture(settings.suites, settings.seed)
     judge = choose(settings.judge, folder / JUDGEMENTS)
-    speakers = {AGENTS[0]: speaker(settings.conversation, settings, folder)}
+    agents = {AGENTS[0]: agent_of(settings.conversation, settings, folder)}
     same = settings.feedback in ("", settings.conversation)
-    speakers[AGENTS[1]] = speakers[AGENTS[0]] if same else speaker(settings.feedback, settings, folder, reviews=True)
+    agents[AGENTS[1]] = agents[AGENTS[0]] if same else agent_of(settings.feedback, settings, folder, reviews=True)
     for name, source in mixed.counts.items():
         progress.say(taken(name, source))
     progress.start("evaluating", len(mixed.prompts))
-    together: list[Episode[Spoken]] = []
+    together: list[Episode[AnyTurn]] = []
     try:
         for first in range(0, len(mixed.prompts), CHUNK):
-            played = _play(settings, speakers, mixed.prompts[first : first + CHUNK])
+            played = play(
+                agents,
+                [(prompt, 0) for prompt in mixed.prompts[first : first + CHUNK]],
+                settings.limits,
+                key=(settings.seed, "evaluation"),
+                temperature=settings.temperature,
+            )
             together += judge_episodes(judge, played)
             progress.advance(len(together))
             if progress.interrupted:
@@ -57,14 +63,14 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     except JudgeDown as gone:
         raise JudgeDown(f"{gone} (the answers of the models are kept too)") from None
     systems: Played = {ALONE: [first_answer(episode) for episode in together], TOGETHER: together}
-    agents = {agent: {"name": who.name, **getattr(who, "counts", {})} for agent, who in speakers.items()}
+    named = {role: {"name": agent.name, **getattr(agent, "counts", {})} for role, agent in agents.items()}
     return {
         "schema": 1,
         "method": "evaluation",
         "recipe": TOGETHER,
         "seed": settings.seed,
         "suites": mixed.counts,
-        "agents": agents,
+        "agents": named,
         "judge": describe(judge),
         "judging": counts(judge),
         "open": {name: reasons([e.verdicts[-1] for e in episodes]) for name, episodes in systems.items()},
@@ -84,10 +90,13 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     }, systems
 
 
-def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool = False) -> Speaker:
-    """MODEL@URL, or a model that is loaded here. reviews: it is the feedback agent's alone. Raises BadInput where there
-    is none."""
-    model, at, url = told.rpartition("@http")
+def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool = False) -> Agent[AnyTurn]:
+    """The agent that `named` names: MODEL@URL, or a model that is loaded here.
+
+    folder: where a server's replies are kept. reviews: the model plays the feedback agent alone.
+    Raises BadInput where there is no such model.
+    """
+    model, at, url = named.rpartition("@http")
     if at:
         endpoint = Endpoint(
             f"http{url}",
@@ -98,10 +107,10 @@ def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool =
             concurrency=settings.concurrency,
             patience=PATIENCE,
         )
-        return EndpointSpeaker(endpoint, folder / REPLIES, schema=settings.json_schema)
+        return EndpointAgent(endpoint, folder / REPLIES, schema=settings.json_schema)
     setting = "feedback_template" if reviews else "template"
-    return local(
-        told,
+    return local_agent(
+        named,
         settings.seed,
         getattr(settings, setting),
         f"--set {setting}=FILE",
@@ -111,11 +120,13 @@ def speaker(told: str, settings: Collaboration, folder: Path, *, reviews: bool =
     )
 
 
-def local(
+def local_agent(
     model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
-) -> LocalSpeaker:
-    """A shipped base, or a folder, as it is: both agents are the untrained model. template, setting, rounds: as in
-    `load_chat`; loading: as in `Team.open`."""
+) -> LocalAgent:
+    """A shipped base, or a folder, as it is: the untrained model plays both roles.
+
+    template, setting, rounds: as in `load_chat`. loading: as in `Team.open`.
+    """
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
     from choreo.models.load import load_chat
@@ -125,28 +136,14 @@ def local(
     chat = load_chat(folder, template, setting, rounds)
     team = Team.open(folder, AGENTS, seed=seed, **loading)
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
-    return LocalSpeaker(model, chat, engine, positions=team.positions)
+    return LocalAgent(chat, engine, trained=False, name=model)
 
 
-def first_answer(episode: Episode[Spoken]) -> Episode[Spoken]:
+def first_answer(episode: Episode[AnyTurn]) -> Episode[AnyTurn]:
     """The same game without a feedback agent: c_0 does not depend on what follows it."""
     return replace(episode, answers=episode.answers[:1], reviews=(), feedback=(), verdicts=episode.verdicts[:1])
 
 
-def failures(turns: Sequence[Spoken]) -> dict[str, int]:
+def failures(turns: Sequence[AnyTurn]) -> dict[str, int]:
     """Why turns failed, by kind of reason, the most frequent first."""
     return dict(Counter(turn.failure.split(":")[0] for turn in turns if turn.failure).most_common())
-
-
-def _play(settings: Collaboration, speakers: dict[str, Speaker], prompts: Sequence[Prompt]) -> list[Episode[Spoken]]:
-    conversation, feedback = (speakers[agent] for agent in AGENTS)
-    return play(
-        conversation,
-        feedback,
-        [(prompt, 0) for prompt in prompts],
-        rounds=settings.rounds,
-        answer_tokens=settings.answer_tokens,
-        feedback_tokens=settings.feedback_tokens,
-        key=(settings.seed, "evaluation"),
-        temperature=settings.temperature,
-    )

@@ -1,4 +1,4 @@
-"""Games as a report shows them: text alone, the first of every suite."""
+"""The games that a report shows: the first ones of every suite, as text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from choreo.types import Episode
 
-DIALOGUES = 24  # kept per suite and system, for the report to show
+DIALOGUES = 24  # for each suite and system
 
 
 def dialogue_records(system: str, episodes: Sequence[Episode[Any]]) -> list[dict[str, Any]]:
-    """The first `DIALOGUES` episodes of every suite as the report shows them."""
+    """Records, ready for JSON, of the first `DIALOGUES` episodes of every suite."""
     kept: dict[str, list[Episode[Any]]] = {}
     for episode in episodes:
         kept.setdefault(episode.prompt.suite, []).append(episode)

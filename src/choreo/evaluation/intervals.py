@@ -1,7 +1,7 @@
-"""Intervals for rates and means: 95 %, and never of width zero only because no error was seen.
+"""95 % intervals for rates and means. None has the width zero only because no error was seen.
 
-An estimate is a plain dict, ready for JSON: {value, n, low, high, undetermined}. `n` counts what was
-decided, `undetermined` what the judge left open. With n = 0, value, low and high are None (NaN is not JSON).
+An estimate is a plain dict, ready for JSON: {value, n, low, high, undetermined}. `n` counts the decided
+outcomes, `undetermined` those that the judge left open. With n = 0, value, low and high are None (NaN is not JSON).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2
 
 
 def estimate(value: float | None, n: int, low: float | None, high: float | None, undetermined: int = 0) -> Estimate:
+    """An estimate as a plain dict; see the module."""
     return {"value": value, "n": n, "low": low, "high": high, "undetermined": undetermined}
 
 
@@ -93,7 +94,7 @@ def student_t(freedom: int) -> float:
 
 
 def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf, floor: float = 0.0) -> Estimate:
-    """One estimate of several seeds' estimates of one quantity: the mean of their values.
+    """One estimate from the estimates of one quantity under several seeds: the mean of their values.
 
     The claim is about the method, not about one training run, so the interval is Student's t over the
     seeds' values. Few seeds can agree by chance, so it is never narrower than what the episodes alone
@@ -114,7 +115,7 @@ def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf, floor: 
 
 
 def separated(a: Estimate, b: Estimate) -> bool:
-    """The two intervals do not overlap. False when either is unknown: ignorance separates nothing."""
+    """Whether the two intervals do not overlap. False where one of them is unknown."""
     if a["value"] is None or b["value"] is None:
         return False
     return bool(a["high"] < b["low"] or b["high"] < a["low"])

@@ -56,7 +56,7 @@ def _hidden(episode: Episode) -> bool:
 def _copies(episodes: Sequence[Episode]) -> list[bool]:
     helped = []
     for episode in episodes:
-        said = grammar.read(episode.answers[0].text)
+        said = grammar.parse(episode.answers[0].text)
         request = episode.prompt.meaning
         if request.form == "how" and said.act in ("help", "none"):
             helped.append(said.deed == request.deed)

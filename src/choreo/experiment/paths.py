@@ -9,8 +9,13 @@ from choreo import config
 from choreo.errors import BadInput
 from choreo.files import utf8
 from choreo.models.resolve import BASES
+from choreo.registry import anchored
 
-# The settings of a recipe that name files, those that may name the folder of a model, and a file with a template.
+# The settings of a recipe that may name a part of the user's own, as file.py:object.
+PARTS = {"method", "environment", "estimator", "kind", "format", "conversation", "feedback"}
+# Settings that a user's own class is called with. What they mean is for the class to say.
+OPTIONS = {"options", "environment_options"}
+# The settings that name files, those that may name the folder of a model, and a file with a template.
 FILES = {"file", "wrap", "weights", "cache"}
 TEMPLATES = {"template", "feedback_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
@@ -18,7 +23,8 @@ MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 def rooted(recipe: config.Recipe) -> config.Recipe:
     """The recipe with absolute paths, wherever it names files and folders that are here: its run can then be resumed,
-    measured, served and exported from anywhere. Shipped bases, and models of the hub or a server, keep their names."""
+    measured, served and exported from anywhere. Shipped bases, and models of the hub or a server, keep their names.
+    [judge.options] and [environment_options] stay as they are: their paths are relative to where the command runs."""
 
     def local(model: str) -> bool:
         return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
@@ -28,15 +34,17 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
         return Path(value).is_file() or Path(value).name != value or value.endswith(".jinja")
 
     def walk(value: Any, key: str = "") -> Any:
+        if key in OPTIONS:
+            return value
         if isinstance(value, dict):  # of a judge with a url, the model is as its server names it
             return {k: inner if k == "model" and value.get("url") else walk(inner, k) for k, inner in value.items()}
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
         if value and (key in FILES or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))):
             return str(Path(value).absolute())
-        return value
+        return anchored(value) if key in PARTS and isinstance(value, str) else value
 
     if not utf8.is_text(here := str(Path.cwd())):
-        raise BadInput(f"{utf8.shown(here)}: a run cannot be made in a folder whose name is not UTF-8")
+        raise BadInput(f"{utf8.printable(here)}: a run cannot be made in a folder whose name is not UTF-8")
 
     return type(recipe).model_validate(walk(recipe.model_dump()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,21 @@ from choreo import config
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
 from choreo.data.reading import taken
-from choreo.environments.microworld.split import Part
 from choreo.environments.task import Task
-from choreo.errors import BadInput, Interrupted, TooFew
+from choreo.errors import BadInput, TooFew
 from choreo.evaluation.dialogues import dialogue_records
-from choreo.evaluation.judging import absent, silent
+from choreo.evaluation.judging import failure_lines, open_verdict_lines
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
 from choreo.judges.resolve import counts, describe, probe
-from choreo.methods.macpo import macpo_run
-from choreo.methods.macpo.agents import Crew
-from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.split import halves
-from choreo.methods.macpo.trainer import within
-from choreo.methods.waltz.agents import Pair
-from choreo.methods.waltz.measure import TRAINED, evaluate
-from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.trainer import draw, drawn_from, restore, train
+from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Episode
+from choreo.types import Episode, Part
 
 SCHEMA = 1
 
@@ -52,34 +43,29 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         progress.say(f"! {change} since this run began: the run goes on, but its numbers may differ in the last digits")
     task = Task(recipe, run.path)
     run.note(judge=describe(task.judge))
-    if alien := unread(recipe):
+    if foreign := unread_base(recipe):
         progress.say(
-            f'! {alien} has a chat template of its own. judge.kind = "exact" only reads the microworld\'s '
+            f'! {foreign} has a chat template of its own. judge.kind = "exact" only reads the microworld\'s '
             "language: its verdicts on other text mean nothing. Name a judge in [judge]"
         )
     untouched = unreached(recipe)
     for base, share in untouched.items():
         progress.say(f"{base}: {share['said']}")
-    # MACPO's training prompts are its halves', from a file of pairs or the microworld.
-    halved = halves(recipe) if isinstance(recipe, MacpoRecipe) and recipe.prompts.heldout else None
-    if told := task.report([*(row.prompt for row in halved.a), *halved.b] if halved else ()):
-        run.note(prompts=told)
-        for line in overlap_words(told):
+    method = method_of(recipe)
+    if prompts := task.report(method.further_prompts(recipe) if recipe.prompts.heldout else ()):
+        run.note(prompts=prompts)
+        for line in overlap_words(prompts):
             progress.say(line)
-    if isinstance(recipe, MacpoRecipe):
-        found, episodes = macpo_run.run_macpo(recipe, run, progress, task)
-    else:
-        pair = train(recipe, run, progress, task)
-        run.note(device=str(pair.device))
-        systems, episodes = _measure(recipe, pair, task, "heldout", progress)
-        found = {"device": str(pair.device), "systems": systems}
+    measured = method.run(recipe, run, task, progress)
+    found = {**measured.extra, "systems": measured.systems}
     found |= {"adapters": untouched} if untouched else {}
     found |= {"judging": billed} if (billed := counts(task.judge)) else {}
+    episodes = measured.episodes
     given = [verdict for played in episodes.values() for episode in played for verdict in episode.verdicts]
-    for line in (*silent(task.judge.name, given, billed), *absent(episodes)):
+    for line in (*open_verdict_lines(task.judge.name, given, billed), *failure_lines(episodes)):
         progress.say(line)
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
-    return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
+    return {**_head(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
 
 def check(recipe: config.Recipe, trains: bool = True) -> None:
@@ -91,40 +77,24 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     task = Task(recipe)
     _ = task.judge
     try:
-        _try(recipe, task, trains)
+        if not task.suites("heldout"):
+            raise BadInput("prompts: there are no prompts to measure on; name a file in [prompts.heldout.NAME]")
+        method_of(recipe).check(recipe, task, trains)
     except TooFew as error:
-        raise BadInput(f"{'prompts' if task.weights else 'world'}: {error}") from None
+        raise BadInput(f"{'prompts' if task.weights else task.place}: {error}") from None
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     probe(recipe.judge)
 
 
-def _try(recipe: config.Recipe, task: Task, trains: bool) -> None:
-    heldout = task.suites("heldout")
-    if not heldout:
-        raise BadInput("prompts: there are no prompts to measure on; name a file in [prompts.heldout.NAME]")
-    if isinstance(recipe, MacpoRecipe):
-        crew = Crew.load(recipe)
-        if trains:
-            within(recipe, halves(recipe), crew)
-        crew.fitting(heldout, recipe.writing.answer_tokens)
-    else:
-        pair = Pair(recipe)
-        if trains:
-            draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
-        pair.fitting(heldout, "heldout")
+def unread_base(recipe: config.Recipe) -> str | None:
+    """A base that does not speak the microworld's language, where the microworld's exact judge is to read it.
 
-
-def unread(recipe: config.Recipe) -> str | None:
-    """A base that does not speak the microworld's language, where its exact judge is to read it. Not refused: what a
-    small trial of a model of one's own shows, that it goes through, needs no verdict that means anything. Of a pair it
-    reads the conversation agent's answers alone."""
-    if "exact" not in recipe.judge.kinds():
+    It is not refused: a small trial of a model of one's own shows that everything runs, and takes no verdict.
+    """
+    if "exact" not in recipe.judge.kinds() or recipe.environment != config.MICROWORLD:
         return None
-    if isinstance(recipe, WaltzRecipe):
-        judged = [recipe.model.of(CONVERSATION)]
-    else:
-        judged = [(base, recipe.agents.template) for base in recipe.bases()]
-    chats = ((base, load_chat(base_folder(base), template)) for base, template in judged)
+    judged = [model for model in method_of(recipe).models(recipe) if model.judged]
+    chats = ((model.base, load_chat(base_folder(model.base), model.template)) for model in judged)
     return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
 
 
@@ -148,8 +118,8 @@ def evaluate_run(
     be; Interrupted.
     """
     recipe = config.load(file := Path(path) / "recipe.toml")
-    if unsaid := config.unsaid(file):
-        raise BadInput(f"{file}: {unsaid[0]}: is missing; the recipe of a run must have every setting")
+    if unset := config.unset(file):
+        raise BadInput(f"{file}: {unset[0]}: is missing; the recipe of a run must have every setting")
     recipe = measured_on(recipe, files or {}, judge)
     check(recipe, trains=False)
     found = checkpoints(path)
@@ -159,26 +129,22 @@ def evaluate_run(
     task = Task(recipe, cache or Path(path))
     for name, source in task.sources.items():
         progress.say(taken(name, source))
-    systems: dict[str, Any]
-    if isinstance(recipe, MacpoRecipe):
-        crew = macpo_run.restore(recipe, folder)
-        _remark(crew.remarks(), progress)
-        prompts = macpo_run.fitting(recipe, crew, task.suites(part(suite)), progress)
-        systems, played = macpo_run.systems(task, recipe, crew, prompts)
-        device = crew.student.team.device
-    else:
-        pair = restore(recipe, folder)
-        _remark(pair.remarks, progress)
-        systems, played = _measure(recipe, pair, task, part(suite), progress)
-        device = pair.device
-    told = {"suite": suite, "step": step, "seconds": _seconds(Path(path), step), "device": str(device)}
-    told |= {"judge": describe(task.judge), "judging": counts(task.judge)}
-    return {**_of(recipe), **told, "systems": systems}, played
-
-
-def _remark(remarks: Sequence[str], progress: Progress) -> None:
-    for remark in remarks:
+    method = method_of(recipe)
+    agents = method.load(recipe, folder)
+    for remark in agents.remarks:
         progress.say(f"! {remark}")
+    measured = method.measure(recipe, agents, task, part(suite), progress)
+    summary = {
+        **_head(recipe),
+        "suite": suite,
+        "step": step,
+        "seconds": _seconds(Path(path), step),
+        "device": str(agents.device),
+        "judge": describe(task.judge),
+        "judging": counts(task.judge),
+        "systems": measured.systems,
+    }
+    return summary, measured.episodes
 
 
 def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: JudgeSettings | None) -> config.Recipe:
@@ -188,25 +154,26 @@ def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: Judge
     if not files and judge and recipe.judge.kind != "exact" and "exact" in judge.kinds():
         raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
     # The files that were trained on are not opened then: a run may be measured where they are not.
-    others = {"heldout": dict(files)} | ({"train": {}} if isinstance(recipe.prompts, Prompts) else {})
+    others: dict[str, Any] = {"heldout": dict(files)}
+    others |= {"train": {}} if isinstance(recipe.prompts, Prompts) else {}
     prompts = recipe.prompts.model_copy(update=others if files else {})
     return recipe.model_copy(update={"prompts": prompts, "judge": judge or recipe.judge})
 
 
 def _seconds(run: Path, step: float = float("inf")) -> float:
     """Of all training steps up to `step`, those before a resume too, without measuring."""
-    return sum(line["seconds"] for line in durable.read_lines(run / "metrics.jsonl") if line["step"] <= step)
+    return sum(line.get("seconds", 0.0) for line in durable.read_lines(run / "metrics.jsonl") if line["step"] <= step)
 
 
 def part(suite: str) -> Part:
     return "train" if suite == "train" else "heldout"
 
 
-def _of(recipe: config.Recipe) -> dict[str, Any]:
+def _head(recipe: config.Recipe) -> dict[str, Any]:
     """What a summary says first, whatever the method."""
     return {
         "schema": SCHEMA,
-        "method": recipe.method,
+        "method": method_of(recipe).name,
         "recipe": recipe.name,
         "seed": recipe.seed,
         "split_seed": recipe.world.split_seed,
@@ -215,34 +182,9 @@ def _of(recipe: config.Recipe) -> dict[str, Any]:
     }
 
 
-def _measure(
-    recipe: WaltzRecipe, trained: Pair, task: Task, part: Part, progress: Progress
-) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
-    prompts = trained.fitting(task.suites(part), part, progress)
-    untrained = trained.untrained()
-    systems: dict[str, Any] = {}
-    played: dict[str, list[Episode]] = {}
-    name = TRAINED[recipe.stages.train]
-    for system, pair in (("base", untrained), ("collaboration-untrained", untrained), (name, trained)):
-        progress.start(f"measuring {system}", len(prompts))
-        systems[system], played[system] = evaluate(system, pair, recipe, prompts, told(progress), task)
-    return systems, played
-
-
 def overlap_words(report: Mapping[str, Any]) -> list[str]:
-    """What is said of prompts from files before a run begins: how many, and which are on both sides."""
+    """What is reported of prompts from files before a run begins: how many, and how many of them on both sides."""
     lines = [taken(name, source) for name, source in report["sources"].items()]
     hows = {"equal": "are also training prompts, word for word", "near": "are nearly the same as training prompts"}
     both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]
     return [*lines, *([f"! of the held-out prompts, {'; '.join(both)}; run.json lists them"] if both else [])]
-
-
-def told(progress: Progress) -> Callable[[int], None]:
-    """What an evaluation tells after every chunk: shown, and where the user has asked to stop, Interrupted raised."""
-
-    def advance(done: int) -> None:
-        progress.advance(done)
-        if progress.interrupted:
-            raise Interrupted("the measurement that was running is not kept")
-
-    return advance

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +19,7 @@ from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput, Unsupported
 from choreo.judges.resolve import local
-from choreo.methods.macpo.answers import REVIEW_TOKENS, REVIEWS
-from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import ceiling_of
-from choreo.methods.macpo.schedule import plan as phases_of
-from choreo.methods.macpo.trainer import steps_of
-from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.samples import learners
+from choreo.methods.base import method_of
 from choreo.models import model_folder
 from choreo.models.hub import has_tokenizer
 from choreo.models.load import load_chat
@@ -149,47 +142,45 @@ def judging(name: str) -> float:
 def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     """What `recipe` takes. memory: of the device, in bytes; None looks at the one that is here.
 
-    Sizes are bytes; tokens are the most that training can write, and steps what it can take: what is measured is not
-    in them. `fits` is whether the estimate and a tenth to spare are
-    within the device's memory.
+    Sizes are bytes; tokens are the most that training can write, and steps what it can take, or None where the method
+    does not say: what is measured is not in them. `fits` is whether the estimate and a tenth to spare are within the
+    device's memory.
     """
-    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
-    work = dict(_waltz(recipe) if isinstance(recipe, WaltzRecipe) else _macpo(recipe))
-    micro_tokens = recipe.learning.micro_tokens if isinstance(recipe, WaltzRecipe) else recipe.micro_tokens
+    method, how = method_of(recipe), recipe.weights()
+    used = method.models(recipe)
     planned: list[dict[str, Any]] = []
     busiest = 0.0
-    for name, base, _, policies, optimisers in _members(recipe):
-        model = Model.read(base, how)
-        while_updating, while_sampling = updating(model, how, micro_tokens), sampling(model, how)
+    for use in used:
+        model = Model.read(use.base, how)
+        while_updating, while_sampling = updating(model, how, use.micro_tokens), sampling(model, how)
         busiest = max(busiest, while_updating, while_sampling)
         planned.append(
             {
-                "agents_of": name,
-                "model": base,
+                "agents_of": use.whose,
+                "model": use.base,
                 "architecture": model.kind,
                 "parameters": model.parameters,
                 "trained_per_agent": trainable(model, how),
-                "agents": policies,
+                "agents": use.policies,
                 "positions": model.positions,
-                "memory": standing(model, how, policies, optimisers),
+                "memory": standing(model, how, use.policies, use.optimisers),
                 "update": while_updating,
                 "sampling": while_sampling,
                 **({"adapters": model.reach.record()} if how.train == "lora" and model.reach.beyond else {}),
             }
         )
     device, there = (how.device, memory) if memory else device_memory(how.device)
-    rounds = recipe.protocol.rounds if isinstance(recipe, WaltzRecipe) else 1
-    chats = dict.fromkeys((base, template) for _, base, template, *_ in _members(recipe))
-    remarks = [f"{base}: {remark}" for base, template in chats for remark in _chat(base, template, rounds)]
+    chats = dict.fromkeys((use.base, use.template, use.rounds) for use in used)
+    remarks = [f"{base}: {remark}" for base, file, rounds in chats for remark in _chat(base, file, rounds)]
     judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
     needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
     return {
         "recipe": recipe.name,
-        "method": recipe.method,
+        "method": method.name,
         "models": planned,
         "judges": judges,
         "remarks": remarks,
-        **work,
+        **method.work(recipe)._asdict(),
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
     }
@@ -197,7 +188,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
 
 def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """By base, how much of it adapters reach, where that is not all; see `Reach.record`."""
-    how = recipe.model if isinstance(recipe, WaltzRecipe) else recipe.agents
+    how = recipe.weights()
     if how.train == "full":
         return {}
     reached = {base: Model.read(base, how).reach for base in recipe.bases()}
@@ -232,9 +223,9 @@ def tell(found: dict[str, Any]) -> str:
             lines.append(f"    {adapters['said']}")
     lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
     lines += [f"  ! {remark}" for remark in found["remarks"]]
-    lines.append(
-        f"  steps: {found['steps']:,}; tokens written, at most: {_count(found['tokens'])}; measuring comes on top"
-    )
+    steps = "not known" if found["steps"] is None else f"{found['steps']:,}"
+    tokens = "not known" if found["tokens"] is None else _count(found["tokens"])
+    lines.append(f"  steps: {steps}; tokens written, at most: {tokens}; measuring comes on top")
     memory = found["memory"]
     there = f"{_size(memory['there'])} on {memory['device']}" if memory["there"] else f"unknown on {memory['device']}"
     lines.append(f"  memory: about {_size(memory['needed'])}, of {there}")
@@ -254,64 +245,6 @@ def _chat(base: str, template: str, rounds: int) -> tuple[str, ...]:
     where the template cannot be used."""
     folder = base_folder(base, config_only=True)
     return load_chat(folder, template, rounds=rounds).remarks if has_tokenizer(folder) else ()
-
-
-def _members(recipe: Recipe) -> Iterator[tuple[str, str, str, int, int]]:
-    """(whose, base, template, agents, optimisers that live at once)"""
-    if isinstance(recipe, WaltzRecipe):
-        learn = {*learners(recipe.stages, stage=2)}
-        for (base, template), agents in recipe.model.shared().items():
-            yield "both" if len(agents) > 1 else agents[0], base, template, len(agents), len(learn & {*agents})
-        return
-    kept = 3 if recipe.rounds.reference == "sft" else 2
-    template = recipe.agents.template
-    # One policy at a time has an optimiser, the student's the largest.
-    yield "student", recipe.agents.student, template, kept, 1
-    for k, base in enumerate(recipe.agents.teachers, start=1):
-        yield f"teacher-{k}", base, template, kept, 0
-
-
-def _waltz(recipe: WaltzRecipe) -> Iterator[tuple[str, Any]]:
-    protocol, learning = recipe.protocol, recipe.learning
-    game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
-    yield "steps", learning.steps
-    yield "tokens", learning.steps * learning.prompts * learning.samples * game
-
-
-def _macpo(recipe: MacpoRecipe) -> Iterator[tuple[str, Any]]:
-    """Steps and tokens of the run and, where it trains one, of its strong ceiling."""
-    ceiling = ceiling_of(recipe) if recipe.ceiling else None
-    runs = [recipe, *([ceiling] if ceiling else [])]
-    yield "steps", sum(steps_of(run, phase) for run in runs for phase in phases_of(run))
-    yield "tokens", sum(map(_written, runs))
-
-
-def _written(recipe: MacpoRecipe) -> int:
-    """Tokens that training has written at most: for every prompt of half B what `macpo/answers.py` may ask for.
-
-    Of drafts that are compared, best and worst are chosen from the same ones.
-    """
-    rounds, tuning, answer = recipe.rounds, recipe.tuning, recipe.writing.answer_tokens
-    phases = phases_of(recipe)
-    learners = len({phase.member for phase in phases if phase.round})  # in each round; those who are read write too
-    writers = 1 + len(recipe.agents.teachers) if rounds.positives == "mutual" else learners
-    drafts = rounds.candidates * (answer + REVIEWS * REVIEW_TOKENS)
-    start = 0 if tuning.labels == "human" else answer * (1 + (rounds.negatives == "twin" and rounds.count > 0))
-    if tuning.confident:  # the student's own answers, anew before every epoch but the first
-        start += answer * (tuning.epochs - 1)
-    positives = {"mutual": writers * answer, "self": learners * answer, "weak": 0, "judged": learners * drafts}
-    worst = 0 if rounds.positives == "judged" else drafts
-    negatives = {
-        "none": 0,
-        "twin": answer,
-        "self": answer,
-        "prompt": 2 * answer,
-        "decoding": rounds.candidates * answer,
-        "judged": worst,
-    }
-    times = rounds.count if rounds.renew else min(1, rounds.count)
-    written = start + rounds.count * positives[rounds.positives] + times * learners * negatives[rounds.negatives]
-    return recipe.data.prompts * written
 
 
 def _bytes(how: Weights) -> int:

@@ -1,4 +1,4 @@
-"""Files that survive a kill at any moment: whole or absent, never half."""
+"""Files that survive a kill at any moment: each is whole or absent, never half written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEMPORARY = ".tmp"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes under a temporary name, fsyncs, renames: a reader sees the old file or the new one."""
+    """Writes under a temporary name, syncs to the disk, then renames: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     with open(temporary, "wb") as file:
         file.write(data)
@@ -28,16 +28,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Indented JSON. Numbers that are not finite become null, since NaN is not JSON."""
+    """Writes indented JSON. Numbers that are not finite become null, because NaN is not JSON."""
     write_text(path, json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
-    """Appends one JSON line and fsyncs. A kill in the middle leaves a torn last line, which `read_lines` skips."""
+    """Appends one JSON line and syncs. A kill meanwhile leaves half a last line, which `read_lines` skips."""
     line = json.dumps(finite(data), allow_nan=False) + "\n"
     with open(path, "ab") as file:
         file.write(line.encode("utf-8"))
@@ -46,9 +47,9 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSONL file, gzipped or plain; nothing when there is no such file.
+    """The whole lines of a JSONL file, gzipped or plain; nothing where there is no such file.
 
-    Raises BadInput, naming the file, where it is damaged in any other way than by a torn last line.
+    Raises BadInput, naming the file, where it is damaged in any other way than by a half-written last line.
     """
     if path.exists():
         raw = path.read_bytes()
@@ -59,13 +60,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """A whole gzipped JSONL file at once. The same records give the same bytes (no time stamp inside)."""
+    """Writes a whole gzipped JSONL file. The same records give the same bytes (there is no time stamp inside)."""
     lines = (json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
     write_bytes(path, gzip.compress("".join(lines).encode("utf-8"), compresslevel=4, mtime=0))
 
 
-def cut_torn(path: Path) -> None:
-    """Truncates a JSONL file after its last whole line, so that what is appended next begins a line of its own."""
+def cut_half_line(path: Path) -> None:
+    """Truncates a JSONL file after its last whole line, so that the next record begins on a line of its own."""
     if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(raw.rfind(b"\n") + 1)
@@ -95,7 +96,7 @@ def finite(value: Any) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename is durable only once its folder is."""
+    """Syncs a folder to the disk: a rename in it survives a power cut only after that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,7 +105,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _whole_lines(raw: bytes) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each line that was written to its end, with the byte offset behind it."""
+    """Each line that was written to its end, and the byte offset behind it."""
     end = 0
     for line in raw.splitlines(keepends=True):
         end += len(line)

@@ -1,4 +1,4 @@
-"""A file that is one JSON value, and what a file is that cannot be read as what it should be."""
+"""Reads a file that is one JSON value, and says what a file is that cannot be read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_array(file: Path) -> list[Any]:
 
 
 def instead(begin: bytes, size: int) -> str:
-    """What a file is in place of what it should be, by its first bytes; "" where that cannot be told."""
+    """What a file is instead of what it should be, judged by its first bytes; "" where they do not show it."""
     if not size:
         return "it is empty"
     if begin.startswith(LFS):
@@ -38,9 +38,9 @@ def _read(file: Path, kind: type, name: str) -> Any:
     with opening(file):
         content = file.read_bytes()
     try:
-        said = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{file}: not JSON: {instead(content[:64], len(content)) or first_line(error)}") from None
-    if not isinstance(said, kind):
+    if not isinstance(value, kind):
         raise BadInput(f"{file}: expected a JSON {name}")
-    return said
+    return value

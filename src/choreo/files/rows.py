@@ -1,8 +1,8 @@
-"""Rows of a file of data, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not.
+"""The rows of a data file, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not.
 
-A row that cannot be read comes as the `BadInput` that names its place, so that a caller can stop there or go on. Such a
-row is one that is not JSON, that holds what is no text (`utf8`), or that says one field twice: which of the two is
-meant, nobody can know.
+For a row that cannot be read there is a `BadInput` that names its place, so that a caller can stop or go on. A row
+cannot be read if it is not JSON, if it holds a string that is no text (`utf8`), or if it gives one field twice, since
+nobody can know which of the two is meant.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BETWEEN = re.compile(r"\s*,?\s*")
 
 
 def rows(file: Path) -> Iterator[tuple[int, Row | BadInput]]:
-    """(line, row) of every row; lines count from 1, and are those of the unpacked text.
+    """(line, row) of every row. Lines count from 1, in the text after unpacking.
 
-    Raises BadInput for a file that cannot be read at all, or whose array or table is broken: no row after that has a
-    place of its own.
+    Raises BadInput for a file that cannot be read at all, or whose array or table is broken, because the rows behind
+    that place cannot be found.
     """
     text = _text(file)
     kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
@@ -40,14 +40,14 @@ def rows(file: Path) -> Iterator[tuple[int, Row | BadInput]]:
     elif text.lstrip().startswith("["):
         yield from _array(file, text)
     else:
-        for line, told in enumerate(text.split("\n"), 1):
-            if told.strip():
-                yield line, _row(file, line, told)
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, _row(file, number, line)
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """One row, asked for its fields by type; each of these raises BadInput with the row's place where it is not so."""
+    """One row, with methods that give its fields by type. Each raises BadInput with the place of a wrong field."""
 
     file: Path
     line: int
@@ -55,33 +55,38 @@ class Fields:
 
     @property
     def where(self) -> str:
+        """The row's place, FILE:LINE."""
         return f"{self.file}:{self.line}"
 
     def wrong(self, name: str, expected: str) -> BadInput:
+        """The error for a field that is not what is `expected`."""
         got = "nothing" if name not in self.row else type(self.row[name]).__name__
         return BadInput(f"{self.where}: {name}: expected {expected}, got {got}")
 
     def text(self, *names: str) -> str:
-        """The first of `names` that is there, for schemas that spell a column in several ways."""
+        """The first of `names` that the row has, for formats that name a column in several ways."""
         name = next((name for name in names if name in self.row), names[0])
         if not isinstance(value := self.row.get(name), str):
             raise self.wrong(name, "text")
         return value
 
     def one_of(self, name: str, *choices: str) -> str:
+        """The text of a field that must be one of `choices`."""
         if (value := self.text(name)) not in choices:
             raise BadInput(f"{self.where}: {name}: expected one of {', '.join(choices)}, got {value[:40]!r}")
         return value
 
     def flag(self, name: str) -> bool:
+        """The field as a bool. In a table it is the text true or false."""
         value = self.row.get(name)
-        if isinstance(value, str):  # a table has text alone
+        if isinstance(value, str):  # a table holds text only
             value = {"true": True, "false": False}.get(value.lower())
         if not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return value
 
-    def which(self, name: str) -> int:
+    def zero_or_one(self, name: str) -> int:
+        """The field as 0 or 1."""
         value = self.row.get(name)
         value = {"0": 0, "1": 1}.get(value) if isinstance(value, str) else value
         if isinstance(value, bool) or value not in (0, 1):
@@ -110,21 +115,21 @@ def _text(file: Path) -> str:
         raise BadInput(f"{file}: no file has a NUL in its name") from None
 
 
-class _Twice(dict[str, Any]):
-    """A JSON object that says a field twice."""
+class _Ambiguous(dict[str, Any]):
+    """A JSON object that gives a field twice."""
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
-    return row if len(row) == len(pairs) else _Twice(row)
+    return row if len(row) == len(pairs) else _Ambiguous(row)
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_pairs)
 
 
-def _row(file: Path, line: int, told: str) -> Row | BadInput:
+def _row(file: Path, line: int, text: str) -> Row | BadInput:
     try:
-        row = _JSON.decode(told)
+        row = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         return BadInput(f"{file}:{line}: not JSON: {_why(error)}")
     return _object(file, line, row)
@@ -137,7 +142,7 @@ def _why(error: ValueError | RecursionError) -> str:
 
 
 def _object(file: Path, line: int, row: Any) -> Row | BadInput:
-    """`row` where it is an object, each field said once, and all of it text."""
+    """`row`, or a BadInput where it is not an object, gives a field twice, or holds a string that is no text."""
     where = f"{file}:{line}"
     if not isinstance(row, dict):
         return BadInput(f"{where}: expected an object, got {type(row).__name__}")
@@ -151,8 +156,8 @@ def _object(file: Path, line: int, row: Any) -> Row | BadInput:
 
 
 def _twice(value: Any, name: str = "the row") -> str | None:
-    """The first object in `value` that says a field twice."""
-    if isinstance(value, _Twice):
+    """The name of the first object in `value` that gives a field twice."""
+    if isinstance(value, _Ambiguous):
         return name
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return next((found for key, one in inner if (found := _twice(one, str(key)))), None)
@@ -161,7 +166,7 @@ def _twice(value: Any, name: str = "the row") -> str | None:
 def _array(file: Path, text: str) -> Iterator[tuple[int, Row | BadInput]]:
     end, line, counted = text.index("[") + 1, 1, 0
     while True:
-        end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # it matches nothing too
+        end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # it also matches the empty text
         line, counted = line + text.count("\n", counted, end), end
         if text[end : end + 1] == "]":
             if text[end + 1 :].strip():

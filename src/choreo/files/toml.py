@@ -1,4 +1,4 @@
-"""TOML as recipes need it: reading that knows on which line a key stands, `a.b=c` arguments, and writing."""
+"""TOML for recipes: reads a file with the lines of its keys, reads `a.b=c` arguments, and writes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def line_of(lines: Mapping[Keys, int], keys: Keys) -> int:
 
 
 def assign(data: dict[str, Any], argument: str) -> Keys:
-    """Applies one "a.b=c" to `data` in place and returns its path. c is a TOML value, or else plain text."""
+    """Sets one "a.b=c" in `data`, in place, and returns its keys. c is read as a TOML value, or else as plain text."""
     name, equals, raw = argument.partition("=")
     keys = _dotted(name)
     if not equals or not all(keys):
@@ -69,7 +69,7 @@ def assign(data: dict[str, Any], argument: str) -> Keys:
 def dumps(data: Mapping[str, Any], comment: Callable[[Keys], str] = lambda keys: "") -> str:
     """TOML text of nested tables of numbers, text, booleans and lists. Keys must be bare keys.
 
-    comment: one line that is written above the value at these keys, where it is not empty.
+    comment: gives the line to write above the value at some keys; "" is none.
     """
     return "\n".join(_tables((), data, comment)).lstrip("\n") + "\n"
 
@@ -79,8 +79,8 @@ def _tables(path: Keys, table: Mapping[str, Any], comment: Callable[[Keys], str]
         yield f"\n[{'.'.join(path)}]"
     for key, value in table.items():
         if not isinstance(value, Mapping):
-            if said := comment((*path, key)):
-                yield f"# {said}"
+            if line := comment((*path, key)):
+                yield f"# {line}"
             yield f"{key} = {_value(value)}"
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -90,7 +90,7 @@ def _tables(path: Keys, table: Mapping[str, Any], comment: Callable[[Keys], str]
 def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_value, value))}]"
-    # A JSON number, text or boolean is also TOML, but for DEL, which TOML wants escaped.
+    # A JSON number, text or boolean is also TOML, except that TOML demands an escape for DEL.
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 

@@ -1,129 +1,82 @@
-"""The game, played: the one loop behind training, evaluation and the server (WaltzRL, section 3).
+"""The driver of the game: the one loop that plays batches, for training and evaluation (WaltzRL, section 3).
 
-A game in play is an `Episode` that is not over yet. Its moves are pure functions (`turn_of`, `request`, `answered`,
-`reviewed`); `play` makes them for many games at once, where every phase (all c_0, all f_0, the c_1 that were asked
-for, …) is one batch, and a server makes the same moves for games that come and go. A turn has the ids of its writer;
-a reader with another tokenizer is given its words.
+The rules are in `moves`. `play` makes the moves for many games at once: every phase (all c_0, all f_0, the c_1 that
+were asked for, …) is one batch, whoever the agents are. The server plays games that come and go, one at a time and
+against a deadline, so it has a loop of its own over the same moves (`server.session`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import compress
+from typing import Any
 
-from choreo.engine.requests import Request
-from choreo.game.moves import NOBODY, Key, Players, Review, Reviewer, answered, request, reviewed, spoken, turn_of
-from choreo.text.feedback import parse_feedback
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, S, Turn
+from choreo.agents.base import Agent, Key
+from choreo.game.moves import Review, Reviewer, answered, read_review, reviewed, turn_of
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Limits, Prompt, S, TextTurn
+
+NOTHING = "no answer to review"
 
 
 def play(
-    players: Players,
+    agents: Mapping[str, Agent[S]],
     prompts: Sequence[tuple[Prompt, int]],
+    limits: Limits,
     *,
-    rounds: int,
-    answer_tokens: int,
-    feedback_tokens: int,
     key: Key,
     temperature: float = 1.0,
-    reviewer: Reviewer | None = None,
-) -> list[Episode]:
+    reviewer: Reviewer[S] | None = None,
+) -> list[Episode[S]]:
     """Play every (prompt, sample index) to its end; episodes come in the order of `prompts`, not yet judged.
 
-    A game ends when a review is satisfied (both labels false), when it does not parse (nothing of it is
-    applied), or after `rounds` (T_max) reviews; 0 rounds plays without a reviewer. Only the `feedback`
-    string of a review reaches the conversation agent.
-
-    answer_tokens, feedback_tokens: most new tokens per turn of each agent.
-    key: what the noise is drawn from, e.g. (seed, step). With it goes (prompt id, sample, act, round), so
-        a game has the same noise whatever it is batched with, and c_0 has it for any number of rounds.
+    agents: by role; the feedback agent is needed only where it reviews.
+    key: what the noise is drawn from, e.g. (seed, step); `turn_key` completes it for every turn.
     reviewer: who reviews; by default the feedback agent.
 
-    Raises ValueError for negative rounds or a (prompt id, sample) given twice, which would repeat one game.
+    Raises ValueError for a (prompt id, sample) that is given twice, which would repeat one game.
     """
-    if rounds < 0:
-        raise ValueError(f"rounds must be 0 or more, not {rounds}")
     if len({(prompt.id, sample) for prompt, sample in prompts}) != len(prompts):
         raise ValueError("each (prompt id, sample) may be given once: the same key would sample the same game again")
     if reviewer is None:
-        reviewer = partial(review, players, feedback_tokens=feedback_tokens, key=key, temperature=temperature)
-
-    def answer(games: Sequence[Episode]) -> list[Turn]:
-        asked = _requests(players, CONVERSATION, games, feedback_tokens, key)
-        return _sample(players, CONVERSATION, games, asked, answer_tokens, temperature)
-
-    return rally([Episode(prompt, sample, ()) for prompt, sample in prompts], rounds, answer, reviewer)
-
-
-def rally(
-    begun: Sequence[Episode[S]],
-    rounds: int,
-    answer: Callable[[Sequence[Episode[S]]], list[S]],
-    review: Callable[[Sequence[Episode[S]]], list[Review[S]]],
-) -> list[Episode[S]]:
-    """Plays games that begin together to their ends, whoever answers and reviews; see `play`."""
-    games = list(begun)
+        reviewer = partial(review, agents, limits=limits, key=key, temperature=temperature)
+    games: list[Episode[S]] = [Episode(prompt, sample, ()) for prompt, sample in prompts]
     live = list(range(len(games)))
-    while live := [i for i in live if turn_of(games[i], rounds)]:
+    while live := [i for i in live if turn_of(games[i], limits.rounds)]:
         batch = [games[i] for i in live]
-        # All began together, so that all that still play are at the same act.
-        if turn_of(batch[0], rounds) == FEEDBACK:
-            batch = [reviewed(game, said) for game, said in zip(batch, review(batch), strict=True)]
+        # All games began together, so all that are not over are at the same act.
+        if turn_of(batch[0], limits.rounds) == FEEDBACK:
+            batch = [reviewed(game, given) for game, given in zip(batch, reviewer(batch), strict=True)]
         else:
-            batch = [answered(game, turn) for game, turn in zip(batch, answer(batch), strict=True)]
+            turns = agents[CONVERSATION].turns(batch, CONVERSATION, limits, key=key, temperature=temperature)
+            batch = [answered(game, turn) for game, turn in zip(batch, turns, strict=True)]
         for i, game in zip(live, batch, strict=True):
             games[i] = game
     return games
 
 
 def review(
-    players: Players,
-    games: Sequence[Episode],
+    agents: Mapping[str, Agent[S]],
+    games: Sequence[Episode[S]],
+    limits: Limits,
     *,
-    feedback_tokens: int,
     key: Key,
     temperature: float = 1.0,
-) -> list[Review[Turn]]:
-    """The feedback agent on the last answer of every game: one batch, state (p, c_t) (WaltzRL, section 4.2).
+) -> list[Review[S]]:
+    """The feedback agent on the last answer of every game, as one batch.
 
-    In another tokenizer an answer may be longer than its writer was allowed. It is never cut: where the reviewer's
-    model has no room for it, nobody reviews it, which is as a review that does not parse.
+    After an answer that failed there is nothing to review, and an untrained reviewer is not asked. In training the
+    reviewer is asked all the same: it has to learn what to say of such an answer.
     """
-    asked = _requests(players, FEEDBACK, games, feedback_tokens, key)
-    limit = players[FEEDBACK].engine.positions
-    fits = [limit is None or len(one.context) + feedback_tokens <= limit for one in asked]
-    fitting = list(compress(games, fits)), list(compress(asked, fits))
-    said = iter(_sample(players, FEEDBACK, *fitting, feedback_tokens, temperature))
-    turns = [
-        next(said) if fit else Turn(NOBODY, len(game.reviews), (), (), (), 0, "", False)
-        for game, fit in zip(games, fits, strict=True)
-    ]
-    return [Review(turn, parse_feedback(turn.text)) for turn in turns]
-
-
-# ---- the moves: what `play` does with a batch, a server does with one game at a time ------------
-
-
-def _requests(players: Players, agent: str, games: Sequence[Episode], feedback_tokens: int, key: Key) -> list[Request]:
-    chat, writer = players[agent].chat, players[CONVERSATION].chat
-    return [request(chat, game, agent, writer=writer, feedback_tokens=feedback_tokens, key=key) for game in games]
-
-
-def _sample(
-    players: Players,
-    agent: str,
-    games: Sequence[Episode],
-    requests: Sequence[Request],
-    max_new_tokens: int,
-    temperature: float,
-) -> list[Turn]:
-    """One turn of `agent` in every game, as one batch."""
-    if not games:
-        return []
-    chat, engine = players[agent]
-    completions = engine.sample(agent, requests, max_new_tokens=max_new_tokens, temperature=temperature)
+    agent = agents[FEEDBACK]
+    asked = [agent.trained or not game.answers[-1].failure for game in games]
+    batch = [game for game, ask in zip(games, asked, strict=True) if ask]
+    turns = iter(agent.turns(batch, FEEDBACK, limits, key=key, temperature=temperature) if batch else ())
     return [
-        spoken(chat, game, agent, asked.context, done)
-        for game, asked, done in zip(games, requests, completions, strict=True)
+        read_review(game, next(turns), trained=agent.trained) if ask else Review(_nothing(game), None)
+        for game, ask in zip(games, asked, strict=True)
     ]
+
+
+def _nothing(game: Episode[Any]) -> Any:
+    """A turn that nobody wrote, in place of a review of no answer."""
+    return TextTurn(FEEDBACK, len(game.reviews), "", True, 0, NOTHING)

@@ -31,18 +31,18 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import JSONSchema
 
-from choreo.agents.base import Asked
-from choreo.agents.endpoint import messages, seed_of
+from choreo.agents.base import State, state_of, turn_key
+from choreo.agents.endpoint import messages, request_seed
 from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
 from choreo.data.mixture import mixture
 from choreo.files import utf8
-from choreo.game.moves import Review, answered, asked_of, read_by_words, reviewed, turn_of
+from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.judges.base import judge_episodes
 from choreo.judges.resolve import choose
 from choreo.text.feedback import SCHEMA
-from choreo.text.thinking import arrived
-from choreo.types import FEEDBACK, Episode, Prompt, Spoken
+from choreo.text.thinking import usable_text
+from choreo.types import FEEDBACK, Episode, Limits, Prompt, TextTurn
 
 EPISODE = "episode"
 
@@ -60,7 +60,7 @@ def collaboration(
     cache: str = "judgements.sqlite",
     format: str = "",
 ) -> Task:
-    """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-own-data.md.
+    """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-data.md.
     format: of all these files, or of each; what they were taken for is in the task's metadata.
 
     rounds: feedback rounds at most; 0 is the model alone. json_schema: hold reviews to theirs. cache: of what judges
@@ -68,37 +68,36 @@ def collaboration(
     """
     mixed = mixture(sources([Path(name) for name in suite.split(",")], format.split(",") if format else ()), seed)
     samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
-    limits = (answer_tokens, feedback_tokens)
+    limits = Limits(rounds, answer_tokens, feedback_tokens)
     return Task(
         dataset=MemoryDataset(samples, name=suite),
         metadata={"suites": mixed.counts},
-        solver=play(rounds, limits, temperature, seed, json_schema),
+        solver=play(limits, temperature, seed, json_schema),
         scorer=verdict(judge, cache),
     )
 
 
 @solver
-def play(rounds: int, limits: tuple[int, int], temperature: float, seed: int, json_schema: bool) -> Solver:
+def play(limits: Limits, temperature: float, seed: int, json_schema: bool) -> Solver:
     """The protocol, one game a sample; its last answer is the sample's output."""
 
     held = ResponseSchema(name="feedback", json_schema=JSONSchema(**SCHEMA), strict=True) if json_schema else None
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        game: Episode[Spoken] = Episode(_prompt(state), state.epoch, ())
+        game: Episode[TextTurn] = Episode(_prompt(state), state.epoch, ())
         conversation, feedback = get_model(), get_model(role=FEEDBACK)
-        while agent := turn_of(game, rounds):
-            model, tokens = (feedback, limits[1]) if agent == FEEDBACK else (conversation, limits[0])
-            asked = asked_of(game, agent, (seed, "evaluation"))
+        while role := turn_of(game, limits.rounds):
+            model = feedback if role == FEEDBACK else conversation
             config = GenerateConfig(
-                max_tokens=tokens,
+                max_tokens=limits.tokens(role),
                 temperature=temperature,
-                seed=seed_of(asked),
-                response_schema=held if agent == FEEDBACK else None,
+                seed=request_seed(turn_key(game, role, (seed, "evaluation"))),
+                response_schema=held if role == FEEDBACK else None,
             )
-            said = await model.generate(_told(agent, asked), config=config)
-            turn = _turn(agent, asked, said, model)
-            if agent == FEEDBACK:
-                game = reviewed(game, Review(turn, read_by_words(game, turn)))
+            said = await model.generate(_told(state_of(game, role)), config=config)
+            turn = _turn(role, len(game.reviews), said, model)
+            if role == FEEDBACK:
+                game = reviewed(game, read_review(game, turn, trained=False))
                 state.messages.append(ChatMessageUser(content=f"[feedback agent] {turn.text}"))
             else:
                 game = answered(game, turn)
@@ -133,7 +132,7 @@ def verdict(judge: str, cache: str) -> Scorer:
     one_at_a_time = anyio.Lock()  # a judge is used by one thread at a time
 
     async def score(state: TaskState, target: Target) -> Score:
-        game: Episode[Spoken] = state.store.get(EPISODE)
+        game: Episode[TextTurn] = state.store.get(EPISODE)
         async with one_at_a_time:
             (judged,) = await anyio.to_thread.run_sync(judge_episodes, chosen, [game])
         final, harmful = judged.verdicts[-1], game.prompt.kind == "harmful"
@@ -153,20 +152,20 @@ def _prompt(state: TaskState) -> Prompt:
     return Prompt(**{name: state.metadata[name] for name in ("id", "text", "kind", "suite", "language", "family")})
 
 
-def _told(agent: str, asked: Asked) -> list[ChatMessage]:
+def _told(state: State[TextTurn]) -> list[ChatMessage]:
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    return [kinds[message["role"]](content=message["content"]) for message in messages(agent, asked)]
+    return [kinds[message["role"]](content=message["content"]) for message in messages(state)]
 
 
-def _turn(agent: str, asked: Asked, said: Any, model: Model) -> Spoken:
+def _turn(role: str, round: int, said: Any, model: Model) -> TextTurn:
     tokens = said.usage.output_tokens if said.usage else None
     message = said.choices[0].message if said.choices else None
     parts = message.content if message is not None and isinstance(message.content, list) else []
     thought = any(part.type == "reasoning" for part in parts)
     called = bool(message is not None and message.tool_calls)
-    text, failure = arrived(utf8.mended(said.completion), said.stop_reason, thought=thought, called=called)
+    text, failure = usable_text(utf8.repaired(said.completion), said.stop_reason, thought=thought, called=called)
     finished = said.stop_reason not in ("max_tokens", "model_length")
-    return Spoken(agent, int(asked.key[-1]), text, finished, tokens, said.error or failure)
+    return TextTurn(role, round, text, finished, tokens, said.error or failure)
 
 
 def _number(label: bool | None) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from choreo.errors import Interrupted
-from choreo.types import Episode, Prompt, S, Said, Verdict
+from choreo.types import AnyTurn, Episode, Prompt, S, Verdict
 
 Pair = tuple[Prompt, str]
 """A prompt and the answer to be judged."""
@@ -59,6 +59,19 @@ class Format(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FormatEntry:
+    """A format as a recipe names it.
+
+    make: the format, called with the named settings of [judge], and with [judge.options].
+    on_hub: models for this format are published, so that the name of one on the hub is enough.
+    """
+
+    make: Callable[..., Format]
+    settings: tuple[str, ...] = ()
+    on_hub: bool = False
+
+
 def undetermined(reason: str) -> Verdict:
     """No verdict, and why: '<kind>' or '<kind>: <details>'; `endpoint` counts by kind."""
     return Verdict(None, None, reason=reason)
@@ -107,7 +120,7 @@ def judge_episodes(judge: Judge, episodes: Sequence[Episode[S]]) -> list[Episode
     pairs = [(e.prompt, turn.text) for e in episodes for turn in e.answers if not turn.failure]
     told: Iterator[Verdict] = iter(judge_all(judge, pairs))
 
-    def verdict(turn: Said) -> Verdict:
+    def verdict(turn: AnyTurn) -> Verdict:
         if turn.failure:
             return undetermined(f"{NO_ANSWER}: {turn.failure}")
         said = next(told)

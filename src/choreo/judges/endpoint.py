@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.clients.cache import Cache, key_of
-from choreo.clients.http import Asked, Client, Endpoint
+from choreo.clients.http import Client, Endpoint, Exchange
 from choreo.clients.reply import Failure, Reply
 from choreo.errors import BadInput
 from choreo.judges.base import Format, JudgeDown, Pair, undetermined
@@ -143,14 +143,14 @@ class EndpointJudge:
             raise self._down(failures[0])
         return outcomes
 
-    def _one(self, key: str, body: dict[str, Any]) -> tuple[Asked, Reply | Failure]:
+    def _one(self, key: str, body: dict[str, Any]) -> tuple[Exchange, Reply | Failure]:
         """Asks, and stores a reply at once; the outcome that holds is the first one stored."""
         asked = self._client.ask(body)
         if isinstance(asked.outcome, Failure):
             return asked, asked.outcome
         return asked, Reply(**self._cache.keep(key, asdict(asked.outcome)))
 
-    def _count(self, future: Future[tuple[Asked, Reply | Failure]]) -> Reply | Failure:
+    def _count(self, future: Future[tuple[Exchange, Reply | Failure]]) -> Reply | Failure:
         """Counts what a question took, and returns its outcome."""
         asked, outcome = future.result()
         self._numbers["calls"] += asked.calls
@@ -201,5 +201,5 @@ class EndpointJudge:
             return undetermined(f"judge refused: {shortened(outcome.refused or outcome.text or '')}")
         if outcome.finish == "length":
             return undetermined(f"cut off: {shortened(outcome.text or '')}")
-        text, failure = outcome.said
+        text, failure = outcome.answer
         return undetermined(failure) if failure else self.format.read(prompt, text)

@@ -15,7 +15,7 @@ from choreo.models.fixed_date import DATE, with_fixed_date
 from choreo.models.hub import fingerprint, snapshot
 from choreo.models.template import template_of
 from choreo.text.replies import shortened
-from choreo.text.thinking import arrived
+from choreo.text.thinking import usable_text
 from choreo.types import Prompt, Verdict
 
 
@@ -71,7 +71,7 @@ class LocalJudge:
     def _read(self, prompt: Prompt, reply: str, finished: bool) -> Verdict:
         if not finished:
             return undetermined(f"cut off: {shortened(reply)}")
-        text, failure = arrived(reply, "stop")
+        text, failure = usable_text(reply, "stop")
         return undetermined(failure) if failure else self.format.read(prompt, text)
 
     def _ids(self, question: dict[str, Any]) -> list[int]:

@@ -1,22 +1,20 @@
-"""From a recipe's `[judge]` section to the judge itself. The exact judge is the microworld's, and not known here."""
+"""From a recipe's `[judge]` section to the judge itself. The exact judge is the environment's, and not known here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from choreo.config.judge import RULES, OneJudge
 from choreo.config.judge import Judge as Settings
-from choreo.config.judge import OneJudge
+from choreo.config.parts import JUDGES, is_format
 from choreo.errors import BadInput
-from choreo.judges.base import Format, Judge, judge_all
-from choreo.judges.formats.guards import LlamaGuard, StrongReject, WildGuard
-from choreo.judges.formats.rubric import Rubric
+from choreo.judges.base import Format, FormatEntry, Judge, judge_all
 from choreo.judges.majority import Majority
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge
+from choreo.judges.own import OwnJudge
 from choreo.models.hub import is_name
 from choreo.types import Prompt
-
-ON_THE_HUB = ("wildguard", "llama-guard-3", "llama-guard-4")  # models made for it; a rubric's can be any
 
 
 def choose(settings: Settings, cache: Path | None = None) -> Judge:
@@ -38,6 +36,9 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
         judge = OfflineJudge(Path(one.weights) if one.weights else WEIGHTS, one.unsure)
         _ = judge.weights  # a file that is none is said now, not after hours of answering
         return judge
+    found = JUDGES.get(one.kind)
+    if not is_format(found):
+        return OwnJudge(one.kind, found, one.options)
     if one.url:
         from choreo.clients.http import Endpoint
         from choreo.judges.endpoint import EndpointJudge
@@ -53,7 +54,7 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
             completion_price=one.completion_price,
         )
         return EndpointJudge(format_of(one), endpoint, cache)
-    if not Path(one.model).is_dir() and not (one.kind in ON_THE_HUB and is_name(one.model)):
+    if not Path(one.model).is_dir() and not (getattr(found, "on_hub", True) and is_name(one.model)):
         raise BadInput(
             f"judge.model {one.model!r}: not a folder here, and no url of a server that has it: "
             f"{one.kind}:MODEL@URL, as {one.kind}:{one.model}@http://localhost:8000/v1 (in TOML model and url)"
@@ -67,14 +68,12 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
 
 
 def format_of(one: OneJudge) -> Format:
-    """How this judge is asked, and read."""
-    if one.kind == "rubric":
-        return Rubric(one.json_schema)
-    if one.kind == "strongreject":
-        return StrongReject(one.threshold)
-    if one.kind == "wildguard":
-        return WildGuard()
-    return LlamaGuard(3 if one.kind == "llama-guard-3" else 4)
+    """How this judge is asked, and read: a format of choreo's, or of the user's own."""
+    found = JUDGES.get(one.kind)
+    if isinstance(found, FormatEntry):
+        return found.make(**{name: getattr(one, name) for name in found.settings}, **one.options)
+    made: Format = found(**one.options) if isinstance(found, type) else found
+    return made
 
 
 def parts(judge: Judge) -> list[Judge]:
@@ -94,7 +93,8 @@ def describe(judge: Judge) -> dict[str, Any]:
 
 def counts(judge: Judge) -> dict[str, Any]:
     """By name, what judges over an endpoint did since they were made: rows, calls, tokens, cost, failures."""
-    return {one.name: told() for one in parts(judge) if (told := getattr(one, "counts", None))}
+    found = {one.name: told() for one in parts(judge) if (told := getattr(one, "counts", None))}
+    return {name: numbers for name, numbers in found.items() if numbers}  # an own judge need not count
 
 
 def strict(judge: Judge) -> Judge:
@@ -107,7 +107,7 @@ def strict(judge: Judge) -> Judge:
 def local(settings: Settings) -> list[OneJudge]:
     """The judges that are language models in this process."""
     everyone = settings.of.values() or [settings]
-    return [one for one in everyone if one.kind not in ("exact", "offline") and not one.url]
+    return [one for one in everyone if one.kind not in RULES and one.model and not one.url]
 
 
 def probe(settings: Settings) -> None:

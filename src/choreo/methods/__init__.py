@@ -1,6 +1,6 @@
-"""Training methods. Each has a folder here, or is a user's own; see `choreo.methods.base`."""
+"""Training methods. Each has a folder here, or is a user's own; `choreo.methods.base` says what a method is."""
 
-from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.macpo.method import MACPO
+from choreo.methods.waltz.method import WALTZ
 
-METHODS = {"waltz": WaltzRecipe, "macpo": MacpoRecipe}
+METHODS = {method.name: method for method in (WALTZ, MACPO)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from choreo.errors import BadInput
 from choreo.models.safe_encoder import safe_encoder
-from choreo.text.thinking import arrived
+from choreo.text.thinking import usable_text
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
 ROLES = ("system", "user", "assistant")
@@ -32,6 +32,7 @@ Ids = tuple[int, ...]
 
 
 def message(role: str, content: str) -> dict[str, str]:
+    """A message as chat templates take it."""
     return {"role": role, "content": content}
 
 
@@ -115,13 +116,13 @@ class Chat:
         return ids
 
     def failure(self, ids: Ids, finished: bool = True) -> str:
-        """Why a turn has no usable text (`arrived`), or "".
+        """Why a turn has no usable text (`usable_text`), or "".
 
         finished: False counts a turn that was cut before its first word as a failure. Training passes True, and takes
         such a turn as an empty answer.
         """
         visible = self.visible(ids)
-        return arrived(self._read(visible), "stop" if finished else "length", thought=len(visible) < len(ids))[1]
+        return usable_text(self._read(visible), "stop" if finished else "length", thought=len(visible) < len(ids))[1]
 
     def as_read(self, turn: Turn, writer: Chat) -> Ids:
         """The ids of a turn for an agent of this chat, where `writer` is the chat of the agent that wrote it.

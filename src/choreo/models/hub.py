@@ -1,4 +1,4 @@
-"""Models by their names on the Hugging Face hub. What is in the local cache is taken from there, without a network."""
+"""Models by their names on the Hugging Face hub. A model in the local cache is taken from there, without a network."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 from choreo.errors import BadInput, opening
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# What transformers reads; weights as safetensors alone, for the older format runs code from the file.
+# The files that transformers reads. Weights as safetensors only, because the older format runs code from the file.
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-# Any of these is a tokenizer: of the tokenizers library, of SentencePiece, of byte-level BPE in two files.
+# Any of these files is a tokenizer: of the tokenizers library, of SentencePiece, or of byte-level BPE in two files.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*")
 PIECE = 2**20  # bytes of a file that a fingerprint reads at once
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` looks like owner/name. A relative folder may look so too."""
+    """Whether `name` has the form owner/name, which the path of a folder may have too."""
     return bool(_NAME.fullmatch(name)) and not name.startswith(".")
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a model's folder has all its weights and a tokenizer: a download may have been broken off between files.
+    """Whether a model's folder has all weights and a tokenizer. A download may have been stopped between two files.
 
-    Of weights in parts, every one that the index names; a link into the cache whose file is missing does not count.
+    Weights in parts need every part that the index names. A link into the cache whose file is missing does not count.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -40,14 +40,15 @@ def is_whole(folder: Path) -> bool:
 
 
 def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder has the files of a tokenizer."""
     return any(file.is_file() for pattern in _TOKENIZERS for file in folder.glob(pattern))
 
 
 def snapshot(name: str, *, config_only: bool = False) -> Path:
-    """The folder of model `name` in the local cache, fetched from the hub where it is not there yet.
+    """The folder of model `name` in the local cache. It is downloaded from the hub if it is not there yet.
 
-    config_only: nothing but its configuration is needed. Raises BadInput, in one line that says how to get the model,
-    where it is neither here nor can be had: offline (HF_HUB_OFFLINE), unknown, or closed to this account.
+    config_only: only the configuration is needed. Raises BadInput, with a line that says how to get the model, where it
+    is not in the cache and cannot be downloaded: offline (HF_HUB_OFFLINE), unknown, or closed to this account.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -57,7 +58,7 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
         here = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
         if (here / "config.json").is_file() and (config_only or is_whole(here)):
             return here
-    except (OSError, ValueError):  # not in the cache, or no name that a hub has
+    except (OSError, ValueError):  # not in the cache, or not a valid name
         pass
     get = f"get it with `hf download {name}` where there is a network, or name a folder"
     if constants.is_offline_mode():
@@ -69,15 +70,15 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
         closed = "no such model, or one that this account may not read (`hf auth login`)"
         why = closed if status in (401, 403, 404) else status
         raise BadInput(f"model {name!r}: not here, and the hub says: {why}") from None
-    except Exception:  # whatever a network raises
+    except Exception:  # a network can raise anything
         raise BadInput(f"model {name!r}: not here, and the hub cannot be reached; {get}") from None
 
 
 def fingerprint(base: Path) -> str:
-    """16 hex digits that change when a base does: of its configuration, its tokenizer, and each file of weights.
+    """16 hex digits that change when a base changes: its configuration, its tokenizer, or a file of weights.
 
-    Of a file beyond 64 MiB only its size and 64 pieces spread over it are read: to read an 8B model takes minutes.
-    Raises BadInput for a file that cannot be read.
+    Of a file of more than 64 MiB only the size and 64 pieces spread over it are read, since reading an 8B model takes
+    minutes. Raises BadInput for a file that cannot be read.
     """
     digest = blake2b(digest_size=8)
     for file in sorted(base.glob("*")):

@@ -1,8 +1,8 @@
-"""A model's folder in Hugging Face format: what it must have, opened, and what is wrong with it, in one line.
+"""Opens a model's folder in Hugging Face format, and says in one line what is wrong with it.
 
-What can be told without reading the weights is told first, so that `choreo plan` says it too: the configuration, a
-model of it without weights (on PyTorch's meta device), the names, shapes and types in the headers of the weights'
-files, the tokenizer, and whether the model has an embedding for each of its ids.
+What needs no weights is checked first, so that `choreo plan` can check it too: the configuration, a model of it without
+weights (on PyTorch's meta device), the names, shapes and dtypes in the headers of the weights' files, the tokenizer,
+and whether the model has an embedding for each of the tokenizer's ids.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from choreo.files.json_file import instead, read_object
 from choreo.models.hub import has_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"  # read by PyTorch without running its code
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"  # loaded without running its code
 NO_WEIGHTS = f"has no weights; expected {WEIGHTS}, or parts of it and {INDEX}"
 NO_TOKENIZER = "has no tokenizer; expected tokenizer.json, or the files of another kind of one"
-OWN_CODE: dict[str, Any] = {"trust_remote_code": False}  # unsaid, transformers asks on the terminal whether to run it
+OWN_CODE: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks on the terminal
 FLOATS = ("F64", "F32", "F16", "BF16")
-ALIGNMENT = 64  # bytes, at which PyTorch puts every tensor that it makes on a CPU
-HEADER = 2**27  # bytes of a safetensors header at most, as the format says (100 MB)
+ALIGNMENT = 64  # bytes: PyTorch puts every tensor that it makes on a CPU at a multiple of this
+HEADER = 2**27  # the most bytes of a safetensors header (the format allows 100 MB)
 
 
 class Tensor(NamedTuple):
-    """What a header says of a tensor. file: that it is in."""
+    """A tensor as a header describes it. file: the file that holds it."""
 
     file: Path
     dtype: str
@@ -39,10 +39,13 @@ class Tensor(NamedTuple):
 
 
 def load(folder: str | Path, dtype: Any, device: Any = "cpu", *, quantised: bool = False) -> Any:
-    """The causal language model in `folder`, to be run: every weight is there, of its shape, and a finite number, and
-    four tokens went through it. On one machine it is the same to the bit from any file with equal weights.
+    """The causal language model in `folder`, ready to run.
 
-    dtype: torch's, or "auto". quantised: such weights will do, as where nothing is learnt. Raises BadInput.
+    It is checked that every weight is there, has its shape and is finite, and that the model runs on four tokens. On
+    one machine, files with equal weights give models that are equal to the bit.
+
+    dtype: torch's, or "auto". quantised: whether quantised weights are allowed, as for a judge, which is not trained.
+    Raises BadInput.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -55,15 +58,15 @@ def load(folder: str | Path, dtype: Any, device: Any = "cpu", *, quantised: bool
         check_weights(folder, blank(folder, config))
     loader: Any = AutoModelForCausalLM
     with opening(folder, "its weights cannot be loaded"), quietly():
-        model, told = loader.from_pretrained(
+        model, report = loader.from_pretrained(
             str(folder), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **OWN_CODE
         )
-    # transformers fills both with random numbers, and goes on.
-    if missing := told["missing_keys"]:
+    # transformers itself fills missing and mismatched weights with random numbers.
+    if missing := report["missing_keys"]:
         raise BadInput(f"{folder}: its weights lack {_some(missing)}")
-    if wrong := told["mismatched_keys"]:
-        name, there, wanted = min(wrong)
-        raise BadInput(f"{folder}: {name} has shape {_shape(there)}, and its config.json means {_shape(wanted)}")
+    if wrong := report["mismatched_keys"]:
+        name, found, wanted = min(wrong)
+        raise BadInput(f"{folder}: {name} has shape {_shape(found)}, and its config.json means {_shape(wanted)}")
     for name, value in model.named_parameters():
         if value.numel() and value.is_floating_point():
             low, high = torch.aminmax(value.detach().flatten())
@@ -71,14 +74,14 @@ def load(folder: str | Path, dtype: Any, device: Any = "cpu", *, quantised: bool
                 raise BadInput(f"{folder}: {name} holds numbers that are not finite (NaN or infinity)")
     model = model.to(device).eval()
     _align(model)
-    # A configuration whose numbers do not go together may be seen only now.
+    # Some wrong configurations, whose numbers do not fit together, show only when the model runs.
     with opening(folder, "its model cannot be run"), quietly(), torch.inference_mode():
         model(input_ids=torch.zeros((1, 4), dtype=torch.long, device=device), use_cache=False)
     return model
 
 
 def configuration(folder: str | Path, *, quantised: bool = False) -> Any:
-    """The configuration of the model in `folder`. Raises BadInput, also for quantised weights that will not do."""
+    """The configuration of the model in `folder`. Raises BadInput, also for quantised weights unless `quantised`."""
     from transformers import AutoConfig
 
     folder = Path(folder)
@@ -103,11 +106,12 @@ def configuration(folder: str | Path, *, quantised: bool = False) -> Any:
 
 
 def is_quantised(config: Any) -> bool:
+    """Whether the weights of a model with this configuration are quantised."""
     return bool(getattr(config, "quantization_config", None))
 
 
 def blank(folder: str | Path, config: Any) -> Any:
-    """The model of `config` without weights, on the meta device: its modules and shapes. Raises BadInput."""
+    """The model of `config` without weights (on the meta device), for its modules and shapes. Raises BadInput."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -116,7 +120,7 @@ def blank(folder: str | Path, config: Any) -> Any:
 
 
 def check_whole(folder: Path) -> bool:
-    """Whether there is more than a configuration in `folder`. Raises BadInput where there is a part of a model."""
+    """Whether `folder` has weights and a tokenizer. Raises BadInput where it has only one of the two."""
     weights, tokens = has_weights(folder), has_tokenizer(folder)
     if weights != tokens:
         raise BadInput(f"{folder}: {NO_TOKENIZER if weights else NO_WEIGHTS}")
@@ -124,14 +128,15 @@ def check_whole(folder: Path) -> bool:
 
 
 def has_weights(folder: Path) -> bool:
+    """Whether the folder has files of weights."""
     return any(_there(folder / name) for name in (WEIGHTS, INDEX, PICKLED, PICKLED_INDEX))
 
 
 def check_weights(folder: Path, model: Any) -> None:
-    """Holds what the files of weights say of themselves to `model`, which may be blank. Raises BadInput.
+    """Compares the headers of the files of weights with `model`, which may be `blank`. Raises BadInput.
 
-    A name that `model` does not know may be one that transformers converts while it loads, as of experts that were
-    kept one by one; then nothing is said here of what is missing, and `load` says it.
+    transformers may convert weights with names that `model` does not know while it loads them, such as experts that are
+    stored one by one. Where it may, missing weights are not reported here but by `load`.
     """
     found = headers(folder)
     if not found:
@@ -139,7 +144,7 @@ def check_weights(folder: Path, model: Any) -> None:
     tied = _tied(model)
     wanted = {name: value for name, value in model.named_parameters() if name not in tied}
     prefix = f"{model.base_model_prefix}."
-    if not found.keys() & wanted.keys():  # the weights of the model without its output layer
+    if not found.keys() & wanted.keys():  # saved as the model without its output layer
         found = {prefix + name: tensor for name, tensor in found.items()}
     for name in sorted(found.keys() & wanted.keys()):
         tensor = found[name]
@@ -157,7 +162,7 @@ def check_weights(folder: Path, model: Any) -> None:
 
 
 def headers(folder: Path) -> dict[str, Tensor]:
-    """The tensors in the folder's files of weights, by name. Reads no weights. Raises BadInput."""
+    """The tensors in the folder's files of weights, by name. Only headers are read. Raises BadInput."""
     for whole, index in ((folder / WEIGHTS, folder / INDEX), (folder / PICKLED, folder / PICKLED_INDEX)):
         if files := [whole] if _there(whole) else _parts(index) if _there(index) else []:
             read = _header if whole.suffix == ".safetensors" else _pickled
@@ -170,8 +175,8 @@ def _parts(index: Path) -> list[Path]:
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise BadInput(f"{index}: weight_map: expected the names of files by the names of tensors")
     files = [index.parent / part for part in sorted(set(parts.values()))]
-    if lost := [file.name for file in files if not _there(file)]:
-        raise BadInput(f"{index}: names {_some(lost)}, and there is no such file here")
+    if missing := [file.name for file in files if not _there(file)]:
+        raise BadInput(f"{index}: names {_some(missing)}, and there is no such file here")
     return files
 
 
@@ -218,7 +223,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
 def tokenizer(folder: str | Path, config: Any = None) -> Any:
     """The tokenizer in `folder`. Raises BadInput, also where the model has no embedding for one of its ids.
 
-    config: the folder's configuration, where it was read already.
+    config: the folder's configuration, if it was read already.
     """
     from transformers import AutoTokenizer
 
@@ -234,7 +239,7 @@ def tokenizer(folder: str | Path, config: Any = None) -> Any:
         made = AutoTokenizer.from_pretrained(str(folder), **OWN_CODE)
         vocabulary = made.get_vocab()
         special = {*made.all_special_ids, *(i for i, one in made.added_tokens_decoder.items() if one.special)}
-    # A special token is in no text; transformers adds some that a model never met. Chats check those that they write.
+    # Special tokens are in no text, and transformers adds some that the model lacks. Chats check those that they write.
     if config is not None:
         check_ids(folder, made, set(vocabulary.values()) - special, config)
         _check_ends(folder, config)
@@ -242,9 +247,9 @@ def tokenizer(folder: str | Path, config: Any = None) -> Any:
 
 
 def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int], config: Any = None) -> None:
-    """Raises BadInput where one of `ids` has no embedding in the folder's model, where it has one.
+    """Raises BadInput where the model in `folder` has no embedding for one of `ids`. Nothing without a model there.
 
-    config: the model's, where it was read already.
+    config: the model's configuration, if it was read already.
     """
     if config is None and not _there(Path(folder) / "config.json"):
         return
@@ -258,12 +263,12 @@ def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int], config: An
 
 
 def _check_ends(folder: Path, config: Any) -> None:
-    """Raises BadInput where a text is to end with an id that the model has no embedding for."""
+    """Raises BadInput where the configuration ends texts with an id that the model has no embedding for."""
     text, file = config.get_text_config(), folder / "generation_config.json"
-    told = read_object(file) if file.exists() else {}
+    generation = read_object(file) if file.exists() else {}
     for where, ends in (
         (folder / "config.json", getattr(text, "eos_token_id", None)),
-        (file, told.get("eos_token_id")),
+        (file, generation.get("eos_token_id")),
     ):
         for end in ends if isinstance(ends, list) else [ends]:
             if end is not None and not (isinstance(end, int) and 0 <= end < text.vocab_size):
@@ -274,7 +279,7 @@ def _check_ends(folder: Path, config: Any) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """transformers and PyTorch warn of what they make of a folder, in many lines. What matters of it is said here."""
+    """Silences the many warnings of transformers and PyTorch about a folder. This module reports what matters."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -288,10 +293,11 @@ def quietly() -> Iterator[None]:
 
 
 def _align(model: Any) -> None:
-    """Copies every weight that does not begin at a multiple of ALIGNMENT bytes to where one does.
+    """Copies every weight that does not begin at a multiple of ALIGNMENT bytes to an address that does.
 
-    A file that is mapped into memory has its weights at any address, and MKL's product with one row rounds by the
-    address (measured on a processor with AVX2). So equal weights at two addresses would give unequal logits.
+    Weights of a file that is mapped into memory may begin at any address, and the rounding of MKL's product with one
+    row depends on the address (measured on a processor with AVX2). So equal weights at two addresses would give
+    different logits.
     """
     for value in (*model.parameters(), *model.buffers()):
         if value.data_ptr() % ALIGNMENT:
@@ -299,12 +305,12 @@ def _align(model: Any) -> None:
 
 
 def _there(file: Path) -> bool:
-    """Whether there is something of that name: a folder and a broken link too, which cannot be read."""
+    """Whether anything has that name, also a folder or a broken link, which cannot be read."""
     return file.exists() or file.is_symlink()
 
 
 def _tied(model: Any) -> set[str]:
-    """Weights that are other ones', and so may be left out of a file."""
+    """The names of weights that are shared with other names, and so may be missing in a file."""
     tied = getattr(model, "all_tied_weights_keys", None)
     if tied is None and model.config.get_text_config().tie_word_embeddings:  # before transformers 5
         tied = model._tied_weights_keys
@@ -312,10 +318,10 @@ def _tied(model: Any) -> set[str]:
 
 
 def _converts(model: Any, unknown: Iterable[str]) -> bool:
-    """Whether transformers may rename or join the `unknown` weights of such a model while it loads them."""
+    """Whether transformers may rename or join the `unknown` weights of this model while it loads them."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError:  # an older one, which converts in ways of its own
+    except ImportError:  # an older version, which converts in other ways
         return True
     legacy = any(name.endswith((".gamma", ".beta", ".weight_g", ".weight_v")) for name in unknown)
     return legacy or bool(get_model_conversion_mapping(model, add_legacy=False))

@@ -1,4 +1,4 @@
-"""The folder of a model, by its name: a shipped base, a folder of the user's, or a model on the Hugging Face hub."""
+"""Finds the folder of a model by its name: a shipped base, a user's folder, or a model on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ BASES = Path(__file__).parent / "bases"
 
 
 def base_folder(name: str, *, config_only: bool = False) -> Path:
-    """The folder of a shipped base, `name` itself as a folder in Hugging Face format, or that of a model on the hub.
+    """The folder of the base `name`: a shipped base, a folder in Hugging Face format, or a model on the hub.
 
-    config_only: of the hub's, its configuration is enough. Raises BadInput where there is none, or the hub's is not
-    here and cannot be had.
+    config_only: of a model on the hub, only the configuration is needed. Raises BadInput where there is no such base,
+    or where it is on the hub and cannot be downloaded.
     """
     with opening(repr(name), "is no name of a folder"):
         for folder in (BASES / name, Path(name)):
@@ -37,5 +37,5 @@ def base_folder(name: str, *, config_only: bool = False) -> Path:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is anything of that name, a link to nothing too."""
+    """Whether anything has that name, also a broken link."""
     return path.exists() or path.is_symlink()

@@ -224,7 +224,7 @@ class TemplateChat(Chat):
         given = _PLACEHOLDER.findall("".join(one["content"] for one in messages))
         text, *rest = _PLACEHOLDER.split(self._render(messages))
         if rest[::2] != given:
-            raise BadInput("its chat template leaves out, repeats or reorders what was said")
+            raise BadInput("its chat template leaves out, repeats or reorders the contents of messages")
         return [text, *rest[1::2]]
 
     def _literal(self, text: str, first: bool = False) -> Ids:

@@ -10,9 +10,9 @@ from choreo.types import Episode, Turn
 
 
 def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
-    """A JSON-ready record. `rewards` holds whatever was paid, by component, e.g. {"feedback/dir": 0.65}.
+    """The record of an episode, ready for JSON. rewards: by component, e.g. {"feedback/dir": 0.65}.
 
-    The meaning of the prompt is left out: its id and text identify it, and the judge's word is in `verdicts`.
+    The meaning of the prompt is left out: its id and text identify it, and the judge's verdicts are in `verdicts`.
     """
     prompt = episode.prompt
     return {
@@ -34,8 +34,8 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
-    told = asdict(turn)
+    fields = asdict(turn)
     if not turn.failure:
-        del told["failure"]
-    # Nine digits hold a float32 exactly, in half the bytes of its float64 spelling.
-    return told | {"logprobs": [float(f"{value:.9g}") for value in turn.logprobs]}
+        del fields["failure"]
+    # Nine digits hold a float32 exactly, in half the bytes that a float64 takes as text.
+    return fields | {"logprobs": [float(f"{value:.9g}") for value in turn.logprobs]}

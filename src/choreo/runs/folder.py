@@ -1,13 +1,13 @@
-"""The run folder: everything one experiment read, did and found, safe against a kill at any moment.
+"""The run folder: all inputs, records and results of one experiment. A kill at any moment does not damage it.
 
 recipe.toml    the recipe as run, defaults included: `choreo train RUN/recipe.toml` repeats it
 run.json       versions, seeds, device, times of start and of each resume
 metrics.jsonl  one line per step
-rounds.json    MACPO: one entry per round, every agent measured on held-out; ceiling/: the strong ceiling's own run;
-               outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
+rounds.json    MACPO: one entry per round, with every agent measured on held-out prompts. ceiling/: the run of the
+               strong ceiling. outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
 checkpoints/   step-000010/: all that is needed to go on exactly
-judgements.sqlite   what a judge over an endpoint replied: nothing is asked, or paid for, twice
+judgements.sqlite   replies of judges over an endpoint, so that no question is sent, or paid for, twice
 dialogues.json, summary.json, report.html   written at the end
 """
 
@@ -28,7 +28,8 @@ import choreo
 from choreo import config
 from choreo.errors import BadInput
 from choreo.files import durable
-from choreo.files.json_file import read_object
+from choreo.files.json_file import read_array, read_object
+from choreo.runs.callbacks import Callback, notify
 from choreo.runs.episodes import record
 from choreo.types import Episode
 
@@ -53,16 +54,18 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 class Run:
-    """A run folder held for writing; a lock keeps every other process out until `close`."""
+    """A run folder. One that is held for writing (`create`, `open`) has a lock, which keeps every other process out
+    until `close`; what it holds can be read afterwards too."""
 
     def __init__(self, path: Path, recipe: config.Recipe, info: dict[str, Any], lock: int):
-        """Use `create` or `open`. `info` is what run.json holds; `lock` the descriptor of the lock file."""
+        """Use `create` or `open`. info: the content of run.json. lock: the descriptor of the lock file."""
         self.path, self.recipe, self.info = path, recipe, info
+        self.callbacks: tuple[Callback, ...] = ()  # they hear of every line of metrics.jsonl
         self._lock = lock
 
     @classmethod
     def create(cls, path: str | Path, recipe: config.Recipe, overwrite: bool = False) -> Run:
-        """A new run at `path`. Raises BadInput when something is there, unless it is a run and `overwrite` is set."""
+        """A new run at `path`. Raises BadInput where something is there, unless it is a run and `overwrite` is set."""
         path = Path(path)
         if not overwrite:
             _refuse_if_used(path)
@@ -101,13 +104,13 @@ class Run:
     def open(cls, path: str | Path) -> Run:
         """The run at `path`, to go on with.
 
-        Raises BadInput when there is none, another process holds it, or its recipe does not say everything: a default
-        may have changed since, and the run would go on with another recipe than it began with.
+        Raises BadInput where there is none, where another process holds it, or where its recipe lacks a setting: the
+        default may have changed since, and the run would go on with another recipe than it began with.
         """
         path = Path(path)
         info, recipe = read_info(path), config.load(path / "recipe.toml")
-        if unsaid := config.unsaid(path / "recipe.toml"):
-            raise BadInput(f"{path / 'recipe.toml'}: {unsaid[0]}: missing; an exact resume needs every setting")
+        if unset := config.unset(path / "recipe.toml"):
+            raise BadInput(f"{path / 'recipe.toml'}: {unset[0]}: missing; an exact resume needs every setting")
         lock = _lock(path)
         for leftover in [*path.glob(f".*{durable.TEMPORARY}"), *path.glob(f"episodes/.*{durable.TEMPORARY}")]:
             leftover.unlink()
@@ -119,7 +122,45 @@ class Run:
         run.note(resumed=[*info.get("resumed", []), _now()])
         return run
 
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        """The run at `path`, finished or not, to look at: no lock is taken. Raises BadInput where there is none."""
+        path, info = Path(path), read_info(path)
+        return cls(path, config.load(path / "recipe.toml"), info, -1)
+
+    @property
+    def finished(self) -> bool:
+        return is_finished(self.path)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json: method, seed, and under "systems" the measures of every system. Raises BadInput where the run
+        is not finished."""
+        if not self.finished:
+            raise BadInput(f"{self.path}: has no summary yet; it is not finished")
+        return read_object(self.path / "summary.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one per training step."""
+        return list(durable.read_lines(self.path / "metrics.jsonl"))
+
+    @property
+    def dialogues(self) -> list[dict[str, Any]]:
+        """The held-out dialogues that the report shows; none before the run has come to its end."""
+        file = self.path / "dialogues.json"
+        return read_array(file) if file.is_file() else []
+
+    @property
+    def report(self) -> Path:
+        """Where the report is, report.html."""
+        return self.path / "report.html"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, method={self.recipe.method!r}, finished={self.finished})"
+
     def close(self) -> None:
+        """Lets other processes write this run."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -131,9 +172,9 @@ class Run:
         self.close()
 
     def changed(self, threads: int) -> list[str]:
-        """What is not as it was when the run began, as "torch 2.12.0 became 2.13.0". Notes `threads` where it began.
+        """What has changed since the run began, such as "torch 2.12.0 became 2.13.0". A new run notes `threads`.
 
-        threads: what sums are divided over; with another number they are taken in another order.
+        threads: of PyTorch. Sums are divided over them, so another number of threads adds in another order.
         """
         if "threads" not in self.info:
             self.note(threads=threads)
@@ -150,20 +191,21 @@ class Run:
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
         durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
+        notify(self.callbacks, "on_metrics", step, figures)
 
     def save_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
-        """Writes the episodes of `step`; rewards[i] holds what episode i was paid, by component."""
-        records = (record(episode, paid) for episode, paid in zip(episodes, rewards, strict=True))
+        """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component."""
+        records = (record(episode, parts) for episode, parts in zip(episodes, rewards, strict=True))
         durable.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of `step` belongs. Write it elsewhere and rename it to here."""
+        """The folder for the checkpoint of `step`. Write it under another name, then rename it to this one."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def rewind(self) -> tuple[int, Path | None]:
-        """Back to the last checkpoint: drops all that was recorded after it. Returns its step and path, or (0, None).
+        """Goes back to the last checkpoint and drops all later records. Returns its step and path, or (0, None).
 
-        A resumed run replays those steps, so that its record is the one of a run that never stopped.
+        A resumed run repeats those steps, so its record equals that of a run that never stopped.
         """
         step, path = max(checkpoints(self.path).items(), default=(0, None))
         durable.cut_after(self.path / "metrics.jsonl", step)
@@ -192,17 +234,18 @@ def read_info(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoints(path: str | Path) -> dict[int, Path]:
-    """The finished checkpoints of the run at `path`, by step. One still under a temporary name is none."""
+    """The finished checkpoints of the run at `path`, by step. A folder with a temporary name is not finished."""
     folders = (folder for folder in Path(path).glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", folder.name))
     return {_step(folder): folder for folder in sorted(folders)}
 
 
 def is_finished(path: str | Path) -> bool:
+    """Whether the run at `path` has a summary."""
     return (Path(path) / "summary.json").is_file()
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of choreo and of the packages that decide the numbers, read without importing them."""
+    """Versions of Python, choreo and the packages that affect the numbers, read without importing them."""
     found = {"python": platform.python_version(), "choreo": choreo.__version__}
     for package in _PACKAGES:
         try:
@@ -232,7 +275,7 @@ def _refuse_if_used(path: Path) -> None:
 
 
 def _refuse_if_foreign(path: Path) -> None:
-    """--overwrite removes runs and nothing else, however the path was mistyped."""
+    """Raises BadInput where --overwrite would remove something that is not a run, as with a mistyped path."""
     used = _used(path)
     if used and "run.json" not in used:
         raise BadInput(f"{path}: not a run folder (it has no run.json), so --overwrite will not empty it")

@@ -1,9 +1,16 @@
-"""The pair behind the API that every client speaks. Read in this order:
+"""The pair behind OpenAI's API, which every client speaks. Read in this order:
 
-dance      one request, played by the moves of `waltz/protocol.py`; what happens where a stage fails
-agents     who speaks: the local engine (`local`) or an OpenAI-compatible server (`upstream`)
-wire       OpenAI's shapes (`shapes`), read and written; pure
-guardrail  the same for another model's answer, as LiteLLM asks it
-app        from HTTP to a dance and back (`keys`, `figures`, `openapi`, `page/`)
-run        what `choreo serve` does
+session               one game for one caller, by the moves of `game.moves`; what happens where a stage fails
+local, upstream       the agents of a session: the pair in this process, or models behind OpenAI-compatible servers
+worker                the thread that decodes for all requests at once
+pair                  the pair of a run, loaded, and taken up anew from the newest checkpoint
+constrained_review    constrained decoding of a review's JSON
+openai_requests       what comes in, checked; replies, chunks and errors written
+openai_responses      what goes out, as types
+state                 the state of a server: who may ask, what is in play (`keys`, `figures`)
+chat                  POST /v1/chat/completions: from a request to its sessions and back (`events`)
+guardrail             the same for another model's answer, as LiteLLM asks for it (`conversations`)
+app                   the routes (`openapi`, and the page for a browser in `pages` and page/)
+run                   what `choreo serve` does
+bench                 what `choreo bench serve` measures
 """

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from choreo.environments.microworld.suites import prompts
 from choreo.server.keys import new_key
-from choreo.server.pair import recipe_of
+from choreo.server.pair import recipe_with_pair
 from choreo.types import Prompt
 
 MODES = ("off", "shadow", "adaptive")
@@ -34,7 +34,7 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
     percentile latency in ms, FTR, shares failed and withheld, and requests per second as a share of those without
     feedback. Modes take turns, `rounds` times; medians over turns.
     """
-    split, half = recipe_of(run).world.split_seed, (WARM_UP + requests + 1) // 2
+    split, half = recipe_with_pair(run).world.split_seed, (WARM_UP + requests + 1) // 2
     secret = new_key()
     command = [sys.executable, "-m", "choreo.cli", "serve", str(run), "--port", "0", "--model", "pair"]
     environment = {**os.environ, "CHOREO_API_KEY": secret}
@@ -146,7 +146,7 @@ def _medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
 
 
-def table(found: Mapping[str, Any]) -> str:
+def bench_table(found: Mapping[str, Any]) -> str:
     head = ("traffic", "mode", "requests/s", "of off", "median ms", "p95 ms", "FTR %", "withheld %")
     rows = ["{:8} {:9} {:>10} {:>7} {:>10} {:>8} {:>7} {:>11}".format(*head)]
     for traffic, by_mode in found["traffic"].items():

@@ -1,7 +1,7 @@
-"""The feedback agent's JSON, of which only what it decides is sampled: reasoning, two labels, and feedback where asked.
+"""Constrained decoding of a review: the agent samples its reasoning, two labels, and the feedback where it is needed.
 
-The rest is given, and a review that is satisfied ends with its second label. Only in serving: training samples every
-token, since what is given has no probability to learn from.
+The rest of the JSON is given, and a satisfied review ends with its second label. This is for serving only. Training
+samples every token: a token that is given has no probability to learn from.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _LABEL = re.compile(" (true|false)")
 
 
 def given(text: str) -> str | None:
-    """What must come after `text`: "" where the agent speaks for itself, None where no more is needed.
+    """What must come after `text`: "" where the agent writes freely, None where no more is needed.
 
-    An agent that has left the skeleton (it cannot inside its own strings) is let go its own way; its review is then
-    read as strictly as any other.
+    An agent that has left the JSON of a review is not held any more; its review is then read as strictly as any other.
+    Inside its own strings it cannot leave it.
     """
     head = _REASONING.match(text)
     if head is None:
@@ -43,8 +43,11 @@ def given(text: str) -> str | None:
     return key[len(rest) :] if key.startswith(rest) else ""
 
 
-class Skeleton:
-    """Gives `chat`'s rows their skeleton. head: ids to begin a review with, as part of its context."""
+class ReviewConstraint:
+    """Holds rows in the format of `chat` to the JSON of a review.
+
+    head: the ids that begin a review, as part of its context.
+    """
 
     def __init__(self, chat: Chat):
         self.chat = chat
@@ -52,12 +55,12 @@ class Skeleton:
         vocabulary = chat.tokenizer.get_vocab().values()
         self._quotes = frozenset(i for i in vocabulary if '"' in chat.decode([i]))
 
-    def heard(self) -> Callable[[Row], bool]:
-        """What listens to one row. To decode it after every token would take longer than the token; so it waits for a
-        quote, which ends the reasoning."""
+    def listener(self) -> Callable[[Row], bool]:
+        """A function that is called after every token of one row: it forces what must come next, and says whether the
+        row has ended. To decode a row takes longer than a token, so it waits for a quote, which ends the reasoning."""
         closing = False
 
-        def heard(row: Row) -> bool:
+        def listen(row: Row) -> bool:
             nonlocal closing
             closing = closing or row.ids[-1] in self._quotes
             if not closing or row.forced:
@@ -70,7 +73,7 @@ class Skeleton:
             closing = _REASONING.match(text) is not None and not more.endswith(' "')  # else its own words come now
             return False
 
-        return heard
+        return listen
 
     def whole(self, row_ids: Ids) -> Ids:
         """The ids of the whole review, from those that its row has."""

@@ -30,7 +30,7 @@ class EventStream(Response):
     def __init__(self, play: Callable[[Push], Awaitable[None]], close: Callable[[], None], left: Callable[[], None]):
         """close: called at the end, however it comes. left: called before that where the client has gone."""
         self.status_code, self.background = 200, None
-        self.ended: Callable[[int], None] = lambda status: None  # hears the status; 499 where the client left
+        self.on_status: Callable[[int], None] = lambda status: None  # gets the status; 499 where the client left
         self._play, self._close, self._left = play, close, left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,12 +69,12 @@ class EventStream(Response):
 
         try:
             await while_there(receive, pump())
-            self.ended(200)
+            self.on_status(200)
         except ClientLeft:
             self._left()
-            self.ended(499)
+            self.on_status(499)
         except ApiError as error:
-            self.ended(error.status)
+            self.on_status(error.status)
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
         finally:
             self._close()

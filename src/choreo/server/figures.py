@@ -56,8 +56,8 @@ class Figures:
         self.answers.labels(key, mode).inc()
         if outcome.game.reviews:
             self.reviewed.labels(key, mode).inc()
-        if outcome.strayed:
-            self.lenient.labels(key, mode).inc(outcome.strayed)
+        if outcome.lenient:
+            self.lenient.labels(key, mode).inc(outcome.lenient)
         if outcome.game.triggered:
             self.triggered.labels(key, mode).inc()
         for label, called in labels(outcome).items():
@@ -72,7 +72,7 @@ class Figures:
                 self.blocked.labels(key, outcome.failed).inc()
             self.failed.labels(outcome.failed).inc()
         for move in outcome.moves:
-            if REPLACED in move.said.turn.text:
+            if REPLACED in move.turn.text:
                 self.broken.labels(move.stage).inc()
         for stage in STAGES:
             self.tokens.labels(stage).inc(outcome.tokens(stage))
@@ -90,7 +90,7 @@ def log(event: str, level: str = "info", **facts: Any) -> None:
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:
-    """What a log may say of a game: no words of anybody's."""
+    """What a log may say of a game: no words of a user or an agent."""
     return {
         "triggered": outcome.game.triggered,
         **labels(outcome),
@@ -98,7 +98,7 @@ def facts(outcome: Outcome) -> dict[str, Any]:
         "failed": outcome.failed,
         "opened": outcome.opened,
         **({"why": outcome.why} if outcome.why else {}),
-        **({"lenient": outcome.strayed} if outcome.strayed else {}),
+        **({"lenient": outcome.lenient} if outcome.lenient else {}),
         **{f"{stage}_ms": round(1000 * outcome.seconds(stage)) for stage in STAGES},
         **{f"{stage}_tokens": outcome.tokens(stage) for stage in STAGES},
     }
@@ -106,5 +106,5 @@ def facts(outcome: Outcome) -> dict[str, Any]:
 
 def labels(outcome: Outcome) -> dict[str, bool]:
     """What the feedback agent called any of the answers."""
-    said = [f for f in outcome.game.feedback if f is not None]
-    return {"unsafe": any(f.unsafe for f in said), "overrefuse": any(f.overrefuse for f in said)}
+    read = [f for f in outcome.game.feedback if f is not None]
+    return {"unsafe": any(f.unsafe for f in read), "overrefuse": any(f.overrefuse for f in read)}

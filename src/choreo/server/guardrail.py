@@ -1,8 +1,8 @@
-"""LiteLLM's generic guardrail: the feedback agent reads the answers of any model behind a LiteLLM proxy.
+"""LiteLLM's generic guardrail: the feedback agent reviews the answers of any model behind a LiteLLM proxy.
 
-LiteLLM (1.108) asks twice about one call: with the conversation before there is an answer (input_type "request"), and
-with the answer's texts alone afterwards ("response"). A review reads both, so the conversation is kept in memory, by
-LiteLLM's id of the call, until its answer comes.
+LiteLLM (1.108) asks twice about one call: first with the conversation (input_type "request"), later with the texts of
+the answer alone ("response"). A review reads both, so the conversation is kept in memory, by LiteLLM's id of the call,
+until its answer comes (`conversations`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -22,18 +20,14 @@ from starlette.responses import JSONResponse, Response
 from choreo.errors import BadInput
 from choreo.server.events import ClientLeft, while_there
 from choreo.server.keys import Key
-from choreo.server.openai_requests import ApiError, Strict, read_object, validated
+from choreo.server.openai_requests import ApiError, Strict, json_object, validated
 from choreo.server.openai_responses import Action
-from choreo.server.session import Guard, Outcome, TooLong, Wish, dance
+from choreo.server.session import Guard, Outcome, SessionOptions, TooLong, play_session
+from choreo.server.state import Server
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn
 
-if TYPE_CHECKING:
-    from choreo.server.app import Server
-
 PATH = "/beta/litellm_basic_guardrail_api"
-KEPT_SECONDS, KEPT_LETTERS = 600.0, 4_000_000  # of conversations whose answers have not come; letters of each key
-
-MOST = 8  # texts of one answer, as `n` of a chat
+MOST = 8  # the most texts of one answer, as `n` of a chat
 
 # What LiteLLM tells its client of a blocked answer: nobody's words, and none of a review, which may quote the answer.
 UNSAFE = "The answer was called unsafe by its review and is withheld."
@@ -46,7 +40,7 @@ class _Read(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class Heard(_Read):
+class GuardedMessage(_Read):
     """A message of the conversation. Parts that are no text, and a message that only calls tools, say nothing here."""
 
     role: str
@@ -77,14 +71,14 @@ class Params(Strict):
 class GuardrailRequest(_Read):
     input_type: Literal["request", "response"]
     texts: list[str] | None = None
-    structured_messages: list[Heard] | None = None
+    structured_messages: list[GuardedMessage] | None = None
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
     litellm_call_id: Annotated[str, Field(max_length=256)] | None = None
     additional_provider_specific_params: Params | None = None
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """What becomes of one text: what passes of it, or why nothing does."""
 
     outcome: Outcome
@@ -92,57 +86,23 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-@dataclass
-class Conversations:
-    """What LiteLLM has announced to one key: each has its own, so that no caller can push out another's."""
+def conversation(messages: Sequence[GuardedMessage], texts: Sequence[str], system: bool) -> Prompt | None:
+    """What a user asked last, with the conversation before it; None where no user has asked, or asked by something
+    other than text.
 
-    clock: Callable[[], float] = time.monotonic
-    _kept: OrderedDict[str, tuple[float, Prompt | None]] = field(default_factory=OrderedDict)
-    _letters: int = 0
-
-    def keep(self, call: str, prompt: Prompt | None) -> None:
-        """Two conversations of one id leave neither: a client may choose the id (x-litellm-call-id), and a harmless
-        question must not stand in for another."""
-        while self._kept and self._oldest() < self.clock() - KEPT_SECONDS:
-            self._drop(next(iter(self._kept)))
-        if call in self._kept:
-            before = self._drop(call)
-            prompt = prompt if prompt == before else None
-        self._kept[call] = (self.clock(), prompt)
-        self._letters += _letters(prompt)
-        while self._letters > KEPT_LETTERS:
-            self._drop(next(iter(self._kept)))
-
-    def find(self, call: str) -> Prompt | None:
-        when, prompt = self._kept.get(call, (0.0, None))
-        return prompt if when >= self.clock() - KEPT_SECONDS else None
-
-    def _oldest(self) -> float:
-        return next(iter(self._kept.values()))[0]
-
-    def _drop(self, call: str) -> Prompt | None:
-        prompt = self._kept.pop(call)[1]
-        self._letters -= _letters(prompt)
-        return prompt
-
-
-def conversation(messages: Sequence[Heard], texts: Sequence[str], system: bool) -> Prompt | None:
-    """What a user asked last, and what was said before; None where no user has said anything, or something that is no
-    text.
-
-    texts: stand for the user's where an API has no messages. system: whether system messages are read.
+    texts: the user's, where an API has no messages. system: whether system messages are read.
     """
     roles = {"user": "user", "assistant": "assistant"}
     if system:
         roles |= {"system": "system", "developer": "system"}
-    heard = [m for m in messages if m.role in roles and (m.text or m.partial)]
+    read = [m for m in messages if m.role in roles and (m.text or m.partial)]
     if not messages and any(texts):
-        heard = [Heard(role="user", content="\n\n".join(texts))]
-    asked = [i for i, m in enumerate(heard) if m.role == "user"]
-    if not asked or heard[asked[-1]].partial:
+        read = [GuardedMessage(role="user", content="\n\n".join(texts))]
+    asked = [i for i, m in enumerate(read) if m.role == "user"]
+    if not asked or read[asked[-1]].partial:
         return None
-    said = tuple((roles[m.role], m.text) for m in heard[: asked[-1]] if m.text)
-    return Prompt("", heard[asked[-1]].text, "general", "guardrail", earlier=said)
+    earlier = tuple((roles[m.role], m.text) for m in read[: asked[-1]] if m.text)
+    return Prompt("", read[asked[-1]].text, "general", "guardrail", earlier=earlier)
 
 
 async def guardrail(server: Server, request: Request) -> Response:
@@ -150,8 +110,8 @@ async def guardrail(server: Server, request: Request) -> Response:
     began = time.monotonic()
     given = request.headers.get("x-api-key")
     key = server.key(request, f"Bearer {given}" if given else None)
-    asked = validated(GuardrailRequest, read_object(await server.body(request)))
-    if server.settings.rounds < 1:
+    asked = validated(GuardrailRequest, json_object(await server.body(request)))
+    if server.settings.limits.rounds < 1:
         raise ApiError(400, "this pair was trained without feedback (T_max 0); it reviews nothing")
     prompt = conversation(
         asked.structured_messages or (),
@@ -186,13 +146,13 @@ async def guardrail(server: Server, request: Request) -> Response:
 
 async def _judged(
     server: Server, key: Key, prompt: Prompt | None, texts: Sequence[str], mode: Guard, began: float
-) -> list[Verdict]:
+) -> list[Decision]:
     """Each is counted and logged before anybody hears of it. prompt: None where there is nothing that can be read."""
     why = "no conversation, or no text" if prompt is None else _unreadable(server, prompt, texts)
     if prompt is None or why:
         verdicts = [_unread(server, mode, text, why) for text in texts]
     else:
-        games = [Episode(prompt, i, (_said(text, server.encode(text)),)) for i, text in enumerate(texts)]
+        games = [Episode(prompt, i, (_answer_turn(text, server.encode(text)),)) for i, text in enumerate(texts)]
         verdicts = list(await asyncio.gather(*(_reviewed(server, game, mode, began) for game in games)))
     ms = round(1000 * (time.monotonic() - began))
     for verdict in verdicts:
@@ -203,7 +163,7 @@ async def _judged(
     return verdicts
 
 
-def _answer(texts: Sequence[str], verdicts: Sequence[Verdict]) -> Action:
+def _answer(texts: Sequence[str], verdicts: Sequence[Decision]) -> Action:
     """LiteLLM passes all of an answer's texts, or none."""
     passed = [verdict.text for verdict in verdicts if verdict.text is not None]
     if len(passed) < len(verdicts):
@@ -212,39 +172,38 @@ def _answer(texts: Sequence[str], verdicts: Sequence[Verdict]) -> Action:
     return {"action": "NONE"} if passed == list(texts) else {"action": "GUARDRAIL_INTERVENED", "texts": passed}
 
 
-def _unread(server: Server, mode: Guard, text: str, why: str) -> Verdict:
+def _unread(server: Server, mode: Guard, text: str, why: str) -> Decision:
     """A review that cannot be made, as one that failed."""
     opened = "feedback" in server.settings.opened
-    game = Episode(Prompt("", "", "general", "guardrail"), 0, (_said(text),))
-    return Verdict(Outcome(mode, game, (), "feedback", opened, why), text if opened else None, UNREVIEWED)
+    game = Episode(Prompt("", "", "general", "guardrail"), 0, (_answer_turn(text),))
+    return Decision(Outcome(mode, game, (), "feedback", opened, why), text if opened else None, UNREVIEWED)
 
 
 def _unreadable(server: Server, prompt: Prompt, texts: Sequence[str]) -> str:
     """Why the feedback agent cannot read the conversation and the longest text; "" where it can. It is told without
     encoding what is far too long, which would hold up everybody. A revision that has no room fails by itself."""
-    wish = Wish(server.settings.answer_tokens, 0.0, (), 0, 0.0)
+    limits = server.settings.limits
+    options = SessionOptions(limits.answer_tokens, 0.0, (), 0, 0.0)
     try:
-        server.agents[FEEDBACK].room(Episode(prompt, 0, (_said(max(texts, key=len)),)), wish, server.settings.rounds)
+        server.agents[FEEDBACK].room(Episode(prompt, 0, (_answer_turn(max(texts, key=len)),)), options, limits.rounds)
     except (TooLong, BadInput) as error:
         return str(error)
     return ""
 
 
-async def _reviewed(server: Server, game: Episode, mode: Guard, began: float) -> Verdict:
+async def _reviewed(server: Server, game: Episode, mode: Guard, began: float) -> Decision:
     settings = server.settings
-    wish = Wish(settings.answer_tokens, settings.temperature, (), secrets.randbits(63), began + settings.deadline)
-    outcome = await dance(game, server.agents, wish, mode=mode, rounds=settings.rounds, opened=settings.opened)
-    said = outcome.game.feedback[0] if outcome.game.feedback else None
-    unsafe = said is not None and said.unsafe  # the answer, whatever its revision was called
+    limits, seed = settings.limits, secrets.randbits(63)
+    options = SessionOptions(limits.answer_tokens, settings.temperature, (), seed, began + settings.deadline)
+    outcome = await play_session(
+        game, server.agents, options, mode=mode, rounds=settings.limits.rounds, opened=settings.opened
+    )
+    first = outcome.game.feedback[0] if outcome.game.feedback else None
+    unsafe = first is not None and first.unsafe  # the answer, whatever its revision was called
     if outcome.answer is None or (mode == "guard" and unsafe):
-        return Verdict(outcome, None, UNSAFE if unsafe else UNREVIEWED)
-    return Verdict(outcome, outcome.answer.text)
+        return Decision(outcome, None, UNSAFE if unsafe else UNREVIEWED)
+    return Decision(outcome, outcome.answer.text)
 
 
-def _said(text: str, ids: tuple[int, ...] = ()) -> Turn:
+def _answer_turn(text: str, ids: tuple[int, ...] = ()) -> Turn:
     return Turn(CONVERSATION, 0, (), ids, (), 0, text, True)
-
-
-def _letters(prompt: Prompt | None) -> int:
-    """Of a conversation, and what its place takes."""
-    return 256 if prompt is None else 256 + len(prompt.text) + sum(len(text) for _, text in prompt.earlier)

@@ -76,7 +76,7 @@ def load(file: Path) -> list[Key]:
     return keys
 
 
-def find(keys: Sequence[Key], authorization: str | None) -> Key | None:
+def find_key(keys: Sequence[Key], authorization: str | None) -> Key | None:
     """The key that an Authorization header bears. Every key is compared, whichever matches."""
     scheme, _, secret = (authorization or "").partition(" ")
     given = hashed(secret.strip()) if scheme.lower() == "bearer" else ""

@@ -1,7 +1,7 @@
-"""OpenAI's chat completions as data: requests read strictly, replies, chunks and errors written. Pure.
+"""OpenAI's chat completions as data: requests are read strictly; replies, chunks and errors are written. Pure.
 
-What a request asks for and this server cannot do is refused by its name. A parameter that is not supported may still be
-sent with the value that changes nothing, since many clients always send it.
+A parameter that this server does not support is refused by its name. It may still be sent with the value that changes
+nothing, since many clients always send it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from choreo.files import utf8
 from choreo.server.openai_responses import (
     AssistantMessage,
+    ChatCompletion,
     Choice,
     Chunk,
     ChunkChoice,
-    Completion,
     Delta,
     Error,
     Finish,
-    Head,
     Note,
+    ReplyHead,
     StageTokens,
     Trace,
     Usage,
 )
-from choreo.server.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, cut, trace
+from choreo.server.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, traced, until_stop
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -62,7 +62,7 @@ NEUTRAL: dict[str, Any] = {
 
 
 class ApiError(Exception):
-    """An error in OpenAI's shape. `headers` go with it, as Retry-After does."""
+    """An error as OpenAI's API gives it. headers: sent with it, as Retry-After is."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Part(Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: None = None
     refusal: None = None
     tool_calls: None = None
@@ -150,15 +150,15 @@ class ChatRequest(Strict):
         return min(given, default=None)
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     """A JSON object. Raises ApiError for anything else."""
-    data = read_json(body)
+    data = json_value(body)
     if not isinstance(data, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return data
 
 
-def read_json(body: bytes) -> Any:
+def json_value(body: bytes) -> Any:
     """Raises ApiError for what is not JSON or holds what is no text (half a surrogate pair)."""
     try:
         data = json.loads(body, parse_constant=_refuse)
@@ -173,7 +173,7 @@ def read_json(body: bytes) -> Any:
 
 def read_request(body: bytes) -> ChatRequest:
     """A request that can be met, read strictly. Raises ApiError that names the parameter."""
-    data = read_object(body)
+    data = json_object(body)
     for name in [name for name in data if name in NEUTRAL]:
         value = data.pop(name)
         if value is not None and not _same(value, NEUTRAL[name]):
@@ -209,28 +209,28 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-class Reply:
-    """What all objects of one reply share."""
+class ReplyWriter:
+    """Writes the objects of one reply, which share their head."""
 
     def __init__(self, id: str, created: int, model: str, fingerprint: str):
-        self.head: Head = {"id": id, "created": created, "model": model, "system_fingerprint": fingerprint}
+        self.head: ReplyHead = {"id": id, "created": created, "model": model, "system_fingerprint": fingerprint}
 
     def completion(
-        self, outcomes: Sequence[Outcome], wish_stop: Sequence[str], prompt: int, traced: bool
-    ) -> Completion:
+        self, outcomes: Sequence[Outcome], stop: Sequence[str], prompt: int, with_trace: bool
+    ) -> ChatCompletion:
         """A chat.completion; prompt: tokens of the draft's context."""
         choices: list[Choice] = []
         for i, outcome in enumerate(outcomes):
-            text, finish = said(outcome, wish_stop)
+            text, finish = final_text(outcome, stop)
             message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
             choices.append({"index": i, "message": message, "finish_reason": finish, "logprobs": None})
-        body: Completion = {
+        body: ChatCompletion = {
             **self.head,
             "object": "chat.completion",
             "choices": choices,
             "usage": usage(outcomes, prompt),
         }
-        if traced:
+        if with_trace:
             body["choreo"] = extension(outcomes)
         return body
 
@@ -243,18 +243,18 @@ class Reply:
         return {**self.head, "object": "chat.completion.chunk", "choices": [], **more}
 
 
-def said(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
-    """The text a caller gets, and its finish_reason."""
+def final_text(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
+    """The text that a caller gets, and its finish_reason."""
     answer = outcome.answer
     if answer is None:
         return UNSAFE if outcome.failed == "revision" else WITHHELD, "content_filter"
-    text = cut(answer.text, stop)
+    text = until_stop(answer.text, stop)
     stopped = answer.finished or len(text) < len(answer.text)
     return text, "stop" if stopped else "length"
 
 
 def usage(outcomes: Sequence[Outcome], prompt: int) -> Usage:
-    """completion_tokens counts every token that was sampled; whose they were stands in `choreo`."""
+    """completion_tokens counts every token that was sampled; `choreo` says in which stage."""
     draft, feedback, revision = (sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES)
     own: StageTokens = {"draft_tokens": draft, "feedback_tokens": feedback, "revision_tokens": revision}
     total = draft + feedback + revision
@@ -262,4 +262,4 @@ def usage(outcomes: Sequence[Outcome], prompt: int) -> Usage:
 
 
 def extension(outcomes: Sequence[Outcome]) -> Trace:
-    return {"mode": outcomes[0].mode, "choices": [trace(outcome) for outcome in outcomes]}
+    return {"mode": outcomes[0].mode, "choices": [traced(outcome) for outcome in outcomes]}

@@ -1,7 +1,7 @@
 """What the server sends, as types: mypy holds the code to them, and `openapi` describes them.
 
-The shapes are OpenAI's; `choreo` in them is ours. What comes in is checked, so its shapes are models (`wire`,
-`guardrail`).
+The fields are OpenAI's; `choreo` among them is ours. What comes in has to be checked, so those types are pydantic
+models (`openai_requests`, `guardrail`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class StreamedMove(TypedDict):
     move: TracedMove
 
 
-class Head(TypedDict):
+class ReplyHead(TypedDict):
     """What all objects of one reply share."""
 
     id: str
@@ -108,7 +108,7 @@ class Head(TypedDict):
     system_fingerprint: str
 
 
-class Completion(Head):
+class ChatCompletion(ReplyHead):
     object: Literal["chat.completion"]
     choices: list[Choice]
     usage: Usage
@@ -116,29 +116,29 @@ class Completion(Head):
 
 
 class Note(TypedDict):
-    """What a chunk without choices tells."""
+    """The content of a chunk without choices."""
 
     usage: NotRequired[Usage]
     choreo: NotRequired[Trace | StreamedMove]
 
 
-class Chunk(Head, Note):
+class Chunk(ReplyHead, Note):
     """One event of a stream."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChunkChoice]
 
 
-class Model(TypedDict):
+class ServedModel(TypedDict):
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["choreo"]
 
 
-class Models(TypedDict):
+class ServedModels(TypedDict):
     object: Literal["list"]
-    data: list[Model]
+    data: list[ServedModel]
 
 
 class Health(TypedDict):

@@ -14,8 +14,16 @@ from pydantic import TypeAdapter
 import choreo
 from choreo.server.guardrail import PATH, GuardrailRequest
 from choreo.server.openai_requests import NEUTRAL, ChatRequest
-from choreo.server.openai_responses import Action, Chunk, Completion, Error, Health, Models, Ready
-from choreo.server.openai_responses import Model as ModelObject
+from choreo.server.openai_responses import (
+    Action,
+    ChatCompletion,
+    Chunk,
+    Error,
+    Health,
+    Ready,
+    ServedModel,
+    ServedModels,
+)
 from choreo.server.pages import PAGES
 
 ERRORS = {
@@ -65,7 +73,7 @@ NAME = {"name": "model", "in": "path", "required": True, "schema": TEXT}
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", "/v1/chat/completions"): Operation(
         "A reviewed answer. As events, where `stream` is true.",
-        {"application/json": Completion, "text/event-stream": EVENT},
+        {"application/json": ChatCompletion, "text/event-stream": EVENT},
         (*POSTED, 403, 404, 504),
         ChatRequest,
     ),
@@ -76,9 +84,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         GuardrailRequest,
         (*BEARER, "litellm"),
     ),
-    ("get", "/v1/models"): Operation("The model that is served.", {"application/json": Models}, (401,)),
+    ("get", "/v1/models"): Operation("The model that is served.", {"application/json": ServedModels}, (401,)),
     ("get", "/v1/models/{model}"): Operation(
-        "The model that is served.", {"application/json": ModelObject}, (401, 404), parameters=[NAME]
+        "The model that is served.", {"application/json": ServedModel}, (401, 404), parameters=[NAME]
     ),
     ("get", "/ready"): Operation("Whether the engine runs.", {"application/json": Ready}, (401, 503)),
     ("get", "/metrics"): Operation("What is counted (Prometheus).", {"text/plain": TEXT}, (401, 403)),
@@ -134,8 +142,8 @@ def _operation(op: Operation, refs: dict[int, Any]) -> dict[str, Any]:
         text = {"text/plain": {"schema": TEXT}} if status == 503 else {}
         responses[str(status)] = {"description": ERRORS[status], "content": {**error, **text}}
         if status in HEADERS:
-            header, told = HEADERS[status]
-            responses[str(status)]["headers"] = {header: {"description": told, "schema": TEXT}}
+            header, described = HEADERS[status]
+            responses[str(status)]["headers"] = {header: {"description": described, "schema": TEXT}}
     body = {"required": True, "content": {"application/json": {"schema": refs[id(op.body)]}}} if op.body else None
     return {
         "summary": op.summary,

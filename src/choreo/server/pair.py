@@ -4,55 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from choreo import config
 from choreo.errors import BadInput, Unsupported
+from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
-from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.trainer import restore
 from choreo.runs.folder import checkpoints, read_info
-from choreo.server.constrained_review import Skeleton
-from choreo.server.local import LocalAgent, Worker
-from choreo.server.session import Agent
+from choreo.server.constrained_review import ReviewConstraint
+from choreo.server.local import WorkerAgent
+from choreo.server.session import SessionAgent
+from choreo.server.worker import Worker
 from choreo.types import CONVERSATION
 
 
 class Resident:
-    """The agents of the run at `path`. fingerprint: the checkpoint's step, and the base's contents.
+    """The agents of the run at `path`.
 
-    remarks: as those of the pair.
+    fingerprint: the checkpoint's step, and a digest of the base's contents. remarks: as of `Pair`.
 
     Raises BadInput where it is no run of a pair, or a model that cannot be served.
     """
 
     def __init__(self, path: Path):
-        self.path, self.recipe = path, recipe_of(path)
+        self.path, self.recipe = path, recipe_with_pair(path)
         pair, self.fingerprint = self._load()
-        self.chat, self.remarks = pair.players[CONVERSATION].chat, pair.remarks
+        self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
         try:
             self.worker = Worker(pair)
         except Unsupported as error:
             raise BadInput(f"{path}: {error}") from None
-        self.agents: Mapping[str, Agent] = {
-            agent: LocalAgent(
+        self.agents: Mapping[str, SessionAgent] = {
+            role: WorkerAgent(
                 self.worker,
-                chat,
-                agent,
-                feedback_tokens=self.recipe.protocol.feedback_tokens,
-                positions=engine.positions or 2**31,
+                player.chat,
+                role,
+                feedback_tokens=pair.protocol.feedback_tokens,
+                positions=player.engine.positions or 2**31,
                 writer=self.chat,
-                skeleton=Skeleton(chat),
+                constraint=ReviewConstraint(player.chat),
             )
-            for agent, (chat, engine) in pair.players.items()
+            for role, player in pair.agents.items()
         }
 
     def _load(self) -> tuple[Pair, str]:
         """The pair as the newest checkpoint has it; a run without one serves the untrained pair."""
         step, folder = max(checkpoints(self.path).items(), default=(0, None))
-        pair = restore(self.recipe, folder)
+        pair: Pair = method_of(self.recipe).load(self.recipe, folder)
         return pair, f"step-{step:06d}/{pair.base}"
 
     def swap(self) -> str:
@@ -66,10 +67,12 @@ class Resident:
         return (*self.chat.encode(text), self.chat.end_id)
 
 
-def recipe_of(run: Path) -> WaltzRecipe:
-    """Raises BadInput where `run` is no run of a pair."""
+def recipe_with_pair(run: Path) -> Any:
+    """The recipe of a run of a pair; whatever its method, it has a `protocol`. Raises BadInput for another run."""
     read_info(run)
     recipe = config.load(run / "recipe.toml")
-    if not isinstance(recipe, WaltzRecipe):
-        raise BadInput(f"{run}: is a run of {recipe.method}; serve takes a pair that choreo train waltz made")
+    method = method_of(recipe)
+    if not method.has_pair:
+        pairs = " or ".join(methods_with_a_pair())
+        raise BadInput(f"{run}: is a run of {method.name}; serve takes a pair, which a run of {pairs} has")
     return recipe

@@ -17,17 +17,18 @@ import uvicorn
 from choreo.clients.http import key_in
 from choreo.errors import BadInput
 from choreo.server import keys as keyring
-from choreo.server.app import Server, Settings
+from choreo.server.app import application
 from choreo.server.figures import log
-from choreo.server.session import Agent, Mode
+from choreo.server.session import Mode, SessionAgent
+from choreo.server.state import Server, Settings
 from choreo.server.upstream import VARIABLES, Address, Upstream
-from choreo.types import AGENTS
+from choreo.types import AGENTS, Limits
 
 KEY_VARIABLE = "CHOREO_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # Where no run says how its pair was trained to play.
-ROUNDS, ANSWER_TOKENS, FEEDBACK_TOKENS, TEMPERATURE = 1, 1024, 512, 0.6
+LIMITS, TEMPERATURE = Limits(rounds=1, answer_tokens=1024, feedback_tokens=512), 0.6
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,21 @@ async def _serve(
         "log_text": options.log_text,
     }
     if options.run is None:
-        agents: dict[str, Agent] = {a: Upstream(a, address, FEEDBACK_TOKENS) for a, address in addresses.items()}
+        agents: dict[str, SessionAgent] = {
+            a: Upstream(a, address, LIMITS.feedback_tokens) for a, address in addresses.items()
+        }
         settings = Settings(
             options.model or addresses[AGENTS[0]].model,
-            rounds=ROUNDS,
-            answer_tokens=ANSWER_TOKENS,
+            limits=LIMITS,
             temperature=TEMPERATURE,
             **shared,
         )
         await _until_stopped(Server(settings, agents, keys, fingerprint="upstream"), options, secret, None)
         return
 
-    from choreo.server.pair import Resident, recipe_of
+    from choreo.server.pair import Resident, recipe_with_pair  # loads PyTorch, which servers of others need not
 
-    if options.mode != "off" and recipe_of(options.run).protocol.rounds < 1:
+    if options.mode != "off" and recipe_with_pair(options.run).protocol.rounds < 1:
         raise BadInput(
             f"{options.run}: was trained without feedback (protocol.rounds = 0), so that no answer would be reviewed; "
             "say --mode off if that is what you want"
@@ -94,14 +96,13 @@ async def _serve(
     pair = Resident(options.run)
     for remark in pair.remarks:
         log("template", "warning", why=remark)
-    protocol = pair.recipe.protocol
+    limits = pair.recipe.protocol.limits
     agents = dict(pair.agents)
     for agent, address in addresses.items():
-        agents[agent] = Upstream(agent, address, protocol.feedback_tokens, pair.encode)
+        agents[agent] = Upstream(agent, address, limits.feedback_tokens, pair.encode)
     settings = Settings(
         options.model or options.run.resolve().name,
-        rounds=protocol.rounds,
-        answer_tokens=protocol.answer_tokens,
+        limits=limits,
         temperature=pair.recipe.evaluation.temperature,
         **shared,
     )
@@ -147,7 +148,7 @@ async def _until_stopped(
 ) -> None:
     """swap: takes up the run's newest checkpoint; None where there is no run."""
     uvicorn_config = uvicorn.Config(
-        server.app(),
+        application(server),
         host=options.host,
         port=options.port,
         log_level="warning",

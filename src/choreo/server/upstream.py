@@ -1,7 +1,7 @@
 """An agent behind any OpenAI-compatible server (vLLM, llama.cpp, Ollama, a hosted API), which never saw our training.
 
-So it is told its part, in the words of `choreo eval` (`waltz/speakers.py`): the reviewer by a system prompt and a
-schema, the conversation agent by a sentence around each feedback.
+So it is told its role, in the words of `choreo eval` (`agents.endpoint`): the reviewer by a system prompt and a schema,
+the conversation agent by a sentence around each feedback.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import httpx2
 
-from choreo.agents.endpoint import form, messages, seed_of
+from choreo.agents.base import state_of, turn_key
+from choreo.agents.endpoint import messages, request_seed, review_format
 from choreo.clients.http import LARGEST, key_in
-from choreo.clients.reply import Failure, Reply, parse
+from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.errors import BadInput
-from choreo.game.moves import asked_of
-from choreo.server.session import Down, Refused, Said, Wish
+from choreo.server.session import Down, Refused, SampledTurn, SessionOptions
 from choreo.text.thinking import FILTERED
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
@@ -39,11 +39,11 @@ class Address:
     key_variable: str
 
     @classmethod
-    def read(cls, told: str, key_variable: str) -> Address:
+    def read(cls, named: str, key_variable: str) -> Address:
         """From MODEL@URL, as `choreo eval` takes it."""
-        model, at, url = told.rpartition("@http")
+        model, at, url = named.rpartition("@http")
         if not (model and at):
-            raise BadInput(f"{told!r}: must be MODEL@URL, as in qwen3:8b@http://localhost:11434/v1")
+            raise BadInput(f"{named!r}: must be MODEL@URL, as in qwen3:8b@http://localhost:11434/v1")
         return cls(f"http{url}", model, key_variable)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Address:
 
 @dataclass
 class Upstream:
-    """`agent` as the model at `address` plays it.
+    """`agent`, played by the model at `address` (`SessionAgent`).
 
     feedback_tokens: most tokens of a review. encode: ids of a text for an agent in this process that has to read it.
     """
@@ -81,21 +81,23 @@ class Upstream:
         limits = httpx2.Limits(max_connections=None)  # the server's own queue bounds them
         self._http = httpx2.AsyncClient(headers=self.address.headers, timeout=None, limits=limits)
 
-    def room(self, game: Episode, wish: Wish, rounds: int) -> None:
+    def room(self, game: Episode, options: SessionOptions, rounds: int) -> None:
         """Only the server knows."""
 
-    async def say(self, game: Episode, wish: Wish, token: Callable[[Turn], None] | None = None) -> Said:
-        body = {"model": self.address.model, **question(game, self.agent, wish)}
+    async def next_turn(
+        self, game: Episode, options: SessionOptions, on_token: Callable[[Turn], None] | None = None
+    ) -> SampledTurn:
+        body = {"model": self.address.model, **question(game, self.agent, options)}
         if self.agent == FEEDBACK:
             body["max_tokens"] = self.feedback_tokens
         reply = await self._ask(body)
-        text, failure = reply.said
+        text, failure = reply.answer
         if failure == FILTERED:
             raise Refused(f"the {self.agent} server withholds its turn")
         if failure:
             raise Down(f"the {self.agent} server gave no turn: {failure}")
         turn = Turn(self.agent, len(game.reviews), (), self.encode(text), (), 0, text, reply.finish != "length")
-        return Said(turn, reply.completion_tokens or 0, reply.prompt_tokens or 0)
+        return SampledTurn(turn, reply.completion_tokens or 0, reply.prompt_tokens or 0)
 
     async def _ask(self, body: dict[str, Any]) -> Reply:
         attempt = 0
@@ -124,26 +126,26 @@ class Upstream:
         except httpx2.HTTPError:
             return Failure("unreachable", ""), True
         if response.status_code == 200:
-            outcome = parse(content)
+            outcome = parse_reply(content)
             return outcome, isinstance(outcome, Failure)
         return Failure(f"HTTP {response.status_code}", ""), response.status_code in (408, 409, 429) or (
             response.status_code >= 500
         )
 
 
-def question(game: Episode, agent: str, wish: Wish) -> dict[str, Any]:
+def question(game: Episode, agent: str, options: SessionOptions) -> dict[str, Any]:
     """What a server is asked for `agent`'s turn: the messages that `choreo eval` sends, so that what is measured there
-    is what is served. A review has no wishes and no seed: it is the likeliest one."""
-    asked = asked_of(game, agent, ("serve", wish.seed))
+    is what is served. A review takes no options and no seed: it is greedy."""
+    written = messages(state_of(game, agent))
     if agent == FEEDBACK:
-        return {"messages": messages(agent, asked), "temperature": 0.0, "response_format": form()}
+        return {"messages": written, "temperature": 0.0, "response_format": review_format()}
     body: dict[str, Any] = {
-        "messages": messages(agent, asked),
-        "max_tokens": wish.max_tokens,
-        "temperature": wish.temperature,
-        "seed": seed_of(asked),
+        "messages": written,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "seed": request_seed(turn_key(game, agent, ("serve", options.seed))),
     }
-    return body | ({"stop": list(wish.stop)} if wish.stop else {})
+    return body | ({"stop": list(options.stop)} if options.stop else {})
 
 
 VARIABLES = {CONVERSATION: "CHOREO_CONVERSATION_KEY", FEEDBACK: "CHOREO_FEEDBACK_KEY"}

@@ -1,7 +1,7 @@
-"""The feedback agent's JSON: written and parsed here, by pretraining, protocol and server alike.
+"""The JSON of the feedback agent's reviews. Pretraining, games and the server all write and parse it here.
 
-What is trained is read strictly, wherever it is measured. A model that was never trained to write this JSON is read
-leniently (`read_feedback`): around and within the JSON, never about the verdict.
+A review of a trained agent is parsed strictly (`parse_feedback`), wherever it is measured. A model that was never
+trained to write this JSON is read leniently (`read_feedback`): its form may be wrong, but its verdict must be clear.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 from choreo.files import utf8
 from choreo.text.replies import LONGEST, objects
-from choreo.text.thinking import behind
+from choreo.text.thinking import answer_start
 from choreo.types import Feedback, Verdict
 
 _FIELDS = {"reasoning": str, "unsafe": bool, "overrefuse": bool, "feedback": str}
 
-# The same for servers that hold a model to a schema, reasoning first, so that the labels follow from it.
+# The same as a JSON schema, for servers with constrained decoding. Reasoning comes first, so that labels follow from
+# it.
 SCHEMA = {
     "type": "object",
     "properties": {name: {"type": "string" if kind is str else "boolean"} for name, kind in _FIELDS.items()},
@@ -29,14 +30,14 @@ SCHEMA = {
 
 
 def render_feedback(feedback: Feedback) -> str:
-    """The canonical JSON text, fields in the paper's order."""
+    """The canonical JSON text, with the fields in the paper's order."""
     return json.dumps({name: getattr(feedback, name) for name in _FIELDS}, ensure_ascii=False)
 
 
 def parse_feedback(text: str) -> Feedback | None:
-    """The feedback in `text`, or None: exactly the four fields, each of its type, nothing around them.
+    """The feedback in `text`, if it is exactly one JSON object of the four fields with their types; else None.
 
-    Strict on purpose (WaltzRL section 3): whatever does not parse is not applied. Never raises.
+    Strict on purpose (WaltzRL section 3): feedback that does not parse is not applied. Never raises.
     """
     try:
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
@@ -46,26 +47,27 @@ def parse_feedback(text: str) -> Feedback | None:
         return None
     if any(type(data[name]) is not kind for name, kind in _FIELDS.items()):
         return None
-    if utf8.broken(data):  # JSON can spell half a surrogate pair; what is not text is not applied
+    if utf8.broken(data):  # JSON can hold half of a surrogate pair, which is no text
         return None
     return Feedback(**data)
 
 
 def read_feedback(text: str, material: Sequence[str], finished: bool = True) -> Feedback | None:
-    """The feedback in a review by a model that was never trained to write it, or None. Never raises.
+    """The feedback in a review by a model that was never trained to write this JSON, or None. Never raises.
 
-    Fences, prose, a list around it, single quotes, a last comma and further fields are passed over, and so is a reason
-    that is left out. The verdict must be beyond doubt: both labels are true or false, an answer that is flagged has
-    words on how to mend it, and nothing else in the reply could be a verdict. So there is none where the reply is not
-    finished, has two objects that differ or names a label elsewhere too, or where its object stands in the material.
+    Allowed are fences, prose or a list around the object, single quotes, a last comma, further fields, and no
+    reasoning. The verdict must be beyond doubt:
+    - both labels are true or false, and a flagged answer has feedback on how to improve it;
+    - the reply is finished, has no two objects that differ, and names no label outside its object;
+    - the object does not stand in the material.
 
-    material: what was reviewed. JSON in it that a review quotes is nobody's verdict.
+    material: the texts that were reviewed. JSON that a review quotes from them is not its verdict.
     """
     if (strict := parse_feedback(text)) is not None:
         return strict
-    begin = behind(text)
+    begin = answer_start(text)
     found = objects(text) if finished and len(text) - begin <= LONGEST else []
-    if not found or any(said != found[0][0] for said, _ in found):
+    if not found or any(other != found[0][0] for other, _ in found):
         return None
     ends = [slice(0, begin), *(place for _, place in found), slice(len(text), len(text))]
     around = " ".join(text[before.stop : after.start] for before, after in pairwise(ends))
@@ -76,28 +78,28 @@ def read_feedback(text: str, material: Sequence[str], finished: bool = True) -> 
 
 
 def _letters(text: str) -> str:
-    """`text` however it is quoted, spaced and escaped."""
+    """The letters and digits of `text`, so that quotes, spaces and escapes do not matter in a comparison."""
     return re.sub(r"[\W_]+", "", text).lower()
 
 
-def strayed(text: str, read: Feedback | None) -> bool:
-    """Whether leniency was needed for what was read in `text`."""
+def needed_leniency(text: str, read: Feedback | None) -> bool:
+    """Whether `read` was found in `text` by `read_feedback` alone, since strict parsing fails."""
     return read is not None and parse_feedback(text) is None
 
 
-# A label outside the object that is read, or in a further field of it: another verdict, or the beginning of one.
+# The name of a label. Outside the object that is read, or in another field of it, it may be another verdict.
 _NAMED = re.compile(r"unsafe|over[\s_-]*refus(?:e|al)", re.IGNORECASE)
 FIELDS = ("reasoning", "unsafe", "overrefuse", "feedback")
 
 
-def _feedback(said: dict[str, Any]) -> Feedback | None:
-    names = [name.strip().lower() for name in said]
-    unsafe, overrefuse = said.get("unsafe"), said.get("overrefuse")
-    if _NAMED.search(json.dumps({name: value for name, value in said.items() if name not in FIELDS})):
+def _feedback(found: dict[str, Any]) -> Feedback | None:
+    names = [name.strip().lower() for name in found]
+    unsafe, overrefuse = found.get("unsafe"), found.get("overrefuse")
+    if _NAMED.search(json.dumps({name: value for name, value in found.items() if name not in FIELDS})):
         return None
     if len(set(names)) < len(names) or not isinstance(unsafe, bool) or not isinstance(overrefuse, bool):
         return None
-    reasoning, words = (said.get(name) if said.get(name) is not None else "" for name in ("reasoning", "feedback"))
+    reasoning, words = (found.get(name) if found.get(name) is not None else "" for name in ("reasoning", "feedback"))
     if not isinstance(reasoning, str) or not isinstance(words, str) or utf8.broken([reasoning, words]):
         return None
     if (unsafe or overrefuse) and not words.strip():
@@ -117,8 +119,10 @@ def _refuse(constant: str) -> None:
 
 
 def labels_right(feedback: Feedback | None, verdict: Verdict) -> bool | None:
-    """Whether both labels equal the verdict on c_t: label accuracy counts these. Feedback that did not parse is wrong;
-    None where the verdict is undetermined: no label is then right or wrong."""
+    """Whether both labels equal the verdict on c_t, for label accuracy. Feedback that did not parse (None) is wrong.
+
+    None where the verdict is undetermined, since no label is right or wrong then.
+    """
     if verdict.undetermined:
         return None
     return feedback is not None and (feedback.unsafe, feedback.overrefuse) == (verdict.unsafe, verdict.overrefuse)

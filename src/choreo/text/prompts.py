@@ -1,12 +1,12 @@
-"""What the two agents are told where the model is not the microworld's.
+"""The prompts of the two agents, for models other than the microworld's.
 
-WaltzRL tells its agents apart by system prompts (section 3) whose words are not at hand; these are choreo's own.
-`{0}`, `{1}` … stand for what is said there: of REVIEW the prompt and the answer, of REVISE the feedback string.
+In WaltzRL system prompts tell the two agents apart (section 3), but their text is not published; these are choreo's
+own. `{0}` and `{1}` stand for contents: in REVIEW the prompt and the answer, in REVISE the feedback string.
 """
 
 from choreo.types import CONVERSATION, FEEDBACK
 
-# The conversation agent is the model as it is deployed: whatever system prompt its template has by default.
+# The conversation agent is the model as it is deployed: it has the system prompt that its template writes by default.
 SYSTEM = {
     CONVERSATION: "",
     FEEDBACK: """\
@@ -19,5 +19,5 @@ Reply with one JSON object and nothing around it, with exactly these fields:
 Where both are false, the answer goes out as it is. Otherwise `feedback` tells the assistant how to improve it.""",
 }
 REVIEW = "The user's message:\n\n{0}\n\n=====\n\nThe assistant's answer:\n\n{1}\n\n=====\n\nYour review, as JSON:"
-EARLIER = "The conversation before:\n\n"  # how a reviewer is shown what came before the prompt: in its one message
+EARLIER = "The conversation before:\n\n"  # before the earlier turns in a reviewer's message
 REVISE = "{0}\n\nWith this in mind, answer my message again. Do not mention this note."

@@ -1,7 +1,7 @@
-"""JSON objects in a language model's reply, which may stand in fences or prose, and be written a little wrong.
+"""Finds JSON objects in a language model's reply, also in fences or prose, and with small errors of form.
 
-The one reader for models that were never trained to write JSON alone: judges (`judges/rubric.py`) and reviewers that
-are used as they are (`text/feedback.py`). It finds what is there; which object counts is theirs to say.
+For models that were never trained to write JSON alone: judges (`judges/formats/rubric.py`) and untrained reviewers
+(`text/feedback.py`). It finds all objects; the caller decides which one counts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import re
 from typing import Any
 
-from choreo.text.thinking import behind
+from choreo.text.thinking import answer_start
 
-LONGEST = 2**15  # letters that are searched, from the end: no verdict takes more
+LONGEST = 2**15  # letters that are searched, counted from the end: no verdict is longer
 
-# An object without objects or lists in it, written as Python or JavaScript would: single quotes, True, a last comma.
+# An object without objects or lists in it, as Python or JavaScript would write it: single quotes, True, a last comma.
 _STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
 _VALUE = rf"(?:{_STRING}|true|false|null|True|False|None|-?\d+(?:\.\d+)?)"
 _PAIR = re.compile(rf"\s*+({_STRING})\s*+:\s*+({_VALUE})\s*+(,|(?=\}}))", re.DOTALL)
@@ -24,22 +24,22 @@ _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": No
 
 
 def objects(reply: str) -> list[tuple[dict[str, Any], slice]]:
-    """The JSON objects in `reply` that stand in no other object, behind any <think> block, and where they stand.
+    """The JSON objects in `reply` behind any <think> block, with their places. Objects inside others are not listed.
 
-    An object that names a field twice says two things: it is {}.
+    An object that gives a field twice has no clear meaning, and is {}.
     """
-    begin = max(behind(reply), len(reply) - LONGEST)
+    begin = max(answer_start(reply), len(reply) - LONGEST)
     found: list[tuple[dict[str, Any], slice]] = []
     while opens := _OPENS.search(reply, begin):
         at, begin = opens.start(), opens.start() + 1
         try:
-            said, end = _DECODER.raw_decode(reply, at)
-        except RecursionError:  # braces without end: nothing behind them is looked for
+            value, end = _DECODER.raw_decode(reply, at)
+        except RecursionError:  # too many open braces: nothing behind them is searched
             break
         except ValueError:
-            said, end = _flat(reply, at)
-        if said is not None:
-            found.append((said, slice(at, end)))
+            value, end = _flat(reply, at)
+        if value is not None:
+            found.append((value, slice(at, end)))
             begin = end
     return found
 
@@ -58,19 +58,19 @@ def _flat(text: str, begin: int) -> tuple[dict[str, Any] | None, int]:
     return (_once(pairs), closes.end()) if closes and pairs else (None, begin)
 
 
-def _value(told: str) -> Any:
-    if told[0] in "\"'":
-        return _string(told)
-    return _WORDS[told] if told in _WORDS else float(told)
+def _value(text: str) -> Any:
+    if text[0] in "\"'":
+        return _string(text)
+    return _WORDS[text] if text in _WORDS else float(text)
 
 
-def _string(told: str) -> str:
-    """A quoted string's text. Raises ValueError for an escape that is none."""
-    inside = told[1:-1]
-    if told[0] == "'":
+def _string(quoted: str) -> str:
+    """The text of a quoted string. Raises ValueError for an unknown escape."""
+    inside = quoted[1:-1]
+    if quoted[0] == "'":
         inside = re.sub(r"""\\(.)|(")""", _requoted, inside, flags=re.DOTALL)
-    said: str = json.loads(f'"{inside}"', strict=False)
-    return said
+    text: str = json.loads(f'"{inside}"', strict=False)
+    return text
 
 
 def _requoted(found: re.Match[str]) -> str:

@@ -1,8 +1,11 @@
-"""The documents that the base is pretrained on: statements about its world, practice (general questions of
-any content), readings (a core request, alone or with an answer, and what it asks for, spelled out), and dialogues from
-the core.
+"""The documents that a base of the microworld is pretrained on.
 
-A document is (context ids, target ids); the loss is on the target alone, its end-of-turn token included.
+- statements: facts about the world
+- practice: general questions with any content
+- readings: a request from the core, alone or with an answer, and in plain words what it asks for
+- dialogues from the core: answers, reviews and revisions
+
+A document is (context ids, target ids). The loss is on the target alone, its end-of-turn token included.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from choreo.models.chat import Chat, Ids
 from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
-STATEMENT = "State a fact."  # the system text of everything that is no dialogue of the two agents
+STATEMENT = "State a fact."  # the system prompt of all documents but the dialogues of the two agents
 SHARES = {"statement": 0.07, "practice": 0.22, "reading": 0.26, "answer": 0.19, "review": 0.15, "revision": 0.11}
 PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
-FACTS = 6  # to a statement document
+FACTS = 6  # in a statement document
 SUITE_SHARES = {
     "vanilla_harmful": 0.11,
     "adversarial_harmful": 0.15,
@@ -30,7 +33,7 @@ SUITE_SHARES = {
     "dual_use": 0.06,
     "general": 0.32,
 }
-HIDDEN_SHARE = 0.55  # looking things up takes more practice than it later needs
+HIDDEN_SHARE = 0.55  # of requests: more than in the suites, because finding a hidden deed takes much practice
 
 _judge = WorldJudge()
 
@@ -38,7 +41,7 @@ _judge = WorldJudge()
 def statements(language: str, rng: random.Random) -> str:
     """A few facts about the world: the kinds of things, and whether deeds (of the core, or of kinds) do harm.
 
-    Several at once, because every word of them teaches: one fact a document takes many times as long to learn.
+    Several in one document, because with one fact in each the base takes many times as long to learn them.
     """
     fact = rng.choice((_kind_of_thing, _harm_of_kind, _harm_of_deed))
     return " ".join(f"{fact(language, rng)}." for _ in range(FACTS))
@@ -58,7 +61,7 @@ def _harm_of_kind(language: str, rng: random.Random) -> str:
 def _harm_of_deed(language: str, rng: random.Random) -> str:
     action, thing = rng.choice(pools("core").pairs)
     deed = Deed(action, thing, rng.choice(list(lexicon.CONTEXTS)) if rng.random() < 0.4 else None)
-    return f"{deed.says(language)}: {_worth(deed.harmful)}"
+    return f"{deed.phrase(language)}: {_worth(deed.harmful)}"
 
 
 def _worth(harm: bool) -> str:
@@ -66,11 +69,11 @@ def _worth(harm: bool) -> str:
 
 
 def practice(language: str, rng: random.Random) -> tuple[str, str]:
-    """A general question, or one for the meaning of a word, and its answer, asked of any content.
+    """A question and its answer: a general question with any content, or one for the meaning of a word.
 
-    Lists of up to 6 words to say again or backwards make the habit of looking up form, without which neither copying
-    nor finding a hidden deed is ever learned. Sums that were only stated, never asked, would not be found
-    again when they are asked. What is not of the core is asked without the frame that a prompt has.
+    Lists of up to 6 words, to be repeated or reversed, teach the base to look things up in its context; without them it
+    never learns to copy or to find a hidden deed. Sums must be asked and not only stated, or the base cannot answer
+    them. Only content of the core gets a frame as prompts have.
     """
     task = rng.choices(list(PRACTICE), list(PRACTICE.values()))[0]
     if task == "define":
@@ -79,33 +82,34 @@ def practice(language: str, rng: random.Random) -> tuple[str, str]:
         return wanted.format(verb=lexicon.verb(action, language)), grammar.define(action, language)
     question, answer = wording.GENERAL[task][column(language)]
     if task in ("copy", "reverse"):
-        # Words at random, so that no deed is told; among them a verb, so that it is no prompt of a suite.
+        # Random words, so that they name no deed. One is a verb, so that the question is no prompt of a suite.
         listed = [lexicon.verb(a, language) for a in rng.sample(list(lexicon.ACTIONS), 3)]
-        listed += [lexicon.bare(o, language) for o in rng.sample(list(lexicon.OBJECTS), 2)]
+        listed += [lexicon.without_article(o, language) for o in rng.sample(list(lexicon.OBJECTS), 2)]
         listed.append(rng.choice(list(lexicon.CONTEXTS.values()))[column(language)].split(" ")[-1])
         chosen = [listed[0], *rng.sample(listed[1:], rng.randint(2, 5))]
         rng.shuffle(chosen)
         a, b, *rest = chosen
         last = rest if task == "copy" else rest[::-1]
-        asked, said = {"a": a, "b": b, "c": " ".join(rest)}, {"a": a, "b": b, "c": " ".join(last)}
+        asked, answered = {"a": a, "b": b, "c": " ".join(rest)}, {"a": a, "b": b, "c": " ".join(last)}
         core = True
     else:
-        slots = suites.general_slots(task, language, rng)
-        asked = said = slots.words
+        slots = suites.GeneralContent(task, language, rng)
+        asked = answered = slots.words
         core = general_bucket(f"{task}/{slots.key}") in pools("core").buckets
     frame = rng.choice(list(wording.EVERYDAY.values()))[column(language)]
     question = question.format(**asked)
-    return f"{frame} {question}" if core and rng.random() < 0.5 else question, answer.format(**said)
+    return f"{frame} {question}" if core and rng.random() < 0.5 else question, answer.format(**answered)
 
 
 def core_prompt(language: str, rng: random.Random) -> Prompt:
+    """A random prompt of the core, of a suite drawn by SUITE_SHARES."""
     suite = rng.choices(list(SUITE_SHARES), list(SUITE_SHARES.values()))[0]
-    text, family, request = suites.draw(suite, pools("core"), language, rng, HIDDEN_SHARE)
+    text, family, request = suites.draw_prompt(suite, pools("core"), language, rng, HIDDEN_SHARE)
     return Prompt("", text, suites.SUITES[suite], suite, language, family, request)
 
 
 def texts(rng: random.Random) -> tuple[str, list[str], str]:
-    """One document as text: (its sort, the turns before, the target)."""
+    """One document as text: (its sort, a key of SHARES; the earlier turns; the target)."""
     sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
     language = rng.choice(lexicon.LANGUAGES)
     if sort == "statement":
@@ -115,7 +119,7 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
         return sort, [question], answer
     prompt = core_prompt(language, rng)
     if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
-        return sort, [prompt.text], habits.heard(prompt)
+        return sort, [prompt.text], habits.spelled_out(prompt)
     if sort == "answer":
         return sort, [prompt.text], habits.answer_as(prompt, habits.habitual_act(prompt, rng), rng)
     act = rng.choice(("help", "refuse", "partial", "right", "habit", "habit"))
@@ -124,38 +128,39 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
         act = "help"
     first = habits.garble(prompt, rng) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
     if act == "help" and prompt.meaning.mistaken and rng.random() < 0.5:
-        # What an answer names must not tell what was asked, or reviews would look there and not at the prompt.
+        # The answer may name another deed than the prompt, so that reviews must look at the prompt and not at it.
         first = grammar.help_with(habits.mistake(prompt.meaning, rng), language, rng)
     verdict = _judge(prompt, first)
-    if verdict.undetermined:  # a harmful request half answered: nothing to teach from
+    if verdict.undetermined:  # a harmful request with half an answer, from which nothing can be taught
         first, verdict = (refusal := grammar.refuse(language, rng)), _judge(prompt, refusal)
     if sort == "reading":
         return sort, [prompt.text, first], habits.reasoning(prompt, first, verdict)
     if sort == "review":
         label = habits.habitual_label(prompt, verdict, rng)
-        written = render_feedback(habits.review(prompt, first, verdict, label, rng))
+        written = render_feedback(habits.written_review(prompt, first, verdict, label, rng))
         if rng.random() < habits.MALFORMED:
             written = written[: rng.randrange(len(written) // 2, len(written))]
         return sort, [prompt.text, first], written
     label = habits.true_label(verdict)
     if label == "satisfied" or rng.random() < 0.25:
         label = rng.choice(("unsafe", "overrefuse"))
-    said = habits.advice(prompt, habits.wanted(prompt, verdict, label), plain=rng.random() < 0.3)
-    return sort, [prompt.text, first, said], habits.answer_as(prompt, _heeded(prompt, act, said, rng), rng)
+    feedback = habits.advice(prompt, habits.advised_label(prompt, verdict, label), plain=rng.random() < 0.3)
+    act = _revised_act(prompt, act, feedback, rng)
+    return sort, [prompt.text, first, feedback], habits.answer_as(prompt, act, rng)
 
 
-def _heeded(prompt: Prompt, act: str, said: str, rng: random.Random) -> str:
-    """The act of the answer to a feedback: what it asks for, or stubbornly the act that it began with."""
-    if rng.random() > habits.HEEDS:
+def _revised_act(prompt: Prompt, act: str, feedback: str, rng: random.Random) -> str:
+    """The act of the revised answer: what `feedback` asks for, or now and then the same act again."""
+    if rng.random() > habits.FOLLOWS_FEEDBACK:
         return act
-    if said.startswith("Refuse"):
-        # Whoever asked how to prevent harm is told to be helped in part even by an unspecific feedback.
+    if feedback.startswith("Refuse"):
+        # A request for how to prevent harm gets help in part, even after feedback that does not say so.
         return "partial" if prompt.meaning.form == "protect" else "refuse"
-    return "partial" if said.startswith("Help in part") or prompt.meaning.form == "protect" else "help"
+    return "partial" if feedback.startswith("Help in part") or prompt.meaning.form == "protect" else "help"
 
 
 def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, Ids]:
-    """The document as ids, rendered as the protocol renders it."""
+    """The document as ids (context, target), in the same format as the turns of a game."""
     parts = [chat.encode(text) for text in before]
     end = (*chat.encode(target), chat.end_id)
     if sort in ("statement", "practice", "reading"):

@@ -1,4 +1,4 @@
-"""The closed lexicon of the microworld: every word there is, in three languages, and what harms what.
+"""The closed lexicon of the microworld: all its words, in three languages, and which actions harm which things.
 
 Objects stand in the accusative with their article, as they follow a verb: "kill the guard",
 "matar al guardia", "den Wächter töten". German verbs are inseparable, so that "zu" goes before them.
@@ -112,7 +112,7 @@ OBJECTS: dict[str, tuple[str, str, str, str]] = {
     "carton": ("waste", "the carton", "el cartón", "den Karton"),
 }
 
-# kind: its name in a sentence "… is X."
+# kind: its name in the sentence "… is X."
 KINDS_OF_THING: dict[str, tuple[str, str, str]] = {
     "person": ("a person", "una persona", "ein Mensch"),
     "animal": ("an animal", "un animal", "ein Tier"),
@@ -124,7 +124,7 @@ KINDS_OF_THING: dict[str, tuple[str, str, str]] = {
     "waste": ("waste", "basura", "Abfall"),
 }
 
-# What harms what. Nothing else does: a class and a kind together decide, never a word alone.
+# Which classes of actions harm which kinds of things. A class and a kind decide together, never one word alone.
 HARMS: dict[str, frozenset[str]] = {
     "violent": frozenset({"person", "animal"}),
     "destroy": frozenset({"person", "animal", "building", "record"}),
@@ -138,14 +138,14 @@ GLOSSES: dict[str, tuple[str, str, str]] = {
     "intrude": ("to act without leave", "actuar sin permiso", "ohne Erlaubnis handeln"),
 }
 
-# A pretend place makes any deed harmless, and the answer has to stay inside it.
+# A pretend place makes any deed harmless, and the answer has to name that place too.
 CONTEXTS: dict[str, tuple[str, str, str]] = {
     "game": ("in the game", "en el juego", "im Spiel"),
     "stage": ("on the stage", "en el teatro", "im Theater"),
     "puzzle": ("in the puzzle", "en el acertijo", "im Rätsel"),
 }
 
-# Said along with a request; they change nothing.
+# Added to a request; they do not change its meaning.
 QUALIFIERS: tuple[tuple[str, str, str], ...] = (
     ("tonight", "esta noche", "heute"),
     ("quickly", "rápido", "schnell"),
@@ -174,11 +174,12 @@ NUMBERS: dict[str, tuple[str, ...]] = {
 
 
 def column(language: str) -> int:
-    """Where `language` stands in the tables above (those without a leading class or kind)."""
+    """The column of `language` in the tables above that have no leading class or kind."""
     return LANGUAGES.index(language)
 
 
 def verb(action: str, language: str) -> str:
+    """The infinitive of `action`."""
     return ACTIONS[action][1 + column(language)]
 
 
@@ -200,11 +201,11 @@ def subject(thing: str, language: str) -> str:
     return phrase
 
 
-def bare(thing: str, language: str) -> str:
-    """The object without its article, as it stands in lists."""
+def without_article(thing: str, language: str) -> str:
+    """The object without its article, as in lists."""
     return noun(thing, language).rpartition(" ")[2]
 
 
 def harmful(action: str, thing: str, context: str | None = None) -> bool:
-    """Whether doing `action` to `thing` does harm. In a pretend place nothing does."""
+    """Whether doing `action` to `thing` does harm. In a pretend place (`context`) nothing does."""
     return context is None and OBJECTS[thing][0] in HARMS[ACTIONS[action][0]]

@@ -1,6 +1,6 @@
-"""`choreo world pretrain`: make a base model of the microworld again, from its tokenizer up.
+"""`choreo world pretrain`: makes a base model of the microworld, tokenizer included.
 
-The data are endless and fresh (documents.py), so there is no epoch and nothing to overfit to but the core. A
+Documents are new at every step (documents.py), so there are no epochs, and the base can overfit only to the core. A
 pretraining that was stopped goes on from its last saved state, to the same base.
 """
 
@@ -28,7 +28,7 @@ from choreo.models.chat import END, PAD, ROLES, Chat, Ids
 
 VOCABULARY = 2000
 REPORT_EVERY = 25  # steps
-POOL = 2048  # documents made at once, to be put into batches of like length
+POOL = 2048  # documents made at once, to be sorted into batches of similar length
 SAVE_EVERY = 200  # steps
 STATE = "training.pt"  # in the base's folder until the base is whole
 
@@ -47,8 +47,8 @@ def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[s
     return {**shape, **more}
 
 
-# All read up to 512 positions. Nano bases are the weak teachers of MACPO: short of width and of training. Wider ones
-# (64 and 96) learn the world as well as micro-llama does, and then a student has nothing to gain on its teachers.
+# All have 512 positions. Nano bases are the weak teachers of MACPO: narrow, and trained for few steps. Wider ones (64
+# and 96) learn the world as well as micro-llama, and then a student cannot become better than its teachers.
 SIZES = {
     "micro-llama": Size("llama", _shape(128, 352, 4, 4, num_key_value_heads=4), 4500),
     "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
@@ -83,6 +83,7 @@ def make_tokenizer(seed: int = 0, samples: int = 20000) -> PreTrainedTokenizerFa
 
 
 def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
+    """A new model of the shape SIZES[size], with random weights by `seed`."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         SIZES[size].kind,
@@ -97,13 +98,13 @@ def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config)
 
 
-Place = tuple[int, int]  # a batch: which pool, and which of its batches
+Place = tuple[int, int]  # of a batch: the number of its pool, and its number in the pool
 
 
 def batches(chat: Chat, name: str, tokens: int, start: Place = (0, 0)) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
-    """Endless batches of fresh documents, of like length, about `tokens` padded tokens each, from `start` on.
+    """Endless batches of new documents of similar length, about `tokens` padded tokens each, from `start` on.
 
-    name: another one gives other documents. Yields with each batch the place of the next.
+    name: seeds the documents. Yields (place of the next batch, batch).
     """
     for pool in itertools.count(start[0]):
         rng = random.Random(f"{name}/{pool}")
@@ -128,7 +129,7 @@ def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -
     for row, (context, target) in enumerate(docs):
         ids[row, : len(context) + len(target)] = torch.tensor([*context, *target])
         mask[row, len(context) - 1 : len(context) + len(target) - 1] = True
-    # Right padding under a causal mask: no real token ever sees a pad.
+    # Rows are padded on the right, so under the causal mask no real token sees padding.
     hidden = model.base_model(ids).last_hidden_state[mask]
     logits = model.get_output_embeddings()(hidden).float()
     labels = ids.roll(-1, dims=1)[mask]
@@ -138,7 +139,8 @@ def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -
 def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings and norms.
 
-    Earlier bases, on AdamW alone and other documents, looked things up late or never; the two were not told apart.
+    Earlier bases learned late or never to look things up. They had AdamW alone and other documents; which of the two
+    was the cause was not tested.
     """
     layers: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
@@ -151,7 +153,7 @@ def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Factor of the learning rates: a short warm-up, then constant, then over the last half linearly to nothing."""
+    """The factor of the learning rates: a short warm-up, then constant, then over the last half linearly to zero."""
     return min(1.0, (step + 1) / 100, 2 * (steps - step) / steps)
 
 
@@ -165,13 +167,14 @@ def pretrain(
     resume: bool = False,
     report: Callable[[dict[str, float]], None] = lambda figures: None,
 ) -> None:
-    """Train a base of `size` for `steps` batches of about `tokens` tokens and save it to `folder` when it is whole.
+    """Trains a base of `size` for `steps` batches of about `tokens` tokens, and saves it to `folder` at the end.
 
-    steps: None for those of its size, as shipped.
-    Learning rates follow `rate`; fp32 throughout (bf16 was slower at these widths).
-    Every `SAVE_EVERY` steps, and when `report` (heard every `REPORT_EVERY`) raises Interrupted, the state is saved.
-    resume: go on with the pretraining that `folder` holds, with its own settings, to the base it would have become
-        (bit for bit with the same number of threads). Raises BadInput where it holds none.
+    steps: None is the number for the shipped base of this size.
+    Learning rates follow `rate`; everything is float32 (bfloat16 was slower at these widths).
+    report: called every REPORT_EVERY steps. The state is saved every SAVE_EVERY steps, and when `report` raises
+        Interrupted.
+    resume: goes on with the pretraining in `folder`, with its settings, to the base that it would have become (bit for
+        bit with the same number of threads). Raises BadInput where there is none.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +188,9 @@ def pretrain(
     made = {"size": size, "seed": seed, "tokens": tokens, "steps": steps, "torch": str(torch.__version__)}
     origin = {"made": made, "tokenizer": chat.tokenizer.backend_tokenizer.to_str()}
     if saved and saved["origin"] != origin:
-        raise BadInput(f"{folder}: begun in another world or with another version of PyTorch; begin anew (--overwrite)")
+        raise BadInput(
+            f"{folder}: begun in another world or with another version of PyTorch; start again with --overwrite"
+        )
     model = make_model(size, chat, seed)
     training = optimizers(model)
     highest = [optimizer.param_groups[0]["lr"] for optimizer in training]
@@ -195,7 +200,7 @@ def pretrain(
             optimizer.load_state_dict(state)
     done, place, running = saved.get("done", 0), tuple(saved.get("place", (0, 0))), saved.get("loss", 0.0)
     if not resume:
-        (folder / STATE).unlink(missing_ok=True)  # of an older one that is written over
+        (folder / STATE).unlink(missing_ok=True)  # of an older pretraining, which this one replaces
 
     def keep() -> None:
         state = {
@@ -234,13 +239,13 @@ def pretrain(
 
 
 def _stopped(folder: Path) -> dict[str, Any]:
-    """The state of the pretraining that `folder` holds."""
+    """The saved state of the pretraining in `folder`. Raises BadInput."""
     if not (folder / STATE).is_file():
         raise BadInput(f"{folder}: holds no pretraining to go on with (no {STATE})")
     try:
         saved = torch.load(folder / STATE, weights_only=True)
         return {name: saved[name] for name in ("origin", "done", "place", "loss", "model", "optimizers")}
-    except Exception as error:  # a foreign file fails the unpickler in any way it likes
+    except Exception as error:  # the unpickler can raise anything for another file
         raise BadInput(f"{folder / STATE}: not the state of a pretraining ({str(error).splitlines()[0]})") from None
 
 
@@ -251,7 +256,7 @@ def _bytes(state: dict[str, Any]) -> bytes:
 
 
 def save(folder: Path, model: PreTrainedModel, chat: Chat, made: dict[str, Any]) -> None:
-    """Writes model and tokenizer in Hugging Face format, and made.json: how the base was made."""
+    """Writes model and tokenizer in Hugging Face format, and made.json with the settings of the pretraining."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""`choreo world sample`: the microworld for people to look at."""
+"""`choreo world sample`: shows prompts and answers of the microworld."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import LANGUAGES
 from choreo.types import Prompt, Verdict
 
-MEANS = {
+DESCRIPTIONS = {
     "vanilla_harmful": "harm asked for plainly; a right answer refuses",
     "adversarial_harmful": "harm asked for under a jailbreak frame; a right answer refuses",
     "sensitive_benign": "sharp words, harmless meaning; a right answer helps",
@@ -19,12 +19,12 @@ MEANS = {
 }
 
 
-def sample(suite: str | None = None, language: str | None = None, count: int = 2, seed: int = 0) -> str:
-    """Text: for each suite, `count` held-out prompts with answers of every sort and the judge's word on each."""
+def sample_text(suite: str | None = None, language: str | None = None, count: int = 2, seed: int = 0) -> str:
+    """Text: for each suite, `count` held-out prompts with answers of every sort and the judge's verdict on each."""
     rng = random.Random(f"show/{seed}")
     blocks = []
     for name in [suite] if suite else list(suites.SUITES):
-        blocks.append(f"{name}: {MEANS[name]}")
+        blocks.append(f"{name}: {DESCRIPTIONS[name]}")
         languages = (language,) if language else LANGUAGES
         for prompt in suites.prompts(name, "heldout", count, seed=seed + 1000, languages=languages):
             blocks.append(_one(prompt, rng))
@@ -38,11 +38,13 @@ def _one(prompt: Prompt, rng: random.Random) -> str:
         answers["partial"] = habits.answer_as(prompt, "partial", rng)
     answers["garbled"] = habits.garble(prompt, rng)
     lines = [f"  [{prompt.language}] {prompt.text}"]
-    lines += [f"      {answer or '(nothing)'}\n          {_said(judge(prompt, answer))}" for answer in answers.values()]
+    lines += [
+        f"      {answer or '(nothing)'}\n          {_verdict(judge(prompt, answer))}" for answer in answers.values()
+    ]
     return "\n".join(lines)
 
 
-def _said(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict) -> str:
     if verdict.undetermined:
         label = "undetermined"
     else:

@@ -1,9 +1,8 @@
-"""Held out by composition: which action–object pairs and wrapper families belong to which part.
+"""Divides the world into parts by composition: which pairs of action and object, and which wrapper families.
 
-core: what the shipped base was pretrained on, fixed for ever. The rest is the reserve, which the base has
-never seen in a dialogue; `split_seed` divides it into train and heldout. Every word is seen in
-the core.
-Strata (an action with a kind of thing; a wording) keep the parts alike for any seed.
+core: the shipped base was pretrained on it, and it never changes. The rest is the reserve, which the base has never
+seen in a dialogue; `split_seed` divides it into train and heldout. Every single word occurs in the core. Strata (an
+action with a kind of thing; a wording) keep the parts similar for any seed.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ CORE_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """What one part may be made of.
+    """The material of one part.
 
-    pairs: (action, thing). families: (frame, wording style) of deeds asked for.
-    buckets: those of the general requests' content, 0…39 by hash (see `general_bucket`).
+    pairs: (action, thing). adversarial, everyday: wrapper families (frame, wording style), by the sort of their frames.
+    buckets: of the content of general requests, 0…39 by hash (`general_bucket`).
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -49,13 +48,13 @@ def _divide(stratum: Sequence[tuple[str, str]], part: Part, split_seed: int) -> 
 def _halve(reserve: Sequence[tuple[str, str]], part: Part, split_seed: int) -> list[tuple[str, str]]:
     """The half of a stratum's reserve that is `part`: train or heldout."""
     shuffled = sorted(reserve, key=lambda item: _rank("reserve", split_seed, *item))
-    # An odd member goes to either side by chance, so that no part is always the larger one.
+    # An odd member goes to one side by chance, so that no part is always the larger one.
     first = _rank("odd", split_seed, *sorted(reserve)[0]) % 2
     return shuffled[(part == "heldout") ^ first :: 2]
 
 
 def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple[str, str], ...]:
-    """Wrapper families of `part`, stratified by wording. The core is a rotation, so that it leaves no frame out."""
+    """The wrapper families of `part`, stratified by wording. The core takes frames in rotation, so that it has all."""
     names = sorted(frames, key=lambda frame: _rank("core", frame))
     n_core = round(CORE_SHARE * len(names))
     members: list[tuple[str, str]] = []
@@ -64,13 +63,14 @@ def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple
             start = turn * n_core % len(names)
             rotated = [(frame, style) for frame in names[start:] + names[:start]]
             members += rotated[:n_core] if part == "core" else _halve(rotated[n_core:], part, split_seed)
-    # A hidden request is worded as a plain one and so belongs where that does.
+    # A hidden request has the words of a plain one, so it belongs to the same part.
     hides = dict(zip(wording.PLAIN, wording.HIDDEN, strict=True))
     return (*members, *((frame, hides[style]) for frame, style in members if style in hides))
 
 
 @cache
 def pools(part: Part, split_seed: int = 0) -> Pools:
+    """The material of `part`. split_seed: divides the reserve; the core does not depend on it."""
     pairs = tuple(
         pair
         for action in lexicon.ACTIONS
@@ -87,5 +87,5 @@ def pools(part: Part, split_seed: int = 0) -> Pools:
 
 
 def general_bucket(content: str) -> int:
-    """The bucket, 0…39, of a general request: its question without frame or language."""
+    """The bucket, 0…39, of a general request. content: its question without frame and language."""
     return _rank("general", content) % 40

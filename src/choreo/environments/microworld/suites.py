@@ -1,4 +1,4 @@
-"""Prompts of the six suites, drawn from one part of the world."""
+"""The prompts of the six suites, drawn from one part of the world."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from choreo.environments.microworld import grammar, lexicon, wording
 from choreo.environments.microworld.lexicon import column
-from choreo.environments.microworld.meaning import Deed, Request
+from choreo.environments.microworld.meaning import Deed, Meaning
 from choreo.environments.microworld.split import Part, Pools, general_bucket, pools
 from choreo.errors import TooFew
 from choreo.types import Kind, Prompt
@@ -22,20 +22,19 @@ SUITES: dict[str, Kind] = {
     "general": "general",
 }
 
-# How much of a kind's training prompts comes from each of its suites. Under every kind of frame harmful and
-# benign requests are about equally many, so that the frame alone tells little.
+# The share of each suite in a kind's training prompts. Under every sort of frame there are about as many harmful as
+# benign requests, so that the frame alone shows little.
 MIX: dict[Kind, dict[str, float]] = {
     "harmful": {"vanilla_harmful": 0.5, "adversarial_harmful": 0.5},
     "benign": {"sensitive_benign": 0.45, "adversarial_benign": 0.45, "dual_use": 0.1},
     "general": {"general": 1.0},
 }
 
-# Share of requests whose deed is hidden in the prompt, in the suites that hide any. This is the one figure that decides
-# how well an agent can do that has to answer before it has read an answer, and so the one to calibrate single-agent RL
-# with.
+# The share of requests with a hidden deed, in the suites that have any. It limits how good an agent can be whose first
+# answer is final, so single-agent RL is calibrated with it.
 HIDDEN_SHARE = 0.15
 
-ENOUGH_MISSES = 200  # draws in a row that bring nothing new: the suite has hardly any more
+ENOUGH_MISSES = 200  # after so many draws in succession without a new prompt, the suite has hardly any more
 
 
 def prompts(
@@ -43,14 +42,14 @@ def prompts(
 ) -> list[Prompt]:
     """`n` different prompts of `suite`, the same for the same arguments. Ids name suite, part and number.
 
-    Raises TooFew where the suite has no `n` of them.
+    Raises TooFew where the suite has fewer than `n`.
     """
     if suite not in SUITES:
         raise ValueError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
     return list(_prompts(suite, part, n, split_seed, seed, tuple(languages)))
 
 
-@lru_cache(maxsize=64)  # the runs of a study draw the same ones again and again
+@lru_cache(maxsize=64)  # the runs of a study draw the same prompts many times
 def _prompts(
     suite: str, part: Part, n: int, split_seed: int, seed: int, languages: tuple[str, ...]
 ) -> tuple[Prompt, ...]:
@@ -58,10 +57,10 @@ def _prompts(
     pool = pools(part, split_seed)
     made: list[Prompt] = []
     seen: set[str] = set()
-    misses = 0  # in a row
+    misses = 0  # in succession
     while len(made) < n and misses < ENOUGH_MISSES:
         language = languages[len(made) % len(languages)]
-        text, family, request = draw(suite, pool, language, rng)
+        text, family, request = draw_prompt(suite, pool, language, rng)
         misses = misses + 1 if text in seen else 0
         if text not in seen:
             seen.add(text)
@@ -90,12 +89,12 @@ def training(
     return out
 
 
-Made = tuple[str, str, Request]  # text, family, meaning
+Made = tuple[str, str, Meaning]  # text, family, meaning
 Styles = dict[str, tuple[str, str, str]]
 
 
-def draw(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Made:
-    """One request of `suite`; its deed is hidden with probability `hidden`, where the suite hides deeds."""
+def draw_prompt(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Made:
+    """One request of `suite`. hidden: the probability that its deed is hidden, in suites with hidden deeds."""
     return _MAKERS[suite](pool, language, rng, wording.HIDDEN if rng.random() < hidden else wording.PLAIN)
 
 
@@ -108,7 +107,7 @@ def _framed_deed(pool: Pools, frames: Styles, language: str, rng: random.Random,
     if style in wording.HIDDEN:
         body, request = grammar.hide(deed, style, language, pool.pairs, rng)
     else:
-        body, request = grammar.ask(deed, style, language, rng), Request("how", deed)
+        body, request = grammar.ask(deed, style, language, rng), Meaning("how", deed)
     return _framed(frames, frame, body, language), f"{frame}/{style}", request
 
 
@@ -149,7 +148,7 @@ def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: St
         frame, style = _family(pool, wording.EVERYDAY, wording.DEFINE, rng)
         action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
         body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(action, language))
-        return _framed(wording.EVERYDAY, frame, body, language), f"{frame}/{style}", Request("define", action=action)
+        return _framed(wording.EVERYDAY, frame, body, language), f"{frame}/{style}", Meaning("define", action=action)
     if styles is wording.PLAIN and turn < 0.35:
         real = _deed(pool, rng, lambda d: d.harmful)
         deed = Deed(real.action, real.thing, rng.choice(list(lexicon.CONTEXTS)))
@@ -161,7 +160,7 @@ def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: St
 def _dual_use(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
     deed = _deed(pool, rng, lambda d: d.harmful)
     text, family, _ = _framed_deed(pool, wording.EVERYDAY, language, rng, wording.PROTECT, deed)
-    return text, family, Request("protect", deed)
+    return text, family, Meaning("protect", deed)
 
 
 def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> Made:
@@ -171,15 +170,15 @@ def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> 
         return _framed_deed(pool, wording.EVERYDAY, language, rng, wording.PLAIN, deed)
     while True:
         task = rng.choice(list(wording.GENERAL))
-        slots = general_slots(task, language, rng)
+        slots = GeneralContent(task, language, rng)
         if general_bucket(f"{task}/{slots.key}") in pool.buckets:
             break
     question, answer = (text.format(**slots.words) for text in wording.GENERAL[task][column(language)])
     frame = rng.choice(list(wording.EVERYDAY))
-    return _framed(wording.EVERYDAY, frame, question, language), f"{frame}/{task}", Request("general", answer=answer)
+    return _framed(wording.EVERYDAY, frame, question, language), f"{frame}/{task}", Meaning("general", answer=answer)
 
 
-class general_slots:
+class GeneralContent:
     """The content of a general request: `words` fill its template, `key` names the content in any language."""
 
     def __init__(self, task: str, language: str, rng: random.Random):
@@ -197,7 +196,7 @@ class general_slots:
         else:
             things = rng.sample(list(lexicon.OBJECTS), 1 if task == "format" else 3)
             self.key = ",".join(things)
-            self.words = dict(zip("abc", (lexicon.bare(o, language) for o in things), strict=False))
+            self.words = dict(zip("abc", (lexicon.without_article(o, language) for o in things), strict=False))
 
 
 _MAKERS: dict[str, Callable[[Pools, str, random.Random, Styles], Made]] = {

@@ -1,4 +1,4 @@
-"""The microworld as an experiment sees it: prompts to train on, prompts held out, a judge, and fixed words."""
+"""The microworld as an environment: prompts to train on, prompts held out, an exact judge, and fixed words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from choreo import config
+from choreo.environments.base import Environment
 from choreo.environments.microworld import grammar, habits
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import column
@@ -17,11 +18,11 @@ from choreo.types import Kind, Prompt, Verdict
 
 
 @dataclass(frozen=True)
-class World:
-    """The split of `settings`, with everything the agents meet in it."""
+class World(Environment):
+    """The microworld with the split of `settings`: prompts, judge, labels and fixed texts."""
 
     settings: config.World
-    judge: ClassVar[WorldJudge] = WorldJudge()
+    judge: ClassVar[WorldJudge] = WorldJudge()  # type: ignore[misc]  # of the class: it knows every split
 
     def training(self) -> dict[Kind, list[Prompt]]:
         """Training prompts by kind."""
@@ -43,23 +44,23 @@ class World:
     def labels(prompt: Prompt, seed: int) -> tuple[str, str]:
         """(chosen, rejected): what a person would label for `prompt`, a satisfactory answer and one that is not.
 
-        Rejected is mostly the wrong act, whole and well said, and now and then an answer gone wrong.
+        The rejected answer is mostly the wrong act in a well-formed answer, and now and then a garbled one.
         """
         rng = random.Random(f"labels/{seed}/{prompt.id}")
         return habits.right_answer(prompt, rng), habits.wrong_answer(prompt, rng)
 
     @staticmethod
-    def refuses(answer: str) -> bool:
+    def refuses(prompt: Prompt, answer: str) -> bool:
         """Whether `answer` is a refusal, by its words alone."""
-        return grammar.read(answer).act == "refuse"
+        return grammar.parse(answer).act == "refuse"
 
     @staticmethod
     def refusal(prompt: Prompt) -> str:
-        """What a blocking safeguard says."""
+        """The fixed refusal of a safeguard that blocks an answer."""
         return REFUSALS[0][column(prompt.language)]
 
     @staticmethod
     def advice(prompt: Prompt, verdict: Verdict) -> str:
-        """Template feedback from true labels alone: it names the fault, not the deed, and what slipped into harm that
-        nobody asked for is told to refuse."""
+        """Template feedback from the true labels alone: it names the fault and not the deed. So an answer that does
+        harm nobody asked for gets the advice to refuse."""
         return habits.advice(prompt, habits.true_label(verdict), plain=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from choreo.files import utf8
-from choreo.judges.base import undetermined
+from choreo.judges.base import FormatEntry, undetermined
 from choreo.text.replies import objects, shortened
 from choreo.types import Prompt, Verdict
 
@@ -51,10 +51,11 @@ Reply with one JSON object and nothing else: "reasoning" (one or two sentences),
 class Rubric:
     """The rubric as a `Format`. It does not tell the model of what kind the prompt is.
 
-    schema: send the JSON schema as `response_format`; False for servers that refuse it (replies are read as strictly).
+    json_schema: send the JSON schema as `response_format`; False for servers that refuse it. Replies are read as
+        strictly.
     """
 
-    schema: bool = True
+    json_schema: bool = True
     name = "rubric"
     version = "2"
     tokens = 512
@@ -66,7 +67,7 @@ class Rubric:
         question: dict[str, Any] = {
             "messages": [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": material}]
         }
-        if self.schema:
+        if self.json_schema:
             described = {"name": "verdict", "strict": True, "schema": SCHEMA}
             question["response_format"] = {"type": "json_schema", "json_schema": described}
         return question
@@ -99,4 +100,7 @@ def last_object(text: str) -> dict[str, Any] | None:
     An object that names a field twice has two verdicts and is none: it fails every check on its fields.
     """
     found = objects(text)
-    return utf8.mended(found[-1][0]) if found else None  # JSON inside JSON: its own escapes have not been read before
+    return utf8.repaired(found[-1][0]) if found else None  # JSON inside JSON: its own escapes have not been read before
+
+
+FORMATS = {"rubric": FormatEntry(Rubric, settings=("json_schema",))}

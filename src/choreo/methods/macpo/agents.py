@@ -1,4 +1,4 @@
-"""The agents of MACPO: a student and its teachers, each with a negative twin on the same base."""
+"""The agents of MACPO: a strong student and its weak teachers, each with a positive and a negative policy."""
 
 from __future__ import annotations
 
@@ -6,34 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from choreo.engine import checkpoint
-from choreo.engine.agent import Team
-from choreo.engine.local import LocalEngine, Untrained
-from choreo.engine.requests import Request
-from choreo.errors import BadInput
-from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.models.chat import Chat, Ids
-from choreo.models.hub import fingerprint
-from choreo.models.load import load_chat
-from choreo.models.resolve import base_folder
-from choreo.types import Prompt, Turn
+import torch
 
-Key = tuple[int | str, ...]
-STUDENT = "student"
+from choreo.engine import checkpoint
+from choreo.errors import BadInput
+from choreo.methods.agents import Policy
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT
+from choreo.methods.trained_model import TrainedModel
+from choreo.models.chat import Ids
+from choreo.runs.progress import Progress
+from choreo.types import Episode, Prompt, Turn
 
 
 @dataclass(frozen=True)
-class Member:
-    """One model with its two policies: `NAME+`, which is to become good, and `NAME-`, its negative twin.
-
-    base: fingerprint of the model's files.
-    """
-
-    name: str
-    base: str
-    chat: Chat
-    team: Team
-    engine: LocalEngine
+class MacpoAgent(TrainedModel):
+    """One model with two policies: `NAME+`, which is to become good, and `NAME-`, the negative agent, which writes what
+    the other is to learn away from (MACPO, section 3)."""
 
     @property
     def positive(self) -> str:
@@ -44,100 +33,120 @@ class Member:
         return f"{self.name}-"
 
     @classmethod
-    def load(cls, name: str, model: str, recipe: MacpoRecipe) -> Member:
-        """Both policies start equal to the base. Raises BadInput where there is no such base."""
-        folder, agents = base_folder(model), recipe.agents
-        policies = [f"{name}+", f"{name}-", *([f"{name}-start"] if recipe.rounds.reference == "sft" else [])]
-        chat = load_chat(folder, agents.template)
-        team = Team.open(folder, policies, seed=recipe.seed, **agents.loading())
-        return cls(name, fingerprint(folder), chat, team, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
+    def of(cls, name: str, base: str, recipe: MacpoRecipe) -> MacpoAgent:
+        """Both policies, and a copy of the start where that is the reference, equal to the base."""
+        start = [f"{name}-start"] if recipe.rounds.reference == "sft" else []
+        return cls.load(name, base, [f"{name}+", f"{name}-", *start], recipe)
 
-    def untrained(self) -> Member:
-        """The member as it began, on the same model; it sees nothing of what this one learns."""
-        return replace(self, engine=Untrained(self.team, pad_id=self.chat.pad_id, end_id=self.chat.end_id))
-
-    def context(self, prompt: Prompt) -> Ids:
-        return self.chat.answer_context(self.chat.encode(prompt.text))
-
-    def fits(self, prompt: str, label: str, room: int) -> bool:
+    def fits_labelled(self, prompt: Prompt, label: str, room: int) -> bool:
         """Whether the prompt and the longer of its label and `room` more tokens are within the model's positions."""
         spelled = len(self.spell(label)) + self.chat.room(0, 0, 0) if label else 0
-        return self.chat.fits(prompt, max(room, spelled), self.team.positions)
+        return self.chat.fits(prompt.text, max(room, spelled), self.team.positions)
 
-    def write(
-        self, policy: str, contexts: Sequence[Ids], keys: Sequence[Key], *, tokens: int, temperature: float
-    ) -> list[Turn]:
-        """One answer of `policy` per context. Its noise is drawn from the key and the policy's name."""
-        requests = [Request(context, (*key, policy)) for context, key in zip(contexts, keys, strict=True)]
-        done = self.engine.sample(policy, requests, max_new_tokens=tokens, temperature=temperature)
-        decode, failure = self.chat.decode, self.chat.failure
-        return [
-            Turn(policy, 0, context, c.ids, c.logprobs, c.version, decode(c.ids), c.finished, failure(c.ids))
-            for context, c in zip(contexts, done, strict=True)
-        ]
-
-    def adopt(self, turns: Sequence[Turn], writer: Member) -> list[Ids]:
-        """The ids of another's answers as this member would write them: the very same where both share a tokenizer."""
-        if writer.chat.same_tokenizer(self.chat):
+    def adopt(self, turns: Sequence[Turn], author: MacpoAgent) -> list[Ids]:
+        """The ids of another's answers in this agent's tokenizer: the very same where both share it."""
+        if author.chat.same_tokenizer(self.chat):
             return [turn.ids for turn in turns]
         return [self.spell(turn.text, turn.finished) for turn in turns]
 
     def spell(self, text: str, finished: bool = True) -> Ids:
-        """The ids of a text that nobody here sampled, such as a label."""
+        """The ids of a text that was not sampled in this tokenizer, such as a label."""
         return (*self.chat.encode(text), *([self.chat.end_id] if finished else []))
 
 
 @dataclass(frozen=True)
-class Crew:
-    student: Member
-    teachers: tuple[Member, ...]
+class MacpoAgents:
+    """The strong student and its weak teachers. answer_tokens, temperature: of answers that are measured."""
+
+    student: MacpoAgent
+    teachers: tuple[MacpoAgent, ...]
+    answer_tokens: int
+    temperature: float
 
     @classmethod
-    def load(cls, recipe: MacpoRecipe) -> Crew:
+    def load(cls, recipe: MacpoRecipe) -> MacpoAgents:
         models = {f"teacher-{k}": model for k, model in enumerate(recipe.agents.teachers, start=1)}
-        teachers = tuple(Member.load(name, model, recipe) for name, model in models.items())
-        return cls(Member.load(STUDENT, recipe.agents.student, recipe), teachers)
+        teachers = tuple(MacpoAgent.of(name, model, recipe) for name, model in models.items())
+        student = MacpoAgent.of(STUDENT, recipe.agents.student, recipe)
+        return cls(student, teachers, recipe.writing.answer_tokens, recipe.evaluation.temperature)
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[MacpoAgent]:
         return iter((self.student, *self.teachers))
 
-    def __getitem__(self, name: str) -> Member:
-        return next(member for member in self if member.name == name)
+    def __getitem__(self, name: str) -> MacpoAgent:
+        return next(agent for agent in self if agent.name == name)
 
+    @property
+    def device(self) -> torch.device:
+        return self.student.team.device
+
+    @property
     def remarks(self) -> list[str]:
-        """What a user should know of its members' chat templates."""
-        return [f"{member.name}: {remark}" for member in self for remark in member.chat.remarks]
+        """What a user should know of its agents' chat templates."""
+        return [f"{agent.name}: {remark}" for agent in self for remark in agent.chat.remarks]
 
-    def fitting(self, prompts: Sequence[Prompt], tokens: int) -> list[Prompt]:
-        """The prompts to which every member has room for an answer of `tokens`. Raises BadInput where there are prompts
-        and none has."""
-        kept = [p for p in prompts if all(m.fits(p.text, "", m.chat.room(0, tokens, 0)) for m in self)]
+    def policies(self) -> dict[str, Policy]:
+        return {name: policy for agent in self for name, policy in agent.policies().items()}
+
+    def untrained(self) -> MacpoAgents:
+        """The agents as they began, on the same models; they see nothing of what these learn."""
+        return replace(
+            self, student=self.student.untrained(), teachers=tuple(teacher.untrained() for teacher in self.teachers)
+        )
+
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
+        """See `methods.agents.Agents`. It is called before anything is trained: else one long prompt would end a run at
+        its first measurement, and every resume again."""
+        tokens = self.answer_tokens
+        kept = [prompt for prompt in prompts if all(agent.fits(prompt, tokens) for agent in self)]
         if prompts and not kept:
             raise BadInput(
-                f"no prompt to measure on and an answer of {tokens} tokens fit into the positions of every "
+                f"{what}: no prompt to measure on and an answer of {tokens} tokens fit into the positions of every "
                 "agent's model; lower writing.answer_tokens"
+            )
+        if progress and (lost := len(prompts) - len(kept)):
+            progress.say(
+                f"! {lost} of {len(prompts)} prompts to measure on are left out: with an answer of "
+                f"{tokens} tokens they are too long for some agent's model"
             )
         return kept
 
+    def answer(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None) -> list[Episode]:
+        """The student's answers; see `methods.agents.Agents`."""
+        return self.answers_of(self.student, self.student.positive, prompts, seed, temperature)
+
+    def answers_of(
+        self, agent: MacpoAgent, policy: str, prompts: Sequence[Prompt], seed: int, temperature: float | None = None
+    ) -> list[Episode]:
+        """One answer of `policy`, one of `agent`, to each prompt; the noise follows from (seed, prompt, policy)."""
+        turns = agent.write(
+            policy,
+            [agent.context(prompt) for prompt in prompts],
+            [(seed, "evaluation", prompt.id) for prompt in prompts],
+            tokens=self.answer_tokens,
+            temperature=self.temperature if temperature is None else temperature,
+        )
+        return [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            member.name: {
-                "base": member.base,
-                "frame": member.chat.frame,
-                "agents": {policy: member.team.state_dict(policy) for policy in member.team.agents},
+            agent.name: {
+                "base": agent.fingerprint,
+                "frame": agent.chat.frame,
+                "agents": {policy: agent.team.state_dict(policy) for policy in agent.team.agents},
             }
-            for member in self
+            for agent in self
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
         """Raises BadInput, blaming `where`, for the state of agents on other bases, or of other agents, or in another
         chat format."""
-        checkpoint.hold(where, state, {member.name: {"base": ""} for member in self})
-        for member in self:
-            saved, team = state[member.name], member.team
-            if saved["base"] != member.base:
-                raise BadInput(f"{where}: {member.name} was trained on another base than the recipe names now")
-            member.chat.check_frame(saved.get("frame"), f"{where}: {member.name}")
-            checkpoint.hold(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
+        checkpoint.check(where, state, {agent.name: {"base": ""} for agent in self})
+        for agent in self:
+            saved, team = state[agent.name], agent.team
+            if saved["base"] != agent.fingerprint:
+                raise BadInput(f"{where}: {agent.name} was trained on another base than the recipe names now")
+            agent.chat.check_frame(saved.get("frame"), f"{where}: {agent.name}")
+            checkpoint.check(where, saved, {"agents": {policy: team.example(policy) for policy in team.agents}})
             for policy in team.agents:
                 team.load_state_dict(policy, saved["agents"][policy])

@@ -1,5 +1,6 @@
-"""MACPO measured: every agent after every round, and what a run ends with. Judging happens here and nowhere below, so
-that no judge's word on half B can reach training.
+"""MACPO measured: every agent after every round, and what a run ends with.
+
+Nothing that training uses calls a judge: verdicts on the unlabelled prompts must not reach it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from choreo.errors import Interrupted
 from choreo.evaluation.intervals import Estimate, bootstrap_mean, share
 from choreo.evaluation.metrics import measure, satisfactory
 from choreo.judges.base import judge_episodes
-from choreo.methods.macpo.agents import Crew, Member
+from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt
@@ -23,42 +24,29 @@ Figures = dict[str, Any]
 
 
 def measure_round(
-    task: Task, recipe: MacpoRecipe, crew: Crew, number: int, prompts: Sequence[Prompt], progress: Progress
+    task: Task, recipe: MacpoRecipe, agents: MacpoAgents, number: int, prompts: Sequence[Prompt], progress: Progress
 ) -> tuple[dict[str, Figures], list[Episode]]:
     """Figures of every agent on `prompts`, by policy, and the student's judged episodes.
 
-    Negative twins are measured after the start alone, which is all they learn. Raises Interrupted.
+    Negative agents are measured after the start alone, for they learn nothing later. Raises Interrupted.
     """
-    policies = [(member, member.positive) for member in crew if member.team.version[member.positive]]
+    policies = [(agent, agent.positive) for agent in agents if agent.team.version[agent.positive]]
     if number == 0:
-        policies += [(member, member.negative) for member in crew if member.team.version[member.negative]]
+        policies += [(agent, agent.negative) for agent in agents if agent.team.version[agent.negative]]
     progress.start(f"measuring {'the start' if number == 0 else f'round {number}'}", len(policies))
-    agents: dict[str, Figures] = {}
+    figures: dict[str, Figures] = {}
     shown: list[Episode] = []
-    for done, (member, policy) in enumerate(policies, start=1):
-        episodes = answer(task, recipe, member, policy, prompts)
+    for done, (agent, policy) in enumerate(policies, start=1):
+        episodes = judge_episodes(task.judge, agents.answers_of(agent, policy, prompts, recipe.seed))
         refuses = task.refuses([e.prompt for e in episodes], [e.answers[-1].text for e in episodes])
-        nats = _nats(crew.student, member, episodes)
-        agents[policy] = describe(episodes, nats, refuses, recipe.seed, ability=task.exact)
-        if policy == crew.student.positive:
+        nats = _nats(agents.student, agent, episodes)
+        figures[policy] = describe(episodes, nats, refuses, recipe.seed, ability=task.exact)
+        if policy == agents.student.positive:
             shown = episodes
         progress.advance(done)
         if progress.interrupted:
             raise Interrupted("the measurement that was running is not kept")
-    return agents, shown
-
-
-def answer(task: Task, recipe: MacpoRecipe, member: Member, policy: str, prompts: Sequence[Prompt]) -> list[Episode]:
-    """Judged answers of `policy`, sampled as in evaluation; the noise follows from (seed, prompt, policy)."""
-    turns = member.write(
-        policy,
-        [member.context(prompt) for prompt in prompts],
-        [(recipe.seed, "evaluation", prompt.id) for prompt in prompts],
-        tokens=recipe.writing.answer_tokens,
-        temperature=recipe.evaluation.temperature,
-    )
-    played = [Episode(prompt, 0, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
-    return judge_episodes(task.judge, played)
+    return figures, shown
 
 
 def describe(
@@ -145,13 +133,13 @@ def warnings(rounds: Sequence[Mapping[str, Any]], recipe: MacpoRecipe) -> list[s
     return sorted(found)
 
 
-def _nats(student: Member, writer: Member, episodes: Sequence[Episode]) -> list[tuple[float, int]]:
-    """(Σ −log π, tokens) of every answer under the student; (0, 0) where another's answer, spelled in the student's
-    tokens, is longer than its positions."""
-    ids: list[Ids] = student.adopt([episode.answers[-1] for episode in episodes], writer)
+def _nats(student: MacpoAgent, author: MacpoAgent, episodes: Sequence[Episode]) -> list[tuple[float, int]]:
+    """(Σ −log π, tokens) of every answer under the student; (0, 0) for an answer that in the student's tokens is longer
+    than its positions."""
+    ids: list[Ids] = student.adopt([episode.answers[-1] for episode in episodes], author)
     pairs = list(zip([student.context(episode.prompt) for episode in episodes], ids, strict=True))
     limit = student.team.positions
-    within = [limit is None or len(context) + len(said) <= limit for context, said in pairs]
+    within = [limit is None or len(context) + len(answer) <= limit for context, answer in pairs]
     fitting = [pair for pair, fits in zip(pairs, within, strict=True) if fits]
     scores = iter(student.engine.score(student.positive, fitting))
     rows = [next(scores) if fits else () for fits in within]

@@ -7,19 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Fraction, Positive, Section, Weights, World
+from choreo.config.parts import FormatName
 from choreo.config.recipe import Recipe
 
 Rate = Annotated[float, Field(gt=0)]
 
 
-class Measured(World):
+class MacpoWorld(World):
     """The microworld as every recipe has it; fewer held-out prompts, for every agent is measured after every round."""
 
     heldout_prompts: Positive = Field(150, description="prompts per held-out suite")
 
 
-class Agents(Weights):
-    """Every agent is an adapter on its own base; each has a negative twin on the same one."""
+class AgentSettings(Weights):
+    """Every agent has a base of its own, with a positive and a negative policy on it."""
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("nano-llama", "nano-qwen", "nano-neox"),
@@ -30,19 +31,19 @@ class Agents(Weights):
     alpha: Rate = 16.0
 
 
-class Halves(Section):
-    """Half A has human labels and is the teachers'; half B has none and is the student's."""
+class DataSettings(Section):
+    """The training prompts: some with human labels, for the teachers, the others without, for the student."""
 
-    labels: Positive = Field(200, description="prompts of half A. Few, for teachers are to be weak")
-    prompts: Positive = Field(600, description="prompts of half B")
-    noise: Fraction = Field(0.0, description="share of the labels of half A whose two answers are exchanged")
+    labels: Positive = Field(200, description="prompts with labels. Few: the teachers are to be weak")
+    prompts: Positive = Field(600, description="prompts without labels")
+    noise: Fraction = Field(0.0, description="share of the labels whose two answers are exchanged")
     kinds: Annotated[tuple[Literal["harmful", "benign", "general"], ...], Field(min_length=1)] = Field(
         ("harmful", "benign", "general"), description="kinds of the microworld's prompts, as many of each"
     )
     file: str = Field(
         "", description="pairs of your own in a published format (choreo data check), in place of the microworld's"
     )
-    format: str = Field("", description="of that file; by default known by the fields of its rows")
+    format: FormatName = Field("", description="of that file; by default known by the fields of its rows")
 
 
 class Tuning(Section):
@@ -69,7 +70,7 @@ class Rounds(Section):
     )
     negatives: Literal["twin", "prompt", "decoding", "self", "judged", "none"] = Field(
         "twin",
-        description="twin: the negative agent's; prompt: one's own answer talked into its opposite; "
+        description="twin: the negative agent's; prompt: one's own answer after a feedback that asks for its opposite; "
         "decoding: of several drafts the one with the lowest log π − log π_base; self: one's own; "
         "judged: the worst of one's own by one's own review; none: positives alone",
     )
@@ -121,9 +122,9 @@ class MacpoRecipe(Recipe):
 
     method: Literal["macpo"] = "macpo"
     name: str = "macpo"
-    world: Measured = Measured()
-    agents: Agents = Agents()
-    data: Halves = Halves()
+    world: MacpoWorld = MacpoWorld()
+    agents: AgentSettings = AgentSettings()
+    data: DataSettings = DataSettings()
     tuning: Tuning = Tuning()
     rounds: Rounds = Field(Rounds(), validate_default=True)
     writing: Writing = Writing()

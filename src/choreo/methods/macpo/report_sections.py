@@ -1,4 +1,4 @@
-"""The report of a MACPO run: what each round did to every agent, and what it did not show elsewhere."""
+"""The sections of a MACPO run's report: what each round did to every agent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sections(rounds: Sequence[Round], metrics: Sequence[Line], summary: Mapping[
     return [*found, *_filter(metrics), *_kept(metrics), *_pairs(metrics), _training(metrics)]
 
 
-def said_by(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+def warnings_of(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every round's warnings, with its number."""
     return [f"round {r['round']}: {warning}" for r in rounds for warning in r["warnings"]]
 
@@ -39,16 +39,16 @@ def _reward(rounds: Sequence[Round], summary: Mapping[str, Any]) -> PageSection:
             f"Of the gap between the first teacher at the start and the strong ceiling, {percent(ceiling)}, "
             f"the student recovers {summary['pgr']:.2f} (PGR)."
         )
-    twins = [name for name in rounds[0]["agents"] if name.endswith("-")]
-    if twins:
-        said = ", ".join(f"{name} {percent(rounds[0]['agents'][name]['reward'], False)}" for name in twins)
-        lines.append(f"Negative twins at the start: {said}.")
+    negative = [name for name in rounds[0]["agents"] if name.endswith("-")]
+    if negative:
+        rewards = ", ".join(f"{name} {percent(rounds[0]['agents'][name]['reward'], False)}" for name in negative)
+        lines.append(f"Negative agents at the start: {rewards}.")
     figure = plots.lines(_lines(rounds, names, "reward"), "Reward by round", "round", percent=True)
     return PageSection("Does everyone improve?", " ".join(lines), Table(columns, rows), figure)
 
 
 def _refusals(rounds: Sequence[Round]) -> PageSection:
-    """MACPO's own evaluation looks at harm alone; a policy that refuses everything would win it."""
+    """The paper's evaluation looks at harm alone, where a policy that refuses everything is the best."""
     names = _positive(rounds)
     fields = ("asr", "orr", "refused_benign", "refusal_rate")
     rows = [

@@ -7,45 +7,46 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from choreo.errors import BadInput
-from choreo.methods.macpo.agents import STUDENT
 from choreo.methods.macpo.recipe import MacpoRecipe
 
-CEILING = "ceiling"
+STUDENT, CEILING = "student", "ceiling"
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One policy of one member, trained on one set of samples.
+    """One policy of one agent, trained on one set of samples.
 
-    round: 0 is the start. side: "+" or "-". last: the round ends with it, and its agents are measured.
+    round: 0 is the start. side: "+" is the positive policy, "-" the negative agent. last: the round ends with it, and
+    the agents are measured.
     """
 
     round: int
-    member: str
+    agent: str
     side: Literal["+", "-"]
     last: bool = False
 
     def __str__(self) -> str:
-        return f"{self.round} {self.member}{self.side}"
+        return f"{self.round} {self.agent}{self.side}"
 
 
-def plan(recipe: MacpoRecipe) -> list[Phase]:
-    """The phases of `recipe`. A teacher whom nobody would read is not trained.
+def schedule(recipe: MacpoRecipe) -> list[Phase]:
+    """The phases of `recipe`. A teacher whose answers nobody learns from is not trained.
 
-    Start: teachers on half A's labels; the student on half B, on what the first teacher wrote (or on human labels,
-    the strong ceiling). Negative twins are made where negatives are theirs. Round: the student, then its teachers.
+    Start: the weak teachers on the labels of the labelled prompts; the strong student on what the first teacher answers
+    to the unlabelled ones (or, as the strong ceiling, on human labels of these). Negative agents are trained where the
+    negatives are theirs. Round: the student, then its teachers.
     """
     teachers = [f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1)]
     rounds = recipe.rounds
     weak = recipe.tuning.labels == "weak"
     learners = teachers if weak and rounds.count and rounds.teachers_learn else []
-    twins = rounds.count > 0 and rounds.negatives == "twin"
+    negative = rounds.count > 0 and rounds.negatives == "twin"
     read = teachers if learners or (rounds.count and rounds.positives == "mutual") else teachers[:1]
     start = [Phase(0, teacher, "+") for teacher in read] if weak else []
-    if twins:  # the student's begins with what the first teacher's twin writes
+    if negative:  # the student's begins with what the first teacher's negative agent writes
         start += [Phase(0, teacher, "-") for teacher in (learners or teachers[:1])]
     start.append(Phase(0, STUDENT, "+"))
-    if twins:
+    if negative:
         start.append(Phase(0, STUDENT, "-"))
     phases = _ended(start)
     for number in range(1, rounds.count + 1):
@@ -53,7 +54,7 @@ def plan(recipe: MacpoRecipe) -> list[Phase]:
     return phases
 
 
-def done(saved: Sequence[str], phases: Sequence[Phase], where: str) -> int:
+def phases_done(saved: Sequence[str], phases: Sequence[Phase], where: str) -> int:
     """How many of `phases` a checkpoint's list of them covers. Raises BadInput, blaming `where`, for others."""
     if not saved or list(saved) != [str(phase) for phase in phases[: len(saved)]]:
         raise BadInput(f"{where}: was trained in other phases than its recipe has in this version")
@@ -61,7 +62,7 @@ def done(saved: Sequence[str], phases: Sequence[Phase], where: str) -> int:
 
 
 def ceiling_of(recipe: MacpoRecipe) -> MacpoRecipe:
-    """The strong ceiling of `recipe`: its student trained on human labels of half B, and no rounds."""
+    """The strong ceiling of `recipe`: its student trained on human labels of the unlabelled prompts, and no rounds."""
     settings: dict[str, Any] = {
         "name": CEILING,
         "ceiling": False,
@@ -73,4 +74,4 @@ def ceiling_of(recipe: MacpoRecipe) -> MacpoRecipe:
 
 def _ended(phases: list[Phase]) -> list[Phase]:
     *rest, final = phases
-    return [*rest, Phase(final.round, final.member, final.side, last=True)]
+    return [*rest, Phase(final.round, final.agent, final.side, last=True)]

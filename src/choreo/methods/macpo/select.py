@@ -28,10 +28,10 @@ def most_likely(candidates: Sequence[Sequence[Candidate]], keep: int = 1) -> lis
 def in_share(share: float, refuses: Sequence[bool], doubt: Sequence[float]) -> list[int]:
     """Indices of answers among which `share` refuse, in order (this project's).
 
-    What an agent is taught it writes more of, and is then taught by others: where positives refuse a little more often
-    than they should, refusals grow round by round. Of the two kinds, refusals and others, the one in excess is cut, the
-    most doubtful first, but never by more than half: who never refuses, or always does, still has something to learn.
-    doubt: perplexity under the one who learns.
+    An agent writes more of what it learns, and the others then learn from that: where positives refuse a little more
+    often than they should, refusals grow round by round. So of refusals and other answers the kind in excess is cut,
+    the most doubtful first, but never by more than half: an agent that never refuses, or always, still has something
+    to learn from. doubt: perplexity under the agent that learns.
     """
     kinds: dict[bool, list[int]] = {True: [], False: []}
     for i, kind in enumerate(refuses):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
+from choreo.agents.local import LocalAgent
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.errors import BadInput
-from choreo.game.moves import Player
+from choreo.game.play import play
+from choreo.methods.agents import Policy
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Prompt, Sample
+from choreo.types import CONVERSATION, Episode, Prompt, Sample
 
 Found = TypeVar("Found")
 
@@ -26,7 +29,7 @@ Found = TypeVar("Found")
 class Pair:
     """The agents of a recipe, ready to play.
 
-    players: by agent; one for both where both are on one base.
+    agents: by role; one for both roles where both are on one base.
     base: the fingerprint of it, or of both, joined by +.
     """
 
@@ -35,15 +38,16 @@ class Pair:
         shared = recipe.model.shared()
         folders = [base_folder(base) for base, _ in shared]
         self.base = "+".join(map(fingerprint, folders))
-        self.players: dict[str, Player[LocalEngine]] = {}
+        self.agents: dict[str, LocalAgent[LocalEngine]] = {}
         self._named: list[tuple[str, Chat]] = []
-        for folder, ((base, template), agents) in zip(folders, shared.items(), strict=True):
+        for folder, ((base, template), roles) in zip(folders, shared.items(), strict=True):
             chat = load_chat(folder, template, rounds=recipe.protocol.rounds)
             self._named.append((base, chat))
-            team = Team.open(folder, agents, seed=recipe.seed, **recipe.model.loading())
-            player = Player(chat, LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id))
-            self.players |= dict.fromkeys(agents, player)
-        self.protocol = recipe.protocol
+            team = Team.open(folder, roles, seed=recipe.seed, **recipe.model.loading())
+            engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
+            writer = self.agents[CONVERSATION].chat if CONVERSATION in self.agents else chat
+            self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base))
+        self.protocol, self.temperature = recipe.protocol, recipe.evaluation.temperature
 
     @property
     def remarks(self) -> list[str]:
@@ -52,58 +56,68 @@ class Pair:
 
     def frames(self) -> dict[str, Any]:
         """What each agent is trained in, for a checkpoint."""
-        return {agent: player.chat.frame for agent, player in self.players.items()}
+        return {role: agent.chat.frame for role, agent in self.agents.items()}
 
-    def trained_in(self, frames: Mapping[str, Any], where: str) -> None:
-        """See `Chat.check_frame`. frames: of agents, as a checkpoint at `where` has them."""
-        for player, agents in self.models().items():
-            player.chat.check_frame(frames.get(agents[0]), where)
+    def check_frames(self, frames: Mapping[str, Any], where: str) -> None:
+        """See `Chat.check_frame`. frames: by agent, as a checkpoint at `where` has them."""
+        for agent, roles in self.models().items():
+            agent.chat.check_frame(frames.get(roles[0]), where)
 
     def team(self, agent: str) -> Team:
-        return self.players[agent].engine.team
+        return self.agents[agent].engine.team
 
     @property
     def device(self) -> torch.device:
         return self.team(CONVERSATION).device
 
-    def models(self) -> dict[Player[LocalEngine], list[str]]:
+    def policies(self) -> dict[str, Policy]:
+        return {role: Policy(agent.chat, agent.engine.team, agent.name) for role, agent in self.agents.items()}
+
+    def answer(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None) -> list[Episode]:
+        """The games that the pair plays on the prompts, by the recipe's protocol; see `methods.agents.Agents`."""
+        chosen = self.temperature if temperature is None else temperature
+        games = [(prompt, 0) for prompt in prompts]
+        return play(self.agents, games, self.protocol.limits, key=(seed, "evaluation"), temperature=chosen)
+
+    def models(self) -> dict[LocalAgent[LocalEngine], list[str]]:
         """Every model that is loaded, once, with the agents on it."""
-        return {player: [a for a, own in self.players.items() if own is player] for player in self.players.values()}
+        return {agent: [role for role, own in self.agents.items() if own is agent] for agent in self.agents.values()}
 
     def untrained(self) -> Pair:
         """The pair as it began, on the same models; it sees nothing of what this one learns."""
         other = copy(self)
-        other.players = {}
-        for (chat, engine), agents in self.models().items():
-            player = Player(chat, Untrained(engine.team, pad_id=engine.pad_id, end_id=engine.end_id))
-            other.players |= dict.fromkeys(agents, player)
+        other.agents = {}
+        for agent, roles in self.models().items():
+            own = agent.engine
+            engine = Untrained(own.team, pad_id=own.pad_id, end_id=own.end_id)
+            other.agents |= dict.fromkeys(roles, replace(agent, engine=engine))
         return other
 
     def of_each(
         self, samples: Sequence[Sample], ask: Callable[[LocalEngine, list[Sample]], Sequence[Found]]
     ) -> list[Found]:
-        """What `ask` finds for each sample, in order, on the base of its agent. All that are on one base are asked for
-        at once."""
+        """What `ask` finds for each sample, in order, on the base of its agent. It is called once per base, with all
+        samples of that base."""
         found: dict[int, Found] = {}
-        for player, agents in self.models().items():
-            places = [i for i, sample in enumerate(samples) if sample.agent in agents]
+        for agent, roles in self.models().items():
+            places = [i for i, sample in enumerate(samples) if sample.agent in roles]
             if places:
-                found |= zip(places, ask(player.engine, [samples[i] for i in places]), strict=True)
+                found |= zip(places, ask(agent.engine, [samples[i] for i in places]), strict=True)
         return [found[i] for i in range(len(samples))]
 
     def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
         """The prompts whose longest game has room in every model's positions, if an answer takes as many tokens in its
-        reader's tokenizer as in its writer's. How many have not is said to `progress`.
+        reader's tokenizer as in its writer's. How many have none is reported to `progress`.
 
-        Raises BadInput where none has.
+        Raises BadInput where there are prompts and none fits.
         """
         kept, models = list(prompts), self.models()
-        for player, agents in models.items():
-            whose = "the model" if len(models) == 1 else f"the {agents[0]} agent's model"
-            room, positions = self._room(player, agents), player.engine.positions
-            before, kept = kept, [prompt for prompt in kept if self._fits(prompt, player, agents)]
+        for agent, roles in models.items():
+            whose = "the model" if len(models) == 1 else f"the {roles[0]} agent's model"
+            room, positions = self._room(agent, roles), agent.engine.positions
+            before, kept = kept, [prompt for prompt in kept if self._fits(prompt, agent, roles)]
             if before and not kept:
-                shortest = min(len(player.chat.encode(_words(prompt))) for prompt in sorted(before, key=_length)[:9])
+                shortest = min(len(agent.chat.encode(_words(prompt))) for prompt in sorted(before, key=_length)[:9])
                 lower = "lower protocol.answer_tokens or feedback_tokens, or "
                 raise BadInput(
                     f"{what}: no prompt fits: the shortest has {shortest} tokens, a game takes {room} more, "
@@ -117,18 +131,19 @@ class Pair:
                 )
         return kept
 
-    def _fits(self, prompt: Prompt, player: Player[LocalEngine], agents: Sequence[str]) -> bool:
-        room = self._room(player, agents, [role for role, _ in prompt.earlier])
-        return player.chat.fits(_words(prompt), room, player.engine.positions)
+    def _fits(self, prompt: Prompt, agent: LocalAgent[LocalEngine], roles: Sequence[str]) -> bool:
+        room = self._room(agent, roles, [role for role, _ in prompt.earlier])
+        return agent.chat.fits(_words(prompt), room, agent.engine.positions)
 
-    def _room(self, player: Player[LocalEngine], agents: Sequence[str], earlier: Sequence[str] = ()) -> int:
-        played = self.protocol
-        return player.chat.room(max(1, played.rounds), played.answer_tokens, played.feedback_tokens, earlier, agents)
+    def _room(self, agent: LocalAgent[LocalEngine], roles: Sequence[str], earlier: Sequence[str] = ()) -> int:
+        """The tokens that a game takes at most beyond its prompt, in the contexts of `roles`."""
+        limits = self.protocol.limits
+        return agent.chat.room(max(1, limits.rounds), limits.answer_tokens, limits.feedback_tokens, earlier, roles)
 
 
 def _words(prompt: Prompt) -> str:
-    """All that a game has to read before its first answer."""
-    return "\n".join((*(said for _, said in prompt.earlier), prompt.text))
+    """The words that stand before the first answer of a game."""
+    return "\n".join((*(text for _, text in prompt.earlier), prompt.text))
 
 
 def _length(prompt: Prompt) -> int:

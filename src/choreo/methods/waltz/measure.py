@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from choreo.agents.local import LocalAgent
 from choreo.engine.requests import Completion, Request
 from choreo.environments.task import Task
 from choreo.evaluation.metrics import measure
-from choreo.game.moves import Player
 from choreo.game.play import play
 from choreo.judges.base import judge_episodes
 from choreo.methods.waltz.agents import Pair
@@ -20,12 +21,9 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.systems import block, oracle
 from choreo.types import FEEDBACK, Episode, Prompt
 
-# In which the prompts are played; latency is the mean of their times. Languages take turns by threes among prompts, so
-# that any other number but a multiple of three puts some of every suite and language into each.
+# The prompts are played in so many chunks; latency is the mean of their times. Prompts take turns among three
+# languages, so a number that is no multiple of three puts some of every suite and language into each chunk.
 CHUNKS = 11
-
-# What training with `stages.train` makes.
-TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
 
 # How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels.
 PLAYS: dict[str, str] = {
@@ -42,7 +40,7 @@ UNTRAINED = ("base", "base+guard", "collaboration-untrained", "oracle-feedback")
 
 
 class Stopwatch:
-    """An engine that remembers how long everything after the first answers took, in seconds."""
+    """An engine that sums, in seconds, how long everything after the first answers took."""
 
     def __init__(self, engine: Any):
         self.engine, self.pad_id, self.end_id = engine, engine.pad_id, engine.end_id
@@ -65,40 +63,35 @@ def evaluate(
     pair: Pair,
     recipe: WaltzRecipe,
     prompts: Sequence[Prompt],
-    told: Callable[[int], None] = lambda n: None,
+    on_progress: Callable[[int], None] = lambda done: None,
     task: Task | None = None,
 ) -> tuple[dict[str, Any], list[Episode]]:
     """The measures of system `name` on `prompts` (see `metrics.measure`), and its judged episodes.
 
     The noise is drawn from (seed, "evaluation") and the prompt, so systems differ by what they do alone.
-    told: hears after every chunk how many prompts are done. task: who judges; by default as the recipe has it.
+    on_progress: is given after every chunk how many prompts are done. task: has the judge; by default the recipe's.
     """
-    task, protocol = task or Task(recipe), recipe.protocol
-    clocks = {agent: Stopwatch(engine) for agent, (_, engine) in pair.players.items()}
-    players = {agent: Player(chat, clocks[agent]) for agent, (chat, _) in pair.players.items()}
+    task, limits = task or Task(recipe), recipe.protocol.limits
+    clocks = {role: Stopwatch(agent.engine) for role, agent in pair.agents.items()}
+    agents = {role: LocalAgent(agent.chat, clocks[role], agent.writer) for role, agent in pair.agents.items()}
 
     def added() -> float:
         return sum(clock.added for clock in clocks.values())
 
-    shared: dict[str, Any] = {
-        "answer_tokens": protocol.answer_tokens,
-        "feedback_tokens": protocol.feedback_tokens,
-        "key": (recipe.seed, "evaluation"),
-        "temperature": recipe.evaluation.temperature,
-    }
+    shared: dict[str, Any] = {"key": (recipe.seed, "evaluation"), "temperature": recipe.evaluation.temperature}
     how = PLAYS[name]
-    rounds = 0 if how == "alone" else max(1, protocol.rounds)
-    reviewer = oracle(task.judge, players[FEEDBACK].chat, task.advice) if how == "oracle" else None
+    limits = replace(limits, rounds=0 if how == "alone" else max(1, limits.rounds))
+    reviewer = oracle(task.judge, agents[FEEDBACK].chat, task.advice) if how == "oracle" else None
     episodes: list[Episode] = []
     latency: list[float] = []
     for first in range(min(CHUNKS, len(prompts))):
         chunk = [(prompt, 0) for prompt in prompts[first::CHUNKS]]
         before = added()
         if how == "guard":
-            played = block(players, chunk, refusal=task.refusal, **shared)
+            played = block(agents, chunk, limits, refusal=task.refusal, **shared)
         else:
-            played = play(players, chunk, rounds=rounds, reviewer=reviewer, **shared)
+            played = play(agents, chunk, limits, reviewer=reviewer, **shared)
         episodes += judge_episodes(task.judge, played)
         latency.append((added() - before) / len(chunk))
-        told(len(episodes))
+        on_progress(len(episodes))
     return measure(episodes, latency, seed=recipe.seed, ability=task.exact), episodes

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Fraction, Positive, Section, Weights
+from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
-from choreo.types import AGENTS, FEEDBACK
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
 
 class Model(Weights):
@@ -50,9 +51,13 @@ class Protocol(Section):
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
     feedback_tokens: Positive = Field(96, description="at most this many new tokens per feedback")
 
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.rounds, self.answer_tokens, self.feedback_tokens)
+
 
 class Rewards(Section):
-    """WaltzRL equations for R_f = α·R_DIR·R_label + λ·R_label + γ·R_format."""
+    """WaltzRL equations for R_f = α·R_DIR·R_label + λ·R_label + γ·R_format (`choreo.methods.waltz.rewards`)."""
 
     dir: Literal["published", "signed", "none"] = Field(
         "signed",
@@ -69,6 +74,8 @@ class Rewards(Section):
     label_noise: Fraction = Field(
         0.0, description="share of training verdicts whose labels are flipped before R_label is paid"
     )
+    conversation: RewardName = Field("", description="a function in place of R_c, as mine.py:reward; none: R_c")
+    feedback: RewardName = Field("", description="a function in place of R_f; none: R_f")
 
 
 class Stages(Section):
@@ -85,11 +92,18 @@ class Stages(Section):
     switch_format_rate: Fraction = 0.95
 
 
+def learners(stages: Stages, stage: int) -> tuple[str, ...]:
+    """The agents that learn: in stage 1 the feedback agent, in stage 2 both, unless the recipe trains only one."""
+    if stages.train != "both":
+        return (stages.train,)
+    return (FEEDBACK,) if stage == 1 else (CONVERSATION, FEEDBACK)
+
+
 class Learning(Section):
     steps: Positive = 200
     prompts: Positive = Field(32, description="prompts per step, balanced over kinds")
     samples: Positive = Field(2, description="episodes per prompt")
-    estimator: Literal["reinforce++", "reinforce++baseline", "grpo", "rloo", "dr-grpo"] = "reinforce++"
+    estimator: EstimatorName = Field("reinforce++", description="how advantages are estimated")
     baseline: Literal["none", "separate", "shared"] = Field(
         "none", description="value baseline: none, one per agent, or one shared by both"
     )

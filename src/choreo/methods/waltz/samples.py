@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from choreo.methods.waltz.chance import uniform
-from choreo.methods.waltz.recipe import Rewards, Stages
-from choreo.methods.waltz.rewards import conversation_reward, feedback_reward
+from choreo.methods.waltz.recipe import Rewards
+from choreo.methods.waltz.rewards import Earned, RewardedAction, conversation_reward, feedback_reward, own_reward
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Sample, Turn
 
 
@@ -16,7 +17,8 @@ class Split:
     """samples: of all agents, in the order of the episodes.
 
     paid: per episode, what its samples were paid, by "agent/component".
-    dropped: feedback samples left out because the judge could not decide on the answer they read.
+    dropped: feedback samples left out because the judge could not decide on the answer they read, or because a reward
+        of one's own gave None.
     dir_unpaid: feedback samples kept, but without DIR, because the judge could not decide on the revision.
     """
 
@@ -24,13 +26,6 @@ class Split:
     paid: list[dict[str, float]]
     dropped: int
     dir_unpaid: int
-
-
-def learners(stages: Stages, stage: int) -> tuple[str, ...]:
-    """The agents that learn: in stage 1 the feedback agent, in stage 2 both, unless the recipe trains only one."""
-    if stages.train != "both":
-        return (stages.train,)
-    return (FEEDBACK,) if stage == 1 else (CONVERSATION, FEEDBACK)
 
 
 def split(
@@ -62,22 +57,60 @@ def split(
         last = len(episode.answers) - 1
         t = last if uniform(*name, "answer") < 0.5 else 0
         if CONVERSATION in agents and episode.answers[t].agent == CONVERSATION:
-            reward = conversation_reward(episode.verdicts[t])
-            own.append(_sample(episode, episode.answers[t], "answer", reward, {"answer": reward}))
+            earned = answer_reward(episode, t, rewards, stage)
+            if earned is not None:
+                own.append(_sample(episode, episode.answers[t], "answer", *earned))
         t = int(uniform(*name, "feedback") * len(episode.reviews))
         if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
-            revised = episode.verdicts[t + 1] if t < last else None
-            earned = feedback_reward(
-                episode.feedback[t], episode.verdicts[t], revised, rewards, stage=stage, key=(*name, t)
-            )
+            earned = review_reward(episode, t, rewards, stage, (*name, t))
             if earned is None:
                 dropped += 1
             else:
-                dir_unpaid += revised is not None and revised.undetermined
+                revised = episode.verdicts[t + 1] if t < last else None
+                dir_unpaid += not rewards.feedback and revised is not None and revised.undetermined
                 own.append(_sample(episode, episode.reviews[t], "feedback", *earned))
         samples += own
         paid.append({f"{sample.agent}/{name}": value for sample in own for name, value in sample.parts.items()})
     return Split(samples, paid, dropped, dir_unpaid)
+
+
+def answer_reward(episode: Episode[Any], t: int, rewards: Rewards, stage: int) -> Earned | None:
+    """What the answer c_t of a judged game is paid: R_c, or the recipe's own reward. None: nothing is to be learnt."""
+    reward = conversation_reward(episode.verdicts[t])
+    earned: Earned = reward, {"answer": reward}
+    return own_reward(rewards.conversation, _action(episode, t, stage, earned)) if rewards.conversation else earned
+
+
+def review_reward(
+    episode: Episode[Any], t: int, rewards: Rewards, stage: int, key: tuple[int | str, ...]
+) -> Earned | None:
+    """What the review f_t of a judged game is paid: R_f, or the recipe's own reward. None: nothing is to be learnt.
+
+    key: names the review, as in `rewards.feedback_reward`.
+    """
+    revised = episode.verdicts[t + 1] if t + 1 < len(episode.verdicts) else None
+    earned = feedback_reward(episode.feedback[t], episode.verdicts[t], revised, rewards, stage=stage, key=key)
+    return own_reward(rewards.feedback, _review_action(episode, t, stage, earned)) if rewards.feedback else earned
+
+
+def _action(episode: Episode[Any], t: int, stage: int, earned: Earned | None) -> RewardedAction:
+    """The answer c_t, as a reward of one's own sees it. earned: by the paper's equations."""
+    reward, parts = earned or (None, {})
+    return RewardedAction(
+        episode.prompt, episode, t, episode.answers[t].text, episode.verdicts[t], stage, reward=reward, parts=parts
+    )
+
+
+def _review_action(episode: Episode[Any], t: int, stage: int, earned: Earned | None) -> RewardedAction:
+    """The review f_t, as a reward of one's own sees it."""
+    revised = t + 1 < len(episode.answers)
+    return replace(
+        _action(episode, t, stage, earned),
+        review=episode.reviews[t].text,
+        feedback=episode.feedback[t],
+        revision=episode.answers[t + 1].text if revised else None,
+        revised=episode.verdicts[t + 1] if revised else None,
+    )
 
 
 def _sample(episode: Episode, turn: Turn, act: str, reward: float, parts: dict[str, float]) -> Sample:

@@ -1,8 +1,10 @@
-"""The WaltzRL trainer (arXiv 2510.08240, section 4.2). A step is: roll out together, judge, split into
-single-agent samples, pay, estimate advantages per agent, one policy-gradient update per learning agent.
+"""The WaltzRL trainer (arXiv 2510.08240, section 4.2).
 
-Everything a step does follows from (recipe, step, weights), so a run that is killed and resumed from a
-checkpoint repeats itself bit for bit. Left out on purpose: asynchronous roll-outs.
+A step is: a rollout, in which both agents play games together; verdicts on every answer; the games split into
+single-agent samples, each with its reward; advantages per agent; one policy-gradient update per learning agent.
+
+What a step does follows from (recipe, step, weights), so a run that is killed and resumed from a checkpoint repeats
+itself bit for bit. Asynchronous rollouts are left out on purpose: they would break that.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from choreo.algorithms.advantages import ESTIMATORS, flat_groups
+from choreo.algorithms.advantages import estimator
 from choreo.algorithms.values import ValueBaseline
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
@@ -26,13 +28,13 @@ from choreo.game.play import play
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.resolve import strict
 from choreo.methods.waltz.agents import Pair
-from choreo.methods.waltz.alarms import alarms, refusal_share
-from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe
-from choreo.methods.waltz.samples import Split, learners, split
+from choreo.methods.waltz.alarms import alarms
+from choreo.methods.waltz.figures import shown_figures, step_figures
+from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners
+from choreo.methods.waltz.samples import split
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.text.feedback import labels_right
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, Prompt, Sample
+from choreo.types import KINDS, Kind, Prompt, Sample
 
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
 
@@ -44,7 +46,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     saved too, when the judge cannot be used.
     """
     pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
-    learns = {
+    learner_of = {
         agent: Learner(
             pair.team(agent),
             agent,
@@ -56,74 +58,77 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     }
     values, digest = _values(recipe, pair), task.digest
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
-    # A conversation agent frozen throughout is stage 1 throughout.
+    # Where the conversation agent is frozen throughout, all of the run is stage 1.
     stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
 
     def state(step: int) -> dict[str, Any]:
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
         saved |= {"prompts": digest, "frames": pair.frames()}
-        saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
+        saved["agents"] = {agent: learner.state_dict() for agent, learner in learner_of.items()}
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
     if path is not None:
         saved = _load(path, recipe, pair)
-        if saved.get("prompts", digest) != digest:  # one of an early choreo does not say
-            there = "files hold" if task.weights else "world has"
+        if saved.get("prompts", digest) != digest:  # a checkpoint of an early choreo has none
+            there = "files hold" if task.weights else f"{task.place} has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
-        example = {"stage": stage, "recent": [(0.0, 0.0)], "agents": {a: one.example() for a, one in learns.items()}}
-        checkpoint.hold(path, saved, example | ({"values": values.example()} if values else {}))
+        example = {
+            "stage": stage,
+            "recent": [(0.0, 0.0)],
+            "agents": {a: one.example() for a, one in learner_of.items()},
+        }
+        checkpoint.check(path, saved, example | ({"values": values.example()} if values else {}))
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
-        for agent, learner in learns.items():
+        for agent, learner in learner_of.items():
             learner.load_state_dict(saved["agents"][agent])
         if values:
             values.load_state_dict(saved["values"])
     for remark in pair.remarks:
         progress.say(f"! {remark}")
     judge = strict(task.judge)
-    prompts = drawn_from(pair, task, learning, progress)
+    prompts = training_prompts(pair, task, learning, progress)
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
         began = time.monotonic()
         key = (recipe.seed, step)
         episodes = play(
-            pair.players,
+            pair.agents,
             draw(prompts, learning, recipe.seed, step, task.weights),
-            rounds=recipe.protocol.rounds,
-            answer_tokens=recipe.protocol.answer_tokens,
-            feedback_tokens=recipe.protocol.feedback_tokens,
+            recipe.protocol.limits,
             key=key,
         )
         try:
             episodes = judge_episodes(judge, episodes)
-            why = reasons(given := asked_of([verdict for episode in episodes for verdict in episode.verdicts]))
-            # A judge that reads words by rule is not mended: it is the answers then, of which it says so.
-            may_be_mended = not {*recipe.judge.kinds()} <= {"exact", "offline"}
-            if may_be_mended and given and sum(why.values()) == len(given):
-                raise JudgeDown(_speechless(judge.name, why, Path(recipe.judge.cache or run.path / CACHE)))
+            asked = asked_of([verdict for episode in episodes for verdict in episode.verdicts])
+            left_open = reasons(asked)
+            # Where a judge by rule leaves everything open, the answers are at fault, and training may mend these.
+            by_rule = {*recipe.judge.kinds()} <= {"exact", "offline"}
+            if asked and sum(left_open.values()) == len(asked) and not by_rule:
+                raise JudgeDown(_undecided(judge.name, left_open, Path(recipe.judge.cache or run.path / CACHE)))
         except (BadInput, JudgeDown) as missing:
-            # No weight has moved in this step. To go on without verdicts would be to learn from their absence.
+            # No weight has moved in this step. Going on without verdicts would be learning from their absence.
             if step > 1 and not run.checkpoint(step - 1).exists():
                 checkpoint.save(run.checkpoint(step - 1), state(step - 1))
             raise type(missing)(f"saved at step {step - 1}; {missing}") from None
         parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
         samples = _advantages(parts.samples, learning, pair, values)
-        figures: dict[str, Any] = {"stage": stage, **describe(episodes, parts)}
+        figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts)}
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
             for _ in range(learning.epochs if own else 0):
-                updated = learns[agent].update(own, loss, lr=rate(learning, step))
+                updated = learner_of[agent].update(own, loss, lr=rate(learning, step))
             if own:
                 figures |= {f"{name}/{agent}": value for name, value in updated.items()}
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
-        figures["alarms"] = alarms(figures, grouped=learning.estimator != "reinforce++")
-        figures["alarms"] += [said] if (said := silence(judge.name, len(given), why)) else []
+        figures["alarms"] = alarms(figures, grouped=estimator(learning.estimator).grouped)
+        figures["alarms"] += [alarm] if (alarm := silence(judge.name, len(asked), left_open)) else []
         run.log(step, figures)
         run.save_episodes(step, episodes, parts.paid)
-        progress.advance(step, _shown(figures), figures["alarms"])
+        progress.advance(step, shown_figures(figures), figures["alarms"])
         if stage == 1 and recipe.stages.train == "both":
             recent = [*recent, (figures.get("label_accuracy", 0.0), figures["format_rate"])][-SWITCH_WINDOW:]
             if step >= stage1_steps(recipe) or ready(recent, recipe.stages):
@@ -136,22 +141,22 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     return pair
 
 
-def _speechless(judge: str, why: Mapping[str, int], cache: Path) -> str:
-    """Of a judge none of whose verdicts in a step says anything. Its replies are kept, and would be read again."""
-    told = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*why][:3])}"
-    return f"{told}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else told
+def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
+    """The message where a judge left every answer of a step open. Its replies are in `cache`, and are read again."""
+    message = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*reasons][:3])}"
+    return f"{message}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else message
 
 
 def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     """The pair of a run as its checkpoint at `path` has it; None is the untrained pair.
 
-    Raises BadInput where the checkpoint was trained on another base than the recipe's name means now, or in another
-    chat format.
+    Raises BadInput where the checkpoint was trained on another base than the recipe names now, or in another chat
+    format.
     """
     pair = Pair(recipe)
     if path is not None:
         agents = _load(path, recipe, pair)["agents"]
-        checkpoint.hold(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
+        checkpoint.check(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
         for agent, saved in agents.items():
             pair.team(agent).load_state_dict(agent, saved["agent"])
     return pair
@@ -162,15 +167,15 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     if saved.get("base") != pair.base:
         raise BadInput(f"{path}: was trained on another base than {' and '.join(recipe.bases())} is now")
     agents = saved.get("agents")
-    if not isinstance(agents, dict) or not agents:  # an agent that was never trained has none, but one of them was
+    if not isinstance(agents, dict) or not agents:  # an agent that is not trained has none, but one always is
         raise BadInput(f"{path}: holds no agent's state")
-    if alien := agents.keys() - pair.players.keys():
+    if alien := agents.keys() - pair.agents.keys():
         raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
-    pair.trained_in(saved.get("frames") or {}, str(path))
+    pair.check_frames(saved.get("frames") or {}, str(path))
     return saved
 
 
-def drawn_from(
+def training_prompts(
     pair: Pair, task: Task, learning: Learning, progress: Progress | None = None
 ) -> dict[Kind, list[Prompt]]:
     """Training prompts by kind whose games have room. A kind of which none is drawn need not have any.
@@ -237,52 +242,16 @@ def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
     return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
 
 
-def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
-    """A step's figures from its own episodes: rates are fractions; what has no cases is left out."""
-    finals = [(e, e.verdicts[-1]) for e in episodes]
-    reviews = [reviewed for e in episodes for reviewed in e.reviewed]
-    labels = [right for v, f in reviews if (right := labels_right(f, v)) is not None]
-    general = [v for e, v in finals if e.prompt.kind == "general" and not v.undetermined]
-    figures = {
-        "asr": _mean([v.unsafe for e, v in finals if e.prompt.kind == "harmful" and v.unsafe is not None]),
-        "orr": _mean([v.overrefuse for e, v in finals if e.prompt.kind == "benign" and v.overrefuse is not None]),
-        "general": _mean([v.satisfactory for v in general]),
-        **{f"ftr_{k}": _mean([e.triggered for e in episodes if e.prompt.kind == k and e.reviews]) for k in KINDS},
-        "label_accuracy": _mean(labels),
-        "format_rate": _mean([f is not None for _, f in reviews]),
-        "degenerate": _mean([v.degenerate for _, v in finals]),
-        "undetermined": _mean([v.undetermined for _, v in finals]),
-        "refusal_share": refusal_share(episodes),
-        "dropped": float(parts.dropped),
-        "dir_unpaid": float(parts.dir_unpaid),
-    }
-    for agent in AGENTS:
-        own = [sample for sample in parts.samples if sample.agent == agent]
-        figures[f"reward/{agent}"] = _mean([sample.reward for sample in own])
-        if agent == FEEDBACK:
-            for name in ("dir", "label", "format"):
-                figures[f"part/{name}"] = _mean([sample.parts[name] for sample in own])
-    groups = flat_groups(parts.samples)
-    if any(total for _, total in groups.values()):
-        flat, total = (sum(column) for column in zip(*groups.values(), strict=True))
-        figures["groups_without_gradient"] = flat / total
-    return {name: value for name, value in figures.items() if value is not None}
-
-
 def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
-    widths = {agent: engine.features([(chat.end_id,)]).shape[1] for agent, (chat, engine) in pair.players.items()}
+    widths = {role: agent.engine.features([(agent.chat.end_id,)]).shape[1] for role, agent in pair.agents.items()}
     return ValueBaseline(recipe.learning.baseline, widths, seed=recipe.seed)
 
 
 def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
     learning, protocol = recipe.learning, recipe.protocol
-    divide: Literal["tokens", "sequences"] | int = "tokens"
-    if learning.estimator == "grpo":
-        divide = "sequences"
-    elif learning.estimator == "dr-grpo":
-        divide = protocol.answer_tokens if agent == CONVERSATION else protocol.feedback_tokens
+    divide = estimator(learning.estimator).divide(protocol.limits.tokens(agent))
     return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
 
 
@@ -300,21 +269,4 @@ def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: V
         predicted = values.predict(agents, features)
         values.fit(agents, features, [sample.reward for sample in samples])
     beta = learning.beta if learning.kl == "k1-reward" else 0.0
-    return ESTIMATORS[learning.estimator](samples, beta=beta, values=predicted)
-
-
-def _mean(values: Sequence[float | bool]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _shown(figures: dict[str, Any]) -> dict[str, float]:
-    names = {
-        f"reward/{CONVERSATION}": "reward",
-        "asr": "ASR",
-        "orr": "ORR",
-        "ftr_general": "FTR general",
-        "label_accuracy": "label accuracy",
-        f"kl/{CONVERSATION}": "KL",
-        "tokens_per_second": "tokens/s",
-    }
-    return {shown: figures[name] for name, shown in names.items() if name in figures}
+    return estimator(learning.estimator)(samples, beta=beta, values=predicted)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from choreo.errors import BadInput
-from choreo.methods.macpo.agents import STUDENT
+from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT
 from choreo.runs.progress import Progress
 from choreo.studies.swarm.shared.answers import load_recipe, macpo_answers, training_answers
 from choreo.studies.swarm.shared.design import REPLAYED, Design, ReportText
@@ -79,8 +80,7 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Sc
 
 def _recipe(run: Path) -> MacpoRecipe:
     """The recipe of a run. Raises BadInput unless its reference is the base, against which this study scores."""
-    recipe = load_recipe(run, "macpo")
-    assert isinstance(recipe, MacpoRecipe)
+    recipe = load_recipe(run, MACPO)
     if recipe.rounds.reference != "base":
         raise BadInput(
             f"{run}: its rounds.reference is {recipe.rounds.reference!r}, and this study scores against the base alone"

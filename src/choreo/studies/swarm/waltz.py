@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.method import WALTZ
 from choreo.runs.progress import Progress
 from choreo.studies.swarm.shared.answers import load_recipe, training_answers, waltz_answers
 from choreo.studies.swarm.shared.design import REPLAYED, Design, ReportText
@@ -74,10 +74,9 @@ def arms(runs: Sequence[Path], cache: Path, progress: Progress) -> tuple[list[Sc
     found: list[ScenarioArm] = []
     shown: dict[str, Answers] = {}
     fitted = 0
-    recipes = {run: load_recipe(run, "waltz") for run in runs}
+    recipes = {run: load_recipe(run, WALTZ) for run in runs}
     refuse_unlike(recipes)
     for run, recipe in recipes.items():
-        assert isinstance(recipe, WaltzRecipe)
         written = waltz_answers(run, recipe, cache, progress.say)
         judge = probe.fit_probe(training_answers(run, recipe), recipe.seed)
         ways = {name: with_p(answers, judge(answers)) for name, answers in written.items()}

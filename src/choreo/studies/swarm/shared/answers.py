@@ -17,13 +17,14 @@ from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.game.moves import Review
 from choreo.game.play import play, review
-from choreo.methods.macpo import macpo_run
-from choreo.methods.macpo.agents import STUDENT, Crew, Member
+from choreo.methods.base import Method, R
+from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
+from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import done, plan
+from choreo.methods.macpo.schedule import STUDENT, phases_done, schedule
 from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.methods.waltz.trainer import restore
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.runs.folder import checkpoints, read_info
@@ -34,12 +35,12 @@ SUITES = ("adversarial_harmful", "sensitive_benign", "general")  # what the user
 STEPS = 200  # of a run's recorded steps, at most and evenly spread, whose answers a probe is fitted on
 
 
-def load_recipe(run: Path, method: str) -> config.Recipe:
+def load_recipe(run: Path, method: Method[R, Any]) -> R:
     """The recipe of a run folder. Raises BadInput where it is none, is of another method, or was never trained."""
     read_info(run)
     recipe = config.load(run / "recipe.toml")
-    if recipe.method != method:
-        raise BadInput(f"{run}: is a run of {recipe.method}, and this study takes runs of {method}")
+    if not isinstance(recipe, method.recipe):
+        raise BadInput(f"{run}: is a run of {recipe.method}, and this study takes runs of {method.name}")
     if not checkpoints(run):
         raise BadInput(f"{run}: has no checkpoint; train it first with choreo train --resume {run}")
     return recipe
@@ -80,7 +81,7 @@ def spaced(items: Sequence[Path], most: int) -> Sequence[Path]:
 
 
 def _label(world: World, prompt: Prompt, text: str) -> tuple[Truth, bool]:
-    return truth_of(world.judge(prompt, text)), world.refuses(text)
+    return truth_of(world.judge(prompt, text)), world.refuses(prompt, text)
 
 
 # ---- WaltzRL ------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def waltz_answers(
         def write(arm: str = arm, trained: bool = trained, rounds: int = rounds, always: bool = always) -> Answers:
             on_progress(f"{run.name}: {arm} answers")
             if trained not in pairs:
-                pairs[trained] = restore(recipe, last if trained else None)
+                pairs[trained] = WALTZ.load(recipe, last if trained else None)
             return _played(pairs[trained], recipe, prompts, rounds, always)
 
         weights = f"{base}/{weights_of(last)}" if trained else base
@@ -124,28 +125,18 @@ def _how(recipe: WaltzRecipe) -> dict[str, Any]:
 
 def _played(pair: Pair, recipe: WaltzRecipe, prompts: Sequence[Prompt], rounds: int, always: bool) -> Answers:
     """Sampled as in evaluation: the same keys, so the same first answers in every way of playing."""
-    world, protocol = World(recipe.world), recipe.protocol
-    shared: dict[str, Any] = {
-        "feedback_tokens": protocol.feedback_tokens,
-        "key": (recipe.seed, "evaluation"),
-        "temperature": recipe.evaluation.temperature,
-    }
-    insist = partial(_insisting, pair, shared) if always else None
-    games = play(
-        pair.players,
-        [(prompt, 0) for prompt in prompts],
-        rounds=rounds,
-        answer_tokens=protocol.answer_tokens,
-        reviewer=insist,
-        **shared,
-    )
+    world = World(recipe.world)
+    shared: dict[str, Any] = {"key": (recipe.seed, "evaluation"), "temperature": recipe.evaluation.temperature}
+    limits = replace(recipe.protocol.limits, rounds=rounds)
+    insist = partial(_insisting, pair, {**shared, "limits": limits}) if always else None
+    games = play(pair.agents, [(prompt, 0) for prompt in prompts], limits, reviewer=insist, **shared)
     return tuple(_of_episode(episode, world) for episode in games)
 
 
 def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) -> list[Review]:
     """The feedback agent, and a revision whatever it says: its words reach the conversation agent even where it is
     satisfied. What does not parse has no words, and changes nothing."""
-    reviews = review(pair.players, games, **shared)
+    reviews = review(pair.agents, games, **shared)
     return [
         Review(turn, replace(feedback, overrefuse=True))
         if feedback is not None and feedback.satisfied
@@ -174,13 +165,15 @@ def macpo_answers(
     prompts, label = heldout_prompts(recipe), partial(_label, World(recipe.world))
     found: dict[int, dict[str, Answers]] = {}
     for number, folder in round_checkpoints(run, recipe).items():
-        crews: list[Crew] = []
+        loaded: list[MacpoAgents] = []
 
-        def write(policy: str, number: int = number, folder: Path = folder, crews: list[Crew] = crews) -> Answers:
+        def write(
+            policy: str, number: int = number, folder: Path = folder, loaded: list[MacpoAgents] = loaded
+        ) -> Answers:
             on_progress(f"{run.name}: answers of {policy} after round {number}")
-            if not crews:
-                crews.append(macpo_run.restore(recipe, folder))
-            return _written(crews[0], recipe, policy, prompts)
+            if not loaded:
+                loaded.append(MACPO.load(recipe, folder))
+            return _written(loaded[0], recipe, policy, prompts)
 
         key = {
             "checkpoint": weights_of(folder),
@@ -199,17 +192,17 @@ def macpo_answers(
 
 def round_checkpoints(run: Path, recipe: MacpoRecipe) -> dict[int, Path]:
     """The checkpoint that ends each round. A run keeps one per phase, and a round is several phases."""
-    phases = plan(recipe)
+    phases = schedule(recipe)
     ended = {}
     for _, folder in sorted(checkpoints(run).items()):
-        phase = phases[done(checkpoint.load(folder)["phases"], phases, str(folder)) - 1]
+        phase = phases[phases_done(checkpoint.load(folder)["phases"], phases, str(folder)) - 1]
         if phase.last:
             ended[phase.round] = folder
     return ended
 
 
-def _written(crew: Crew, recipe: MacpoRecipe, policy: str, prompts: Sequence[Prompt]) -> Answers:
-    student, world = crew.student, World(recipe.world)
+def _written(agents: MacpoAgents, recipe: MacpoRecipe, policy: str, prompts: Sequence[Prompt]) -> Answers:
+    student, world = agents.student, World(recipe.world)
     turns = student.write(
         policy,
         [student.context(prompt) for prompt in prompts],
@@ -217,7 +210,7 @@ def _written(crew: Crew, recipe: MacpoRecipe, policy: str, prompts: Sequence[Pro
         tokens=recipe.writing.answer_tokens,
         temperature=recipe.evaluation.temperature,
     )
-    scores = [_scores(teacher, student, prompts, turns, recipe.rounds.beta) for teacher in crew.teachers]
+    scores = [_scores(teacher, student, prompts, turns, recipe.rounds.beta) for teacher in agents.teachers]
     return tuple(
         replace(_answer(prompt, turn.text, world), scores=tuple(column[i] for column in scores))
         for i, (prompt, turn) in enumerate(zip(prompts, turns, strict=True))
@@ -225,7 +218,7 @@ def _written(crew: Crew, recipe: MacpoRecipe, policy: str, prompts: Sequence[Pro
 
 
 def _scores(
-    teacher: Member, student: Member, prompts: Sequence[Prompt], turns: Sequence[Turn], beta: float
+    teacher: MacpoAgent, student: MacpoAgent, prompts: Sequence[Prompt], turns: Sequence[Turn], beta: float
 ) -> list[float]:
     """β Σ (log π − log π_base) of each answer: the reward that DPO implies (arXiv 2305.18290, equation 5)."""
     pairs = list(zip([teacher.context(prompt) for prompt in prompts], teacher.adopt(turns, student), strict=True))

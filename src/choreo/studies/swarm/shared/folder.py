@@ -75,7 +75,7 @@ def play_all(
 
     Raises Interrupted, with all finished runs kept, after a stop, and BadInput where played.jsonl is damaged.
     """
-    durable.cut_torn(folder / PLAYED)
+    durable.cut_half_line(folder / PLAYED)
     digests = [(arm, arm.digest) for arm in arms]
     wanted = {(digest, seed): arm for arm, digest in digests for seed in seeds}
     known = _read_played(folder / PLAYED)

@@ -1,0 +1,154 @@
+"""WaltzRL as a method: what choreo asks of it, and where each part of it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from choreo.methods.base import Method, PlannedModel, Work
+from choreo.methods.cards import CardUsage
+from choreo.methods.waltz.recipe import WaltzRecipe, learners
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
+
+if TYPE_CHECKING:  # these load PyTorch
+    from choreo.environments.task import Task
+    from choreo.methods.waltz.agents import Pair
+    from choreo.models.chat import Chat
+    from choreo.report.record import Record
+    from choreo.runs.folder import Run
+    from choreo.runs.progress import Progress
+
+# What training with `stages.train` makes.
+TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
+
+FEEDBACK_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "reasoning": {"type": "string"},
+        "unsafe": {"type": "boolean"},
+        "overrefuse": {"type": "boolean"},
+        "feedback": {"type": "string"},
+    },
+    "required": ["reasoning", "unsafe", "overrefuse", "feedback"],
+    "additionalProperties": False,
+}
+
+
+class Waltz(Method[WaltzRecipe, "Pair"]):
+    """A conversation agent and a feedback agent, trained by reinforcement learning (arXiv 2510.08240)."""
+
+    name, title, paper = "waltz", "WaltzRL", "2510.08240"
+    recipe = WaltzRecipe
+    has_pair = True
+
+    def load(self, recipe: WaltzRecipe, checkpoint: Path | None = None) -> Pair:
+        from choreo.methods.waltz.trainer import restore
+
+        return restore(recipe, checkpoint)
+
+    def train(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> Pair:
+        from choreo.methods.waltz.trainer import train
+
+        return train(recipe, run, progress, task)
+
+    def check(self, recipe: WaltzRecipe, task: Task, trains: bool = True) -> None:
+        from choreo.methods.waltz.trainer import draw, training_prompts
+
+        pair = self.load(recipe)
+        if trains:
+            draw(training_prompts(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+        pair.fitting(task.suites("heldout"), "heldout")
+
+    def systems(self, recipe: WaltzRecipe) -> dict[str, bool]:
+        return {"base": False, "collaboration-untrained": False, TRAINED[recipe.stages.train]: True}
+
+    def measure_system(
+        self,
+        system: str,
+        recipe: WaltzRecipe,
+        agents: Pair,
+        prompts: Sequence[Prompt],
+        task: Task,
+        on_progress: Callable[[int], None] = lambda done: None,
+    ) -> tuple[dict[str, Any], list[Episode]]:
+        from choreo.methods.waltz.measure import evaluate
+
+        return evaluate(system, agents, recipe, prompts, on_progress, task)
+
+    def models(self, recipe: WaltzRecipe) -> list[PlannedModel]:
+        learn = {*learners(recipe.stages, stage=2)}
+        return [
+            PlannedModel(
+                whose="both" if len(agents) > 1 else agents[0],
+                base=base,
+                template=template,
+                policies=len(agents),
+                optimisers=len(learn & {*agents}),
+                judged=CONVERSATION in agents,
+                rounds=recipe.protocol.rounds,
+                micro_tokens=recipe.learning.micro_tokens,
+            )
+            for (base, template), agents in recipe.model.shared().items()
+        ]
+
+    def work(self, recipe: WaltzRecipe) -> Work:
+        protocol, learning = recipe.protocol, recipe.learning
+        game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
+        return Work(learning.steps, learning.steps * learning.prompts * learning.samples * game)
+
+    def exported(self, recipe: WaltzRecipe, agents: Pair) -> Sequence[str]:
+        return learners(recipe.stages, stage=2)
+
+    def export_files(self, recipe: WaltzRecipe, agents: Pair) -> dict[str, Mapping[str, Any]]:
+        return {"protocol.json": protocol(recipe, {role: agent.chat for role, agent in agents.agents.items()})}
+
+    def usage(self, recipe: WaltzRecipe, policy: str, chat: Chat) -> CardUsage:
+        part = "review" if policy == FEEDBACK else "answer"
+        tokens = "feedback_tokens" if policy == FEEDBACK else "answer_tokens"
+        lines = (
+            'protocol = json.load(open("../protocol.json", encoding="utf-8"))',
+            f'messages = protocol["messages"]["{part}"]',
+        )
+        return CardUsage(part, lines, f'protocol["{tokens}"]', ("import json",))
+
+    def card_notes(self, recipe: WaltzRecipe) -> Sequence[str]:
+        return (
+            "It is one of a pair. `../protocol.json` has the messages that each agent is sent, and when a game ends; "
+            "alone, an agent is not what was measured.",
+        )
+
+    def limits(self, recipe: WaltzRecipe) -> Sequence[str]:
+        return ("Instructions to the feedback agent, hidden in a prompt or an answer, were not tried either.",)
+
+    def report(self, record: Record) -> str:
+        from choreo.methods.waltz.report import CURVES, SYSTEMS
+        from choreo.report.run_pages import systems_page
+
+        return systems_page(record, trained=SYSTEMS, curves=CURVES, published_too=True)
+
+
+def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:
+    """The game as data: what each agent is sent, when the game ends, and what may be read in a review.
+
+    chats: by agent. The options of both are given together: a template ignores those that it does not know.
+    """
+    played, answers, reviews = recipe.protocol, chats[CONVERSATION], chats[FEEDBACK]
+    return {
+        "method": "WaltzRL",
+        "paper": "arXiv 2510.08240",
+        "rounds": played.rounds,
+        "answer_tokens": played.answer_tokens,
+        "feedback_tokens": played.feedback_tokens,
+        "temperature": recipe.evaluation.temperature,
+        "messages": answers.messages() | {"review": reviews.messages()["review"]},
+        "template_options": {**answers.options, **reviews.options},
+        "feedback_schema": FEEDBACK_SCHEMA,
+        "play": "Render all messages by the agent's chat template with `template_options`, as in training. Send "
+        "`answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where the review is "
+        "JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent its messages so "
+        "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
+    }
+
+
+WALTZ = Waltz()

@@ -1,0 +1,53 @@
+"""What the report of a WaltzRL run shows beside the systems that were measured."""
+
+from __future__ import annotations
+
+# Which system a run is about: the first of these that it has.
+SYSTEMS = ("waltz", "waltz-frozen-conversation", "single-agent", "oracle-feedback", "collaboration-untrained")
+
+# (title, unit, {field of metrics.jsonl: name}); a figure is drawn where at least one field has values.
+CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("Reward", "", {"reward/conversation": "conversation agent", "reward/feedback": "feedback agent"}),
+    (
+        "Reward of the feedback agent, by component",
+        "",
+        {
+            "part/dir": "improvement (DIR)",
+            "part/label": "labels",
+            "part/format": "format",
+            "part/own": "its own reward",
+        },
+    ),
+    (
+        "ASR, ORR and FTR on the step's episodes",
+        "%",
+        {
+            "asr": "ASR",
+            "orr": "ORR",
+            "ftr_harmful": "FTR harmful",
+            "ftr_benign": "FTR benign",
+            "ftr_general": "FTR general",
+        },
+    ),
+    ("Labels and format of the feedback", "%", {"label_accuracy": "label accuracy", "format_rate": "format rate"}),
+    (
+        "KL from the reference",
+        "nats per token",
+        {"kl/conversation": "conversation agent", "kl/feedback": "feedback agent"},
+    ),
+    (
+        "Entropy of the policies",
+        "nats per token",
+        {"entropy/conversation": "conversation agent", "entropy/feedback": "feedback agent"},
+    ),
+    (
+        "Watched for collapse",
+        "%",
+        {
+            "refusal_share": "refusals",
+            "degenerate": "degenerate answers",
+            "groups_without_gradient": "groups without gradient",
+        },
+    ),
+    ("Speed", "tokens per second", {"tokens_per_second": "whole step"}),
+)

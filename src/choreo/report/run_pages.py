@@ -1,0 +1,180 @@
+"""The page of a run: one self-contained file. `systems_page` compares what was measured of its systems, and shows the
+curves of training; `sections_page` shows sections that a method has made itself."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from choreo.evaluation.intervals import separated
+from choreo.report import page, plots, published
+from choreo.report.record import Record
+
+DIALOGUES = 300  # more would make the page heavy; the page says how many it leaves out
+FIGURES = 12  # of training, where the method does not name them
+
+Curves = Sequence[tuple[str, str, Mapping[str, str]]]
+"""(title, unit, {field of metrics.jsonl: name}); a figure is drawn where at least one field has values."""
+
+UNDRAWN = {"step", "stage", "round", "seconds", "tokens", "sequences"}  # fields that tell nothing of how training goes
+
+# (measure, name, what it is in plain words, True where more is better)
+CARDS = (
+    ("asr", "ASR", "unsafe answers to harmful requests", False),
+    ("orr", "ORR", "refusals of benign requests", False),
+    ("f1", "F1", "harmless and helpful at once", True),
+    ("ftr", "FTR", "ordinary requests on which a revision was asked for", False),
+)
+
+
+def sections_page(
+    record: Record,
+    sections: Sequence[page.PageSection],
+    warnings: Sequence[str] = (),
+    *,
+    none_yet: str = "Nothing has been measured yet.",
+    warning: str = "Warnings",
+    no_warning: str = "",
+) -> str:
+    """A page of sections, with the dialogues after them.
+
+    none_yet, no_warning: what stands there without any. warning: the heading of the warnings.
+    """
+    return page.render(
+        "run_sections.html",
+        sections=[(section, Markup(section.figure)) for section in sections],
+        warnings=warnings,
+        words={"none_yet": none_yet, "warning": warning, "no_warning": no_warning},
+        dialogues=record.dialogues[:DIALOGUES],
+        left_out=max(0, len(record.dialogues) - DIALOGUES),
+        **record.common(),
+    )
+
+
+def systems_page(
+    record: Record, *, trained: Sequence[str] = (), curves: Curves | None = None, published_too: bool = False
+) -> str:
+    """A page of the summary's systems.
+
+    trained: which system the run is about, the first of these that it has, else its last. curves: of metrics.jsonl;
+    None draws what numbers there are. published_too: the figures of WaltzRL's paper stand beside.
+    """
+    systems = {name: found for name, found in record.summary.get("systems", {}).items() if isinstance(found, dict)}
+    about = next((name for name in trained if name in systems), next(reversed(systems), ""))
+    cards = [_card(systems, about, *card, published_too) for card in CARDS] if systems else []
+    # Those of the system that the report is about first, so that the limit never hides them.
+    shown = sorted(record.dialogues, key=lambda item: (item["system"] != about, item["rank"]))
+    drawn = _curves(record.metrics, _found_curves(record.metrics) if curves is None else curves)
+    figures = {
+        "plane": Markup(_plane(systems, published_too)) if systems else "",
+        "curves": [Markup(svg) for svg in drawn],
+    }
+    return page.render(
+        "run_systems.html",
+        trained=about,
+        cards=cards,
+        verdict=" ".join(card["sentence"] for card in cards if card["sentence"]),
+        systems=systems,
+        published=published.SYSTEMS if published_too else {},
+        alarms=_alarms(record.metrics),
+        figures=figures,
+        dialogues=shown[:DIALOGUES],
+        left_out=max(0, len(shown) - DIALOGUES),
+        **record.common(),
+    )
+
+
+def _found_curves(metrics: Sequence[Mapping[str, Any]]) -> Curves:
+    """A figure for every number of metrics.jsonl; those of one name before "/" share one."""
+    numbers = (name for line in metrics for name, value in line.items() if _is_number(value) and name not in UNDRAWN)
+    groups: dict[str, dict[str, str]] = {}
+    for name in dict.fromkeys(numbers):
+        title, _, of = name.partition("/")
+        groups.setdefault(title, {})[name] = of or name.replace("_", " ")
+    return [(title.replace("_", " "), "", fields) for title, fields in groups.items()][:FIGURES]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _card(
+    systems: dict[str, Any], trained: str, measure: str, name: str, meaning: str, more: bool, published_too: bool
+) -> dict[str, Any]:
+    """One headline figure before and after, and a sentence on whether it changed."""
+    start = "collaboration-untrained" if measure == "ftr" else "base"
+    after = _measure(systems[trained], measure)
+    before = _measure(systems[start], measure) if start in systems and start != trained else None
+    sentence = ""
+    if before and after and before["value"] is not None and after["value"] is not None:
+        moved = "rose" if after["value"] > before["value"] else "fell"
+        change = f"from {page.percent(before, False)} to {page.percent(after, False)}"
+        sentence = f"{name} {moved} {change}." if separated(before, after) else f"{name} went {change}: within error."
+    elif after["value"] is None and after.get("undetermined"):
+        sentence = f"{name} is open: the judge decided none of {after['undetermined']} answers."
+    better = before is not None and separated(before, after) and (moved == "rose") is more
+    paper = published.CHANGES[measure] if published_too else None
+    return {
+        "name": name,
+        "meaning": meaning,
+        "before": before,
+        "start": start,
+        "after": after,
+        "sentence": sentence,
+        "better": better,
+        "more": more,
+        "paper": paper,
+    }
+
+
+def _measure(system: dict[str, Any], measure: str) -> dict[str, Any]:
+    found = system.get("ftr", {}).get("general") if measure == "ftr" else system.get(measure)
+    return found or {"value": None, "n": 0, "low": None, "high": None, "undetermined": 0}
+
+
+def _plane(systems: dict[str, Any], published_too: bool) -> str:
+    ours = [
+        plots.Point(name, 1 - orr["value"], 1 - asr["value"], _turned(orr), _turned(asr))
+        for name, (asr, orr) in {n: (_measure(s, "asr"), _measure(s, "orr")) for n, s in systems.items()}.items()
+        if asr["value"] is not None and orr["value"] is not None
+    ]
+    theirs = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items() if published_too]
+    return plots.plane(ours, theirs, "Helpfulness and harmlessness")
+
+
+def _turned(rate: dict[str, Any]) -> tuple[float, float] | None:
+    return None if rate.get("low") is None or rate.get("high") is None else (1 - rate["high"], 1 - rate["low"])
+
+
+def _curves(metrics: Sequence[dict[str, Any]], curves: Curves) -> list[str]:
+    switch = next((entry["step"] for entry in metrics if entry.get("stage") == 2), None)
+    later = switch is not None and bool(metrics) and metrics[0].get("stage") == 1
+    figures = []
+    for title, unit, fields in curves:
+        found = [_line(metrics, field, name) for field, name in fields.items()]
+        series = [line for line in found if line.x]
+        if series:
+            mark = (float(switch), "stage 2: both learn") if later and switch is not None else None
+            label = "" if unit == "%" else unit
+            figures.append(plots.lines(series, title, "step", label, percent=unit == "%", mark=mark))
+    return figures
+
+
+def _line(metrics: Sequence[dict[str, Any]], field: str, name: str) -> plots.Line:
+    pairs = [(entry["step"], entry[field]) for entry in metrics if isinstance(entry.get(field), int | float)]
+    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
+    return plots.Line(name, [step for step, _ in finite], [value for _, value in finite])
+
+
+def _alarms(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each alarm once, with how often and when; the most frequent first."""
+    steps: dict[str, list[Any]] = {}
+    for entry in metrics:
+        for alarm in entry.get("alarms") or []:
+            steps.setdefault(str(alarm), []).append(entry["step"])
+    counts = Counter({text: len(when) for text, when in steps.items()})
+    return [{"text": t, "count": c, "first": steps[t][0], "last": steps[t][-1]} for t, c in counts.most_common()]

@@ -1,0 +1,276 @@
+"""POST /v1/chat/completions: one request, allowed and read; its games; what is sent, counted and logged of them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from choreo.errors import BadInput
+from choreo.game.moves import answered
+from choreo.server.events import ClientLeft, EventStream, Push, while_there
+from choreo.server.figures import log
+from choreo.server.keys import Key
+from choreo.server.openai_requests import ApiError, ChatRequest, ReplyWriter, extension, final_text, read_request, usage
+from choreo.server.openai_responses import ChatCompletion, Delta
+from choreo.server.session import (
+    Down,
+    Mode,
+    Move,
+    Outcome,
+    Refused,
+    SampledTurn,
+    SessionOptions,
+    TooLong,
+    play_session,
+    traced_move,
+    until_stop,
+)
+from choreo.server.state import Server
+from choreo.types import CONVERSATION, Episode, Prompt, Turn
+
+
+async def chat(server: Server, request: Request) -> Response:
+    """A reviewed answer, as OpenAI's API gives one: whole, or as events."""
+    began = time.monotonic()
+    key = server.key(request)
+    server.limit(key)
+    asked = read_request(await server.body(request))
+    if asked.model != server.settings.model:
+        message = f"no model {asked.model!r} here; there is {server.settings.model!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    _allow(server, key, asked)
+    games = asked.n or 1
+    server.limiter.owe(key, games - 1)
+    server.enter(key, games)
+    leave = partial(server.leave, key.name, games)
+    try:
+        call = ChatCall(server, key, asked, began)
+    except BaseException:
+        leave()
+        raise
+    if asked.stream:
+        return EventStream(call.stream, leave, server.figures.disconnected.labels(key.name).inc)
+    try:
+        return JSONResponse(await while_there(request.receive, call.whole()))
+    except ClientLeft:
+        server.figures.disconnected.labels(key.name).inc()
+        return Response(status_code=499)
+    finally:
+        leave()
+
+
+def _allow(server: Server, key: Key, asked: ChatRequest) -> None:
+    """Raises 403 for what the key does not allow, 400 for a review by a pair that was trained without one."""
+    wanted, settings = asked.choreo, server.settings
+    for name, wants, may in (
+        ("trace", wanted.trace, key.trace),
+        ("mode", wanted.mode not in (None, settings.mode), key.modes),
+        ("stream", wanted.stream == "unchecked", key.unchecked),
+    ):
+        if wants and not may:
+            message = f"this key does not allow choreo.{name}"
+            raise ApiError(403, message, type="permission_error", param=f"choreo.{name}", code="permission_denied")
+    if settings.limits.rounds < 1 and (wanted.stream == "unchecked" or (wanted.mode or settings.mode) != "off"):
+        name = "stream" if wanted.stream == "unchecked" else "mode"
+        message = "this pair was trained without feedback (T_max 0); there is mode off alone"
+        raise ApiError(400, message, param=f"choreo.{name}", code="unsupported_value")
+
+
+class ChatCall:
+    """The games of one request. Raises ApiError for a conversation that the agents do not take."""
+
+    def __init__(self, server: Server, key: Key, asked: ChatRequest, began: float):
+        settings = server.settings
+        self.server, self.key, self.asked, self.began = server, key.name, asked, began
+        self.unchecked = asked.choreo.stream == "unchecked"
+        self.mode: Mode = "shadow" if self.unchecked else asked.choreo.mode or settings.mode
+        self.rounds = settings.limits.rounds
+        chat_id = f"chatcmpl-{secrets.token_hex(12)}"
+        self.reply = ReplyWriter(chat_id, int(time.time()), settings.model, server.fingerprint)
+        limit = settings.limits.answer_tokens
+        self.options = SessionOptions(
+            max_tokens=limit if asked.limit is None else min(asked.limit, limit),
+            temperature=settings.temperature if asked.temperature is None else asked.temperature,
+            stop=asked.stops,
+            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            deadline=began + settings.deadline,
+        )
+        agent = server.agents[CONVERSATION]
+        if not agent.system:
+            for i, message in enumerate(asked.messages):
+                if message.role in ("system", "developer"):
+                    raise ApiError(
+                        400,
+                        "the pair was trained with system prompts of its own; it takes no other",
+                        param=f"messages.{i}.role",
+                        code="unsupported_value",
+                    )
+        *earlier, last = asked.messages
+        before = tuple(("system" if m.role == "developer" else m.role, m.text) for m in earlier)
+        prompt = Prompt("", last.text, "general", "serve", earlier=before)
+        self.games = [Episode(prompt, sample, ()) for sample in range(asked.n or 1)]
+        try:
+            agent.room(self.games[0], self.options, 0 if self.mode == "off" else self.rounds)
+        except TooLong as error:
+            raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
+        except BadInput as error:
+            raise _unsuited(error) from None
+
+    async def whole(self) -> ChatCompletion:
+        outcomes = await self.play()
+        context_tokens = outcomes[0].moves[0].sampled.context_tokens
+        return self.reply.completion(outcomes, self.options.stop, context_tokens, self.asked.choreo.trace)
+
+    async def stream(self, push: Push) -> None:
+        """Checked: each answer in one piece, once its game is over. Unchecked: the draft, as it is sampled."""
+        sent = [""] * len(self.games)
+        first = True
+
+        def count_first() -> None:
+            nonlocal first
+            if first:
+                self.server.figures.first.labels(self.mode).observe(time.monotonic() - self.began)
+                first = False
+
+        def more(index: int, text: str) -> Delta:
+            delta: Delta = {"content": text[len(sent[index]) :]}
+            return delta if sent[index] else {"role": "assistant", **delta}
+
+        def on_token(index: int, text: str) -> str:
+            text = settled(until_stop(text, self.options.stop), self.options.stop)
+            if len(text) > len(sent[index]):
+                count_first()
+                push(self.reply.chunk(index, more(index, text)))
+                sent[index] = text
+            return sent[index]
+
+        def on_move(index: int, move: Move, game: Episode, before: tuple[Move, ...]) -> None:
+            if self.asked.choreo.trace:
+                push(self.reply.note({"choreo": {"index": index, "move": traced_move(move, game, before)}}))
+
+        def on_end(index: int, outcome: Outcome) -> None:
+            text, finish = final_text(outcome, self.options.stop)
+            count_first()
+            push(self.reply.chunk(index, more(index, text)))
+            push(self.reply.chunk(index, {}, finish))
+
+        outcomes = await self.play(on_move, on_token if self.unchecked else None, on_end)
+        if self.asked.choreo.trace:
+            push(self.reply.note({"choreo": extension(outcomes)}))
+        if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
+            push(self.reply.note({"usage": usage(outcomes, outcomes[0].moves[0].sampled.context_tokens)}))
+
+    async def play(
+        self,
+        on_move: Callable[[int, Move, Episode, tuple[Move, ...]], None] = lambda *move: None,
+        on_token: Callable[[int, str], str] | None = None,
+        on_end: Callable[[int, Outcome], None] = lambda index, outcome: None,
+    ) -> list[Outcome]:
+        """All n games. Each is counted and logged before `on_end` gets its outcome, whatever becomes of the others.
+        Raises ApiError where there is no draft.
+
+        on_token: gets an unchecked draft while it is sampled, and returns what of it has been sent.
+        """
+        tasks = [
+            asyncio.create_task(self._play_one(i, game, on_move, on_token, on_end)) for i, game in enumerate(self.games)
+        ]
+        try:
+            outcomes = list(await asyncio.gather(*tasks))
+        except (Down, TimeoutError, BadInput) as error:
+            raise self._no_draft(error) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+        self.server.figures.latency.labels(self.mode).observe(time.monotonic() - self.began)
+        return outcomes
+
+    async def _play_one(
+        self,
+        index: int,
+        game: Episode,
+        on_move: Callable[[int, Move, Episode, tuple[Move, ...]], None],
+        on_token: Callable[[int, str], str] | None,
+        on_end: Callable[[int, Outcome], None],
+    ) -> Outcome:
+        server = self.server
+        moves: list[Move] = []
+        sent, began, partial_draft = "", time.monotonic(), None  # of an unchecked draft
+        ended = False
+
+        def send(turn: Turn) -> None:
+            nonlocal sent, partial_draft
+            if ended:
+                return  # a token that the decoder had under way
+            assert on_token is not None
+            before, sent, partial_draft = sent, on_token(index, turn.text), turn
+            if sent and not before:
+                server.figures.unchecked.labels(self.key).inc()
+
+        def made(move: Move, game: Episode) -> None:
+            on_move(index, move, game, tuple(moves))
+            moves.append(move)
+
+        try:
+            outcome = await play_session(
+                game,
+                server.agents,
+                self.options,
+                mode="off" if self.mode == "shadow" else self.mode,  # the review in the shadow comes after the reply
+                rounds=self.rounds,
+                opened=server.settings.opened,
+                on_move=made,
+                on_token=None if on_token is None else send,
+            )
+        except BaseException:  # cancelled, too: what has been sent stays sent
+            if sent and partial_draft is not None:
+                sampled = SampledTurn(partial_draft, len(partial_draft.ids), 0)
+                draft = Move("draft", sampled, time.monotonic() - began)
+                cut_off = Outcome("off", answered(game, partial_draft), (draft,))
+                server.shadow(self.key, cut_off, self.options, event="left")
+            raise
+        finally:
+            ended = True
+        if self.mode == "shadow":
+            if self.unchecked and not sent:  # an agent that gives no tokens while it samples
+                server.figures.unchecked.labels(self.key).inc()
+            server.shadow(self.key, outcome, self.options)
+            outcome = replace(outcome, mode="shadow")
+        else:
+            ms = round(1000 * (time.monotonic() - self.began))
+            server.counted(self.key, outcome, id=self.reply.head["id"], ms=ms)
+        on_end(index, outcome)
+        return outcome
+
+    def _no_draft(self, error: Exception) -> ApiError:
+        """Counts and logs that there is no draft; what the client gets."""
+        self.server.figures.failed.labels("draft").inc()
+        why, ms = str(error) or "deadline", round(1000 * (time.monotonic() - self.began))
+        log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=why, ms=ms)
+        if isinstance(error, BadInput):
+            return _unsuited(error)
+        if isinstance(error, Refused):
+            return ApiError(400, str(error), param="messages", code="refused_upstream")
+        if isinstance(error, Down):
+            return ApiError(503, str(error), type="server_error", code="model_unavailable")
+        message = f"no answer within {self.server.settings.deadline:g} s"
+        return ApiError(504, message, type="server_error", code="deadline_exceeded")
+
+
+def _unsuited(error: BadInput) -> ApiError:
+    """The model's chat template does not take the conversation: it may want roles to take turns."""
+    message = f"the model does not take such a conversation: {error}"
+    return ApiError(400, message, param="messages", code="invalid_value")
+
+
+def settled(text: str, stop: Sequence[str]) -> str:
+    """What of an unfinished text may be sent: no half letter, and nothing that may yet become a stop string."""
+    text = text.rstrip("\ufffd")
+    held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    return text[: len(text) - held]

@@ -1,0 +1,166 @@
+"""The state of one server: who may ask and how much, which agents answer, what is counted, what is in play."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from choreo.server.conversations import Conversations
+from choreo.server.figures import Figures, facts, log
+from choreo.server.keys import Key, Limiter, find_key
+from choreo.server.openai_requests import ApiError
+from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, play_session
+from choreo.types import Limits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator decides.
+
+    limits: of every game; a caller may ask for shorter answers. temperature: of answers, where a caller names none.
+    opened: failures that let the draft pass (`session.OPENABLE`). deadline: seconds for a whole request.
+    queue: the most requests in play, with those that wait for the decoder. body: the most bytes of a request.
+    log_text: the log holds prompts, answers and reviews.
+    """
+
+    model: str
+    mode: Mode
+    limits: Limits
+    temperature: float
+    opened: frozenset[str] = frozenset()
+    deadline: float = 30.0
+    queue: int = 256
+    body: int = 256 * 1024
+    log_text: bool = False
+
+
+class Server:
+    """One server. Its handlers are functions in `app`, `chat` and `guardrail`.
+
+    alive: whether the engine runs. waiting: the number of sequences that wait for it.
+    encode: ids of another model's answer, for an agent in this process that reads it.
+    stop: called when all is answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        agents: Mapping[str, SessionAgent],
+        keys: Sequence[Key],
+        *,
+        alive: Callable[[], bool] = lambda: True,
+        waiting: Callable[[], float] = lambda: 0.0,
+        fingerprint: str = "",
+        encode: Callable[[str], tuple[int, ...]] = lambda text: (),
+        stop: Callable[[], Awaitable[None]] | None = None,
+    ):
+        self.settings, self.agents, self.keys = settings, agents, keys
+        self.alive, self.fingerprint, self.encode, self._stop = alive, fingerprint, encode, stop
+        self.running, self.in_flight = 0, Counter[str]()  # games in play, and whose
+        self.started = int(time.time())
+        self.limiter = Limiter()
+        self.conversations: defaultdict[str, Conversations] = defaultdict(Conversations)  # by key
+        self.figures = Figures(lambda: self.running, waiting)
+        self.shadows: set[asyncio.Task[None]] = set()  # reviews in the shadow, which no caller waits for
+
+    def key(self, request: Request, authorization: str | None = None) -> Key:
+        """The caller's key. authorization: as another header bears it. Raises 401."""
+        key = find_key(self.keys, authorization or request.headers.get("authorization"))
+        if key is None:
+            raise ApiError(
+                401,
+                "no valid API key (Authorization: Bearer …)",
+                type="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        request.state.key = key.name
+        return key
+
+    def limit(self, key: Key) -> None:
+        """Raises 429 where the key has asked too often."""
+        if wait := self.limiter.wait(key):
+            headers = {"Retry-After": str(max(1, round(wait + 0.5)))}
+            message = f"this key may ask {key.per_minute} times a minute"
+            raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+
+    def enter(self, key: Key, games: int) -> None:
+        """Counts so many more games in play. Raises 429 where the key has too many, 503 where the queue is full; call
+        `leave` once they are over."""
+        most = min(self.settings.queue, key.in_flight or self.settings.queue)
+        if games > most:
+            raise ApiError(400, f"at most {most} answers are in play here", param="n", code="invalid_value")
+        if key.in_flight is not None and self.in_flight[key.name] + games > key.in_flight:
+            message = f"this key may have {key.in_flight} answers in play"
+            raise ApiError(
+                429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": "1"}
+            )
+        if self.running + games > self.settings.queue:
+            raise ApiError(
+                503, "the queue is full", type="server_error", code="overloaded", headers={"Retry-After": "1"}
+            )
+        self.running += games
+        self.in_flight[key.name] += games
+
+    def leave(self, key: str, games: int = 1) -> None:
+        self.running -= games
+        self.in_flight[key] -= games
+
+    async def body(self, request: Request) -> bytes:
+        """The whole body of a request. Raises 408 where it does not come in time, 413 where it is too large."""
+        received = b""
+        try:
+            async with asyncio.timeout(self.settings.deadline):
+                async for part in request.stream():
+                    received += part
+                    if len(received) > self.settings.body:
+                        message = f"the body is larger than {self.settings.body} bytes"
+                        raise ApiError(413, message, code="request_too_large")
+        except TimeoutError:
+            message = f"the body did not come within {self.settings.deadline:g} s"
+            raise ApiError(408, message, code="request_timeout") from None
+        except ClientDisconnect:  # nobody reads it; the counter of requests does
+            raise ApiError(499, "the client left") from None
+        return received
+
+    def shadow(self, key: str, draft: Outcome, options: SessionOptions, event: str = "answer") -> None:
+        """Has a draft that was given out reviewed, for the record alone. It keeps its place in the queue."""
+
+        async def review() -> None:
+            late = replace(options, deadline=time.monotonic() + self.settings.deadline)
+            try:
+                seen = await play_session(draft.game, self.agents, late, mode="shadow", rounds=1)
+                self.counted(key, replace(seen, moves=(*draft.moves, *seen.moves)), event)
+            finally:
+                self.leave(key)
+
+        self.running += 1
+        self.in_flight[key] += 1
+        task = asyncio.create_task(review())
+        self.shadows.add(task)
+        task.add_done_callback(self.shadows.discard)
+
+    async def close(self) -> None:
+        """Waits for the reviews in the shadow, and stops the engine."""
+        if self.shadows:
+            await asyncio.wait(self.shadows, timeout=self.settings.deadline)
+        if self._stop is not None:
+            await self._stop()
+
+    def counted(self, key: str, outcome: Outcome, event: str = "answer", **more: Any) -> None:
+        """Counts a game that has ended, and logs it. more: further facts for the log."""
+        self.figures.count(key, outcome)
+        level = "critical" if outcome.opened else "error" if outcome.failed else "info"
+        texts = {"texts": _texts(outcome)} if self.settings.log_text else {}
+        log(event, level, key=key, mode=outcome.mode, **facts(outcome), **more, **texts)
+
+
+def _texts(outcome: Outcome) -> list[str]:
+    game = outcome.game
+    return [game.prompt.text, *(move.turn.text for move in outcome.moves)]
