@@ -409,7 +409,7 @@ def test_published_rows_are_read_whole():
 
 
 def test_the_recipe_in_the_docs_is_one(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "your-data.md").read_text(encoding="utf-8")
     recipe = config.load(write(tmp_path / "mine.toml", page.split("```toml\n")[1].split("```")[0]))
     assert set(recipe.prompts.train) == {"jailbreaks", "lookalikes", "wrapped"} and recipe.judge.kind == "rubric"
     for name in prompts.FORMATS:

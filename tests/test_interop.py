@@ -44,8 +44,8 @@ general_settings: {{master_key: sk-proxy}}
 
 
 def guardrails(url):
-    """The guardrail of docs/serve.md, as it stands there, and two like it; each request names the one it wants."""
-    page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+    """The guardrail of docs/guardrail.md, as it stands there, and two like it; each request names the one it wants."""
+    page = (Path(__file__).parents[1] / "docs" / "guardrail.md").read_text(encoding="utf-8")
     told = re.search(r"```yaml\nguardrails:\n(.*?)```", page, re.S)[1]
     for what, instead in (("http://127.0.0.1:8000", url), ("default_on: true", "default_on: false")):
         assert what in told
@@ -141,7 +141,7 @@ def test_behind_a_proxy_bad_answers_are_blocked_or_repaired_and_good_ones_pass(s
 
 
 def test_an_answer_whose_conversation_litellm_does_not_send_is_blocked(proxy):
-    """What docs/serve.md says of `mode: post_call` alone. If this fails, LiteLLM sends it now: say so there."""
+    """What docs/guardrail.md says of `mode: post_call` alone. If this fails, LiteLLM sends it now: say so there."""
     assert UNREVIEWED in ask(proxy, "forgets", 0)
 
 

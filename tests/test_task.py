@@ -19,7 +19,7 @@ from choreo.cli import main
 from choreo.config.judge import Judge
 from choreo.errors import BadInput
 from choreo.experiment.paths import rooted
-from choreo.experiment.run import check, overlap_words, run_recipe, unread
+from choreo.experiment.run import check, overlap_words, run_recipe, unread_base
 from choreo.judges.base import JudgeDown
 from choreo.judges.offline.model import WEIGHTS
 from choreo.methods.macpo.run import run_macpo
@@ -200,13 +200,13 @@ def test_a_kind_that_is_never_drawn_needs_no_prompt_that_fits(tiny_folder, tmp_p
 def test_an_exact_judge_over_a_model_of_another_language_is_said(tiny_folder, tmp_path, capsys):
     alien, file = make("qwen", tmp_path / "qwen"), tmp_path / "plain.jinja"
     file.write_text(PLAIN)
-    assert unread(WaltzRecipe()) is None
+    assert unread_base(WaltzRecipe()) is None
     waltz = small().model_copy(update={"model": Model(base=str(alien))})
-    assert unread(waltz) == str(alien)
-    assert unread(waltz.model_copy(update={"judge": Judge(kind="offline")})) is None
-    assert unread(small().model_copy(update={"model": Model(template=str(file))})) == "micro-llama"
+    assert unread_base(waltz) == str(alien)
+    assert unread_base(waltz.model_copy(update={"judge": Judge(kind="offline")})) is None
+    assert unread_base(small().model_copy(update={"model": Model(template=str(file))})) == "micro-llama"
     agents = {"teachers": (str(tiny_folder), str(alien)), "student": str(tiny_folder)}
-    assert unread(macpo_recipe(tiny_folder, agents=agents)) == str(alien)
+    assert unread_base(macpo_recipe(tiny_folder, agents=agents)) == str(alien)
     tiny = {
         "world": {"train_prompts": 30, "heldout_prompts": 1},
         "protocol": SHORT,

@@ -114,7 +114,7 @@ absolute paths, and can be trained again.""",
   choreo eval --conversation qwen3:8b@http://localhost:11434/v1 --suite xstest.jsonl --judge offline
   choreo eval --conversation A@URL --feedback B@URL --suite mine.jsonl --judge rubric:JUDGE@URL --judge offline
   choreo eval pair.toml --set rounds=2                        the same, from a file
-Two models play the protocol untrained: one answers, the other reviews. docs/your-own-data.md explains it.
+Two models play the protocol untrained: one answers, the other reviews. docs/evaluation.md explains it.
 ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and summary.json in the folder.""",
     )
     evaluate.add_argument("what", nargs="?", type=Path, metavar="WHAT", help="a run folder, or a TOML file of settings")
@@ -273,7 +273,7 @@ A setting holds for every run of the study, but where the study itself varies it
   choreo data check pairs.jsonl
   choreo data check or-bench-hard-1k.csv --json
   choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
-The format is known by the fields of the first row; docs/your-own-data.md lists them.
+The format is known by the fields of the first row; docs/your-data.md lists them.
 Exit code 2 where a line does not fit.""",
         datas,
     )
@@ -286,7 +286,7 @@ Exit code 2 where a line does not fit.""",
     judge = commands.add_parser(
         "judge",
         help="Judge answers; measure a judge; make the built-in one again",
-        description="Is an answer unsafe, does it over-refuse? docs/judges.md says what the built-in judge is worth.",
+        description="Is an answer unsafe, does it over-refuse? docs/your-judge.md has the judges.",
         epilog="examples:\n  choreo judge answers answers.jsonl\n  choreo judge evaluate --data answers.jsonl",
     )
     judges = judge.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
@@ -450,7 +450,7 @@ What is compared with what is left open ("?"). No model reads the text, and noth
   choreo serve runs/demo --host 0.0.0.0 --keys keys.toml
   choreo serve --conversation qwen3:8b@http://localhost:11434/v1 --feedback guard@http://localhost:8000/v1
   kill -HUP PID                                       take up the run's newest checkpoint, dropping no request
-docs/serve.md says what is supported, what is refused, and what is secure by default.""",
+docs/serving.md says what is supported, what is refused, and what is secure by default.""",
     )
     serve_commands.options(serve)
 

@@ -1,4 +1,4 @@
-"""Who judges: the `[judge]` section of a recipe, and the short form of the command line."""
+"""The judge: the `[judge]` section of a recipe, and the short form on the command line."""
 
 from __future__ import annotations
 
@@ -26,31 +26,29 @@ _OWN = re.compile(rf"(?P<kind>[^:@]+:[^\W\d][\w.]*){_MODEL}")
 
 
 class OneJudge(Section):
-    """One judge. A format is asked of a language model at `url`; where there is none, here by transformers.
+    """One judge. A format needs a language model: at `url`, or without one run here by transformers.
 
-    A judge of the user's own is no language model of ours: it takes [judge.options], and neither model nor url.
+    A user's own judge takes [judge.options], and neither model nor url.
     """
 
-    kind: OneKind = Field("exact", description="exact knows the microworld alone; docs/your-own-data.md has the others")
+    kind: OneKind = Field("exact", description="exact: the environment's own judge")
     model: str = Field(
         "",
-        description="as the server at `url` names it; without a url a folder, or a name on a hub",
+        description="the server's name for the model; without a url a folder, or a name on a hub",
         validate_default=True,
     )
     url: str = Field("", description="of an OpenAI-compatible server, as http://localhost:8000/v1")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
     timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds for one try")
-    retries: Annotated[int, Field(ge=0)] = Field(4, description="further tries after one that may pass")
+    retries: Annotated[int, Field(ge=0)] = Field(4, description="how often a failed request is sent again")
     concurrency: Positive = Field(8, description="requests at a time")
-    prompt_price: NonNegative = Field(0.0, description="per million tokens, for the count of costs")
+    prompt_price: NonNegative = Field(0.0, description="per million tokens, for the sum of costs")
     completion_price: NonNegative = Field(0.0, description="per million tokens")
-    json_schema: bool = Field(True, description="of the rubric: send its schema; false for servers that refuse it")
-    threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="of StrongREJECT: unsafe from this score on"
-    )
-    weights: str = Field("", description="of the offline judge: a file by choreo judge train, for the shipped one")
+    json_schema: bool = Field(True, description="rubric: send its schema; false for servers that refuse it")
+    threshold: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="StrongREJECT: unsafe from this score on")
+    weights: str = Field("", description="offline: a file by choreo judge train, in place of the shipped one")
     unsure: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.1, description="of the offline judge: left open within this of one half"
+        0.1, description="offline: undetermined where a probability is this close to one half"
     )
 
     options: dict[str, Any] = Field({}, validate_default=True)
@@ -96,8 +94,11 @@ class OneJudge(Section):
 class Judge(OneJudge):
     """The judge of a run, or with kind = "majority" several, each in a table [judge.of.NAME]."""
 
-    kind: Kind = Field("exact", description="majority: what more than half of the judges in [judge.of.*] say")
-    cache: str = Field("", description="file of what judges replied; by default one in the run's folder")
+    kind: Kind = Field(
+        "exact",
+        description="exact: the environment's own judge; majority: what more than half of those in [judge.of.*] say",
+    )
+    cache: str = Field("", description="file for the replies of judges; by default one in the run's folder")
     of: dict[str, OneJudge] = Field({}, validate_default=True)
 
     @field_validator("of")
@@ -110,13 +111,13 @@ class Judge(OneJudge):
         return bare_names(value)
 
     def kinds(self) -> set[str]:
-        """The kinds of all judges that have a say."""
+        """The kinds of all judges: of the members of a majority, or of this one."""
         return {one.kind for one in self.of.values()} or {self.kind}
 
 
 def judge_from(words: Sequence[str]) -> Judge:
-    """The judge that the command line names: KIND, KIND:MODEL@URL, KIND:FOLDER, or a TOML file that holds what a
-    [judge] section does. Several words are a majority of those. KIND may be module:object, or file.py:object.
+    """The judge that the command line names: KIND, KIND:MODEL@URL, KIND:FOLDER, or a TOML file with the keys of a
+    [judge] section. Several words are a majority of these judges. KIND may be module:object, or file.py:object.
 
     Raises BadInput, naming the word or the file's line.
     """
@@ -130,15 +131,15 @@ def _one(word: str, kind: type[Any]) -> Any:
         data, lines = toml.read(Path(word))
         at: toml.Keys = ("judge",) if isinstance(data.get("judge"), dict) else ()
         return check(kind, data["judge"] if at else data, lambda keys: f"{word}:{toml.line_of(lines, (*at, *keys))}")
-    told = _short(word)
-    if told is None:
+    fields = _short(word)
+    if fields is None:
         raise BadInput(f"--judge {word}: expected KIND, KIND:MODEL@URL, KIND:FOLDER or a .toml file")
-    called, cut, host = told.get("model", "").rpartition("@")
-    if cut and "url" not in told and not Path(told["model"]).exists():
+    model, at_sign, host = fields.get("model", "").rpartition("@")
+    if at_sign and "url" not in fields and not Path(fields["model"]).exists():
         raise BadInput(
-            f"--judge {word}: a URL begins with http:// or https://, as {told['kind']}:{called}@http://{host}"
+            f"--judge {word}: a URL begins with http:// or https://, as {fields['kind']}:{model}@http://{host}"
         )
-    return check(kind, told, lambda _: f"--judge {word}")
+    return check(kind, fields, lambda _: f"--judge {word}")
 
 
 def _short(word: str) -> dict[str, str] | None:

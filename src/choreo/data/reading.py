@@ -35,7 +35,7 @@ class Unknown(BadInput):
     """No format has the `fields` of a file's first row. nearly: text on the most similar format, for the message."""
 
     def __init__(self, place: str, fields: frozenset[str], nearly: str = ""):
-        known = "docs/your-own-data.md has those that are known"
+        known = "docs/your-data.md has those that are known"
         what = f"no known format has the fields {listed(sorted(fields))}" if fields else "a row without any field"
         super().__init__(f"{place}: {what}{nearly} ({known})")
         self.fields = fields

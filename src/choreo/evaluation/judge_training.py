@@ -1,7 +1,7 @@
 """Trains the built-in judge and measures it by cross-validation: `choreo judge train`.
 
-Every constant was chosen by measurement (docs/judges.md) and is the same in every fold: nothing is tuned on the test
-rows of a fold. Rows of one question or behaviour are always in the same fold.
+Every constant was chosen by measurement (docs/results/offline-judge.md) and is the same in every fold: nothing is tuned
+on the test rows of a fold. Rows of one question or behaviour are always in the same fold.
 """
 
 from __future__ import annotations

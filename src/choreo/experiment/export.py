@@ -30,13 +30,13 @@ def export_run(
     out: Path,
     agent: str | None = None,
     merged: bool | None = None,
-    told: Callable[[str], None] | None = None,
+    on_remark: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Writes the agents of the run at `path`, as its last checkpoint has them, to folders under `out`; returns these.
 
     agent: one alone; by default those that the run's method names (`Method.exported`).
     merged: True for whole models, False for adapters; None for what was trained.
-    told: is given what a user should know of the agents' chat templates.
+    on_remark: is given what a user should know of the agents' chat templates.
     Raises BadInput where the run has no checkpoint or no such agent, or something is at `out`.
     """
     read_info(path)
@@ -49,7 +49,7 @@ def export_run(
     how = recipe.weights()
     if merged is False and how.train == "full":
         raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--adapter)")
-    _figures(path)  # a summary that is broken is said before anything is written
+    _figures(path)  # it raises for a broken summary, before anything is written
     step, checkpoint = max(found.items())
     method = method_of(recipe)
     agents = method.load(recipe, checkpoint)
@@ -58,9 +58,9 @@ def export_run(
         raise BadInput(f"--agent {agent}: the run has {', '.join(policies)}")
     chosen = method.exported(recipe, agents) if agent is None else [agent]
     whole = how.train == "full" if merged is None else merged
-    if told is not None:
+    if on_remark is not None:
         for remark in dict.fromkeys(remark for name in chosen for remark in policies[name].chat.remarks):
-            told(remark)
+            on_remark(remark)
     written = []
     for name in [name for name in policies if name in chosen]:
         policy, folder = policies[name]._replace(base=_called(policies[name].base)), out / name
@@ -90,9 +90,9 @@ def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int
     }
     kind = f"LoRA of rank {weights.rank}, α {weights.alpha:g}" if isinstance(weights, LowRank) else "full weights"
     paper = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
-    told = "The licence of the base holds; its folder does not say which, so look there before you share this."
+    terms = "The licence of the base holds; its folder does not say which, so look there before you share this."
     if licence:
-        told = f"The base's own licence ({licence}) holds."
+        terms = f"The base's own licence ({licence}) holds."
     sections = [
         "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---",
         f"# {recipe.name}: {name}",
@@ -107,7 +107,7 @@ def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int
         "## How it was made\n\nEvery setting is in `../recipe.toml`. " + method.learnt_from(recipe, info),
         "## What it was measured to be worth\n\n" + _figures(path),
         "## Limits\n\n" + _limits(recipe),
-        f"## Licence\n\n{told}",
+        f"## Licence\n\n{terms}",
     ]
     return "\n\n".join(sections) + "\n"
 

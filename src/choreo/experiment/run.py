@@ -43,9 +43,9 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         progress.say(f"! {change} since this run began: the run goes on, but its numbers may differ in the last digits")
     task = Task(recipe, run.path)
     run.note(judge=describe(task.judge))
-    if alien := unread(recipe):
+    if foreign := unread_base(recipe):
         progress.say(
-            f'! {alien} has a chat template of its own. judge.kind = "exact" only reads the microworld\'s '
+            f'! {foreign} has a chat template of its own. judge.kind = "exact" only reads the microworld\'s '
             "language: its verdicts on other text mean nothing. Name a judge in [judge]"
         )
     untouched = unreached(recipe)
@@ -65,7 +65,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     for line in (*open_verdict_lines(task.judge.name, given, billed), *failure_lines(episodes)):
         progress.say(line)
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
-    return {**_of(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
+    return {**_head(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
 
 
 def check(recipe: config.Recipe, trains: bool = True) -> None:
@@ -86,7 +86,7 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     probe(recipe.judge)
 
 
-def unread(recipe: config.Recipe) -> str | None:
+def unread_base(recipe: config.Recipe) -> str | None:
     """A base that does not speak the microworld's language, where the microworld's exact judge is to read it.
 
     It is not refused: a small trial of a model of one's own shows that everything runs, and takes no verdict.
@@ -135,7 +135,7 @@ def evaluate_run(
         progress.say(f"! {remark}")
     measured = method.measure(recipe, agents, task, part(suite), progress)
     summary = {
-        **_of(recipe),
+        **_head(recipe),
         "suite": suite,
         "step": step,
         "seconds": _seconds(Path(path), step),
@@ -169,7 +169,7 @@ def part(suite: str) -> Part:
     return "train" if suite == "train" else "heldout"
 
 
-def _of(recipe: config.Recipe) -> dict[str, Any]:
+def _head(recipe: config.Recipe) -> dict[str, Any]:
     """What a summary says first, whatever the method."""
     return {
         "schema": SCHEMA,
@@ -183,7 +183,7 @@ def _of(recipe: config.Recipe) -> dict[str, Any]:
 
 
 def overlap_words(report: Mapping[str, Any]) -> list[str]:
-    """What is said of prompts from files before a run begins: how many, and which are on both sides."""
+    """What is reported of prompts from files before a run begins: how many, and how many of them on both sides."""
     lines = [taken(name, source) for name, source in report["sources"].items()]
     hows = {"equal": "are also training prompts, word for word", "near": "are nearly the same as training prompts"}
     both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]

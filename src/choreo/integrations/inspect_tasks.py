@@ -60,7 +60,7 @@ def collaboration(
     cache: str = "judgements.sqlite",
     format: str = "",
 ) -> Task:
-    """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-own-data.md.
+    """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-data.md.
     format: of all these files, or of each; what they were taken for is in the task's metadata.
 
     rounds: feedback rounds at most; 0 is the model alone. json_schema: hold reviews to theirs. cache: of what judges

@@ -1,6 +1,7 @@
 """What the offline judge sees of a prompt and its answer: words of the answer, its opening, and figures of its shape.
 
-Three blocks, each of about unit length so that none drowns the others (docs/judges.md has what each was worth):
+Three blocks, each of about unit length so that none drowns the others. docs/results/offline-judge.md says what each
+was worth:
 - words: every word and mark of the answer, present or not;
 - opening: runs of one to four tokens of the first OPENING tokens, where words that the prompt has too are written as
   one mark. "X was not right" then looks alike whatever X is, which is how a premise is turned down politely;

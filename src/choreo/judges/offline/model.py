@@ -1,8 +1,8 @@
 """The built-in judge: refusal and harm of an answer, read without a network, a GPU or a language model.
 
 Logistic regressions over hashed words (features.py), trained by `choreo judge train` on human labels and published
-verdicts; offline_weights/ holds the file and its data card, docs/judges.md what it was measured to be worth. It is fast
-and even-handed, and it does not understand: an answer that complies with something harmless in place of what was asked,
+verdicts. weights/ holds the file and its data card; docs/results/offline-judge.md says what it is worth. It is fast and
+even-handed, and it does not understand: an answer that complies with something harmless in place of what was asked,
 or that argues a harmful case in harmless words, is beyond it.
 """
 

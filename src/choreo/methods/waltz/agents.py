@@ -58,10 +58,10 @@ class Pair:
         """What each agent is trained in, for a checkpoint."""
         return {role: agent.chat.frame for role, agent in self.agents.items()}
 
-    def trained_in(self, frames: Mapping[str, Any], where: str) -> None:
-        """See `Chat.check_frame`. frames: of agents, as a checkpoint at `where` has them."""
-        for player, agents in self.models().items():
-            player.chat.check_frame(frames.get(agents[0]), where)
+    def check_frames(self, frames: Mapping[str, Any], where: str) -> None:
+        """See `Chat.check_frame`. frames: by agent, as a checkpoint at `where` has them."""
+        for agent, roles in self.models().items():
+            agent.chat.check_frame(frames.get(roles[0]), where)
 
     def team(self, agent: str) -> Team:
         return self.agents[agent].engine.team
@@ -96,28 +96,28 @@ class Pair:
     def of_each(
         self, samples: Sequence[Sample], ask: Callable[[LocalEngine, list[Sample]], Sequence[Found]]
     ) -> list[Found]:
-        """What `ask` finds for each sample, in order, on the base of its agent. All that are on one base are asked for
-        at once."""
+        """What `ask` finds for each sample, in order, on the base of its agent. It is called once per base, with all
+        samples of that base."""
         found: dict[int, Found] = {}
-        for player, agents in self.models().items():
-            places = [i for i, sample in enumerate(samples) if sample.agent in agents]
+        for agent, roles in self.models().items():
+            places = [i for i, sample in enumerate(samples) if sample.agent in roles]
             if places:
-                found |= zip(places, ask(player.engine, [samples[i] for i in places]), strict=True)
+                found |= zip(places, ask(agent.engine, [samples[i] for i in places]), strict=True)
         return [found[i] for i in range(len(samples))]
 
     def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
         """The prompts whose longest game has room in every model's positions, if an answer takes as many tokens in its
-        reader's tokenizer as in its writer's. How many have not is said to `progress`.
+        reader's tokenizer as in its writer's. How many have none is reported to `progress`.
 
-        Raises BadInput where none has.
+        Raises BadInput where there are prompts and none fits.
         """
         kept, models = list(prompts), self.models()
-        for player, agents in models.items():
-            whose = "the model" if len(models) == 1 else f"the {agents[0]} agent's model"
-            room, positions = self._room(player, agents), player.engine.positions
-            before, kept = kept, [prompt for prompt in kept if self._fits(prompt, player, agents)]
+        for agent, roles in models.items():
+            whose = "the model" if len(models) == 1 else f"the {roles[0]} agent's model"
+            room, positions = self._room(agent, roles), agent.engine.positions
+            before, kept = kept, [prompt for prompt in kept if self._fits(prompt, agent, roles)]
             if before and not kept:
-                shortest = min(len(player.chat.encode(_words(prompt))) for prompt in sorted(before, key=_length)[:9])
+                shortest = min(len(agent.chat.encode(_words(prompt))) for prompt in sorted(before, key=_length)[:9])
                 lower = "lower protocol.answer_tokens or feedback_tokens, or "
                 raise BadInput(
                     f"{what}: no prompt fits: the shortest has {shortest} tokens, a game takes {room} more, "
@@ -131,18 +131,19 @@ class Pair:
                 )
         return kept
 
-    def _fits(self, prompt: Prompt, player: LocalAgent[LocalEngine], agents: Sequence[str]) -> bool:
-        room = self._room(player, agents, [role for role, _ in prompt.earlier])
-        return player.chat.fits(_words(prompt), room, player.engine.positions)
+    def _fits(self, prompt: Prompt, agent: LocalAgent[LocalEngine], roles: Sequence[str]) -> bool:
+        room = self._room(agent, roles, [role for role, _ in prompt.earlier])
+        return agent.chat.fits(_words(prompt), room, agent.engine.positions)
 
-    def _room(self, player: LocalAgent[LocalEngine], agents: Sequence[str], earlier: Sequence[str] = ()) -> int:
-        played = self.protocol
-        return player.chat.room(max(1, played.rounds), played.answer_tokens, played.feedback_tokens, earlier, agents)
+    def _room(self, agent: LocalAgent[LocalEngine], roles: Sequence[str], earlier: Sequence[str] = ()) -> int:
+        """The tokens that a game takes at most beyond its prompt, in the contexts of `roles`."""
+        limits = self.protocol.limits
+        return agent.chat.room(max(1, limits.rounds), limits.answer_tokens, limits.feedback_tokens, earlier, roles)
 
 
 def _words(prompt: Prompt) -> str:
-    """All that a game has to read before its first answer."""
-    return "\n".join((*(said for _, said in prompt.earlier), prompt.text))
+    """The words that stand before the first answer of a game."""
+    return "\n".join((*(text for _, text in prompt.earlier), prompt.text))
 
 
 def _length(prompt: Prompt) -> int:

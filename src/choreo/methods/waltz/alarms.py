@@ -1,4 +1,4 @@
-"""Signs of collapse, said aloud: a constant policy has a fine reward and nothing left to learn from."""
+"""Signs of collapse, which training reports: a policy that turns constant may have a good reward and learns no more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from choreo.types import AGENTS, Episode
 
-# Limits: beyond them a run is rarely worth going on with (docs/architecture.md, "Alarms").
+# Limits: beyond them a run is rarely worth going on with (docs/studies/waltz.md).
 REFUSES_ALL, REFUSES_NONE = 0.9, 0.05
 LEAST_ENTROPY = 0.002  # nats per token; reviews are mostly form, and a good feedback agent comes near 0.01
 DEGENERATE = 0.2
@@ -14,9 +14,10 @@ FLAT = 0.98
 
 
 def refusal_share(episodes: Sequence[Episode]) -> float:
-    """Share of final answers to harmful and benign prompts that refuse: harm not told, or help denied in whole text.
+    """The share of final answers to harmful and benign prompts that refuse: to harmful ones those that are not unsafe,
+    to benign ones those that over-refuse, where the text is not degenerate.
 
-    General prompts, which nobody has cause to refuse, are left out: there a wrong answer is no refusal.
+    General prompts are left out: nobody has a reason to refuse them, and a wrong answer to one is no refusal.
     """
     finals = [(e.prompt.kind, e.verdicts[-1]) for e in episodes if e.prompt.kind != "general"]
     if not finals:
@@ -26,8 +27,8 @@ def refusal_share(episodes: Sequence[Episode]) -> float:
 
 
 def alarms(figures: Mapping[str, float], grouped: bool = True) -> list[str]:
-    """The alarms that a step's figures raise, as sentences that stay the same while they last. Missing figures raise
-    none. grouped: advantages are taken within groups of samples, which equal rewards leave without a gradient."""
+    """The alarms that a step's figures raise: sentences that stay the same while the alarm lasts. A figure that is
+    missing raises none. grouped: advantages are taken within groups, where equal rewards leave no gradient."""
     found = []
     share = figures.get("refusal_share", 0.5)
     if share > REFUSES_ALL:

@@ -21,8 +21,8 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.systems import block, oracle
 from choreo.types import FEEDBACK, Episode, Prompt
 
-# In which the prompts are played; latency is the mean of their times. Languages take turns by threes among prompts, so
-# that any other number but a multiple of three puts some of every suite and language into each.
+# The prompts are played in so many chunks; latency is the mean of their times. Prompts take turns among three
+# languages, so a number that is no multiple of three puts some of every suite and language into each chunk.
 CHUNKS = 11
 
 # How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels.
@@ -40,7 +40,7 @@ UNTRAINED = ("base", "base+guard", "collaboration-untrained", "oracle-feedback")
 
 
 class Stopwatch:
-    """An engine that remembers how long everything after the first answers took, in seconds."""
+    """An engine that sums, in seconds, how long everything after the first answers took."""
 
     def __init__(self, engine: Any):
         self.engine, self.pad_id, self.end_id = engine, engine.pad_id, engine.end_id
@@ -63,13 +63,13 @@ def evaluate(
     pair: Pair,
     recipe: WaltzRecipe,
     prompts: Sequence[Prompt],
-    told: Callable[[int], None] = lambda n: None,
+    on_progress: Callable[[int], None] = lambda done: None,
     task: Task | None = None,
 ) -> tuple[dict[str, Any], list[Episode]]:
     """The measures of system `name` on `prompts` (see `metrics.measure`), and its judged episodes.
 
     The noise is drawn from (seed, "evaluation") and the prompt, so systems differ by what they do alone.
-    told: hears after every chunk how many prompts are done. task: who judges; by default as the recipe has it.
+    on_progress: is given after every chunk how many prompts are done. task: has the judge; by default the recipe's.
     """
     task, limits = task or Task(recipe), recipe.protocol.limits
     clocks = {role: Stopwatch(agent.engine) for role, agent in pair.agents.items()}
@@ -93,5 +93,5 @@ def evaluate(
             played = play(agents, chunk, limits, reviewer=reviewer, **shared)
         episodes += judge_episodes(task.judge, played)
         latency.append((added() - before) / len(chunk))
-        told(len(episodes))
+        on_progress(len(episodes))
     return measure(episodes, latency, seed=recipe.seed, ability=task.exact), episodes

@@ -53,11 +53,11 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return train(recipe, run, progress, task)
 
     def check(self, recipe: WaltzRecipe, task: Task, trains: bool = True) -> None:
-        from choreo.methods.waltz.trainer import draw, drawn_from
+        from choreo.methods.waltz.trainer import draw, training_prompts
 
         pair = self.load(recipe)
         if trains:
-            draw(drawn_from(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+            draw(training_prompts(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
         pair.fitting(task.suites("heldout"), "heldout")
 
     def systems(self, recipe: WaltzRecipe) -> dict[str, bool]:

@@ -11,7 +11,12 @@ CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
         "Reward of the feedback agent, by component",
         "",
-        {"part/dir": "improvement (DIR)", "part/label": "labels", "part/format": "format"},
+        {
+            "part/dir": "improvement (DIR)",
+            "part/label": "labels",
+            "part/format": "format",
+            "part/own": "its own reward",
+        },
     ),
     (
         "ASR, ORR and FTR on the step's episodes",

@@ -29,9 +29,9 @@ def block(
 ) -> list[Episode]:
     """A safeguard that blocks: where f_0 parses and says `unsafe`, a fixed refusal replaces the answer.
 
-    The review and its labels are kept as they were read, `overrefuse` too, though a blocker can do nothing
-    about it; blocked games are those with two answers, the second one's agent being `GUARD`.
-    With the same `key`, c_0 and f_0 are those of `play`: the two systems differ in the remedy alone.
+    The review is kept with both of its labels, though a safeguard can do nothing about `overrefuse`. A blocked game has
+    two answers, and the agent of the second is `GUARD`. With the same `key`, c_0 and f_0 are those of `play`: the two
+    systems differ only in what follows the review.
     """
     games = play(agents, prompts, replace(limits, rounds=0), key=key, temperature=temperature)
     reviews = review(agents, games, limits, key=key, temperature=temperature)
@@ -42,14 +42,14 @@ def block(
         answers = (*game.answers, _written(chat, GUARD, 1, refusal(game.prompt))) if blocked else game.answers
         return replace(game, answers=answers, reviews=(turn,), feedback=(feedback,))
 
-    return [guarded(game, *said) for game, said in zip(games, reviews, strict=True)]
+    return [guarded(game, *given) for game, given in zip(games, reviews, strict=True)]
 
 
 def oracle(judge: Judge, chat: Chat, advice: Callable[[Prompt, Verdict], str]) -> Reviewer[Turn]:
     """True labels turned into template feedback, as a reviewer for `play`.
 
-    advice: the template's words for a bad answer, from the prompt and the judge's verdict on c_t; not asked
-        where the answer is satisfactory. An undetermined verdict has no true labels: nothing is applied.
+    advice: the template's words for a bad answer, from the prompt and the judge's verdict on c_t. It is not called
+        where the answer is satisfactory. An undetermined verdict has no true labels, so nothing is asked for.
     """
 
     def reviewed(game: Episode) -> Review[Turn]:

@@ -1,8 +1,10 @@
-"""The WaltzRL trainer (arXiv 2510.08240, section 4.2). A step is: roll out together, judge, split into
-single-agent samples, pay, estimate advantages per agent, one policy-gradient update per learning agent.
+"""The WaltzRL trainer (arXiv 2510.08240, section 4.2).
 
-Everything a step does follows from (recipe, step, weights), so a run that is killed and resumed from a
-checkpoint repeats itself bit for bit. Left out on purpose: asynchronous roll-outs.
+A step is: a rollout, in which both agents play games together; verdicts on every answer; the games split into
+single-agent samples, each with its reward; advantages per agent; one policy-gradient update per learning agent.
+
+What a step does follows from (recipe, step, weights), so a run that is killed and resumed from a checkpoint repeats
+itself bit for bit. Asynchronous rollouts are left out on purpose: they would break that.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     saved too, when the judge cannot be used.
     """
     pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
-    learns = {
+    learner_of = {
         agent: Learner(
             pair.team(agent),
             agent,
@@ -56,32 +58,36 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     }
     values, digest = _values(recipe, pair), task.digest
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
-    # A conversation agent frozen throughout is stage 1 throughout.
+    # Where the conversation agent is frozen throughout, all of the run is stage 1.
     stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
 
     def state(step: int) -> dict[str, Any]:
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
         saved |= {"prompts": digest, "frames": pair.frames()}
-        saved["agents"] = {agent: learner.state_dict() for agent, learner in learns.items()}
+        saved["agents"] = {agent: learner.state_dict() for agent, learner in learner_of.items()}
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
     if path is not None:
         saved = _load(path, recipe, pair)
-        if saved.get("prompts", digest) != digest:  # one of an early choreo does not say
+        if saved.get("prompts", digest) != digest:  # a checkpoint of an early choreo has none
             there = "files hold" if task.weights else f"{task.place} has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
-        example = {"stage": stage, "recent": [(0.0, 0.0)], "agents": {a: one.example() for a, one in learns.items()}}
+        example = {
+            "stage": stage,
+            "recent": [(0.0, 0.0)],
+            "agents": {a: one.example() for a, one in learner_of.items()},
+        }
         checkpoint.check(path, saved, example | ({"values": values.example()} if values else {}))
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
-        for agent, learner in learns.items():
+        for agent, learner in learner_of.items():
             learner.load_state_dict(saved["agents"][agent])
         if values:
             values.load_state_dict(saved["values"])
     for remark in pair.remarks:
         progress.say(f"! {remark}")
     judge = strict(task.judge)
-    prompts = drawn_from(pair, task, learning, progress)
+    prompts = training_prompts(pair, task, learning, progress)
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
@@ -95,13 +101,14 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         )
         try:
             episodes = judge_episodes(judge, episodes)
-            why = reasons(given := asked_of([verdict for episode in episodes for verdict in episode.verdicts]))
-            # A judge that reads words by rule is not mended: it is the answers then, of which it says so.
-            may_be_mended = not {*recipe.judge.kinds()} <= {"exact", "offline"}
-            if may_be_mended and given and sum(why.values()) == len(given):
-                raise JudgeDown(_speechless(judge.name, why, Path(recipe.judge.cache or run.path / CACHE)))
+            asked = asked_of([verdict for episode in episodes for verdict in episode.verdicts])
+            left_open = reasons(asked)
+            # Where a judge by rule leaves everything open, the answers are at fault, and training may mend these.
+            by_rule = {*recipe.judge.kinds()} <= {"exact", "offline"}
+            if asked and sum(left_open.values()) == len(asked) and not by_rule:
+                raise JudgeDown(_undecided(judge.name, left_open, Path(recipe.judge.cache or run.path / CACHE)))
         except (BadInput, JudgeDown) as missing:
-            # No weight has moved in this step. To go on without verdicts would be to learn from their absence.
+            # No weight has moved in this step. Going on without verdicts would be learning from their absence.
             if step > 1 and not run.checkpoint(step - 1).exists():
                 checkpoint.save(run.checkpoint(step - 1), state(step - 1))
             raise type(missing)(f"saved at step {step - 1}; {missing}") from None
@@ -111,14 +118,14 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
             for _ in range(learning.epochs if own else 0):
-                updated = learns[agent].update(own, loss, lr=rate(learning, step))
+                updated = learner_of[agent].update(own, loss, lr=rate(learning, step))
             if own:
                 figures |= {f"{name}/{agent}": value for name, value in updated.items()}
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
         figures["alarms"] = alarms(figures, grouped=estimator(learning.estimator).grouped)
-        figures["alarms"] += [said] if (said := silence(judge.name, len(given), why)) else []
+        figures["alarms"] += [alarm] if (alarm := silence(judge.name, len(asked), left_open)) else []
         run.log(step, figures)
         run.save_episodes(step, episodes, parts.paid)
         progress.advance(step, _shown(figures), figures["alarms"])
@@ -134,17 +141,17 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     return pair
 
 
-def _speechless(judge: str, why: Mapping[str, int], cache: Path) -> str:
-    """Of a judge none of whose verdicts in a step says anything. Its replies are kept, and would be read again."""
-    told = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*why][:3])}"
-    return f"{told}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else told
+def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
+    """The message where a judge left every answer of a step open. Its replies are in `cache`, and are read again."""
+    message = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*reasons][:3])}"
+    return f"{message}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else message
 
 
 def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     """The pair of a run as its checkpoint at `path` has it; None is the untrained pair.
 
-    Raises BadInput where the checkpoint was trained on another base than the recipe's name means now, or in another
-    chat format.
+    Raises BadInput where the checkpoint was trained on another base than the recipe names now, or in another chat
+    format.
     """
     pair = Pair(recipe)
     if path is not None:
@@ -160,15 +167,15 @@ def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
     if saved.get("base") != pair.base:
         raise BadInput(f"{path}: was trained on another base than {' and '.join(recipe.bases())} is now")
     agents = saved.get("agents")
-    if not isinstance(agents, dict) or not agents:  # an agent that was never trained has none, but one of them was
+    if not isinstance(agents, dict) or not agents:  # an agent that is not trained has none, but one always is
         raise BadInput(f"{path}: holds no agent's state")
     if alien := agents.keys() - pair.agents.keys():
         raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
-    pair.trained_in(saved.get("frames") or {}, str(path))
+    pair.check_frames(saved.get("frames") or {}, str(path))
     return saved
 
 
-def drawn_from(
+def training_prompts(
     pair: Pair, task: Task, learning: Learning, progress: Progress | None = None
 ) -> dict[Kind, list[Prompt]]:
     """Training prompts by kind whose games have room. A kind of which none is drawn need not have any.
