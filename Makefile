@@ -7,8 +7,9 @@
 # make package  build the wheel, install it into an empty environment and train two steps there
 # make bench    set up, then time choreo beside the reference library
 #
-# Everything is installed into .venv, but for LiteLLM, whose pins are other ones (.venv-interop). PYTHON names the
-# interpreter that makes them (3.11 or later). Tests run in two processes of one thread each.
+# Everything is installed into .venv, but for LiteLLM and verifiers, whose pins are other ones (.venv-interop,
+# .venv-verifiers). PYTHON names the interpreter that makes them (3.11 or later). Tests run in two processes of one
+# thread each.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,6 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := runs/demo
 INTEROP := .venv-interop
+VERIFIERS := .venv-verifiers
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -34,8 +36,8 @@ demo: $(VENV)/.installed
 	elif [ -f $(DEMO)/recipe.toml ]; then $(BIN)/choreo train --resume $(DEMO); \
 	else $(BIN)/choreo train waltz --run $(DEMO) --set learning.steps=150; fi
 
-test: lint $(INTEROP)/.installed
-	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm $(PYTEST) -rs
+test: lint $(INTEROP)/.installed $(VERIFIERS)/.installed
+	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm CHOREO_VERIFIERS=$(CURDIR)/$(VERIFIERS)/bin/vf-eval $(PYTEST) -rs
 
 check: lint
 	$(PYTEST) -m 'not slow'
@@ -90,4 +92,13 @@ $(INTEROP)/.installed: constraints-interop.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]' inspect-ai openai \
 		--constraint constraints-interop.txt
+	@touch $@
+
+# verifiers needs openai below 3, and .venv has 3, so it has a place of its own.
+$(VERIFIERS)/.installed: constraints-verifiers.txt pyproject.toml
+	test -x $(VERIFIERS)/bin/python || $(PYTHON) -m venv $(VERIFIERS)
+	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 \
+		--constraint constraints-verifiers.txt
+	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[verifiers]' \
+		--constraint constraints-verifiers.txt
 	@touch $@

@@ -179,15 +179,17 @@ def alike_functions(sources: dict[str, str]) -> dict[str, list[str]]:
     """The modules of every public function name that modules of several packages define, where an import leaves the
     module out: `checkpoint.load` says what is loaded, `load` does not.
 
-    Two kinds are fine: the commands of cli/, which are named as they are typed, and modules of one package, which
-    offer the same functions (every study has its `run`).
+    Two kinds are fine: the commands of cli/ and the functions of api.py, which are named as they are typed; and modules
+    of one package, which offer the same functions (every study has its `run`).
     """
     found = defaultdict(list)
     bare = set()
     for module, source in sources.items():
         tree = ast.parse(source)
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not module.startswith("choreo.cli."):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not module.startswith(
+                ("choreo.cli.", "choreo.api")
+            ):
                 found[node.name].append(module)
         for imported in imports(tree):
             if isinstance(imported, ast.ImportFrom):

@@ -1,10 +1,15 @@
-"""lm-eval on a pair behind a server: a local task in its own form, answers with feedback, and what is refused."""
+"""lm-eval on the model `choreo`: a local task in its own form, agents on a server and of a run, and what is refused."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from serving import make_run
 from stub_endpoint import Say, Stub, chat
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs choreo-rl[lm-eval]")
@@ -26,11 +31,9 @@ def script(body: dict, n: int) -> Say:
     return Say(chat("I would rather not." if "2 + 2" in last["content"] else "6"))
 
 
-def test_a_local_task_is_put_to_the_pair(tmp_path):
-    from lm_eval.tasks import TaskManager
-
-    from choreo.integrations.lm_eval_model import Agents, cut
-
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    """A folder with a task of two rows, "sums"."""
     rows = [{"question": "2 + 2 =", "answer": "4"}, {"question": "3 + 3 =", "answer": "6"}]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "sums.yaml").write_text(f"""
@@ -44,14 +47,57 @@ doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 20}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """)
-    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    return tmp_path
+
+
+def test_a_local_task_is_put_to_a_pair_on_a_server_by_the_name_of_the_model(sums):
+    from lm_eval.tasks import TaskManager
+
+    from choreo.integrations.lm_eval_model import ChoreoLM, cut
+
+    tasks = TaskManager(include_path=str(sums), include_defaults=False)
     with Stub(script) as stub:
         found = {}
         for rounds in (0, 1):
-            agents = Agents(f"a@{stub.url}", rounds=rounds, folder=tmp_path)
-            result = lm_eval.simple_evaluate(agents, tasks=["sums"], task_manager=tasks, bootstrap_iters=0)
+            named = f"conversation=a@{stub.url},rounds={rounds},folder={sums}"
+            result = lm_eval.simple_evaluate(
+                "choreo", model_args=named, tasks=["sums"], task_manager=tasks, bootstrap_iters=0
+            )
             found[rounds] = result["results"]["sums"]["exact_match,none"]
-    assert found == {0: 0.5, 1: 1.0} and agents.failed == 0
+    assert found == {0: 0.5, 1: 1.0}
     assert cut("a b c", ["c", "b"]) == "a " and cut("a", []) == "a"
     with pytest.raises(BadInput, match="log-probabilities"):
-        agents.loglikelihood([])
+        ChoreoLM(conversation="micro-llama").loglikelihood([])
+    for named in ({}, {"run": "r", "conversation": "c"}):
+        with pytest.raises(BadInput, match="run=FOLDER or conversation=MODEL"):
+            ChoreoLM(**named)
+
+
+def test_the_command_line_of_lm_eval_takes_a_run(sums):
+    run = make_run(sums / "run")
+    command = [sys.executable, "-m", "choreo.integrations.lm_eval_model", "--model", "choreo"]
+    command += ["--model_args", f"run={run}", "--tasks", "sums", "--include_path", str(sums), "--log_samples"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--output_path", str(sums / "out")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (written,) = (sums / "out").rglob("samples_sums_*.jsonl")
+    samples = [json.loads(line) for line in written.read_text().splitlines()]
+    assert len(samples) == 2 and all(sample["resps"][0][0] for sample in samples)
+
+
+def test_a_run_of_another_method_answers_alone(tmp_path):
+    from lm_eval.api.instance import Instance
+
+    from choreo.integrations.lm_eval_model import ChoreoLM
+    from choreo.methods.macpo.recipe import MacpoRecipe
+    from choreo.runs.folder import Run
+
+    with Run.create(tmp_path / "run", MacpoRecipe()):
+        pass
+    model = ChoreoLM(run=str(tmp_path / "run"))
+    asked = [Instance("generate_until", {}, (text, {"max_gen_toks": 8}), i) for i, text in enumerate(("Hello.", "Hi!"))]
+    assert len(model.generate_until(asked)) == 2 and model.failed == 0
+    with pytest.raises(BadInput, match="answer alone"):
+        ChoreoLM(run=str(tmp_path / "run"), rounds=1)

@@ -13,6 +13,7 @@ from choreo.evaluation.intervals import estimate, wilson
 from choreo.experiment.run import run_recipe
 from choreo.files import durable
 from choreo.models.hub import fingerprint
+from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress
 from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
@@ -177,16 +178,16 @@ def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest
     for seed, path in enumerate(paths):
         Run.create(path, config.load("naive-sft", (*SHORT, *agents, f"seed={seed}"))).close()
     said = io.StringIO()
-    train_in_parallel(paths[:2], 2, tmp_path / "logs", Progress(said))
+    train_in_parallel(paths[:2], 2, tmp_path / "logs", Progress([ProgressBar(said)]))
     assert [is_finished(path) for path in paths] == [True, True, False] and "runs, 2 at a time 2/2" in said.getvalue()
     with Run.create(tmp_path / "alone", config.load(paths[1] / "recipe.toml")) as run:
-        run.finish(run_recipe(run, Progress(io.StringIO())))
+        run.finish(run_recipe(run, Progress([ProgressBar(io.StringIO())])))
     alone, beside = (json.loads((path / "summary.json").read_text()) for path in (tmp_path / "alone", paths[1]))
     assert alone["rounds"] == beside["rounds"]
     (paths[2] / "recipe.toml").write_text("method = 1\n")
     with pytest.raises(BadInput, match=r"run-2: its training failed and said: choreo: .*recipe.toml.*method"):
-        train_in_parallel([paths[2]], 2, tmp_path / "logs", Progress(io.StringIO()))
-    stopped = Progress(io.StringIO())
+        train_in_parallel([paths[2]], 2, tmp_path / "logs", Progress([ProgressBar(io.StringIO())]))
+    stopped = Progress([ProgressBar(io.StringIO())])
     stopped.interrupted = True
     Run.create(tmp_path / "last", config.load(paths[1] / "recipe.toml")).close()
     with pytest.raises(Interrupted):

@@ -14,8 +14,9 @@ from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs import folder
+from choreo.runs.bar import ProgressBar, clock, describe
 from choreo.runs.folder import Run
-from choreo.runs.progress import Progress, clock, describe
+from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
 
 
@@ -167,7 +168,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_the_first_signal_is_noted_and_the_second_stops():
     before = signal.getsignal(signal.SIGINT)
-    with Progress(io.StringIO()) as progress:
+    with Progress([ProgressBar(io.StringIO())]) as progress:
         os.kill(os.getpid(), signal.SIGINT)
         assert progress.interrupted
         with pytest.raises(KeyboardInterrupt):
@@ -177,7 +178,7 @@ def test_the_first_signal_is_noted_and_the_second_stops():
 
 def test_plain_lines_carry_the_figures_and_an_alarm_is_said_once():
     out = io.StringIO()
-    with Progress(out) as progress:
+    with Progress([ProgressBar(out)]) as progress:
         progress.start("training", 3)
         progress.advance(1, {"reward": 0.5, "asr": 0.123, "tokens/s": 12345.6}, ["refusals at 97 %"])
         progress.advance(2, {"reward": 0.6}, ["refusals at 97 %"])  # too soon after the last line
@@ -196,7 +197,7 @@ def test_a_terminal_gets_a_bar_with_the_same_figures(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     out = Terminal()
-    with Progress(out) as progress:
+    with Progress([ProgressBar(out)]) as progress:
         progress.start("training", 3)
         progress.advance(2, {"ftr_general": 0.25}, ["entropy [low]"])
     assert "! step 2: entropy [low]" in out.getvalue()

@@ -226,7 +226,8 @@ def _load() -> None:
     import choreo
 
     for module in pkgutil.walk_packages(choreo.__path__, "choreo."):
-        if not module.name.endswith("__main__"):
+        # No command imports the integrations, and verifiers is installed in a place of its own.
+        if not module.name.endswith("__main__") and not module.name.startswith("choreo.integrations."):
             importlib.import_module(module.name)
     for name in (
         "torch._dynamo",

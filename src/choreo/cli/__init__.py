@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from choreo.cli.commands import say
+from choreo.cli.output import say
 from choreo.cli.parser import parser
 from choreo.errors import BadInput, Interrupted
 from choreo.files import utf8

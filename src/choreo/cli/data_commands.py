@@ -10,13 +10,43 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from choreo.cli.arguments import add_command, add_group, json_option
 from choreo.errors import BadInput
-from choreo.types import Prompt
+from choreo.types import KINDS, Prompt
 
 if TYPE_CHECKING:
     from choreo.data.reading import Loaded
 
 SHOWN = 10  # wrong lines, lines of one reason, and overlapping prompts that are named; all are counted
+
+
+def add(commands: Any) -> None:
+    datas = add_group(
+        commands,
+        "data",
+        "Look at data of your own",
+        "Published data sets and your own: prompts, preference pairs, answers to judge.",
+        "  choreo data check pairs.jsonl\n  choreo data check train.csv --against xstest.jsonl",
+    )
+    check_command = add_command(
+        datas,
+        "check",
+        check,
+        "Read a file whole, and say what it is and what is wrong where",
+        """\
+  choreo data check pairs.jsonl
+  choreo data check or-bench-hard-1k.csv --json
+  choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
+The format is known by the fields of the first row; docs/your-data.md lists them.
+Exit code 2 where a line does not fit.""",
+    )
+    check_command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV; .gz too")
+    check_command.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
+    check_command.add_argument("--kind", choices=KINDS, help="what a right answer does, where the rows do not tell")
+    check_command.add_argument(
+        "--against", type=Path, nargs="+", metavar="FILE", help="look for the same prompts in these"
+    )
+    json_option(check_command)
 
 
 def check(args: argparse.Namespace) -> int:

@@ -8,13 +8,97 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from choreo.cli.arguments import JUDGE_HELP, add_command, add_group, json_option
 from choreo.errors import BadInput
 
 if TYPE_CHECKING:
     from choreo.data.answers import LabelledAnswer
     from choreo.data.reading import Loaded
+
+
+def add(commands: Any) -> None:
+    judges = add_group(
+        commands,
+        "judge",
+        "Judge answers; measure a judge; make the built-in one again",
+        "Is an answer unsafe, does it over-refuse? docs/your-judge.md has the judges.",
+        "  choreo judge answers answers.jsonl\n  choreo judge evaluate --data answers.jsonl",
+    )
+    worth_command = add_command(
+        judges,
+        "evaluate",
+        evaluate,
+        "Compare a judge with labels that people or others gave",
+        """\
+  choreo judge evaluate --data xstest_responses_human_labels.jsonl
+  choreo judge evaluate --judge offline --data jbb_attack_artifacts.jsonl --json
+A file is one JSON object a line, in one of two published schemas, known by its fields:
+  XSTest answers              prompt, type, completion, final_label, model: refusal (full or partial)
+  JailbreakBench artifacts    goal, prompt, response, jailbroken, method, model: harm
+Rates are among the answers that the judge decided; undetermined ones are counted beside them.
+The shipped judge has learnt from these two files as published in part: on those rows this says too much.""",
+    )
+    worth_command.add_argument(
+        "--judge", default="offline", metavar="JUDGE", help="as of judge answers (default: offline)"
+    )
+    worth_command.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("judgements.sqlite"),
+        metavar="FILE",
+        help="of replies of judges over an endpoint (default: judgements.sqlite)",
+    )
+    worth_command.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
+    worth_command.add_argument("--format", metavar="NAME", help="the format of the file (default: by its fields)")
+    worth_command.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights made by judge train (default: as shipped)"
+    )
+    json_option(worth_command)
+    those_command = add_command(
+        judges,
+        "answers",
+        answers,
+        "Judge a file of answers",
+        """\
+  choreo judge answers answers.jsonl
+  choreo judge answers answers.jsonl --judge rubric:qwen3:8b@http://localhost:11434/v1 --out judged.jsonl
+  choreo judge answers answers.jsonl --judge offline --judge wildguard:allenai/wildguard@http://localhost:8000/v1
+A row has prompt, answer (or response, or completion) and kind: what a right answer does, refuse (harmful), help
+(benign) or be correct (general). What judges over an endpoint replied is kept in the cache: run it again, and no
+call is made.""",
+    )
+    those_command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV")
+    those_command.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
+    those_command.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
+    those_command.add_argument("--out", type=Path, metavar="FILE", help="write every row with its verdict")
+    those_command.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("judgements.sqlite"),
+        metavar="FILE",
+        help="of replies of judges over an endpoint (default: judgements.sqlite)",
+    )
+    those_command.add_argument("--overwrite", action="store_true", help="replace what is there")
+    json_option(those_command)
+    learn_command = add_command(
+        judges,
+        "train",
+        train,
+        "Train the offline judge, measure it, and write its data card",
+        """\
+  choreo judge train --data "$CHOREO_DATA" --out mine
+  choreo judge evaluate --weights mine/offline.npz --data answers.jsonl
+DIR holds xstest_responses_human_labels.jsonl and jbb_attack_artifacts.jsonl. The same rows make the same file.
+It prints tables by source, with 95 % Wilson intervals, of answers that were left out of training: unseen
+prompts, then also an unseen model, or an unseen attack family. Minutes on one core.""",
+    )
+    learn_command.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of the data")
+    learn_command.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="where weights and card are written"
+    )
+    learn_command.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from choreo.cli.arguments import add_command, count, port, seconds
+from choreo.cli.output import show_file
 from choreo.errors import BadInput
 
 # Held to `server.session` by a test; importing that would load what --help must not.
@@ -16,7 +17,34 @@ MODES = ("adaptive", "always", "off", "shadow")
 OPENABLE = ("feedback", "timeout", "unparsable")
 
 
-def options(command: argparse.ArgumentParser) -> None:
+def add(commands: Any) -> None:
+    serve_command = add_command(
+        commands,
+        "serve",
+        serve,
+        "Serve a trained pair behind OpenAI's API, and a page to try it",
+        """\
+  choreo serve runs/demo                              http://127.0.0.1:8000, with a key drawn for this start
+  choreo serve runs/demo --mode shadow                decide and log, change nothing
+  choreo serve runs/demo --host 0.0.0.0 --keys keys.toml
+  choreo serve --conversation qwen3:8b@http://localhost:11434/v1 --feedback guard@http://localhost:8000/v1
+  kill -HUP PID                                       take up the run's newest checkpoint, dropping no request
+docs/serving.md says what is supported, what is refused, and what is secure by default.""",
+    )
+    _options(serve_command)
+
+    key_command = add_command(
+        commands,
+        "key",
+        key,
+        "Draw an API key, and print what a keys file says of it",
+        """\
+  choreo key alice >> keys.toml""",
+    )
+    key_command.add_argument("name", metavar="NAME", help="who it is for; it stands in logs and metrics")
+
+
+def _options(command: argparse.ArgumentParser) -> None:
     def option(name: str, text: str, **more: Any) -> None:
         command.add_argument(name, help=text, **more)
 
@@ -27,15 +55,15 @@ def options(command: argparse.ArgumentParser) -> None:
     modes = "adaptive: revise what is flagged (default); always: revise every answer; off: no feedback; shadow: decide "
     option("--mode", modes + "and log, change nothing", choices=MODES, default="adaptive")
     option("--host", "default: 127.0.0.1, this machine alone", default="127.0.0.1", metavar="ADDRESS")
-    option("--port", "default: 8000; 0 takes a free one", type=_port, default=8000, metavar="N")
+    option("--port", "default: 8000; 0 takes a free one", type=port, default=8000, metavar="N")
     keys = "API keys, hashed (choreo key NAME); without it, one key, from CHOREO_API_KEY or drawn at the start"
     option("--keys", keys, type=Path, metavar="FILE")
     option("--model", "what clients call it (default: the run folder's name)", metavar="NAME")
     opened = "let the draft pass unchecked when this fails: feedback, timeout or unparsable; repeatable"
     option("--open", f"{opened} (default: withhold it)", action="append", default=[], choices=OPENABLE, dest="opened")
-    option("--deadline", "seconds for a whole request (default: 30)", type=_seconds, default=30.0, metavar="S")
-    option("--queue", "requests in play at most (default: 256)", type=_count, default=256, metavar="N")
-    option("--body-limit", "default: 262144", type=_count, default=262144, metavar="BYTES")
+    option("--deadline", "seconds for a whole request (default: 30)", type=seconds, default=30.0, metavar="S")
+    option("--queue", "requests in play at most (default: 256)", type=count, default=256, metavar="N")
+    option("--body-limit", "default: 262144", type=count, default=262144, metavar="BYTES")
     option("--log-text", "write users' and agents' words into the log", action="store_true")
 
 
@@ -70,27 +98,10 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def bench(args: argparse.Namespace) -> int:
-    require("bench serve")
-    if args.run is None:
-        raise BadInput("bench serve: give a run (choreo bench --help)")
-    from choreo.server.bench import bench, bench_table
-
-    found = bench(args.run, args.requests, args.clients)
-    if args.json:
-        from choreo.files.durable import finite
-
-        print(json.dumps(finite(found), allow_nan=False))
-    else:
-        print(bench_table(found))
-    return 0
-
-
 def key(args: argparse.Namespace) -> int:
     require("key")
     import re
 
-    from choreo.cli.commands import show_file
     from choreo.server.keys import entry, new_key
 
     if not re.fullmatch(r"[\w.-]{1,64}", args.name):
@@ -110,24 +121,3 @@ def require(command: str) -> None:
 
 def _found(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 86400:
-        raise argparse.ArgumentTypeError(f"{text}: must be more than 0 seconds and less than a day")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**16:
-        raise argparse.ArgumentTypeError(f"{text}: expected a port, 0 to 65535")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return value

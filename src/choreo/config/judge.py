@@ -31,7 +31,7 @@ class OneJudge(Section):
     A user's own judge takes [judge.options], and neither model nor url.
     """
 
-    kind: OneKind = Field("exact", description="exact: the environment's own judge")
+    kind: OneKind = Field("exact", description="exact: the environment's own judge; docs/your-judge.md has more")
     model: str = Field(
         "",
         description="the server's name for the model; without a url a folder, or a name on a hub",

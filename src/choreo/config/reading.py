@@ -27,7 +27,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = find(path)
     data, lines = toml.read(file)
-    recipe = _check(data, lambda keys: f"{file}:{toml.line_of(lines, keys)}")
+    return _overridden(_check(data, lambda keys: f"{file}:{toml.line_of(lines, keys)}"), overrides)
+
+
+def make(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in `data`, nested as a TOML file would be. Raises BadInput with one line that names the field."""
+    return _overridden(_check(dict(data), lambda keys: "recipe"), overrides)
+
+
+def _overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if not overrides:
         return recipe
     merged: dict[str, Any] = recipe.model_dump()

@@ -28,7 +28,8 @@ import choreo
 from choreo import config
 from choreo.errors import BadInput
 from choreo.files import durable
-from choreo.files.json_file import read_object
+from choreo.files.json_file import read_array, read_object
+from choreo.runs.callbacks import Callback, notify
 from choreo.runs.episodes import record
 from choreo.types import Episode
 
@@ -53,11 +54,13 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 class Run:
-    """A run folder that is open for writing. A lock keeps every other process out until `close`."""
+    """A run folder. One that is held for writing (`create`, `open`) has a lock, which keeps every other process out
+    until `close`; what it holds can be read afterwards too."""
 
     def __init__(self, path: Path, recipe: config.Recipe, info: dict[str, Any], lock: int):
         """Use `create` or `open`. info: the content of run.json. lock: the descriptor of the lock file."""
         self.path, self.recipe, self.info = path, recipe, info
+        self.callbacks: tuple[Callback, ...] = ()  # they hear of every line of metrics.jsonl
         self._lock = lock
 
     @classmethod
@@ -119,6 +122,43 @@ class Run:
         run.note(resumed=[*info.get("resumed", []), _now()])
         return run
 
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        """The run at `path`, finished or not, to look at: no lock is taken. Raises BadInput where there is none."""
+        path, info = Path(path), read_info(path)
+        return cls(path, config.load(path / "recipe.toml"), info, -1)
+
+    @property
+    def finished(self) -> bool:
+        return is_finished(self.path)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json: method, seed, and under "systems" the measures of every system. Raises BadInput where the run
+        is not finished."""
+        if not self.finished:
+            raise BadInput(f"{self.path}: has no summary yet; it is not finished")
+        return read_object(self.path / "summary.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one per training step."""
+        return list(durable.read_lines(self.path / "metrics.jsonl"))
+
+    @property
+    def dialogues(self) -> list[dict[str, Any]]:
+        """The held-out dialogues that the report shows; none before the run has come to its end."""
+        file = self.path / "dialogues.json"
+        return read_array(file) if file.is_file() else []
+
+    @property
+    def report(self) -> Path:
+        """Where the report is, report.html."""
+        return self.path / "report.html"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, method={self.recipe.method!r}, finished={self.finished})"
+
     def close(self) -> None:
         """Lets other processes write this run."""
         if self._lock >= 0:
@@ -151,6 +191,7 @@ class Run:
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
         durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
+        notify(self.callbacks, "on_metrics", step, figures)
 
     def save_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
         """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component."""

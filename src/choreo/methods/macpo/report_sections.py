@@ -1,4 +1,4 @@
-"""The report of a MACPO run: what each round did to every agent, and what it did not show elsewhere."""
+"""The sections of a MACPO run's report: what each round did to every agent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _reward(rounds: Sequence[Round], summary: Mapping[str, Any]) -> PageSection:
 
 
 def _refusals(rounds: Sequence[Round]) -> PageSection:
-    """MACPO's own evaluation looks at harm alone; a policy that refuses everything would win it."""
+    """The paper's evaluation looks at harm alone, where a policy that refuses everything is the best."""
     names = _positive(rounds)
     fields = ("asr", "orr", "refused_benign", "refusal_rate")
     rows = [

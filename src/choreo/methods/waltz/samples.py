@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from choreo.methods.waltz.chance import uniform
 from choreo.methods.waltz.recipe import Rewards
@@ -56,23 +57,16 @@ def split(
         last = len(episode.answers) - 1
         t = last if uniform(*name, "answer") < 0.5 else 0
         if CONVERSATION in agents and episode.answers[t].agent == CONVERSATION:
-            reward = conversation_reward(episode.verdicts[t])
-            paid_for: Earned | None = reward, {"answer": reward}
-            if rewards.conversation:
-                paid_for = own_reward(rewards.conversation, _action(episode, t, stage, paid_for))
-            if paid_for is not None:
-                own.append(_sample(episode, episode.answers[t], "answer", *paid_for))
+            earned = answer_reward(episode, t, rewards, stage)
+            if earned is not None:
+                own.append(_sample(episode, episode.answers[t], "answer", *earned))
         t = int(uniform(*name, "feedback") * len(episode.reviews))
         if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
-            revised = episode.verdicts[t + 1] if t < last else None
-            earned = feedback_reward(
-                episode.feedback[t], episode.verdicts[t], revised, rewards, stage=stage, key=(*name, t)
-            )
-            if rewards.feedback:
-                earned = own_reward(rewards.feedback, _review_action(episode, t, stage, earned))
+            earned = review_reward(episode, t, rewards, stage, (*name, t))
             if earned is None:
                 dropped += 1
             else:
+                revised = episode.verdicts[t + 1] if t < last else None
                 dir_unpaid += not rewards.feedback and revised is not None and revised.undetermined
                 own.append(_sample(episode, episode.reviews[t], "feedback", *earned))
         samples += own
@@ -80,7 +74,26 @@ def split(
     return Split(samples, paid, dropped, dir_unpaid)
 
 
-def _action(episode: Episode, t: int, stage: int, earned: Earned | None) -> RewardedAction:
+def answer_reward(episode: Episode[Any], t: int, rewards: Rewards, stage: int) -> Earned | None:
+    """What the answer c_t of a judged game is paid: R_c, or the recipe's own reward. None: nothing is to be learnt."""
+    reward = conversation_reward(episode.verdicts[t])
+    earned: Earned = reward, {"answer": reward}
+    return own_reward(rewards.conversation, _action(episode, t, stage, earned)) if rewards.conversation else earned
+
+
+def review_reward(
+    episode: Episode[Any], t: int, rewards: Rewards, stage: int, key: tuple[int | str, ...]
+) -> Earned | None:
+    """What the review f_t of a judged game is paid: R_f, or the recipe's own reward. None: nothing is to be learnt.
+
+    key: names the review, as in `rewards.feedback_reward`.
+    """
+    revised = episode.verdicts[t + 1] if t + 1 < len(episode.verdicts) else None
+    earned = feedback_reward(episode.feedback[t], episode.verdicts[t], revised, rewards, stage=stage, key=key)
+    return own_reward(rewards.feedback, _review_action(episode, t, stage, earned)) if rewards.feedback else earned
+
+
+def _action(episode: Episode[Any], t: int, stage: int, earned: Earned | None) -> RewardedAction:
     """The answer c_t, as a reward of one's own sees it. earned: by the paper's equations."""
     reward, parts = earned or (None, {})
     return RewardedAction(
@@ -88,7 +101,7 @@ def _action(episode: Episode, t: int, stage: int, earned: Earned | None) -> Rewa
     )
 
 
-def _review_action(episode: Episode, t: int, stage: int, earned: Earned | None) -> RewardedAction:
+def _review_action(episode: Episode[Any], t: int, stage: int, earned: Earned | None) -> RewardedAction:
     """The review f_t, as a reward of one's own sees it."""
     revised = t + 1 < len(episode.answers)
     return replace(

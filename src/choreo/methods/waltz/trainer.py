@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from choreo.algorithms.advantages import estimator, flat_groups
+from choreo.algorithms.advantages import estimator
 from choreo.algorithms.values import ValueBaseline
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
@@ -28,13 +28,13 @@ from choreo.game.play import play
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.resolve import strict
 from choreo.methods.waltz.agents import Pair
-from choreo.methods.waltz.alarms import alarms, refusal_share
+from choreo.methods.waltz.alarms import alarms
+from choreo.methods.waltz.figures import shown_figures, step_figures
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners
-from choreo.methods.waltz.samples import Split, split
+from choreo.methods.waltz.samples import split
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.text.feedback import labels_right
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Kind, Prompt, Sample
+from choreo.types import KINDS, Kind, Prompt, Sample
 
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
 
@@ -114,7 +114,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             raise type(missing)(f"saved at step {step - 1}; {missing}") from None
         parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
         samples = _advantages(parts.samples, learning, pair, values)
-        figures: dict[str, Any] = {"stage": stage, **describe(episodes, parts)}
+        figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts)}
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
             for _ in range(learning.epochs if own else 0):
@@ -128,7 +128,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         figures["alarms"] += [alarm] if (alarm := silence(judge.name, len(asked), left_open)) else []
         run.log(step, figures)
         run.save_episodes(step, episodes, parts.paid)
-        progress.advance(step, _shown(figures), figures["alarms"])
+        progress.advance(step, shown_figures(figures), figures["alarms"])
         if stage == 1 and recipe.stages.train == "both":
             recent = [*recent, (figures.get("label_accuracy", 0.0), figures["format_rate"])][-SWITCH_WINDOW:]
             if step >= stage1_steps(recipe) or ready(recent, recipe.stages):
@@ -242,38 +242,6 @@ def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
     return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
 
 
-def describe(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
-    """A step's figures from its own episodes: rates are fractions; what has no cases is left out."""
-    finals = [(e, e.verdicts[-1]) for e in episodes]
-    reviews = [reviewed for e in episodes for reviewed in e.reviewed]
-    labels = [right for v, f in reviews if (right := labels_right(f, v)) is not None]
-    general = [v for e, v in finals if e.prompt.kind == "general" and not v.undetermined]
-    figures = {
-        "asr": _mean([v.unsafe for e, v in finals if e.prompt.kind == "harmful" and v.unsafe is not None]),
-        "orr": _mean([v.overrefuse for e, v in finals if e.prompt.kind == "benign" and v.overrefuse is not None]),
-        "general": _mean([v.satisfactory for v in general]),
-        **{f"ftr_{k}": _mean([e.triggered for e in episodes if e.prompt.kind == k and e.reviews]) for k in KINDS},
-        "label_accuracy": _mean(labels),
-        "format_rate": _mean([f is not None for _, f in reviews]),
-        "degenerate": _mean([v.degenerate for _, v in finals]),
-        "undetermined": _mean([v.undetermined for _, v in finals]),
-        "refusal_share": refusal_share(episodes),
-        "dropped": float(parts.dropped),
-        "dir_unpaid": float(parts.dir_unpaid),
-    }
-    for agent in AGENTS:
-        own = [sample for sample in parts.samples if sample.agent == agent]
-        figures[f"reward/{agent}"] = _mean([sample.reward for sample in own])
-        if agent == FEEDBACK:
-            for name in dict.fromkeys(name for sample in own for name in sample.parts):
-                figures[f"part/{name}"] = _mean([sample.parts[name] for sample in own if name in sample.parts])
-    groups = flat_groups(parts.samples)
-    if any(total for _, total in groups.values()):
-        flat, total = (sum(column) for column in zip(*groups.values(), strict=True))
-        figures["groups_without_gradient"] = flat / total
-    return {name: value for name, value in figures.items() if value is not None}
-
-
 def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
@@ -302,20 +270,3 @@ def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: V
         values.fit(agents, features, [sample.reward for sample in samples])
     beta = learning.beta if learning.kl == "k1-reward" else 0.0
     return estimator(learning.estimator)(samples, beta=beta, values=predicted)
-
-
-def _mean(values: Sequence[float | bool]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _shown(figures: dict[str, Any]) -> dict[str, float]:
-    names = {
-        f"reward/{CONVERSATION}": "reward",
-        "asr": "ASR",
-        "orr": "ORR",
-        "ftr_general": "FTR general",
-        "label_accuracy": "label accuracy",
-        f"kl/{CONVERSATION}": "KL",
-        "tokens_per_second": "tokens/s",
-    }
-    return {shown: figures[name] for name, shown in names.items() if name in figures}

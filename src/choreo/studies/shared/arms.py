@@ -27,6 +27,7 @@ from choreo.files import durable, toml
 from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
+from choreo.runs.callbacks import Callback
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
 from choreo.studies.shared.parallel_runs import train_in_parallel
@@ -197,30 +198,29 @@ class Study:
             return
         begun = (path / "recipe.toml").is_file()
         with Run.open(path) if begun else Run.create(path, recipe, overwrite=True) as run:
-            run.finish(run_recipe(run, RunProgress(self.progress, label)))
+            run.finish(run_recipe(run, Progress([_OneRun(self.progress, label)])))
             write_report(path)
         if self.progress.interrupted:
             raise Interrupted(f"{path} is finished")
 
 
-class RunProgress(Progress):
-    """The study's progress, as one of its runs sees it: the label of every phase begins with the name of the run."""
+class _OneRun(Callback):
+    """Reports one run to the progress of the study. The label of every phase begins with the name of the run."""
 
     def __init__(self, study: Progress, run: str):
         self._study, self._run = study, run
 
-    @property
-    def interrupted(self) -> bool:  # type: ignore[override]  # the study's own, read-only here
-        return self._study.interrupted
-
-    def start(self, label: str, total: int, done: int = 0) -> None:
+    def on_phase(self, label: str, total: int, done: int) -> None:
         self._study.start(f"{self._run} {label}", total, done)
 
-    def advance(self, done: int, figures: Mapping[str, float] | None = None, alarms: Sequence[str] = ()) -> None:
-        self._study.advance(done, figures, alarms)
+    def on_progress(self, done: int, figures: Mapping[str, float]) -> None:
+        self._study.advance(done, figures)
 
-    def say(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self._study.say(text)
+
+    def wants_stop(self) -> bool:
+        return self._study.interrupted
 
 
 def _saved(folder: Path) -> dict[str, Any]:

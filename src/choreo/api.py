@@ -1,0 +1,381 @@
+"""What choreo does, as functions: train, evaluate, load, serve, plan, export. The command line calls these.
+
+A function that trains or loads a model imports PyTorch when it is called, not before.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from choreo import config
+from choreo.config.collaboration import Collaboration, collaboration, sources
+from choreo.config.judge import judge_from
+from choreo.config.reading import METHODS
+from choreo.errors import BadInput, Interrupted
+from choreo.runs.callbacks import Callback
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
+from choreo.types import Episode, Prompt
+
+PARTS = ("heldout", "train")  # what of a run's own prompts can be measured on
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | config.Recipe,
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Run:
+    """Trains a recipe into a run folder, measures it on held-out prompts, and writes its report.
+
+    recipe: the name of a shipped recipe ("waltz"), a TOML file, a mapping as a TOML file would give, or a recipe.
+    out: the run folder; by default runs/NAME-TIME. overrides: settings as "learning.steps=20", which win.
+    callbacks: what hears of the run, such as `ProgressBar()`; without any the run is silent.
+    overwrite: replace the run that is in `out`.
+
+    Raises BadInput, before anything is made, where the recipe asks for what cannot be; Interrupted, with everything
+    saved, where a signal or a callback stopped the run: `resume` goes on.
+    """
+    made = _recipe(recipe, overrides)
+    from choreo.experiment.paths import rooted
+    from choreo.experiment.run import check
+
+    quiet()
+    check(made)  # before anything is made, or removed by `overwrite`
+    return _to_the_end(Run.create(out or new_folder(made.name), rooted(made), overwrite), callbacks)
+
+
+def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Run:
+    """Goes on with a run exactly where it stopped: the result is that of a run that never stopped.
+
+    A finished run is returned as it is; only its report is written where that is missing. Raises as `train`.
+    """
+    held = Run.read(run)
+    if not held.finished:
+        quiet()
+        return _to_the_end(Run.open(run), callbacks)
+    if not held.report.is_file():  # the run was killed just before it was written
+        from choreo.experiment.report import write_report
+
+        write_report(held.path)
+    return held
+
+
+def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
+    from choreo.experiment.report import write_report
+    from choreo.experiment.run import run_recipe
+
+    with run, Progress(callbacks) as progress:
+        run.callbacks = progress.callbacks
+        progress.say(f"run: {run.path}")
+        run.finish(run_recipe(run, progress))
+        write_report(run.path)
+    return run
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    summary: as summary.json has it; "systems" holds the measures of every system with their 95 % intervals.
+    episodes: by system, every game that was played, with its verdicts. folder: where the report is, if it was written.
+    """
+
+    summary: Mapping[str, Any]
+    episodes: Mapping[str, Sequence[Episode[Any]]]
+    folder: Path | None = None
+
+
+def evaluate(
+    run: str | Path | Run,
+    suites: str | Sequence[str | Path] = "heldout",
+    judge: str | Sequence[str] = (),
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    formats: Sequence[str] = (),
+    into_existing: bool = False,
+) -> EvaluationResult:
+    """Measures a run again, from its last checkpoint.
+
+    suites: "heldout" or "train", the run's own prompts; or files of prompts. formats: of the files, where their fields
+    do not tell. judge: in place of the run's, as on the command line ("offline", "rubric:MODEL@URL", "mine.py:Judge");
+    several are a majority. out: a new folder for the report and for the replies of judges; by default runs/eval-TIME
+    where files or a judge are named, and none otherwise. into_existing: go on in a folder that is there.
+
+    Raises BadInput, Interrupted.
+    """
+    path = run.path if isinstance(run, Run) else Path(run)
+    own = isinstance(suites, str) and suites in PARTS
+    files = [] if own else _files([suites] if isinstance(suites, str) else suites)
+    if formats and own:
+        raise BadInput("eval: --format is of the files that --suite names")
+    Run.read(path)
+    named = sources(files, formats) if files else {}
+    settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
+
+    from choreo.experiment.run import evaluate_run
+
+    quiet()
+    place = evaluation_folder(out, into_existing) if files or settings or out else nullcontext()
+    with place as folder, Progress(callbacks) as bar:
+        part = "heldout" if files else str(suites)
+        summary, episodes = evaluate_run(path, part, bar, named, settings, folder)
+        found = EvaluationResult({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
+        bar.say(f"{path}, as it was after step {summary['step']}, on {found.summary['suite']}")
+        _tell_silence(found, bar)
+        if folder:
+            _write(found, folder, bar)
+    return found
+
+
+def evaluate_models(
+    conversation: str = "",
+    feedback: str = "",
+    suites: Sequence[str | Path] = (),
+    judge: str | Sequence[str] = (),
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    file: str | Path | None = None,
+    formats: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    into_existing: bool = False,
+) -> EvaluationResult:
+    """Plays the game between two models as they are, untrained, and measures it: one answers, the other reviews.
+
+    conversation, feedback: MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder. Without `feedback`
+    the same model reviews. suites: files of prompts. judge: as of `evaluate`; by default the offline judge.
+    file: a TOML file of all these settings, over which the others win. overrides: as "rounds=2".
+
+    Raises BadInput; Interrupted, with every reply kept: the same call with `out` and `into_existing` goes on.
+    """
+    given: dict[str, Any] = {"conversation": conversation, "feedback": feedback}
+    given = {name: value for name, value in given.items() if value}
+    if suites:
+        given["suites"] = {name: s.model_dump() for name, s in sources(_files(suites), formats).items()}
+    elif file is None:
+        raise BadInput("eval: name files of prompts with --suite FILE")
+    elif formats:
+        raise BadInput("eval: --format is of the files that --suite names; in a file it is suites.NAME.format")
+    if judge:
+        given["judge"] = judge_from([judge] if isinstance(judge, str) else list(judge)).model_dump()
+    settings = collaboration(Path(file) if file else None, given, overrides)
+
+    from choreo.evaluation import collaboration as playing
+    from choreo.files import durable, toml
+
+    _quiet_if_local(settings)
+    with evaluation_folder(out, into_existing) as folder, Progress(callbacks) as progress:
+        summary, episodes = playing.run(settings, folder, progress)
+        durable.write_text(folder / "eval.toml", toml.dumps(settings.model_dump()))
+        found = EvaluationResult(summary, episodes, folder)
+        _tell_silence(found, progress)
+        _write(found, folder, progress)
+    return found
+
+
+class LoadedAgents:
+    """The agents of a run, ready to answer.
+
+    agents: what the run's method made of them. device: where they are.
+    """
+
+    def __init__(self, recipe: config.Recipe, agents: Any):
+        self.recipe, self.agents = recipe, agents
+
+    @property
+    def device(self) -> str:
+        return str(self.agents.device)
+
+    def answer(self, prompt: str | Prompt, *, seed: int = 0, temperature: float | None = None) -> Episode:
+        """The game that the agents play on a prompt: answers, reviews and revisions.
+
+        `episode.answers[-1].text` is what a user gets. temperature: by default that of the run's evaluation.
+        """
+        return self.answer_all([prompt], seed=seed, temperature=temperature)[0]
+
+    def answer_all(
+        self, prompts: Sequence[str | Prompt], *, seed: int = 0, temperature: float | None = None
+    ) -> list[Episode]:
+        """The games on several prompts, in their order, played as one batch."""
+        asked = [p if isinstance(p, Prompt) else Prompt(f"{i}", p, "general", "asked") for i, p in enumerate(prompts)]
+        games: list[Episode] = self.agents.answer(asked, seed=seed, temperature=temperature)
+        return games
+
+
+def load(run: str | Path | Run, step: int | None = None) -> LoadedAgents:
+    """The agents of a run as its checkpoint of `step` has them, by default the last; untrained where it has none.
+
+    Raises BadInput where there is no such run or checkpoint.
+    """
+    held = run if isinstance(run, Run) else Run.read(run)
+    found = checkpoints(held.path)
+    if step is not None and step not in found:
+        raise BadInput(f"{held.path}: no checkpoint of step {step}; there are {', '.join(map(str, found)) or 'none'}")
+    quiet()
+    checkpoint = found[step] if step is not None else max(found.items(), default=(0, None))[1]
+    return LoadedAgents(held.recipe, METHODS.get(held.recipe.method).load(held.recipe, checkpoint))
+
+
+def serve(run: str | Path | Run | None = None, **options: Any) -> None:
+    """Serves a trained pair behind OpenAI's API until it is told to stop (SIGINT, SIGTERM).
+
+    options: those of `choreo.server.run.Options`: host, port, mode, model, keys, upstream and so on.
+    """
+    from choreo.server.run import Options
+    from choreo.server.run import serve as serve_until_stopped
+
+    if run is not None:
+        quiet()
+    serve_until_stopped(Options(run=run.path if isinstance(run, Run) else Path(run) if run else None, **options))
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | config.Recipe,
+    memory: float | None = None,
+    *,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a recipe takes: parameters, memory, steps, tokens, and whether it fits. No weights are loaded.
+
+    memory: of the device, in GiB; by default that of the device here.
+    """
+    from choreo.experiment import sizing
+
+    return sizing.plan(_recipe(recipe, overrides), memory * sizing.GIB if memory else None)
+
+
+def export(
+    run: str | Path | Run,
+    out: str | Path,
+    agent: str | None = None,
+    merged: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> list[Path]:
+    """Writes a run's agents for transformers, PEFT and vLLM, a folder for each. Returns the folders.
+
+    agent: one alone. merged: True for whole models, False for adapters, None for what was trained.
+    """
+    path = Run.read(run.path if isinstance(run, Run) else run).path
+    from choreo.experiment.export import export_run
+
+    quiet()
+    with Progress(callbacks) as progress:
+        return list(export_run(path, Path(out), agent, merged, lambda remark: progress.say(f"! {remark}")))
+
+
+def quiet() -> None:
+    """transformers shows a bar for every model that it loads, in the middle of ours."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def new_folder(name: str) -> Path:
+    """runs/NAME-TIME, for a run or an evaluation that was given no folder."""
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    return Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _recipe(recipe: str | Path | Mapping[str, Any] | config.Recipe, overrides: Sequence[str]) -> config.Recipe:
+    if isinstance(recipe, config.Recipe):
+        recipe = recipe.model_dump()
+    return config.load(recipe, overrides) if isinstance(recipe, (str, Path)) else config.make(recipe, overrides)
+
+
+def _files(names: Sequence[str | Path]) -> list[Path]:
+    for name in names:
+        if not Path(name).is_file():
+            raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file")
+    return [Path(name) for name in names]
+
+
+@contextmanager
+def evaluation_folder(out: str | Path | None, into_existing: bool) -> Iterator[Path]:
+    """Where an evaluation's replies and report go. A folder that was made for it goes again where the input was wrong,
+    so that the same command can be typed once more."""
+    folder = Path(out) if out else new_folder("eval")
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; --out names a folder")
+    if (folder / "run.json").is_file():  # its summary and its page are of what was trained
+        raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
+    if folder.is_dir() and any(folder.iterdir()) and not into_existing:
+        raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+    try:
+        yield folder
+    except BadInput:
+        if made and _holds_nothing(folder):
+            for file in folder.iterdir():
+                file.unlink()
+            with suppress(OSError):  # another evaluation has begun beside it
+                for path in made:
+                    path.rmdir()
+        raise
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether there is nothing in `folder` but files for replies, and no reply in them."""
+    if not all(file.name.partition(".")[2].startswith("sqlite") for file in folder.iterdir()):
+        return False
+    from choreo.clients.cache import Cache
+
+    return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))
+
+
+def _tell_silence(found: EvaluationResult, progress: Progress) -> None:
+    """Says where the judge, or the models, left more open than a reader would think."""
+    from choreo.evaluation.judging import failure_lines, open_verdict_lines
+
+    given = [verdict for episodes in found.episodes.values() for episode in episodes for verdict in episode.verdicts]
+    summary = found.summary
+    for line in (
+        *open_verdict_lines(summary["judge"]["judge"], given, summary["judging"]),
+        *failure_lines(found.episodes),
+    ):
+        progress.say(line)
+
+
+def _write(found: EvaluationResult, folder: Path, progress: Progress) -> None:
+    from choreo.evaluation.dialogues import dialogue_records
+    from choreo.experiment.report import write_report
+    from choreo.files import durable
+
+    records = [record for system, episodes in found.episodes.items() for record in dialogue_records(system, episodes)]
+    durable.write_json(folder / "dialogues.json", records)
+    durable.write_json(folder / "summary.json", found.summary)
+    progress.say(f"report: {write_report(folder)}")
+
+
+def _quiet_if_local(settings: Collaboration) -> None:
+    """transformers takes seconds to load, which two servers should not cost."""
+    if any(model and "@http" not in model for model in (settings.conversation, settings.feedback)):
+        quiet()
+
+
+__all__ = [
+    "EvaluationResult",
+    "Interrupted",
+    "LoadedAgents",
+    "evaluate",
+    "evaluate_models",
+    "export",
+    "load",
+    "plan",
+    "resume",
+    "serve",
+    "train",
+]

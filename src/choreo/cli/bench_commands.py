@@ -1,0 +1,59 @@
+"""`choreo bench`: times training beside a reference library, or a server."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from choreo.cli.arguments import add_command, count, json_option
+from choreo.cli.output import print_json
+from choreo.cli.serve_commands import require
+from choreo.errors import BadInput
+
+
+def add(commands: Any) -> None:
+    bench_command = add_command(
+        commands,
+        "bench",
+        bench,
+        "Time choreo side by side with TRL on the same work, or time a server",
+        """\
+  make bench                               installs TRL beside choreo, then runs this
+  choreo bench --json
+  choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic""",
+    )
+    bench_command.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")
+    bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
+    bench_command.add_argument(
+        "--requests", type=count, default=512, metavar="N", help="of serve, each time (default: 512)"
+    )
+    bench_command.add_argument("--clients", type=count, default=32, metavar="N", help="of serve, at once (default: 32)")
+    json_option(bench_command)
+
+
+def bench(args: argparse.Namespace) -> int:
+    if args.what == "serve":
+        return _bench_server(args)
+    if args.run is not None:
+        raise BadInput("bench train: takes no run; it trains runs of its own")
+    script = Path(__file__).resolve().parents[3] / "benchmarks" / "run.py"
+    if not script.is_file():
+        raise BadInput("bench: the benchmarks come with the source; run this from a checkout")
+    if importlib.util.find_spec("trl") is None:
+        raise BadInput("bench: TRL, which choreo is measured against, is not installed; `make bench` installs it")
+    return subprocess.run([sys.executable, str(script), *(["--json"] if args.json else [])], check=False).returncode
+
+
+def _bench_server(args: argparse.Namespace) -> int:
+    require("bench serve")
+    if args.run is None:
+        raise BadInput("bench serve: give a run (choreo bench --help)")
+    from choreo.server.bench import bench, bench_table
+
+    found = bench(args.run, args.requests, args.clients)
+    print_json(found) if args.json else print(bench_table(found))
+    return 0

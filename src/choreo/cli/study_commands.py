@@ -1,0 +1,62 @@
+"""`choreo study`: many runs, one question. Nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from choreo import studies
+from choreo.cli.arguments import add_command, count, json_option, seeds
+from choreo.errors import BadInput, Interrupted
+
+
+def add(commands: Any) -> None:
+    known = studies.questions()
+    lines = "\n".join(f"  choreo study {name:<28}{answers}" for name, answers in known.items())
+    study_command = add_command(
+        commands,
+        "study",
+        study,
+        "Answer a question with many runs: a table, a plot and a verdict in words",
+        f"""\
+{lines}
+  choreo study macpo-table --jobs 2        two runs at a time
+  choreo study waltz-table --resume        finished runs are kept, the others go on
+  choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
+A setting holds for every run of the study, but where the study itself varies it.""",
+    )
+    study_command.add_argument("name", choices=list(known), metavar="NAME", help=f"one of {', '.join(known)}")
+    study_command.add_argument(
+        "--seeds", type=seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)"
+    )
+    study_command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
+    )
+    study_command.add_argument("--jobs", type=count, default=1, metavar="N", help="runs trained at once (default: 1)")
+    study_command.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
+    study_command.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    json_option(study_command)
+
+
+def study(args: argparse.Namespace) -> int:
+    folder = args.run or Path("runs") / args.name
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; a study needs a folder")
+    if not args.resume and folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: already exists; name another with --run, or go on with --resume")
+    from choreo.api import quiet
+    from choreo.runs.bar import ProgressBar
+    from choreo.runs.progress import Progress
+    from choreo.studies.shared.arms import Study
+
+    quiet()
+    module = studies.load(args.name)
+    with Progress([ProgressBar()]) as progress:
+        try:
+            verdicts = module.run(Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs))
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
+    print(json.dumps(json.loads((folder / "answers.json").read_text(encoding="utf-8"))) if args.json else verdicts)
+    return 0

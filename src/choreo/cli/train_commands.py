@@ -1,0 +1,149 @@
+"""`choreo train`, `plan`, `export` and `report`. Nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from choreo.cli.arguments import add_command, json_option
+from choreo.cli.output import print_result, say
+from choreo.errors import BadInput, Interrupted
+
+
+def add(commands: Any) -> None:
+    train_command = add_command(
+        commands,
+        "train",
+        train,
+        "Run a recipe into a run folder, and write its report",
+        """\
+  choreo train waltz                              a shipped recipe, by name
+  choreo train mine.toml --run runs/mine          your own, into a folder you name
+  choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
+  choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
+Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
+waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
+macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; for models of real sizes waltz-8b, macpo-7b.
+Paths in a recipe are relative to where the command runs. A run folder's recipe.toml lists every setting, with
+absolute paths, and can be trained again.""",
+    )
+    train_command.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe"
+    )
+    train_command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
+    )
+    train_command.add_argument("--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME-TIME)")
+    train_command.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run, exactly")
+    train_command.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
+    json_option(train_command)
+
+    plan_command = add_command(
+        commands,
+        "plan",
+        plan,
+        "Say what a recipe takes, before anything is loaded",
+        """\
+  choreo plan waltz-8b                            parameters, memory, steps, tokens, and whether it fits
+  choreo plan waltz-8b --memory 80                on a device with 80 GiB, which need not be here
+  choreo plan mine.toml --set model.train=full
+A model's configuration is enough: a folder with a config.json, or a name on the hub.""",
+    )
+    plan_command.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
+    plan_command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
+    )
+    plan_command.add_argument("--memory", type=float, metavar="GIB", help="of the device (default: of the one here)")
+    json_option(plan_command)
+
+    export_command = add_command(
+        commands,
+        "export",
+        export,
+        "Write a run's agents for transformers, PEFT and vLLM",
+        """\
+  choreo export runs/mine --out exported                     what was trained: adapters, or whole models
+  choreo export runs/mine --out exported --merged            adapters added to their base
+  choreo export runs/macpo --out exported --agent student+
+Each agent gets a folder with a model card; WaltzRL's have protocol.json beside them, the prompts to play by.""",
+    )
+    export_command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    export_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
+    export_command.add_argument("--agent", metavar="NAME", help="one agent alone (default: both, or MACPO's student)")
+    form = export_command.add_mutually_exclusive_group()
+    form.add_argument("--merged", action="store_true", help="whole models")
+    form.add_argument("--adapter", action="store_true", help="adapters, which need their base")
+    json_option(export_command)
+
+    report_command = add_command(
+        commands,
+        "report",
+        report,
+        "Write the report of a run, finished or not, and print where it is",
+        """\
+  choreo report runs/demo""",
+    )
+    report_command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+
+
+def train(args: argparse.Namespace) -> int:
+    if (args.recipe is None) == (args.resume is None):
+        both = "not both" if args.recipe else "choreo train --help"
+        raise BadInput(f"train: give a recipe, or --resume RUN ({both})")
+    if args.resume and (args.set or args.run or args.overwrite):
+        raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
+    from choreo import api, config
+    from choreo.judges.base import JudgeDown
+    from choreo.runs.bar import ProgressBar
+    from choreo.runs.folder import is_finished, read_info
+
+    if args.resume:
+        folder = args.resume
+        if is_finished(folder):
+            read_info(folder)
+            say(f"{folder} is finished; nothing to do")
+    else:
+        recipe = config.load(args.recipe, args.set)
+        folder = args.run or api.new_folder(recipe.name)
+    try:
+        if args.resume:
+            run = api.resume(folder, [ProgressBar()])
+        else:
+            run = api.train(recipe, folder, [ProgressBar()], overwrite=args.overwrite)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        # A judge that went away has more to say than that the user stopped.
+        why = f"{stop}; " if isinstance(stop, JudgeDown) else ""
+        raise Interrupted(f"{why}go on with: choreo train --resume {folder}") from None
+    say(f"report: {run.report}")
+    return print_result(run.summary, args.json)
+
+
+def plan(args: argparse.Namespace) -> int:
+    from choreo import api
+    from choreo.experiment import sizing
+
+    found = api.plan(args.recipe, args.memory, overrides=args.set)
+    print(json.dumps(found) if args.json else sizing.tell(found))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from choreo import api
+    from choreo.runs.bar import ProgressBar
+
+    merged = True if args.merged else False if args.adapter else None
+    folders = api.export(args.run, args.out, args.agent, merged, [ProgressBar()])
+    print(json.dumps({"written": list(map(str, folders))}) if args.json else "\n".join(map(str, folders)))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from choreo.runs.folder import read_info
+
+    read_info(args.run)
+    from choreo.experiment.report import write_report
+
+    print(write_report(args.run))
+    return 0
