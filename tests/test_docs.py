@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pytest
 import warm
 
+import choreo
 from choreo.cli.parser import parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,3 +142,8 @@ def test_your_own_model_data_and_judge_from_a_clean_folder_to_an_export(tmp_path
     summary = json.loads((mine / "run" / "summary.json").read_text())
     bill = summary["judging"]["rubric/stand-in"]
     assert bill["judged"] == bill["rows"] > 0 and summary["systems"]["waltz"]["asr"]["n"] > 0
+
+
+def test_the_page_of_the_library_names_all_that_it_has():
+    page = (ROOT / "docs" / "api" / "choreo.md").read_text(encoding="utf-8")
+    assert set(choreo.__all__) <= {*re.findall(r"`(\w+)`", page), "__version__"}
