@@ -181,7 +181,7 @@ def test_what_is_no_method_is_refused_in_one_line(own, capsys):
         ("gone.py:METHOD", "gone.py cannot be imported"),
         ("own.py:OTHER", "has no OTHER"),
         ("own.py:Own", "expected an object of a subclass of choreo.Method"),
-        ("dance", "expected one of 'waltz', 'macpo'"),
+        ("dance", "no method 'dance'"),
     ):
         (own / "bad.toml").write_text(f'seed = 1\nmethod = "{name}"\n')
         assert main(["plan", "bad.toml"]) == 2

@@ -300,6 +300,13 @@ def test_an_agent_of_a_users_own_plays_with_a_local_one(chat):
     assert game.reviews[0].context == context(chat, FEEDBACK, *told) and len(game.answers) == 2
 
 
+def test_an_agent_that_loses_a_turn_is_named(chat):
+    own = Own("a lamp")
+    own.turns = lambda games, *args, **options: []
+    with pytest.raises(ValueError, match="agent own gave 0 turns in 1 games"):
+        play({CONVERSATION: own}, [(prompt(), 0)], LIMITS, key=(5, 9))
+
+
 def test_an_answer_that_failed_is_put_to_a_trained_reviewer_alone(chat):
     untrained, trained = Own(render_feedback(ASKS)), LocalAgent(chat, Scripted(chat, talk(ASKS)), chat)
     for reviewer, reviewed in ((untrained, False), (trained, True)):

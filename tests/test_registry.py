@@ -222,7 +222,7 @@ def test_an_environment_needs_prompts_alone_and_is_checked(mine):
         by_kind({"benign": [Prompt("a", "x", "general", "")]}, "e")
 
 
-def test_an_installed_package_adds_parts_by_entry_points(tmp_path, monkeypatch):
+def test_an_installed_package_adds_parts_by_entry_points(tmp_path, monkeypatch, capsys):
     (tmp_path / "harbour_parts.py").write_text(PARTS)
     package = tmp_path / "harbour_parts-1.0.dist-info"
     package.mkdir()
@@ -242,6 +242,11 @@ def test_an_installed_package_adds_parts_by_entry_points(tmp_path, monkeypatch):
         "learning.estimator = 'shared'\nrewards.conversation = 'brief'\n"
     )
     made = config.load(recipe)
+    for command in (["train"], ["judge", "answers"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        assert "strongreject, wildguard, watchword, majority" in (told := capsys.readouterr().out)
+    assert "learning.estimator" not in told
     assert estimator(made.learning.estimator).divisor == 40 and choose(made.judge).name == "watchword"
     with pytest.raises(BadInput, match="'dr-grpo', 'shared', or module:object for your own, got 'x'"):
         config.load(recipe, ["learning.estimator=x"])

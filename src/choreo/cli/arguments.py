@@ -9,14 +9,29 @@ from typing import Any, NoReturn
 from choreo.errors import BadInput
 
 JUDGE_HELP = (
-    "offline; rubric:MODEL@URL, or wildguard, llama-guard-3, llama-guard-4, strongreject in its place; "
-    "KIND:FOLDER runs one here; or a TOML file with a [judge] section. Several are a majority"
+    "offline; rubric:MODEL@URL, or another kind in its place (see below); KIND:FOLDER runs one here; file.py:NAME is "
+    "your own; or a TOML file with a [judge] section. Several are a majority"
 )
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line.
+
+    parts: settings of a recipe whose help lists the names that they may have here, those of installed packages too.
+    """
+
+    parts: tuple[str, ...] = ()
+
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        if not self.parts:
+            return text
+        names = _names_of_parts()
+        lines = (f"  {setting:<20}{', '.join(names[setting])}" for setting in self.parts)
+        return "\n".join([f"{text}\nnames, beside file.py:NAME of your own:", *lines]) + "\n"
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.removeprefix("choreo").strip()
@@ -38,6 +53,25 @@ def add_group(under: Any, name: str, line: str, description: str, examples: str)
     """A command that has commands of its own."""
     group = under.add_parser(name, help=line, description=description, epilog=f"examples:\n{examples}")
     return group.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
+
+
+def list_parts(command: argparse.ArgumentParser, *settings: str) -> None:
+    """Lets the command's help list the names that these settings may have. Without settings: all that have names."""
+    if isinstance(command, Parser):
+        command.parts = settings or ("method", "environment", "judge.kind", "learning.estimator")
+
+
+def _names_of_parts() -> dict[str, list[str]]:
+    from choreo.config.judge import RULES
+    from choreo.config.parts import ENVIRONMENTS, ESTIMATORS, JUDGES
+    from choreo.config.reading import METHODS
+
+    return {
+        "method": METHODS.names(),
+        "environment": ENVIRONMENTS.names(),
+        "judge.kind": [*RULES, *JUDGES.names(), "majority"],
+        "learning.estimator": ESTIMATORS.names(),
+    }
 
 
 def json_option(command: argparse.ArgumentParser) -> None:

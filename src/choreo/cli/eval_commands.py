@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import JUDGE_HELP, add_command, json_option
+from choreo.cli.arguments import JUDGE_HELP, add_command, json_option, list_parts
 from choreo.cli.output import print_result
 from choreo.errors import BadInput, Interrupted
 
@@ -57,6 +57,7 @@ ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and
     )
     evaluate_command.add_argument("--resume", action="store_true", help="go on in a folder that is there")
     json_option(evaluate_command)
+    list_parts(evaluate_command, "judge.kind")
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from choreo.cli.arguments import JUDGE_HELP, add_command, add_group, json_option
+from choreo.cli.arguments import JUDGE_HELP, add_command, add_group, json_option, list_parts
 from choreo.errors import BadInput
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ call is made.""",
     )
     those_command.add_argument("--overwrite", action="store_true", help="replace what is there")
     json_option(those_command)
+    list_parts(those_command, "judge.kind")
     learn_command = add_command(
         judges,
         "train",

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import add_command, json_option
+from choreo.cli.arguments import add_command, json_option, list_parts
 from choreo.cli.output import print_result, say
 from choreo.errors import BadInput, Interrupted
 
@@ -39,6 +39,7 @@ absolute paths, and can be trained again.""",
     train_command.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run, exactly")
     train_command.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
     json_option(train_command)
+    list_parts(train_command)
 
     plan_command = add_command(
         commands,
@@ -57,6 +58,7 @@ A model's configuration is enough: a folder with a config.json, or a name on the
     )
     plan_command.add_argument("--memory", type=float, metavar="GIB", help="of the device (default: of the one here)")
     json_option(plan_command)
+    list_parts(plan_command)
 
     export_command = add_command(
         commands,

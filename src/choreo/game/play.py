@@ -33,7 +33,8 @@ def play(
     key: what the noise is drawn from, e.g. (seed, step); `turn_key` completes it for every turn.
     reviewer: who reviews; by default the feedback agent.
 
-    Raises ValueError for a (prompt id, sample) that is given twice, which would repeat one game.
+    Raises ValueError for a (prompt id, sample) that is given twice, which would repeat one game, and for an agent that
+    gives more or fewer turns than it was given games.
     """
     if len({(prompt.id, sample) for prompt, sample in prompts}) != len(prompts):
         raise ValueError("each (prompt id, sample) may be given once: the same key would sample the same game again")
@@ -47,7 +48,7 @@ def play(
         if turn_of(batch[0], limits.rounds) == FEEDBACK:
             batch = [reviewed(game, given) for game, given in zip(batch, reviewer(batch), strict=True)]
         else:
-            turns = agents[CONVERSATION].turns(batch, CONVERSATION, limits, key=key, temperature=temperature)
+            turns = _turns(agents[CONVERSATION], batch, CONVERSATION, limits, key, temperature)
             batch = [answered(game, turn) for game, turn in zip(batch, turns, strict=True)]
         for i, game in zip(live, batch, strict=True):
             games[i] = game
@@ -70,11 +71,20 @@ def review(
     agent = agents[FEEDBACK]
     asked = [agent.trained or not game.answers[-1].failure for game in games]
     batch = [game for game, ask in zip(games, asked, strict=True) if ask]
-    turns = iter(agent.turns(batch, FEEDBACK, limits, key=key, temperature=temperature) if batch else ())
+    turns = iter(_turns(agent, batch, FEEDBACK, limits, key, temperature))
     return [
         read_review(game, next(turns), trained=agent.trained) if ask else Review(_nothing(game), None)
         for game, ask in zip(games, asked, strict=True)
     ]
+
+
+def _turns(
+    agent: Agent[S], games: Sequence[Episode[S]], role: str, limits: Limits, key: Key, temperature: float
+) -> Sequence[S]:
+    turns = agent.turns(games, role, limits, key=key, temperature=temperature) if games else ()
+    if len(turns) != len(games):
+        raise ValueError(f"agent {agent.name} gave {len(turns)} turns in {len(games)} games")
+    return turns
 
 
 def _nothing(game: Episode[Any]) -> Any:

@@ -115,12 +115,12 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """No such path, no such method: what Starlette says, in OpenAI's shape."""
+    """No such path, or no such method: Starlette's error, written as OpenAI's API writes one."""
     assert isinstance(error, HTTPException)
     body = ApiError(error.status_code, error.detail).body
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    """uvicorn logs the traceback."""
+    """An error of our code. uvicorn logs the traceback; the client learns nothing of it."""
     return JSONResponse(internal().body, 500)

@@ -29,10 +29,11 @@ WARM_UP = 32  # requests before each measurement, which are not counted
 
 
 def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, Any]:
-    """What a request takes beside its draft, in ms. By traffic and mode: requests per second (of shadow, until its last
-    review is done), median and 95th
-    percentile latency in ms, FTR, shares failed and withheld, and requests per second as a share of those without
-    feedback. Modes take turns, `rounds` times; medians over turns.
+    """Measures a server of `run` under load. Modes take turns, `rounds` times; every figure is a median over turns.
+
+    Returns overhead_ms, the time of a request less that of its draft, and by traffic and mode: requests per second (in
+    mode shadow until the last review is done), the same as a share of mode off, median and 95th percentile latency in
+    ms, FTR, and the shares that failed and that were withheld.
     """
     split, half = recipe_with_pair(run).world.split_seed, (WARM_UP + requests + 1) // 2
     secret = new_key()
@@ -42,14 +43,16 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
     try:
         assert process.stderr is not None
         started = json.loads(process.stderr.readline())
-        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # its log, or it would block
+        drain = subprocess.Popen(
+            ["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL
+        )  # reads the log, or the server would block
         general = prompts("general", "heldout", WARM_UP, split_seed=split, seed=1)
         overhead = asyncio.run(_overhead(started["address"], secret, general))
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for turn in range(rounds):
             for traffic, suites in TRAFFIC.items():
                 for i, mode in enumerate(MODES):
-                    # Other prompts each time: what was asked before is half read already.
+                    # Other prompts each time: the server keeps the start of those that it has read.
                     seed = 2 + len(MODES) * turn + i
                     drawn = (prompts(suite, "heldout", half, split_seed=split, seed=seed) for suite in suites)
                     asked = [prompt for pair in zip(*drawn, strict=True) for prompt in pair]
@@ -71,7 +74,7 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
 
 
 async def _overhead(address: str, secret: str, asked: Sequence[Prompt]) -> float:
-    """What a request takes beside its draft, one at a time: median, in ms."""
+    """The time of a request less that of its draft, one request at a time: median, in ms."""
     async with httpx2.AsyncClient(base_url=address, headers={"Authorization": f"Bearer {secret}"}) as http:
         beside = []
         for prompt in asked:
@@ -116,7 +119,7 @@ async def _measure(
         before = await _counters(http, mode)
         began = time.perf_counter()
         done = await all_clients(WARM_UP, requests)
-        while (after := await _counters(http, mode))["num_requests_running"]:  # reviews in the shadow lag behind
+        while (after := await _counters(http, mode))["num_requests_running"]:  # reviews in the shadow end later
             await asyncio.sleep(0.01)
         seconds = time.perf_counter() - began
     latencies = sorted(ms for ms, _ in done)
@@ -132,7 +135,7 @@ async def _measure(
 
 
 async def _counters(http: httpx2.AsyncClient, mode: str) -> dict[str, float]:
-    """Requests in play, and answers of `mode` reviewed and triggered so far."""
+    """The number of requests in play, and of answers in `mode` that were reviewed and triggered so far."""
     counted = dict.fromkeys(("num_requests_running", "reviewed_total", "triggered_total"), 0.0)
     for family in text_string_to_metric_families((await http.get("/metrics")).text):
         for sample in family.samples:

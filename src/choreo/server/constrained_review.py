@@ -22,8 +22,8 @@ _LABEL = re.compile(" (true|false)")
 def given(text: str) -> str | None:
     """What must come after `text`: "" where the agent writes freely, None where no more is needed.
 
-    An agent that has left the JSON of a review is not held any more; its review is then read as strictly as any other.
-    Inside its own strings it cannot leave it.
+    Inside its strings an agent may write anything. An agent that leaves the JSON outside of them is not held any more,
+    and its review is read as strictly as any other.
     """
     head = _REASONING.match(text)
     if head is None:
@@ -70,7 +70,9 @@ class ReviewConstraint:
             if more is None:
                 return True
             row.forced = list(self.chat.encode(more))
-            closing = _REASONING.match(text) is not None and not more.endswith(' "')  # else its own words come now
+            closing = _REASONING.match(text) is not None and not more.endswith(
+                ' "'
+            )  # else the agent's own text comes now
             return False
 
         return listen

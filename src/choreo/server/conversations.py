@@ -24,8 +24,11 @@ class Conversations:
     _letters: int = 0
 
     def keep(self, call: str, prompt: Prompt | None) -> None:
-        """Two conversations of one id leave neither: a client may choose the id (x-litellm-call-id), and a harmless
-        question must not stand in for another."""
+        """Keeps a conversation until its answer comes. None: it has no text to review.
+
+        Two different conversations with one id are both dropped: a client may choose the id (x-litellm-call-id), and a
+        harmless question must not stand in for a harmful one.
+        """
         while self._kept and self._oldest() < self.clock() - KEPT_SECONDS:
             self._drop(next(iter(self._kept)))
         if call in self._kept:

@@ -20,17 +20,20 @@ Push = Callable[[Chunk], None]
 
 
 class ClientLeft(Exception):
-    """Nobody waits for this answer any more."""
+    """The client has closed its connection."""
 
 
 class EventStream(Response):
-    """Server-sent events while the client is there. A failure before the first event is an ordinary error; one in the
-    middle ends the stream with an error event and no [DONE]."""
+    """Server-sent events, until the client leaves. A failure before the first event is an ordinary error reply; a later
+    one ends the stream with an error event and without [DONE].
+
+    close: called at the end in every case. left: called before `close` where the client has left.
+    on_status: called with the HTTP status once it is known; 499 where the client has left.
+    """
 
     def __init__(self, play: Callable[[Push], Awaitable[None]], close: Callable[[], None], left: Callable[[], None]):
-        """close: called at the end, however it comes. left: called before that where the client has gone."""
         self.status_code, self.background = 200, None
-        self.on_status: Callable[[int], None] = lambda status: None  # gets the status; 499 where the client left
+        self.on_status: Callable[[int], None] = lambda status: None
         self._play, self._close, self._left = play, close, left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +87,7 @@ _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-cont
 
 
 async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves. Raises ClientLeft then."""
+    """The result of `work`. When the client leaves, `work` is cancelled and ClientLeft is raised."""
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":

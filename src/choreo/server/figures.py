@@ -17,7 +17,10 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Figures:
-    """The counters of one server. running: games in play; waiting: sequences that no decoder has room for yet."""
+    """The counters of one server.
+
+    running: the number of games in play. waiting: the number of sequences that wait for the decoder.
+    """
 
     def __init__(self, running: Callable[[], float], waiting: Callable[[], float]):
         self.registry = CollectorRegistry()
@@ -76,7 +79,7 @@ class Figures:
                 self.broken.labels(move.stage).inc()
         for stage in STAGES:
             self.tokens.labels(stage).inc(outcome.tokens(stage))
-        if mode not in ("off", "shadow"):  # in these nobody waits for it
+        if mode not in ("off", "shadow"):  # in these modes the client does not wait for a review
             self.added.labels(mode).observe(outcome.seconds("feedback", "revision"))
 
     def text(self) -> bytes:
@@ -84,9 +87,9 @@ class Figures:
 
 
 def log(event: str, level: str = "info", **facts: Any) -> None:
-    """One line on the error stream."""
+    """Writes one line of JSON to the error stream."""
     line = {"time": round(time.time(), 3), "level": level, "event": event, **facts}
-    print(json.dumps(line), file=sys.stderr, flush=True)  # in ASCII, whatever the stream can write
+    print(json.dumps(line), file=sys.stderr, flush=True)  # in ASCII, which every stream can write
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:

@@ -29,19 +29,19 @@ from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn
 PATH = "/beta/litellm_basic_guardrail_api"
 MOST = 8  # the most texts of one answer, as `n` of a chat
 
-# What LiteLLM tells its client of a blocked answer: nobody's words, and none of a review, which may quote the answer.
+# What LiteLLM tells its client about a blocked answer. The review is not quoted: it may quote the answer.
 UNSAFE = "The answer was called unsafe by its review and is withheld."
 UNREVIEWED = "The answer could not be reviewed and is withheld."
 
 
 class _Read(BaseModel):
-    """Strict in what is read; what else LiteLLM sends is LiteLLM's to extend."""
+    """The fields that are read are checked strictly. Others are ignored: LiteLLM may add some."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
 class GuardedMessage(_Read):
-    """A message of the conversation. Parts that are no text, and a message that only calls tools, say nothing here."""
+    """A message of the conversation. Only its text is read, not pictures or calls of tools."""
 
     role: str
     content: str | list[dict[str, Any]] | None = None
@@ -55,7 +55,7 @@ class GuardedMessage(_Read):
 
     @property
     def partial(self) -> bool:
-        """There is more to it than its text, a picture for one."""
+        """Whether it holds more than text, such as a picture."""
         return isinstance(self.content, list) and any(part.get("type") != "text" for part in self.content)
 
 
@@ -79,7 +79,7 @@ class GuardrailRequest(_Read):
 
 
 class Decision(NamedTuple):
-    """What becomes of one text: what passes of it, or why nothing does."""
+    """What is decided on one text. text: what passes of it; None where it is blocked, for `reason`."""
 
     outcome: Outcome
     text: str | None
@@ -106,7 +106,7 @@ def conversation(messages: Sequence[GuardedMessage], texts: Sequence[str], syste
 
 
 async def guardrail(server: Server, request: Request) -> Response:
-    """POST: LiteLLM's question, and whether its answer passes. LiteLLM sends its key as x-api-key."""
+    """POST: whether the answer in LiteLLM's request passes. LiteLLM sends its key as x-api-key."""
     began = time.monotonic()
     given = request.headers.get("x-api-key")
     key = server.key(request, f"Bearer {given}" if given else None)
@@ -135,8 +135,8 @@ async def guardrail(server: Server, request: Request) -> Response:
     server.enter(key, games)
     mode: Guard = "repair" if (asked.additional_provider_specific_params or Params()).repair else "guard"
     try:
-        verdicts = _judged(server, key, None if unread else prompt, texts, mode, began)
-        return JSONResponse(_answer(texts, await while_there(request.receive, verdicts)))
+        decisions = _decisions(server, key, None if unread else prompt, texts, mode, began)
+        return JSONResponse(_answer(texts, await while_there(request.receive, decisions)))
     except ClientLeft:
         server.figures.disconnected.labels(key.name).inc()
         return Response(status_code=499)
@@ -144,44 +144,47 @@ async def guardrail(server: Server, request: Request) -> Response:
         server.leave(key.name, games)
 
 
-async def _judged(
+async def _decisions(
     server: Server, key: Key, prompt: Prompt | None, texts: Sequence[str], mode: Guard, began: float
 ) -> list[Decision]:
-    """Each is counted and logged before anybody hears of it. prompt: None where there is nothing that can be read."""
+    """The decision on each text, already counted and logged. prompt: None where there is no text to review."""
     why = "no conversation, or no text" if prompt is None else _unreadable(server, prompt, texts)
     if prompt is None or why:
-        verdicts = [_unread(server, mode, text, why) for text in texts]
+        decisions = [_without_review(server, mode, text, why) for text in texts]
     else:
         games = [Episode(prompt, i, (_answer_turn(text, server.encode(text)),)) for i, text in enumerate(texts)]
-        verdicts = list(await asyncio.gather(*(_reviewed(server, game, mode, began) for game in games)))
+        decisions = list(await asyncio.gather(*(_with_review(server, game, mode, began) for game in games)))
     ms = round(1000 * (time.monotonic() - began))
-    for verdict in verdicts:
-        blocked, failed = verdict.text is None, verdict.outcome.failed
+    for decision in decisions:
+        blocked, failed = decision.text is None, decision.outcome.failed
         if blocked and not failed:
             server.figures.blocked.labels(key.name, "unsafe").inc()
-        server.counted(key.name, verdict.outcome, "guardrail", blocked=blocked, ms=ms)
-    return verdicts
+        server.counted(key.name, decision.outcome, "guardrail", blocked=blocked, ms=ms)
+    return decisions
 
 
-def _answer(texts: Sequence[str], verdicts: Sequence[Decision]) -> Action:
-    """LiteLLM passes all of an answer's texts, or none."""
-    passed = [verdict.text for verdict in verdicts if verdict.text is not None]
-    if len(passed) < len(verdicts):
-        reasons = {verdict.reason for verdict in verdicts}
+def _answer(texts: Sequence[str], decisions: Sequence[Decision]) -> Action:
+    """What LiteLLM is told. It passes all texts of an answer, or none."""
+    passed = [decision.text for decision in decisions if decision.text is not None]
+    if len(passed) < len(decisions):
+        reasons = {decision.reason for decision in decisions}
         return {"action": "BLOCKED", "blocked_reason": UNSAFE if UNSAFE in reasons else UNREVIEWED}
     return {"action": "NONE"} if passed == list(texts) else {"action": "GUARDRAIL_INTERVENED", "texts": passed}
 
 
-def _unread(server: Server, mode: Guard, text: str, why: str) -> Decision:
-    """A review that cannot be made, as one that failed."""
+def _without_review(server: Server, mode: Guard, text: str, why: str) -> Decision:
+    """The decision where no review can be made: as where a review failed."""
     opened = "feedback" in server.settings.opened
     game = Episode(Prompt("", "", "general", "guardrail"), 0, (_answer_turn(text),))
     return Decision(Outcome(mode, game, (), "feedback", opened, why), text if opened else None, UNREVIEWED)
 
 
 def _unreadable(server: Server, prompt: Prompt, texts: Sequence[str]) -> str:
-    """Why the feedback agent cannot read the conversation and the longest text; "" where it can. It is told without
-    encoding what is far too long, which would hold up everybody. A revision that has no room fails by itself."""
+    """Why the feedback agent cannot read the conversation and the longest text; "" where it can.
+
+    A text that is far too long is not encoded for this check: that would delay all other requests. A revision that has
+    no room fails by itself.
+    """
     limits = server.settings.limits
     options = SessionOptions(limits.answer_tokens, 0.0, (), 0, 0.0)
     try:
@@ -191,7 +194,7 @@ def _unreadable(server: Server, prompt: Prompt, texts: Sequence[str]) -> str:
     return ""
 
 
-async def _reviewed(server: Server, game: Episode, mode: Guard, began: float) -> Decision:
+async def _with_review(server: Server, game: Episode, mode: Guard, began: float) -> Decision:
     settings = server.settings
     limits, seed = settings.limits, secrets.randbits(63)
     options = SessionOptions(limits.answer_tokens, settings.temperature, (), seed, began + settings.deadline)

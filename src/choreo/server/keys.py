@@ -21,7 +21,7 @@ from choreo.files import toml
 
 
 class Key(BaseModel):
-    """One caller. Everything beyond asking is off by default.
+    """One caller. By default a key allows requests, and nothing more.
 
     trace: may see drafts and reviews. modes: may choose another mode than the server's, "off" too.
     unchecked: may have the draft streamed before it is reviewed. metrics: may read /metrics.
@@ -49,12 +49,12 @@ def hashed(secret: str) -> str:
 
 
 def own_key(secret: str) -> Key:
-    """The key of whoever starts the server for himself: everything is allowed."""
+    """The key of a user who starts the server for himself: it allows everything."""
     return Key(name="local", sha256=hashed(secret), trace=True, modes=True, unchecked=True, metrics=True)
 
 
 def entry(name: str, secret: str) -> str:
-    """What a keys file says of a new key."""
+    """The lines of a keys file for a new key."""
     return f'[[key]]\nname = "{name}"\nsha256 = "{hashed(secret)}"\n'
 
 
@@ -77,7 +77,7 @@ def load(file: Path) -> list[Key]:
 
 
 def find_key(keys: Sequence[Key], authorization: str | None) -> Key | None:
-    """The key that an Authorization header bears. Every key is compared, whichever matches."""
+    """The key that an Authorization header holds, or None. Every key is compared, so that the time tells nothing."""
     scheme, _, secret = (authorization or "").partition(" ")
     given = hashed(secret.strip()) if scheme.lower() == "bearer" else ""
     found = [key for key in keys if hmac.compare_digest(key.sha256, given)]
@@ -94,7 +94,7 @@ class Limiter:
         self._buckets: dict[str, tuple[float, float]] = {}  # name → (left, when)
 
     def wait(self, key: Key) -> float:
-        """0 where a request may go on, which it then has; else the seconds until one may."""
+        """0 where a request may go on, and takes one from the bucket; else the seconds until one may."""
         if key.per_minute is None:
             return 0.0
         now = self.clock()
@@ -107,8 +107,8 @@ class Limiter:
         return 0.0
 
     def owe(self, key: Key, more: int) -> None:
-        """Takes `more` from the bucket, whatever is in it: what a request asks for is known once it has been read, and
-        the next one waits for it."""
+        """Takes `more` from the bucket, even below 0. How many answers a request asks for is known only when it has
+        been read, so the next request waits for them."""
         if key.per_minute is not None and key.name in self._buckets:
             left, when = self._buckets[key.name]
             self._buckets[key.name] = (left - more, when)

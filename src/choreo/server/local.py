@@ -25,7 +25,7 @@ class WorkerAgent:
     """
 
     trained = True
-    system = False  # a pair is told apart by the system prompts it was trained with; a caller's cannot take their place
+    system = False  # the pair was trained with its own system prompts; a caller's cannot take their place
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class WorkerAgent:
     ) -> SampledTurn:
         asked = self._request(game, options)
         most = self.feedback_tokens if self.agent == FEEDBACK else options.max_tokens
-        if len(asked.context) + most > self.positions:  # the other agent is another model, which reads or writes more
+        if len(asked.context) + most > self.positions:  # where the other agent's model reads or writes more
             raise Down(f"the game is too long for the {self.agent} agent")
         if self.agent == FEEDBACK:
             return await self._review(game, asked)
@@ -98,7 +98,9 @@ class WorkerAgent:
         done = await self._sample(Row(begun, room, 0.0, self.constraint.listener(), guess))
         ids = self.constraint.whole(done.ids)
         self.recall.learn(ids)
-        whole = replace(done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=())  # what was given has none
+        whole = replace(
+            done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=()
+        )  # ids that were given have no log-probability
         return self._sampled(game, asked, whole, len(done.ids))
 
     def _listener(

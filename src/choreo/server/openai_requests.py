@@ -32,7 +32,7 @@ from choreo.server.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, trace
 
 M = TypeVar("M", bound=BaseModel)
 
-# Parameters of the API that are not supported, and the value of each that asks for nothing.
+# Parameters of the API that are not supported, each with the value that changes nothing.
 NEUTRAL: dict[str, Any] = {
     "top_p": 1,
     "frequency_penalty": 0,
@@ -80,7 +80,7 @@ class ApiError(Exception):
 
 
 def internal() -> ApiError:
-    """A bug of ours, of which the client learns nothing."""
+    """An error of our code. The client learns nothing of it."""
     return ApiError(500, "internal error", type="server_error", code="internal_error")
 
 
@@ -114,7 +114,7 @@ class StreamOptions(Strict):
 
 
 class Extension(Strict):
-    """What only choreo has; each needs a key that allows it.
+    """The fields that only choreo has. Each needs a key that allows it.
 
     mode: another than the server's. trace: the whole game in the reply, drafts in the clear.
     stream: "unchecked" passes the draft on while it is sampled; it is reviewed afterwards, for the record alone.
@@ -151,7 +151,7 @@ class ChatRequest(Strict):
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """A JSON object. Raises ApiError for anything else."""
+    """The JSON object in `body`. Raises ApiError for anything else."""
     data = json_value(body)
     if not isinstance(data, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
@@ -159,7 +159,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def json_value(body: bytes) -> Any:
-    """Raises ApiError for what is not JSON or holds what is no text (half a surrogate pair)."""
+    """The JSON value in `body`. Raises ApiError for what is not JSON, or holds half a surrogate pair."""
     try:
         data = json.loads(body, parse_constant=_refuse)
         wrong = utf8.broken(data)
@@ -172,7 +172,7 @@ def json_value(body: bytes) -> Any:
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """A request that can be met, read strictly. Raises ApiError that names the parameter."""
+    """The request in `body`, read strictly. Raises ApiError, naming the parameter, for one that cannot be met."""
     data = json_object(body)
     for name in [name for name in data if name in NEUTRAL]:
         value = data.pop(name)
@@ -201,7 +201,7 @@ def validated(model: type[M], data: dict[str, Any]) -> M:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Equality as JSON has it: true is not 1."""
+    """Equality of JSON values, where true is not 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 

@@ -63,9 +63,9 @@ class Usage(TypedDict):
 
 
 class TracedMove(TypedDict):
-    """text is of a draft or a revision; parsed and what follows, of a review.
+    """One move of a game. A draft and a revision have `text`; a review has `parsed` and the fields after it.
 
-    lenient: it is no JSON of the schema alone, and was read all the same: its writer was never trained to write that.
+    lenient: the review could only be read leniently, which is done for a model that was never trained to review.
     """
 
     stage: Literal["draft", "feedback", "revision"]
@@ -154,7 +154,7 @@ class Ready(TypedDict):
 
 
 class Action(TypedDict):
-    """LiteLLM's. texts: what passes instead, where the action is GUARDRAIL_INTERVENED."""
+    """The reply that LiteLLM expects. texts: what passes instead, where the action is GUARDRAIL_INTERVENED."""
 
     action: Literal["NONE", "BLOCKED", "GUARDRAIL_INTERVENED"]
     blocked_reason: NotRequired[str]

@@ -44,7 +44,10 @@ BEARER: tuple[str, ...] = ("bearer",)
 
 @dataclass(frozen=True)
 class Operation:
-    """answers: by media type, a shape or a schema. keys: the ways to bear a key, one of which is needed."""
+    """One operation of the API.
+
+    answers: a type or a schema, by media type. keys: the ways to send a key, one of which is needed.
+    """
 
     summary: str
     answers: dict[str, Any]
@@ -56,7 +59,7 @@ class Operation:
 
 TEXT = {"type": "string"}
 DATA = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Chunk", "Error")]}
-EVENT = {  # each of a stream's; the last one says [DONE], where the stream did not break off
+EVENT = {  # of a stream; the last event is [DONE], unless the stream broke off
     "type": "object",
     "required": ["data"],
     "properties": {
@@ -100,7 +103,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
 
 
 def description() -> dict[str, Any]:
-    """The whole of it, as JSON."""
+    """The whole description, as JSON."""
     shapes = {id(shape): shape for op in OPERATIONS.values() for shape in (op.body, *op.answers.values())}
     asked = {id(op.body) for op in OPERATIONS.values()}
     named = [
@@ -111,7 +114,7 @@ def description() -> dict[str, Any]:
     made, shared = TypeAdapter.json_schemas(named, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     refs = {key: schema for (key, _), schema in made.items()}
     schemas = shared["$defs"]
-    # Parameters that are taken with the value that asks for nothing.
+    # Parameters that are accepted with the value that changes nothing.
     schemas["ChatRequest"]["properties"] |= {name: {"enum": [value, None]} for name, value in NEUTRAL.items()}
     paths: dict[str, Any] = {}
     for (method, path), op in OPERATIONS.items():
@@ -137,7 +140,7 @@ def description() -> dict[str, Any]:
 def _operation(op: Operation, refs: dict[int, Any]) -> dict[str, Any]:
     answers = {media: {"schema": refs.get(id(shape), shape)} for media, shape in op.answers.items()}
     responses: dict[str, Any] = {"200": {"description": "done", "content": answers}}
-    for status in sorted({*op.errors, 503}):  # 503 is everybody's: where there are too many connections
+    for status in sorted({*op.errors, 503}):  # every operation may answer 503: there may be too many connections
         error = {"application/json": {"schema": refs[id(Error)]}} if status in op.errors else {}
         text = {"text/plain": {"schema": TEXT}} if status == 503 else {}
         responses[str(status)] = {"description": ERRORS[status], "content": {**error, **text}}

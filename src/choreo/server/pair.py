@@ -1,4 +1,4 @@
-"""The pair of a run, in this process, and taken up anew when the run has a newer checkpoint."""
+"""The pair of a run, in this process. It is loaded again when the run has a newer checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Resident:
         self.path, self.recipe = path, recipe_with_pair(path)
         pair, self.fingerprint = self._load()
         self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is left for requests, where there are several
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one of several threads is left for requests
         try:
             self.worker = Worker(pair)
         except Unsupported as error:
@@ -57,7 +57,7 @@ class Resident:
         return pair, f"step-{step:06d}/{pair.base}"
 
     def swap(self) -> str:
-        """Takes up the newest checkpoint: what is in play ends under the old weights. Returns its fingerprint."""
+        """Loads the newest checkpoint; games in play end under the old weights. Returns its fingerprint."""
         pair, fingerprint = self._load()
         self.worker.swap(pair)
         self.fingerprint = fingerprint

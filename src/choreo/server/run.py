@@ -27,14 +27,16 @@ from choreo.types import AGENTS, Limits
 KEY_VARIABLE = "CHOREO_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-# Where no run says how its pair was trained to play.
+# For models behind servers: no recipe gives their limits.
 LIMITS, TEMPERATURE = Limits(rounds=1, answer_tokens=1024, feedback_tokens=512), 0.6
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed. upstream: by agent, MODEL@URL. keys: a file; without one there is one key, from
-    CHOREO_API_KEY or drawn at the start."""
+    """The options of the command line.
+
+    upstream: MODEL@URL, by agent. keys: a file; without one there is one key, from CHOREO_API_KEY or made at the start.
+    """
 
     run: Path | None
     upstream: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +123,7 @@ async def _serve(
         stop=stop,
     )
 
-    one_swap = asyncio.Lock()  # of two at once, the one that read the older checkpoint might end last
+    one_swap = asyncio.Lock()  # if two ran at once, the one with the older checkpoint might end last
 
     async def swap() -> None:
         try:
@@ -135,7 +137,7 @@ async def _serve(
 
 
 def _read_keys(server: Server, file: Path) -> None:
-    """A file that is broken changes nothing: neither does it lock everybody out, nor let anybody in."""
+    """Reads the keys again. A broken file changes nothing: it must not lock out every caller, nor let in a new one."""
     try:
         server.keys = keyring.load(file)
         log("keys", count=len(server.keys))
@@ -146,7 +148,7 @@ def _read_keys(server: Server, file: Path) -> None:
 async def _until_stopped(
     server: Server, options: Options, secret: str | None, swap: Callable[[], Coroutine[Any, Any, None]] | None
 ) -> None:
-    """swap: takes up the run's newest checkpoint; None where there is no run."""
+    """Runs the server until a signal ends it. swap: loads the run's newest checkpoint; None where there is no run."""
     uvicorn_config = uvicorn.Config(
         application(server),
         host=options.host,
@@ -163,7 +165,7 @@ async def _until_stopped(
         listener = socket.create_server((options.host, options.port), family=family, backlog=2048)
     except OSError as error:
         raise BadInput(f"--host {options.host} --port {options.port}: {error.strerror}") from None
-    # asyncio does this where a socket names its protocol, which this one does not. Without it a reply's body waits
+    # asyncio does this only where a socket names its protocol, and this one does not. Without it a reply's body waits
     # 40 ms for the client to acknowledge its head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -199,7 +201,7 @@ async def _until_stopped(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, but a signal ends it with code 0 once all is answered; a second one ends it at once."""
+    """uvicorn's server, but a signal ends it with code 0 when all is answered, and a second signal ends it at once."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -211,10 +213,10 @@ class _Server(uvicorn.Server):
 
 
 def keys_of(options: Options) -> tuple[Sequence[keyring.Key], str | None]:
-    """The keys, and the secret of the one that was drawn for this start, to be shown.
+    """The keys, and the secret of a key that was drawn for this start, so that it can be shown.
 
-    Raises BadInput for an address that others can reach without a keys file: somebody has to decide there what may be
-    asked, and how often.
+    Raises BadInput where others can reach the address and there is no keys file: the operator has to decide what they
+    may ask, and how often.
     """
     if options.keys is not None:
         return keyring.load(options.keys), None

@@ -80,8 +80,8 @@ class SessionAgent(Protocol):
     trained: bool
 
     def room(self, game: Episode, options: SessionOptions, rounds: int) -> None:
-        """Checks the room that a game may take which begins like `game`. Of a game that has its answer, only the room
-        of the review is checked.
+        """Checks that a game which begins like `game` has room in the agent's context. Where `game` has its answer,
+        only the room of the review is checked.
 
         Raises TooLong where it may need more context than there is, and BadInput where the chat template cannot hold
         such a conversation.
@@ -219,7 +219,7 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def traced(outcome: Outcome) -> TracedGame:
-    """The game as a caller sees it who has the right to: drafts and reviews in the clear, times in milliseconds."""
+    """The whole game for a caller whose key allows it: drafts and reviews as they are, times in milliseconds."""
     return {
         "triggered": outcome.game.triggered,
         "revised": outcome.revised,

@@ -62,7 +62,7 @@ class Server:
     ):
         self.settings, self.agents, self.keys = settings, agents, keys
         self.alive, self.fingerprint, self.encode, self._stop = alive, fingerprint, encode, stop
-        self.running, self.in_flight = 0, Counter[str]()  # games in play, and whose
+        self.running, self.in_flight = 0, Counter[str]()  # games in play, of all keys and of each
         self.started = int(time.time())
         self.limiter = Limiter()
         self.conversations: defaultdict[str, Conversations] = defaultdict(Conversations)  # by key
@@ -91,8 +91,8 @@ class Server:
             raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
     def enter(self, key: Key, games: int) -> None:
-        """Counts so many more games in play. Raises 429 where the key has too many, 503 where the queue is full; call
-        `leave` once they are over."""
+        """Counts `games` more games in play, until `leave` is called. Raises 400 where that is more than there may ever
+        be, 429 where the key has too many in play, 503 where the queue is full."""
         most = min(self.settings.queue, key.in_flight or self.settings.queue)
         if games > most:
             raise ApiError(400, f"at most {most} answers are in play here", param="n", code="invalid_value")
@@ -125,12 +125,12 @@ class Server:
         except TimeoutError:
             message = f"the body did not come within {self.settings.deadline:g} s"
             raise ApiError(408, message, code="request_timeout") from None
-        except ClientDisconnect:  # nobody reads it; the counter of requests does
+        except ClientDisconnect:  # only the counter of requests reads this error
             raise ApiError(499, "the client left") from None
         return received
 
     def shadow(self, key: str, draft: Outcome, options: SessionOptions, event: str = "answer") -> None:
-        """Has a draft that was given out reviewed, for the record alone. It keeps its place in the queue."""
+        """Reviews a draft that the caller has already, for the counters and the log alone. It counts as in play."""
 
         async def review() -> None:
             late = replace(options, deadline=time.monotonic() + self.settings.deadline)

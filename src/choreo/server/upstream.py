@@ -22,14 +22,16 @@ from choreo.server.session import Down, Refused, SampledTurn, SessionOptions
 from choreo.text.thinking import FILTERED
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
-RETRIES = 2  # of what may pass, within the request's deadline
-REFUSALS = ("HTTP 400", "HTTP 413", "HTTP 422")  # of what was sent; others, as 401 and 404, are of how it is set up
+RETRIES = 2  # after failures that may pass, within the request's deadline
+REFUSALS = ("HTTP 400", "HTTP 413", "HTTP 422")  # the server refuses what was sent; 401 and 404 blame the set-up
 BACKOFF = 0.1  # seconds before the first retry, twice as many before each further one
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where an agent lives. key_variable: the environment variable that holds its API key; unset means none.
+    """The server and the model of an agent.
+
+    key_variable: the environment variable that holds the API key; unset means no key.
 
     Raises BadInput, naming the field, for what is no address.
     """
@@ -82,7 +84,7 @@ class Upstream:
         self._http = httpx2.AsyncClient(headers=self.address.headers, timeout=None, limits=limits)
 
     def room(self, game: Episode, options: SessionOptions, rounds: int) -> None:
-        """Only the server knows."""
+        """Checks nothing: only the server knows what its model can read."""
 
     async def next_turn(
         self, game: Episode, options: SessionOptions, on_token: Callable[[Turn], None] | None = None
@@ -113,8 +115,8 @@ class Upstream:
             attempt += 1
 
     async def _try(self, body: dict[str, Any]) -> tuple[Reply | Failure, bool]:
-        """A reply, or what failed and whether it may pass. What the server says of it may quote the user: it is left
-        out."""
+        """A reply, or what failed and whether a retry may help. The server's own message is left out: it may quote the
+        user."""
         url = self.address.url.rstrip("/") + "/chat/completions"
         try:
             async with self._http.stream("POST", url, json=body) as response:

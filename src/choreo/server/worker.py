@@ -43,7 +43,7 @@ class Worker:
         self._jobs: dict[Row, DecodeJob] = {}
         self._arrived: list[DecodeJob] = []  # taken from the queue in this turn
         self._gone: deque[DecodeJob] = deque()
-        self._passed = dict.fromkeys(AGENTS, 0)  # turns that an agent with rows did not have
+        self._passed = dict.fromkeys(AGENTS, 0)  # how often in a row an agent with rows was passed over
         self._wake = threading.Condition()
         self._swap: tuple[Pair, dict[str, Batch]] | None = None
         self._closing = False
@@ -51,7 +51,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: DecodeJob) -> None:
-        """Raises Down where nothing is decoded any more."""
+        """Puts a row into the queue. Raises Down where the worker has ended."""
         with self._wake:
             if self._closing:
                 raise Down("the engine does not run")
@@ -64,9 +64,9 @@ class Worker:
         self._gone.append(job)
 
     def swap(self, pair: Pair) -> None:
-        """From now on rows begin under `pair`; those that began under the last one end under it.
+        """New rows begin under `pair` from now on; rows that began under the last one end under it.
 
-        Weights are copied here, in the caller's thread, so that nobody waits for it.
+        Weights are copied here, in the caller's thread, so that no row waits for it.
         """
         batches = {agent: new_batch(pair, agent) for agent in AGENTS}
         with self._wake:
@@ -83,19 +83,21 @@ class Worker:
         return self._thread.is_alive()
 
     def counts(self) -> tuple[int, int]:
-        """Rows being decoded, rows waiting."""
+        """The number of rows that are decoded now, and of rows that wait."""
         return len(self._jobs), sum(map(len, self._new.values()))
 
     def _run(self) -> None:
         why = "the server is going down"
         try:
             self._decode()
-        except Exception as error:  # /ready says so from now on; its message may hold words of users
+        except (
+            Exception
+        ) as error:  # /ready reports it from now on; the message may hold text of users, so only its type is logged
             why = f"the engine ended: {type(error).__name__}"
             log("engine ended", "critical", why=type(error).__name__, where=traceback.format_tb(error.__traceback__))
         finally:
             with self._wake:
-                self._closing = True  # nobody submits from here on
+                self._closing = True  # no row is submitted from here on
                 left = {*self._arrived, *self._jobs.values(), *(job for new in self._new.values() for job in new)}
             for job in left:
                 _settle(job, Down(why))
@@ -121,8 +123,8 @@ class Worker:
             self._batches[agent] = [batch for batch in batches[:-1] if batch.rows] + batches[-1:]
 
     def _whose_turn(self) -> str:
-        """The agent with most rows, or one that has been passed over PATIENCE times: a step of few rows takes nearly as
-        long as one of many, and those who wait come together."""
+        """The agent with most rows, or one that has been passed over PATIENCE times. A step of few rows takes nearly as
+        long as a step of many, so it is better to let rows come together first."""
         rows = {agent: len(self._new[agent]) + self._decoding(agent) for agent in AGENTS}
         turn = max(AGENTS, key=lambda agent: (rows[agent] > 0 and self._passed[agent] >= PATIENCE, rows[agent]))
         for agent in AGENTS:
@@ -140,7 +142,7 @@ class Worker:
 
     def _turn(self, agent: str, batches: list[Batch], arrived: Sequence[DecodeJob]) -> None:
         """Lets rows join the newest batch and all batches make one step."""
-        arrived = [job for job in arrived if not job.cancelled]  # `_forget` came too early for these
+        arrived = [job for job in arrived if not job.cancelled]  # cancelled before `_forget` could find them
         self._jobs |= {job.row: job for job in arrived}
         for i, batch in enumerate(batches):
             newest = batch is batches[-1]
@@ -148,7 +150,7 @@ class Worker:
                 if newest:
                     batch.join([job.row for job in arrived])
                 ended = batch.step() if batch.rows else []
-            except Exception as error:  # memory, most likely: these rows are lost, the next ones are not
+            except Exception as error:  # out of memory, most likely: these rows are lost, later ones are not
                 lost = {*batch.rows, *(job.row for job in arrived if newest)}
                 for row in lost:
                     _settle(self._jobs.pop(row), Down(f"the engine failed: {type(error).__name__}"))
