@@ -55,10 +55,7 @@ ALIKE_CLASSES = {
 ALIKE_FUNCTIONS: dict[str, str] = {}
 # Names to be told apart yet: take out what you rename.
 RENAME = """
-Format Model Weights
-
-check collaboration describe find fit judged load measure play read restore sample sections tokens train verdict
-versions
+Format Model Weights check collaboration describe load play restore train
 """
 
 
