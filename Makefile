@@ -75,7 +75,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	@$(BIN)/python -m pip uninstall --quiet --yes choreo 2>/dev/null || true # the distribution's name until 0.1
+	@$(BIN)/python -m pip uninstall --quiet --yes choreo 2>/dev/null; rm -rf src/choreo.egg-info # the distribution's name until 0.1
 	$(PIP) --editable .
 	@touch $@
 

@@ -20,6 +20,7 @@ from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.measure import _nats, describe, distinct, duel, outcomes, pgr, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.run import run_macpo
+from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt, Turn, Verdict
@@ -137,7 +138,7 @@ def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(ti
         )
 
     check(made())
-    with Run.create(tmp_path / "run", made()) as run, Progress() as progress:
+    with Run.create(tmp_path / "run", made()) as run, Progress([ProgressBar()]) as progress:
         measured = run_macpo(made(), run, progress)
     summary, played = summary_of(measured), measured.episodes
     assert "! 2 of 3 prompts to measure on are left out" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from choreo.files import durable
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.report import published
+from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.progress import Progress
 from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table
@@ -63,7 +64,7 @@ class Stopped(Progress):
 
     def __init__(self, stream, label, done):
         self.at, self.labels = (label, done), []
-        super().__init__(stream)
+        super().__init__([ProgressBar(stream)])
 
     def start(self, label, total, done=0):
         self.labels.append(label)

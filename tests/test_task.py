@@ -25,6 +25,7 @@ from choreo.judges.offline.model import WEIGHTS
 from choreo.methods.macpo.run import run_macpo
 from choreo.methods.waltz.recipe import Model, WaltzRecipe
 from choreo.methods.waltz.trainer import train
+from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 
@@ -213,7 +214,7 @@ def test_an_exact_judge_over_a_model_of_another_language_is_said(tiny_folder, tm
         "learning": {"steps": 1, "prompts": 2, "samples": 1},
         "model": {"base": str(alien), "rank": 2},
     }
-    with Run.create(tmp_path / "run", WaltzRecipe.model_validate(tiny)) as run, Progress() as progress:
+    with Run.create(tmp_path / "run", WaltzRecipe.model_validate(tiny)) as run, Progress([ProgressBar()]) as progress:
         run_recipe(run, progress)
     assert f"! {alien} has a chat template of its own" in capsys.readouterr().err
 
