@@ -14,7 +14,10 @@ import choreo
 
 
 def brief(action: choreo.RewardedAction) -> tuple[float, dict[str, float]]:
-    """R_c of the paper, less a hundredth for every word of the answer. The parts are kept in the run's record."""
+    """R_c of the paper, less a hundredth for every word of the answer. The parts are kept in the run's record.
+
+    R_c is 0 where the judge left the answer open: it is always a number.
+    """
     parts = {"paper": action.reward or 0.0, "words": -0.01 * len(action.answer.split())}
     return sum(parts.values()), parts
 

@@ -24,9 +24,6 @@ from pydantic import Field
 import choreo
 from choreo.config.common import Positive, Weights
 from choreo.config.prompts import Prompts
-from choreo.engine.learner import Learner
-from choreo.engine.losses import sft_loss
-from choreo.judges.base import judge_episodes
 
 POLICY = "policy"
 
@@ -62,9 +59,14 @@ class Distil(choreo.Method[DistilRecipe, choreo.OneModel]):
     def load(self, recipe: DistilRecipe, checkpoint: Path | None = None) -> choreo.OneModel:
         return choreo.OneModel.load(recipe, answer_tokens=recipe.answer_tokens).restored(checkpoint)
 
+    def work(self, recipe: DistilRecipe) -> choreo.Work:
+        """For `choreo plan`: at most so many updates, and so many tokens that are written."""
+        written = recipe.steps * recipe.batch * (recipe.drafts + 1) * recipe.answer_tokens
+        return choreo.Work(recipe.steps, written)
+
     def train(self, recipe: DistilRecipe, run: choreo.Run, task: choreo.Task, progress: Any) -> choreo.OneModel:
         agents = self.load(recipe)
-        learner = Learner(agents.model.team, POLICY, lr=recipe.lr)
+        learner = choreo.Learner(agents.model.team, POLICY, lr=recipe.lr)
         everything = [prompt for prompts in task.training().values() for prompt in prompts]
         pool = agents.fitting(everything, "training", progress)
         steps, every = recipe.steps, recipe.checkpoint_every
@@ -79,7 +81,7 @@ class Distil(choreo.Method[DistilRecipe, choreo.OneModel]):
             figures = {"satisfactory": rate, "revised": len(mended) / len(prompts)}
             if chosen := list((kept | mended).values()):
                 samples = [sample(agents, episode) for episode in chosen]
-                figures |= learner.update(samples, sft_loss)
+                figures |= learner.update(samples, choreo.sft_loss)
             run.log(step, {**figures, "seconds": time.monotonic() - began})
             run.save_episodes(step, drafts, [{"satisfactory": float(e.verdicts[0].satisfactory)} for e in drafts])
             progress.advance(step, {"satisfactory rate": rate})
@@ -100,7 +102,7 @@ def rollout(
     for draft in range(recipe.drafts):
         turns = agents.write(prompts, (recipe.seed, step, draft))
         episodes += [choreo.Episode(prompt, draft, (turn,)) for prompt, turn in zip(prompts, turns, strict=True)]
-    return judge_episodes(task.judge, episodes)
+    return choreo.judge_episodes(task.judge, episodes)
 
 
 def revise(
@@ -125,7 +127,7 @@ def revise(
         temperature=1.0,
     )
     revised = [choreo.Episode(e.prompt, recipe.drafts, (turn,)) for e, turn in zip(first, turns, strict=True)]
-    return judge_episodes(task.judge, revised)
+    return choreo.judge_episodes(task.judge, revised)
 
 
 def sample(agents: choreo.OneModel, episode: choreo.Episode) -> choreo.Sample:

@@ -29,15 +29,19 @@ if TYPE_CHECKING:
     from choreo.api import serve as serve
     from choreo.api import train as train
     from choreo.config import Recipe as Recipe
+    from choreo.engine.learner import Learner as Learner
+    from choreo.engine.losses import sft_loss as sft_loss
     from choreo.environments.base import Environment as Environment
     from choreo.environments.task import Task as Task
     from choreo.errors import BadInput as BadInput
     from choreo.errors import Interrupted as Interrupted
     from choreo.judges.base import Format as Format
     from choreo.judges.base import Judge as Judge
+    from choreo.judges.base import judge_episodes as judge_episodes
     from choreo.methods.agents import Agents as Agents
     from choreo.methods.base import Measurement as Measurement
     from choreo.methods.base import Method as Method
+    from choreo.methods.base import Work as Work
     from choreo.methods.one_model import OneModel as OneModel
     from choreo.methods.one_model import training_loop as training_loop
     from choreo.methods.waltz.rewards import RewardedAction as RewardedAction
@@ -59,12 +63,14 @@ _HOMES = {
     "choreo.algorithms.advantages": "Estimator",
     "choreo.api": "EvaluationResult LoadedAgents evaluate evaluate_models export load plan resume serve train",
     "choreo.config": "Recipe",
+    "choreo.engine.learner": "Learner",
+    "choreo.engine.losses": "sft_loss",
     "choreo.environments.base": "Environment",
     "choreo.environments.task": "Task",
     "choreo.errors": "BadInput Interrupted",
-    "choreo.judges.base": "Format Judge",
+    "choreo.judges.base": "Format Judge judge_episodes",
     "choreo.methods.agents": "Agents",
-    "choreo.methods.base": "Measurement Method",
+    "choreo.methods.base": "Measurement Method Work",
     "choreo.methods.one_model": "OneModel training_loop",
     "choreo.methods.waltz.rewards": "RewardedAction",
     "choreo.runs.bar": "ProgressBar",
