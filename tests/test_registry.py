@@ -35,6 +35,7 @@ def advantages(samples, *, beta=0.0, values=None):
 
 
 per_length = Estimator(advantages, divisor=40, grouped=True)
+wrapped = Estimator(lambda samples: samples)
 
 
 def judge(prompt, answer):
@@ -136,6 +137,7 @@ def test_every_name_of_ours_means_something(registry):
         ("learning.estimator = 'mine.py:nothing'", "mine.py has no nothing"),
         ("learning.estimator = 'mine.py:NUMBER'", "expected a function of (samples, *, beta, values), got int"),
         ("learning.estimator = 'mine.py:judge'", "(samples, *, beta, values), got one of (prompt, answer)"),
+        ("learning.estimator = 'mine.py:wrapped'", "(samples, *, beta, values), got one of (samples)"),
         ("learning.estimator = 'broken.py:f'", "cannot be imported: ZeroDivisionError: division by zero (line 2)"),
         ("rewards.feedback = 'paper'", "rewards.feedback: expected module:object of your own, got 'paper'"),
         ("rewards.conversation = 'mine.py:judge'", "expected a function of (action), got one of (prompt, answer)"),

@@ -16,7 +16,7 @@ ESTIMATORS = Registry(
     "choreo.estimators",
     "choreo.algorithms.advantages",
     "ESTIMATORS",
-    takes("samples", named=("beta", "values")),
+    lambda found: takes("samples", named=("beta", "values"))(getattr(found, "function", found)),
 )
 ENVIRONMENTS = Registry(
     "environment", "choreo.environments", "choreo.environments", "ENVIRONMENTS", lambda found: _no_class(found)

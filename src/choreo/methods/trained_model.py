@@ -24,6 +24,8 @@ class TrainedModel:
     """One model with its policies.
 
     name: of the agent that it is, in messages. base: as the recipe names it. fingerprint: of the base's files.
+    chat: turns text into the ids of prompts and back. team: the weights of the policies, which a `Learner` trains.
+    engine: samples from a policy, and scores ids under one (`preference_pairs` takes it).
     """
 
     name: str
