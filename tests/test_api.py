@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import choreo
 from choreo.cli import main
 from choreo.errors import BadInput, Interrupted
+from choreo.runs.progress import Progress
 
 SMALL = {
     "method": "waltz",
@@ -111,6 +113,37 @@ def test_a_callback_stops_a_run_and_resume_ends_it_as_if_it_had_not(tmp_path):
     whole = choreo.train(SMALL, tmp_path / "whole")
     assert resumed.dialogues == whole.dialogues
     assert choreo.resume(whole.path).summary == whole.summary
+
+
+def test_what_stopped_the_work_is_what_is_raised_and_signals_are_as_before(tmp_path):
+    class Once(choreo.Callback):
+        """Asks for a stop once, and fails at the end."""
+
+        asked = 0
+
+        def wants_stop(self):
+            self.asked += 1
+            return self.asked == 1
+
+        def on_end(self):
+            raise RuntimeError("on_end")
+
+    before, last = signal.getsignal(signal.SIGINT), Listener()
+    with pytest.raises(Interrupted, match="stopped"), Progress([Once(), last]) as progress:
+        assert progress.interrupted and progress.interrupted  # a stop that was wanted stays wanted
+        raise Interrupted("stopped")
+    assert signal.getsignal(signal.SIGINT) is before and last.heard == [("end", "")]
+    with pytest.raises(RuntimeError, match="on_end"), Progress([Once(), last]):
+        pass
+
+
+def test_ctrl_c_before_there_is_a_run_gives_no_hint_to_resume(tmp_path, monkeypatch, capsys):
+    def stopped(recipe):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("choreo.experiment.run.check", stopped)
+    assert main(["train", "waltz", "--run", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "choreo: interrupted\n" and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

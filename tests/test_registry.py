@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from choreo.config.reading import METHODS
 from choreo.environments.base import environment_of
 from choreo.errors import BadInput
 from choreo.judges.resolve import choose, describe, format_of
-from choreo.registry import anchored, load_object
+from choreo.registry import anchored, load_object, origin
 from choreo.types import Prompt, Verdict
 
 PARTS = '''
@@ -353,3 +354,14 @@ def test_macpo_learns_in_an_environment_of_ones_own(mine, tiny_folder, capsys):
     Path("m.toml").write_text(config.to_toml(made))
     assert main(["train", "m.toml", "--run", "run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["systems"]
+
+
+def test_threads_that_load_one_file_get_it_whole_and_the_record_is_of_what_runs(mine):
+    file = mine / "slow.py"
+    file.write_text("import time\ntime.sleep(0.2)\n\n\ndef reward(action):\n    return 0.0\n")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(REWARDS.get, ["slow.py:reward"] * 4))
+    assert len(set(found)) == 1
+    before = origin("slow.py:reward", found[0])
+    file.write_text("def reward(action):\n    return 1.0\n")
+    assert origin("slow.py:reward", REWARDS.get("slow.py:reward")) == before and found[0](None) == 0.0

@@ -18,7 +18,7 @@ from choreo.config.collaboration import Collaboration, collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
 from choreo.errors import BadInput, Interrupted
-from choreo.runs.callbacks import Callback
+from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt
@@ -76,8 +76,12 @@ def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
     with run, Progress(callbacks) as progress:
         run.callbacks = progress.callbacks
         progress.say(f"run: {run.path}")
-        run.finish(run_recipe(run, progress))
-        write_report(run.path)
+        try:
+            run.finish(run_recipe(run, progress))
+            write_report(run.path)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            stop.add_note(f"go on with: choreo train --resume {run.path}")
+            raise
     return run
 
 
@@ -114,6 +118,8 @@ def evaluate(
     Raises BadInput, Interrupted.
     """
     path = run.path if isinstance(run, Run) else Path(run)
+    if not isinstance(suites, str) and len(suites) == 1 and suites[0] in PARTS:
+        suites = str(suites[0])
     own = isinstance(suites, str) and suites in PARTS
     files = [] if own else _files([suites] if isinstance(suites, str) else suites)
     if formats and own:
@@ -231,9 +237,14 @@ def serve(run: str | Path | Run | None = None, **options: Any) -> None:
 
     options: those of `choreo.server.run.Options`: host, port, mode, model, keys, upstream and so on.
     """
+    from choreo.server.extra import require_server
+
+    require_server("serve")
     from choreo.server.run import Options
     from choreo.server.run import serve as serve_until_stopped
 
+    if isinstance(options.get("keys"), str):
+        options["keys"] = Path(options["keys"])
     if run is not None:
         quiet()
     serve_until_stopped(Options(run=run.path if isinstance(run, Run) else Path(run) if run else None, **options))
@@ -269,8 +280,12 @@ def export(
     from choreo.experiment.export import export_run
 
     quiet()
-    with Progress(callbacks) as progress:
-        return list(export_run(path, Path(out), agent, merged, lambda remark: progress.say(f"! {remark}")))
+    try:  # without `Progress`, whose handlers would keep a signal until a safe point: an export has none
+        return list(
+            export_run(path, Path(out), agent, merged, lambda remark: notify(callbacks, "on_message", f"! {remark}"))
+        )
+    finally:
+        notify(callbacks, "on_end")
 
 
 def quiet() -> None:

@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
@@ -158,9 +159,11 @@ def origin(name: str, found: Any) -> dict[str, str]:
         file = inspect.getsourcefile(made)
     except TypeError:
         file = None
-    return {"object": name} | (
-        {"source": sha256(Path(file).read_bytes()).hexdigest()} if file and Path(file).is_file() else {}
-    )
+    if not file or not Path(file).is_file():
+        return {"object": name}
+    # A file may have been changed since it was imported: what counts is what runs.
+    imported = _SOURCES.get(str(Path(file).resolve()))
+    return {"object": name, "source": imported or sha256(Path(file).read_bytes()).hexdigest()}
 
 
 def discover(package: str, attribute: str, *, folders: bool = False) -> dict[str, Any]:
@@ -173,6 +176,10 @@ def discover(package: str, attribute: str, *, folders: bool = False) -> dict[str
         if module.ispkg or not folders:
             found |= getattr(importlib.import_module(f"{package}.{module.name}"), attribute, {})
     return found
+
+
+_IMPORTING = threading.RLock()
+_SOURCES: dict[str, str] = {}  # by file of the user's: the SHA-256 of what was imported
 
 
 class _NoFile(Exception):
@@ -201,12 +208,17 @@ def _from_file(file: Path) -> ModuleType:
     """
     path = str(file.resolve())
     name = f"choreo_user_{file.stem}_{blake2b(path.encode(), digest_size=8).hexdigest()}"
-    if name in sys.modules:
-        return sys.modules[name]
+    with _IMPORTING:  # another thread would get a module that is half imported
+        return sys.modules[name] if name in sys.modules else _executed(name, path)
+
+
+def _executed(name: str, path: str) -> ModuleType:
+    file = Path(path)
     spec = util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not file.is_file():
         raise _NoFile("there is no such file")
-    _importable(file.resolve().parent)
+    _importable(file.parent)
+    _SOURCES[path] = sha256(file.read_bytes()).hexdigest()
     module = util.module_from_spec(spec)
     sys.modules[name] = module
     try:

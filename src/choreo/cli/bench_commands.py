@@ -11,8 +11,8 @@ from typing import Any
 
 from choreo.cli.arguments import add_command, count, json_option
 from choreo.cli.output import print_json
-from choreo.cli.serve_commands import require
 from choreo.errors import BadInput
+from choreo.server.extra import require_server
 
 
 def add(commands: Any) -> None:
@@ -49,7 +49,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def _bench_server(args: argparse.Namespace) -> int:
-    require("bench serve")
+    require_server("bench serve")
     if args.run is None:
         raise BadInput("bench serve: give a run (choreo bench --help)")
     from choreo.server.bench import bench, bench_table

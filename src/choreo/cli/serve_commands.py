@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from choreo.cli.arguments import add_command, count, port, seconds
 from choreo.cli.output import show_file
 from choreo.errors import BadInput
+from choreo.server.extra import require_server
 
 # Held to `server.session` by a test; importing that would load what --help must not.
 MODES = ("adaptive", "always", "off", "shadow")
@@ -68,7 +68,7 @@ def _options(command: argparse.ArgumentParser) -> None:
 
 
 def serve(args: argparse.Namespace) -> int:
-    require("serve")
+    require_server("serve")
     if args.run is not None:
         from choreo.runs.folder import read_info
 
@@ -99,7 +99,7 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def key(args: argparse.Namespace) -> int:
-    require("key")
+    require_server("key")
     import re
 
     from choreo.server.keys import entry, new_key
@@ -110,14 +110,3 @@ def key(args: argparse.Namespace) -> int:
     show_file(entry(args.name, secret))
     print(f"the key, shown this once: {secret}", file=sys.stderr)
     return 0
-
-
-def require(command: str) -> None:
-    """Raises BadInput, with how to install them, where the packages of choreo-rl[serve] are missing."""
-    missing = [name for name in ("starlette", "uvicorn", "prometheus_client", "httpx2") if not _found(name)]
-    if missing:
-        raise BadInput(f"{command}: needs {', '.join(missing)}: pip install 'choreo-rl[serve]'")
-
-
-def _found(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None

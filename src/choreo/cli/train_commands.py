@@ -97,6 +97,7 @@ def train(args: argparse.Namespace) -> int:
     if args.resume and (args.set or args.run or args.overwrite):
         raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
     from choreo import api, config
+    from choreo.files.json_file import read_object
     from choreo.judges.base import JudgeDown
     from choreo.runs.bar import ProgressBar
     from choreo.runs.folder import is_finished, read_info
@@ -106,6 +107,12 @@ def train(args: argparse.Namespace) -> int:
         if is_finished(folder):
             read_info(folder)
             say(f"{folder} is finished; nothing to do")
+            if not (folder / "report.html").is_file():  # the run was killed just before it was written
+                from choreo.experiment.report import write_report
+
+                write_report(folder)
+            # Its recipe is not read: a part of the user's own that it names may be gone by now.
+            return print_result(read_object(folder / "summary.json"), args.json)
     else:
         recipe = config.load(args.recipe, args.set)
         folder = args.run or api.new_folder(recipe.name)
@@ -115,9 +122,9 @@ def train(args: argparse.Namespace) -> int:
         else:
             run = api.train(recipe, folder, [ProgressBar()], overwrite=args.overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:
-        # A judge that went away has more to say than that the user stopped.
-        why = f"{stop}; " if isinstance(stop, JudgeDown) else ""
-        raise Interrupted(f"{why}go on with: choreo train --resume {folder}") from None
+        # A judge that went away has more to say than that the user stopped. Before there is a run there is no hint.
+        why = [str(stop)] if isinstance(stop, JudgeDown) else []
+        raise Interrupted("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
     say(f"report: {run.report}")
     return print_result(run.summary, args.json)
 

@@ -49,7 +49,7 @@ class Task:
     def judge(self) -> Judge:
         """Raises BadInput where there is no such judge."""
         if self.exact:
-            if (own := self.environment.judge) is None:
+            if (own := getattr(self.environment, "judge", None)) is None:
                 name = self.recipe.environment
                 raise BadInput(f'judge: kind = "exact": environment {name!r} has no judge; name another')
             return own
@@ -100,7 +100,12 @@ class Task:
     def suites(self, part: Part) -> list[Prompt]:
         """The prompts that are measured on: held out, or those that were trained on."""
         if not self._files:
-            return list(self.environment.suites(part))
+            found = self.environment.suites(part)
+            if not isinstance(found, Sequence):
+                raise BadInput(
+                    f"environment {self.recipe.environment!r}: suites() must give a list of prompts, got {found!r:.60}"
+                )
+            return list(found)
         if part == "heldout":
             return self._files[1]
         return [prompt for prompts in self.training().values() for prompt in prompts]

@@ -151,7 +151,8 @@ def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: Judge
     """The recipe with other prompts to measure on, and another judge. Raises BadInput where they do not go together."""
     if files and "exact" in (judge or recipe.judge).kinds():
         raise BadInput("eval: the run's judge knows the microworld alone; name another for your files with --judge")
-    if not files and judge and recipe.judge.kind != "exact" and "exact" in judge.kinds():
+    from_files = recipe.prompts.heldout or getattr(recipe.prompts, "train", {})
+    if not files and from_files and judge and "exact" in judge.kinds():
         raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
     # The files that were trained on are not opened then: a run may be measured where they are not.
     others: dict[str, Any] = {"heldout": dict(files)}

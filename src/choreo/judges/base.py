@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from choreo.errors import Interrupted
+from choreo.errors import BadInput, Interrupted
 from choreo.types import AnyTurn, Episode, Prompt, S, Verdict
 
 Pair = tuple[Prompt, str]
@@ -106,7 +106,8 @@ def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
         return [judge(prompt, answer) for prompt, answer in pairs]
     verdicts: list[Verdict] = many(pairs)
     if len(verdicts) != len(pairs):
-        raise ValueError(f"judge {judge.name} gave {len(verdicts)} verdicts on {len(pairs)} answers")
+        name = getattr(judge, "name", type(judge).__name__)
+        raise BadInput(f"judge {name} gave {len(verdicts)} verdicts on {len(pairs)} answers")
     return verdicts
 
 

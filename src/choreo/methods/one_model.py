@@ -147,9 +147,10 @@ def training_loop(
     while step < steps:
         step += 1
         yield step
-        if step % every == 0 or step == steps or progress.interrupted:
+        stop = progress.interrupted  # asked once: what says "saved" below must have been saved
+        if step % every == 0 or step == steps or stop:
             checkpoints.save(run.checkpoint(step), _state(step, agents, learners, digest))
-        if progress.interrupted and step < steps:
+        if stop and step < steps:
             raise Interrupted(f"saved at step {step}")
 
 

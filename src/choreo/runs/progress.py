@@ -22,7 +22,8 @@ class Progress:
 
     def __init__(self, callbacks: Sequence[Callback] = ()):
         self.callbacks = tuple(callbacks)
-        self._interrupted = False
+        self._interrupted = False  # by a signal; a second one then stops at once
+        self._stop_wanted = False  # by a callback
         self._alarms: set[str] = set()
         self._handlers: dict[int, Any] = {}
 
@@ -31,15 +32,23 @@ class Progress:
             self._handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        notify(self.callbacks, "on_end")
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        failed: list[Exception] = []
+        for callback in self.callbacks:
+            try:
+                callback.on_end()
+            except Exception as error:  # every callback hears the end; what stopped the work is not hidden
+                failed.append(error)
+        if failed and kind is None:
+            raise failed[0]
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal or a callback asks the work to stop."""
-        return self._interrupted or any(callback.wants_stop() for callback in self.callbacks)
+        """Whether a signal or a callback has asked the work to stop."""
+        self._stop_wanted = self._stop_wanted or any(callback.wants_stop() for callback in self.callbacks)
+        return self._interrupted or self._stop_wanted
 
     @interrupted.setter
     def interrupted(self, value: bool) -> None:

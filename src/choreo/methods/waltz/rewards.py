@@ -23,6 +23,7 @@ A reward of one's own is a function of a `RewardedAction`, and takes the place o
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,8 +137,8 @@ def own_reward(name: str, action: RewardedAction) -> Earned | None:
     if given is None:
         return None
     value, made_of = given if isinstance(given, tuple) and len(given) == 2 else (given, {"own": given})
-    numbers = (value, *made_of.values()) if isinstance(made_of, Mapping) else (None,)
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+    paid = (value, *made_of.values()) if isinstance(made_of, Mapping) else (None,)
+    if not all(isinstance(number, numbers.Real) and math.isfinite(number) for number in paid):
         raise BadInput(
             f"reward {name!r}: expected a finite number, (number, {{part: number}}) or None, got {given!r:.60}"
         )

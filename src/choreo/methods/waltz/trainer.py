@@ -134,9 +134,10 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             if step >= stage1_steps(recipe) or ready(recent, recipe.stages):
                 stage = 2
                 progress.say(f"step {step}: stage 2, both agents learn")
-        if step % recipe.checkpoint_every == 0 or step == learning.steps or progress.interrupted:
+        stop = progress.interrupted  # asked once: what says "saved" below must have been saved
+        if step % recipe.checkpoint_every == 0 or step == learning.steps or stop:
             checkpoint.save(run.checkpoint(step), state(step))
-        if progress.interrupted and step < learning.steps:
+        if stop and step < learning.steps:
             raise Interrupted(f"saved at step {step}")
     return pair
 

@@ -80,6 +80,8 @@ class Study:
         if saved and saved["name"] != name:
             raise BadInput(f"{folder}: holds the study {saved['name']}, not {name}")
         for setting in settings:
+            if toml.assign({}, setting)[0] in ("environment", "environment_options"):
+                raise BadInput(f"--set {setting}: a study asks about the microworld; it takes no other environment")
             if (keys := toml.assign({}, setting)) in _OF_SEEDS:
                 raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
         seeds = tuple(seeds or saved.get("seeds") or SEEDS)
