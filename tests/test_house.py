@@ -48,15 +48,22 @@ CIRCLES: tuple[set[str], ...] = ()
 
 # Classes that share their name with another one, and why that is well.
 ALIKE_CLASSES = {
+    "Format": "how a file's rows are read, and how a judge's model is asked: each the word of its field",
     "Judge": "the section of a recipe, and the protocol that a section's judge fulfils",
+    "Model": "the section of a recipe, and the model of a plan that is sized by it",
+    "Weights": "the section of a recipe on a model's weights, and those of the offline judge",
     "World": "the section of a recipe, and the world that it describes",
 }
 # Functions of different packages that share their name and are imported without their module, and why that is well.
-ALIKE_FUNCTIONS: dict[str, str] = {}
-# Names to be told apart yet: take out what you rename.
-RENAME = """
-Format Model Weights check collaboration describe load play restore train
-"""
+ALIKE_FUNCTIONS = {
+    "check": "refuses what cannot be used: settings, a checkpoint, a recipe before its run",
+    "collaboration": "the untrained game of two models: its settings, and its task in Inspect",
+    "describe": "says for people, or for the record, what it is given",
+    "load": "reads the thing that its module is about",
+    "play": "plays the game; Inspect's is a solver, which Inspect calls by this name",
+    "restore": "the agents of each method, as a checkpoint has them",
+    "train": "each method's own trainer",
+}
 
 
 def part_of(module: str) -> str:
@@ -200,7 +207,7 @@ def alike_functions(sources: dict[str, str]) -> dict[str, list[str]]:
 def test_one_name_is_one_thing():
     sources = {module_name(path): path.read_text(encoding="utf-8") for path in SOURCES}
     alike = alike_classes(sources) | alike_functions(sources)
-    known = {*ALIKE_CLASSES, *ALIKE_FUNCTIONS, *RENAME.split()}
+    known = {*ALIKE_CLASSES, *ALIKE_FUNCTIONS}
     assert {name: modules for name, modules in alike.items() if name not in known} == {}
 
 
