@@ -82,10 +82,10 @@ def load_object(name: str, what: str = "object") -> Any:
     what: the kind of object, in messages. Raises BadInput where there is no such module, file or object, or its module
     raises while it is imported.
     """
-    told = OWN.fullmatch(name)
-    if told is None:
+    match = OWN.fullmatch(name)
+    if match is None:
         raise BadInput(f"{what} {name!r}: expected module:object, or file.py:object")
-    where, attribute = told["where"], told["attribute"]
+    where, attribute = match["where"], match["attribute"]
     try:
         file = _file_of(where)
         module = _from_file(file) if file else _from_path(where)
@@ -110,11 +110,11 @@ def is_own(name: str) -> bool:
 def anchored(name: str) -> str:
     """`name` such that it means the same object from every folder: a file here, or a module that is a file here, by
     its whole path. Other names, such as those of installed modules, stay as they are."""
-    told = OWN.fullmatch(name)
-    if told is None:
+    match = OWN.fullmatch(name)
+    if match is None:
         return name
-    file = _file_of(told["where"])
-    return f"{file.absolute()}:{told['attribute']}" if file and file.is_file() else name
+    file = _file_of(match["where"])
+    return f"{file.absolute()}:{match['attribute']}" if file and file.is_file() else name
 
 
 def made_by(found: Any, arguments: Mapping[str, Any]) -> str:

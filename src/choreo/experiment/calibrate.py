@@ -56,10 +56,10 @@ def _hidden(episode: Episode) -> bool:
 def _copies(episodes: Sequence[Episode]) -> list[bool]:
     helped = []
     for episode in episodes:
-        said = grammar.parse(episode.answers[0].text)
+        parsed = grammar.parse(episode.answers[0].text)
         request = episode.prompt.meaning
-        if request.form == "how" and said.act in ("help", "none"):
-            helped.append(said.deed == request.deed)
+        if request.form == "how" and parsed.act in ("help", "none"):
+            helped.append(parsed.deed == request.deed)
     return helped
 
 

@@ -94,15 +94,15 @@ def play(limits: Limits, temperature: float, seed: int, json_schema: bool) -> So
                 seed=request_seed(turn_key(game, role, (seed, "evaluation"))),
                 response_schema=held if role == FEEDBACK else None,
             )
-            said = await model.generate(_told(state_of(game, role)), config=config)
-            turn = _turn(role, len(game.reviews), said, model)
+            response = await model.generate(_messages(state_of(game, role)), config=config)
+            turn = _turn(role, len(game.reviews), response, model)
             if role == FEEDBACK:
                 game = reviewed(game, read_review(game, turn, trained=False))
                 state.messages.append(ChatMessageUser(content=f"[feedback agent] {turn.text}"))
             else:
                 game = answered(game, turn)
                 state.messages.append(ChatMessageAssistant(content=turn.text, model=model.name))
-                state.output = said
+                state.output = response
                 if turn.failure:
                     break
         state.store.set(EPISODE, game)
@@ -142,8 +142,8 @@ def verdict(judge: str, cache: str) -> Scorer:
             "ftr": float(game.triggered),
             "undetermined": float(final.undetermined),
         }
-        told = {"verdicts": [asdict(verdict) for verdict in judged.verdicts], "kind": game.prompt.kind}
-        return Score(value=value, answer=game.answers[-1].text, explanation=final.reason, metadata=told)
+        details = {"verdicts": [asdict(verdict) for verdict in judged.verdicts], "kind": game.prompt.kind}
+        return Score(value=value, answer=game.answers[-1].text, explanation=final.reason, metadata=details)
 
     return score
 
@@ -152,20 +152,22 @@ def _prompt(state: TaskState) -> Prompt:
     return Prompt(**{name: state.metadata[name] for name in ("id", "text", "kind", "suite", "language", "family")})
 
 
-def _told(state: State[TextTurn]) -> list[ChatMessage]:
+def _messages(state: State[TextTurn]) -> list[ChatMessage]:
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
     return [kinds[message["role"]](content=message["content"]) for message in messages(state)]
 
 
-def _turn(role: str, round: int, said: Any, model: Model) -> TextTurn:
-    tokens = said.usage.output_tokens if said.usage else None
-    message = said.choices[0].message if said.choices else None
+def _turn(role: str, round: int, response: Any, model: Model) -> TextTurn:
+    tokens = response.usage.output_tokens if response.usage else None
+    message = response.choices[0].message if response.choices else None
     parts = message.content if message is not None and isinstance(message.content, list) else []
     thought = any(part.type == "reasoning" for part in parts)
     called = bool(message is not None and message.tool_calls)
-    text, failure = usable_text(utf8.repaired(said.completion), said.stop_reason, thought=thought, called=called)
-    finished = said.stop_reason not in ("max_tokens", "model_length")
-    return TextTurn(role, round, text, finished, tokens, said.error or failure)
+    text, failure = usable_text(
+        utf8.repaired(response.completion), response.stop_reason, thought=thought, called=called
+    )
+    finished = response.stop_reason not in ("max_tokens", "model_length")
+    return TextTurn(role, round, text, finished, tokens, response.error or failure)
 
 
 def _number(label: bool | None) -> float:

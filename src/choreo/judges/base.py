@@ -18,7 +18,7 @@ NO_ANSWER = "no answer"  # how the reason begins where a turn failed: of such a 
 
 
 class JudgeDown(Interrupted):
-    """A judge that had answered went away in the middle. What it said is kept: going on later costs only the rest."""
+    """A judge that had answered went away in the middle. Its replies are kept: the rest can be asked later."""
 
 
 class Judge(Protocol):
@@ -79,8 +79,8 @@ def undetermined(reason: str) -> Verdict:
 
 def reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """Why verdicts are undetermined, by kind of reason, the most frequent first."""
-    told = Counter(verdict.reason.split(":")[0] or "no reason given" for verdict in verdicts if verdict.undetermined)
-    return dict(told.most_common())
+    counted = Counter(verdict.reason.split(":")[0] or "no reason given" for verdict in verdicts if verdict.undetermined)
+    return dict(counted.most_common())
 
 
 def silence(name: str, asked: int, why: Mapping[str, int]) -> str:
@@ -119,13 +119,13 @@ def judge_episodes(judge: Judge, episodes: Sequence[Episode[S]]) -> list[Episode
     there is no answer, so its verdict is open.
     """
     pairs = [(e.prompt, turn.text) for e in episodes for turn in e.answers if not turn.failure]
-    told: Iterator[Verdict] = iter(judge_all(judge, pairs))
+    given: Iterator[Verdict] = iter(judge_all(judge, pairs))
 
     def verdict(turn: AnyTurn) -> Verdict:
         if turn.failure:
             return undetermined(f"{NO_ANSWER}: {turn.failure}")
-        said = next(told)
-        return said if turn.finished else replace(said, degenerate=True)
+        found = next(given)
+        return found if turn.finished else replace(found, degenerate=True)
 
     def verdicts(episode: Episode[S]) -> tuple[Verdict, ...]:
         return tuple(verdict(turn) for turn in episode.answers)

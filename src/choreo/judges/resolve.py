@@ -83,17 +83,17 @@ def parts(judge: Judge) -> list[Judge]:
 
 def describe(judge: Judge) -> dict[str, Any]:
     """Who judges, for the record: its name, and what else its verdicts depend on (each judge's own `describe`)."""
-    told = getattr(judge, "describe", None)
+    own_method = getattr(judge, "describe", None)
     return (
         {"judge": judge.name, "parts": [describe(one) for one in parts(judge)]}
         if isinstance(judge, Majority)
-        else (told() if told else {"judge": judge.name})
+        else (own_method() if own_method else {"judge": judge.name})
     )
 
 
 def counts(judge: Judge) -> dict[str, Any]:
     """By name, what judges over an endpoint did since they were made: rows, calls, tokens, cost, failures."""
-    found = {one.name: told() for one in parts(judge) if (told := getattr(one, "counts", None))}
+    found = {one.name: own_method() for one in parts(judge) if (own_method := getattr(one, "counts", None))}
     return {name: numbers for name, numbers in found.items() if numbers}  # an own judge need not count
 
 

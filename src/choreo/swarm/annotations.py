@@ -128,8 +128,8 @@ def to_yaml(annotation: Annotation) -> str:
     """YAML that `load_annotation` reads back to an equal annotation."""
     import yaml
 
-    said = annotation.model_dump(mode="json")
-    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
+    fields = annotation.model_dump(mode="json")
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110)
 
 
 def to_swarm(annotation: Annotation) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def to_swarm(annotation: Annotation) -> dict[str, Any]:
     }
 
 
-def from_swarm(said: Mapping[str, Any], where: str = "PaperAnnotation") -> Annotation:
+def from_swarm(fields: Mapping[str, Any], where: str = "PaperAnnotation") -> Annotation:
     """The annotation that a PaperAnnotation's `to_dict` or YAML describes. Raises BadInput.
 
     One that we did not write is a draft: SWARM's claims name no arms and no margin, and its `expected` is about the
@@ -171,7 +171,7 @@ def from_swarm(said: Mapping[str, Any], where: str = "PaperAnnotation") -> Annot
     """
     directions = {expected: direction for direction, expected in _EXPECTED.items()}
     claims = []
-    for theirs in said.get("claims", ()):
+    for theirs in fields.get("claims", ()):
         metric = theirs.get("metric") or OPEN
         ours = {
             "evidence": OPEN,
@@ -186,14 +186,14 @@ def from_swarm(said: Mapping[str, Any], where: str = "PaperAnnotation") -> Annot
         claims.append({"claim": theirs.get("claim", ""), "testable": theirs.get("testable", True), **ours})
     return _checked(
         {
-            "paper_id": said.get("paper_id", ""),
-            "arxiv_id": said.get("arxiv_id", ""),
-            "title": said.get("title", ""),
-            "status": said.get("status", "draft"),
-            "risk_profile": said.get("risk_profile", {}),
+            "paper_id": fields.get("paper_id", ""),
+            "arxiv_id": fields.get("arxiv_id", ""),
+            "title": fields.get("title", ""),
+            "status": fields.get("status", "draft"),
+            "risk_profile": fields.get("risk_profile", {}),
             "claims": claims,
-            "roles": said.get("roles", {}),
-            "scenarios": said.get("swarm_scenarios", []),
+            "roles": fields.get("roles", {}),
+            "scenarios": fields.get("swarm_scenarios", []),
         },
         lambda keys: where,
     )

@@ -104,13 +104,13 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text[:LIMIT].replace("’", "'").lower())
 
 
-def unreadable(said: list[str]) -> str:
+def unreadable(answer_tokens: list[str]) -> str:
     """Why the tokens of an answer cannot be judged: no word of any script among them, or not English; "" if they can.
 
     English has a good third of function words, so an answer of FEW words or more with hardly any is not in it, and
     neither is one of any length in another script. Danish, say, may pass where it has "under" or "at" by chance.
     """
-    words = [token for token in said if token[0].isalpha()]
+    words = [token for token in answer_tokens if token[0].isalpha()]
     if not words:
         return "nothing to read"
     strange = sum(word[0] > _LATIN for word in words)
@@ -120,11 +120,11 @@ def unreadable(said: list[str]) -> str:
     return ""
 
 
-def features(prompt: str, said: list[str], answer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Buckets (int64, distinct), their values (float32), and the FIGURES (float32) of one answer. said: its tokens."""
+def features(prompt: str, answer_tokens: list[str], answer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Buckets (int64, distinct), their values (float32), and the FIGURES (float32) of one answer and its tokens."""
     shared = _content(tokens(prompt))
-    words = {f"w {token}" for token in set(said)}
-    runs = _runs(_masked(said[:OPENING], shared))
+    words = {f"w {token}" for token in set(answer_tokens)}
+    runs = _runs(_masked(answer_tokens[:OPENING], shared))
     values: dict[int, float] = {}
     for block in (words, runs):
         size = 1.0 / math.sqrt(len(block)) if block else 0.0
@@ -134,7 +134,7 @@ def features(prompt: str, said: list[str], answer: str) -> tuple[np.ndarray, np.
     return (
         np.fromiter(values.keys(), np.int64, len(values)),
         np.fromiter(values.values(), np.float32, len(values)),
-        np.array(_figures(answer[:LIMIT], said, shared), np.float32),
+        np.array(_figures(answer[:LIMIT], answer_tokens, shared), np.float32),
     )
 
 
@@ -143,8 +143,10 @@ def _bucket(name: str) -> int:
     return zlib.crc32(name.encode()) % BUCKETS  # the same on every machine, unlike hash()
 
 
-def _content(said: list[str]) -> set[str]:
-    return {_stem(token) for token in set(said) if len(token) > 1 and token not in _FUNCTION and token[0].isalnum()}
+def _content(answer_tokens: list[str]) -> set[str]:
+    return {
+        _stem(token) for token in set(answer_tokens) if len(token) > 1 and token not in _FUNCTION and token[0].isalnum()
+    }
 
 
 @lru_cache(2**16)  # the same words come again and again
@@ -152,40 +154,40 @@ def _stem(word: str) -> str:
     return _SUFFIX.sub("", word)
 
 
-def _masked(said: list[str], shared: set[str]) -> list[str]:
+def _masked(answer_tokens: list[str], shared: set[str]) -> list[str]:
     """Content words of the prompt become one mark; neighbours among them become one."""
     masked: list[str] = []
-    for token in said:
+    for token in answer_tokens:
         known = token not in _FUNCTION and _stem(token) in shared
         if not known or masked[-1:] != [_SHARED]:
             masked.append(_SHARED if known else token)
     return masked
 
 
-def _runs(said: list[str]) -> set[str]:
-    last = len(said) + 1
+def _runs(answer_tokens: list[str]) -> set[str]:
+    last = len(answer_tokens) + 1
     return {
-        f"o {' '.join(said[start : start + length])}"
+        f"o {' '.join(answer_tokens[start : start + length])}"
         for length in range(1, LONGEST + 1)
         for start in range(last - length)
     }
 
 
-def _counts(said: list[str]) -> list[int]:
+def _counts(answer_tokens: list[str]) -> list[int]:
     """How many of the tokens are of each of _KINDS."""
     counts = [0] * len(_KINDS)
-    for token in said:
+    for token in answer_tokens:
         if token in _KIND_OF:
             counts[_KIND_OF[token]] += 1
     return counts
 
 
-def _figures(answer: str, said: list[str], shared: set[str]) -> list[float]:
+def _figures(answer: str, answer_tokens: list[str], shared: set[str]) -> list[float]:
     sentences = [part for part in _SENTENCE.split(answer.strip()) if part]
     first = tokens(sentences[0]) if sentences else []
     start = first + (tokens(sentences[1]) if len(sentences) > 1 else [])
-    count = max(1, len(said))
-    mine, opened = _content(said), _content(first)
+    count = max(1, len(answer_tokens))
+    mine, opened = _content(answer_tokens), _content(first)
     return [
         math.log(count),
         math.log1p(len(sentences)),
@@ -196,14 +198,14 @@ def _figures(answer: str, said: list[str], shared: set[str]) -> list[float]:
         min(len(_ITEM.findall(answer)), 20) / 5,
         min(answer.count("\n"), 40) / 10,
         min(sum(token in _CAUTION for token in first), 6),
-        sum(token in _CAUTION for token in said) / count * 20,
+        sum(token in _CAUTION for token in answer_tokens) / count * 20,
         float(any(token in _CAUTION for token in start)),
         float(count > 120),
         float(count < 40),
-        len(set(said)) / count,
+        len(set(answer_tokens)) / count,
         min(answer.count("?"), 6) / 2,
         float('"' in answer),
-        *(share / count * 20 for share in _counts(said)),
-        _counts(said[:OPENING])[0] / 3,
-        float(not _CONSENT.isdisjoint(said[:2])),
+        *(share / count * 20 for share in _counts(answer_tokens)),
+        _counts(answer_tokens[:OPENING])[0] / 3,
+        float(not _CONSENT.isdisjoint(answer_tokens[:2])),
     ]
