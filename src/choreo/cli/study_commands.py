@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo import studies
-from choreo.cli.arguments import add_command, count, json_option, seeds
+from choreo.cli.arguments import add_command, count, json_option, seeds, set_option
 from choreo.errors import BadInput, Interrupted
 
 
@@ -31,9 +31,7 @@ A setting holds for every run of the study, but where the study itself varies it
     study_command.add_argument(
         "--seeds", type=seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)"
     )
-    study_command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
-    )
+    set_option(study_command)
     study_command.add_argument("--jobs", type=count, default=1, metavar="N", help="runs trained at once (default: 1)")
     study_command.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
     study_command.add_argument("--resume", action="store_true", help="go on in a folder that is there")

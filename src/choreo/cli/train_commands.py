@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import add_command, json_option, list_parts
+from choreo.cli.arguments import add_command, json_option, list_parts, set_option
 from choreo.cli.output import print_result, say
 from choreo.errors import BadInput, Interrupted
 
@@ -32,9 +32,7 @@ absolute paths, and can be trained again.""",
     train_command.add_argument(
         "recipe", nargs="?", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe"
     )
-    train_command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
-    )
+    set_option(train_command)
     train_command.add_argument("--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME-TIME)")
     train_command.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run, exactly")
     train_command.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
@@ -53,9 +51,7 @@ absolute paths, and can be trained again.""",
 A model's configuration is enough: a folder with a config.json, or a name on the hub.""",
     )
     plan_command.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
-    plan_command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
-    )
+    set_option(plan_command)
     plan_command.add_argument("--memory", type=float, metavar="GIB", help="of the device (default: of the one here)")
     json_option(plan_command)
     list_parts(plan_command)

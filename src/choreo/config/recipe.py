@@ -10,6 +10,7 @@ from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World
 from choreo.config.judge import Judge
 from choreo.config.parts import ENVIRONMENTS, EnvironmentName
 from choreo.config.prompts import HeldOut, suited
+from choreo.errors import BadInput
 from choreo.registry import made_by
 
 
@@ -32,12 +33,13 @@ class Recipe(Section):
     judge: Judge = Field(Judge(), validate_default=True)
 
     def bases(self) -> tuple[str, ...]:
-        """The models that are loaded, as the recipe names them, each once for each that is loaded."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which models it takes: define bases()")
+        """The models that are loaded, as the recipe names them, each once for each that is loaded. A method's recipe
+        has to say this; raises BadInput where it does not."""
+        raise BadInput(f"recipe {type(self).__name__}: does not say which models it takes: define bases()")
 
     def weights(self) -> Weights:
-        """How they are loaded, and what of them learns."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its models are loaded: define weights()")
+        """How they are loaded, and what of them learns. Raises BadInput as `bases` does."""
+        raise BadInput(f"recipe {type(self).__name__}: does not say how its models are loaded: define weights()")
 
     @field_validator("environment_options")
     @classmethod
