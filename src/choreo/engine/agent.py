@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from choreo.engine.head import Head, shaping
+from choreo.engine.head import Head, shaping, tempered
 from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
@@ -55,9 +55,13 @@ class Decoder(nn.Module):
 
 
 class Team:
-    """One base and its agents. `agents[name].parameters` are trained; `version[name]` counts their updates."""
+    """One base and its agents. `agents[name].parameters` are trained; `version[name]` counts their updates.
 
-    def __init__(self, model: Any, agents: Mapping[str, LowRank | Full]):
+    temperature: τ of every policy, π = softmax(logits / τ), the reference's too. It is part of what is sampled, scored
+    and trained, so ratios and gradients are exact. A temperature of sampling comes on top of it.
+    """
+
+    def __init__(self, model: Any, agents: Mapping[str, LowRank | Full], temperature: float = 1.0):
         self.decoder = Decoder(model).eval().requires_grad_(False)
         self.agents = dict(agents)
         self.version = dict.fromkeys(agents, 0)
@@ -66,6 +70,7 @@ class Team:
         self.full_attention = full_attention(model)
         self._lock = threading.RLock()  # functional_call swaps weights in the shared module
         _check_head(self.decoder)
+        self.decoder.scale, self.decoder.cap = tempered(self.decoder.scale, self.decoder.cap, temperature)
 
     @classmethod
     def load(
@@ -81,11 +86,13 @@ class Team:
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: Device = "cpu",
         recompute: bool = False,
+        temperature: float = 1.0,
     ) -> Team:
         """Agents on the base in `folder` (Hugging Face format). All start equal to the base.
 
         The initial A of an adapter depends on (seed, agent) alone. targets: see `layers.chosen`.
         dtype: of the base and of activations; trained weights are float32. recompute: gradient checkpointing.
+        temperature: of the policies themselves, see `Team`.
         Raises Unsupported for a model whose layers are not all attention, or that changes its logits in a way that
         `Head` does not know; BadInput for a device that is not there, and for a folder without a whole model.
         """
@@ -99,7 +106,7 @@ class Team:
                 make_adaptable(model, layers)
             for name in agents:
                 policies[name] = LowRank(model, layers, rank, alpha, seed_of((seed, name, "lora")))
-        team = cls(model, policies)
+        team = cls(model, policies, temperature)
         if recompute:
             recompute_layers(model, team.layers, team._lock)
         return team
