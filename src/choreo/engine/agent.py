@@ -8,8 +8,9 @@ switched on, and updating one policy cannot touch another.
 Why not PEFT at run time: on a 1M-parameter model and one CPU core its three small products per
 layer make an update 1.4 times and sampling 1.2 times as slow as laying W + (α/r)·BA over the base,
 whose gradient is the same. Adapters are written in PEFT's format (export.py). The price is
-memory: one extra copy of the adapted weights while a call runs. Over a bfloat16 base A and B stay
-beside W (policies.py): such a base is large, so a copy would cost much, and the sum would round.
+memory, one extra copy of the adapted weights while a call runs, and the gradient of a whole W, a third
+of an update's arithmetic. So on a base of some width A and B stay beside W (policies.py). Over a
+bfloat16 base they always do: the sum would round.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from choreo.errors import BadInput, Unsupported
 from choreo.models import model_folder
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+BESIDE = 256  # from this width on, A and B stay beside W in float32 too
 
 
 class Decoder(nn.Module):
@@ -102,7 +104,7 @@ class Team:
             policies = {name: Full(model) for name in agents}
         else:
             layers = chosen(model, targets)
-            if dtype != "float32":
+            if dtype != "float32" or model.config.get_text_config().hidden_size >= BESIDE:
                 make_adaptable(model, layers)
             for name in agents:
                 policies[name] = LowRank(model, layers, rank, alpha, seed_of((seed, name, "lora")))
