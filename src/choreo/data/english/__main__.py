@@ -11,7 +11,7 @@ from choreo.errors import BadInput
 from choreo.files.durable import write_text
 
 
-def make() -> int:
+def command() -> int:
     parser = argparse.ArgumentParser(prog="python -m choreo.data.english", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the published data, as $CHOREO_DATA has it")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: in place")
@@ -28,4 +28,4 @@ def make() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(make())
+    sys.exit(command())

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +22,7 @@ from choreo.files.rows import Fields, rows
 from choreo.types import Kind, Prompt
 
 OWN = Path(__file__).parent / "own"
+HERE = "{request}"  # in a wrapper, the place for the request
 FILES = ("train.jsonl", "heldout.jsonl")
 
 WORDS = 40  # a request has at most so many words
@@ -198,47 +200,35 @@ def _row(id: str, text: str, kind: Kind, suite: str, source: str, family: str) -
     return ShippedPrompt(id, text.strip(), kind, suite, source, family)
 
 
-def _wrappers(file: str) -> list[tuple[str, Callable[[str], str]]]:
-    """(name, what lays a request into the wrapper) of each wrapper of our own."""
-    numbers: dict[str, int] = {}
+def _wrappers(file: str) -> list[tuple[str, str]]:
+    """(name, text with HERE in it) of each wrapper of our own."""
+    numbers: Counter[str] = Counter()
     found = []
     for family, text in _sections(file):
-        numbers[family] = numbers.get(family, 0) + 1
-
-        def lay(request: str, around: str = text) -> str:
-            return around.replace("{request}", request)
-
-        found.append((f"{family}-{numbers[family]}", lay))
+        numbers[family] += 1
+        found.append((f"{family}-{numbers[family]}", text))
     return found
 
 
-def _in_the_wild(folder: Path) -> list[tuple[str, Callable[[str], str]]]:
-    """The same of jailbreaks that communities shared, of those that are short and have a place for a request."""
-    found = []
-    for row in _read(folder, "jailbreak_prompts_in_the_wild.jsonl"):
-        text = row.text("prompt")
-        if len(PLACE.findall(text)) == 1 and 20 <= _words(text) <= WRAPPER_WORDS:
-
-            def lay(request: str, around: str = text) -> str:
-                return PLACE.sub(lambda _: request, around)
-
-            found.append((f"in-the-wild-{row.line}", lay))
-    return found
+def _in_the_wild(folder: Path) -> list[tuple[str, str]]:
+    """The same of jailbreaks that communities shared, of those that are short and have one place for a request."""
+    return [
+        (f"in-the-wild-{row.line}", PLACE.sub(HERE, text))
+        for row in _read(folder, "jailbreak_prompts_in_the_wild.jsonl")
+        if len(PLACE.findall(text := row.text("prompt"))) == 1 and 20 <= _words(text) <= WRAPPER_WORDS
+    ]
 
 
-def _wrapped(
-    asked: Sequence[ShippedPrompt], around: Sequence[tuple[str, Callable[[str], str]]], suite: str
-) -> list[ShippedPrompt]:
-    """Each row in a wrapper, all wrappers equally often."""
+def _wrapped(asked: Sequence[ShippedPrompt], around: Sequence[tuple[str, str]], suite: str) -> list[ShippedPrompt]:
+    """Each request in a wrapper, all wrappers equally often."""
     made = []
     for number, row in enumerate(asked):
-        name, lay = around[number % len(around)]
-        family = name.rpartition("-")[0]
+        name, wrapper = around[number % len(around)]
         request = row.prompt if row.prompt.endswith((".", "!", "?")) else f"{row.prompt}."
-        made.append(replace(row, id=f"{row.id}+{name}", prompt=lay(request), suite=suite, family=family))
-    for row in made:
-        if _words(row.prompt) > ATTACK_WORDS:
-            raise BadInput(f"{row.id}: has {_words(row.prompt)} words, and {ATTACK_WORDS} are the most")
+        text = wrapper.replace(HERE, request)
+        if _words(text) > ATTACK_WORDS:
+            raise BadInput(f"{row.id}+{name}: has {_words(text)} words, and {ATTACK_WORDS} are the most")
+        made.append(replace(row, id=f"{row.id}+{name}", prompt=text, suite=suite, family=name.rpartition("-")[0]))
     return made
 
 
