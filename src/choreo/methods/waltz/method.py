@@ -146,10 +146,12 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
     def report(self, record: Record) -> str:
         from choreo.methods.waltz.report import CURVES, SYSTEMS
-        from choreo.methods.waltz.warmup.report import sections
+        from choreo.methods.waltz.warmup.report import warmup_sections
         from choreo.report.run_pages import systems_page
 
-        return systems_page(record, trained=SYSTEMS, curves=CURVES, published_too=True, sections=sections(record))
+        return systems_page(
+            record, trained=SYSTEMS, curves=CURVES, published_too=True, sections=warmup_sections(record)
+        )
 
 
 def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Figures = Mapping[str, Any]
 """As `measure.measure_reviews` gives them."""
 
 
-def sections(record: Record) -> list[PageSection]:
+def warmup_sections(record: Record) -> list[PageSection]:
     """The section on the warm start of a run; none where it has none."""
     folder = record.folder / FOLDER
     if not folder.is_dir():
