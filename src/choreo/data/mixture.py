@@ -63,9 +63,14 @@ def parted(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     and with every seed."""
     sides: tuple[list[Prompt], list[Prompt]] = ([], [])
     for prompt in prompts:
-        words = " ".join(prompt.text.casefold().split()).encode()
-        sides[int.from_bytes(blake2b(words, digest_size=8).digest(), "big") % HELD_OUT == 0].append(prompt)
+        sides[checksum(prompt.text) % HELD_OUT == 0].append(prompt)
     return sides
+
+
+def checksum(text: str) -> int:
+    """64 bits of a text, whatever its case and its spaces."""
+    words = " ".join(text.casefold().split()).encode()
+    return int.from_bytes(blake2b(words, digest_size=8).digest(), "big")
 
 
 def wrappers(file: str) -> list[str]:
