@@ -9,6 +9,7 @@ from choreo.config.judge import RULES, OneJudge
 from choreo.config.judge import Judge as Settings
 from choreo.config.parts import JUDGES, is_format
 from choreo.errors import BadInput
+from choreo.files import shipped
 from choreo.judges.base import Format, FormatEntry, Judge, judge_all
 from choreo.judges.majority import Majority
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge
@@ -33,7 +34,7 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
     if one.kind == "exact":
         raise BadInput('judge: kind = "exact" knows the microworld alone')
     if one.kind == "offline":
-        judge = OfflineJudge(Path(one.weights) if one.weights else WEIGHTS, one.unsure)
+        judge = OfflineJudge(shipped.place(Path(one.weights)) if one.weights else WEIGHTS, one.unsure)
         _ = judge.weights  # a file that is none is said now, not after hours of answering
         return judge
     found = JUDGES.get(one.kind)
