@@ -58,6 +58,11 @@ class Chat:
             raise ValueError(f"the tokenizer must have distinct tokens {', '.join(TOKENS)}")
         self._encode_safely = safe_encoder(tokenizer, self._special)
 
+    @property
+    def markers(self) -> frozenset[int]:
+        """Tokens that mark turns: no content has them."""
+        return self._special
+
     def same_tokenizer(self, other: Chat) -> bool:
         """Whether ids mean the same text in both chats, and the same id ends a turn."""
         return self is other or (self.end_id == other.end_id and self._vocabulary == other._vocabulary)
@@ -105,6 +110,10 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a turn for judges and readers, without special tokens and turn markers."""
         return self._read(self.visible(tuple(ids)))
+
+    def decode_whole(self, ids: Sequence[int]) -> str:
+        """`decode` of a turn that cannot hold a reasoning to drop, such as a constrained one."""
+        return self._read(tuple(ids))
 
     def _read(self, ids: Ids) -> str:
         """The text of the visible ids of a turn."""

@@ -9,19 +9,20 @@ from typing import Any, TypeVar
 
 import torch
 
+from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import LocalAgent
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.errors import BadInput
 from choreo.game.play import play
 from choreo.methods.agents import Policy
-from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.recipe import Protocol, WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Episode, Prompt, Sample
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Sample
 
 Found = TypeVar("Found")
 
@@ -46,7 +47,8 @@ class Pair:
             team = Team.open(folder, roles, seed=recipe.seed, **recipe.model.loading())
             engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
             writer = self.agents[CONVERSATION].chat if CONVERSATION in self.agents else chat
-            self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base))
+            grammar = _grammar(chat, recipe.protocol, base) if FEEDBACK in roles else None
+            self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base, grammar=grammar))
         self.protocol, self.temperature = recipe.protocol, recipe.evaluation.temperature
 
     @property
@@ -65,6 +67,14 @@ class Pair:
 
     def team(self, agent: str) -> Team:
         return self.agents[agent].engine.team
+
+    def masks(self, role: str) -> torch.Tensor | None:
+        """The masks that the turns of `role` are scored under (`Learner`). None where they are free.
+
+        Both agents of one base have those of its reviews, and its answers, which are free, need none.
+        """
+        grammar = self.agents[role].grammar
+        return None if grammar is None else grammar.masks
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +149,22 @@ class Pair:
         """The tokens that a game takes at most beyond its prompt, in the contexts of `roles`."""
         limits = self.protocol.limits
         return agent.chat.room(max(1, limits.rounds), limits.answer_tokens, limits.feedback_tokens, earlier, roles)
+
+
+def _grammar(chat: Chat, protocol: Protocol, base: str) -> ReviewGrammar | None:
+    """What the recipe holds reviews to. Raises BadInput where `feedback_tokens` is too few for any review."""
+    if not protocol.constrained:
+        return None
+    try:
+        grammar = ReviewGrammar.of(chat, protocol.reasoning_tokens)
+    except BadInput as error:
+        raise BadInput(f"{base}: {error}") from None
+    if grammar.need > protocol.feedback_tokens:
+        raise BadInput(
+            f"protocol.feedback_tokens = {protocol.feedback_tokens}: a constrained review by {base} takes at least "
+            f"{grammar.need} tokens"
+        )
+    return grammar
 
 
 def _words(prompt: Prompt) -> str:

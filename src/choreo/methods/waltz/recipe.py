@@ -50,6 +50,13 @@ class Protocol(Section):
     )
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
     feedback_tokens: Positive = Field(96, description="at most this many new tokens per feedback")
+    constrained: bool = Field(
+        False,
+        description="hold reviews to the grammar of their JSON, so that each parses; what is forced is not learnt",
+    )
+    reasoning_tokens: Annotated[int, Field(ge=0)] = Field(
+        1024, description="of a constrained review at most this many tokens for its reasoning; 0 leaves it empty"
+    )
 
     @property
     def limits(self) -> Limits:

@@ -53,6 +53,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             lr=learning.lr,
             max_grad_norm=learning.max_grad_norm,
             micro_tokens=learning.micro_tokens,
+            masks=pair.masks(agent),
         )
         for agent in learners(recipe.stages, stage=2)
     }
@@ -261,7 +262,12 @@ def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: V
     if not samples:
         return []
     if learning.beta:
-        scores = pair.of_each(samples, lambda engine, own: engine.score(None, [(s.context, s.ids) for s in own]))
+        scores = pair.of_each(
+            samples,
+            lambda engine, own: engine.score(
+                None, [(s.context, s.ids, s.choices) for s in own], pair.masks(own[0].agent)
+            ),
+        )
         samples = [replace(sample, reference=score) for sample, score in zip(samples, scores, strict=True)]
     predicted = None
     if values:
