@@ -15,7 +15,13 @@ from choreo.registry import Registry
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
 # Settings that came after 0.1, and whose default is what every run had before.
-LATER = {("environment",), ("protocol", "constrained"), ("protocol", "reasoning_tokens")}
+LATER = {
+    ("environment",),
+    ("model", "temperature"),
+    ("agents", "temperature"),
+    ("protocol", "constrained"),
+    ("protocol", "reasoning_tokens"),
+}
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 

@@ -50,6 +50,11 @@ def shaping(config: Any) -> tuple[float, float | None]:
     return scale, getattr(config, "final_logit_softcapping", None)
 
 
+def tempered(scale: float, cap: float | None, temperature: float) -> tuple[float, float | None]:
+    """The (scale, cap) of logits / temperature: cap · tanh(scale · x / cap) / τ has scale / τ and cap / τ."""
+    return scale / temperature, None if cap is None else cap / temperature
+
+
 Allowed = tuple[Tensor, Tensor]
 """A table of masks, bool [rows, vocabulary], and int64 [n]: the row of each token. The softmax of a token is over the
 ids that its row allows."""
