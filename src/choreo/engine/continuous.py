@@ -18,7 +18,7 @@ from torch import Tensor
 from choreo.engine.agent import Team
 from choreo.engine.cache import BLOCK, Pool, Prefixes, Slots, as_cache
 from choreo.engine.constraint import ENDS, FORCED, Constraint, Given, mask_table
-from choreo.engine.draw import draw, wide
+from choreo.engine.draw import draw_tokens, wide
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
 from choreo.engine.step import Feed, step_of
@@ -250,7 +250,7 @@ class Batch:
                 begins = [len(row.ids) + skip for row, skip in zip(rows, known, strict=True)]
                 noise = np.concatenate([r.noise[i : i + n] for r, i, n in zip(rows, begins, counts, strict=True)])
                 uniform = torch.from_numpy(noise).to(logits.device, wide(logits.device))
-                token[mine] = draw(own, uniform[mine], temperature, mask)[0]
+                token[mine] = draw_tokens(own, uniform[mine], temperature, mask)[0]
         return [part.tolist() for part in token.split(counts)]
 
     def _allowed(self, rows: Sequence[Row], masks: Sequence[Sequence[int]]) -> Tensor | None:

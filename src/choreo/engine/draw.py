@@ -13,17 +13,19 @@ DRAW_LOGITS = 2**24  # logits held at once while drawing, 64 MiB in float32
 def next_tokens(
     hidden: Tensor, head: Head, uniform: Tensor, temperature: float, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`draw` for all rows of `hidden` [rows, d], as many at a time as DRAW_LOGITS allows."""
+    """`draw_tokens` for all rows of `hidden` [rows, d], as many at a time as DRAW_LOGITS allows."""
     rows = max(1, DRAW_LOGITS // head.weight.shape[0])
     if len(hidden) <= rows:
-        return draw(head.logits(hidden).float(), uniform, temperature, allowed)
+        return draw_tokens(head.logits(hidden).float(), uniform, temperature, allowed)
     masks = [None] * -(-len(hidden) // rows) if allowed is None else allowed.split(rows)
     parts = zip(hidden.split(rows), uniform.split(rows), masks, strict=True)
-    tokens, logprobs = zip(*(draw(head.logits(h).float(), u, temperature, m) for h, u, m in parts), strict=True)
+    tokens, logprobs = zip(*(draw_tokens(head.logits(h).float(), u, temperature, m) for h, u, m in parts), strict=True)
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def draw_tokens(
+    logits: Tensor, uniform: Tensor, temperature: float, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Tokens int64 [rows] by inverse CDF (float64, so that large vocabularies keep their tails), and their log π.
 
     allowed: bool [rows, vocabulary], the ids that may be drawn: the distribution is the softmax over these.

@@ -42,7 +42,7 @@ class Pair:
         self.agents: dict[str, LocalAgent[LocalEngine]] = {}
         self._named: list[tuple[str, Chat]] = []
         for folder, ((base, template), roles) in zip(folders, shared.items(), strict=True):
-            chat = load_chat(folder, template, rounds=recipe.protocol.rounds)
+            chat = load_chat(folder, template, rounds=recipe.protocol.rounds, wording=recipe.protocol.wording)
             self._named.append((base, chat))
             team = Team.open(folder, roles, seed=recipe.seed, **recipe.model.loading())
             engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)

@@ -10,6 +10,7 @@ from choreo.config.common import Fraction, Positive, Section, Weights
 from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
+from choreo.config.wording import Wording
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
 
@@ -57,6 +58,7 @@ class Protocol(Section):
     reasoning_tokens: Annotated[int, Field(ge=0)] = Field(
         1024, description="of a constrained review at most this many tokens for its reasoning; 0 leaves it empty"
     )
+    wording: Wording = Wording()
 
     @property
     def limits(self) -> Limits:
