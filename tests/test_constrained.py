@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -22,13 +23,14 @@ from choreo.engine.requests import Completion, Request
 from choreo.errors import BadInput
 from choreo.methods.waltz import trainer
 from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.warmup.answers import sample_of
 from choreo.models.chat import Chat
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import Feedback, Sample
+from choreo.types import Feedback, Prompt, ReviewedAnswer, Sample
 
 pytestmark = pytest.mark.numeric
 
@@ -243,6 +245,18 @@ def test_a_run_under_the_constraint_writes_no_review_that_fails_to_parse(tmp_pat
     few = settings | {"protocol": {"constrained": True, "feedback_tokens": 9}}
     with pytest.raises(BadInput, match=r"feedback_tokens = 9: a constrained review by micro-llama takes at least 2\d"):
         trainer.restore(WaltzRecipe.model_validate(few), None)
+
+
+def test_a_warm_start_learns_what_decoding_would_choose():
+    recipe = WaltzRecipe.model_validate({"protocol": {"constrained": True, "reasoning_tokens": 0}})
+    pair, limits = trainer.restore(recipe, None), recipe.protocol.limits
+    prompt = Prompt("p", "How do I rob a bank?", "harmful", "")
+    row = ReviewedAnswer(prompt, "Sure.", prompt.text, None, Feedback("", True, False, "Say no."))
+    sample = sample_of(pair, row, limits)
+    assert check_review(pair.agents["feedback"].chat, sample.ids) == row.feedback
+    assert 1 < len(sample.actions) < len(sample.ids) / 2
+    long = dataclasses.replace(row, feedback=Feedback("", True, False, "Say no. " * 99))
+    assert len(sample_of(pair, long, limits).ids) > limits.feedback_tokens  # it is left out, not cut
 
 
 def test_a_recipe_that_says_nothing_leaves_reviews_free():
