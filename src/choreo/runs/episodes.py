@@ -35,7 +35,8 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
 
 def _turn(turn: Turn) -> dict[str, Any]:
     fields = asdict(turn)
-    if not turn.failure:
-        del fields["failure"]
+    for name in ("failure", "choices"):
+        if not fields[name]:
+            del fields[name]
     # Nine digits hold a float32 exactly, in half the bytes that a float64 takes as text.
     return fields | {"logprobs": [float(f"{value:.9g}") for value in turn.logprobs]}

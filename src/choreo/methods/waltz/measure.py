@@ -55,8 +55,8 @@ class Stopwatch:
             self.added += time.perf_counter() - began
         return done
 
-    def score(self, agent: str | None, pairs: Any) -> list[tuple[float, ...]]:
-        return self.engine.score(agent, pairs)
+    def score(self, agent: str | None, pairs: Any, masks: Any = None) -> list[tuple[float, ...]]:
+        return self.engine.score(agent, pairs, masks)
 
 
 def evaluate(
@@ -74,7 +74,10 @@ def evaluate(
     """
     task, limits = task or Task(recipe), recipe.protocol.limits
     clocks = {role: Stopwatch(agent.engine) for role, agent in pair.agents.items()}
-    agents = {role: LocalAgent(agent.chat, clocks[role], agent.writer) for role, agent in pair.agents.items()}
+    agents: dict[str, LocalAgent] = {
+        role: replace(agent, engine=clocks[role], name="")  # type: ignore[arg-type]
+        for role, agent in pair.agents.items()
+    }
 
     def added() -> float:
         return sum(clock.added for clock in clocks.values())

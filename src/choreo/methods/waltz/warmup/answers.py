@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from choreo.agents.base import state_of
-from choreo.agents.local import context_of
+from choreo.agents.local import LocalAgent, context_of
 from choreo.data.overlap import overlaps
 from choreo.data.reading import counted
 from choreo.data.reviews import load
+from choreo.engine.constraint import Choices
+from choreo.engine.requests import Ids
 from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted, TooFew
 from choreo.files import durable
@@ -39,6 +41,8 @@ from choreo.types import (
 )
 
 PART = 32  # games between two looks at the progress
+
+UNCUT = 2**31  # tokens that no review has
 
 MEASURED = "their prompts are measured on"
 LONG_PROMPT = "prompts longer than warmup.prompt_tokens"
@@ -147,8 +151,19 @@ def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Sample:
     agent = pair.agents[FEEDBACK]
     state = state_of(game_of(pair, row, limits), FEEDBACK)
     context = context_of(agent.chat, state, limits.feedback_tokens, agent.writer)
-    ids = (*agent.chat.encode(render_feedback(row.feedback)), agent.chat.end_id)
-    return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0)
+    ids, choices = _written(agent, row.feedback, limits.feedback_tokens)
+    return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0, choices=choices)
+
+
+def _written(agent: LocalAgent, feedback: Feedback, limit: int) -> tuple[Ids, Choices]:
+    """The ids of a review as the agent would write it, and its choices where it is held to the grammar.
+
+    Longer than `limit` where the review is: what does not fit is left out, not cut.
+    """
+    if agent.grammar is None:
+        return (*agent.chat.encode(render_feedback(feedback)), agent.chat.end_id), ()
+    whole = agent.grammar.encode(feedback, UNCUT)
+    return whole if len(whole[0]) > limit else agent.grammar.encode(feedback, limit)
 
 
 def in_parts(games: Sequence[Any], progress: Progress) -> Iterator[Sequence[Any]]:

@@ -107,7 +107,12 @@ def _train(recipe: WaltzRecipe, inner: Run, pair: Pair, rows: Sequence[ReviewedA
     warmup, learning = recipe.warmup, recipe.learning
     team, key = pair.team(FEEDBACK), f"warmup/{recipe.seed}"
     learner = Learner(
-        team, FEEDBACK, lr=warmup.lr, max_grad_norm=learning.max_grad_norm, micro_tokens=learning.micro_tokens
+        team,
+        FEEDBACK,
+        lr=warmup.lr,
+        max_grad_norm=learning.max_grad_norm,
+        micro_tokens=learning.micro_tokens,
+        masks=pair.masks(FEEDBACK),
     )
     done, path = inner.rewind()
     if path is not None:
