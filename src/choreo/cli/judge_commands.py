@@ -168,8 +168,10 @@ def evaluate(args: argparse.Namespace) -> int:
         made = args.weights or WEIGHTS
         result = measure_labels(OfflineJudge(path=made).labels, rows)
     elif settings.kind == TRAINED:
+        from choreo.api import quiet
         from choreo.judges.trained.model import TrainedJudge
 
+        quiet()
         made = Path(settings.model, ADAPTER_FILE)
         result = measure_readings(TrainedJudge(settings.model).labels, rows)
     else:
@@ -277,6 +279,7 @@ def _finetune(args: argparse.Namespace) -> int:
             raise BadInput(f"--{name} {value}: expected a whole number of 1 or more")
     if not 0 < args.lr < 1:
         raise BadInput(f"--lr {args.lr}: expected a number between 0 and 1")
+    from choreo.api import quiet
     from choreo.evaluation import judge_finetuning as training
     from choreo.evaluation.judge_training import read_file, read_rows
     from choreo.evaluation.judge_trials import trials
@@ -285,6 +288,7 @@ def _finetune(args: argparse.Namespace) -> int:
     from choreo.runs.bar import ProgressBar
     from choreo.runs.progress import Progress
 
+    quiet()
     training.make_room(args.out, args.resume, args.overwrite)
     rows = [row for place in args.data for row in (read_rows if place.is_dir() else read_file)(place, _say)]
     planned = trials(rows, args.holdout, args.leave_out, args.every_fold)
@@ -298,7 +302,7 @@ def _finetune(args: argparse.Namespace) -> int:
         question=question_of(args.prompt_tokens, args.answer_tokens),
     )
     judging = training.Judging(how, rows)
-    _say(f"{len(rows)} answers, {len(planned[0].test)} of them held out; {len(planned)} trainings to come")
+    _say(f"{len(rows)} answers, {len(planned[0].test)} of them held out; trainings: {len(planned)}")
     try:
         with Progress([ProgressBar()]) as progress:
             print(training.train_judge(judging, planned, args.out, progress))
