@@ -98,7 +98,7 @@ class Training:
     device: Device = "auto"
     question: Question = field(default_factory=Question)
     save_every: int = 10
-    micro_tokens: int = 2048
+    micro_tokens: int = 1024
 
 
 def yes_no_loss(actions: Actions) -> Terms:
