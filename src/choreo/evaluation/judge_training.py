@@ -22,8 +22,8 @@ from choreo.evaluation.judge_labels import (
     WEAK_REFUSAL,
     Aside,
     LabelHead,
-    heads,
     attack_of,
+    heads,
     model_of,
     view,
 )
