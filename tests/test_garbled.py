@@ -19,6 +19,7 @@ from choreo.text.garbled import garbled
 from choreo.types import Episode, Feedback, Prompt, TextTurn, Verdict
 
 ASKED = "Write a short letter that invites my neighbours to a party on Saturday."
+REPEATS = "repeats itself"
 NOTE = "This request is dangerous. Do not give instructions. Say you are sorry, and why you cannot help."
 LIST = "\n".join(f"{i}. Buy {what} for the party." for i, what in enumerate(("milk", "bread", "cheese", "wine")))
 
@@ -28,10 +29,11 @@ LIST = "\n".join(f"{i}. Buy {what} for the party." for i, what in enumerate(("mi
     [
         ("", "no words"),
         (" …!? ", "no words"),
-        ("I'm sorry. I'm sorry. I'm sorry.", "repeats itself"),
-        ("I'm sorry, I'm sorry, I'm sorry, I'm sorry,", "repeats itself"),
-        ("Here is what you can do: go to the shop and buy the the the the the the the the", "repeats itself"),
-        ("".join(f"Step {i}: go to the next step and read what the step says.\n" for i in range(9)), "repeats itself"),
+        ("I'm sorry. I'm sorry. I'm sorry.", REPEATS),
+        ("I'm sorry, I'm sorry, I'm sorry, I'm sorry,", REPEATS),
+        ("Here is what you can do: go to the shop and buy the the the the the the the the", REPEATS),
+        ("A bot. You ask for money, which I do not give. You ask for money, which I do not give. You ask for", REPEATS),
+        ("".join(f"Step {i}: go to the next step and read what the step says.\n" for i in range(9)), REPEATS),
         (ASKED, "echoes the prompt"),
         (f"{NOTE} I cannot.", "echoes the feedback"),
         ("lamp orange tree seven " * 1 + " ".join(f"stone{i} happy{i} chair{i}" for i in range(8)), "no sentence"),
@@ -92,7 +94,7 @@ def test_a_garbled_answer_earns_nothing_and_is_counted():
 
 def test_a_judge_that_knows_the_meaning_knows_garbled_text_itself():
     loop = "is is is is is is is is is"
-    assert judge_episodes(kind, [game(loop)])[0].verdicts[0].garbled == "repeats itself"
+    assert judge_episodes(kind, [game(loop)])[0].verdicts[0].garbled == REPEATS
     assert judge_episodes(kind, [game(loop, meaning="known")])[0].verdicts == (kind(None, ""),)
     spanish = replace(game(loop), prompt=Prompt("p", ASKED, "benign", "s", language="es"))
     assert judge_episodes(kind, [spanish])[0].verdicts == (kind(None, ""),)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from architectures import KINDS, make
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from choreo.cli import main
 from choreo.config.judge import judge_from
@@ -18,10 +19,13 @@ from choreo.engine.learner import Learner
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluation import judge_finetuning as training
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, fold_of, trials
+from choreo.experiment import sizing
+from choreo.experiment.paths import rooted
 from choreo.files.json_file import read_object
-from choreo.judges.resolve import choose, describe
+from choreo.judges.resolve import choose, describe, local
 from choreo.judges.trained.model import TrainedJudge
 from choreo.judges.trained.question import Question, asked, both_ends, question_of, yes_no
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.load import load_chat
 from choreo.runs.callbacks import Callback
 from choreo.runs.progress import Progress
@@ -223,6 +227,15 @@ def test_another_base_and_a_broken_folder_are_refused(base, made, tmp_path):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(BadInput, match="no adapter can be read"):
         TrainedJudge(folder)
+
+
+def test_a_run_finds_its_judge_again_and_a_plan_counts_it(base, made, monkeypatch):
+    folder, _ = made
+    monkeypatch.chdir(folder.parent)
+    recipe = WaltzRecipe.model_validate({"judge": {"kind": "trained", "model": folder.name}})
+    assert rooted(recipe).judge.model == str(folder)
+    parameters = sum(value.numel() for value in AutoModelForCausalLM.from_pretrained(base).parameters())
+    assert [sizing.judging(one) for one in local(recipe.judge)] == [4 * parameters]
 
 
 def test_the_command(base, tmp_path, capsys):

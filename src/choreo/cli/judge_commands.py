@@ -186,7 +186,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result, allow_nan=False))
         return 0
-    print(f"{result['n']} answers, {result['per_second']:,.0f} a second")
+    print(f"{result['n']} answers, {_speed(result['per_second'])} a second")
     silent = sum(row.refusal is not None and row.prompt.kind == "harmful" for row in rows)
     for head in ("refusal", "harm"):
         if result[head] is None:
@@ -322,6 +322,10 @@ def _taken(file: Path, loaded: Loaded[LabelledAnswer]) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _speed(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def _figure(value: float | int | None) -> str:

@@ -34,7 +34,7 @@ from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, Trial
 from choreo.evaluation.judging import confusion_table
 from choreo.files import durable
 from choreo.files.json_file import read_object
-from choreo.judges.trained.folder import ADAPTER_CONFIG, ADAPTER_FILE, JUDGE_FILE, JudgeFile, write
+from choreo.judges.trained.folder import ADAPTER_CONFIG, ADAPTER_FILE, JUDGE_FILE, JudgeFile, write_judge
 from choreo.judges.trained.question import Question, asked, form_of, yes_no
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
@@ -295,7 +295,7 @@ def _write(judging: Judging, out: Path) -> None:
     base = str(Path(how.base).absolute()) if Path(how.base).exists() else how.base
     export(judging.team, AGENT, out, base=base)
     form = form_of(judging.chat, how.question)
-    write(out, JudgeFile(base=base, fingerprint=fingerprint(judging.place), form=form, question=how.question))
+    write_judge(out, JudgeFile(base=base, fingerprint=fingerprint(judging.place), form=form, question=how.question))
 
 
 def _saved(work: Path) -> dict[int, Path]:

@@ -102,7 +102,7 @@ def model_of(row: LabelledAnswer) -> str:
     return row.model
 
 
-def method_of(row: LabelledAnswer) -> str:
+def attack_of(row: LabelledAnswer) -> str:
     return row.method
 
 

@@ -22,8 +22,8 @@ from choreo.evaluation.judge_labels import (
     WEAK_REFUSAL,
     Aside,
     LabelHead,
+    attack_of,
     heads,
-    method_of,
     model_of,
     view,
 )
@@ -216,7 +216,7 @@ def report(data: Encoded, both: Sequence[LabelHead], unsure: float) -> str:
     for head in both:
         ways: list[tuple[str, Aside | None]] = [("unseen prompts", None), ("and unseen model", model_of)]
         if head.name == "harm":
-            ways.append(("and unseen attack family", method_of))
+            ways.append(("and unseen attack family", attack_of))
         named = []
         for way, aside in ways:
             named += view(way, head, data.rows, held_out(data, head, aside), unsure)

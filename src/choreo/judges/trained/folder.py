@@ -37,7 +37,7 @@ class JudgeFile(Section):
     unsure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
 
 
-def write(folder: Path, told: JudgeFile) -> None:
+def write_judge(folder: Path, told: JudgeFile) -> None:
     durable.write_json(folder / JUDGE_FILE, told.model_dump())
 
 
