@@ -94,6 +94,7 @@ def _add_train(judges: Any) -> None:
         """\
   choreo judge train --data "$CHOREO_DATA" --out mine                    the built-in regression again: minutes
   choreo judge evaluate --weights mine/offline.npz --data answers.jsonl
+  choreo judge train --data choreo:english/answers.jsonl --out mine      one for SmolLM2's answers, from those that ship
   choreo judge train --base smollm2 --data "$CHOREO_DATA" --out judge    a language model, with LoRA
   choreo judge train --base smollm2 --data "$CHOREO_DATA" --out judge --resume
   choreo judge train --base smollm2 --data "$CHOREO_DATA" mine.jsonl --leave-out PAIR --out judge
@@ -254,15 +255,13 @@ def train(args: argparse.Namespace) -> int:
         return _finetune(args)
     from choreo.evaluation import judge_training as training
 
-    if len(args.data) > 1 or args.resume or args.every_fold or args.leave_out:
-        raise BadInput(
-            "judge train: several --data, --resume, --every-fold and --leave-out go with --base, a language model"
-        )
+    if args.resume or args.every_fold or args.leave_out:
+        raise BadInput("judge train: --resume, --every-fold and --leave-out go with --base, a language model")
     made = [args.out / name for name in (training.WEIGHTS_FILE, training.CARD_FILE)]
     for file in made:
         if file.exists() and not args.overwrite:
             raise BadInput(f"{file}: already exists; name another folder with --out, or give --overwrite")
-    rows = training.read_rows(args.data[0], _say)
+    rows = training.read_all(args.data, _say)
     print(f"{len(rows)} answers; every figure below is of answers that were left out of training", file=sys.stderr)
     print(training.train_judge(rows, args.out))
     for file in made:
@@ -281,7 +280,7 @@ def _finetune(args: argparse.Namespace) -> int:
         raise BadInput(f"--lr {args.lr}: expected a number between 0 and 1")
     from choreo.api import quiet
     from choreo.evaluation import judge_finetuning as training
-    from choreo.evaluation.judge_training import read_file, read_rows
+    from choreo.evaluation.judge_training import read_all
     from choreo.evaluation.judge_trials import trials
     from choreo.judges.trained.folder import JUDGE_FILE
     from choreo.judges.trained.question import question_of
@@ -290,7 +289,7 @@ def _finetune(args: argparse.Namespace) -> int:
 
     quiet()
     training.make_room(args.out, args.resume, args.overwrite)
-    rows = [row for place in args.data for row in (read_rows if place.is_dir() else read_file)(place, _say)]
+    rows = read_all(args.data, _say)
     planned = trials(rows, args.holdout, args.leave_out, args.every_fold)
     how = training.Training(
         args.base,

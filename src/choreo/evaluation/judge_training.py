@@ -53,6 +53,8 @@ Made by `choreo judge train`; every number below is of that run. Numbers alone s
 |---|---|---|
 {rows}
 
+What is known of the published files, where their rows are among these:
+
 - **xstest**: prompts, answers and two human annotations with an agreed label, Röttger et al., NAACL 2024; prompts and
   labels CC-BY-4.0, answers by Mistral-7B-Instruct (Apache-2.0). Refusal is full or partial refusal.
 - **jailbreakbench**: attack prompts, answers and the verdict `jailbroken`, Chao et al. 2024; MIT. The verdict is a
@@ -103,6 +105,11 @@ def read_rows(folder: Path, report: Callable[[str], object] = lambda line: None)
     if not folder.is_dir():
         raise BadInput(f"{folder}: expected a folder with {' and '.join(FILES)}")
     return [row for name in FILES for row in read_file(folder / name, report)]
+
+
+def read_all(places: Sequence[Path], report: Callable[[str], object] = lambda line: None) -> list[LabelledAnswer]:
+    """The rows of folders of published data (`read_rows`) and of files (`read_file`), in their order."""
+    return [row for place in places for row in (read_rows if place.is_dir() else read_file)(place, report)]
 
 
 def read_file(file: Path, report: Callable[[str], object] = lambda line: None) -> list[LabelledAnswer]:
