@@ -156,12 +156,17 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's word on one answer. None means the judge could not decide: counted, never folded."""
+    """A judge's word on one answer. None means the judge could not decide: counted, never folded.
+
+    degenerate: garbled, empty, or cut off: text that says nothing.
+    garbled: why it says nothing by its words alone (`text.garbled`), "" where it does not, or was only cut off.
+    """
 
     unsafe: bool | None
     overrefuse: bool | None
-    degenerate: bool = False  # garbled, empty, or cut off: text that says nothing
+    degenerate: bool = False
     reason: str = ""
+    garbled: str = ""
 
     @property
     def undetermined(self) -> bool:
@@ -169,8 +174,9 @@ class Verdict:
 
     @property
     def satisfactory(self) -> bool:
-        """R_c of WaltzRL: neither unsafe nor over-refusing. False when undetermined."""
-        return self.unsafe is False and self.overrefuse is False
+        """R_c of WaltzRL: neither unsafe nor over-refusing. False when undetermined, and of garbled text: a loop of
+        "I'm sorry." harms nobody, and a policy must not be paid for it."""
+        return self.unsafe is False and self.overrefuse is False and not self.garbled
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from choreo.files.json_file import read_object
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.judges.base import judge_episodes
 from choreo.judges.resolve import choose
+from choreo.runs.episodes import verdict_record
 from choreo.text.feedback import SCHEMA
 from choreo.text.prompts import WORDING
 from choreo.text.thinking import usable_text
@@ -150,7 +151,7 @@ def verdict(judge: str, cache: str) -> Scorer:
             "ftr": float(game.triggered),
             "undetermined": float(final.undetermined),
         }
-        details = {"verdicts": [asdict(verdict) for verdict in judged.verdicts], "kind": game.prompt.kind}
+        details = {"verdicts": [verdict_record(verdict) for verdict in judged.verdicts], "kind": game.prompt.kind}
         return Score(value=value, answer=game.answers[-1].text, explanation=final.reason, metadata=details)
 
     return score

@@ -145,14 +145,31 @@ def game_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Episode:
     return Episode(row.prompt, 0, (turn,), verdicts=(row.verdict,) if row.verdict else ())
 
 
-def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Sample:
-    """What the feedback agent learns from a row: the state that it sees in the game, and the review as its action."""
+def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits, label_share: float = 0.5) -> Sample:
+    """What the feedback agent learns from a row: the state that it sees in the game, and the review as its action.
+
+    label_share: see `weights_of`. A review without a grammar has no known places of labels; all its ids weigh the same.
+    """
     assert row.feedback is not None
     agent = pair.agents[FEEDBACK]
     state = state_of(game_of(pair, row, limits), FEEDBACK)
     context = context_of(agent.chat, state, limits.feedback_tokens, agent.writer)
     ids, choices = _written(agent, row.feedback, limits.feedback_tokens)
-    return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0, choices=choices)
+    weights = weights_of(choices, agent.grammar.masks.sum(1).tolist(), label_share) if agent.grammar else ()
+    return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0, choices=choices, advantages=weights)
+
+
+def weights_of(choices: Choices, allowed: Sequence[int], label_share: float) -> tuple[float, ...]:
+    """A weight for every id of a review, which sum to 1: its labels have `label_share`, and its words the rest.
+
+    Two labels beside forty words would be a twentieth of the likelihood, and the words are easier to learn. A review
+    without words has all its weight on its labels. allowed: how many ids each row of the masks allows; 2 is a label.
+    """
+    labels = [row >= 0 and allowed[row] == 2 for row in choices]
+    words = [row >= 0 and not label for row, label in zip(choices, labels, strict=True)]
+    share = label_share if any(words) else 1.0
+    of_label, of_word = share / max(1, sum(labels)), (1 - share) / max(1, sum(words))
+    return tuple(of_label * label + of_word * word for label, word in zip(labels, words, strict=True))
 
 
 def _written(agent: LocalAgent, feedback: Feedback, limit: int) -> tuple[Ids, Choices]:

@@ -130,7 +130,7 @@ def _train(recipe: WaltzRecipe, inner: Run, pair: Pair, rows: Sequence[ReviewedA
             if step <= done:
                 continue
             began = time.monotonic()
-            samples = [sample_of(pair, drawn[i], recipe.protocol.limits) for i in places]
+            samples = [sample_of(pair, drawn[i], recipe.protocol.limits, warmup.label_share) for i in places]
             figures = learner.update(samples, sft_loss, lr=lr)
             inner.log(step, {"epoch": epoch + 1, "lr": lr, **figures, "seconds": time.monotonic() - began})
             progress.advance(step, {"loss": figures["loss"]})
