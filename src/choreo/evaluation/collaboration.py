@@ -123,7 +123,7 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
 def local_agent(
     model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
 ) -> LocalAgent:
-    """A shipped base, or a folder, as it is: the untrained model plays both roles.
+    """A base by its name (`base_folder`), as it is: the untrained model plays both roles.
 
     template, setting, rounds: as in `load_chat`. loading: as in `Team.open`.
     """

@@ -8,7 +8,7 @@ from typing import Any
 from choreo import config
 from choreo.errors import BadInput
 from choreo.files import utf8
-from choreo.models.resolve import BASES
+from choreo.models.resolve import BASES, is_here
 from choreo.registry import anchored
 
 # The settings of a recipe that may name a part of the user's own, as file.py:object.
@@ -27,7 +27,7 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
     [judge.options] and [environment_options] stay as they are: their paths are relative to where the command runs."""
 
     def local(model: str) -> bool:
-        return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
+        return not (BASES / model / "config.json").is_file() and is_here(model)
 
     def template(value: str) -> bool:
         """A file that is here, or what can be nothing else. The name of one that the tokenizer has may have a dot."""
