@@ -14,7 +14,7 @@ from choreo.registry import Registry
 
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
-LATER = {("environment",)}  # settings that came after 0.1, and whose default is what every run had before
+LATER = {("environment",), ("gold",)}  # settings that came after 0.1, and whose default is what every run had before
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 

@@ -124,6 +124,8 @@ def _facts(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[t
         facts.append(("steps", f"{metrics[-1]['step']:g}"))
     if isinstance(judge := summary.get("judge"), dict):
         facts.append(("judge", str(judge.get("judge"))))
+    elif isinstance(judges := summary.get("judges"), dict):
+        facts += [(f"{name} judge", str(judges[name].get("judge"))) for name in ("training", "gold") if name in judges]
     if summary.get("failed"):
         why = summary.get("failures", {})
         kinds = [f"{turn}, {kind}: {count}" for turn, kinds in why.items() for kind, count in kinds.items()]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # these load PyTorch
 # What training with `stages.train` makes.
 TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
 
+GUARDED = "base-with-guard"  # the base, whose answers the trained feedback agent lets through or blocks
+
 FEEDBACK_SCHEMA = {
     "type": "object",
     "properties": {
@@ -61,7 +63,10 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         pair.fitting(task.suites("heldout"), "heldout")
 
     def systems(self, recipe: WaltzRecipe) -> dict[str, bool]:
-        return {"base": False, "collaboration-untrained": False, TRAINED[recipe.stages.train]: True}
+        """On prompts from files, the trained feedback agent is measured as a guard of the base, too. The refusal that
+        takes the place of an answer is English there."""
+        guard = {} if recipe.stages.train == "conversation" or not recipe.from_files() else {GUARDED: True}
+        return {"base": False, **guard, "collaboration-untrained": False, TRAINED[recipe.stages.train]: True}
 
     def measure_system(
         self,
