@@ -13,6 +13,7 @@ from architectures import EXPERTS, KINDS, experts, make
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from choreo.engine import agent as engine_agent
 from choreo.engine.agent import Team
 from choreo.engine.export import export
 from choreo.engine.learner import Learner
@@ -190,6 +191,24 @@ def test_adapters_go_where_the_recipe_says(folders):
         assert len(Team.load(folders[name], targets=endings).agents["feedback"].targets) == expected
     with pytest.raises(BadInput, match="no linear layer called c_attn; it has dense, dense_4h_to_h"):
         Team.open(folders["neox"], targets=("c_attn",))
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", KINDS)
+def test_adapters_beside_a_float32_base_are_merged_ones_to_rounding(name, folders, monkeypatch):
+    """As a wide base has them: the same gradient, and what is sampled has the log-probabilities that are scored."""
+    merged = agitated(folders[name])
+    monkeypatch.setattr(engine_agent, "BESIDE", 1)
+    beside = agitated(folders[name])
+    assert any("lora_A" in weight for weight in beside.weights("conversation"))
+    assert not any("lora_A" in weight for weight in merged.weights("conversation"))
+    given = samples(merged)
+    a, b = gradient(merged, given), gradient(beside, given)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5 * a.abs().max().item())
+    written = samples(beside)
+    scored = LocalEngine(merged, pad_id=0, end_id=3).score("conversation", [(s.context, s.ids) for s in written])
+    for sample, told in zip(written, scored, strict=True):
+        assert sample.logprobs == pytest.approx(told, abs=3e-5)
 
 
 @pytest.mark.numeric

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from choreo.engine.agent import Team
 from choreo.engine.export import export
-from choreo.engine.head import CPU_LOGITS, Head, token_logprobs
+from choreo.engine.head import CPU_LOGITS, Head, tempered, token_logprobs
 from choreo.engine.learner import Learner, preference_pairs
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import Actions, DPOLoss, PolicyLoss, Terms, sft_loss
 from choreo.engine.pack import pack
+from choreo.engine.requests import Request
 from choreo.types import Preference, Prompt, Sample
 
 pytestmark = pytest.mark.numeric
@@ -104,6 +105,25 @@ def test_gradient_is_the_one_peft_and_autograd_give_sample_by_sample(tiny_folder
     for name, gradient in found.items():
         theirs = expected[f"base_model.model.{name}.default.weight"]
         torch.testing.assert_close(gradient, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_a_policy_temperature_is_that_of_its_softmax_and_samples_have_ratio_one(cap, tiny_folder):
+    """By hand: log softmax(logits / τ). A sample's own log π is the learner's, so the ratio is 1 on-policy."""
+    team, plain = make_team(tiny_folder, 0.1), make_team(tiny_folder, 0.1)
+    plain.decoder.cap = cap
+    team.decoder.scale, team.decoder.cap = tempered(plain.decoder.scale, cap, 0.5)
+    hidden, head = plain.run(plain.weights("conversation"), {"input_ids": torch.tensor([[7, 8, 40]])})
+    by_hand = (head.logits(hidden) / 0.5).log_softmax(-1)[1, 40].item()
+    engine = LocalEngine(team, pad_id=0, end_id=END)
+    assert engine.score("conversation", [((7, 8), (40,))])[0][0] == pytest.approx(by_hand, abs=1e-5)
+    requests = [Request((7, 8), ("tempered", i)) for i in range(8)]
+    written = engine.sample("conversation", requests, max_new_tokens=5)
+    samples = [
+        Sample("conversation", (7, 8), one.ids, one.logprobs, "", 1.0, advantages=(1.0,) * len(one.ids))
+        for one in written
+    ]
+    assert Learner(team, "conversation", lr=1e-3).update(samples, PolicyLoss())["ratio"] < 1e-4
 
 
 def test_the_end_token_is_trained_on(tiny_folder):

@@ -32,6 +32,11 @@ class Weights(Section):
     recompute: bool = Field(
         False, description="gradient checkpointing: a third more time, and memory for one layer instead of all"
     )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0,
+        description="of the policies themselves, softmax(logits / temperature), in sampling and learning; below 1 "
+        "a small model writes clearer text. evaluation.temperature comes on top",
+    )
     template: str = Field(
         "",
         description="a file with a chat template (Jinja), where the tokenizer has none or is to use another; "
@@ -40,7 +45,9 @@ class Weights(Section):
 
     def loading(self) -> dict[str, Any]:
         """The settings that the engine needs to load a model, as arguments of `Team.load`."""
-        return self.model_dump(include={"train", "rank", "alpha", "targets", "dtype", "device", "recompute"})
+        return self.model_dump(
+            include={"train", "rank", "alpha", "targets", "dtype", "device", "recompute", "temperature"}
+        )
 
 
 def bare_names(value: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ switched on, and updating one policy cannot touch another.
 Why not PEFT at run time: on a 1M-parameter model and one CPU core its three small products per
 layer make an update 1.4 times and sampling 1.2 times as slow as laying W + (α/r)·BA over the base,
 whose gradient is the same. Adapters are written in PEFT's format (export.py). The price is
-memory: one extra copy of the adapted weights while a call runs. Over a bfloat16 base A and B stay
-beside W (policies.py): such a base is large, so a copy would cost much, and the sum would round.
+memory, one extra copy of the adapted weights while a call runs, and the gradient of a whole W, a third
+of an update's arithmetic. So on a base of some width A and B stay beside W (policies.py). Over a
+bfloat16 base they always do: the sum would round.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from choreo.engine.head import Head, shaping
+from choreo.engine.head import Head, shaping, tempered
 from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
@@ -32,6 +33,7 @@ from choreo.errors import BadInput, Unsupported
 from choreo.models import model_folder
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+BESIDE = 256  # from this width on, A and B stay beside W in float32 too
 
 
 class Decoder(nn.Module):
@@ -55,9 +57,13 @@ class Decoder(nn.Module):
 
 
 class Team:
-    """One base and its agents. `agents[name].parameters` are trained; `version[name]` counts their updates."""
+    """One base and its agents. `agents[name].parameters` are trained; `version[name]` counts their updates.
 
-    def __init__(self, model: Any, agents: Mapping[str, LowRank | Full]):
+    temperature: τ of every policy, π = softmax(logits / τ), the reference's too. It is part of what is sampled, scored
+    and trained, so ratios and gradients are exact. A temperature of sampling comes on top of it.
+    """
+
+    def __init__(self, model: Any, agents: Mapping[str, LowRank | Full], temperature: float = 1.0):
         self.decoder = Decoder(model).eval().requires_grad_(False)
         self.agents = dict(agents)
         self.version = dict.fromkeys(agents, 0)
@@ -66,6 +72,7 @@ class Team:
         self.full_attention = full_attention(model)
         self._lock = threading.RLock()  # functional_call swaps weights in the shared module
         _check_head(self.decoder)
+        self.decoder.scale, self.decoder.cap = tempered(self.decoder.scale, self.decoder.cap, temperature)
 
     @classmethod
     def load(
@@ -81,11 +88,13 @@ class Team:
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: Device = "cpu",
         recompute: bool = False,
+        temperature: float = 1.0,
     ) -> Team:
         """Agents on the base in `folder` (Hugging Face format). All start equal to the base.
 
         The initial A of an adapter depends on (seed, agent) alone. targets: see `layers.chosen`.
         dtype: of the base and of activations; trained weights are float32. recompute: gradient checkpointing.
+        temperature: of the policies themselves, see `Team`.
         Raises Unsupported for a model whose layers are not all attention, or that changes its logits in a way that
         `Head` does not know; BadInput for a device that is not there, and for a folder without a whole model.
         """
@@ -95,11 +104,11 @@ class Team:
             policies = {name: Full(model) for name in agents}
         else:
             layers = chosen(model, targets)
-            if dtype != "float32":
+            if dtype != "float32" or model.config.get_text_config().hidden_size >= BESIDE:
                 make_adaptable(model, layers)
             for name in agents:
                 policies[name] = LowRank(model, layers, rank, alpha, seed_of((seed, name, "lora")))
-        team = cls(model, policies)
+        team = cls(model, policies, temperature)
         if recompute:
             recompute_layers(model, team.layers, team._lock)
         return team

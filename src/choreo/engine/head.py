@@ -49,6 +49,11 @@ def shaping(config: Any) -> tuple[float, float | None]:
     return scale, getattr(config, "final_logit_softcapping", None)
 
 
+def tempered(scale: float, cap: float | None, temperature: float) -> tuple[float, float | None]:
+    """The (scale, cap) of logits / temperature: cap · tanh(scale · x / cap) / τ has scale / τ and cap / τ."""
+    return scale / temperature, None if cap is None else cap / temperature
+
+
 def token_logprobs(
     hidden: Tensor, head: Head, targets: Tensor, *, cells: int | None = None, least: int = ROWS
 ) -> Tensor:

@@ -60,10 +60,7 @@ class LowRank:
         return merged
 
     def weights(self) -> Weights:
-        """The weights to lay over the base: merged weights over a float32 base; over any other, A and B.
-
-        In bfloat16 the merged sum would round small adapters away, and it would be a second copy of a large base.
-        """
+        """What is laid over the base: A and B where its layers take them (`make_adaptable`), else merged weights."""
         if not any(_has_buffers(self.base, layer) for layer in self.targets[:1]):
             return self.merged()
         scale = self.alpha / self.rank

@@ -77,7 +77,10 @@ class LlamaStep:
             return torch.cat(matrices) if len(names) > 1 else matrices[0], bias
 
         def whole(name: str) -> Tensor:
-            return weights[name] if name in weights else model.get_parameter(name)
+            weight, layer = model.get_parameter(name), name.removesuffix(".weight")
+            if f"{layer}.lora_A" in weights:  # for many steps one product is less than two more in each
+                return torch.addmm(weight, weights[f"{layer}.lora_B"], weights[f"{layer}.lora_A"])
+            return weights.get(name, weight)
 
         config = model.config.get_text_config()
         self.eps, self.rotary = config.rms_norm_eps, model.model.rotary_emb

@@ -145,7 +145,7 @@ def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:
         "rounds": played.rounds,
         "answer_tokens": played.answer_tokens,
         "feedback_tokens": played.feedback_tokens,
-        "temperature": recipe.evaluation.temperature,
+        "temperature": recipe.evaluation.temperature * recipe.model.temperature,
         "messages": answers.messages() | {"review": reviews.messages()["review"]},
         "template_options": {**answers.options, **reviews.options},
         "feedback_schema": FEEDBACK_SCHEMA,
