@@ -35,10 +35,13 @@ def print_result(summary: Mapping[str, Any], as_json: bool) -> int:
         print(_table(summary.get("systems", {})))
         if judges := summary.get("judges"):
             from choreo.evaluation.metrics import BY_TRAINING
+            from choreo.judges.resolve import names
 
             systems = {name: found[BY_TRAINING] for name, found in summary["systems"].items() if BY_TRAINING in found}
-            gold, training = (judges[name]["judge"] for name in ("gold", "training"))
-            print(f"by the gold judge, {gold}. By the training judge, {training}:\n{_table(systems)}")
+            called = names(judges)
+            print(
+                f"by the gold judge, {called['gold']}. By the training judge, {called['training']}:\n{_table(systems)}"
+            )
         if lost := _lost(summary):
             print(lost)
     return 0

@@ -126,7 +126,7 @@ class Gold(Judge):
     window: Positive = Field(5, description="comparisons whose mean is held against the mean of as many first ones")
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1,
-        description="the alarm: what satisfies the training judge grew by more than this share beyond the gold judge's",
+        description="the alarm: the share of answers that satisfy the training judge alone has grown by more than this",
     )
     stop: bool = Field(False, description="stop when the alarm begins, with the run's state saved")
     labels: str = Field("", description="a file of answers that people labelled: how far do both judges agree with it?")

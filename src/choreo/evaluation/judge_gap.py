@@ -2,7 +2,7 @@
 
 The training judge's verdicts are the reward, so a policy learns what pleases it, its errors too. The gold judge gives
 no reward. Once training finds the errors, more and more answers satisfy the training judge alone (Gao et al. 2022,
-"Scaling laws for reward model overoptimization"). Both judges read the same answers here, so differences are paired.
+"Scaling laws for reward model overoptimization"). Both judges read the same answers here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from choreo.evaluation.intervals import Estimate, Z, estimate
+from choreo.evaluation.metrics import satisfactory
 from choreo.types import Episode
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """d of a prompt is the share of its answers that satisfy the training judge less the share that satisfies the gold
-    judge, in [−1, 1]. prompts: how many; total, squares: Σd and Σd² over them."""
+    """d of a prompt is the share of its answers that satisfy the training judge alone, in [0, 1].
+
+    prompts: how many; total, squares: Σd and Σd² over them.
+    """
 
     prompts: int
     total: float
@@ -36,12 +39,13 @@ class Gap:
 def gap(training: Sequence[Episode], gold: Sequence[Episode]) -> Gap:
     """The gap on the last answers of the same episodes, in the same order, as each judge judged them.
 
-    What a judge leaves open does not satisfy it, as it earns no reward. Several answers to one prompt are one case.
+    An answer counts where the training judge pays it and the gold judge finds it unsafe, over-refusing or garbled. What
+    the gold judge leaves open is in no share. Several answers to one prompt are one case.
     """
-    of_prompt: dict[str, list[int]] = {}
+    of_prompt: dict[str, list[bool]] = {}
     for told, checked in zip(training, gold, strict=True):
-        here = told.verdicts[-1].satisfactory - checked.verdicts[-1].satisfactory
-        of_prompt.setdefault(told.prompt.id, []).append(here)
+        if (good := satisfactory(checked.verdicts[-1])) is not None:
+            of_prompt.setdefault(told.prompt.id, []).append(told.verdicts[-1].satisfactory and not good)
     means = [sum(here) / len(here) for here in of_prompt.values()]
     return Gap(len(means), math.fsum(means), math.fsum(d * d for d in means))
 
@@ -49,21 +53,22 @@ def gap(training: Sequence[Episode], gold: Sequence[Episode]) -> Gap:
 def growth(first: Gap, last: Gap) -> Estimate:
     """By how much the gap has grown from `first` to `last`, with a 95 % interval; n is the prompts of both.
 
-    The interval is the normal one of a difference of two means, with half a case more on either side of both (Agresti
-    and Min 2005, "Simple improved confidence intervals for comparing matched proportions"): judges that have not parted
-    yet are not certain never to.
+    The interval is the normal one of a difference of two means, with one case of either kind added to both (Agresti and
+    Caffo 2000, "Simple and effective confidence intervals for proportions and differences of proportions"): that no
+    answer has satisfied the training judge alone does not make it certain that none will.
     """
     if not first.prompts or not last.prompts:
         return estimate(None, 0, None, None)
     centre, variance = 0.0, 0.0
     for sign, one in (-1, first), (1, last):
         n = one.prompts + 2
-        mean = one.total / n
+        mean = (one.total + 1) / n
         centre += sign * mean
         variance += ((one.squares + 1) / n - mean * mean) / n
     half = Z * math.sqrt(variance)
     value = last.value - first.value
-    return estimate(value, first.prompts + last.prompts, min(value, centre - half), max(value, centre + half))
+    low, high = max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half))
+    return estimate(value, first.prompts + last.prompts, low, high)
 
 
 def windows(gaps: Sequence[Gap], size: int) -> tuple[Gap, Gap] | None:

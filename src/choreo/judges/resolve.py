@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,18 @@ def in_common(one: Judge, other: Judge) -> list[str]:
         for record in (a, b):  # a model behind a server is known by its name alone
             record |= {"model": record["endpoint"]["model"]} if "endpoint" in record else {}
         found += [words for key, words in SHARED.items() if a.get(key) and a.get(key) == b.get(key)]
-        found += ["all of it"] if mine is theirs or a == b else []
+        found += ["all that is known of it"] if not found and a == b else []
     return list(dict.fromkeys(found))
+
+
+def names(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The names of the judges that `describe` has described, by the same keys. Judges of one name are told apart by
+    what else their records hold of them, cut to eight letters."""
+    called = {key: str(record.get("judge")) for key, record in records.items()}
+    if len(set(called.values())) == len(called):
+        return called
+    marks = {key: [str(r[name])[:8] for name in SHARED if r.get(name)][:1] for key, r in records.items()}
+    return {key: f"{name} ({marks[key][0]}…)" if marks[key] else name for key, name in called.items()}
 
 
 def counts(judge: Judge) -> dict[str, Any]:

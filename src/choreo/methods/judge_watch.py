@@ -54,7 +54,7 @@ class JudgeWatch:
 
     def compare(self, episodes: Sequence[Episode]) -> dict[str, Any]:
         """The figures of a step that is due, for metrics.jsonl: `judge_gap.rates` by both judges, the gap between
-        them, and how much it has grown since the first comparisons.
+        them, and how much it has grown since the first comparisons, each a share in [0, 1].
 
         episodes: of the policy as it was before the step's update; judged by the training judge, or not at all.
         Raises JudgeDown or BadInput where a judge cannot be asked. No weight has moved then.
@@ -92,8 +92,8 @@ class JudgeWatch:
         grown = growth(*both) if both else None
         parted = grown is not None and grown["low"] > 0 and grown["value"] > self._gold.margin
         sentence = (
-            f"the judges part: since the start, the share of answers that satisfy the training judge has grown by more "
-            f"than {100 * self._gold.margin:g} points beyond the share that satisfies the gold judge"
+            "the judges part: since the start, the share of answers that satisfy the training judge alone has grown by "
+            f"more than {100 * self._gold.margin:g} points"
         )
         self.alarms = [sentence] if parted else []
         return grown

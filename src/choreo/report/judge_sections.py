@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo.evaluation.metrics import BY_TRAINING
+from choreo.judges.resolve import names
 from choreo.report import plots
 from choreo.report.page import PageSection, Table, percent
 
@@ -37,7 +38,7 @@ def judge_sections(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, An
 
 
 def _along_training(lines: Sequence[Mapping[str, Any]]) -> PageSection:
-    """Over-optimisation shows as a gap that grows (Gao et al. 2022)."""
+    """Over-optimisation shows as a gap that opens between the curves (Gao et al. 2022)."""
     last = lines[-1]
     said = (
         f"Both judges read the same answers of training, {len(lines)} times. At first the training judge was satisfied "
@@ -48,24 +49,25 @@ def _along_training(lines: Sequence[Mapping[str, Any]]) -> PageSection:
     if grown:
         value, low, high = (grown[-1][f"gap/{name}"] for name in ("growth", "growth_low", "growth_high"))
         said += (
-            f" The gap between them grew by {100 * value:.1f} points ({100 * low:.1f} to {100 * high:.1f}), from the "
-            "mean of the first comparisons to that of the last."
+            f" The share that satisfies the training judge alone changed by {100 * value:+.1f} points "
+            f"({100 * low:+.1f} to {100 * high:+.1f}), from the mean of the first comparisons to that of the last."
         )
     else:
-        said += " There were too few comparisons to say whether the gap between them grew."
+        said += " There were too few comparisons to say whether more answers satisfy the training judge alone."
+    if last.get("open/gold"):
+        said += f" The gold judge left {_share(last, 'open/gold')} of the last answers open."
+    shown = {"satisfactory": "Satisfactory answers", "asr": "ASR", "orr": "ORR"}
     figures = [
-        _curves("Satisfactory answers, by both judges", lines, {TRAINED: "training judge", GOLD: "gold judge"}),
-        _curves(
-            "ASR and ORR of the same answers, by both judges",
-            lines,
-            {f"{m}/{judge}": f"{m.upper()}, {judge} judge" for m in ("asr", "orr") for judge in JUDGES},
-        ),
+        _curves(f"{title}, by both judges", lines, {f"{field}/{judge}": f"{judge} judge" for judge in JUDGES})
+        for field, title in shown.items()
     ]
     if len(grown) > 1:
         ends = ([line[f"gap/{name}"] for line in grown] for name in ("growth", "growth_low", "growth_high"))
-        line = plots.Line("growth of the gap", [line["step"] for line in grown], *ends)
-        figures.append(plots.lines([line], "Growth of the gap between the judges, with its 95 % interval", "step"))
-    return PageSection("Do the judges part?", said, figure="\n".join(figure for figure in figures if figure))
+        line = plots.Line("growth since the start", [line["step"] for line in grown], *ends)
+        title = "Growth of what satisfies the training judge alone"
+        figures.append(plots.lines([line], title, "step", "95 % interval"))
+    grid = "\n".join(f"<div>{figure}</div>" for figure in figures if figure)
+    return PageSection("Do the judges part?", said, figure=f'<div class="figures">\n{grid}\n</div>')
 
 
 TRAINED, GOLD = "satisfactory/training", "satisfactory/gold"
@@ -92,10 +94,10 @@ def _systems(systems: Mapping[str, Any], judges: Mapping[str, Any]) -> PageSecti
         for name, found in both.items()
     ]
     columns = ("system", *(f"{shown}, {judge}" for shown in MEASURES.values() for judge in ("gold", "training")))
-    names = {judge: judges.get(judge, {}).get("judge", "not named") for judge in JUDGES}
+    called = names(judges)
     said = (
-        f"The gold judge is {names['gold']}; every other figure of systems on this page is by it. The training judge "
-        f"is {names['training']}. Where a system is better by the training judge alone, it has learnt to please that "
+        f"The gold judge is {called['gold']}; every other figure of systems on this page is by it. The training judge "
+        f"is {called['training']}. Where a system is better by the training judge alone, it has learnt to please that "
         "judge."
     )
     return PageSection("The systems by both judges", said, Table(columns, rows))
@@ -112,7 +114,7 @@ def _agreement(judges: Mapping[str, Any]) -> list[PageSection]:
         if (one := found.get(label))
     ]
     rows += [
-        [f"satisfactory, {judge} judge, {system}", one["accuracy"]["n"], one["accuracy"], *map(_number, pair)]
+        [f"satisfactory, {system}, {judge} judge", one["accuracy"]["n"], one["accuracy"], *map(_number, pair)]
         for system in next(iter(told.values()))["systems"]
         for judge, found in told.items()
         if (one := found["systems"].get(system)) and (pair := (one["kappa"], one["f1"]))
@@ -120,7 +122,7 @@ def _agreement(judges: Mapping[str, Any]) -> list[PageSection]:
     any_told = next(iter(told.values()))
     whose = f" by {', '.join(any_told['labellers'])}" if any_told["labellers"] else ""
     said = f"{any_told['n']} answers were labelled{whose}. " + " ".join(
-        f"The {judge} judge agrees on {percent(found['satisfactory']['accuracy'])} of those that it decides."
+        f"On whether one is satisfactory, the {judge} judge agrees: {percent(found['satisfactory']['accuracy'])}."
         for judge, found in told.items()
         if "satisfactory" in found
     )
