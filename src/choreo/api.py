@@ -18,6 +18,7 @@ from choreo.config.collaboration import Collaboration, collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
 from choreo.errors import BadInput, Interrupted
+from choreo.files import shipped
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
@@ -309,7 +310,7 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | config.Recipe, overrides: S
 
 def _files(names: Sequence[str | Path]) -> list[Path]:
     for name in names:
-        if not Path(name).is_file():
+        if not shipped.place(Path(name)).is_file():
             raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file")
     return [Path(name) for name in names]
 

@@ -170,6 +170,22 @@ class Verdict:
         return self.unsafe is False and self.overrefuse is False
 
 
+@dataclass(frozen=True, slots=True)
+class ReviewedAnswer:
+    """An answer as text, and what a right review of it says: what a feedback agent learns from before it learns by RL.
+
+    group: rows of one group (one question, one behaviour) must be on the same side of a split.
+    verdict: None until somebody has judged the answer.
+    feedback: the review; None until one is made.
+    """
+
+    prompt: Prompt
+    answer: str
+    group: str
+    verdict: Verdict | None = None
+    feedback: Feedback | None = None
+
+
 S = TypeVar("S", bound=AnyTurn, default=Turn)
 
 

@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
   choreo data check pairs.jsonl
   choreo data check or-bench-hard-1k.csv --json
   choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
+  choreo data check choreo:english/train.jsonl                                  prompts that ship with choreo
 The format is known by the fields of the first row; docs/your-data.md lists them.
 Exit code 2 where a line does not fit.""",
     )

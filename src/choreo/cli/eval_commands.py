@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
   choreo eval --conversation qwen3:8b@http://localhost:11434/v1 --suite xstest.jsonl --judge offline
   choreo eval --conversation A@URL --feedback B@URL --suite mine.jsonl --judge rubric:JUDGE@URL --judge offline
   choreo eval pair.toml --set rounds=2                        the same, from a file
+  choreo eval runs/mine --suite choreo:english/heldout.jsonl --judge offline     prompts that ship with choreo
 Two models play the protocol untrained: one answers, the other reviews. docs/evaluation.md explains it.
 ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and summary.json in the folder.""",
     )

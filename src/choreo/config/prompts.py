@@ -12,7 +12,10 @@ from choreo.config.parts import FormatName
 
 
 class Source(Section):
-    file: str = Field(description="JSON lines, a JSON array, CSV or TSV; choreo data check says what is in it")
+    file: str = Field(
+        description="JSON lines, a JSON array, CSV or TSV; choreo data check says what is in it. "
+        "What ships with choreo is choreo:english/train.jsonl and choreo:english/heldout.jsonl"
+    )
     format: FormatName = Field("", description="by default known by the fields of its rows")
     kind: Literal["", "harmful", "benign", "general"] = Field(
         "", description="what a right answer does, for all rows: refuse, help, or be correct; by default as rows say"

@@ -14,7 +14,8 @@ from choreo.registry import Registry
 
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
-LATER = {("environment",), ("gold",)}  # settings that came after 0.1, and whose default is what every run had before
+# Settings, and tables of them, that came after 0.1, and whose default is what every run had before.
+LATER = {("environment",), ("gold",), ("warmup",), ("model", "temperature"), ("agents", "temperature")}
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
@@ -65,7 +66,8 @@ def unset(file: Path) -> list[str]:
     data, _ = toml.read(file)
     written = set(_leaves(data))
     whole = _check(data, lambda keys: str(file)).model_dump()
-    return [".".join(keys) for keys, value in _leaves(whole).items() if value != "" and keys not in written | LATER]
+    missing = [keys for keys, value in _leaves(whole).items() if value != "" and keys not in written]
+    return [".".join(keys) for keys in missing if not any(keys[: len(later)] == later for later in LATER)]
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -20,7 +20,7 @@ from choreo.types import Prompt
 
 HELD_OUT = 10  # one prompt in so many is held out
 # The place for the request in a wrapper. A wrapper without one gets the request at its end.
-_PLACE = re.compile(
+PLACE = re.compile(
     r"[\[{(]\s*(?:insert|your|the)?\s*(?:prompt|question|request|query)(?: here)?\s*[\]})]", re.IGNORECASE
 )
 
@@ -50,8 +50,8 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
             own = random.Random(f"most/{seed}/{name}").sample(own, min(source.most, len(own)))
         if source.wrap:
             own = wrapped(own, wrappers(source.wrap), f"{seed}/{name}")
-        sizes = Counter(prompt.suite for prompt in own)
-        weights |= {suite: source.weight / size for suite, size in sizes.items()}
+        sizes = Counter(prompt.kind for prompt in own)
+        weights |= {prompt.suite: source.weight / sizes[prompt.kind] for prompt in own}
         prompts += own
         counts[name] = {"file": source.file} | counted(loaded) | {"used": len(own)}
         counts[name] |= Counter(prompt.kind for prompt in own)
@@ -63,9 +63,14 @@ def parted(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     and with every seed."""
     sides: tuple[list[Prompt], list[Prompt]] = ([], [])
     for prompt in prompts:
-        words = " ".join(prompt.text.casefold().split()).encode()
-        sides[int.from_bytes(blake2b(words, digest_size=8).digest(), "big") % HELD_OUT == 0].append(prompt)
+        sides[checksum(prompt.text) % HELD_OUT == 0].append(prompt)
     return sides
+
+
+def checksum(text: str) -> int:
+    """64 bits of a text, whatever its case and its spaces."""
+    words = " ".join(text.casefold().split()).encode()
+    return int.from_bytes(blake2b(words, digest_size=8).digest(), "big")
 
 
 def wrappers(file: str) -> list[str]:
@@ -87,6 +92,6 @@ def wrapped(prompts: Sequence[Prompt], around: Sequence[str], key: str) -> list[
     made = []
     for prompt in prompts:
         wrapper = random.Random(f"wrap/{key}/{prompt.id}").choice(around)
-        text, places = _PLACE.subn(lambda _, inside=prompt.text: inside, wrapper)  # type: ignore[misc]
+        text, places = PLACE.subn(lambda _, inside=prompt.text: inside, wrapper)  # type: ignore[misc]
         made.append(replace(prompt, text=text if places else f"{wrapper.rstrip()}\n\n{prompt.text}"))
     return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from choreo.types import Prompt
@@ -28,33 +28,49 @@ class Overlap:
     share: float
 
 
+class Seen:
+    """Prompts to compare others with; it grows by `add`."""
+
+    def __init__(self, prompts: Iterable[Prompt] = ()):
+        self._prompts: list[Prompt] = []
+        self._shingles: list[frozenset[tuple[str, ...]]] = []
+        self._equal: dict[str, Prompt] = {}
+        self._holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for prompt in prompts:
+            self.add(prompt)
+
+    def add(self, prompt: Prompt) -> None:
+        own = _trigrams(prompt.text)
+        self._equal.setdefault(_plain(prompt.text), prompt)
+        for trigram in own:
+            self._holders[trigram].append(len(self._prompts))
+        self._prompts.append(prompt)
+        self._shingles.append(own)
+
+    def overlap(self, prompt: Prompt) -> Overlap | None:
+        """The one that equals `prompt` (except for case, marks and spaces), else the nearest that is near; or None."""
+        if twin := self._equal.get(_plain(prompt.text)):
+            return Overlap(prompt, twin, True, 1.0)
+        own = _trigrams(prompt.text)
+        shared = Counter(i for trigram in own for i in self._holders.get(trigram, ()))
+        rated = [
+            (count / smaller, -i)
+            for i, count in shared.items()
+            if (smaller := min(len(own), len(self._shingles[i]))) >= SHORTEST and count >= NEAR * smaller
+        ]
+        if not rated:
+            return None
+        share, i = max(rated)
+        return Overlap(prompt, self._prompts[-i], False, share)
+
+
 def overlaps(trained: Sequence[Prompt], measured: Sequence[Prompt]) -> list[Overlap]:
     """The measured prompts that equal a training prompt (except for case, marks and spaces) or are near to one.
 
     One entry for each such prompt, in their order, with the nearest training prompt.
     """
-    equal = {_plain(prompt.text): prompt for prompt in reversed(trained)}
-    shingles = [_trigrams(prompt.text) for prompt in trained]
-    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, own in enumerate(shingles):
-        for trigram in own:
-            holders[trigram].append(i)
-    found: list[Overlap] = []
-    for prompt in measured:
-        if twin := equal.get(_plain(prompt.text)):
-            found.append(Overlap(prompt, twin, True, 1.0))
-            continue
-        own = _trigrams(prompt.text)
-        shared = Counter(i for trigram in own for i in holders.get(trigram, ()))
-        rated = [
-            (count / smaller, -i)
-            for i, count in shared.items()
-            if (smaller := min(len(own), len(shingles[i]))) >= SHORTEST and count >= NEAR * smaller
-        ]
-        if rated:
-            share, i = max(rated)
-            found.append(Overlap(prompt, trained[-i], False, share))
-    return found
+    seen = Seen(trained)
+    return [found for prompt in measured if (found := seen.overlap(prompt))]
 
 
 def _plain(text: str) -> str:

@@ -23,13 +23,14 @@ NO_KIND = "what a right answer does is not said (kind: harmful, benign or genera
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt of a row. kind: None where the row does not show it."""
+    """A prompt of a row. kind: None where the row does not show it. suite: "" where the row names none."""
 
     line: int
     text: str
     kind: Kind | None
     family: str = ""
     language: str = "en"
+    suite: str = ""
 
 
 def load(
@@ -38,8 +39,8 @@ def load(
     """All prompts of `path`, each text once; see `reading.load`. format: a key of FORMATS.
 
     kind: of all prompts, whatever their data set is for. A row with a field `kind` of another value is wrong, because
-    neither `kind` nor a format may change what a row says. name: suites are NAME-KIND and ids NAME-LINE; by default the
-    file's own name.
+    neither `kind` nor a format may change what a row says. name: suites are NAME-KIND, or
+    NAME-SUITE-KIND where a row names its own, and ids NAME-LINE; by default the file's own name.
     """
     file = Path(path)
     name = name or file.name.split(".")[0]
@@ -60,7 +61,8 @@ def load(
             else:
                 seen[one.text] = its_kind
                 place = str(one.line) if len(row) == 1 else f"{one.line}.{part}"
-                prompt = Prompt(f"{name}-{place}", one.text, its_kind, f"{name}-{its_kind}", one.language, one.family)
+                suite = "-".join(word for word in (name, one.suite, its_kind) if word)
+                prompt = Prompt(f"{name}-{place}", one.text, its_kind, suite, one.language, one.family)
                 found.rows.append(prompt)
     return found
 
@@ -89,15 +91,16 @@ def _one(row: Fields, text: str, kind: Kind | None, family: str = "", language: 
 
 
 def _own(row: Fields) -> Row:
-    """{prompt, kind} and, if you like, language and family."""
+    """{prompt, kind} and, if you like, suite, family and language."""
     if (stated := row.row.get("kind")) not in KINDS:
         got = f"{stated!r:.60}" if "kind" in row.row else "nothing"
         raise BadInput(
             f"{row.where}: kind: expected one of {', '.join(KINDS)}, got {got} (if kind means something "
             "else in this data set, name the data set's format)"
         )
-    family, language = (row.text(name) if name in row.row else "" for name in ("family", "language"))
-    return _one(row, row.text("prompt"), next(kind for kind in KINDS if kind == stated), family, language or "en")
+    suite, family, language = (row.text(name) if name in row.row else "" for name in ("suite", "family", "language"))
+    kind = next(kind for kind in KINDS if kind == stated)
+    return (PromptRow(row.line, row.text("prompt"), kind, family, language or "en", suite),)
 
 
 def _bare(row: Fields) -> Row:

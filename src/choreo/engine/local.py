@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -68,15 +69,20 @@ class LocalEngine:
 
 
 class Untrained(LocalEngine):
-    """The agents of a team before training: every agent answers as the base.
+    """The agents of a team before training: every agent answers as the base, or as the policy that `policies` names.
 
     Loading the base a second time would give the same tokens and take the memory of a second model.
     """
 
+    def __init__(self, team: Team, *, policies: Mapping[str, str] | None = None, **options: Any):
+        super().__init__(team, **options)
+        self.policies = dict(policies or {})
+
     def sample(
         self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
     ) -> list[Completion]:
-        return super().sample(None, requests, max_new_tokens=max_new_tokens, temperature=temperature)
+        policy = self.policies.get(agent) if agent else None
+        return super().sample(policy, requests, max_new_tokens=max_new_tokens, temperature=temperature)
 
     def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
-        return super().score(None, pairs)
+        return super().score(self.policies.get(agent) if agent else None, pairs)

@@ -18,7 +18,8 @@ from choreo.config.parts import ENVIRONMENTS
 from choreo.errors import BadInput
 from choreo.judges.base import Judge
 from choreo.judges.offline.model import OfflineJudge
-from choreo.types import KINDS, Kind, Part, Prompt, Verdict
+from choreo.text.made_reviews import made_review
+from choreo.types import KINDS, Feedback, Kind, Part, Prompt, Verdict
 
 _OFFLINE = OfflineJudge()  # its weights are read when it is first asked
 
@@ -62,6 +63,11 @@ class Environment(Protocol):
         """Feedback by a template, from the true labels of an answer that is not satisfactory."""
         return "This answer helps with harm: refuse." if verdict.unsafe else "This request is harmless: help."
 
+    def review(self, prompt: Prompt, answer: str, verdict: Verdict) -> Feedback:
+        """A review of an answer from its true labels, which a feedback agent may learn from before RL. Unlike `advice`
+        it may look at the answer. By default in English. Raises ValueError where the verdict is undetermined."""
+        return made_review(prompt.text, answer, verdict)
+
 
 class TextOnly(Environment):
     """What holds of prompts that come from files: nothing is known of them but their words."""
@@ -81,7 +87,7 @@ def environment_of(recipe: config.Recipe) -> Environment:
     name, made = recipe.environment, ENVIRONMENTS.get(recipe.environment)
     settings: dict[str, Any] = recipe.environment_options
     found = made(recipe.world) if name == config.MICROWORLD else made(**settings) if callable(made) else made
-    for method in ("training", "suites", "refuses", "labels", "refusal", "advice"):
+    for method in ("training", "suites", "refuses", "labels", "refusal", "advice", "review"):
         if not callable(getattr(found, method, None)):
             raise BadInput(
                 f"environment {name!r}: has no method {method}; a subclass of choreo.environments.base.Environment "

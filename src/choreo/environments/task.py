@@ -19,7 +19,7 @@ from choreo.environments.base import Environment, TextOnly, by_kind, environment
 from choreo.errors import BadInput
 from choreo.judges.base import Judge
 from choreo.judges.resolve import choose
-from choreo.types import KINDS, Kind, Part, Prompt, Verdict
+from choreo.types import KINDS, Feedback, Kind, Part, Prompt, Verdict
 
 CACHE = "judgements.sqlite"  # in a run's folder
 TRAINING, GOLD = "training", "gold"  # the judges of a run
@@ -178,6 +178,10 @@ class Task:
     def advice(self, prompt: Prompt, verdict: Verdict) -> str:
         """Template feedback from true labels alone."""
         return self._of_prompts.advice(prompt, verdict)
+
+    def review(self, prompt: Prompt, answer: str, verdict: Verdict) -> Feedback:
+        """A review of an answer from true labels. Raises ValueError where the verdict is undetermined."""
+        return self._of_prompts.review(prompt, answer, verdict)
 
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool | None]:
         """Whether each answer to prompts that are measured on is a refusal, by its words alone: as the environment has

@@ -7,7 +7,7 @@ from typing import Any
 
 from choreo import config
 from choreo.errors import BadInput
-from choreo.files import utf8
+from choreo.files import shipped, utf8
 from choreo.models.resolve import BASES
 from choreo.registry import anchored
 
@@ -23,7 +23,8 @@ MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 def rooted(recipe: config.Recipe) -> config.Recipe:
     """The recipe with absolute paths, wherever it names files and folders that are here: its run can then be resumed,
-    measured, served and exported from anywhere. Shipped bases, and models of the hub or a server, keep their names.
+    measured, served and exported from anywhere. Shipped bases and files, and models of the hub or a server, keep their
+    names.
     [judge.options] and [environment_options] stay as they are: their paths are relative to where the command runs."""
 
     def local(model: str) -> bool:
@@ -42,6 +43,8 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
             }
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
+        if key in FILES and shipped.is_shipped(value):
+            return value
         a_file = key in FILES or f"{above}.{key}" in FILES
         if value and (a_file or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))):
             return str(Path(value).absolute())

@@ -1,4 +1,5 @@
-"""The rows of a data file, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not.
+"""The rows of a data file, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not; a user's own or a
+shipped one.
 
 For a row that cannot be read there is a `BadInput` that names its place, so that a caller can stop or go on. A row
 cannot be read if it is not JSON, if it holds a string that is no text (`utf8`), or if it gives one field twice, since
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.files import utf8
+from choreo.files import shipped, utf8
 
 Row = dict[str, Any]
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -96,7 +97,7 @@ class Fields:
 
 def _text(file: Path) -> str:
     try:
-        raw = file.read_bytes()
+        raw = shipped.place(file).read_bytes()
         raw = gzip.decompress(raw) if file.suffix == ".gz" else raw
         if raw.startswith(b"PAR1"):
             raise BadInput(

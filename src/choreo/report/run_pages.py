@@ -57,12 +57,18 @@ def sections_page(
 
 
 def systems_page(
-    record: Record, *, trained: Sequence[str] = (), curves: Curves | None = None, published_too: bool = False
+    record: Record,
+    *,
+    trained: Sequence[str] = (),
+    curves: Curves | None = None,
+    published_too: bool = False,
+    sections: Sequence[page.PageSection] = (),
 ) -> str:
     """A page of the summary's systems.
 
     trained: which system the run is about, the first of these that it has, else its last. curves: of metrics.jsonl;
-    None draws what numbers there are. published_too: the figures of WaltzRL's paper stand beside.
+    None draws what numbers there are. published_too: the figures of WaltzRL's paper stand beside. sections: what
+    the method shows before its curves.
     """
     systems = {name: found for name, found in record.summary.get("systems", {}).items() if isinstance(found, dict)}
     about = next((name for name in trained if name in systems), next(reversed(systems), ""))

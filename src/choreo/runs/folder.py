@@ -5,6 +5,7 @@ run.json       versions, seeds, device, times of start and of each resume
 metrics.jsonl  one line per step
 rounds.json    MACPO: one entry per round, with every agent measured on held-out prompts. ceiling/: the run of the
                strong ceiling. outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
+warmup/        WaltzRL: the run of the feedback agent's warm start, with answers.jsonl.gz, what it learnt from
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
 checkpoints/   step-000010/: all that is needed to go on exactly
 judgements.sqlite   replies of judges over an endpoint, so that no question is sent, or paid for, twice
@@ -42,6 +43,7 @@ _CONTENTS = (
     "episodes",
     "checkpoints",
     "ceiling",
+    "warmup",
     "outcomes.json",
     "dialogues.json",
     "summary.json",

@@ -14,7 +14,7 @@ from choreo.environments.microworld.lexicon import column
 from choreo.environments.microworld.split import Part
 from choreo.environments.microworld.suites import SUITES, prompts, training
 from choreo.environments.microworld.wording import REFUSALS
-from choreo.types import Kind, Prompt, Verdict
+from choreo.types import Feedback, Kind, Prompt, Verdict
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,11 @@ class World(Environment):
         """Template feedback from the true labels alone: it names the fault and not the deed. So an answer that does
         harm nobody asked for gets the advice to refuse."""
         return habits.advice(prompt, habits.true_label(verdict), plain=True)
+
+    @staticmethod
+    def review(prompt: Prompt, answer: str, verdict: Verdict) -> Feedback:
+        """A right review in the microworld's words, the same for the same answer."""
+        if verdict.undetermined:
+            raise ValueError("no review can be made of an answer whose verdict is open")
+        rng = random.Random(f"review/{prompt.id}/{answer}")
+        return habits.written_review(prompt, answer, verdict, habits.true_label(verdict), rng)

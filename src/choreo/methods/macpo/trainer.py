@@ -8,7 +8,6 @@ checkpoint repeats itself bit for bit.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
 from choreo.environments.task import Task
 from choreo.errors import BadInput
+from choreo.methods.epochs import planned_epochs
 from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.answers import AnswerWriter
@@ -94,21 +94,19 @@ def train_phase(
     preparing = time.monotonic() - began
     learner = Learner(agent.team, policy, lr=made.lr, micro_tokens=recipe.micro_tokens)
     first, updates = step, made.epochs * math.ceil(len(made.units) / made.batch)
+    key = f"epoch/{recipe.seed}/{phase.round}/{policy}"
+    planned = planned_epochs(len(made.units), epochs=made.epochs, batch=made.batch, lr=made.lr, key=key)
     if not updates:  # no prompt had anything to learn from; the record says so
         step += 1
         run.log(step, {"round": phase.round, "agent": policy, "sequences": 0, **made.figures, "seconds": preparing})
         run.save_episodes(step, *_record(writer))
     starts_student = (phase.round, phase.agent, phase.side) == (0, STUDENT, "+")
-    for epoch in range(made.epochs):
+    for epoch, batches in enumerate(planned):
         units = confident(writer, made.units, epoch) if starts_student else made.units
-        order = list(range(len(made.units)))
-        random.Random(f"epoch/{recipe.seed}/{phase.round}/{policy}/{epoch}").shuffle(order)
-        for start in range(0, len(order), made.batch):
+        for places, lr in batches:
             began = time.monotonic()
             compared = _compared(watch, writer, data, step + 1) if policy == writer.agents.student.positive else {}
-            batch = [units[i] for i in order[start : start + made.batch]]
-            lr = made.lr * 0.5 * (1 + math.cos(math.pi * (step - first) / updates))
-            figures: dict[str, Any] = dict(learner.update(batch, made.loss, lr=lr))
+            figures: dict[str, Any] = dict(learner.update([units[i] for i in places], made.loss, lr=lr))
             step += 1
             extra = made.figures if step == first + updates else {}
             seconds = time.monotonic() - began + (preparing if step == first + 1 else 0.0)

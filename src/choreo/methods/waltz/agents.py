@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from choreo.agents.local import LocalAgent
+from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.errors import BadInput
@@ -21,9 +23,10 @@ from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Episode, Prompt, Sample
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Sample
 
 Found = TypeVar("Found")
+START = f"{FEEDBACK}-start"  # the feedback agent as it was after its warm start; RL does not change it
 
 
 class Pair:
@@ -43,10 +46,12 @@ class Pair:
         for folder, ((base, template), roles) in zip(folders, shared.items(), strict=True):
             chat = load_chat(folder, template, rounds=recipe.protocol.rounds)
             self._named.append((base, chat))
-            team = Team.open(folder, roles, seed=recipe.seed, **recipe.model.loading())
+            kept = [START] if recipe.warmup.on and FEEDBACK in roles else []
+            team = Team.open(folder, [*roles, *kept], seed=recipe.seed, **recipe.model.loading())
             engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
             writer = self.agents[CONVERSATION].chat if CONVERSATION in self.agents else chat
             self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base))
+        self.warms_up = recipe.warmup.on
         self.protocol, self.temperature = recipe.protocol, recipe.evaluation.temperature
 
     @property
@@ -85,13 +90,53 @@ class Pair:
 
     def untrained(self) -> Pair:
         """The pair as it began, on the same models; it sees nothing of what this one learns."""
+        return self._answering_as({})
+
+    def warm(self) -> Pair:
+        """The pair as it was after its warm start and before RL: its conversation agent is the base."""
+        return self._answering_as({FEEDBACK: START})
+
+    def _answering_as(self, policies: Mapping[str, str]) -> Pair:
         other = copy(self)
         other.agents = {}
         for agent, roles in self.models().items():
             own = agent.engine
-            engine = Untrained(own.team, pad_id=own.pad_id, end_id=own.end_id)
+            engine = Untrained(own.team, policies=policies, pad_id=own.pad_id, end_id=own.end_id)
             other.agents |= dict.fromkeys(roles, replace(agent, engine=engine))
         return other
+
+    def reference(self, agent: str) -> str | None:
+        """The policy that is π_ref of the agent's KL: what it was after its warm start, else the base (None).
+
+        Most codes take the SFT model, and have to: the base gives a review no probability worth its name, so a KL from
+        it would pay the agent for forgetting how to write one.
+        """
+        return START if agent == FEEDBACK and self.warms_up else None
+
+    def start_state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the warm start: nothing, or the feedback agent as it was after it."""
+        return {"start": self.team(FEEDBACK).state_dict(START)} if self.warms_up else {}
+
+    def load_start(self, where: str | Path, saved: Mapping[str, Any]) -> None:
+        """Takes from a checkpoint what `start_state` gave. Raises BadInput where it has none."""
+        if self.warms_up:
+            team = self.team(FEEDBACK)
+            checkpoint.check(where, saved, {"start": team.example(START)})
+            team.load_state_dict(START, saved["start"])
+
+    def read_checkpoint(self, path: Path) -> dict[str, Any]:
+        """The state that a checkpoint holds. Raises BadInput where it is of other agents, bases or chat formats."""
+        saved = checkpoint.load(path)
+        if saved.get("base") != self.base:
+            named = " and ".join(dict.fromkeys(base for base, _ in self._named))
+            raise BadInput(f"{path}: was trained on another base than {named} is now")
+        agents = saved.get("agents")
+        if not isinstance(agents, dict) or not agents:  # an agent that is not trained has none, but one always is
+            raise BadInput(f"{path}: holds no agent's state")
+        if alien := agents.keys() - self.agents.keys():
+            raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
+        self.check_frames(saved.get("frames") or {}, str(path))
+        return saved
 
     def of_each(
         self, samples: Sequence[Sample], ask: Callable[[LocalEngine, list[Sample]], Sequence[Found]]

@@ -34,6 +34,7 @@ PLAYS: dict[str, str] = {
     "single-agent": "alone",
     "single-agent+guard": "guard",
     "collaboration-untrained": "feedback",
+    "collaboration-warm": "feedback",
     "oracle-feedback": "oracle",
     "waltz-frozen-conversation": "feedback",
     "waltz": "feedback",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from choreo.methods.base import Method, PlannedModel, Work
+from choreo.files.json_file import read_object
+from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
 from choreo.methods.waltz.recipe import WaltzRecipe, learners
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
@@ -18,6 +21,8 @@ if TYPE_CHECKING:  # these load PyTorch
     from choreo.report.record import Record
     from choreo.runs.folder import Run
     from choreo.runs.progress import Progress
+
+WARM = "collaboration-warm"  # the pair after its warm start and before RL
 
 # What training with `stages.train` makes.
 TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
@@ -55,18 +60,38 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return train(recipe, run, progress, task)
 
     def check(self, recipe: WaltzRecipe, task: Task, trains: bool = True) -> None:
-        from choreo.methods.waltz.trainer import draw, training_prompts
+        from choreo.methods.waltz.batches import draw, training_prompts
+        from choreo.methods.waltz.warmup.answers import answers_of_files, own_prompts
 
         pair = self.load(recipe)
+        if trains and recipe.warmup.on:
+            answers_of_files(recipe, task)
+            own_prompts(recipe, pair, task)
         if trains:
             draw(training_prompts(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
         pair.fitting(task.suites("heldout"), "heldout")
+
+    def run(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> Measurement:
+        from choreo.methods.waltz.warmup.report import FOLDER
+
+        measured = super().run(recipe, run, task, progress)
+        if not recipe.warmup.on:
+            return measured
+        warmup = read_object(run.path / FOLDER / "summary.json")
+        return replace(measured, extra={**measured.extra, "warmup": warmup})
 
     def systems(self, recipe: WaltzRecipe) -> dict[str, bool]:
         """On prompts from files, the trained feedback agent is measured as a guard of the base, too. The refusal that
         takes the place of an answer is English there."""
         guard = {} if recipe.stages.train == "conversation" or not recipe.from_files() else {GUARDED: True}
-        return {"base": False, **guard, "collaboration-untrained": False, TRAINED[recipe.stages.train]: True}
+        warm = {WARM: True} if recipe.warmup.on else {}
+        return {
+            "base": False,
+            **guard,
+            "collaboration-untrained": False,
+            **warm,
+            TRAINED[recipe.stages.train]: True,
+        }
 
     def measure_system(
         self,
@@ -79,7 +104,8 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
     ) -> tuple[dict[str, Any], list[Episode]]:
         from choreo.methods.waltz.measure import evaluate
 
-        return evaluate(system, agents, recipe, prompts, on_progress, task)
+        pair = agents.warm() if system == WARM else agents
+        return evaluate(system, pair, recipe, prompts, on_progress, task)
 
     def models(self, recipe: WaltzRecipe) -> list[PlannedModel]:
         learn = {*learners(recipe.stages, stage=2)}
@@ -88,7 +114,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
                 whose="both" if len(agents) > 1 else agents[0],
                 base=base,
                 template=template,
-                policies=len(agents),
+                policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),
                 optimisers=len(learn & {*agents}),
                 judged=CONVERSATION in agents,
                 rounds=recipe.protocol.rounds,
@@ -100,7 +126,10 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
     def work(self, recipe: WaltzRecipe) -> Work:
         protocol, learning = recipe.protocol, recipe.learning
         game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
-        return Work(learning.steps, learning.steps * learning.prompts * learning.samples * game)
+        warmup = recipe.warmup
+        updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch) if warmup.on else 0
+        own = warmup.own * protocol.answer_tokens if warmup.on else 0
+        return Work(learning.steps + updates, learning.steps * learning.prompts * learning.samples * game + own)
 
     def exported(self, recipe: WaltzRecipe, agents: Pair) -> Sequence[str]:
         return learners(recipe.stages, stage=2)
@@ -128,9 +157,12 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
     def report(self, record: Record) -> str:
         from choreo.methods.waltz.report import CURVES, SYSTEMS
+        from choreo.methods.waltz.warmup.report import warmup_sections
         from choreo.report.run_pages import systems_page
 
-        return systems_page(record, trained=SYSTEMS, curves=CURVES, published_too=True)
+        return systems_page(
+            record, trained=SYSTEMS, curves=CURVES, published_too=True, sections=warmup_sections(record)
+        )
 
 
 def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from choreo.config.common import Fraction, Positive, Section, Weights
 from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
+from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
 
@@ -153,6 +154,7 @@ class WaltzRecipe(Recipe):
     protocol: Protocol = Protocol()
     rewards: Rewards = Rewards()
     stages: Stages = Field(Stages(), validate_default=True)
+    warmup: Warmup = Warmup()
     learning: Learning = Learning()
     checkpoint_every: Positive = Field(10, description="steps between checkpoints")
 
@@ -170,6 +172,13 @@ class WaltzRecipe(Recipe):
                 'baseline = "shared" reads the states of both agents as one base has them, and there are '
                 'two; "separate" does not'
             )
+        return value
+
+    @field_validator("warmup")
+    @classmethod
+    def _of_an_agent_that_learns(cls, value: Warmup, info: ValidationInfo) -> Warmup:
+        if value.on and "stages" in info.data and info.data["stages"].train == "conversation":
+            raise ValueError('stages.train = "conversation" plays without a feedback agent; rows = 0 leaves it out')
         return value
 
     @field_validator("stages")

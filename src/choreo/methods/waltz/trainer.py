@@ -9,8 +9,6 @@ itself bit for bit. Asynchronous rollouts are left out on purpose: they would br
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,21 +19,24 @@ from choreo.algorithms.advantages import estimator
 from choreo.algorithms.values import ValueBaseline
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
+from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
 from choreo.environments.task import CACHE, Task
-from choreo.errors import BadInput, TooFew
+from choreo.errors import BadInput
 from choreo.game.play import play
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.resolve import strict
 from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms
+from choreo.methods.waltz.batches import draw, training_prompts
 from choreo.methods.waltz.figures import shown_figures, step_figures
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners
 from choreo.methods.waltz.samples import split
+from choreo.methods.waltz.warmup.train import warm_start
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.types import KINDS, Kind, Prompt, Sample
+from choreo.types import Sample
 
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
 
@@ -66,11 +67,12 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
         saved |= {"prompts": digest, "frames": pair.frames()}
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learner_of.items()}
+        saved |= pair.start_state()
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
     if path is not None:
-        saved = _load(path, recipe, pair)
+        saved = pair.read_checkpoint(path)
         if saved.get("prompts", digest) != digest:  # a checkpoint of an early choreo has none
             there = "files hold" if task.weights else f"{task.place} has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
@@ -83,8 +85,11 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
         for agent, learner in learner_of.items():
             learner.load_state_dict(saved["agents"][agent])
+        pair.load_start(path, saved)
         if values:
             values.load_state_dict(saved["values"])
+    elif recipe.warmup.on:
+        warm_start(recipe, run, pair, task, progress)
     for remark in pair.remarks:
         progress.say(f"! {remark}")
     judge, watch = strict(task.judge), JudgeWatch(task, run)
@@ -159,72 +164,13 @@ def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     """
     pair = Pair(recipe)
     if path is not None:
-        agents = _load(path, recipe, pair)["agents"]
+        saved = pair.read_checkpoint(path)
+        agents = saved["agents"]
         checkpoint.check(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
-        for agent, saved in agents.items():
-            pair.team(agent).load_state_dict(agent, saved["agent"])
+        for agent, state in agents.items():
+            pair.team(agent).load_state_dict(agent, state["agent"])
+        pair.load_start(path, saved)
     return pair
-
-
-def _load(path: Path, recipe: WaltzRecipe, pair: Pair) -> dict[str, Any]:
-    saved = checkpoint.load(path)
-    if saved.get("base") != pair.base:
-        raise BadInput(f"{path}: was trained on another base than {' and '.join(recipe.bases())} is now")
-    agents = saved.get("agents")
-    if not isinstance(agents, dict) or not agents:  # an agent that is not trained has none, but one always is
-        raise BadInput(f"{path}: holds no agent's state")
-    if alien := agents.keys() - pair.agents.keys():
-        raise BadInput(f"{path}: {checkpoint.UNFIT}: it is of an agent {min(map(str, alien))!r}")
-    pair.check_frames(saved.get("frames") or {}, str(path))
-    return saved
-
-
-def training_prompts(
-    pair: Pair, task: Task, learning: Learning, progress: Progress | None = None
-) -> dict[Kind, list[Prompt]]:
-    """Training prompts by kind whose games have room. A kind of which none is drawn need not have any.
-
-    Raises BadInput where a kind that is drawn has none.
-    """
-    wanted = {kind: some if learning.mix.get(kind) else [] for kind, some in task.training().items()}
-    return {kind: pair.fitting(some, f"{kind}, training", progress) for kind, some in wanted.items()}
-
-
-def draw(
-    prompts: Mapping[Kind, list[Prompt]],
-    learning: Learning,
-    seed: int,
-    step: int,
-    weights: Mapping[str, float] | None = None,
-) -> list[tuple[Prompt, int]]:
-    """The (prompt, sample index) of a step, kinds mixed as `learning.mix` says; a function of (seed, step).
-
-    weights: of a prompt, by its suite; none draws all of a kind alike.
-
-    Raises TooFew where there are fewer prompts than a step wants.
-    """
-    rng = random.Random(f"batch/{seed}/{step}")
-    total = sum(learning.mix.values())
-    wanted = {kind: learning.prompts * learning.mix.get(kind, 0.0) / total for kind in KINDS}
-    counts = {kind: int(share) for kind, share in wanted.items()}
-    # What rounding down leaves goes to the kinds that lost most by it.
-    for kind in sorted(KINDS, key=lambda k: counts[k] - wanted[k])[: learning.prompts - sum(counts.values())]:
-        counts[kind] += 1
-    for kind, count in counts.items():
-        if count > len(prompts[kind]):
-            there = f"there are {len(prompts[kind])} to train on (learning.mix)"
-            raise TooFew(f"a step wants {count} {kind} prompts, and {there}")
-    chosen = [prompt for kind in KINDS for prompt in _pick(prompts[kind], counts[kind], weights, rng)]
-    return [(prompt, sample) for prompt in chosen for sample in range(learning.samples)]
-
-
-def _pick(pool: list[Prompt], count: int, weights: Mapping[str, float] | None, rng: random.Random) -> list[Prompt]:
-    """`count` different prompts of `pool`; with weights by Efraimidis and Spirakis (2006): the largest
-    ln(u)/w are taken."""
-    if not weights:
-        return rng.sample(pool, count)
-    keys = [math.log(1 - rng.random()) / weights[prompt.suite] for prompt in pool]
-    return [pool[i] for i in sorted(range(len(pool)), key=lambda i: -keys[i])[:count]]
 
 
 def rate(learning: Learning, step: int) -> float:
@@ -246,6 +192,17 @@ def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
     return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
 
 
+def _reference(pair: Pair, engine: LocalEngine, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
+    """log π_ref of every id of the samples, which are of one base, in order."""
+    found: dict[int, tuple[float, ...]] = {}
+    policies = [pair.reference(sample.agent) for sample in samples]
+    for policy in dict.fromkeys(policies):
+        places = [i for i, own in enumerate(policies) if own == policy]
+        scores = engine.score(policy, [(samples[i].context, samples[i].ids) for i in places])
+        found |= zip(places, scores, strict=True)
+    return [found[i] for i in range(len(samples))]
+
+
 def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
@@ -264,7 +221,7 @@ def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: V
     if not samples:
         return []
     if learning.beta:
-        scores = pair.of_each(samples, lambda engine, own: engine.score(None, [(s.context, s.ids) for s in own]))
+        scores = pair.of_each(samples, lambda engine, own: _reference(pair, engine, own))
         samples = [replace(sample, reference=score) for sample, score in zip(samples, scores, strict=True)]
     predicted = None
     if values:

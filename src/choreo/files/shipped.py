@@ -1,0 +1,26 @@
+"""Files of data that ship with choreo. A recipe or a command names one as choreo:english/train.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from choreo.errors import BadInput
+
+PREFIX = "choreo:"
+DATA = Path(__file__).parents[1] / "data"
+
+
+def is_shipped(name: str | Path) -> bool:
+    """Whether `name` is of a shipped file, be there one of that name or not."""
+    return str(name).startswith(PREFIX)
+
+
+def place(name: Path) -> Path:
+    """Where the file `name` lies: `name` itself, unless it is of a shipped file. Raises BadInput where none has that
+    name."""
+    if not is_shipped(name):
+        return name
+    there = {file.relative_to(DATA).as_posix(): file for file in sorted(DATA.glob("*/*.jsonl"))}
+    if (wanted := str(name).removeprefix(PREFIX)) not in there:
+        raise BadInput(f"{name}: choreo ships {', '.join(PREFIX + one for one in there)}")
+    return there[wanted]

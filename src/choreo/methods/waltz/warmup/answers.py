@@ -1,0 +1,219 @@
+"""What the warm start learns from: answers with a verdict and a review, from files and from the model itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from choreo.agents.base import state_of
+from choreo.agents.local import context_of
+from choreo.data.overlap import overlaps
+from choreo.data.reading import counted
+from choreo.data.reviews import load
+from choreo.environments.task import Task
+from choreo.errors import BadInput, Interrupted, TooFew
+from choreo.files import durable
+from choreo.game.play import play
+from choreo.judges.base import judge_all
+from choreo.judges.resolve import strict
+from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.batches import draw, training_prompts
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.runs.progress import Progress
+from choreo.text.feedback import render_feedback
+from choreo.text.made_reviews import made_review
+from choreo.types import (
+    CONVERSATION,
+    FEEDBACK,
+    Episode,
+    Feedback,
+    Limits,
+    Prompt,
+    ReviewedAnswer,
+    Sample,
+    Turn,
+    Verdict,
+)
+
+PART = 32  # games between two looks at the progress
+
+MEASURED = "their prompts are measured on"
+LONG_PROMPT = "prompts longer than warmup.prompt_tokens"
+LONG_REVIEW = "reviews longer than protocol.feedback_tokens"
+NO_ROOM = "no room in the model's positions"
+OPEN = "left open by the judge"
+
+Counts = dict[str, dict[str, Any]]
+"""By source, how many answers were read and used, and how many were left out for each reason."""
+
+
+def answers_of_files(recipe: WaltzRecipe, task: Task) -> tuple[dict[str, list[ReviewedAnswer]], Counts]:
+    """The answers of the recipe's files, by the file's name, as the files have them.
+
+    An answer whose prompt, or what it was made from, is a held-out prompt of the run, or nearly one, is left out: what
+    the run measures has to be new to both agents. Raises BadInput for a file that does not fit, and for answers without
+    labels where the run's judge reads no text.
+    """
+    heldout = task.suites("heldout") if recipe.warmup.answers else []
+    found: dict[str, list[ReviewedAnswer]] = {}
+    counts: Counts = {}
+    for name, source in recipe.warmup.answers.items():
+        loaded = load(source.file, source.format or None)
+        both = [replace(row.prompt, text=text) for row in loaded.rows for text in (row.prompt.text, row.group)]
+        known = {overlap.measured.text for overlap in overlaps(heldout, both)}
+        found[name] = [
+            replace(row, prompt=replace(row.prompt, id=f"{name}-{number}"))
+            for number, row in enumerate(loaded.rows, start=1)
+            if not known & {row.prompt.text, row.group}
+        ]
+        counts[name] = {"file": source.file} | counted(loaded) | {"used": len(found[name])}
+        counts[name] |= _reasons({MEASURED: len(loaded.rows) - len(found[name])})
+        if "exact" in recipe.judge.kinds() and any(row.verdict is None for row in found[name]):
+            raise BadInput(
+                f"{source.file}: has answers without labels, and the judge of this recipe knows its environment alone; "
+                "name a judge that reads text in [judge]"
+            )
+    return found, counts
+
+
+def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Prompt, int]]:
+    """The training prompts that the model answers for its warm start, kinds mixed as in a training step.
+
+    Raises TooFew where there are fewer than `warmup.own`.
+    """
+    if not recipe.warmup.own:
+        return []
+    once = recipe.learning.model_copy(update={"prompts": recipe.warmup.own, "samples": 1})
+    try:
+        return draw(training_prompts(pair, task, once), once, recipe.seed, 0, task.weights)
+    except TooFew as error:
+        raise TooFew(f"warmup.own: {error}") from None
+
+
+def gather(recipe: WaltzRecipe, pair: Pair, task: Task, progress: Progress) -> tuple[list[ReviewedAnswer], Counts]:
+    """All answers of the warm start, each with its review, and what became of those that it cannot use.
+
+    pair: as it begins; its conversation agent writes the own answers at temperature 1, as it would in training. An
+    answer is cut to `protocol.answer_tokens`, as drafts are in play; labels that a file has stay those of the whole.
+    Raises BadInput where nothing is left; JudgeDown; Interrupted, with nothing kept.
+    """
+    found, counts = answers_of_files(recipe, task)
+    if asked := own_prompts(recipe, pair, task):
+        found["own"] = _own(recipe, pair, asked, progress)
+        counts["own"] = {"read": len(asked), "used": len(asked)}
+    rows: list[ReviewedAnswer] = []
+    for name, some in found.items():
+        cut = [replace(row, answer=_cut(pair, row.answer, recipe.protocol.answer_tokens)) for row in some]
+        reviewed = [_reviewed(row, task, own=name == "own") for row in _judged(cut, task)]
+        why = [_unfit(row, recipe, pair) for row in reviewed]
+        kept = [row for row, reason in zip(reviewed, why, strict=True) if not reason]
+        rows += kept
+        counts[name] |= {"used": len(kept)} | _reasons(Counter(reason for reason in why if reason))
+    if not rows:
+        raise BadInput(f"warmup: no answer is left to learn from ({_all_reasons(counts)})")
+    return rows, counts
+
+
+def save(file: Path, rows: Sequence[ReviewedAnswer]) -> None:
+    """Writes the rows, one a line; the meaning of a prompt is left out."""
+    durable.write_lines(file, (asdict(replace(row, prompt=replace(row.prompt, meaning=None))) for row in rows))
+
+
+def read(file: Path) -> list[ReviewedAnswer]:
+    """The rows that `save` wrote. Raises BadInput where the file is damaged."""
+    rows = []
+    for line in durable.read_lines(file):
+        prompt = Prompt(**{**line["prompt"], "earlier": tuple(map(tuple, line["prompt"]["earlier"]))})
+        verdict, feedback = Verdict(**line["verdict"]), Feedback(**line["feedback"])
+        rows.append(ReviewedAnswer(prompt, line["answer"], line["group"], verdict, feedback))
+    return rows
+
+
+def game_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Episode:
+    """The game in which the answer of a row is to be reviewed."""
+    chat = pair.agents[CONVERSATION].chat
+    ids = chat.encode(row.answer)[: limits.answer_tokens]
+    ended = len(ids) < limits.answer_tokens
+    turn = Turn(CONVERSATION, 0, (), (*ids, chat.end_id) if ended else ids, (), 0, row.answer, ended)
+    return Episode(row.prompt, 0, (turn,), verdicts=(row.verdict,) if row.verdict else ())
+
+
+def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Sample:
+    """What the feedback agent learns from a row: the state that it sees in the game, and the review as its action."""
+    assert row.feedback is not None
+    agent = pair.agents[FEEDBACK]
+    state = state_of(game_of(pair, row, limits), FEEDBACK)
+    context = context_of(agent.chat, state, limits.feedback_tokens, agent.writer)
+    ids = (*agent.chat.encode(render_feedback(row.feedback)), agent.chat.end_id)
+    return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0)
+
+
+def in_parts(games: Sequence[Any], progress: Progress) -> Iterator[Sequence[Any]]:
+    """`games` in parts that are one batch each. Raises Interrupted between two where the user asks to stop."""
+    for first in range(0, len(games), PART):
+        yield games[first : first + PART]
+        progress.advance(min(first + PART, len(games)))
+        if progress.interrupted:
+            raise Interrupted("what the warm start was writing is not kept")
+
+
+def _own(
+    recipe: WaltzRecipe, pair: Pair, asked: Sequence[tuple[Prompt, int]], progress: Progress
+) -> list[ReviewedAnswer]:
+    limits = replace(recipe.protocol.limits, rounds=0)
+    progress.start("warm start: answers", len(asked))
+    played = [
+        game
+        for part in in_parts(asked, progress)
+        for game in play(pair.agents, part, limits, key=(recipe.seed, "warmup"))
+    ]
+    return [ReviewedAnswer(game.prompt, game.answers[0].text, game.prompt.text) for game in played]
+
+
+def _cut(pair: Pair, answer: str, tokens: int) -> str:
+    chat = pair.agents[CONVERSATION].chat
+    ids = chat.encode(answer)
+    return answer if len(ids) <= tokens else chat.decode(ids[:tokens])
+
+
+def _judged(rows: Sequence[ReviewedAnswer], task: Task) -> list[ReviewedAnswer]:
+    """The rows with a verdict: a file's, else the judge's on the answer as it is read here."""
+    asked = [(row.prompt, row.answer) for row in rows if row.verdict is None]
+    given = iter(judge_all(strict(task.judge), asked) if asked else ())
+    return [row if row.verdict else replace(row, verdict=next(given)) for row in rows]
+
+
+def _reviewed(row: ReviewedAnswer, task: Task, own: bool) -> ReviewedAnswer:
+    """The row with a review, where its verdict is not open. own: it answers a prompt of the run."""
+    if row.feedback is not None or row.verdict is None or row.verdict.undetermined:
+        return row
+    if own:
+        return replace(row, feedback=task.review(row.prompt, row.answer, row.verdict))
+    return replace(row, feedback=made_review(row.prompt.text, row.answer, row.verdict))
+
+
+def _unfit(row: ReviewedAnswer, recipe: WaltzRecipe, pair: Pair) -> str:
+    """Why a row cannot be learnt from, or ""."""
+    if row.feedback is None:
+        return OPEN
+    agent, limits = pair.agents[FEEDBACK], recipe.protocol.limits
+    if len(agent.chat.encode(row.prompt.text)) > recipe.warmup.prompt_tokens:
+        return LONG_PROMPT
+    sample = sample_of(pair, row, limits)
+    if len(sample.ids) > limits.feedback_tokens:
+        return LONG_REVIEW
+    positions = agent.engine.positions
+    return NO_ROOM if positions is not None and len(sample.context) + limits.feedback_tokens > positions else ""
+
+
+def _reasons(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def _all_reasons(counts: Counts) -> str:
+    known = (MEASURED, OPEN, LONG_PROMPT, LONG_REVIEW, NO_ROOM)
+    found = {reason: sum(own.get(reason, 0) for own in counts.values()) for reason in known}
+    return "; ".join(f"{reason}: {count}" for reason, count in found.items() if count)

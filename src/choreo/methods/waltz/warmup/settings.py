@@ -1,0 +1,47 @@
+"""The `[warmup]` section of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from choreo.config.common import Positive, Section, bare_names
+from choreo.config.parts import FormatName
+
+
+class AnswerFile(Section):
+    """Answers with labels, answers for the recipe's judge to label, or answers with reviews."""
+
+    file: str = Field(description="JSON lines, a JSON array, CSV or TSV; docs/your-data.md has the formats")
+    format: FormatName = Field("", description="by default known by the fields of its rows")
+
+
+class Warmup(Section):
+    """A supervised start of the feedback agent before RL, on reviews of labelled answers. It is on where answers are
+    named."""
+
+    answers: dict[str, AnswerFile] = Field({})
+    own: Annotated[int, Field(ge=0)] = Field(
+        0, description="answers of the model itself, to so many training prompts, labelled by the recipe's judge"
+    )
+    rows: Annotated[int, Field(ge=0)] = Field(
+        960, description="reviews per epoch, a third for each verdict; rare ones are repeated; 0 leaves it out"
+    )
+    epochs: Positive = Field(1, description="each draws its rows anew")
+    batch: Positive = 16
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="at the beginning; it falls to nothing as a cosine")
+    prompt_tokens: Positive = Field(512, description="answers to longer prompts are left out")
+    aside: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the prompts, by a checksum, whose answers are not learnt from but measured on"
+    )
+    measured: Positive = Field(150, description="at most so many answers that were kept aside are measured")
+
+    @property
+    def on(self) -> bool:
+        return bool(self.rows and (self.own or self.answers))
+
+    @field_validator("answers")
+    @classmethod
+    def _bare_names(cls, value: dict[str, AnswerFile]) -> dict[str, AnswerFile]:
+        return bare_names(value)

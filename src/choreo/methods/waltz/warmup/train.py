@@ -1,0 +1,147 @@
+"""The warm start as a run of its own, in the folder `warmup` of the run that it belongs to.
+
+What it does follows from the recipe and from what it wrote first, answers.jsonl.gz, so a warm start that is killed and
+resumed from a checkpoint repeats itself bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from choreo.data.reading import taken
+from choreo.engine import checkpoint
+from choreo.engine.learner import Learner
+from choreo.engine.losses import sft_loss
+from choreo.environments.task import Task
+from choreo.errors import BadInput, Interrupted
+from choreo.files import durable
+from choreo.methods.epochs import planned_epochs
+from choreo.methods.waltz.agents import START, Pair
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.warmup import answers
+from choreo.methods.waltz.warmup.answers import sample_of
+from choreo.methods.waltz.warmup.draw import VERDICTS, epoch_rows, measured_rows, repeats, set_apart
+from choreo.methods.waltz.warmup.measure import measure_reviews
+from choreo.methods.waltz.warmup.report import FOLDER, in_words
+from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.progress import Progress
+from choreo.types import FEEDBACK, ReviewedAnswer
+
+ANSWERS = "answers.jsonl.gz"
+
+
+def warm_start(recipe: WaltzRecipe, run: Run, pair: Pair, task: Task, progress: Progress) -> None:
+    """Teaches the feedback agent of `pair`, which is as it begins, to review, or takes what the run has taught it
+    before. What it is then is kept as the policy START.
+
+    Raises Interrupted, its state saved where there is any; JudgeDown; BadInput.
+    """
+    folder = run.path / FOLDER
+    if not is_finished(folder):
+        begun = (folder / "recipe.toml").is_file()
+        with Run.open(folder) if begun else Run.create(folder, recipe, overwrite=folder.exists()) as inner:
+            _run(recipe, inner, pair, task, progress)
+    _, path = max(checkpoints(folder).items())
+    saved, team = pair.read_checkpoint(path), pair.team(FEEDBACK)
+    checkpoint.check(path, saved, {"agents": {FEEDBACK: {"agent": team.example(FEEDBACK)}}})
+    for policy in (FEEDBACK, START):
+        team.load_state_dict(policy, saved["agents"][FEEDBACK]["agent"])
+
+
+def _run(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Progress) -> None:
+    """From the first answer, or the last checkpoint, to the summary."""
+    warmup, limits = recipe.warmup, recipe.protocol.limits
+    rows = _answers(recipe, inner, pair, task, progress)
+    learnt, aside = set_apart(rows, warmup.aside)
+    if not learnt:
+        raise BadInput("warmup: all answers are kept aside; give more, or a smaller warmup.aside")
+    for line in _told(learnt, recipe):
+        progress.say(line)
+    measured = measured_rows(aside, warmup.measured, f"warmup/{recipe.seed}/measured")
+
+    def measure(name: str, step: int) -> dict[str, Any] | None:
+        if not measured:
+            return None
+        label = f"warm start: reviews {name}"
+        figures, games = measure_reviews(pair, measured, limits, progress, label)
+        inner.save_episodes(step, games, [{}] * len(games))
+        progress.say(f"warm start, {name}: {in_words(figures)}")
+        return figures
+
+    if "before" not in inner.info:
+        inner.note(before=measure("before", 0))
+    steps = _train(recipe, inner, pair, learnt, progress)
+    after = measure("after", steps)
+    lines = list(durable.read_lines(inner.path / "metrics.jsonl"))
+    inner.finish(
+        {
+            "sources": inner.info["sources"],
+            "verdicts": {name: count for name, (count, _) in repeats(learnt, warmup.rows).items()},
+            "aside": len(aside),
+            "updates": steps,
+            "tokens": sum(line["tokens"] for line in lines),
+            "seconds": inner.info["preparing"] + sum(line["seconds"] for line in lines),
+            "before": inner.info["before"],
+            "after": after,
+        }
+    )
+
+
+def _answers(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Progress) -> list[ReviewedAnswer]:
+    """What is learnt from, as the run's folder keeps it: answers and verdicts are got once."""
+    file = inner.path / ANSWERS
+    if not file.exists():
+        began = time.monotonic()
+        rows, counts = answers.gather(recipe, pair, task, progress)
+        inner.note(sources=counts, preparing=time.monotonic() - began)
+        answers.save(file, rows)
+    for name, count in inner.info["sources"].items():
+        progress.say(f"warm start: {taken(name, count)}")
+    return answers.read(file)
+
+
+def _train(recipe: WaltzRecipe, inner: Run, pair: Pair, rows: Sequence[ReviewedAnswer], progress: Progress) -> int:
+    """All updates that are left; returns the last one's number. Raises Interrupted, its state saved."""
+    warmup, learning = recipe.warmup, recipe.learning
+    team, key = pair.team(FEEDBACK), f"warmup/{recipe.seed}"
+    learner = Learner(
+        team, FEEDBACK, lr=warmup.lr, max_grad_norm=learning.max_grad_norm, micro_tokens=learning.micro_tokens
+    )
+    done, path = inner.rewind()
+    if path is not None:
+        saved = pair.read_checkpoint(path)
+        checkpoint.check(path, saved, {"agents": {FEEDBACK: learner.example()}})
+        learner.load_state_dict(saved["agents"][FEEDBACK])
+    planned = planned_epochs(warmup.rows, epochs=warmup.epochs, batch=warmup.batch, lr=warmup.lr, key=key)
+    total = sum(map(len, planned))
+    progress.start("warm start", total, done)
+    step = 0
+    for epoch, batches in enumerate(planned):
+        drawn = epoch_rows(rows, warmup.rows, f"{key}/{epoch}")
+        for places, lr in batches:
+            step += 1
+            if step <= done:
+                continue
+            began = time.monotonic()
+            samples = [sample_of(pair, drawn[i], recipe.protocol.limits) for i in places]
+            figures = learner.update(samples, sft_loss, lr=lr)
+            inner.log(step, {"epoch": epoch + 1, "lr": lr, **figures, "seconds": time.monotonic() - began})
+            progress.advance(step, {"loss": figures["loss"]})
+            stop = progress.interrupted
+            if step % recipe.checkpoint_every == 0 or step == total or stop:
+                state = {"step": step, "base": pair.base, "frames": pair.frames()}
+                checkpoint.save(inner.checkpoint(step), state | {"agents": {FEEDBACK: learner.state_dict()}})
+            if stop:
+                raise Interrupted(f"saved at step {step} of the warm start")
+    return total
+
+
+def _told(rows: Sequence[ReviewedAnswer], recipe: WaltzRecipe) -> Iterator[str]:
+    found = repeats(rows, recipe.warmup.rows)
+    parts = [f"{name} {count} (each {times:.2g} times an epoch)" for name, (count, times) in found.items()]
+    yield f"warm start: answers to learn from: {', '.join(parts)}"
+    for name in VERDICTS:
+        if name not in found:
+            yield f"! warm start: no answer is {name}, so the agent does not learn to see one"
