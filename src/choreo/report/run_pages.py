@@ -68,7 +68,7 @@ def systems_page(
 
     trained: which system the run is about, the first of these that it has, else its last. curves: of metrics.jsonl;
     None draws what numbers there are. published_too: the figures of WaltzRL's paper stand beside. sections: what
-    the method shows before its curves.
+    the method shows before its curves, after what is said of the judges.
     """
     systems = {name: found for name, found in record.summary.get("systems", {}).items() if isinstance(found, dict)}
     about = next((name for name in trained if name in systems), next(reversed(systems), ""))
@@ -76,7 +76,7 @@ def systems_page(
     # Those of the system that the report is about first, so that the limit never hides them.
     shown = sorted(record.dialogues, key=lambda item: (item["system"] != about, item["rank"]))
     drawn = _curves(record.metrics, _found_curves(record.metrics) if curves is None else curves)
-    sections = judge_sections(record.summary, record.metrics)
+    sections = [*judge_sections(record.summary, record.metrics), *sections]
     figures = {
         "plane": Markup(_plane(systems, published_too)) if systems else "",
         "curves": [Markup(svg) for svg in drawn],
