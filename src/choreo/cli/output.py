@@ -100,7 +100,8 @@ def _lost(result: Mapping[str, Any]) -> str:
         if count
     ]
     for name, system in result.get("systems", {}).items():
-        told = {"open": system.get("undetermined"), "format rate": (strict := system.get("format_rate"))}
+        told = {"open": system.get("undetermined"), "garbled": system.get("garbled")}
+        told |= {"format rate": (strict := system.get("format_rate"))}
         if (lenient := system.get("format_rate_lenient")) != strict:
             told["format rate read leniently"] = lenient
         parts = [

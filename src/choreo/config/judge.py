@@ -16,7 +16,8 @@ from choreo.errors import BadInput
 from choreo.files import toml
 from choreo.registry import made_by
 
-RULES = ("exact", "offline")  # judges that are neither a language model nor the user's
+TRAINED = "trained"  # a language model that choreo judge train --base has taught
+RULES = ("exact", "offline", TRAINED)  # judges that are neither the user's nor a model that is asked in a format
 OneKind = Annotated[str, Named(JUDGES, others=RULES)]
 Kind = Annotated[str, Named(JUDGES, others=(*RULES, "majority"))]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -28,7 +29,7 @@ _OWN = re.compile(rf"(?P<kind>[^:@]+:[^\W\d][\w.]*){_MODEL}")
 class OneJudge(Section):
     """One judge. A format needs a language model: at `url`, or without one run here by transformers.
 
-    A user's own judge takes [judge.options], and neither model nor url.
+    A trained judge is a folder, as `model`. A user's own judge takes [judge.options], and neither model nor url.
     """
 
     kind: OneKind = Field("exact", description="exact: the environment's own judge; docs/your-judge.md has more")
@@ -56,6 +57,8 @@ class OneJudge(Section):
     @field_validator("model")
     @classmethod
     def _named(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == TRAINED and not value:
+            raise ValueError("a trained judge is a folder by choreo judge train --base, and this names none")
         if (kind := info.data.get("kind", "exact")) in (*RULES, "majority"):
             return value
         asks = is_format(JUDGES.get(kind))
@@ -85,7 +88,9 @@ class OneJudge(Section):
 
     @field_validator("url")
     @classmethod
-    def _an_address(cls, value: str) -> str:
+    def _an_address(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("kind") == TRAINED:
+            raise ValueError("a trained judge runs here, and takes no url")
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must look like http://localhost:8000/v1")
         return value

@@ -11,7 +11,7 @@ import numpy as np
 from choreo.data.answers import LabelledAnswer
 from choreo.evaluation.intervals import DRAWS, Estimate, estimate, share
 from choreo.evaluation.judging import Confusion
-from choreo.judges.base import Judge, judge_all
+from choreo.judges.base import Judge, judge_all, with_garbled
 from choreo.types import Verdict
 
 LABELS = ("satisfactory", "unsafe", "overrefuse", "degenerate")
@@ -25,7 +25,9 @@ def agreement(judge: Judge, rows: Sequence[LabelledAnswer], seed: int = 0) -> di
     systems: `agreed` on satisfactory, by the system that answered, where the rows say which.
     """
     answers = by_answer(rows)
-    verdicts = judge_all(judge, [(row.prompt, row.answer) for row in answers])
+    given = judge_all(judge, [(row.prompt, row.answer) for row in answers])
+    # As in a run, where garbled answers are found by rules, whoever judges.
+    verdicts = [with_garbled(verdict, row.prompt, row.answer) for row, verdict in zip(answers, given, strict=True)]
     truth = [_truth(row) for row in answers]
     told = [_told(row, verdict) for row, verdict in zip(answers, verdicts, strict=True)]
 

@@ -8,6 +8,7 @@ from typing import Any
 from choreo import config
 from choreo.errors import BadInput
 from choreo.files import shipped, utf8
+from choreo.judges.trained.folder import JUDGE_FILE
 from choreo.models.resolve import BASES
 from choreo.registry import anchored
 
@@ -28,7 +29,8 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
     [judge.options] and [environment_options] stay as they are: their paths are relative to where the command runs."""
 
     def local(model: str) -> bool:
-        return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
+        here = any((Path(model) / name).is_file() for name in ("config.json", JUDGE_FILE))
+        return not (BASES / model / "config.json").is_file() and here
 
     def template(value: str) -> bool:
         """A file that is here, or what can be nothing else. The name of one that the tokenizer has may have a dot."""
@@ -43,9 +45,9 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
             }
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
-        if key in FILES and shipped.is_shipped(value):
-            return value
         a_file = key in FILES or f"{above}.{key}" in FILES
+        if a_file and shipped.is_shipped(value):
+            return value
         if value and (a_file or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))):
             return str(Path(value).absolute())
         return anchored(value) if key in PARTS and isinstance(value, str) else value

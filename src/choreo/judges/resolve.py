@@ -7,10 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from choreo.config.judge import RULES, OneJudge
+from choreo.config.judge import RULES, TRAINED, OneJudge
 from choreo.config.judge import Judge as Settings
 from choreo.config.parts import JUDGES, is_format
 from choreo.errors import BadInput
+from choreo.files import shipped
 from choreo.judges.base import Format, FormatEntry, Judge, judge_all
 from choreo.judges.majority import Majority
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge
@@ -35,9 +36,13 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
     if one.kind == "exact":
         raise BadInput('judge: kind = "exact" knows the microworld alone')
     if one.kind == "offline":
-        judge = OfflineJudge(Path(one.weights) if one.weights else WEIGHTS, one.unsure)
+        judge = OfflineJudge(shipped.place(Path(one.weights)) if one.weights else WEIGHTS, one.unsure)
         _ = judge.weights  # a file that is none is said now, not after hours of answering
         return judge
+    if one.kind == TRAINED:
+        from choreo.judges.trained.model import TrainedJudge
+
+        return TrainedJudge(one.model)
     found = JUDGES.get(one.kind)
     if not is_format(found):
         return OwnJudge(one.kind, found, one.options)
@@ -142,7 +147,7 @@ def strict(judge: Judge) -> Judge:
 def local(settings: Settings) -> list[OneJudge]:
     """The judges that are language models in this process."""
     everyone = settings.of.values() or [settings]
-    return [one for one in everyone if one.kind not in RULES and one.model and not one.url]
+    return [one for one in everyone if one.kind == TRAINED or (one.kind not in RULES and one.model and not one.url)]
 
 
 def probe(settings: Settings) -> None:

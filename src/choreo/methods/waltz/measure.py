@@ -57,8 +57,8 @@ class Stopwatch:
             self.added += time.perf_counter() - began
         return done
 
-    def score(self, agent: str | None, pairs: Any) -> list[tuple[float, ...]]:
-        return self.engine.score(agent, pairs)
+    def score(self, agent: str | None, pairs: Any, masks: Any = None) -> list[tuple[float, ...]]:
+        return self.engine.score(agent, pairs, masks)
 
 
 def evaluate(
@@ -80,7 +80,10 @@ def evaluate(
     if how == "gate":
         players[CONVERSATION] = pair.untrained().agents[CONVERSATION]
     clocks = {role: Stopwatch(agent.engine) for role, agent in players.items()}
-    agents = {role: LocalAgent(agent.chat, clocks[role], agent.writer) for role, agent in players.items()}
+    agents: dict[str, LocalAgent] = {
+        role: replace(agent, engine=clocks[role], name="")  # type: ignore[arg-type]
+        for role, agent in players.items()
+    }
 
     def added() -> float:
         return sum(clock.added for clock in clocks.values())

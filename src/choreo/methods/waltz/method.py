@@ -180,11 +180,15 @@ def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:
         "temperature": recipe.evaluation.temperature * recipe.model.temperature,
         "messages": answers.messages() | {"review": reviews.messages()["review"]},
         "template_options": {**answers.options, **reviews.options},
+        "wording": answers.wording.model_dump()
+        | {"review": reviews.wording.review, "feedback": reviews.wording.feedback},
+        "constrained": played.constrained,
         "feedback_schema": FEEDBACK_SCHEMA,
         "play": "Render all messages by the agent's chat template with `template_options`, as in training. Send "
         "`answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where the review is "
         "JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent its messages so "
-        "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
+        "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final."
+        + (" In training reviews were held to this schema: use structured outputs." if played.constrained else ""),
     }
 
 

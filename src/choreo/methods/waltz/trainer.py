@@ -55,6 +55,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             lr=learning.lr,
             max_grad_norm=learning.max_grad_norm,
             micro_tokens=learning.micro_tokens,
+            masks=pair.masks(agent),
         )
         for agent in learners(recipe.stages, stage=2)
     }
@@ -198,7 +199,8 @@ def _reference(pair: Pair, engine: LocalEngine, samples: Sequence[Sample]) -> li
     policies = [pair.reference(sample.agent) for sample in samples]
     for policy in dict.fromkeys(policies):
         places = [i for i, own in enumerate(policies) if own == policy]
-        scores = engine.score(policy, [(samples[i].context, samples[i].ids) for i in places])
+        pairs = [(samples[i].context, samples[i].ids, samples[i].choices) for i in places]
+        scores = engine.score(policy, pairs, pair.masks(samples[0].agent))
         found |= zip(places, scores, strict=True)
     return [found[i] for i in range(len(samples))]
 
