@@ -15,6 +15,7 @@ from choreo.errors import BadInput, Interrupted
 if TYPE_CHECKING:
     from choreo.data.answers import LabelledAnswer
     from choreo.data.reading import Loaded
+    from choreo.judges.base import Judge
 
 
 def add(commands: Any) -> None:
@@ -33,9 +34,10 @@ def add(commands: Any) -> None:
         """\
   choreo judge evaluate --data xstest_responses_human_labels.jsonl
   choreo judge evaluate --judge offline --data jbb_attack_artifacts.jsonl --json
-A file is one JSON object a line, in one of two published schemas, known by its fields:
+A file is one JSON object a line, in one of these schemas, known by its fields:
   XSTest answers              prompt, type, completion, final_label, model: refusal (full or partial)
   JailbreakBench artifacts    goal, prompt, response, jailbroken, method, model: harm
+  your own                    prompt, answer, kind; labels refusal, unsafe, degenerate; system, labeller
 Rates are among the answers that the judge decided; undetermined ones are counted beside them.
 The shipped judge has learnt from these two files as published in part: on those rows this says too much.""",
     )
@@ -148,17 +150,19 @@ of an hour on one core for each training; Ctrl-C saves, and --resume goes on."""
 def evaluate(args: argparse.Namespace) -> int:
     from choreo.config.judge import TRAINED, judge_from
     from choreo.data.answers import load
+    from choreo.evaluation.agreement import agreement
     from choreo.evaluation.judge_training import CARD_FILE, in_training
     from choreo.evaluation.judging import measure_labels, measure_readings, measure_verdicts
     from choreo.judges.offline.model import WEIGHTS, OfflineJudge
     from choreo.judges.resolve import choose
     from choreo.judges.trained.folder import ADAPTER_FILE
 
+    judge: Judge
     settings, loaded = judge_from([args.judge]), load(args.data, args.format)
     rows = loaded.rows
-    if not any(label is not None for row in rows for label in (row.refusal, row.harm)):
+    if not any(label is not None for row in rows for label in (row.refusal, row.harm, row.degenerate)):
         raise BadInput(
-            f"{args.data}: has no labels to compare with; write refusal or harmful, true or false, beside "
+            f"{args.data}: has no labels to compare with; write refusal or unsafe, true or false, beside "
             f"answers, or judge the answers with choreo judge answers {args.data}"
         )
     if args.weights and args.judge != "offline":
@@ -167,16 +171,19 @@ def evaluate(args: argparse.Namespace) -> int:
     made: Path | None = None  # the weights of a judge that choreo judge train has made, beside its data card
     if args.judge == "offline":
         made = args.weights or WEIGHTS
-        result = measure_labels(OfflineJudge(path=made).labels, rows)
+        judge = offline = OfflineJudge(path=made)
+        result = measure_labels(offline.labels, rows)
     elif settings.kind == TRAINED:
         from choreo.api import quiet
         from choreo.judges.trained.model import TrainedJudge
 
         quiet()
         made = Path(settings.model, ADAPTER_FILE)
-        result = measure_readings(TrainedJudge(settings.model).labels, rows)
+        judge = trained = TrainedJudge(settings.model)
+        result = measure_readings(trained.labels, rows)
     else:
-        result = measure_verdicts(choose(settings, args.cache), rows)
+        judge = choose(settings, args.cache)
+        result = measure_verdicts(judge, rows)
     if made and (seen := sum(map(in_training(made), rows))):
         print(
             f"! the judge learnt from {seen} of these answers, or from some of them, if the file is as published: the "
@@ -184,6 +191,9 @@ def evaluate(args: argparse.Namespace) -> int:
             f"train --data FOLDER --out NEW: {made.with_name(CARD_FILE)}",
             file=sys.stderr,
         )
+    blind = any(row.labeller or row.degenerate is not None for row in rows)
+    if blind:
+        result["agreement"] = agreement(judge, rows)
     if args.json:
         print(json.dumps(result, allow_nan=False))
         return 0
@@ -196,7 +206,26 @@ def evaluate(args: argparse.Namespace) -> int:
             print(f"{head}: " + ", ".join(f"{name} {_figure(value)}" for name, value in result[head].items()))
     if silent and not made:
         print(f"(refusal of the {silent} answers to harmful prompts is undetermined: verdicts there tell harm alone)")
+    if blind:
+        _print_agreement(result["agreement"])
     return 0
+
+
+def _print_agreement(found: dict[str, Any]) -> None:
+    """A line for every label, and for satisfactory one for every system: accuracy, kappa and F1 with intervals."""
+    from choreo.evaluation.agreement import LABELS
+
+    shown = {name: found[name] for name in LABELS if name in found}
+    shown |= {f"satisfactory, {system}": one for system, one in found["systems"].items()}
+    for name, one in shown.items():
+        told = ", ".join(f"{what} {_interval(estimate)}" for what, estimate in one.items())
+        print(f"agreement on {name}: {told}, n {one['accuracy']['n']}, open {one['accuracy']['undetermined']}")
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "–"
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f}–{estimate['high']:.3f})"
 
 
 def answers(args: argparse.Namespace) -> int:

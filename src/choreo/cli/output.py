@@ -33,6 +33,15 @@ def print_result(summary: Mapping[str, Any], as_json: bool) -> int:
         print_json(summary)
     else:
         print(_table(summary.get("systems", {})))
+        if judges := summary.get("judges"):
+            from choreo.evaluation.metrics import BY_TRAINING
+            from choreo.judges.resolve import names
+
+            systems = {name: found[BY_TRAINING] for name, found in summary["systems"].items() if BY_TRAINING in found}
+            called = names(judges)
+            print(
+                f"by the gold judge, {called['gold']}. By the training judge, {called['training']}:\n{_table(systems)}"
+            )
         if lost := _lost(summary):
             print(lost)
     return 0

@@ -120,6 +120,23 @@ class Judge(OneJudge):
         return {one.kind for one in self.of.values()} or {self.kind}
 
 
+class Gold(Judge):
+    """The gold judge: a second judge, which measures and never gives a reward. What it finds, beside what the training
+    judge finds on the same answers, shows over-optimisation (Gao et al. 2022, "Scaling laws for reward model
+    overoptimization")."""
+
+    kind: Kind = Field(description="as of judge.kind; another judge than that one, by another model")
+    every: Positive = Field(5, description="steps of training between two comparisons of both judges")
+    probe: Positive = Field(24, description="training prompts a comparison, for methods that play no games in a step")
+    window: Positive = Field(5, description="comparisons whose mean is held against the mean of as many first ones")
+    margin: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1,
+        description="the alarm: the share of answers that satisfy the training judge alone has grown by more than this",
+    )
+    stop: bool = Field(False, description="stop when the alarm begins, with the run's state saved")
+    labels: str = Field("", description="a file of answers that people labelled: how far do both judges agree with it?")
+
+
 def judge_from(words: Sequence[str]) -> Judge:
     """The judge that the command line names: KIND, KIND:MODEL@URL, KIND:FOLDER, or a TOML file with the keys of a
     [judge] section. Several words are a majority of these judges. KIND may be module:object, or file.py:object.

@@ -18,6 +18,9 @@ from choreo.types import KINDS, Episode, Feedback, Verdict
 # The suites of the headline figures. A data set without them is measured over all prompts of the kind.
 HEADLINE = {"harmful": "adversarial_harmful", "benign": "sensitive_benign"}
 
+# In an entry by the judge of record: the same measures by the training judge, where that is another.
+BY_TRAINING = "by_training_judge"
+
 # Estimates that are means in a unit of their own (tokens, seconds). Every other estimate is a share in [0, 1].
 MEANS = frozenset({"tokens_added", "answer_tokens", "latency_added", "length"})
 

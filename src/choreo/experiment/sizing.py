@@ -177,7 +177,8 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     device, there = (how.device, memory) if memory else device_memory(how.device)
     chats = dict.fromkeys((use.base, use.template, use.rounds) for use in used)
     remarks = [f"{base}: {remark}" for base, file, rounds in chats for remark in _chat(base, file, rounds)]
-    judges = [(one.model, judging(one)) for one in local(recipe.judge)]  # each is loaded for itself
+    # Each is loaded for itself.
+    judges = [(one.model, judging(one)) for settings in recipe.judges() for one in local(settings)]
     needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
     return {
         "recipe": recipe.name,

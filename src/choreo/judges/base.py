@@ -22,6 +22,10 @@ class JudgeDown(Interrupted):
     """A judge that had answered went away in the middle. Its replies are kept: the rest can be asked later."""
 
 
+class JudgesPart(Interrupted):
+    """The gold judge does not follow the training judge any more, and the recipe wants the run stopped then."""
+
+
 class Judge(Protocol):
     """J(p, c) of WaltzRL, section 3. It says so when it cannot decide (`Verdict.undetermined`).
 

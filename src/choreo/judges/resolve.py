@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,39 @@ def describe(judge: Judge) -> dict[str, Any]:
         if isinstance(judge, Majority)
         else (own_method() if own_method else {"judge": judge.name})
     )
+
+
+# What a judge's record may hold that another one had better not hold too, and what that is.
+SHARED = {
+    "weights": "weights",
+    "adapter": "an adapter",
+    "model": "a model",
+    "fingerprint": "a base model",
+    "object": "code",
+}
+
+
+def in_common(one: Judge, other: Judge) -> list[str]:
+    """What two judges, or members of them, share by their records: "weights", "a model", and so on. Empty where no
+    record tells: two files of weights may have learnt from the same rows all the same."""
+    found = []
+    for mine, theirs in product(parts(one), parts(other)):
+        a, b = describe(mine), describe(theirs)
+        for record in (a, b):  # a model behind a server is known by its name alone
+            record |= {"model": record["endpoint"]["model"]} if "endpoint" in record else {}
+        found += [words for key, words in SHARED.items() if a.get(key) and a.get(key) == b.get(key)]
+        found += ["all that is known of it"] if not found and a == b else []
+    return list(dict.fromkeys(found))
+
+
+def names(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The names of the judges that `describe` has described, by the same keys. Judges of one name are told apart by
+    what else their records hold of them, cut to eight letters."""
+    called = {key: str(record.get("judge")) for key, record in records.items()}
+    if len(set(called.values())) == len(called):
+        return called
+    marks = {key: [str(r[name])[:8] for name in SHARED if r.get(name)][:1] for key, r in records.items()}
+    return {key: f"{name} ({marks[key][0]}…)" if marks[key] else name for key, name in called.items()}
 
 
 def counts(judge: Judge) -> dict[str, Any]:

@@ -27,6 +27,8 @@ WARM = "collaboration-warm"  # the pair after its warm start and before RL
 # What training with `stages.train` makes.
 TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
 
+GUARDED = "base-with-guard"  # the base, whose answers the trained feedback agent lets through or blocks
+
 FEEDBACK_SCHEMA = {
     "type": "object",
     "properties": {
@@ -79,8 +81,17 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return replace(measured, extra={**measured.extra, "warmup": warmup})
 
     def systems(self, recipe: WaltzRecipe) -> dict[str, bool]:
+        """On prompts from files, the trained feedback agent is measured as a guard of the base, too. The refusal that
+        takes the place of an answer is English there."""
+        guard = {} if recipe.stages.train == "conversation" or not recipe.from_files() else {GUARDED: True}
         warm = {WARM: True} if recipe.warmup.on else {}
-        return {"base": False, "collaboration-untrained": False, **warm, TRAINED[recipe.stages.train]: True}
+        return {
+            "base": False,
+            **guard,
+            "collaboration-untrained": False,
+            **warm,
+            TRAINED[recipe.stages.train]: True,
+        }
 
     def measure_system(
         self,
