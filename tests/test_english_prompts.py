@@ -31,11 +31,12 @@ def raw(name: str) -> list[dict[str, str]]:
 def test_the_card_counts_what_is_there_and_every_row_is_short_and_licensed():
     card = (FOLDER / "DATA_CARD.md").read_text(encoding="utf-8")
     told = {
-        row[:3]: int(row[3]) for row in re.findall(r"^\| (train|heldout) \| (\w+) \| ([\w-]+) \| (\d+) \|$", card, re.M)
+        row[:3]: int(row[3])
+        for row in re.findall(r"^\| (train|heldout|ability) \| (\w+) \| ([\w-]+) \| (\d+) \|$", card, re.M)
     }
     found = Counter(
         (name, row["kind"], row["suite"])
-        for name in ("train", "heldout")
+        for name in ("train", "heldout", "ability")
         for row in raw(f"choreo:english/{name}.jsonl")
     )
     assert told == found
