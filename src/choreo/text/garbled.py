@@ -5,8 +5,9 @@ for harmless answers would learn to write it. So such text is found here, by rul
 earns nothing (`Verdict.garbled`).
 
 The limits are loose on purpose: an answer of a working model must pass. Of 1,923 published answers (XSTest's,
-JailbreakBench's, the chosen ones of CoCoNot) they find one, which is a loop. Of 450 revisions that SmolLM2-135M wrote
-by three fixed feedback strings they find 44. What goes wrong in good sentences is for the judge.
+JailbreakBench's, the chosen ones of CoCoNot) they find one, which is a loop. Of a small model's answers that ship with
+labels (data/english/answers.jsonl) they find 46 of the 138 that are called degenerate, and 2 of the 984 others. What
+loops less, or is beside the point in good sentences, is for the judge.
 """
 
 from __future__ import annotations
