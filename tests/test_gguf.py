@@ -183,7 +183,7 @@ def write(folder):
     (folder / "config.json").write_text("half")
     print("writing", flush=True)
     time.sleep(float(sys.argv[1]))
-print(cache.make("tiny", "a" * 64, write).name, flush=True)
+print(cache.keep("tiny", "a" * 64, write).name, flush=True)
 """
 
 
@@ -194,11 +194,11 @@ def writer(seconds: float) -> subprocess.Popen[str]:
 def test_a_killed_conversion_leaves_nothing(here):
     process = writer(600)
     assert process.stdout.readline() == "writing\n"
-    assert cache.find("a" * 64) is None  # nobody sees it before it is whole
+    assert cache.kept("a" * 64) is None  # nobody sees it before it is whole
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert cache.find("a" * 64) is None
-    made = cache.make("tiny", "a" * 64, lambda folder: (folder / "config.json").write_text("whole"))
+    assert cache.kept("a" * 64) is None
+    made = cache.keep("tiny", "a" * 64, lambda folder: (folder / "config.json").write_text("whole"))
     assert (made / "config.json").read_text() == "whole"
     assert left_in(here) == [made.name]  # what the killed process had written is gone
 
