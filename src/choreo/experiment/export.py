@@ -185,8 +185,9 @@ def _figures(path: Path) -> str:
 
 
 def _limits(recipe: config.Recipe) -> str:
+    judges = "two judges, the figures being the gold judge's," if recipe.gold else "one judge"
     common = (
-        "Measured by one judge on one distribution of prompts; attacks on the judge or the agents that adapt to "
+        f"Measured by {judges} on one distribution of prompts; attacks on the judge or the agents that adapt to "
         "them were not tried."
     )
     return " ".join([common, *method_of(recipe).limits(recipe)])

@@ -43,8 +43,9 @@ def partners(name: str, recipe: WaltzRecipe) -> Mapping[str, Agent[AnyTurn]]:
 
     Raises BadInput where `name` is neither a run of a pair nor a base.
     """
+    protocol = recipe.protocol
     if not (Path(name) / "run.json").is_file():
-        return dict.fromkeys(AGENTS, local_agent(name, recipe.seed, rounds=recipe.protocol.rounds))
+        return dict.fromkeys(AGENTS, local_agent(name, recipe.seed, rounds=protocol.rounds, wording=protocol.wording))
     theirs, agents = run_agents(Path(name))
     if not method_of(theirs).has_pair:
         pairs = " or ".join(methods_with_a_pair())

@@ -108,6 +108,7 @@ class Rounds(Section):
 class Writing(Section):
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
     temperature: Annotated[float, Field(ge=0)] = Field(0.6, description="of the answers that agents learn from")
+    system: str = Field("", description="the system prompt of every agent; none: the default one")
 
 
 class Watch(Section):
