@@ -48,7 +48,8 @@ absolute paths, and can be trained again.""",
   choreo plan waltz-8b                            parameters, memory, steps, tokens, and whether it fits
   choreo plan waltz-8b --memory 80                on a device with 80 GiB, which need not be here
   choreo plan mine.toml --set model.train=full
-A model's configuration is enough: a folder with a config.json, or a name on the hub.""",
+A model's configuration is enough: a folder with a config.json, or a name on the hub. A GGUF file, or smollm2, is
+converted first, once.""",
     )
     plan_command.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     set_option(plan_command)

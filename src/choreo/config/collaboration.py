@@ -17,7 +17,9 @@ from choreo.errors import BadInput
 from choreo.files import toml
 from choreo.types import Limits
 
-AGENT = "MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder in Hugging Face format"
+AGENT = (
+    "MODEL@URL of an OpenAI-compatible server, a shipped base, smollm2, a GGUF file, or a folder in Hugging Face format"
+)
 
 
 class Collaboration(Section):

@@ -35,7 +35,7 @@ class OneJudge(Section):
     kind: OneKind = Field("exact", description="exact: the environment's own judge; docs/your-judge.md has more")
     model: str = Field(
         "",
-        description="the server's name for the model; without a url a folder, or a name on a hub",
+        description="the server's name for the model; without a url a folder, a GGUF file, smollm2, or a name on a hub",
         validate_default=True,
     )
     url: str = Field("", description="of an OpenAI-compatible server, as http://localhost:8000/v1")

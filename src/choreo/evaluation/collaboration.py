@@ -131,7 +131,7 @@ def local_agent(
     wording: Wording = DEFAULT,
     **loading: str,
 ) -> LocalAgent:
-    """A shipped base, or a folder, as it is: the untrained model plays both roles.
+    """A base by its name (`base_folder`), as it is: the untrained model plays both roles.
 
     template, setting, rounds, wording: as in `load_chat`. loading: as in `Team.open`.
     """

@@ -9,7 +9,7 @@ from choreo import config
 from choreo.errors import BadInput
 from choreo.files import shipped, utf8
 from choreo.judges.trained.folder import JUDGE_FILE
-from choreo.models.resolve import BASES
+from choreo.models.resolve import BASES, is_here
 from choreo.registry import anchored
 
 # The settings of a recipe that may name a part of the user's own, as file.py:object.
@@ -29,7 +29,7 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
     [judge.options] and [environment_options] stay as they are: their paths are relative to where the command runs."""
 
     def local(model: str) -> bool:
-        here = any((Path(model) / name).is_file() for name in ("config.json", JUDGE_FILE))
+        here = is_here(model) or (Path(model) / JUDGE_FILE).is_file()
         return not (BASES / model / "config.json").is_file() and here
 
     def template(value: str) -> bool:

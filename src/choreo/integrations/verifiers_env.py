@@ -145,7 +145,7 @@ class GameEnvConfig(vf.EnvConfig):
     policy: Literal["conversation", "feedback", "both"] = "both"
     """Who learns. A trace of the other agent is marked as not trainable."""
     partner: str = ""
-    """Plays the other agent in this process: a run folder, a shipped base, or a model folder."""
+    """Plays the other agent in this process: a run folder, or a base as `model.base` has it."""
     stage: Literal[1, 2] = 2
     """Which weight R_label has: λ of stage 1 (`rewards.label`) or of stage 2 (`rewards.label_stage2`)."""
     json_schema: bool = False

@@ -17,6 +17,7 @@ from choreo.judges.majority import Majority
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge
 from choreo.judges.own import OwnJudge
 from choreo.models.hub import is_name
+from choreo.models.resolve import is_here, is_ours
 from choreo.types import Prompt
 
 
@@ -61,7 +62,8 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
             completion_price=one.completion_price,
         )
         return EndpointJudge(format_of(one), endpoint, cache)
-    if not Path(one.model).is_dir() and not (getattr(found, "on_hub", True) and is_name(one.model)):
+    local = Path(one.model).is_dir() or is_here(one.model) or is_ours(one.model)
+    if not local and not (getattr(found, "on_hub", True) and is_name(one.model)):
         raise BadInput(
             f"judge.model {one.model!r}: not a folder here, and no url of a server that has it: "
             f"{one.kind}:MODEL@URL, as {one.kind}:{one.model}@http://localhost:8000/v1 (in TOML model and url)"

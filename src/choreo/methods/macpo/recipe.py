@@ -24,7 +24,8 @@ class AgentSettings(Weights):
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("nano-llama", "nano-qwen", "nano-neox"),
-        description="bases of the weak teachers, one each: shipped ones, folders, or names on the hub (owner/name)",
+        description="bases of the weak teachers, one each: shipped ones, smollm2, folders, GGUF files, or names on the "
+        "hub (owner/name)",
     )
     student: str = Field("micro-llama", description="the strong student's base")
     rank: Positive = Field(32, description="of LoRA; 8 holds a base as narrow as the shipped teachers back")

@@ -18,7 +18,8 @@ from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 class Model(Weights):
     base: str = Field(
         "micro-llama",
-        description="a shipped base, a folder in Hugging Face format, or the name of a model on the hub (owner/name)",
+        description="a shipped base, smollm2, a folder in Hugging Face format, a GGUF file, or a name on the hub "
+        "(owner/name)",
     )
     feedback_base: str = Field("", description="the feedback agent's, where it is to be another; none: both are on one")
     feedback_template: str = Field("", description="a file with a chat template for feedback_base")
