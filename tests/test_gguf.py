@@ -167,6 +167,17 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(here, capsys):
     assert left_in(here) == []
 
 
+def test_without_its_packages_a_line_names_the_extra(here, monkeypatch):
+    write(here / "tiny.gguf")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(BadInput, match=r"needs accelerate: pip install 'choreo-rl\[smollm2\]'"):
+            base_folder("tiny.gguf")
+    folder = base_folder("tiny.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert base_folder("tiny.gguf") == folder  # what is converted needs them no longer
+
+
 def test_an_unknown_way_to_split_texts_is_said(here, capsys):
     write(here / "tiny.gguf", tokenizer__ggml__pre="nobodys")
     base_folder("tiny.gguf")
