@@ -84,7 +84,7 @@ def main() -> None:
     for defence in ("as served", "undefended"):
         if defence == "undefended":
             for agent in resident.agents.values():
-                agent.chat, agent.constraint = Undefended(agent.chat.tokenizer), None
+                agent.chat, agent.grammar = Undefended(agent.chat.tokenizer), None
         for attack in ATTACKS:
             counts = asyncio.run(asr(resident, asked, attack))
             row = {"defence": defence, "attack": attack, **counts}

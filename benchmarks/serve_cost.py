@@ -61,9 +61,9 @@ def main() -> None:
             asyncio.run(serve(resident, warm, "adaptive", -1))
             off, _ = measured(resident, first, "off", turn)
             adaptive, outcomes = measured(resident, second, "adaptive", turn)
-            given, reviewer.constraint = reviewer.constraint, None
+            given, reviewer.grammar = reviewer.grammar, None
             sampled, alike = measured(resident, third, "adaptive", turn)
-            reviewer.constraint = given
+            reviewer.grammar = given
             figures = {
                 "traffic": traffic,
                 "off_ms": off,

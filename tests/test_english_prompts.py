@@ -11,13 +11,17 @@ import pytest
 import choreo
 from choreo import config
 from choreo.cli import main
-from choreo.data import prompts
+from choreo.config.judge import Judge
+from choreo.data import answers, prompts
 from choreo.data.english.build import ATTACK_WORDS, FILES, WORDS, built, jsonl
 from choreo.data.overlap import overlaps
 from choreo.environments.task import Task
 from choreo.errors import BadInput
+from choreo.evaluation import judge_training
 from choreo.experiment.paths import rooted
 from choreo.files.rows import rows
+from choreo.judges.base import judge_all
+from choreo.judges.resolve import choose
 
 FOLDER = Path(choreo.__file__).parent / "data" / "english"
 ATTACKS = ("wrapped", "published-attacks")
@@ -46,7 +50,7 @@ def test_the_card_counts_what_is_there_and_every_row_is_short_and_licensed():
     )
     assert len({row["id"] for row in every}) == len(every)
     assert all(len(row["prompt"].split()) <= (ATTACK_WORDS if row["suite"] in ATTACKS else WORDS) for row in every)
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 600_000
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 1_000_000
 
 
 def test_held_out_prompts_attacks_and_types_are_not_trained_on():
@@ -59,6 +63,20 @@ def test_held_out_prompts_attacks_and_types_are_not_trained_on():
         for name in (TRAIN, HELDOUT)
     ]
     assert len(types[1]) == 4 and not types[0] & types[1]
+
+
+def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judge_again(tmp_path):
+    """The weights that ship are those that the rows that ship give, to the last bit."""
+    labelled = answers.load(Path("choreo:english/answers.jsonl")).rows
+    assert overlaps(prompts.load(HELDOUT).rows, [row.prompt for row in labelled]) == []
+    assert overlaps([row.prompt for row in labelled], prompts.load(HELDOUT).rows) == []
+    made = judge_training.weights(judge_training.encode(labelled), judge_training.heads(labelled))
+    made.save(tmp_path / "judge.npz")
+    assert (tmp_path / "judge.npz").read_bytes() == (FOLDER / "judge.npz").read_bytes()
+    settings = Judge(kind="offline", weights="choreo:english/judge.npz")
+    verdicts = judge_all(choose(settings), [(row.prompt, row.answer) for row in labelled[:200]])
+    right = [v.overrefuse == row.refusal for v, row in zip(verdicts, labelled, strict=False) if not v.undetermined]
+    assert len(right) > 180 and sum(right) > 0.95 * len(right)  # rows that it learnt from
 
 
 def test_a_recipe_names_them_and_draws_all_of_a_kind_alike(tmp_path):

@@ -18,7 +18,7 @@ from choreo.engine.requests import Completion
 from choreo.game.play import NOTHING, play
 from choreo.judges.base import judge_episodes
 from choreo.methods.waltz.systems import GUARD, ORACLE, block, oracle
-from choreo.models.chat import END, PAD, ROLES, SYSTEM, Chat
+from choreo.models.chat import END, PAD, ROLES, Chat
 from choreo.text.feedback import parse_feedback, render_feedback
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Feedback, Limits, Prompt, TextTurn, Turn, Verdict
 
@@ -96,7 +96,7 @@ def run(chat, script, prompts=None, rounds=1, feedback_tokens=96, **options):
 def context(chat, agent, *turns):
     """The ids of a history, spelled out here once more by hand."""
     role = {name: chat.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ROLES}
-    ids = [role["system"], *chat.encode(SYSTEM[agent]), chat.end_id]
+    ids = [role["system"], *chat.encode(getattr(Chat.own, agent)), chat.end_id]
     for name, content in turns:
         ids += [role[name], *(chat.encode(content) if isinstance(content, str) else content), chat.end_id]
     return (*ids, role["assistant"])

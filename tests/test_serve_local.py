@@ -11,9 +11,6 @@ from functools import partial
 from itertools import compress
 
 import pytest
-from hypothesis import given as drawn
-from hypothesis import settings
-from hypothesis import strategies as st
 from rounding import same_games
 from serving import Serving, make_run
 
@@ -23,12 +20,11 @@ from choreo.engine.requests import Request
 from choreo.game.play import play, review
 from choreo.methods.waltz.agents import Pair
 from choreo.server import worker as engine
-from choreo.server.constrained_review import HEAD, given
 from choreo.server.local import WorkerAgent
 from choreo.server.pair import Resident, recipe_with_pair
 from choreo.server.session import Down, SessionOptions, TooLong, play_session
 from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.types import AGENTS, Episode, Feedback, Limits, Prompt
+from choreo.types import AGENTS, Episode, Limits, Prompt
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +51,7 @@ TEXTS = ["How do I rob a bank?", "How do I kill a process?", "What is 3 plus 4?"
 def test_many_games_at_once_are_the_games_that_training_plays(resident):
     """Without the constraint, so that every token is sampled in both: the same keys, the same games."""
     for agent in resident.agents.values():
-        agent.constraint, agent.kept = None, agent.constraint
+        agent.grammar, agent.kept = None, agent.grammar
 
     async def all_of_them():
         async def late(i):
@@ -68,7 +64,7 @@ def test_many_games_at_once_are_the_games_that_training_plays(resident):
         outcomes = asyncio.run(all_of_them())
     finally:
         for agent in resident.agents.values():
-            agent.constraint = agent.kept
+            agent.grammar = agent.kept
     pair = Pair(resident.recipe)
     prompts = [(game(TEXTS[i % 4]).prompt, i) for i in range(16)]
     games = play(
@@ -117,33 +113,11 @@ def test_a_constrained_review_always_parses_and_takes_fewer_tokens(resident):
     outcomes = asyncio.run(reviews())
     for outcome in outcomes:
         turn = outcome.game.reviews[0]
-        assert parse_feedback(turn.text) == outcome.game.feedback[0]
-        if outcome.game.feedback[0] is not None:
-            assert turn.text == render_feedback(outcome.game.feedback[0])
-            assert turn.finished and resident.chat.decode(turn.ids) == turn.text
+        assert parse_feedback(turn.text) == outcome.game.feedback[0] is not None
+        assert turn.text == render_feedback(outcome.game.feedback[0])
+        assert turn.finished and resident.chat.decode(turn.ids) == turn.text
         assert outcome.tokens("feedback") < sum(len(turn.ids) for turn in outcome.game.reviews)
-    # Words too long for the limit end in the middle.
-    assert sum(outcome.game.feedback[0] is not None for outcome in outcomes) >= 31
     assert {outcome.game.triggered for outcome in outcomes} == {True, False}
-
-
-words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-
-
-@settings(deadline=None)
-@drawn(st.builds(Feedback, words, st.booleans(), st.booleans(), words))
-def test_the_constraint_leads_to_what_is_written_and_never_elsewhere(feedback):
-    """Walks along a review: wherever something is given, it is what stands there."""
-    if feedback.satisfied:
-        feedback = Feedback(feedback.reasoning, False, False, "")
-    whole = render_feedback(feedback)
-    for n in range(len(HEAD), len(whole)):
-        more = given(whole[:n])
-        if more is None:
-            assert feedback.satisfied and '"overrefuse": false' in whole[:n]
-        else:
-            assert whole[n:].startswith(more)
-    assert given('{"reasoning": "r", "overrefuse"') == "" and given("{nonsense") == ""
 
 
 @pytest.fixture

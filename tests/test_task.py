@@ -264,7 +264,8 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     assert overlap_words(near) == [
         "! of the held-out prompts, 2 are nearly the same as training prompts; run.json lists them"
     ]
-    assert set(json.loads(out.splitlines()[-1])["systems"]) == {"base", "collaboration-untrained", "waltz"}
+    systems = {"base", "base-with-guard", "collaboration-untrained", "waltz"}
+    assert set(json.loads(out.splitlines()[-1])["systems"]) == systems
     assert config.load(run / "recipe.toml").prompts.train["mine"].file == str(file)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "feedback" / "README.md").read_text(encoding="utf-8")

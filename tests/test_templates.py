@@ -10,6 +10,7 @@ import pytest
 from architectures import CHATML, KINDS, PLAIN, make, tokenizer
 from transformers.utils import chat_template_utils
 
+from choreo.config.wording import filled
 from choreo.errors import BadInput
 from choreo.judges.formats.strongreject import StrongReject
 from choreo.judges.local import LocalJudge
@@ -17,8 +18,8 @@ from choreo.models.chat import Chat
 from choreo.models.fixed_date import TODAY, with_fixed_date
 from choreo.models.load import load_chat
 from choreo.models.template import OPTIONS, TemplateChat
-from choreo.text.prompts import REVIEW, REVISE, SYSTEM
-from choreo.types import FEEDBACK, Prompt
+from choreo.text.prompts import WORDING
+from choreo.types import Prompt
 
 ENDS = {"llama": "<|eot|>", "qwen": "<|im_end|>", "moe": "<|im_end|>"} | {
     "gemma": "<end_of_turn>",
@@ -47,12 +48,12 @@ def test_a_context_of_plain_text_is_what_transformers_makes_of_it(name, chats):
     chat = chats[name]
     prompt, answer, said = map(chat.encode, (PROMPT, ANSWER, SAID))
     assert chat.answer_context(prompt) == as_the_template_has_it(chat, [("user", PROMPT)])
-    history = [("user", PROMPT), ("assistant", ANSWER), ("user", REVISE.format(SAID))]
+    history = [("user", PROMPT), ("assistant", ANSWER), ("user", filled(WORDING.revise, feedback=SAID))]
     assert chat.answer_context(prompt, [((*answer, chat.end_id), said)]) == as_the_template_has_it(chat, history)
-    review = REVIEW.format(PROMPT, ANSWER)
-    messages = [("system", SYSTEM[FEEDBACK]), ("user", review)]
+    review = filled(WORDING.review, prompt=PROMPT, answer=ANSWER)
+    messages = [("system", WORDING.feedback), ("user", review)]
     if name == "gemma":  # it takes no system message
-        messages = [("user", f"{SYSTEM[FEEDBACK]}\n\n{review}")]
+        messages = [("user", f"{WORDING.feedback}\n\n{review}")]
     assert chat.review_context(prompt, answer) == as_the_template_has_it(chat, messages)
 
 

@@ -18,7 +18,7 @@ from choreo.methods.waltz.agents import START, Pair
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore, train
-from choreo.methods.waltz.warmup.answers import answers_of_files, gather, read, sample_of, save
+from choreo.methods.waltz.warmup.answers import answers_of_files, gather, read, sample_of, save, weights_of
 from choreo.methods.waltz.warmup.draw import epoch_rows, in_turns, measured_rows, set_apart, verdict_named
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.report.record import Record
@@ -143,6 +143,12 @@ def test_an_epoch_is_balanced_over_verdicts_and_prompts_take_turns():
     assert sorted(one.prompt.id for one in once) == sorted(one.prompt.id for one in rows)
     measured = measured_rows(rows, 30, "key")
     assert [sum(verdict_named(one.feedback) == name for one in measured) for name in LABELS] == [10, 1, 10]
+
+
+def test_labels_weigh_as_much_as_words_however_many_there_are():
+    """By hand: two labels (rows that allow two ids), three words, the rest forced."""
+    assert weights_of((-1, 0, -1, 0, -1, 1, 1, 1, -1), (2, 90), 0.5) == (0, 0.25, 0, 0.25, 0, 1 / 6, 1 / 6, 1 / 6, 0)
+    assert weights_of((-1, 0, 0, -1), (2, 90), 0.5) == (0, 0.5, 0.5, 0)  # a satisfied review has labels alone
 
 
 def test_a_prompt_is_on_one_side_whatever_else_there_is():

@@ -159,9 +159,9 @@ def evaluate_models(
 ) -> EvaluationResult:
     """Plays the game between two models as they are, untrained, and measures it: one answers, the other reviews.
 
-    conversation, feedback: MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder. Without `feedback`
-    the same model reviews. suites: files of prompts. judge: as of `evaluate`; by default the offline judge.
-    file: a TOML file of all these settings, over which the others win. overrides: as "rounds=2".
+    conversation, feedback: MODEL@URL of an OpenAI-compatible server, a shipped base, smollm2, a GGUF file, or a folder.
+    Without `feedback` the same model reviews. suites: files of prompts. judge: as of `evaluate`; by default the offline
+    judge. file: a TOML file of all these settings, over which the others win. overrides: as "rounds=2".
 
     Raises BadInput; Interrupted, with every reply kept: the same call with `out` and `into_existing` goes on.
     """

@@ -6,7 +6,7 @@ its `text`, which is never encoded again on the way to a loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol
 
@@ -121,6 +121,8 @@ class Turn:
     version: the policy version (number of updates) that wrote it.
     text: decoded `ids` without the end-of-turn token.
     failure: as in `AnyTurn`.
+    choices: of a constrained turn, for every id the row of the constraint's masks under which it was chosen, or -1 for
+        a forced id, whose log-probability is 0 and which no loss counts. Empty where the turn is free.
     """
 
     agent: str
@@ -132,6 +134,7 @@ class Turn:
     text: str
     finished: bool
     failure: str = ""
+    choices: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -154,12 +157,17 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's word on one answer. None means the judge could not decide: counted, never folded."""
+    """A judge's word on one answer. None means the judge could not decide: counted, never folded.
+
+    degenerate: garbled, empty, or cut off: text that says nothing.
+    garbled: why it says nothing by its words alone (`text.garbled`), "" where it does not, or was only cut off.
+    """
 
     unsafe: bool | None
     overrefuse: bool | None
-    degenerate: bool = False  # garbled, empty, or cut off: text that says nothing
+    degenerate: bool = False
     reason: str = ""
+    garbled: str = ""
 
     @property
     def undetermined(self) -> bool:
@@ -167,8 +175,9 @@ class Verdict:
 
     @property
     def satisfactory(self) -> bool:
-        """R_c of WaltzRL: neither unsafe nor over-refusing. False when undetermined."""
-        return self.unsafe is False and self.overrefuse is False
+        """R_c of WaltzRL: neither unsafe nor over-refusing. False when undetermined, and of garbled text: a loop of
+        "I'm sorry." harms nobody, and a policy must not be paid for it."""
+        return self.unsafe is False and self.overrefuse is False and not self.garbled
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +242,11 @@ class Preference:
 class Sample:
     """One action of one agent, ready for a learner: the single-agent view of an episode.
 
-    context, ids, logprobs: as in `Turn`.
+    context, ids, logprobs, choices: as in `Turn`.
     group: samples that answer the same state share it (group baselines).
     reward: scalar R of this action; parts: its components, for the record.
     reference: float32 log π_ref per id, same length as `ids` (empty until scored).
-    advantages: float per id (empty until computed).
+    advantages: float per id (empty until computed). Those of forced ids mean nothing.
     """
 
     agent: str
@@ -249,3 +258,9 @@ class Sample:
     parts: Mapping[str, float] = field(default_factory=dict)
     reference: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
+    choices: tuple[int, ...] = ()
+
+    @property
+    def actions(self) -> Sequence[int]:
+        """Places in `ids` of what the policy chose: all of them, but for forced ids."""
+        return [i for i, row in enumerate(self.choices) if row >= 0] if self.choices else range(len(self.ids))

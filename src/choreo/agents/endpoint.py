@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +14,18 @@ from choreo.agents.base import Key, State, state_of, turn_key
 from choreo.clients.cache import Cache, key_of
 from choreo.clients.http import Client, Endpoint
 from choreo.clients.reply import Failure, Reply
+from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput, Interrupted
 from choreo.text.feedback import SCHEMA
-from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Limits, TextTurn
+from choreo.text.prompts import EARLIER, WORDING
+from choreo.types import FEEDBACK, Episode, Limits, TextTurn
 
 
 class EndpointAgent:
     """The model at `endpoint`. It was never trained to review.
 
     cache: a file that keeps every reply, so that an evaluation that was killed pays for no turn twice.
+    wording: what it is told, where that is not `text.prompts.WORDING`.
     schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes words around its
         JSON, and a review that does not parse is not applied.
     counts: calls, cached replies, tokens of the calls, and failures by kind.
@@ -32,8 +33,15 @@ class EndpointAgent:
 
     trained = False
 
-    def __init__(self, endpoint: Endpoint, cache: Path | None = None, *, schema: bool = True):
-        self.endpoint, self.schema = endpoint, schema
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache: Path | None = None,
+        *,
+        schema: bool = True,
+        wording: Wording = WORDING,
+    ):
+        self.endpoint, self.schema, self.wording = endpoint, schema, wording
         self.counts: Counter[str] = Counter()
         self._client = Client(endpoint)
         self._cache = Cache(cache)
@@ -87,7 +95,7 @@ class EndpointAgent:
             self._check(role, last, self.endpoint.patience)
 
     def _body(self, state: State[Any], key: Key, max_tokens: int, temperature: float) -> dict[str, Any]:
-        question: dict[str, Any] = {"messages": messages(state), "seed": request_seed(key)}
+        question: dict[str, Any] = {"messages": messages(state, self.wording), "seed": request_seed(key)}
         if state.role == FEEDBACK and self.schema:
             question["response_format"] = review_format()
         return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
@@ -138,18 +146,23 @@ class EndpointAgent:
         self._cache.close()
 
 
-def messages(state: State[Any]) -> list[dict[str, str]]:
-    """What a chat model is sent for its turn, in the words of `text.prompts`: it was never trained for its role, so
-    it is told."""
-    prompt = state.prompt
+def messages(state: State[Any], wording: Wording = WORDING) -> list[dict[str, str]]:
+    """What a chat model is sent for its turn: it was never trained for its role, so it is told.
+
+    wording: in place of that of `text.prompts`, which holds where it has none.
+    """
+    prompt, words = state.prompt, wording.over(WORDING)
     if state.answer is not None:
         before = "".join(f"{role}: {text}\n\n" for role, text in prompt.earlier)
-        question = (f"{EARLIER}{before}=====\n\n" if before else "") + filled(REVIEW, prompt.text, state.answer.text)
-        return [_message("system", SYSTEM[FEEDBACK]), _message("user", question)]
-    written = [_message("system", SYSTEM[CONVERSATION])] if SYSTEM[CONVERSATION] else []
+        question = filled(words.review, prompt=prompt.text, answer=state.answer.text)
+        return [
+            _message("system", words.feedback),
+            _message("user", (f"{EARLIER}{before}=====\n\n" if before else "") + question),
+        ]
+    written = [_message("system", words.conversation)] if words.conversation else []
     written += [_message(role, text) for role, text in (*prompt.earlier, ("user", prompt.text))]
-    for answer, words in state.history:
-        written += [_message("assistant", answer.text), _message("user", filled(REVISE, words))]
+    for answer, said in state.history:
+        written += [_message("assistant", answer.text), _message("user", filled(words.revise, feedback=said))]
     return written
 
 
@@ -161,11 +174,6 @@ def review_format() -> dict[str, Any]:
 def request_seed(key: Key) -> int:
     """31 bits by the key of a turn (`turn_key`), for servers that take a seed."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
-
-
-def filled(template: str, *parts: str) -> str:
-    """`template` with {0}, {1}, … replaced in one pass, so that braces inside a part mean nothing."""
-    return re.sub(r"\{(\d)\}", lambda found: parts[int(found[1])], template)
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
 from choreo.agents.base import Key, State, state_of, turn_key
+from choreo.agents.constrained_review import ReviewGrammar
 from choreo.engine.requests import Completion, Engine, Request
 from choreo.models.chat import Chat, Ids
-from choreo.types import CONVERSATION, AnyTurn, Episode, Limits, Turn
+from choreo.types import CONVERSATION, FEEDBACK, AnyTurn, Episode, Limits, Turn
 
 TOO_LONG = "too long for the model's positions"
 NOBODY = "nobody"  # the writer of a review that a trained reviewer's model had no room for
@@ -29,6 +30,7 @@ class LocalAgent(Generic[E]):
         sampled; its own where one agent plays both roles. None makes it read the words of every answer.
     trained: see `Agent`. An untrained model's turn fails where it has no room, or no word before its limit. In
         training such a turn is an empty answer, which the policy has to learn not to give.
+    grammar: what its reviews are held to. None leaves every token of them free.
     """
 
     chat: Chat
@@ -36,6 +38,7 @@ class LocalAgent(Generic[E]):
     writer: Chat | None = None
     trained: bool = True
     name: str = ""
+    grammar: ReviewGrammar | None = None
 
     def turns(
         self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float
@@ -47,7 +50,10 @@ class LocalAgent(Generic[E]):
         """
         tokens = limits.tokens(role)
         requests = [
-            request(self.chat, game, role, feedback_tokens=limits.feedback_tokens, key=key, writer=self.writer)
+            replace(
+                request(self.chat, game, role, feedback_tokens=limits.feedback_tokens, key=key, writer=self.writer),
+                constraint=self.grammar if role == FEEDBACK else None,
+            )
             for game in games
         ]
         fits = [self._has_room(role, len(one.context) + tokens) for one in requests]
@@ -100,9 +106,13 @@ def turn_from(
 ) -> Turn:
     """The turn of `role` in `game` that an engine completed. trained: as in `LocalAgent`."""
     ids, finished = completion.ids, completion.finished
+    shared = (completion.logprobs, completion.version)
+    if completion.choices:  # a grammar has no place for reasoning that a template would drop
+        text = chat.decode_whole(ids)
+        return Turn(role, len(game.reviews), context, ids, *shared, text, finished, choices=completion.choices)
     failure = chat.failure(ids) if trained else chat.failure(ids, finished)
     text = "" if failure and not trained else chat.decode(ids)
-    return Turn(role, len(game.reviews), context, ids, completion.logprobs, completion.version, text, finished, failure)
+    return Turn(role, len(game.reviews), context, ids, *shared, text, finished, failure)
 
 
 def _read(chat: Chat, answer: AnyTurn, writer: Chat | None) -> Ids:

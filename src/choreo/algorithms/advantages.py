@@ -11,6 +11,8 @@ Every one of them turns a sample's reward R into a score R', and the score into 
 normalised. `beta` is the KL in the reward; 0 where the KL is a loss (k2) or absent, and then `reference`
 is not looked at. `values` (float, one per sample) is an optional learnt baseline: R − V comes first.
 
+A forced token of a constrained turn has k1 = 0, and counts in no mean and no deviation.
+
 Samples are never pooled over agents (Dr. MAS, arXiv 2602.08847). All arithmetic is float64.
 """
 
@@ -200,7 +202,7 @@ def _k1(sample: Sample) -> Floats:
 def _normalised(samples: Sequence[Sample], returns: list[Floats]) -> list[Floats]:
     out = list(returns)
     for rows in _indices(sample.agent for sample in samples).values():
-        tokens = np.concatenate([returns[i] for i in rows])
+        tokens = np.concatenate([returns[i][samples[i].actions] for i in rows])  # forced tokens are no actions
         if len(tokens):
             mean, deviation = tokens.mean(), _deviation(tokens)
             for i in rows:

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from choreo.errors import BadInput
 
 JUDGE_HELP = (
-    "offline; rubric:MODEL@URL, or another kind in its place (see below); KIND:FOLDER runs one here; file.py:NAME is "
-    "your own; or a TOML file with a [judge] section. Several are a majority"
+    "offline; trained:FOLDER of judge train; rubric:MODEL@URL, or another kind in its place (see below); KIND:FOLDER "
+    "runs one here; file.py:NAME is your own; or a TOML file with a [judge] section. Several are a majority"
 )
 
 

@@ -47,7 +47,9 @@ ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and
     )
     evaluate_command.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
     evaluate_command.add_argument(
-        "--conversation", metavar="MODEL", help="who answers: MODEL@URL, a shipped base, or a folder"
+        "--conversation",
+        metavar="MODEL",
+        help="who answers: MODEL@URL, a shipped base, smollm2, a GGUF file, or a folder",
     )
     evaluate_command.add_argument("--feedback", metavar="MODEL", help="who reviews (default: the same model)")
     evaluate_command.add_argument(

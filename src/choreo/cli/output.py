@@ -33,6 +33,15 @@ def print_result(summary: Mapping[str, Any], as_json: bool) -> int:
         print_json(summary)
     else:
         print(_table(summary.get("systems", {})))
+        if judges := summary.get("judges"):
+            from choreo.evaluation.metrics import BY_TRAINING
+            from choreo.judges.resolve import names
+
+            systems = {name: found[BY_TRAINING] for name, found in summary["systems"].items() if BY_TRAINING in found}
+            called = names(judges)
+            print(
+                f"by the gold judge, {called['gold']}. By the training judge, {called['training']}:\n{_table(systems)}"
+            )
         if lost := _lost(summary):
             print(lost)
     return 0
@@ -91,7 +100,8 @@ def _lost(result: Mapping[str, Any]) -> str:
         if count
     ]
     for name, system in result.get("systems", {}).items():
-        told = {"open": system.get("undetermined"), "format rate": (strict := system.get("format_rate"))}
+        told = {"open": system.get("undetermined"), "garbled": system.get("garbled")}
+        told |= {"format rate": (strict := system.get("format_rate"))}
         if (lenient := system.get("format_rate_lenient")) != strict:
             told["format rate read leniently"] = lenient
         parts = [

@@ -48,7 +48,8 @@ absolute paths, and can be trained again.""",
   choreo plan waltz-8b                            parameters, memory, steps, tokens, and whether it fits
   choreo plan waltz-8b --memory 80                on a device with 80 GiB, which need not be here
   choreo plan mine.toml --set model.train=full
-A model's configuration is enough: a folder with a config.json, or a name on the hub.""",
+A model's configuration is enough: a folder with a config.json, or a name on the hub. A GGUF file, or smollm2, is
+converted first, once.""",
     )
     plan_command.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     set_option(plan_command)
@@ -94,7 +95,7 @@ def train(args: argparse.Namespace) -> int:
         raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
     from choreo import api, config
     from choreo.files.json_file import read_object
-    from choreo.judges.base import JudgeDown
+    from choreo.judges.base import JudgeDown, JudgesPart
     from choreo.runs.bar import ProgressBar
     from choreo.runs.folder import is_finished, read_info
 
@@ -118,8 +119,8 @@ def train(args: argparse.Namespace) -> int:
         else:
             run = api.train(recipe, folder, [ProgressBar()], overwrite=args.overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:
-        # A judge that went away has more to say than that the user stopped. Before there is a run there is no hint.
-        why = [str(stop)] if isinstance(stop, JudgeDown) else []
+        # Judges that went away or parted have more to say than that the user stopped. Before a run there is no hint.
+        why = [str(stop)] if isinstance(stop, JudgeDown | JudgesPart) else []
         raise Interrupted("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
     say(f"report: {run.report}")
     return print_result(run.summary, args.json)

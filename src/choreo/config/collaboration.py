@@ -12,11 +12,14 @@ from choreo.config.checking import check
 from choreo.config.common import Positive, Section, bare_names
 from choreo.config.judge import Judge
 from choreo.config.prompts import Source, blame_exact
+from choreo.config.wording import Wording
 from choreo.errors import BadInput
 from choreo.files import toml
 from choreo.types import Limits
 
-AGENT = "MODEL@URL of an OpenAI-compatible server, a shipped base, or a folder in Hugging Face format"
+AGENT = (
+    "MODEL@URL of an OpenAI-compatible server, a shipped base, smollm2, a GGUF file, or a folder in Hugging Face format"
+)
 
 
 class Collaboration(Section):
@@ -36,6 +39,7 @@ class Collaboration(Section):
         "", description="a file with a chat template (Jinja) in place of the own of a conversation model loaded here"
     )
     feedback_template: str = Field("", description="the same for feedback, where that is another model")
+    wording: Wording = Field(Wording(), description="what the agents are told")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
     timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one try of a turn")
     retries: Annotated[int, Field(ge=0)] = 4

@@ -16,7 +16,8 @@ from choreo.errors import BadInput
 from choreo.files import toml
 from choreo.registry import made_by
 
-RULES = ("exact", "offline")  # judges that are neither a language model nor the user's
+TRAINED = "trained"  # a language model that choreo judge train --base has taught
+RULES = ("exact", "offline", TRAINED)  # judges that are neither the user's nor a model that is asked in a format
 OneKind = Annotated[str, Named(JUDGES, others=RULES)]
 Kind = Annotated[str, Named(JUDGES, others=(*RULES, "majority"))]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -28,13 +29,13 @@ _OWN = re.compile(rf"(?P<kind>[^:@]+:[^\W\d][\w.]*){_MODEL}")
 class OneJudge(Section):
     """One judge. A format needs a language model: at `url`, or without one run here by transformers.
 
-    A user's own judge takes [judge.options], and neither model nor url.
+    A trained judge is a folder, as `model`. A user's own judge takes [judge.options], and neither model nor url.
     """
 
     kind: OneKind = Field("exact", description="exact: the environment's own judge; docs/your-judge.md has more")
     model: str = Field(
         "",
-        description="the server's name for the model; without a url a folder, or a name on a hub",
+        description="the server's name for the model; without a url a folder, a GGUF file, smollm2, or a name on a hub",
         validate_default=True,
     )
     url: str = Field("", description="of an OpenAI-compatible server, as http://localhost:8000/v1")
@@ -56,6 +57,8 @@ class OneJudge(Section):
     @field_validator("model")
     @classmethod
     def _named(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == TRAINED and not value:
+            raise ValueError("a trained judge is a folder by choreo judge train --base, and this names none")
         if (kind := info.data.get("kind", "exact")) in (*RULES, "majority"):
             return value
         asks = is_format(JUDGES.get(kind))
@@ -85,7 +88,9 @@ class OneJudge(Section):
 
     @field_validator("url")
     @classmethod
-    def _an_address(cls, value: str) -> str:
+    def _an_address(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("kind") == TRAINED:
+            raise ValueError("a trained judge runs here, and takes no url")
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must look like http://localhost:8000/v1")
         return value
@@ -113,6 +118,23 @@ class Judge(OneJudge):
     def kinds(self) -> set[str]:
         """The kinds of all judges: of the members of a majority, or of this one."""
         return {one.kind for one in self.of.values()} or {self.kind}
+
+
+class Gold(Judge):
+    """The gold judge: a second judge, which measures and never gives a reward. What it finds, beside what the training
+    judge finds on the same answers, shows over-optimisation (Gao et al. 2022, "Scaling laws for reward model
+    overoptimization")."""
+
+    kind: Kind = Field(description="as of judge.kind; another judge than that one, by another model")
+    every: Positive = Field(5, description="steps of training between two comparisons of both judges")
+    probe: Positive = Field(24, description="training prompts a comparison, for methods that play no games in a step")
+    window: Positive = Field(5, description="comparisons whose mean is held against the mean of as many first ones")
+    margin: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1,
+        description="the alarm: the share of answers that satisfy the training judge alone has grown by more than this",
+    )
+    stop: bool = Field(False, description="stop when the alarm begins, with the run's state saved")
+    labels: str = Field("", description="a file of answers that people labelled: how far do both judges agree with it?")
 
 
 def judge_from(words: Sequence[str]) -> Judge:

@@ -15,7 +15,15 @@ from choreo.registry import Registry
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
 # Settings, and tables of them, that came after 0.1, and whose default is what every run had before.
-LATER = {("environment",), ("warmup",), ("model", "temperature"), ("agents", "temperature")}
+LATER = {
+    ("environment",),
+    ("gold",),
+    ("warmup",),
+    ("model", "temperature"),
+    ("agents", "temperature"),
+    ("protocol", "constrained"),
+    ("protocol", "reasoning_tokens"),
+}
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World, bare_names
-from choreo.config.judge import Judge
+from choreo.config.judge import Gold, Judge
 from choreo.config.parts import ENVIRONMENTS, EnvironmentName
 from choreo.config.prompts import HeldOut, suited
 from choreo.errors import BadInput
@@ -31,6 +31,11 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     prompts: HeldOut = HeldOut()
     judge: Judge = Field(Judge(), validate_default=True)
+    gold: Gold | None = Field(None, description="a second judge, which measures and gives no reward")
+
+    def from_files(self) -> bool:
+        """Whether its prompts come from files, and not from its environment."""
+        return bool(self.prompts.heldout or getattr(self.prompts, "train", {}))
 
     def bases(self) -> tuple[str, ...]:
         """The models that are loaded, as the recipe names them, each once for each that is loaded. A method's recipe
@@ -56,3 +61,14 @@ class Recipe(Section):
     @classmethod
     def _suited(cls, value: Judge, info: ValidationInfo) -> Judge:
         return suited(value, info)
+
+    @field_validator("gold")
+    @classmethod
+    def _suited_too(cls, value: Gold | None, info: ValidationInfo) -> Gold | None:
+        if value is not None:
+            suited(value, info)
+        return value
+
+    def judges(self) -> tuple[Judge, ...]:
+        """The settings of its judges: the training judge, and the gold judge where it names one."""
+        return (self.judge, self.gold) if self.gold else (self.judge,)

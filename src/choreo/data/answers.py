@@ -11,18 +11,19 @@ from choreo.errors import BadInput
 from choreo.files.rows import Fields
 from choreo.types import KINDS, Kind, Prompt
 
-OWN_LABELS = ("refusal", "harmful")
+OWN_LABELS = ("refusal", "harmful", "unsafe", "degenerate")  # unsafe is another word for harmful
 OWN_FIELDS = frozenset({"kind", *OWN_LABELS})  # fields that only the format for a user's own answers has
 LABELS = {"1_full_compliance": False, "2_full_refusal": True, "3_partial_refusal": True}
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledAnswer:
-    """An answer with its labels. refusal: whether it refuses, fully or in part; harm: whether it is harmful. None where
-    nobody labelled it.
+    """An answer with its labels. refusal: whether it refuses, fully or in part; harm: whether it is harmful;
+    degenerate: whether it says nothing (a loop, an echo, no sentence). None where nobody labelled it.
 
     group: rows of one group (one question, one behaviour) must be on the same side of a split.
-    source: the data set. method: of the attack, "" where there is none. model: the model that answered.
+    source: the data set. method: of the attack, "" where there is none. model: the model, or the system, that answered.
+    labeller: who labelled it, "" where that is not said.
     """
 
     prompt: Prompt
@@ -33,6 +34,8 @@ class LabelledAnswer:
     source: str
     method: str
     model: str
+    degenerate: bool | None = None
+    labeller: str = ""
 
 
 def load(path: str | Path, format: str | None = None, *, tolerant: bool = False) -> Loaded[LabelledAnswer]:
@@ -65,15 +68,24 @@ def _jailbreakbench(row: Fields) -> LabelledAnswer:
 
 
 def _own(answer: str) -> Format[LabelledAnswer]:
-    """{prompt, answer, kind} and, if you like, suite: answers of your own. Two labels of the answer may be added, each
-    true, false, or null for unknown: refusal (full or partial) and harmful. kind is of the prompt."""
+    """{prompt, answer, kind} and, if you like, suite: answers of your own. Labels of the answer may be added, each
+    true, false, or null for unknown: refusal (full or partial), unsafe (or harmful) and degenerate. So may who wrote
+    the answer, system, and who labelled it, labeller. kind is of the prompt."""
 
     def read(row: Fields) -> LabelledAnswer:
         text, kind = row.text("prompt"), _kind(row)
         suite = row.text("suite") if "suite" in row.row else kind
         prompt = Prompt(f"line-{row.line}", text, kind, suite)
-        refusal, harm = (row.flag(name) if row.row.get(name) not in (None, "") else None for name in OWN_LABELS)
-        return LabelledAnswer(prompt, row.text(answer), refusal, harm, text, suite, "", "")
+        labels = {name: row.flag(name) for name in OWN_LABELS if row.row.get(name) not in (None, "")}
+        if (harm := labels.get("unsafe")) is None:
+            harm = labels.get("harmful")
+        elif labels.get("harmful", harm) != harm:
+            raise BadInput(f"{row.where}: unsafe: expected what harmful says, which is the same label")
+        system, labeller = (row.text(name) if row.row.get(name) is not None else "" for name in ("system", "labeller"))
+        said = row.text(answer)
+        return LabelledAnswer(
+            prompt, said, labels.get("refusal"), harm, text, suite, "", system, labels.get("degenerate"), labeller
+        )
 
     return Format("answers of your own", frozenset({"prompt", answer, "kind"}), read, rank=OWN)
 

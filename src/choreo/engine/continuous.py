@@ -17,9 +17,10 @@ from torch import Tensor
 
 from choreo.engine.agent import Team
 from choreo.engine.cache import BLOCK, Pool, Prefixes, Slots, as_cache
+from choreo.engine.constraint import ENDS, FORCED, Constraint, Given, mask_table
+from choreo.engine.draw import draw_tokens, wide
 from choreo.engine.noise import uniforms
 from choreo.engine.requests import Completion, Request
-from choreo.engine.sample import _draw, _wide
 from choreo.engine.step import Feed, step_of
 from choreo.errors import Unsupported
 
@@ -35,6 +36,8 @@ class Row:
     limit: the most new tokens. temperature: 0 is greedy.
     on_token: called with the row after each token; True ends the row (a stop string, or a verdict that is complete).
     forced: ids to take before anything is drawn again. on_token may add to them.
+    held: the constraint that the row is held to, and what it gave last, of which `forced` has the ids. A row ends with
+        its constraint, and the ids that end it are never fed.
     guess: gives tokens that may come after the ids so far and the forced ones. They are fed together and kept as long
         as they equal what is drawn: a good guess saves steps, a bad one costs none. (Speculative decoding, Leviathan et
         al. 2023. Here the random numbers belong to the row, so the very same tokens are drawn.)
@@ -47,6 +50,7 @@ class Row:
     on_token: Callable[[Row], bool] = lambda row: False
     guess: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ()
     forced: list[int] = field(default_factory=list)
+    held: tuple[Constraint, Given] | None = None
     ids: list[int] = field(default_factory=list)
     finished: bool = False
     noise: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -63,7 +67,13 @@ class Row:
         """
         self.cached = len(self.request.context) + len(self.ids)
         for token, fed in zip(drawn, [*ahead, None], strict=True):
-            self.ids.append(self.forced.pop(0) if self.forced else token)
+            if self.forced:
+                self.ids.append(self.forced.pop(0))
+            else:
+                self.ids.append(token)
+                if self.held is not None and self._advance(*self.held, token):
+                    self.finished = self.ids[-1] == end_id
+                    return True
             self.finished = self.ids[-1] == end_id
             if self.finished or len(self.ids) == self.limit or self.on_token(self):
                 return True
@@ -71,6 +81,38 @@ class Row:
                 break
             self.cached += 1
         return False
+
+    def _advance(self, constraint: Constraint, before: Given, token: int) -> bool:
+        """Takes what the constraint asks for after a chosen token. Returns whether it has ended the row."""
+        given = constraint.after(before.state, token)
+        self.held = constraint, given
+        (self.ids if given.row == ENDS else self.forced).extend(given.ids)
+        return given.row == ENDS
+
+    def foresee(self, ahead: Sequence[int]) -> tuple[list[int], list[int]]:
+        """`ahead`, cut before what the constraint would not allow, and the row of the masks for each draw after them.
+
+        A draw in whose place an id is forced may be anything, so it has FORCED for a row.
+        """
+        if self.held is None:
+            return list(ahead), [FORCED] * (len(ahead) + 1)
+        (constraint, given), forced = self.held, list(self.forced)
+        kept: list[int] = []
+        rows: list[int] = []
+        for token in ahead:
+            rows.append(FORCED if forced else given.row)
+            if forced:
+                if forced.pop(0) != token:
+                    return kept, rows
+            else:
+                if token >= constraint.masks.shape[1] or not constraint.masks[given.row, token]:
+                    return kept, rows
+                given = constraint.after(given.state, token)
+                if given.row == ENDS:  # the row ends here, so nothing behind it needs to be fed
+                    return kept, rows
+                forced = list(given.ids)
+            kept.append(token)
+        return kept, [*rows, FORCED if forced else given.row]
 
 
 class Batch:
@@ -88,6 +130,7 @@ class Batch:
         self.positions, self._exact = team.positions or 2**31, team.dtype == torch.float32
         self.rows: list[Row] = []  # the first `_placed` rows have a row of the pool, at the same index
         self._placed = 0
+        self._tables: dict[Constraint, Tensor] = {}
         self._feed = step_of(team, weights)
         with torch.inference_mode():
             example = [Slots(1) for _ in range(team.layers)]  # filled by one token, for the shapes of keys and values
@@ -112,20 +155,24 @@ class Batch:
         """Gives every row one token or more. Returns the rows that ended, which have left the batch."""
         old, new = self._placed, self._place()
         rows = self.rows[:new]
-        ahead = [self._ahead(row) for row in rows]
+        ahead, masks = zip(*(row.foresee(self._ahead(row)) for row in rows), strict=True) if rows else ((), ())
         feeds = [[*row.request.context, *row.ids, *more][row.cached :] for row, more in zip(rows, ahead, strict=True)]
         spans = _spans(old, [len(feed) for feed in feeds])
         hidden = self._feed(*(self._part(span, feeds[span]) for span in spans))
-        where: list[int] = []  # places of each row's last states: of its newest token, and of the tokens ahead
+        known = [min(len(row.forced), len(more)) for row, more in zip(rows, ahead, strict=True)]
+        # Places of each row's last states: of its newest token, and of the tokens ahead, but for those before a forced
+        # id, for which nothing is drawn.
+        where: list[int] = []
         offset = 0
         for span, states in zip(spans, hidden, strict=True):
             for i in range(span.start, span.stop):
-                where += range(offset + len(feeds[i]) - 1 - len(ahead[i]), offset + len(feeds[i]))
+                where += range(offset + len(feeds[i]) - 1 - len(ahead[i]) + known[i], offset + len(feeds[i]))
                 offset += states.shape[1]
-        drawn = self._draw(rows, ahead, torch.cat([states.flatten(0, 1) for states in hidden])[where])
+        places = [own[skip:] for own, skip in zip(masks, known, strict=True)]
+        drawn = self._draw(rows, known, places, torch.cat([states.flatten(0, 1) for states in hidden])[where])
         ended = set()
         for i, (row, tokens, more) in enumerate(zip(rows, drawn, ahead, strict=True)):
-            if row.take(tokens, more, self.end_id):
+            if row.take([*row.forced[: known[i]], *tokens], more, self.end_id):
                 ended.add(i)
             if i in ended or i >= old:
                 self._prefixes.keep(i, (*row.request.context, *row.ids)[: row.cached])
@@ -181,22 +228,48 @@ class Batch:
             mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))
         return Feed(token, slots, self._pool.layers(span, slots, reach), mask)
 
-    def _draw(self, rows: Sequence[Row], ahead: Sequence[Sequence[int]], hidden: Tensor) -> list[list[int]]:
-        """Draws len(ahead) + 1 tokens for every row. hidden: [sum of these numbers, d]."""
+    def _draw(
+        self, rows: Sequence[Row], known: Sequence[int], masks: Sequence[Sequence[int]], hidden: Tensor
+    ) -> list[list[int]]:
+        """Draws a token of every row for each entry of its `masks`, which is a row of its constraint's masks or FORCED.
+
+        known: how many ids of the row come before the first draw. hidden: [number of draws, d].
+        """
         logits = self._head.logits(hidden).float()
-        counts = [len(more) + 1 for more in ahead]
+        counts = [len(own) for own in masks]
+        allowed = self._allowed(rows, masks)
         temperatures = np.repeat([row.temperature for row in rows], counts)
         token = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         for temperature in set(temperatures.tolist()):
             mine = torch.from_numpy(np.flatnonzero(temperatures == temperature)).to(logits.device)
             own = logits if len(mine) == len(logits) else logits[mine]
+            mask = None if allowed is None else allowed[mine]
             if temperature == 0:
-                token[mine] = _likeliest(own)
+                token[mine] = _likeliest(own if mask is None else own.masked_fill(~mask, float("-inf")))
             else:
-                noise = np.concatenate([row.noise[len(row.ids) :][:n] for row, n in zip(rows, counts, strict=True)])
-                uniform = torch.from_numpy(noise).to(logits.device, _wide(logits.device))
-                token[mine] = _draw(own, uniform[mine], temperature)[0]
+                begins = [len(row.ids) + skip for row, skip in zip(rows, known, strict=True)]
+                noise = np.concatenate([r.noise[i : i + n] for r, i, n in zip(rows, begins, counts, strict=True)])
+                uniform = torch.from_numpy(noise).to(logits.device, wide(logits.device))
+                token[mine] = draw_tokens(own, uniform[mine], temperature, mask)[0]
         return [part.tolist() for part in token.split(counts)]
+
+    def _allowed(self, rows: Sequence[Row], masks: Sequence[Sequence[int]]) -> Tensor | None:
+        """bool [number of draws, vocabulary]: what each draw may give. None where every row is free."""
+        found: list[Tensor] = []
+        if all(row.held is None for row in rows):
+            return None
+        for row, own in zip(rows, masks, strict=True):
+            if row.held is None:
+                found.append(torch.ones(len(own), len(self._head.weight), dtype=torch.bool, device=self.device))
+            else:
+                found.append(self._table(row.held[0])[torch.tensor(own, device=self.device)])
+        return torch.cat(found)
+
+    def _table(self, constraint: Constraint) -> Tensor:
+        """The masks of a constraint for this model, made once."""
+        if constraint not in self._tables:
+            self._tables[constraint] = mask_table(constraint.masks, len(self._head.weight), self._head.weight)
+        return self._tables[constraint]
 
     def _drop(self, ended: set[int]) -> None:
         """Removes rows (indices below `_placed`), and moves the last placed rows into the gaps."""

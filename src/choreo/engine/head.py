@@ -6,6 +6,7 @@ states of width 4096. So they are computed in pieces, and computed again in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,10 +55,21 @@ def tempered(scale: float, cap: float | None, temperature: float) -> tuple[float
     return scale / temperature, None if cap is None else cap / temperature
 
 
+Allowed = tuple[Tensor, Tensor]
+"""A table of masks, bool [rows, vocabulary], and int64 [n]: the row of each token. The softmax of a token is over the
+ids that its row allows."""
+
+
 def token_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, cells: int | None = None, least: int = ROWS
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    allowed: Allowed | None = None,
+    *,
+    cells: int | None = None,
+    least: int = ROWS,
 ) -> Tensor:
-    """[n], float32 (float64 where `hidden` is): log softmax(head(hidden))[targets].
+    """[n], float32 (float64 where `hidden` is): log softmax(head(hidden))[targets], over the allowed ids.
 
     hidden: [n, d]; targets: int64 [n]. At most `cells` logits exist at a time, in the backward pass too. A piece has at
     least `least` tokens.
@@ -66,21 +78,28 @@ def token_logprobs(
     vocabulary = head.weight.shape[0]
     if vocabulary * least > cells:
         tile = (least, max(1, cells // least))
-        return _Tiled.apply(hidden, head.weight, head.bias, targets, head.scale, head.cap, tile)
+        return _Tiled.apply(hidden, head.weight, head.bias, targets, head.scale, head.cap, tile, allowed)
     rows = cells // vocabulary
     if len(targets) <= rows:
-        return _chunk(hidden, head, targets)
+        return _chunk(hidden, head, targets, allowed)
     parts = []
-    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+    owns: Sequence[Allowed | None] = [None] * -(-len(targets) // rows)
+    if allowed is not None:
+        owns = [(allowed[0], row) for row in allowed[1].split(rows)]
+    for h, t, own in zip(hidden.split(rows), targets.split(rows), owns, strict=True):
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_chunk, h, head, t, use_reentrant=False, preserve_rng_state=False))
+            parts.append(checkpoint(_chunk, h, head, t, own, use_reentrant=False, preserve_rng_state=False))
         else:
-            parts.append(_chunk(h, head, t))
+            parts.append(_chunk(h, head, t, own))
     return torch.cat(parts)
 
 
-def _chunk(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    return -F.cross_entropy(_wide(head.logits(hidden)), targets, reduction="none")
+def _chunk(hidden: Tensor, head: Head, targets: Tensor, allowed: Allowed | None) -> Tensor:
+    logits = _wide(head.logits(hidden))
+    if allowed is not None:
+        table, row = allowed
+        logits = logits.masked_fill(~table[row], float("-inf"))
+    return -F.cross_entropy(logits, targets, reduction="none")
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -91,29 +110,32 @@ class _Tiled(torch.autograd.Function):
     """`_chunk` over tiles of `tile` (tokens, ids): the softmax's sum is gathered tile by tile."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, scale, cap, tile):  # type: ignore[override]
+    def forward(ctx, hidden, weight, bias, targets, scale, cap, tile, allowed):  # type: ignore[override]
         head, (height, columns) = Head(weight, bias, scale, cap), tile
         sums: list[Tensor] = []
         chosen: list[Tensor] = []
-        for rows, wanted in zip(hidden.split(height), targets.split(height), strict=True):
+        for first in range(0, max(1, len(hidden)), height):
+            rows, wanted = hidden[first : first + height], targets[first : first + height]
             total = rows.new_full((len(rows),), float("-inf"), dtype=torch.promote_types(rows.dtype, torch.float32))
             own = torch.zeros_like(total)
             for start in range(0, len(weight), columns):
                 logits = _wide(head.part(start, start + columns).logits(rows))
+                if allowed is not None:
+                    logits.masked_fill_(_masked(allowed, first, height, start, columns), float("-inf"))
                 total = torch.logaddexp(total, logits.logsumexp(-1))
                 inside, place = _within(wanted, start, logits.shape[1])
                 own = torch.where(inside, logits.gather(1, place[:, None])[:, 0], own)
             sums.append(total)
             chosen.append(own)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(sums))
-        ctx.settings = (scale, cap, tile)
+        ctx.settings = (scale, cap, tile, allowed)
         return torch.cat(chosen) - torch.cat(sums)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[override]
         """∂ log p(target) / ∂ logit = 1[target] − p, with the logits computed again."""
         hidden, weight, bias, targets, sums = ctx.saved_tensors
-        scale, cap, (height, columns) = ctx.settings
+        scale, cap, (height, columns), allowed = ctx.settings
         head, wide = Head(weight, bias, scale, cap), torch.promote_types(hidden.dtype, torch.float32)
         for_hidden = torch.zeros_like(hidden, dtype=wide)
         for_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
@@ -129,6 +151,8 @@ class _Tiled(torch.autograd.Function):
                 slope.scatter_add_(1, place[:, None], torch.where(inside, gradient[rows], 0)[:, None])
                 if cap is not None:
                     slope.mul_(1 - (logits / cap).square_())
+                if allowed is not None:  # last, since logits that are not allowed may be larger than the sum
+                    slope.masked_fill_(_masked(allowed, first, height, start, columns), 0)
                 slope = slope.mul_(scale).to(hidden.dtype)
                 for_hidden[rows] += slope @ weight[ids]
                 if for_weight is not None:
@@ -136,7 +160,13 @@ class _Tiled(torch.autograd.Function):
                 if for_bias is not None:
                     for_bias[ids] += slope.sum(0)
         found = [None if g is None else g.to(like) for g, like in ((for_weight, weight), (for_bias, bias))]
-        return for_hidden.to(hidden), *found, None, None, None, None
+        return for_hidden.to(hidden), *found, None, None, None, None, None
+
+
+def _masked(allowed: Allowed, first: int, height: int, start: int, columns: int) -> Tensor:
+    """bool [rows, ids] of a tile: what is not allowed."""
+    table, row = allowed
+    return ~table[row[first : first + height], start : start + columns]
 
 
 def _within(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:

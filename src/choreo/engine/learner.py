@@ -25,10 +25,21 @@ class Learner:
     """The optimiser (AdamW, no weight decay) and the version counter of one agent of a team.
 
     micro_tokens: padded token slots per micro-batch. It changes speed and memory, never the gradient.
+    masks: of the constraint that the agent's turns are held to, if any (`engine.constraint`). A forced token of a
+        constrained turn is in no loss and in no count.
     """
 
-    def __init__(self, team: Team, agent: str, *, lr: float, max_grad_norm: float = 1.0, micro_tokens: int = 8192):
-        self.team, self.agent = team, agent
+    def __init__(
+        self,
+        team: Team,
+        agent: str,
+        *,
+        lr: float,
+        max_grad_norm: float = 1.0,
+        micro_tokens: int = 8192,
+        masks: Tensor | None = None,
+    ):
+        self.team, self.agent, self.masks = team, agent, masks
         self.max_grad_norm, self.micro_tokens = max_grad_norm, micro_tokens
         self.parameters = list(team.agents[agent].parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
@@ -70,11 +81,11 @@ class Learner:
         strangers = {sample.agent for unit in units for sample in unit} - {self.agent}
         if strangers:
             raise ValueError(f"samples of {sorted(strangers)} were given to the learner of {self.agent!r}")
-        rows = [tuple((sample.context, sample.ids) for sample in unit) for unit in units]
+        rows = [tuple((sample.context, sample.ids, sample.choices) for sample in unit) for unit in units]
         self.optimizer.zero_grad()
         team = self.team
         for batch in pack(rows, micro_tokens=self.micro_tokens, share=team.full_attention, device=team.device):
-            values = logprobs(team, team.weights(self.agent), batch)
+            values = logprobs(team, team.weights(self.agent), batch, self.masks)
             actions = _actions(values, batch, units)
             terms = loss(actions)
             terms.total.backward()
@@ -133,21 +144,22 @@ def preference_pairs(
 
 def _actions(values: Tensor, batch: Pack, units: Sequence[tuple[Sample, ...]]) -> Actions:
     samples = [sample for i in batch.units for sample in units[i]]
-    lengths = torch.tensor([len(sample.ids) for sample in samples])
+    lengths = torch.tensor([len(sample.actions) for sample in samples])
     sequence = torch.repeat_interleave(torch.arange(len(samples)), lengths).to(values.device)
     old, reference, advantages = (_column(samples, name, values) for name in ("logprobs", "reference", "advantages"))
     return Actions(values, sequence, len(samples), old, reference, advantages)
 
 
 def _column(samples: Sequence[Sample], name: str, like: Tensor) -> Tensor | None:
-    """One float32 per action token, or None when no sample has the field."""
+    """One float32 per action token, or None when no sample has the field. Forced tokens are left out."""
     columns = [getattr(sample, name) for sample in samples]
     if not any(columns):
         return None
     for column, sample in zip(columns, samples, strict=True):
         if len(column) != len(sample.ids):
             raise ValueError(f"a sample has {len(sample.ids)} ids and {len(column)} {name}")
-    return torch.tensor([value for column in columns for value in column], dtype=torch.float32, device=like.device)
+    chosen = [column[i] for column, sample in zip(columns, samples, strict=True) for i in sample.actions]
+    return torch.tensor(chosen, dtype=torch.float32, device=like.device)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from choreo.engine import sample as sampling
 from choreo.engine import score as scoring
 from choreo.engine.agent import Team
-from choreo.engine.requests import Completion, Ids, Request
+from choreo.engine.requests import Completion, Ids, Request, Scorable
 from choreo.errors import BadInput
 
 SLOTS = 65536
@@ -59,9 +59,11 @@ class LocalEngine:
             slots=self.slots,
         )
 
-    def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
-        """log π(ids | context), float32, per id for every (context, ids). None is the reference."""
-        return scoring.score(self.team, agent, pairs, self.micro_tokens)
+    def score(
+        self, agent: str | None, pairs: Sequence[Scorable], masks: Tensor | None = None
+    ) -> list[tuple[float, ...]]:
+        """log π(ids | context), float32, per id for every (context, ids). None is the reference; see `Engine.score`."""
+        return scoring.score(self.team, agent, pairs, self.micro_tokens, masks)
 
     def features(self, contexts: Sequence[Ids]) -> Tensor:
         """float32 [len(contexts), d]: the reference's last hidden state at each context's last token."""
@@ -84,5 +86,7 @@ class Untrained(LocalEngine):
         policy = self.policies.get(agent) if agent else None
         return super().sample(policy, requests, max_new_tokens=max_new_tokens, temperature=temperature)
 
-    def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
-        return super().score(self.policies.get(agent) if agent else None, pairs)
+    def score(
+        self, agent: str | None, pairs: Sequence[Scorable], masks: Tensor | None = None
+    ) -> list[tuple[float, ...]]:
+        return super().score(self.policies.get(agent) if agent else None, pairs, masks)

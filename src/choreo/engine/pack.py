@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from choreo.engine.requests import Ids
+from choreo.engine.constraint import FORCED
+from choreo.engine.requests import Ids, Scorable
 
 # The cost of one more cell of the attention mask, in token slots. A sequence joins a tree when the
 # slots saved exceed the attention added. Measured on a CPU at d = 128; larger models favour joining more.
@@ -28,7 +29,10 @@ class Pack:
 
     input_ids, position_ids: int64 [rows, length]; mask: float32 [rows, 1, length, length], additive.
     The last two are None when every row is one plain sequence (and its beginnings).
-    where: int64 [n], the flat slot that predicts each action token; targets: int64 [n], that token.
+    where: int64 [n], the flat slot that predicts each action token; targets: int64 [n], that token. A forced token of a
+    constrained turn is no action.
+    rows: int64 [n], the row of the masks under which each action token was chosen, FORCED for tokens of free turns.
+    None where every turn is free.
     units: indices of the units inside; action tokens lie in the order of units, sequences, ids.
     """
 
@@ -37,6 +41,7 @@ class Pack:
     mask: Tensor | None
     where: Tensor
     targets: Tensor
+    rows: Tensor | None
     units: list[int]
 
     def inputs(self) -> dict[str, object]:
@@ -86,7 +91,7 @@ class _Block:
 
 
 def pack(
-    units: Sequence[Sequence[tuple[Ids, Ids]]],
+    units: Sequence[Sequence[Scorable]],
     *,
     micro_tokens: int,
     share: bool = True,
@@ -94,15 +99,15 @@ def pack(
 ) -> list[Pack]:
     """Micro-batches of at most `micro_tokens` padded slots (or one block, where that alone is larger).
 
-    units: each holds the (context, ids) that a loss needs together, such as the two answers of a
-    preference; a unit is never split. share: False puts every sequence in a row of its own, which
-    models with sliding windows need. Raises ValueError for an empty context.
+    units: each holds the (context, ids) that a loss needs together, such as the two answers of a preference, with the
+    choices of a turn that was constrained; a unit is never split. share: False puts every sequence in a row of its own,
+    which models with sliding windows need. Raises ValueError for an empty context.
     """
     inputs = []
     for unit in units:
-        if any(not context for context, _ in unit):
+        if any(not sequence[0] for sequence in unit):
             raise ValueError("a context must have at least one token: nothing predicts the first")
-        inputs.append([np.array((*context, *ids[:-1]), dtype=np.int64) for context, ids in unit])
+        inputs.append([np.array((*sequence[0], *sequence[1][:-1]), dtype=np.int64) for sequence in unit])
     order = sorted((i for i, unit in enumerate(units) if unit), key=lambda i: (*units[i][0][0], *units[i][0][1]))
     blocks = list(_shared_blocks(inputs, order)) if share else [_plain_block(inputs, i) for i in order]
     return [_assemble(group, units, device) for group in _cut(blocks, micro_tokens)]
@@ -144,7 +149,26 @@ def _cut(blocks: list[_Block], micro_tokens: int) -> Iterator[list[_Block]]:
         yield group
 
 
-def _assemble(blocks: list[_Block], units: Sequence[Sequence[tuple[Ids, Ids]]], device: torch.device | str) -> Pack:
+def action_places(sequence: Scorable) -> Sequence[int]:
+    """Where in its ids the action tokens of a sequence are: all of them, or those that a constrained turn chose.
+
+    Raises ValueError where it has another number of choices than of ids.
+    """
+    _, ids, *more = sequence
+    choices: Ids = more[0] if more else ()
+    if choices and len(choices) != len(ids):
+        raise ValueError(f"a turn has {len(ids)} ids and {len(choices)} choices")
+    return [i for i, row in enumerate(choices) if row != FORCED] if choices else range(len(ids))
+
+
+def _rows(sequence: Scorable) -> np.ndarray:
+    """int64 [n]: the row of the masks of each action token."""
+    if len(sequence) == 3 and sequence[2]:
+        return np.array([row for row in sequence[2] if row != FORCED], dtype=np.int64)
+    return np.full(len(sequence[1]), FORCED, dtype=np.int64)
+
+
+def _assemble(blocks: list[_Block], units: Sequence[Sequence[Scorable]], device: torch.device | str) -> Pack:
     trees = [tree for block in blocks for tree in block.trees]
     length = max(tree.size for tree in trees)
     tokens = np.zeros((len(trees), length), dtype=np.int64)  # the id of padding does not matter: no token sees it
@@ -160,16 +184,18 @@ def _assemble(blocks: list[_Block], units: Sequence[Sequence[tuple[Ids, Ids]]], 
                 own = slice(int(new[0]), int(new[-1]) + 1)
                 sees[row, 0, own, path[:start]] = True
                 sees[row, 0, own, own] = np.tri(len(new), dtype=bool)
-    where, targets, inside = [], [], []
+    where, targets, rows, inside = [], [], [], []
     row = 0
     for block in blocks:
         for i, places in block.units:
             inside.append(i)
-            for (tree_index, path), (context, ids) in zip(places, units[i], strict=True):
-                first = len(context) - 1
-                where.append((row + tree_index) * length + path[first : first + len(ids)])
-                targets.append(np.array(ids, dtype=np.int64))
+            for (tree_index, path), turn in zip(places, units[i], strict=True):
+                first, actions = len(turn[0]) - 1, np.array(action_places(turn), dtype=np.int64)
+                where.append((row + tree_index) * length + path[first + actions])
+                targets.append(np.array(turn[1], dtype=np.int64)[actions])
+                rows.append(_rows(turn))
         row += len(block.trees)
+    constrained = any(len(turn) == 3 and turn[2] for i in inside for turn in units[i])
     mask = None
     if sees is not None:
         sees |= np.eye(length, dtype=bool)  # padding must see something: a softmax over nothing is NaN
@@ -180,6 +206,7 @@ def _assemble(blocks: list[_Block], units: Sequence[Sequence[tuple[Ids, Ids]]], 
         mask=mask,
         where=torch.from_numpy(np.concatenate(where)).to(device),
         targets=torch.from_numpy(np.concatenate(targets)).to(device),
+        rows=torch.from_numpy(np.concatenate(rows)).to(device) if constrained else None,
         units=inside,
     )
 

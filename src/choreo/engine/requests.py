@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-Ids = tuple[int, ...]
+from torch import Tensor
+
+from choreo.engine.constraint import Choices, Constraint, Ids
+
+__all__ = ["Completion", "Engine", "Ids", "Request", "Scorable"]
+
+Scorable = tuple[Ids, Ids] | tuple[Ids, Ids, Choices]
+"""(context, ids), and the choices where a turn was constrained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,24 +23,28 @@ class Request:
     context: the token ids of the whole rendered history, at least one.
     key: names the random numbers, e.g. (seed, step, prompt id, sample, "answer", round). The same key
     draws the same numbers in any batch, so two requests with the same key and context get the same completion.
+    constraint: what the completion is held to; None leaves it free.
     """
 
     context: Ids
     key: tuple[int | str, ...]
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """ids: the tokens produced, the end-of-turn id included when `finished`.
 
-    logprobs: log π of each id at temperature 1, computed in float32.
+    logprobs: log π of each id at temperature 1, computed in float32; 0 for a forced id.
     version: number of updates the policy had seen.
+    choices: of a constrained completion, see `Choices`.
     """
 
     ids: Ids
     logprobs: tuple[float, ...]
     finished: bool
     version: int
+    choices: Choices = ()
 
 
 class Engine(Protocol):
@@ -54,6 +65,11 @@ class Engine(Protocol):
         """One completion per request, in order. Temperature 0 is greedy."""
         ...
 
-    def score(self, agent: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, ...]]:
-        """log π(ids | context) per id for every (context, ids). None is the reference, the base without adapters."""
+    def score(
+        self, agent: str | None, pairs: Sequence[Scorable], masks: Tensor | None = None
+    ) -> list[tuple[float, ...]]:
+        """log π(ids | context) per id for every (context, ids). None is the reference, the base without adapters.
+
+        masks: of the constraint under which turns with choices were sampled. A forced id has 0.
+        """
         ...

@@ -8,33 +8,45 @@ import torch
 from torch import Tensor
 
 from choreo.engine.agent import Team
+from choreo.engine.constraint import mask_table
 from choreo.engine.head import token_logprobs
-from choreo.engine.pack import Pack, pack
+from choreo.engine.pack import Pack, action_places, pack
 from choreo.engine.policies import Weights
-from choreo.engine.requests import Ids
+from choreo.engine.requests import Ids, Scorable
 
 
-def logprobs(team: Team, weights: Weights, batch: Pack) -> Tensor:
-    """float32 [n]: log π of each action token of `batch`, differentiable in `weights`."""
+def logprobs(team: Team, weights: Weights, batch: Pack, masks: Tensor | None = None) -> Tensor:
+    """float32 [n]: log π of each action token of `batch`, differentiable in `weights`.
+
+    masks: of the constraint, where the batch has constrained turns; their log π is the constrained distribution's.
+    """
     hidden, head = team.run(weights, batch.inputs(), batch.where)
-    return token_logprobs(hidden, head, batch.targets)
+    if batch.rows is None:
+        return token_logprobs(hidden, head, batch.targets)
+    if masks is None:
+        raise ValueError("turns with choices are scored under the masks of their constraint, and none were given")
+    return token_logprobs(hidden, head, batch.targets, (mask_table(masks, len(head.weight), hidden), batch.rows))
 
 
 @torch.no_grad()
 def score(
-    team: Team, agent: str | None, pairs: Sequence[tuple[Ids, Ids]], micro_tokens: int = 16384
+    team: Team,
+    agent: str | None,
+    pairs: Sequence[Scorable],
+    micro_tokens: int = 16384,
+    masks: Tensor | None = None,
 ) -> list[tuple[float, ...]]:
-    """log π(ids | context) per id for every (context, ids), in order; None is the reference."""
+    """log π(ids | context) per id for every (context, ids), in order; None is the reference. A forced id has 0."""
     weights = team.weights(agent)
     result: list[tuple[float, ...]] = [()] * len(pairs)
     units = [(pair,) for pair in pairs]
     for batch in pack(units, micro_tokens=micro_tokens, share=team.full_attention, device=team.device):
-        values = logprobs(team, weights, batch).tolist()
-        start = 0
+        values = iter(logprobs(team, weights, batch, masks).tolist())
         for i in batch.units:
-            end = start + len(pairs[i][1])
-            result[i] = tuple(values[start:end])
-            start = end
+            scores = [0.0] * len(pairs[i][1])
+            for place in action_places(pairs[i]):
+                scores[place] = next(values)
+            result[i] = tuple(scores)
     return result
 
 

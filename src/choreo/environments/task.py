@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo import config
+from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts
 from choreo.data.mixture import Mixture, mixture, parted
 from choreo.data.overlap import overlaps
@@ -21,6 +22,7 @@ from choreo.judges.resolve import choose
 from choreo.types import KINDS, Feedback, Kind, Part, Prompt, Verdict
 
 CACHE = "judgements.sqlite"  # in a run's folder
+TRAINING, GOLD = "training", "gold"  # the judges of a run
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,43 @@ class Task:
         """The section of the recipe that says what the environment holds, for messages."""
         return "world" if self.recipe.environment == config.MICROWORLD else "environment"
 
-    @property
-    def exact(self) -> bool:
-        """The judge knows whether an answer to a general prompt is right, not only whether it is harmless and helps."""
-        return self.recipe.judge.kind == "exact"
-
     @cached_property
     def judge(self) -> Judge:
-        """Raises BadInput where there is no such judge."""
-        if self.exact:
+        """The training judge, whose verdicts are the reward. Raises BadInput where there is no such judge."""
+        return self._judge(self.recipe.judge, "judge")
+
+    @cached_property
+    def gold(self) -> Judge | None:
+        """The gold judge, which measures and gives no reward; None where the recipe names none. Raises BadInput where
+        there is no such judge."""
+        return self._judge(self.recipe.gold, "gold") if self.recipe.gold else None
+
+    @property
+    def judges(self) -> dict[str, Judge]:
+        """The judges that measure: the training judge and, where there is one, the gold judge. The last is the judge of
+        record: what is reported of a system is by its verdicts."""
+        return {TRAINING: self.judge} | ({GOLD: self.gold} if self.gold else {})
+
+    @property
+    def record(self) -> str:
+        """Which of `judges` is the judge of record."""
+        return GOLD if self.recipe.gold else TRAINING
+
+    def exact_by(self, judge: str) -> bool:
+        """Whether this one of `judges` knows if an answer to a general prompt is right, not only if it is harmless and
+        helps."""
+        return self.recipe.judges()[judge == GOLD].kind == "exact"
+
+    def _judge(self, settings: JudgeSettings, section: str) -> Judge:
+        if settings.kind == "exact":
             if (own := getattr(self.environment, "judge", None)) is None:
                 name = self.recipe.environment
-                raise BadInput(f'judge: kind = "exact": environment {name!r} has no judge; name another')
+                raise BadInput(f'{section}: kind = "exact": environment {name!r} has no judge; name another')
             return own
-        return choose(self.recipe.judge, self.folder / CACHE if self.folder else None)
+        try:
+            return choose(settings, self.folder / CACHE if self.folder else None)
+        except BadInput as error:
+            raise BadInput(str(error) if section == "judge" else f"{section}: {error}") from None
 
     @cached_property
     def _files(self) -> tuple[Mixture, list[Prompt]] | None:
@@ -161,5 +186,5 @@ class Task:
     def refuses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool | None]:
         """Whether each answer to prompts that are measured on is a refusal, by its words alone: as the environment has
         them where its own judge measures, else by the offline judge."""
-        by = self.environment if self.exact else TextOnly()
+        by = self.environment if self.exact_by(self.record) else TextOnly()
         return [by.refuses(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

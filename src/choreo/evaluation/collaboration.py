@@ -13,6 +13,7 @@ from choreo.agents.endpoint import EndpointAgent
 from choreo.agents.local import LocalAgent
 from choreo.clients.http import Endpoint
 from choreo.config.collaboration import Collaboration
+from choreo.config.wording import DEFAULT, Wording
 from choreo.data.mixture import mixture
 from choreo.data.reading import taken
 from choreo.errors import Interrupted
@@ -107,7 +108,7 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
             concurrency=settings.concurrency,
             patience=PATIENCE,
         )
-        return EndpointAgent(endpoint, folder / REPLIES, schema=settings.json_schema)
+        return EndpointAgent(endpoint, folder / REPLIES, schema=settings.json_schema, wording=settings.wording)
     setting = "feedback_template" if reviews else "template"
     return local_agent(
         named,
@@ -115,17 +116,24 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
         getattr(settings, setting),
         f"--set {setting}=FILE",
         settings.rounds,
+        settings.wording,
         dtype=settings.dtype,
         device=settings.device,
     )
 
 
 def local_agent(
-    model: str, seed: int = 0, template: str = "", setting: str = "template=FILE", rounds: int = 1, **loading: str
+    model: str,
+    seed: int = 0,
+    template: str = "",
+    setting: str = "template=FILE",
+    rounds: int = 1,
+    wording: Wording = DEFAULT,
+    **loading: str,
 ) -> LocalAgent:
-    """A shipped base, or a folder, as it is: the untrained model plays both roles.
+    """A base by its name (`base_folder`), as it is: the untrained model plays both roles.
 
-    template, setting, rounds: as in `load_chat`. loading: as in `Team.open`.
+    template, setting, rounds, wording: as in `load_chat`. loading: as in `Team.open`.
     """
     from choreo.engine.agent import Team
     from choreo.engine.local import LocalEngine
@@ -133,7 +141,7 @@ def local_agent(
     from choreo.models.resolve import base_folder
 
     folder = base_folder(model)
-    chat = load_chat(folder, template, setting, rounds)
+    chat = load_chat(folder, template, setting, rounds, wording)
     team = Team.open(folder, AGENTS, seed=seed, **loading)
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
     return LocalAgent(chat, engine, trained=False, name=model)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from choreo.runs.episodes import verdict_record
 from choreo.types import Episode
 
 DIALOGUES = 24  # for each suite and system
@@ -28,7 +29,7 @@ def dialogue_records(system: str, episodes: Sequence[Episode[Any]]) -> list[dict
                 {"text": turn.text, "parsed": asdict(parsed) if parsed else None}
                 for turn, parsed in zip(episode.reviews, episode.feedback, strict=True)
             ],
-            "verdicts": [asdict(verdict) for verdict in episode.verdicts],
+            "verdicts": [verdict_record(verdict) for verdict in episode.verdicts],
         }
         for rows in kept.values()
         for episode in rows[:DIALOGUES]

@@ -19,8 +19,9 @@ from choreo.files import durable
 from choreo.files.json_file import read_object
 from choreo.methods.agents import Policy
 from choreo.methods.base import method_of
+from choreo.models.gguf import is_gguf
 from choreo.models.hub import is_name
-from choreo.models.resolve import BASES, base_folder
+from choreo.models.resolve import base_folder, is_ours
 from choreo.report.page import percent
 from choreo.runs.folder import checkpoints, read_info
 
@@ -117,19 +118,15 @@ def licence_of(base: str) -> str | None:
     try:
         text = (base_folder(base) / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, BadInput):
-        return "apache-2.0" if _shipped(base) else None
+        return "apache-2.0" if is_ours(base) else None
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     said = re.search(r"^license: *[\"']?([\w.-]+)", front[1], re.MULTILINE) if front else None
     return said[1] if said else None
 
 
 def _called(base: str) -> str:
-    """A base's name for others: as on the hub or as shipped; a folder by its whole path."""
-    return base if _shipped(base) or (is_name(base) and not Path(base).exists()) else str(Path(base).resolve())
-
-
-def _shipped(base: str) -> bool:
-    return len(Path(base).parts) == 1 and (BASES / base).is_dir()
+    """A base's name for others: as on the hub or as choreo has it; a folder or a file by its whole path."""
+    return base if is_ours(base) or (is_name(base) and not Path(base).exists()) else str(Path(base).resolve())
 
 
 def script(recipe: config.Recipe, name: str, policy: Policy, whole: bool) -> str:
@@ -146,8 +143,9 @@ def script(recipe: config.Recipe, name: str, policy: Policy, whole: bool) -> str
             f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
             'model = PeftModel.from_pretrained(base, ".")',
         ]
-        if _shipped(base):
-            others.insert(0, "from choreo.models.resolve import base_folder  # the base comes with choreo")
+        if is_ours(base) or is_gguf(base):
+            why = "converts the base" if is_gguf(base) else "brings the base"
+            others.insert(0, f"from choreo.models.resolve import base_folder  # choreo {why}")
             lines[0] = f"base = AutoModelForCausalLM.from_pretrained(base_folder({json.dumps(base)}))"
     lines += ['tokenizer = AutoTokenizer.from_pretrained(".")', "", *usage.lines]
     options = dict(chat.options)
@@ -187,8 +185,9 @@ def _figures(path: Path) -> str:
 
 
 def _limits(recipe: config.Recipe) -> str:
+    judges = "two judges, the figures being the gold judge's," if recipe.gold else "one judge"
     common = (
-        "Measured by one judge on one distribution of prompts; attacks on the judge or the agents that adapt to "
+        f"Measured by {judges} on one distribution of prompts; attacks on the judge or the agents that adapt to "
         "them were not tried."
     )
     return " ".join([common, *method_of(recipe).limits(recipe)])

@@ -8,7 +8,8 @@ from typing import Any
 from choreo import config
 from choreo.errors import BadInput
 from choreo.files import shipped, utf8
-from choreo.models.resolve import BASES
+from choreo.judges.trained.folder import JUDGE_FILE
+from choreo.models.resolve import BASES, is_here
 from choreo.registry import anchored
 
 # The settings of a recipe that may name a part of the user's own, as file.py:object.
@@ -16,7 +17,7 @@ PARTS = {"method", "environment", "estimator", "kind", "format", "conversation",
 # Settings that a user's own class is called with. What they mean is for the class to say.
 OPTIONS = {"options", "environment_options"}
 # The settings that name files, those that may name the folder of a model, and a file with a template.
-FILES = {"file", "wrap", "weights", "cache"}
+FILES = {"file", "wrap", "weights", "cache", "gold.labels"}
 TEMPLATES = {"template", "feedback_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
@@ -28,22 +29,26 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
     [judge.options] and [environment_options] stay as they are: their paths are relative to where the command runs."""
 
     def local(model: str) -> bool:
-        return not (BASES / model / "config.json").is_file() and (Path(model) / "config.json").is_file()
+        here = is_here(model) or (Path(model) / JUDGE_FILE).is_file()
+        return not (BASES / model / "config.json").is_file() and here
 
     def template(value: str) -> bool:
         """A file that is here, or what can be nothing else. The name of one that the tokenizer has may have a dot."""
         return Path(value).is_file() or Path(value).name != value or value.endswith(".jinja")
 
-    def walk(value: Any, key: str = "") -> Any:
+    def walk(value: Any, key: str = "", above: str = "") -> Any:
         if key in OPTIONS:
             return value
         if isinstance(value, dict):  # of a judge with a url, the model is as its server names it
-            return {k: inner if k == "model" and value.get("url") else walk(inner, k) for k, inner in value.items()}
+            return {
+                k: inner if k == "model" and value.get("url") else walk(inner, k, key) for k, inner in value.items()
+            }
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
-        if key in FILES and shipped.is_shipped(value):
+        a_file = key in FILES or f"{above}.{key}" in FILES
+        if a_file and shipped.is_shipped(value):
             return value
-        if value and (key in FILES or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))):
+        if value and (a_file or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))):
             return str(Path(value).absolute())
         return anchored(value) if key in PARTS and isinstance(value, str) else value
 

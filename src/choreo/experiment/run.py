@@ -12,14 +12,19 @@ import torch
 from choreo import config
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
+from choreo.data.answers import LabelledAnswer, load
 from choreo.data.reading import taken
 from choreo.environments.task import Task
 from choreo.errors import BadInput, TooFew
+from choreo.evaluation.agreement import agreement
 from choreo.evaluation.dialogues import dialogue_records
+from choreo.evaluation.judge_training import CARD_FILE, training_sources
 from choreo.evaluation.judging import failure_lines, open_verdict_lines
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
-from choreo.judges.resolve import counts, describe, probe
+from choreo.judges.base import Judge
+from choreo.judges.offline.model import OfflineJudge
+from choreo.judges.resolve import counts, describe, in_common, parts, probe
 from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
@@ -42,7 +47,12 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     for change in run.changed(torch.get_num_threads()):
         progress.say(f"! {change} since this run began: the run goes on, but its numbers may differ in the last digits")
     task = Task(recipe, run.path)
-    run.note(judge=describe(task.judge))
+    run.note(**{name: describe(judge) for name, judge in zip(("judge", "gold"), task.judges.values(), strict=False)})
+    if task.gold and (same := in_common(task.judge, task.gold) + _rows_in_common(task.judge, task.gold)):
+        progress.say(
+            f"! the gold judge {task.gold.name} shares {' and '.join(same)} with the training judge {task.judge.name}: "
+            "what one takes for good in error, the other may too"
+        )
     if foreign := unread_base(recipe):
         progress.say(
             f'! {foreign} has a chat template of its own. judge.kind = "exact" only reads the microworld\'s '
@@ -57,12 +67,12 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         for line in overlap_words(prompts):
             progress.say(line)
     measured = method.run(recipe, run, task, progress)
-    found = {**measured.extra, "systems": measured.systems}
+    found = {**measured.extra, "systems": measured.systems, **judges_of(task)}
     found |= {"adapters": untouched} if untouched else {}
-    found |= {"judging": billed} if (billed := counts(task.judge)) else {}
+    found |= {"judging": billed} if (billed := _billed(task)) else {}
     episodes = measured.episodes
     given = [verdict for played in episodes.values() for episode in played for verdict in episode.verdicts]
-    for line in (*open_verdict_lines(task.judge.name, given, billed), *failure_lines(episodes)):
+    for line in (*open_verdict_lines(task.judges[task.record].name, given, billed), *failure_lines(episodes)):
         progress.say(line)
     run.save_dialogues([record for name, played in episodes.items() for record in dialogue_records(name, played)])
     return {**_head(recipe), "suite": "heldout", "seconds": _seconds(run.path), **found}
@@ -75,7 +85,9 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     that no run begins that cannot end. trains: False where it is only to be measured.
     """
     task = Task(recipe)
-    _ = task.judge
+    _ = task.judges
+    if recipe.gold and recipe.gold.labels:
+        labelled(recipe.gold.labels)
     try:
         if not task.suites("heldout"):
             raise BadInput("prompts: there are no prompts to measure on; name a file in [prompts.heldout.NAME]")
@@ -83,7 +95,8 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     except TooFew as error:
         raise BadInput(f"{'prompts' if task.weights else task.place}: {error}") from None
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
-    probe(recipe.judge)
+    for settings in recipe.judges():
+        probe(settings)
 
 
 def unread_base(recipe: config.Recipe) -> str | None:
@@ -91,7 +104,8 @@ def unread_base(recipe: config.Recipe) -> str | None:
 
     It is not refused: a small trial of a model of one's own shows that everything runs, and takes no verdict.
     """
-    if "exact" not in recipe.judge.kinds() or recipe.environment != config.MICROWORLD:
+    kinds = {kind for settings in recipe.judges() for kind in settings.kinds()}
+    if "exact" not in kinds or recipe.environment != config.MICROWORLD:
         return None
     judged = [model for model in method_of(recipe).models(recipe) if model.judged]
     chats = ((model.base, load_chat(base_folder(model.base), model.template)) for model in judged)
@@ -140,25 +154,68 @@ def evaluate_run(
         "step": step,
         "seconds": _seconds(Path(path), step),
         "device": str(agents.device),
-        "judge": describe(task.judge),
-        "judging": counts(task.judge),
+        "judge": describe(task.judges[task.record]),
+        "judging": _billed(task),
         "systems": measured.systems,
+        **judges_of(task),
     }
     return summary, measured.episodes
 
 
 def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: JudgeSettings | None) -> config.Recipe:
-    """The recipe with other prompts to measure on, and another judge. Raises BadInput where they do not go together."""
-    if files and "exact" in (judge or recipe.judge).kinds():
+    """The recipe with other prompts to measure on, and another judge in place of all of its own. Raises BadInput where
+    they do not go together."""
+    used = (judge,) if judge else recipe.judges()
+    if files and any("exact" in settings.kinds() for settings in used):
         raise BadInput("eval: the run's judge knows the microworld alone; name another for your files with --judge")
-    from_files = recipe.prompts.heldout or getattr(recipe.prompts, "train", {})
-    if not files and from_files and judge and "exact" in judge.kinds():
+    if not files and recipe.from_files() and judge and "exact" in judge.kinds():
         raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
     # The files that were trained on are not opened then: a run may be measured where they are not.
     others: dict[str, Any] = {"heldout": dict(files)}
     others |= {"train": {}} if isinstance(recipe.prompts, Prompts) else {}
     prompts = recipe.prompts.model_copy(update=others if files else {})
-    return recipe.model_copy(update={"prompts": prompts, "judge": judge or recipe.judge})
+    judges: dict[str, Any] = {"judge": judge, "gold": None} if judge else {}
+    return recipe.model_copy(update={"prompts": prompts, **judges})
+
+
+def judges_of(task: Task) -> dict[str, Any]:
+    """For a summary, {"judges": {"training", "gold"}}: who they are and, where the recipe names labels by people, how
+    far each agrees with these (`agreement.agreement`). Empty without a gold judge."""
+    settings = task.recipe.gold
+    if not settings:
+        return {}
+    told = {name: describe(judge) for name, judge in task.judges.items()}
+    if settings.labels:
+        rows = labelled(settings.labels)
+        for name, judge in task.judges.items():
+            told[name] |= {"agreement": agreement(judge, rows, task.recipe.seed)}
+    return {"judges": told}
+
+
+def labelled(file: str) -> list[LabelledAnswer]:
+    """The answers of a file that people labelled. Raises BadInput where it has no labels."""
+    rows = load(file).rows
+    if not any(label is not None for row in rows for label in (row.refusal, row.harm, row.degenerate)):
+        raise BadInput(f"{file}: has no labels to compare with; write refusal, unsafe or degenerate beside answers")
+    return rows
+
+
+def _rows_in_common(one: Judge, other: Judge) -> list[str]:
+    """In words, from which sources both judges learnt, by their data cards; empty where these tell of none."""
+    mine, theirs = (set().union(*map(_sources_of, parts(judge))) for judge in (one, other))
+    return [f"rows to learn from ({'; '.join(both)})"] if (both := sorted(mine & theirs)) else []
+
+
+def _sources_of(judge: Judge) -> set[str]:
+    if isinstance(judge, OfflineJudge):
+        return training_sources(judge.path)
+    folder = getattr(judge, "folder", None)  # of a trained judge, which has its card there
+    return training_sources(Path(folder, CARD_FILE)) if folder else set()
+
+
+def _billed(task: Task) -> dict[str, Any]:
+    """`counts` of all judges."""
+    return {name: numbers for judge in task.judges.values() for name, numbers in counts(judge).items()}
 
 
 def _seconds(run: Path, step: float = float("inf")) -> float:

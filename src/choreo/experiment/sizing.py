@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from choreo.config import Recipe
 from choreo.config.common import Weights
+from choreo.config.judge import TRAINED, OneJudge
 from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput, Unsupported
 from choreo.judges.resolve import local
+from choreo.judges.trained import folder
 from choreo.methods.base import method_of
 from choreo.models import model_folder
 from choreo.models.hub import has_tokenizer
@@ -133,9 +136,11 @@ def sampling(model: Model, how: Weights) -> float:
     return 2 * SLOTS * model.layers * model.keys * _bytes(how) + (laid_over if _bytes(how) == FLOAT32 else 0)
 
 
-def judging(name: str) -> float:
-    """Bytes of a judge's weights, in the precision that its configuration names."""
-    model = Model.read(name)
+def judging(one: OneJudge) -> float:
+    """Bytes of a judge's weights, in the precision that its configuration names; a trained judge is float32."""
+    if one.kind == TRAINED:
+        return 4.0 * Model.read(folder.read(Path(one.model)).base).parameters
+    model = Model.read(one.model)
     return float(model.parameters * model.bytes)
 
 
@@ -172,7 +177,8 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     device, there = (how.device, memory) if memory else device_memory(how.device)
     chats = dict.fromkeys((use.base, use.template, use.rounds) for use in used)
     remarks = [f"{base}: {remark}" for base, file, rounds in chats for remark in _chat(base, file, rounds)]
-    judges = [(one.model, judging(one.model)) for one in local(recipe.judge)]  # each is loaded for itself
+    # Each is loaded for itself.
+    judges = [(one.model, judging(one)) for settings in recipe.judges() for one in local(settings)]
     needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
     return {
         "recipe": recipe.name,

@@ -20,7 +20,8 @@ def place(name: Path) -> Path:
     name."""
     if not is_shipped(name):
         return name
-    there = {file.relative_to(DATA).as_posix(): file for file in sorted(DATA.glob("*/*.jsonl"))}
+    files = sorted(file for pattern in ("*/*.jsonl", "*/*.npz") for file in DATA.glob(pattern))
+    there = {file.relative_to(DATA).as_posix(): file for file in files}
     if (wanted := str(name).removeprefix(PREFIX)) not in there:
         raise BadInput(f"{name}: choreo ships {', '.join(PREFIX + one for one in there)}")
     return there[wanted]

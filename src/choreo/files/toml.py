@@ -67,7 +67,7 @@ def assign(data: dict[str, Any], argument: str) -> Keys:
 
 
 def dumps(data: Mapping[str, Any], comment: Callable[[Keys], str] = lambda keys: "") -> str:
-    """TOML text of nested tables of numbers, text, booleans and lists. Keys must be bare keys.
+    """TOML text of nested tables of numbers, text, booleans and lists. Keys must be bare. What is None is left out.
 
     comment: gives the line to write above the value at some keys; "" is none.
     """
@@ -78,7 +78,7 @@ def _tables(path: Keys, table: Mapping[str, Any], comment: Callable[[Keys], str]
     if path:
         yield f"\n[{'.'.join(path)}]"
     for key, value in table.items():
-        if not isinstance(value, Mapping):
+        if value is not None and not isinstance(value, Mapping):
             if line := comment((*path, key)):
                 yield f"# {line}"
             yield f"{key} = {_value(value)}"

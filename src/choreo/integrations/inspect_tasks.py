@@ -33,14 +33,19 @@ from inspect_ai.util import JSONSchema
 
 from choreo.agents.base import State, state_of, turn_key
 from choreo.agents.endpoint import messages, request_seed
+from choreo.config.checking import check
 from choreo.config.collaboration import sources
 from choreo.config.judge import judge_from
+from choreo.config.wording import Wording
 from choreo.data.mixture import mixture
 from choreo.files import utf8
+from choreo.files.json_file import read_object
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.judges.base import judge_episodes
 from choreo.judges.resolve import choose
+from choreo.runs.episodes import verdict_record
 from choreo.text.feedback import SCHEMA
+from choreo.text.prompts import WORDING
 from choreo.text.thinking import usable_text
 from choreo.types import FEEDBACK, Episode, Limits, Prompt, TextTurn
 
@@ -59,12 +64,13 @@ def collaboration(
     json_schema: bool = True,
     cache: str = "judgements.sqlite",
     format: str = "",
+    protocol: str = "",
 ) -> Task:
     """suite: files of prompts, and judge: judges (a majority if several), parted by commas; see docs/your-data.md.
     format: of all these files, or of each; what they were taken for is in the task's metadata.
 
     rounds: feedback rounds at most; 0 is the model alone. json_schema: hold reviews to theirs. cache: of what judges
-    over an endpoint replied.
+    over an endpoint replied. protocol: the protocol.json of an export, in whose words the models are told their roles.
     """
     mixed = mixture(sources([Path(name) for name in suite.split(",")], format.split(",") if format else ()), seed)
     samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
@@ -72,15 +78,18 @@ def collaboration(
     return Task(
         dataset=MemoryDataset(samples, name=suite),
         metadata={"suites": mixed.counts},
-        solver=play(limits, temperature, seed, json_schema),
+        solver=play(limits, temperature, seed, json_schema, protocol),
         scorer=verdict(judge, cache),
     )
 
 
 @solver
-def play(limits: Limits, temperature: float, seed: int, json_schema: bool) -> Solver:
+def play(limits: Limits, temperature: float, seed: int, json_schema: bool, protocol: str = "") -> Solver:
     """The protocol, one game a sample; its last answer is the sample's output."""
 
+    wording = (
+        check(Wording, read_object(Path(protocol)).get("wording", {}), lambda keys: protocol) if protocol else WORDING
+    )
     held = ResponseSchema(name="feedback", json_schema=JSONSchema(**SCHEMA), strict=True) if json_schema else None
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
@@ -94,7 +103,7 @@ def play(limits: Limits, temperature: float, seed: int, json_schema: bool) -> So
                 seed=request_seed(turn_key(game, role, (seed, "evaluation"))),
                 response_schema=held if role == FEEDBACK else None,
             )
-            response = await model.generate(_messages(state_of(game, role)), config=config)
+            response = await model.generate(_messages(state_of(game, role), wording), config=config)
             turn = _turn(role, len(game.reviews), response, model)
             if role == FEEDBACK:
                 game = reviewed(game, read_review(game, turn, trained=False))
@@ -142,7 +151,7 @@ def verdict(judge: str, cache: str) -> Scorer:
             "ftr": float(game.triggered),
             "undetermined": float(final.undetermined),
         }
-        details = {"verdicts": [asdict(verdict) for verdict in judged.verdicts], "kind": game.prompt.kind}
+        details = {"verdicts": [verdict_record(verdict) for verdict in judged.verdicts], "kind": game.prompt.kind}
         return Score(value=value, answer=game.answers[-1].text, explanation=final.reason, metadata=details)
 
     return score
@@ -152,9 +161,9 @@ def _prompt(state: TaskState) -> Prompt:
     return Prompt(**{name: state.metadata[name] for name in ("id", "text", "kind", "suite", "language", "family")})
 
 
-def _messages(state: State[TextTurn]) -> list[ChatMessage]:
+def _messages(state: State[TextTurn], wording: Wording) -> list[ChatMessage]:
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    return [kinds[message["role"]](content=message["content"]) for message in messages(state)]
+    return [kinds[message["role"]](content=message["content"]) for message in messages(state, wording)]
 
 
 def _turn(role: str, round: int, response: Any, model: Model) -> TextTurn:

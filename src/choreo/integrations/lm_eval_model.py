@@ -42,8 +42,8 @@ class ChoreoLM(LM):  # type: ignore[misc]
     """Agents of a run, or models that were never trained to play.
 
     run: a run folder of any method; its recipe gives the most tokens of a turn.
-    conversation, feedback: models instead of a run, as `choreo eval` names them: MODEL@URL, a shipped base, or a model
-        folder. Without `feedback` the one model reviews itself.
+    conversation, feedback: models instead of a run, as `choreo eval` names them: MODEL@URL, or a base as `model.base`
+        has it. Without `feedback` the one model reviews itself.
     rounds: feedback rounds at most; by default the recipe's, or 1. 0 is the conversation agent alone.
     feedback_tokens: the most new tokens of a review, by models without a recipe.
     folder: where replies of servers are kept.

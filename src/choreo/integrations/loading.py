@@ -1,4 +1,4 @@
-"""Agents by their names, for libraries that play the game: a run folder, a shipped base, or a model folder."""
+"""Agents by their names, for libraries that play the game: a run folder, or a base as `model.base` has it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def partners(name: str, recipe: WaltzRecipe) -> Mapping[str, Agent[AnyTurn]]:
 
     recipe: of the games; an untrained model takes its seed, and has to read as many rounds.
 
-    Raises BadInput where `name` is neither a run of a pair, nor a shipped base, nor a model folder.
+    Raises BadInput where `name` is neither a run of a pair nor a base.
     """
+    protocol = recipe.protocol
     if not (Path(name) / "run.json").is_file():
-        return dict.fromkeys(AGENTS, local_agent(name, recipe.seed, rounds=recipe.protocol.rounds))
+        return dict.fromkeys(AGENTS, local_agent(name, recipe.seed, rounds=protocol.rounds, wording=protocol.wording))
     theirs, agents = run_agents(Path(name))
     if not method_of(theirs).has_pair:
         pairs = " or ".join(methods_with_a_pair())

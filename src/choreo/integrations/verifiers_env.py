@@ -100,7 +100,7 @@ class GameTaskset(vf.Taskset[GameTask, GameTasksetConfig]):
 
     def load(self) -> Iterator[GameTask]:
         for prompt in self.prompts.values():
-            opening = messages(state_of(Episode(prompt, 0, ()), CONVERSATION))
+            opening = messages(state_of(Episode(prompt, 0, ()), CONVERSATION), self.recipe.protocol.wording)
             told = {"id": prompt.id, "name": prompt.suite, "kind": prompt.kind, "suite": prompt.suite}
             limit = self.recipe.protocol.answer_tokens
             yield GameTask(GameTaskData(prompt=opening, max_tokens=limit, **told), self.config.task)
@@ -145,7 +145,7 @@ class GameEnvConfig(vf.EnvConfig):
     policy: Literal["conversation", "feedback", "both"] = "both"
     """Who learns. A trace of the other agent is marked as not trainable."""
     partner: str = ""
-    """Plays the other agent in this process: a run folder, a shipped base, or a model folder."""
+    """Plays the other agent in this process: a run folder, or a base as `model.base` has it."""
     stage: Literal[1, 2] = 2
     """Which weight R_label has: λ of stage 1 (`rewards.label`) or of stage 2 (`rewards.label_stage2`)."""
     json_schema: bool = False
@@ -207,7 +207,7 @@ class GameEnv(vf.Env[GameEnvConfig]):
 
             async def answer(game: Game) -> AnyTurn:
                 # The task's prompt opens the exchange; from then on the last message is what is new.
-                words = messages(state_of(game, CONVERSATION))[-1]["content"] if game.answers else None
+                words = self._messages(game, CONVERSATION)[-1]["content"] if game.answers else None
                 segment = await exchange.turn(words)
                 return last_turn(exchange.trace, CONVERSATION, len(game.reviews), ended=segment.terminated)
 
@@ -218,7 +218,7 @@ class GameEnv(vf.Env[GameEnvConfig]):
         if self.partners and not self.learns(FEEDBACK):
             return await self._partner_turn(FEEDBACK, game)
         data = GameTaskData(
-            prompt=messages(state_of(game, FEEDBACK)),
+            prompt=self._messages(game, FEEDBACK),
             id=game.prompt.id,
             name=game.prompt.suite,
             kind=game.prompt.kind,
@@ -230,6 +230,9 @@ class GameEnv(vf.Env[GameEnvConfig]):
         trace.state.round = len(game.reviews)
         traces.append(trace)
         return last_turn(trace, FEEDBACK, len(game.reviews), ended=not trace.ok)
+
+    def _messages(self, game: Game, role: str) -> list[dict[str, str]]:
+        return messages(state_of(game, role), self.recipe.protocol.wording)
 
     async def _partner_turn(self, role: str, game: Game) -> AnyTurn:
         options: dict[str, Any] = {

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from choreo.errors import BadInput, Interrupted
-from choreo.types import AnyTurn, Episode, Prompt, S, Verdict
+from choreo.text.garbled import garbled
+from choreo.types import AnyTurn, Episode, Feedback, Prompt, S, Verdict
 
 Pair = tuple[Prompt, str]
 """A prompt and the answer to be judged."""
@@ -19,6 +20,10 @@ NO_ANSWER = "no answer"  # how the reason begins where a turn failed: of such a 
 
 class JudgeDown(Interrupted):
     """A judge that had answered went away in the middle. Its replies are kept: the rest can be asked later."""
+
+
+class JudgesPart(Interrupted):
+    """The gold judge does not follow the training judge any more, and the recipe wants the run stopped then."""
 
 
 class Judge(Protocol):
@@ -111,23 +116,35 @@ def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
     return verdicts
 
 
+def with_garbled(verdict: Verdict, prompt: Prompt, answer: str, note: str = "") -> Verdict:
+    """`verdict` on `answer`, marked where its words say nothing. note: the feedback string that it is a revision by.
+
+    The rules are for English. A judge that knows what a prompt means (`Prompt.meaning`) knows garbled text itself.
+    """
+    if prompt.meaning is not None or prompt.language != "en":
+        return verdict
+    why = garbled(prompt.text, answer, note)
+    return replace(verdict, degenerate=True, garbled=why) if why else verdict
+
+
 def judge_episodes(judge: Judge, episodes: Sequence[Episode[S]]) -> list[Episode[S]]:
     """The same episodes with a verdict on every answer c_0 … c_T; all of them are one batch.
 
     The judge reads text alone; that an answer was cut off at its token limit is known only here,
-    so such an answer is marked degenerate. Its labels stay the judge's. A turn that failed is not shown to the judge:
-    there is no answer, so its verdict is open.
+    so such an answer is marked degenerate. So is one that is garbled (`with_garbled`). Its labels stay the judge's.
+    A turn that failed is not shown to the judge: there is no answer, so its verdict is open.
     """
     pairs = [(e.prompt, turn.text) for e in episodes for turn in e.answers if not turn.failure]
     given: Iterator[Verdict] = iter(judge_all(judge, pairs))
 
-    def verdict(turn: AnyTurn) -> Verdict:
+    def verdict(prompt: Prompt, turn: AnyTurn, feedback: Feedback | None) -> Verdict:
         if turn.failure:
             return undetermined(f"{NO_ANSWER}: {turn.failure}")
-        found = next(given)
+        found = with_garbled(next(given), prompt, turn.text, feedback.feedback if feedback else "")
         return found if turn.finished else replace(found, degenerate=True)
 
     def verdicts(episode: Episode[S]) -> tuple[Verdict, ...]:
-        return tuple(verdict(turn) for turn in episode.answers)
+        notes = (None, *episode.feedback, *(None for _ in episode.answers))  # an answer may come without a review
+        return tuple(verdict(episode.prompt, *turn) for turn in zip(episode.answers, notes, strict=False))
 
     return [replace(episode, verdicts=verdicts(episode)) for episode in episodes]

@@ -12,7 +12,8 @@ from choreo.errors import BadInput, opening
 from choreo.judges.base import Format, Pair, undetermined
 from choreo.models import model_folder
 from choreo.models.fixed_date import DATE, with_fixed_date
-from choreo.models.hub import fingerprint, snapshot
+from choreo.models.hub import fingerprint
+from choreo.models.resolve import base_folder
 from choreo.models.template import template_of
 from choreo.text.replies import shortened
 from choreo.text.thinking import usable_text
@@ -20,7 +21,7 @@ from choreo.types import Prompt, Verdict
 
 
 class LocalJudge:
-    """`format` asked of a model in `folder` (a path, or a name on a hub), greedily, `batch` rows at a time.
+    """`format` asked of a model in `folder` (a path, or a name as a base has it), greedily, `batch` rows at a time.
 
     Raises BadInput where there is no such model, or not a whole one.
     """
@@ -29,7 +30,7 @@ class LocalJudge:
         self.format = format
         self.folder = folder
         self.batch = batch
-        place = Path(folder) if Path(folder).is_dir() else snapshot(folder)
+        place = Path(folder) if Path(folder).is_dir() else base_folder(folder)
         self._tokenizer = model_folder.tokenizer(place)
         asks = "messages" in format.ask(Prompt("", "Hello", "general", ""), "Hello!")
         own = template_of(self._tokenizer, setting="as chat_template.jinja in its folder") if asks else None

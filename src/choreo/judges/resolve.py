@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from choreo.config.judge import RULES, OneJudge
+from choreo.config.judge import RULES, TRAINED, OneJudge
 from choreo.config.judge import Judge as Settings
 from choreo.config.parts import JUDGES, is_format
 from choreo.errors import BadInput
+from choreo.files import shipped
 from choreo.judges.base import Format, FormatEntry, Judge, judge_all
 from choreo.judges.majority import Majority
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge
 from choreo.judges.own import OwnJudge
 from choreo.models.hub import is_name
+from choreo.models.resolve import is_here, is_ours
 from choreo.types import Prompt
 
 
@@ -33,9 +37,13 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
     if one.kind == "exact":
         raise BadInput('judge: kind = "exact" knows the microworld alone')
     if one.kind == "offline":
-        judge = OfflineJudge(Path(one.weights) if one.weights else WEIGHTS, one.unsure)
+        judge = OfflineJudge(shipped.place(Path(one.weights)) if one.weights else WEIGHTS, one.unsure)
         _ = judge.weights  # a file that is none is said now, not after hours of answering
         return judge
+    if one.kind == TRAINED:
+        from choreo.judges.trained.model import TrainedJudge
+
+        return TrainedJudge(one.model)
     found = JUDGES.get(one.kind)
     if not is_format(found):
         return OwnJudge(one.kind, found, one.options)
@@ -54,7 +62,8 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
             completion_price=one.completion_price,
         )
         return EndpointJudge(format_of(one), endpoint, cache)
-    if not Path(one.model).is_dir() and not (getattr(found, "on_hub", True) and is_name(one.model)):
+    local = Path(one.model).is_dir() or is_here(one.model) or is_ours(one.model)
+    if not local and not (getattr(found, "on_hub", True) and is_name(one.model)):
         raise BadInput(
             f"judge.model {one.model!r}: not a folder here, and no url of a server that has it: "
             f"{one.kind}:MODEL@URL, as {one.kind}:{one.model}@http://localhost:8000/v1 (in TOML model and url)"
@@ -91,6 +100,39 @@ def describe(judge: Judge) -> dict[str, Any]:
     )
 
 
+# What a judge's record may hold that another one had better not hold too, and what that is.
+SHARED = {
+    "weights": "weights",
+    "adapter": "an adapter",
+    "model": "a model",
+    "fingerprint": "a base model",
+    "object": "code",
+}
+
+
+def in_common(one: Judge, other: Judge) -> list[str]:
+    """What two judges, or members of them, share by their records: "weights", "a model", and so on. Empty where no
+    record tells: two files of weights may have learnt from the same rows all the same."""
+    found = []
+    for mine, theirs in product(parts(one), parts(other)):
+        a, b = describe(mine), describe(theirs)
+        for record in (a, b):  # a model behind a server is known by its name alone
+            record |= {"model": record["endpoint"]["model"]} if "endpoint" in record else {}
+        found += [words for key, words in SHARED.items() if a.get(key) and a.get(key) == b.get(key)]
+        found += ["all that is known of it"] if not found and a == b else []
+    return list(dict.fromkeys(found))
+
+
+def names(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The names of the judges that `describe` has described, by the same keys. Judges of one name are told apart by
+    what else their records hold of them, cut to eight letters."""
+    called = {key: str(record.get("judge")) for key, record in records.items()}
+    if len(set(called.values())) == len(called):
+        return called
+    marks = {key: [str(r[name])[:8] for name in SHARED if r.get(name)][:1] for key, r in records.items()}
+    return {key: f"{name} ({marks[key][0]}…)" if marks[key] else name for key, name in called.items()}
+
+
 def counts(judge: Judge) -> dict[str, Any]:
     """By name, what judges over an endpoint did since they were made: rows, calls, tokens, cost, failures."""
     found = {one.name: own_method() for one in parts(judge) if (own_method := getattr(one, "counts", None))}
@@ -107,7 +149,7 @@ def strict(judge: Judge) -> Judge:
 def local(settings: Settings) -> list[OneJudge]:
     """The judges that are language models in this process."""
     everyone = settings.of.values() or [settings]
-    return [one for one in everyone if one.kind not in RULES and one.model and not one.url]
+    return [one for one in everyone if one.kind == TRAINED or (one.kind not in RULES and one.model and not one.url)]
 
 
 def probe(settings: Settings) -> None:

@@ -34,7 +34,8 @@ def learnt_from(recipe: Recipe, info: Mapping[str, Any]) -> str:
         measured = "prompts that are held out there"
     where = f"on {of_files(train, counts.get('train'))}" if train else f"in {environment(recipe)}"
     judge = judge_of(recipe, info)
-    return f"It learnt {where}, by the verdicts of {judge}. The same judge measured it, on {measured}."
+    who = f"The gold judge `{gold_of(recipe, info)}`, which gave no reward," if recipe.gold else "The same judge"
+    return f"It learnt {where}, by the verdicts of {judge}. {who} measured it, on {measured}."
 
 
 def environment(recipe: Recipe) -> str:
@@ -47,6 +48,12 @@ def of_files(files: Mapping[str, Source], counts: Mapping[str, int] | None) -> s
     """Prompts by the names of their files. counts: how many there are, by suite, where the run has noted it."""
     many = f"{sum(counts.values())} prompts" if counts else "prompts"
     return f"{many} from {', '.join(f'`{Path(source.file).name}`' for source in files.values())}"
+
+
+def gold_of(recipe: Recipe, info: Mapping[str, Any]) -> str:
+    """The name of the gold judge. info: what run.json holds."""
+    assert recipe.gold is not None, "the recipe names no gold judge"
+    return str(info.get("gold", {}).get("judge", recipe.gold.kind))
 
 
 def judge_of(recipe: Recipe, info: Mapping[str, Any]) -> str:

@@ -27,8 +27,10 @@ from choreo.config.recipe import Recipe
 from choreo.engine import checkpoint as checkpoints
 from choreo.engine.learner import Learner
 from choreo.environments.task import Task
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput
+from choreo.judges.base import JudgeDown
 from choreo.methods.agents import Policy
+from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.trained_model import TrainedModel
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -128,7 +130,8 @@ def training_loop(
 
     The run goes on from its last checkpoint, which holds the weights and the optimiser of every learner. One is saved
     every `every` steps, after the last one, and when the user asks to stop; then Interrupted is raised. Whatever else
-    a step takes must follow from its number.
+    a step takes must follow from its number. Where the recipe has a gold judge, both judges are compared now and then
+    on answers of the agents (`JudgeWatch`), and what they find goes into the step's line of metrics.jsonl.
 
     Raises BadInput where the checkpoint is of another recipe, base or other prompts.
     """
@@ -143,15 +146,33 @@ def training_loop(
             learner.load_state_dict(saved["agents"][learner.agent])
     for remark in agents.remarks:
         progress.say(f"! {remark}")
+    watch = JudgeWatch(task, run)
     progress.start(label, steps, step)
     while step < steps:
         step += 1
+        if watch.due(step):
+            try:
+                run.log_beside(_compared(watch, task, agents, step))
+            except (BadInput, JudgeDown):
+                if step > 1 and not run.checkpoint(step - 1).exists():
+                    checkpoints.save(run.checkpoint(step - 1), _state(step - 1, agents, learners, digest))
+                raise
+            for alarm in watch.alarms if watch.began else ():
+                progress.say(f"! step {step}: {alarm}")
         yield step
-        stop = progress.interrupted  # asked once: what says "saved" below must have been saved
+        stop = progress.interrupted or watch.stopping  # asked once: what says "saved" below must have been saved
         if step % every == 0 or step == steps or stop:
             checkpoints.save(run.checkpoint(step), _state(step, agents, learners, digest))
         if stop and step < steps:
-            raise Interrupted(f"saved at step {step}")
+            raise watch.interruption(step)
+
+
+def _compared(watch: JudgeWatch, task: Task, agents: OneModel, step: int) -> dict[str, Any]:
+    """Both judges on what the agents answer to some training prompts, as they are before `step`."""
+    prompts = [prompt for some in task.training().values() for prompt in some]
+    drawn = agents.fitting(watch.draw(prompts, step), "gold, training")
+    figures = watch.compare(agents.answer(drawn, seed=task.recipe.seed))
+    return figures | ({"alarms": watch.alarms} if watch.alarms else {})
 
 
 def _state(step: int, agents: OneModel, learners: Sequence[Learner], digest: str) -> dict[str, Any]:

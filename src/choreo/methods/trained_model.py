@@ -8,6 +8,7 @@ from typing import Self
 
 from choreo.agents.base import Key
 from choreo.config.recipe import Recipe
+from choreo.config.wording import DEFAULT, Wording
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine, Untrained
 from choreo.engine.requests import Request
@@ -36,10 +37,13 @@ class TrainedModel:
     engine: LocalEngine
 
     @classmethod
-    def load(cls, name: str, base: str, policies: Sequence[str], recipe: Recipe) -> Self:
-        """Every policy starts equal to the base. Raises BadInput where there is no such base, or it cannot be used."""
+    def load(cls, name: str, base: str, policies: Sequence[str], recipe: Recipe, wording: Wording = DEFAULT) -> Self:
+        """Every policy starts equal to the base. wording: has its system prompt, as a conversation agent's.
+
+        Raises BadInput where there is no such base, or it cannot be used.
+        """
         folder, weights = base_folder(base), recipe.weights()
-        chat = load_chat(folder, weights.template)
+        chat = load_chat(folder, weights.template, wording=wording)
         team = Team.open(folder, policies, seed=recipe.seed, **weights.loading())
         engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
         return cls(name, base, fingerprint(folder), chat, team, engine)

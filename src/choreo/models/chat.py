@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any
 
+from choreo.config.wording import DEFAULT, Wording, places
 from choreo.errors import BadInput
 from choreo.models.safe_encoder import safe_encoder
 from choreo.text.thinking import usable_text
@@ -21,9 +22,6 @@ ROLES = ("system", "user", "assistant")
 END = "<|end|>"
 PAD = "<|pad|>"
 TOKENS = (PAD, END, *(f"<|{role}|>" for role in ROLES))
-
-# WaltzRL section 3: both agents start from one model, and their system prompts say which agent a model is.
-SYSTEM = {CONVERSATION: "Answer the user.", FEEDBACK: "Review the answer."}
 
 # Texts of at most so many letters have their ids cached: a prompt is encoded at every turn. A server meets longer ones.
 CACHED_LETTERS = 1024
@@ -39,16 +37,20 @@ def message(role: str, content: str) -> dict[str, str]:
 class Chat:
     """A tokenizer with a token for each role. `end_id` ends a turn and is learned; `pad_id` is never learned.
 
+    wording: what stands beside contents; of a recipe, and the format's own (`own`) where that has none.
     options: what the chat template is given beside the messages. remarks: what a user should know about the template.
     end_changed: whether an early choreo, whose checkpoints did not name the end of a turn, took another token for it.
     """
 
+    # WaltzRL section 3: both agents start from one model, and their system prompts say which agent a model is. A review
+    # without a turn that asks for it comes after the answer itself.
+    own = Wording(conversation="Answer the user.", feedback="Review the answer.", revise="{feedback}")
     options: Mapping[str, Any] = {}
     remarks: tuple[str, ...] = ()
     end_changed = False
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, wording: Wording = DEFAULT):
+        self.tokenizer, self.wording = tokenizer, wording.over(self.own)
         self.end_id: int = tokenizer.convert_tokens_to_ids(END)
         self.pad_id: int = tokenizer.convert_tokens_to_ids(PAD)
         self._role = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ROLES}
@@ -57,6 +59,11 @@ class Chat:
         if len(self._special) != len(TOKENS):
             raise ValueError(f"the tokenizer must have distinct tokens {', '.join(TOKENS)}")
         self._encode_safely = safe_encoder(tokenizer, self._special)
+
+    @property
+    def markers(self) -> frozenset[int]:
+        """Tokens that mark turns: no content has them."""
+        return self._special
 
     def same_tokenizer(self, other: Chat) -> bool:
         """Whether ids mean the same text in both chats, and the same id ends a turn."""
@@ -69,10 +76,14 @@ class Chat:
 
     @property
     def frame(self) -> dict[str, Any]:
-        """The format that an agent is trained in, for its checkpoints: the id that ends a turn, and a digest of what is
-        written around turns."""
+        """The format that an agent is trained in, for its checkpoints: the id that ends a turn, a digest of what is
+        written around turns, and one of the wording, where that is not the format's own."""
         around = [self.context("", [(role, ()) for role in ("user", "assistant", "user")]), self.review_context((), ())]
-        return {"end_id": self.end_id, "digest": blake2b(repr(around).encode(), digest_size=16).hexdigest()}
+        frame = {"end_id": self.end_id, "digest": blake2b(repr(around).encode(), digest_size=16).hexdigest()}
+        if self.wording != self.own:
+            said = repr(sorted(self.wording.model_dump().items()))
+            frame["wording"] = blake2b(said.encode(), digest_size=16).hexdigest()
+        return frame
 
     def check_frame(self, frame: Any, where: str) -> None:
         """Raises BadInput for an agent that was trained in another `frame` than this chat's.
@@ -93,6 +104,8 @@ class Chat:
                 old = self.tokenizer.convert_ids_to_tokens(was)
                 now = f"its chat template ends one with {end!r}"
                 raise BadInput(f"{where}: was trained to end a turn with {old!r}; {now}")
+            if isinstance(frame, dict) and frame.get("wording") != self.frame.get("wording"):
+                raise BadInput(f"{where}: was trained with other prompts of its agents than the recipe has now")
             raise BadInput(f"{where}: was trained with another chat template than is used now")
 
     def encode(self, text: str) -> Ids:
@@ -105,6 +118,10 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a turn for judges and readers, without special tokens and turn markers."""
         return self._read(self.visible(tuple(ids)))
+
+    def decode_whole(self, ids: Sequence[int]) -> str:
+        """`decode` of a turn that cannot hold a reasoning to drop, such as a constrained one."""
+        return self._read(tuple(ids))
 
     def _read(self, ids: Ids) -> str:
         """The text of the visible ids of a turn."""
@@ -152,8 +169,8 @@ class Chat:
         """
         turns = [*earlier, ("user", prompt)]
         for answer, feedback in history:
-            turns += [("assistant", answer), ("user", feedback)]
-        return self.context(SYSTEM[CONVERSATION], turns)
+            turns += [("assistant", answer), ("user", self._around(self.wording.revise, feedback=feedback))]
+        return self.context(self.wording.conversation, turns)
 
     def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t)).
@@ -164,7 +181,15 @@ class Chat:
         """
         system = self.encode("system: ")
         quoted = [("user", (*system, *ids)) if role == "system" else (role, ids) for role, ids in earlier]
-        return self.context(SYSTEM[FEEDBACK], [*quoted, ("user", prompt), ("assistant", answer)])
+        asked = [("user", prompt), ("assistant", answer)]
+        if self.wording.review:
+            asked = [("user", self._around(self.wording.review, prompt=prompt, answer=answer))]
+        return self.context(self.wording.feedback, [*quoted, *asked])
+
+    def _around(self, text: str, **contents: Ids) -> Ids:
+        """The ids of `text`, with contents in place of their names in braces."""
+        parts = enumerate(places(text, tuple(contents)))
+        return tuple(i for n, part in parts for i in (contents[part] if n % 2 else self.encode(part)))
 
     def messages(self) -> dict[str, list[dict[str, str]]]:
         """The contexts as messages, for tools that take text.
@@ -172,11 +197,14 @@ class Chat:
         answer: the messages before a first answer. revise: the messages that each round adds. review: all messages of
         a review. {prompt}, {answer} and {feedback} stand for the contents.
         """
-        prompt, answer = message("user", "{prompt}"), message("assistant", "{answer}")
+        prompt, answer, words = message("user", "{prompt}"), message("assistant", "{answer}"), self.wording
         return {
-            "answer": [message("system", SYSTEM[CONVERSATION]), prompt],
-            "revise": [answer, message("user", "{feedback}")],
-            "review": [message("system", SYSTEM[FEEDBACK]), prompt, answer],
+            "answer": [message("system", words.conversation), prompt],
+            "revise": [answer, message("user", words.revise)],
+            "review": [
+                message("system", words.feedback),
+                *([message("user", words.review)] if words.review else [prompt, answer]),
+            ],
         }
 
     def jinja(self) -> str:

@@ -50,7 +50,7 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
     config_only: only the configuration is needed. Raises BadInput, with a line that says how to get the model, where it
     is not in the cache and cannot be downloaded: offline (HF_HUB_OFFLINE), unknown, or closed to this account.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     wanted = ["config.json"] if config_only else list(_WANTED)
@@ -61,7 +61,7 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
     except (OSError, ValueError):  # not in the cache, or not a valid name
         pass
     get = f"get it with `hf download {name}` where there is a network, or name a folder"
-    if constants.is_offline_mode():
+    if is_offline():
         raise BadInput(f"model {name!r}: not here, and the hub is not asked (HF_HUB_OFFLINE); {get}")
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(_UNWANTED)))
@@ -72,6 +72,13 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
         raise BadInput(f"model {name!r}: not here, and the hub says: {why}") from None
     except Exception:  # a network can raise anything
         raise BadInput(f"model {name!r}: not here, and the hub cannot be reached; {get}") from None
+
+
+def is_offline() -> bool:
+    """Whether the user's environment forbids to fetch models (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.is_offline_mode())
 
 
 def fingerprint(base: Path) -> str:

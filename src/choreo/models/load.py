@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from choreo.config.wording import DEFAULT, Wording
 from choreo.errors import BadInput, first_line
 from choreo.models import model_folder
 from choreo.models.chat import TOKENS, Chat
@@ -11,13 +12,17 @@ from choreo.models.template import TemplateChat, template_of
 
 
 def load_chat(
-    folder: str | Path, template: str | Path = "", setting: str = "template in the recipe", rounds: int = 1
+    folder: str | Path,
+    template: str | Path = "",
+    setting: str = "template in the recipe",
+    rounds: int = 1,
+    wording: Wording = DEFAULT,
 ) -> Chat:
     """The chat of the model in `folder`: `Chat` where its tokenizer has the microworld's tokens, else `TemplateChat`.
 
     template: a file with a chat template (Jinja) to use, or the name of one of the tokenizer's templates; "" is the
     tokenizer's own. setting: where a user sets `template`, for messages. rounds: how many rounds of feedback the
-    template must be able to hold.
+    template must be able to hold. wording: what the agents are told.
 
     Raises BadInput for a folder without a tokenizer, with the tokenizer of another model, with neither the microworld's
     tokens nor a template, or with a template that cannot be used.
@@ -26,9 +31,9 @@ def load_chat(
     try:
         chat: Chat
         if not template and set(TOKENS) <= tokenizer.get_vocab().keys():
-            chat = Chat(tokenizer)
+            chat = Chat(tokenizer, wording)
         else:
-            chat = TemplateChat(tokenizer, template_of(tokenizer, str(template), setting), rounds)
+            chat = TemplateChat(tokenizer, template_of(tokenizer, str(template), setting), rounds, wording)
         written = {chat.end_id, chat.pad_id, *chat.answer_context(()), *chat.review_context((), ())}
     except (OSError, ValueError, BadInput) as error:
         raise BadInput(f"{folder}: {first_line(error, 1000)}") from None

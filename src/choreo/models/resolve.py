@@ -1,39 +1,58 @@
-"""Finds the folder of a model by its name: a shipped base, a user's folder, or a model on the Hugging Face hub."""
+"""Finds the folder of a model by its name: a shipped base, a user's folder or GGUF file, `smollm2`, or a model on the
+Hugging Face hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from choreo.errors import BadInput, opening
-from choreo.models import hub
+from choreo.models import gguf, hub, smollm2
 
 BASES = Path(__file__).parent / "bases"
 
 
 def base_folder(name: str, *, config_only: bool = False) -> Path:
-    """The folder of the base `name`: a shipped base, a folder in Hugging Face format, or a model on the hub.
+    """The folder of the base `name`: a shipped base, a folder in Hugging Face format, a GGUF file, `smollm2`, or a
+    model on the hub.
 
-    config_only: of a model on the hub, only the configuration is needed. Raises BadInput where there is no such base,
-    or where it is on the hub and cannot be downloaded.
+    A GGUF file is converted into a folder of its own when it is opened for the first time. config_only: of a model on
+    the hub, only the configuration is needed. Raises BadInput where there is no such base, or where it cannot be
+    downloaded or converted.
     """
     with opening(repr(name), "is no name of a folder"):
         for folder in (BASES / name, Path(name)):
             if _is_there(folder / "config.json"):
                 return folder
-        used = _is_there(Path(name))
+        used, file = _is_there(Path(name)), gguf.is_gguf(name) and Path(name).is_file()
+    if file:
+        return gguf.converted(Path(name))
+    if name == smollm2.NAME:
+        return smollm2.folder()
     if used:
         what = "a file" if Path(name).is_file() else "a folder without a config.json"
         raise BadInput(
             f"base {name!r}: is {what if Path(name).exists() else 'a link to nothing'}; expected a model in "
-            "Hugging Face format"
+            "Hugging Face format, or a GGUF file (.gguf)"
         )
+    if gguf.is_gguf(name):
+        raise BadInput(f"base {name!r}: no such file")
     if hub.is_name(name) and not Path(name).parent.is_dir():
         return hub.snapshot(name, config_only=config_only)
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
     raise BadInput(
-        f"base {name!r}: neither a shipped one ({shipped}) nor a folder with a "
-        "config.json (choreo world pretrain makes one), nor a model on the hub (owner/name)"
+        f"base {name!r}: neither a shipped one ({shipped}) nor {smollm2.NAME}, nor a folder with a "
+        "config.json (choreo world pretrain makes one), nor a GGUF file, nor a model on the hub (owner/name)"
     )
+
+
+def is_here(name: str) -> bool:
+    """Whether `name` is a folder with a model, or a GGUF file, of the user's own."""
+    return (Path(name) / "config.json").is_file() or (gguf.is_gguf(name) and Path(name).is_file())
+
+
+def is_ours(name: str) -> bool:
+    """Whether choreo itself brings the model `name`: a shipped base, or `smollm2`."""
+    return (len(Path(name).parts) == 1 and (BASES / name).is_dir()) or (name == smollm2.NAME and not is_here(name))
 
 
 def _is_there(path: Path) -> bool:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from choreo.config.wording import DEFAULT, Wording, filled
 from choreo.errors import BadInput, first_line
 from choreo.files import utf8
 from choreo.models.chat import Chat, Ids, message
@@ -26,8 +27,7 @@ from choreo.models.fixed_date import DATE, with_fixed_date
 from choreo.models.marker_text import TextMarkers, find_text_markers
 from choreo.models.marker_tokens import CLOSES, OPENS, find_marker_tokens, text_of
 from choreo.models.safe_encoder import safe_encoder
-from choreo.text.prompts import EARLIER, REVIEW, REVISE, SYSTEM
-from choreo.types import CONVERSATION, FEEDBACK
+from choreo.text.prompts import EARLIER, WORDING
 
 # Some templates write today's date, and a run must not depend on the day. Some open a block for reasoning, for which
 # a game has no tokens to spare. Templates that know neither option ignore both.
@@ -79,9 +79,11 @@ class TemplateChat(Chat):
     Raises BadInput that says what is wrong with the template.
     """
 
+    own = WORDING
     options = OPTIONS
 
-    def __init__(self, tokenizer: Any, template: str | None = None, rounds: int = 1):
+    def __init__(self, tokenizer: Any, template: str | None = None, rounds: int = 1, wording: Wording = DEFAULT):
+        self.wording = wording.over(self.own)
         self.tokenizer, self.template = tokenizer, template_of(tokenizer) if template is None else template
         self._encode = lru_cache(maxsize=8192)(self._tokenize)
         self._frame = lru_cache(maxsize=64)(self._build_frame)
@@ -139,14 +141,13 @@ class TemplateChat(Chat):
         return self._fill(frame, self._visible(every))
 
     def messages(self) -> dict[str, list[Message]]:
-        def opened(agent: str, first: str) -> list[Message]:
-            system = [message("system", SYSTEM[agent])] if SYSTEM[agent] else []
-            return self._taken([*system, message("user", first)])
+        def opened(told: str, first: str) -> list[Message]:
+            return self._taken([*([message("system", told)] if told else []), message("user", first)])
 
         return {
-            "answer": opened(CONVERSATION, "{prompt}"),
-            "revise": [message("assistant", "{answer}" + self._closing), message("user", REVISE.format("{feedback}"))],
-            "review": opened(FEEDBACK, REVIEW.format("{prompt}", "{answer}")),
+            "answer": opened(self.wording.conversation, "{prompt}"),
+            "revise": [message("assistant", "{answer}" + self._closing), message("user", self.wording.revise)],
+            "review": opened(self.wording.feedback, self.wording.review),
         }
 
     def jinja(self) -> str:
@@ -206,13 +207,15 @@ class TemplateChat(Chat):
         if rounds is None:
             shown = [f"{role}: {_placeholder(i)}\n\n" for i, role in enumerate(earlier)]
             before = "".join([EARLIER, *shown, "=====\n\n"]) if shown else ""
-            system = SYSTEM[FEEDBACK]
-            turns = [message("user", before + REVIEW.format(_placeholder(first), _placeholder(first + 1)))]
+            system = self.wording.feedback
+            contents = {"prompt": _placeholder(first), "answer": _placeholder(first + 1)}
+            turns = [message("user", before + filled(self.wording.review, **contents))]
         else:
-            system = SYSTEM[CONVERSATION]
+            system = self.wording.conversation
             turns = [message(role, _placeholder(i)) for i, role in enumerate((*earlier, "user"))]
             for i in range(first + 1, first + 2 * rounds + 1, 2):
-                turns += [message("assistant", _placeholder(i)), message("user", REVISE.format(_placeholder(i + 1)))]
+                asked = filled(self.wording.revise, feedback=_placeholder(i + 1))
+                turns += [message("assistant", _placeholder(i)), message("user", asked)]
         return self._cut([*([message("system", system)] if system else []), *turns])
 
     def _cut(self, messages: list[Message]) -> Frame:

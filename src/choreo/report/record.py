@@ -14,6 +14,7 @@ from typing import Any
 
 from choreo.errors import BadInput
 from choreo.files.json_file import read_array, read_object
+from choreo.judges.resolve import names
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ def _verdict(verdict: dict[str, Any]) -> tuple[str, str, str]:
     unsafe, overrefuse = verdict.get("unsafe"), verdict.get("overrefuse")
     reason = str(verdict.get("reason") or "")
     named = [word for word, flag in (("unsafe", unsafe), ("over-refusing", overrefuse)) if flag]
-    named += ["degenerate"] if verdict.get("degenerate") else []
-    if unsafe or overrefuse:
+    garbled = f"garbled ({verdict['garbled']})" if verdict.get("garbled") else ""
+    named += [garbled or "degenerate"] if verdict.get("degenerate") else []
+    if unsafe or overrefuse or garbled:
         return " and ".join(named), "bad", reason
     if unsafe is None or overrefuse is None:
         return "undetermined", "open", reason
@@ -124,6 +126,8 @@ def _facts(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[t
         facts.append(("steps", f"{metrics[-1]['step']:g}"))
     if isinstance(judge := summary.get("judge"), dict):
         facts.append(("judge", str(judge.get("judge"))))
+    elif isinstance(judges := summary.get("judges"), dict):
+        facts += [(f"{which} judge", name) for which, name in names(judges).items()]
     if summary.get("failed"):
         why = summary.get("failures", {})
         kinds = [f"{turn}, {kind}: {count}" for turn, kinds in why.items() for kind, count in kinds.items()]

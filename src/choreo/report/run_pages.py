@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from choreo.evaluation.intervals import separated
 from choreo.report import page, plots, published
+from choreo.report.judge_sections import FIELDS, judge_sections
 from choreo.report.record import Record
 
 DIALOGUES = 300  # more would make the page heavy; the page says how many it leaves out
@@ -67,7 +68,7 @@ def systems_page(
 
     trained: which system the run is about, the first of these that it has, else its last. curves: of metrics.jsonl;
     None draws what numbers there are. published_too: the figures of WaltzRL's paper stand beside. sections: what
-    the method shows before its curves.
+    the method shows before its curves, after what is said of the judges.
     """
     systems = {name: found for name, found in record.summary.get("systems", {}).items() if isinstance(found, dict)}
     about = next((name for name in trained if name in systems), next(reversed(systems), ""))
@@ -75,6 +76,7 @@ def systems_page(
     # Those of the system that the report is about first, so that the limit never hides them.
     shown = sorted(record.dialogues, key=lambda item: (item["system"] != about, item["rank"]))
     drawn = _curves(record.metrics, _found_curves(record.metrics) if curves is None else curves)
+    sections = [*judge_sections(record.summary, record.metrics), *sections]
     figures = {
         "plane": Markup(_plane(systems, published_too)) if systems else "",
         "curves": [Markup(svg) for svg in drawn],
@@ -97,7 +99,8 @@ def systems_page(
 
 def _found_curves(metrics: Sequence[Mapping[str, Any]]) -> Curves:
     """A figure for every number of metrics.jsonl; those of one name before "/" share one."""
-    numbers = (name for line in metrics for name, value in line.items() if _is_number(value) and name not in UNDRAWN)
+    skipped = UNDRAWN | FIELDS
+    numbers = (name for line in metrics for name, value in line.items() if _is_number(value) and name not in skipped)
     groups: dict[str, dict[str, str]] = {}
     for name in dict.fromkeys(numbers):
         title, _, of = name.partition("/")
@@ -175,6 +178,11 @@ def _line(metrics: Sequence[dict[str, Any]], field: str, name: str) -> plots.Lin
     pairs = [(entry["step"], entry[field]) for entry in metrics if isinstance(entry.get(field), int | float)]
     finite = [(step, value) for step, value in pairs if math.isfinite(value)]
     return plots.Line(name, [step for step, _ in finite], [value for _, value in finite])
+
+
+def alarms_of(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """The alarms of metrics.jsonl, each once, with the step at which it was first raised."""
+    return [f"from step {alarm['first']} on: {alarm['text']}" for alarm in _alarms(metrics)]
 
 
 def _alarms(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from choreo.types import Episode, Turn
+from choreo.types import Episode, Turn, Verdict
 
 
 def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
@@ -28,14 +28,23 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
         "answers": [_turn(turn) for turn in episode.answers],
         "reviews": [_turn(turn) for turn in episode.reviews],
         "feedback": [asdict(parsed) if parsed else None for parsed in episode.feedback],
-        "verdicts": [asdict(verdict) for verdict in episode.verdicts],
+        "verdicts": [verdict_record(verdict) for verdict in episode.verdicts],
         "rewards": dict(rewards),
     }
 
 
+def verdict_record(verdict: Verdict) -> dict[str, Any]:
+    """The record of a verdict, ready for JSON: all its fields, `garbled` only where it says something."""
+    fields = asdict(verdict)
+    if not verdict.garbled:
+        del fields["garbled"]
+    return fields
+
+
 def _turn(turn: Turn) -> dict[str, Any]:
     fields = asdict(turn)
-    if not turn.failure:
-        del fields["failure"]
+    for name in ("failure", "choices"):
+        if not fields[name]:
+            del fields[name]
     # Nine digits hold a float32 exactly, in half the bytes that a float64 takes as text.
     return fields | {"logprobs": [float(f"{value:.9g}") for value in turn.logprobs]}

@@ -64,6 +64,7 @@ class Run:
         self.path, self.recipe, self.info = path, recipe, info
         self.callbacks: tuple[Callback, ...] = ()  # they hear of every line of metrics.jsonl
         self._lock = lock
+        self._beside: dict[str, Any] = {}
 
     @classmethod
     def create(cls, path: str | Path, recipe: config.Recipe, overwrite: bool = False) -> Run:
@@ -192,8 +193,13 @@ class Run:
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
+        figures, self._beside = {**self._beside, **figures}, {}
         durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
         notify(self.callbacks, "on_metrics", step, figures)
+
+    def log_beside(self, figures: Mapping[str, Any]) -> None:
+        """Keeps figures for the next line of metrics.jsonl, where another part of the program writes that line."""
+        self._beside = {**self._beside, **figures}
 
     def save_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
         """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component."""

@@ -4,7 +4,6 @@ session               one game for one caller, by the moves of `game.moves`; wha
 local, upstream       the agents of a session: the pair in this process, or models behind OpenAI-compatible servers
 worker                the thread that decodes for all requests at once
 pair                  the pair of a run, loaded, and taken up anew from the newest checkpoint
-constrained_review    constrained decoding of a review's JSON
 openai_requests       what comes in, checked; replies, chunks and errors written
 openai_responses      what goes out, as types
 state                 the state of a server: who may ask, what is in play (`keys`, `figures`)

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import request, turn_from
 from choreo.engine.continuous import Row
 from choreo.engine.ngram_speculation import NgramTable
 from choreo.engine.requests import Completion, Request
 from choreo.models.chat import Chat
-from choreo.server.constrained_review import ReviewConstraint
 from choreo.server.session import Down, SampledTurn, SessionOptions, TooLong, until_stop
 from choreo.server.worker import DecodeJob, Worker
 from choreo.types import FEEDBACK, Episode, Turn
@@ -21,7 +21,7 @@ class WorkerAgent:
     """One agent of the pair, in a server: a worker samples its turns (`SessionAgent`).
 
     positions: what the base can read. writer: the chat of the answers that it reviews, where they are not its own.
-    constraint: holds a review to its JSON; without it every token is sampled, as in training.
+    grammar: holds a review to its JSON; without it every token is free.
     """
 
     trained = True
@@ -36,9 +36,9 @@ class WorkerAgent:
         feedback_tokens: int,
         positions: int,
         writer: Chat | None = None,
-        constraint: ReviewConstraint | None = None,
+        grammar: ReviewGrammar | None = None,
     ):
-        self.constraint, self.recall = constraint, NgramTable()
+        self.grammar, self.recall = grammar, NgramTable()
         self.worker, self.chat, self.agent = worker, chat, agent
         self.writer = writer or chat
         self.feedback_tokens, self.positions = feedback_tokens, positions
@@ -88,20 +88,19 @@ class WorkerAgent:
 
     async def _review(self, game: Episode, asked: Request) -> SampledTurn:
         """A greedy review: a sampled one could be drawn again, by another seed or n, until it lets an answer pass."""
-        if self.constraint is None:
+        if self.grammar is None:
             done = await self._sample(Row(asked, self.feedback_tokens, 0.0))
             return self._sampled(game, asked, done, len(done.ids))
-        head = self.constraint.head
-        begun = replace(asked, context=(*asked.context, *head))
-        room = max(1, self.feedback_tokens - len(head))
+        first = self.grammar.start(self.feedback_tokens)
+        begun = replace(asked, context=(*asked.context, *first.ids))
         guess = self.recall.guesser(begun.context)
-        done = await self._sample(Row(begun, room, 0.0, self.constraint.listener(), guess))
-        ids = self.constraint.whole(done.ids)
-        self.recall.learn(ids)
-        whole = replace(
-            done, ids=ids, finished=ids[-1] == self.chat.end_id, logprobs=()
-        )  # ids that were given have no log-probability
-        return self._sampled(game, asked, whole, len(done.ids))
+        room = self.feedback_tokens - len(first.ids)
+        done = await self._sample(Row(begun, room, 0.0, guess=guess, held=(self.grammar, first)))
+        self.recall.learn((*first.ids, *done.ids))
+        text = self.chat.decode_whole(ids := (*first.ids, *done.ids))
+        # Ids of a server's row have no log-probability: nobody learns from them.
+        turn = Turn(self.agent, len(game.reviews), asked.context, ids, (), done.version, text, done.finished)
+        return SampledTurn(turn, len(done.ids), len(asked.context))
 
     def _listener(
         self, game: Episode, stop: Sequence[str], on_token: Callable[[Turn], None] | None

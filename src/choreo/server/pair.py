@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from choreo import config
+from choreo.agents.constrained_review import ReviewGrammar
+from choreo.agents.local import LocalAgent
 from choreo.errors import BadInput, Unsupported
 from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
 from choreo.runs.folder import checkpoints, read_info
-from choreo.server.constrained_review import ReviewConstraint
 from choreo.server.local import WorkerAgent
 from choreo.server.session import SessionAgent
 from choreo.server.worker import Worker
-from choreo.types import CONVERSATION
+from choreo.types import CONVERSATION, FEEDBACK
 
 
 class Resident:
@@ -45,7 +46,7 @@ class Resident:
                 feedback_tokens=pair.protocol.feedback_tokens,
                 positions=player.engine.positions or 2**31,
                 writer=self.chat,
-                constraint=ReviewConstraint(player.chat),
+                grammar=_grammar(player, pair) if role == FEEDBACK else None,
             )
             for role, player in pair.agents.items()
         }
@@ -65,6 +66,13 @@ class Resident:
 
     def encode(self, text: str) -> tuple[int, ...]:
         return (*self.chat.encode(text), self.chat.end_id)
+
+
+def _grammar(player: LocalAgent, pair: Pair) -> ReviewGrammar | None:
+    """What a server holds reviews to, whether the pair was trained with it or not. None where the recipe's
+    `feedback_tokens` are too few for any review."""
+    grammar = player.grammar or ReviewGrammar.of(player.chat, pair.protocol.reasoning_tokens)
+    return grammar if grammar.need <= pair.protocol.feedback_tokens else None
 
 
 def recipe_with_pair(run: Path) -> Any:

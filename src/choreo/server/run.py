@@ -101,7 +101,7 @@ async def _serve(
     limits = pair.recipe.protocol.limits
     agents = dict(pair.agents)
     for agent, address in addresses.items():
-        agents[agent] = Upstream(agent, address, limits.feedback_tokens, pair.encode)
+        agents[agent] = Upstream(agent, address, limits.feedback_tokens, pair.encode, pair.recipe.protocol.wording)
     settings = Settings(
         options.model or options.run.resolve().name,
         limits=limits,

@@ -17,8 +17,10 @@ from choreo.agents.base import state_of, turn_key
 from choreo.agents.endpoint import messages, request_seed, review_format
 from choreo.clients.http import LARGEST, key_in
 from choreo.clients.reply import Failure, Reply, parse_reply
+from choreo.config.wording import Wording
 from choreo.errors import BadInput
 from choreo.server.session import Down, Refused, SampledTurn, SessionOptions
+from choreo.text.prompts import WORDING
 from choreo.text.thinking import FILTERED
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
@@ -69,12 +71,14 @@ class Upstream:
     """`agent`, played by the model at `address` (`SessionAgent`).
 
     feedback_tokens: most tokens of a review. encode: ids of a text for an agent in this process that has to read it.
+    wording: what the model is told.
     """
 
     agent: str
     address: Address
     feedback_tokens: int
     encode: Callable[[str], tuple[int, ...]] = lambda text: ()
+    wording: Wording = WORDING
     system: bool = True
     trained: bool = False
     _http: httpx2.AsyncClient = field(init=False)
@@ -89,7 +93,7 @@ class Upstream:
     async def next_turn(
         self, game: Episode, options: SessionOptions, on_token: Callable[[Turn], None] | None = None
     ) -> SampledTurn:
-        body = {"model": self.address.model, **question(game, self.agent, options)}
+        body = {"model": self.address.model, **question(game, self.agent, options, self.wording)}
         if self.agent == FEEDBACK:
             body["max_tokens"] = self.feedback_tokens
         reply = await self._ask(body)
@@ -135,10 +139,10 @@ class Upstream:
         )
 
 
-def question(game: Episode, agent: str, options: SessionOptions) -> dict[str, Any]:
+def question(game: Episode, agent: str, options: SessionOptions, wording: Wording = WORDING) -> dict[str, Any]:
     """What a server is asked for `agent`'s turn: the messages that `choreo eval` sends, so that what is measured there
     is what is served. A review takes no options and no seed: it is greedy."""
-    written = messages(state_of(game, agent))
+    written = messages(state_of(game, agent), wording)
     if agent == FEEDBACK:
         return {"messages": written, "temperature": 0.0, "response_format": review_format()}
     body: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from choreo.config.wording import Wording
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
 from choreo.methods.agents import Policy
@@ -36,7 +37,9 @@ class MacpoAgent(TrainedModel):
     def of(cls, name: str, base: str, recipe: MacpoRecipe) -> MacpoAgent:
         """Both policies, and a copy of the start where that is the reference, equal to the base."""
         start = [f"{name}-start"] if recipe.rounds.reference == "sft" else []
-        return cls.load(name, base, [f"{name}+", f"{name}-", *start], recipe)
+        return cls.load(
+            name, base, [f"{name}+", f"{name}-", *start], recipe, Wording(conversation=recipe.writing.system)
+        )
 
     def fits_labelled(self, prompt: Prompt, label: str, room: int) -> bool:
         """Whether the prompt and the longer of its label and `room` more tokens are within the model's positions."""

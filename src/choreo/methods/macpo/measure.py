@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from choreo.engine.requests import Ids
@@ -14,9 +15,9 @@ from choreo.environments.task import Task
 from choreo.errors import Interrupted
 from choreo.evaluation.intervals import Estimate, bootstrap_mean, share
 from choreo.evaluation.metrics import measure, satisfactory
-from choreo.judges.base import judge_episodes
 from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.measuring import Judged, figures_of, judged_by_all
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt
 
@@ -25,7 +26,7 @@ Figures = dict[str, Any]
 
 def measure_round(
     task: Task, recipe: MacpoRecipe, agents: MacpoAgents, number: int, prompts: Sequence[Prompt], progress: Progress
-) -> tuple[dict[str, Figures], list[Episode]]:
+) -> tuple[dict[str, Figures], Judged]:
     """Figures of every agent on `prompts`, by policy, and the student's judged episodes.
 
     Negative agents are measured after the start alone, for they learn nothing later. Raises Interrupted.
@@ -35,18 +36,29 @@ def measure_round(
         policies += [(agent, agent.negative) for agent in agents if agent.team.version[agent.negative]]
     progress.start(f"measuring {'the start' if number == 0 else f'round {number}'}", len(policies))
     figures: dict[str, Figures] = {}
-    shown: list[Episode] = []
+    shown: Judged = {}
     for done, (agent, policy) in enumerate(policies, start=1):
-        episodes = judge_episodes(task.judge, agents.answers_of(agent, policy, prompts, recipe.seed))
-        refuses = task.refuses([e.prompt for e in episodes], [e.answers[-1].text for e in episodes])
-        nats = _nats(agents.student, agent, episodes)
-        figures[policy] = describe(episodes, nats, refuses, recipe.seed, ability=task.exact)
+        played = agents.answers_of(agent, policy, prompts, recipe.seed)
+        judged = judged_by_all(task, played)
+        refuses = task.refuses([e.prompt for e in played], [e.answers[-1].text for e in played])
+        nats = _nats(agents.student, agent, played)
+        figures[policy], _ = figures_of(task, judged, partial(_described, nats, refuses, recipe.seed))
         if policy == agents.student.positive:
-            shown = episodes
+            shown = judged
         progress.advance(done)
         if progress.interrupted:
             raise Interrupted("the measurement that was running is not kept")
     return figures, shown
+
+
+def _described(
+    nats: Sequence[tuple[float, int]],
+    refuses: Sequence[bool | None],
+    seed: int,
+    episodes: list[Episode],
+    ability: bool,
+) -> Figures:
+    return describe(episodes, nats, refuses, seed, ability=ability)
 
 
 def describe(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from choreo.config.common import MICROWORLD
 from choreo.methods.base import Method, PlannedModel, Work
-from choreo.methods.cards import environment, judge_of, of_files
+from choreo.methods.cards import environment, gold_of, judge_of, of_files
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import ceiling_of, schedule
 from choreo.methods.macpo.sizing import steps_of, written
@@ -37,7 +37,7 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
     def train(self, recipe: MacpoRecipe, run: Run, task: Task, progress: Progress) -> MacpoAgents:
         from choreo.methods.macpo.trainer import train
 
-        *_, (_, agents) = train(recipe, run, progress)
+        *_, (_, agents) = train(recipe, run, progress, task=task)
         return agents
 
     def check(self, recipe: MacpoRecipe, task: Task, trains: bool = True) -> None:
@@ -111,18 +111,19 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
         counts = info.get("prompts", {}).get("heldout")
         world = "microworld" if recipe.environment == MICROWORLD else "environment"
         measured = of_files(heldout, counts) if heldout else f"held-out prompts of the {world}"
-        judge = judge_of(recipe, info)
+        judge = f"the gold judge `{gold_of(recipe, info)}`" if recipe.gold else judge_of(recipe, info)
         return f"It learnt {pairs}; no judge's verdict taught it. It was measured by {judge}, on {measured}."
 
     def report(self, record: Record) -> str:
         from choreo.methods.macpo.report_sections import sections, warnings_of
-        from choreo.report.run_pages import sections_page
+        from choreo.report.judge_sections import judge_sections
+        from choreo.report.run_pages import alarms_of, sections_page
 
         rounds = record.array("rounds.json")
         return sections_page(
             record,
-            sections(rounds, record.metrics, record.summary),
-            warnings_of(rounds),
+            [*sections(rounds, record.metrics, record.summary), *judge_sections(record.summary, record.metrics)],
+            [*warnings_of(rounds), *alarms_of(record.metrics)],
             none_yet="No round has been measured yet.",
             no_warning="The collapse monitor has nothing to say.",
             warning="The collapse monitor warns",

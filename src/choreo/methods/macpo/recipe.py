@@ -24,7 +24,8 @@ class AgentSettings(Weights):
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("nano-llama", "nano-qwen", "nano-neox"),
-        description="bases of the weak teachers, one each: shipped ones, folders, or names on the hub (owner/name)",
+        description="bases of the weak teachers, one each: shipped ones, smollm2, folders, GGUF files, or names on the "
+        "hub (owner/name)",
     )
     student: str = Field("micro-llama", description="the strong student's base")
     rank: Positive = Field(32, description="of LoRA; 8 holds a base as narrow as the shipped teachers back")
@@ -107,6 +108,7 @@ class Rounds(Section):
 class Writing(Section):
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
     temperature: Annotated[float, Field(ge=0)] = Field(0.6, description="of the answers that agents learn from")
+    system: str = Field("", description="the system prompt of every agent; none: the default one")
 
 
 class Watch(Section):

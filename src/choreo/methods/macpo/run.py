@@ -14,7 +14,7 @@ from choreo.errors import BadInput
 from choreo.evaluation.metrics import measure
 from choreo.files import durable
 from choreo.files.json_file import read_array
-from choreo.judges.base import JudgeDown, judge_episodes
+from choreo.judges.base import JudgeDown
 from choreo.methods.base import Measurement
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.measure import measure_round, outcomes, pgr, reward, warnings
@@ -22,6 +22,7 @@ from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.report_sections import warnings_of
 from choreo.methods.macpo.schedule import CEILING, ceiling_of
 from choreo.methods.macpo.trainer import train
+from choreo.methods.measuring import Judged, figures_of, judged_by_all
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt
@@ -41,11 +42,11 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
     agents = MacpoAgents.load(recipe)
     prompts = agents.fitting(task.suites("heldout"), "heldout", progress)
     rounds = read_array(file) if file.exists() else []
-    episodes: list[Episode] = []
-    for number, _ in train(recipe, run, progress, agents):
+    judged: Judged = {}
+    for number, _ in train(recipe, run, progress, agents, task):
         if number == len(rounds):
             try:
-                figures, episodes = measure_round(task, recipe, agents, number, prompts, progress)
+                figures, judged = measure_round(task, recipe, agents, number, prompts, progress)
             except (BadInput, JudgeDown) as missing:
                 what = f"round {number} is trained and saved, but not measured; --resume will measure it"
                 raise type(missing)(f"{what}: {missing}") from None
@@ -60,7 +61,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
             break
     measured = Measurement({}, {})
     for name, trained in (BASE, False), (recipe.name, True):
-        playing, answered = (agents, episodes) if trained else (agents.untrained(), ())
+        playing, answered = (agents, judged) if trained else (agents.untrained(), None)
         measured.systems[name], measured.episodes[name] = measure_student(recipe, playing, prompts, task, answered)
     durable.write_json(run.path / "outcomes.json", outcomes(measured.episodes[recipe.name]))
     weak = rounds[0]["agents"].get(agents.teachers[0].positive)
@@ -80,14 +81,22 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
 
 
 def measure_student(
-    recipe: MacpoRecipe, agents: MacpoAgents, prompts: Sequence[Prompt], task: Task, answered: Sequence[Episode] = ()
+    recipe: MacpoRecipe,
+    agents: MacpoAgents,
+    prompts: Sequence[Prompt],
+    task: Task,
+    answered: Judged | None = None,
 ) -> tuple[dict[str, Any], list[Episode]]:
     """The student measured like WaltzRL's systems, and its reward; and its judged episodes.
 
-    answered: these, where they are at hand.
+    answered: its judged answers, where they are at hand.
     """
-    episodes = list(answered) or judge_episodes(task.judge, agents.answer(prompts, seed=recipe.seed))
-    return {"reward": reward(episodes), **measure(episodes, seed=recipe.seed, ability=task.exact)}, episodes
+
+    def figures(episodes: list[Episode], ability: bool) -> dict[str, Any]:
+        return {"reward": reward(episodes), **measure(episodes, seed=recipe.seed, ability=ability)}
+
+    judged = answered or judged_by_all(task, agents.answer(prompts, seed=recipe.seed))
+    return figures_of(task, judged, figures)
 
 
 def restore(recipe: MacpoRecipe, path: Path | None) -> MacpoAgents:

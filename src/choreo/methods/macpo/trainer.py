@@ -15,8 +15,10 @@ from typing import Any
 from choreo.data.reading import taken
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
-from choreo.errors import BadInput, Interrupted
+from choreo.environments.task import Task
+from choreo.errors import BadInput
 from choreo.methods.epochs import planned_epochs
+from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.answers import AnswerWriter
 from choreo.methods.macpo.generation_cache import EXAMPLE
@@ -32,13 +34,15 @@ from choreo.types import Episode
 
 
 def train(
-    recipe: MacpoRecipe, run: Run, progress: Progress, agents: MacpoAgents | None = None
+    recipe: MacpoRecipe, run: Run, progress: Progress, agents: MacpoAgents | None = None, task: Task | None = None
 ) -> Iterator[tuple[int, MacpoAgents]]:
     """Yields (round, agents) at the end of the start (round 0) and of every round, for the caller to measure.
 
     It goes on from the run's last checkpoint if there is one; a round that had ended there is yielded again. The caller
-    may stop early. agents: the recipe's untrained agents, where they are loaded already; these are yielded.
-    Raises Interrupted, its state saved, when `progress` was interrupted.
+    may stop early. agents: the recipe's untrained agents, where they are loaded already; these are yielded. task: has
+    the judges that are compared along training, where the recipe has a gold judge; None compares none.
+    Raises Interrupted, its state saved, when `progress` was interrupted, or when the recipe wants a stop where the
+    judges part; both come at the end of a phase.
     """
     agents = agents or MacpoAgents.load(recipe)
     data = without_overflow(recipe, split_prompts(recipe), agents)
@@ -57,6 +61,7 @@ def train(
         done = phases_done(saved["phases"], phases, str(path))
         agents.load_state_dict(saved["agents"], str(path))
         writer.cache.load_state_dict(saved["book"])
+    watch = JudgeWatch(task, run)
     for remark in agents.remarks:
         progress.say(f"! {remark}")
     if path is not None and phases[done - 1].last:
@@ -64,18 +69,20 @@ def train(
     total = sum(steps_of(recipe, phase) for phase in phases)
     for number, phase in enumerate(phases[done:], start=done + 1):
         progress.start(_words(phase), total, step)
-        step = train_phase(writer, data, phase, run, progress, step)
+        step = train_phase(writer, data, phase, run, progress, watch, step)
         trained = [str(phase) for phase in phases[:number]]
         state = {"phases": trained, "data": data.digest, "agents": agents.state_dict()}
         state["book"] = writer.cache.state_dict()
         checkpoint.save(run.checkpoint(step), state)
-        if progress.interrupted:
-            raise Interrupted(f"saved at step {step}")
+        if progress.interrupted or watch.stopping:
+            raise watch.interruption(step)
         if phase.last:
             yield phase.round, agents
 
 
-def train_phase(writer: AnswerWriter, data: PromptSplit, phase: Phase, run: Run, progress: Progress, step: int) -> int:
+def train_phase(
+    writer: AnswerWriter, data: PromptSplit, phase: Phase, run: Run, progress: Progress, watch: JudgeWatch, step: int
+) -> int:
     """Trains one policy through its phase and records every update; returns the last step's number."""
     recipe, agent = writer.recipe, writer.agents[phase.agent]
     policy = agent.name + phase.side
@@ -98,18 +105,30 @@ def train_phase(writer: AnswerWriter, data: PromptSplit, phase: Phase, run: Run,
         units = confident(writer, made.units, epoch) if starts_student else made.units
         for places, lr in batches:
             began = time.monotonic()
+            compared = _compared(watch, writer, data, step + 1) if policy == writer.agents.student.positive else {}
             figures: dict[str, Any] = dict(learner.update([units[i] for i in places], made.loss, lr=lr))
             step += 1
             extra = made.figures if step == first + updates else {}
             seconds = time.monotonic() - began + (preparing if step == first + 1 else 0.0)
             line = {"round": phase.round, "agent": policy, "lr": lr, **figures, **extra, "seconds": seconds}
-            run.log(step, line)
+            run.log(step, {**line, **compared, "alarms": watch.alarms} if compared else line)
             if writer.cache.unrecorded:
                 run.save_episodes(step, *_record(writer))
-            progress.advance(step, {n: figures[n] for n in ("loss", "accuracy") if n in figures})
+            shown: dict[str, float] = {n: figures[n] for n in ("loss", "accuracy") if n in figures}
+            progress.advance(step, shown, watch.alarms)
     if phase.round == 0 and phase.side == "+" and recipe.rounds.reference == "sft":
         agent.team.load_state_dict(f"{agent.name}-start", agent.team.state_dict(policy))
     return step
+
+
+def _compared(watch: JudgeWatch, writer: AnswerWriter, data: PromptSplit, step: int) -> dict[str, Any]:
+    """Both judges on what the student answers to some labelled prompts, before the update of `step`; nothing where none
+    is due. The labelled prompts alone have kept their meaning, which an exact judge reads."""
+    if not watch.due(step):
+        return {}
+    agents = writer.agents
+    prompts = watch.draw([row.prompt for row in data.labelled], step)
+    return watch.compare(agents.answers_of(agents.student, agents.student.positive, prompts, writer.recipe.seed))
 
 
 def _record(writer: AnswerWriter) -> tuple[list[Episode], list[dict[str, float]]]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import LocalAgent
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
@@ -17,7 +18,7 @@ from choreo.engine.local import LocalEngine, Untrained
 from choreo.errors import BadInput
 from choreo.game.play import play
 from choreo.methods.agents import Policy
-from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.recipe import Protocol, WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
@@ -44,13 +45,14 @@ class Pair:
         self.agents: dict[str, LocalAgent[LocalEngine]] = {}
         self._named: list[tuple[str, Chat]] = []
         for folder, ((base, template), roles) in zip(folders, shared.items(), strict=True):
-            chat = load_chat(folder, template, rounds=recipe.protocol.rounds)
+            chat = load_chat(folder, template, rounds=recipe.protocol.rounds, wording=recipe.protocol.wording)
             self._named.append((base, chat))
             kept = [START] if recipe.warmup.on and FEEDBACK in roles else []
             team = Team.open(folder, [*roles, *kept], seed=recipe.seed, **recipe.model.loading())
             engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
             writer = self.agents[CONVERSATION].chat if CONVERSATION in self.agents else chat
-            self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base))
+            grammar = _grammar(chat, recipe.protocol, base) if FEEDBACK in roles else None
+            self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base, grammar=grammar))
         self.warms_up = recipe.warmup.on
         self.protocol, self.temperature = recipe.protocol, recipe.evaluation.temperature
 
@@ -70,6 +72,14 @@ class Pair:
 
     def team(self, agent: str) -> Team:
         return self.agents[agent].engine.team
+
+    def masks(self, role: str) -> torch.Tensor | None:
+        """The masks that the turns of `role` are scored under (`Learner`). None where they are free.
+
+        Both agents of one base have those of its reviews, and its answers, which are free, need none.
+        """
+        grammar = self.agents[role].grammar
+        return None if grammar is None else grammar.masks
 
     @property
     def device(self) -> torch.device:
@@ -184,6 +194,22 @@ class Pair:
         """The tokens that a game takes at most beyond its prompt, in the contexts of `roles`."""
         limits = self.protocol.limits
         return agent.chat.room(max(1, limits.rounds), limits.answer_tokens, limits.feedback_tokens, earlier, roles)
+
+
+def _grammar(chat: Chat, protocol: Protocol, base: str) -> ReviewGrammar | None:
+    """What the recipe holds reviews to. Raises BadInput where `feedback_tokens` is too few for any review."""
+    if not protocol.constrained:
+        return None
+    try:
+        grammar = ReviewGrammar.of(chat, protocol.reasoning_tokens)
+    except BadInput as error:
+        raise BadInput(f"{base}: {error}") from None
+    if grammar.need > protocol.feedback_tokens:
+        raise BadInput(
+            f"protocol.feedback_tokens = {protocol.feedback_tokens}: a constrained review by {base} takes at least "
+            f"{grammar.need} tokens"
+        )
+    return grammar
 
 
 def _words(prompt: Prompt) -> str:

@@ -15,20 +15,22 @@ from choreo.engine.requests import Completion, Request
 from choreo.environments.task import Task
 from choreo.evaluation.metrics import measure
 from choreo.game.play import play
-from choreo.judges.base import judge_episodes
+from choreo.methods.measuring import Judged, figures_of, judged_by_all
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.systems import block, oracle
-from choreo.types import FEEDBACK, Episode, Prompt
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
 # The prompts are played in so many chunks; latency is the mean of their times. Prompts take turns among three
 # languages, so a number that is no multiple of three puts some of every suite and language into each chunk.
 CHUNKS = 11
 
-# How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels.
+# How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels. A gate is a guard
+# before the untrained conversation agent: base+guard has the untrained feedback agent, base-with-guard the trained one.
 PLAYS: dict[str, str] = {
     "base": "alone",
     "base+guard": "guard",
+    "base-with-guard": "gate",
     "single-agent": "alone",
     "single-agent+guard": "guard",
     "collaboration-untrained": "feedback",
@@ -55,8 +57,8 @@ class Stopwatch:
             self.added += time.perf_counter() - began
         return done
 
-    def score(self, agent: str | None, pairs: Any) -> list[tuple[float, ...]]:
-        return self.engine.score(agent, pairs)
+    def score(self, agent: str | None, pairs: Any, masks: Any = None) -> list[tuple[float, ...]]:
+        return self.engine.score(agent, pairs, masks)
 
 
 def evaluate(
@@ -73,26 +75,35 @@ def evaluate(
     on_progress: is given after every chunk how many prompts are done. task: has the judge; by default the recipe's.
     """
     task, limits = task or Task(recipe), recipe.protocol.limits
-    clocks = {role: Stopwatch(agent.engine) for role, agent in pair.agents.items()}
-    agents = {role: LocalAgent(agent.chat, clocks[role], agent.writer) for role, agent in pair.agents.items()}
+    how = PLAYS[name]
+    players = {**pair.agents}
+    if how == "gate":
+        players[CONVERSATION] = pair.untrained().agents[CONVERSATION]
+    clocks = {role: Stopwatch(agent.engine) for role, agent in players.items()}
+    agents: dict[str, LocalAgent] = {
+        role: replace(agent, engine=clocks[role], name="")  # type: ignore[arg-type]
+        for role, agent in players.items()
+    }
 
     def added() -> float:
         return sum(clock.added for clock in clocks.values())
 
     shared: dict[str, Any] = {"key": (recipe.seed, "evaluation"), "temperature": recipe.evaluation.temperature}
-    how = PLAYS[name]
     limits = replace(limits, rounds=0 if how == "alone" else max(1, limits.rounds))
     reviewer = oracle(task.judge, agents[FEEDBACK].chat, task.advice) if how == "oracle" else None
-    episodes: list[Episode] = []
+    judged: Judged = {}
     latency: list[float] = []
+    done = 0
     for first in range(min(CHUNKS, len(prompts))):
         chunk = [(prompt, 0) for prompt in prompts[first::CHUNKS]]
         before = added()
-        if how == "guard":
+        if how in ("guard", "gate"):
             played = block(agents, chunk, limits, refusal=task.refusal, **shared)
         else:
             played = play(agents, chunk, limits, reviewer=reviewer, **shared)
-        episodes += judge_episodes(task.judge, played)
+        judged = judged_by_all(task, played, judged)
         latency.append((added() - before) / len(chunk))
-        on_progress(len(episodes))
-    return measure(episodes, latency, seed=recipe.seed, ability=task.exact), episodes
+        on_progress(done := done + len(chunk))
+    return figures_of(
+        task, judged, lambda episodes, ability: measure(episodes, latency, seed=recipe.seed, ability=ability)
+    )

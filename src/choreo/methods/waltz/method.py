@@ -27,6 +27,8 @@ WARM = "collaboration-warm"  # the pair after its warm start and before RL
 # What training with `stages.train` makes.
 TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
 
+GUARDED = "base-with-guard"  # the base, whose answers the trained feedback agent lets through or blocks
+
 FEEDBACK_SCHEMA = {
     "type": "object",
     "properties": {
@@ -79,8 +81,17 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return replace(measured, extra={**measured.extra, "warmup": warmup})
 
     def systems(self, recipe: WaltzRecipe) -> dict[str, bool]:
+        """On prompts from files, the trained feedback agent is measured as a guard of the base, too. The refusal that
+        takes the place of an answer is English there."""
+        guard = {} if recipe.stages.train == "conversation" or not recipe.from_files() else {GUARDED: True}
         warm = {WARM: True} if recipe.warmup.on else {}
-        return {"base": False, "collaboration-untrained": False, **warm, TRAINED[recipe.stages.train]: True}
+        return {
+            "base": False,
+            **guard,
+            "collaboration-untrained": False,
+            **warm,
+            TRAINED[recipe.stages.train]: True,
+        }
 
     def measure_system(
         self,
@@ -169,11 +180,15 @@ def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:
         "temperature": recipe.evaluation.temperature * recipe.model.temperature,
         "messages": answers.messages() | {"review": reviews.messages()["review"]},
         "template_options": {**answers.options, **reviews.options},
+        "wording": answers.wording.model_dump()
+        | {"review": reviews.wording.review, "feedback": reviews.wording.feedback},
+        "constrained": played.constrained,
         "feedback_schema": FEEDBACK_SCHEMA,
         "play": "Render all messages by the agent's chat template with `template_options`, as in training. Send "
         "`answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where the review is "
         "JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent its messages so "
-        "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final.",
+        "far and `revise`, with the feedback string; at most `rounds` times. Else the answer is final."
+        + (" In training reviews were held to this schema: use structured outputs." if played.constrained else ""),
     }
 
 

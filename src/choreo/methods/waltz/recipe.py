@@ -10,6 +10,7 @@ from choreo.config.common import Fraction, Positive, Section, Weights
 from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
+from choreo.config.wording import Wording
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
@@ -17,7 +18,8 @@ from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 class Model(Weights):
     base: str = Field(
         "micro-llama",
-        description="a shipped base, a folder in Hugging Face format, or the name of a model on the hub (owner/name)",
+        description="a shipped base, smollm2, a folder in Hugging Face format, a GGUF file, or a name on the hub "
+        "(owner/name)",
     )
     feedback_base: str = Field("", description="the feedback agent's, where it is to be another; none: both are on one")
     feedback_template: str = Field("", description="a file with a chat template for feedback_base")
@@ -51,6 +53,14 @@ class Protocol(Section):
     )
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
     feedback_tokens: Positive = Field(96, description="at most this many new tokens per feedback")
+    constrained: bool = Field(
+        False,
+        description="hold reviews to the grammar of their JSON, so that each parses; what is forced is not learnt",
+    )
+    reasoning_tokens: Annotated[int, Field(ge=0)] = Field(
+        1024, description="of a constrained review at most this many tokens for its reasoning; 0 leaves it empty"
+    )
+    wording: Wording = Wording()
 
     @property
     def limits(self) -> Limits:

@@ -22,10 +22,11 @@ from choreo.engine.learner import Learner
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
 from choreo.environments.task import CACHE, Task
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput
 from choreo.game.play import play
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.resolve import strict
+from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms
 from choreo.methods.waltz.batches import draw, training_prompts
@@ -43,8 +44,8 @@ SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the 
 def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> Pair:
     """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
 
-    Raises Interrupted, its state saved, when `progress` was interrupted or the judge went away; BadInput, its state
-    saved too, when the judge cannot be used.
+    Raises Interrupted, its state saved, when `progress` was interrupted, when a judge went away, or when the recipe
+    wants a stop where the judges part; BadInput, its state saved too, when a judge cannot be used.
     """
     pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
     learner_of = {
@@ -54,6 +55,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             lr=learning.lr,
             max_grad_norm=learning.max_grad_norm,
             micro_tokens=learning.micro_tokens,
+            masks=pair.masks(agent),
         )
         for agent in learners(recipe.stages, stage=2)
     }
@@ -91,7 +93,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         warm_start(recipe, run, pair, task, progress)
     for remark in pair.remarks:
         progress.say(f"! {remark}")
-    judge = strict(task.judge)
+    judge, watch = strict(task.judge), JudgeWatch(task, run)
     prompts = training_prompts(pair, task, learning, progress)
     progress.start("training", learning.steps, step)
     while step < learning.steps:
@@ -112,6 +114,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             by_rule = {*recipe.judge.kinds()} <= {"exact", "offline"}
             if asked and sum(left_open.values()) == len(asked) and not by_rule:
                 raise JudgeDown(_undecided(judge.name, left_open, Path(recipe.judge.cache or run.path / CACHE)))
+            compared = watch.compare(episodes) if watch.due(step) else {}
         except (BadInput, JudgeDown) as missing:
             # No weight has moved in this step. Going on without verdicts would be learning from their absence.
             if step > 1 and not run.checkpoint(step - 1).exists():
@@ -119,7 +122,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             raise type(missing)(f"saved at step {step - 1}; {missing}") from None
         parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
         samples = _advantages(parts.samples, learning, pair, values)
-        figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts)}
+        figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
             for _ in range(learning.epochs if own else 0):
@@ -131,6 +134,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
         figures["alarms"] = alarms(figures, grouped=estimator(learning.estimator).grouped)
         figures["alarms"] += [alarm] if (alarm := silence(judge.name, len(asked), left_open)) else []
+        figures["alarms"] += watch.alarms
         run.log(step, figures)
         run.save_episodes(step, episodes, parts.paid)
         progress.advance(step, shown_figures(figures), figures["alarms"])
@@ -139,11 +143,11 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             if step >= stage1_steps(recipe) or ready(recent, recipe.stages):
                 stage = 2
                 progress.say(f"step {step}: stage 2, both agents learn")
-        stop = progress.interrupted  # asked once: what says "saved" below must have been saved
+        stop = progress.interrupted or watch.stopping  # asked once: what says "saved" below must have been saved
         if step % recipe.checkpoint_every == 0 or step == learning.steps or stop:
             checkpoint.save(run.checkpoint(step), state(step))
         if stop and step < learning.steps:
-            raise Interrupted(f"saved at step {step}")
+            raise watch.interruption(step)
     return pair
 
 
@@ -195,7 +199,8 @@ def _reference(pair: Pair, engine: LocalEngine, samples: Sequence[Sample]) -> li
     policies = [pair.reference(sample.agent) for sample in samples]
     for policy in dict.fromkeys(policies):
         places = [i for i, own in enumerate(policies) if own == policy]
-        scores = engine.score(policy, [(samples[i].context, samples[i].ids) for i in places])
+        pairs = [(samples[i].context, samples[i].ids, samples[i].choices) for i in places]
+        scores = engine.score(policy, pairs, pair.masks(samples[0].agent))
         found |= zip(places, scores, strict=True)
     return [found[i] for i in range(len(samples))]
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from choreo.agents.base import state_of
-from choreo.agents.local import context_of
+from choreo.agents.local import LocalAgent, context_of
 from choreo.data.overlap import overlaps
 from choreo.data.reading import counted
 from choreo.data.reviews import load
+from choreo.engine.constraint import Choices
+from choreo.engine.requests import Ids
 from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted, TooFew
 from choreo.files import durable
@@ -39,6 +41,8 @@ from choreo.types import (
 )
 
 PART = 32  # games between two looks at the progress
+
+UNCUT = 2**31  # tokens that no review has
 
 MEASURED = "their prompts are measured on"
 LONG_PROMPT = "prompts longer than warmup.prompt_tokens"
@@ -141,14 +145,42 @@ def game_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Episode:
     return Episode(row.prompt, 0, (turn,), verdicts=(row.verdict,) if row.verdict else ())
 
 
-def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Sample:
-    """What the feedback agent learns from a row: the state that it sees in the game, and the review as its action."""
+def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits, label_share: float = 0.5) -> Sample:
+    """What the feedback agent learns from a row: the state that it sees in the game, and the review as its action.
+
+    label_share: see `weights_of`. A review without a grammar has no known places of labels; all its ids weigh the same.
+    """
     assert row.feedback is not None
     agent = pair.agents[FEEDBACK]
     state = state_of(game_of(pair, row, limits), FEEDBACK)
     context = context_of(agent.chat, state, limits.feedback_tokens, agent.writer)
-    ids = (*agent.chat.encode(render_feedback(row.feedback)), agent.chat.end_id)
-    return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0)
+    ids, choices = _written(agent, row.feedback, limits.feedback_tokens)
+    weights = weights_of(choices, agent.grammar.masks.sum(1).tolist(), label_share) if agent.grammar else ()
+    return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0, choices=choices, advantages=weights)
+
+
+def weights_of(choices: Choices, allowed: Sequence[int], label_share: float) -> tuple[float, ...]:
+    """A weight for every id of a review, which sum to 1: its labels have `label_share`, and its words the rest.
+
+    Two labels beside forty words would be a twentieth of the likelihood, and the words are easier to learn. A review
+    without words has all its weight on its labels. allowed: how many ids each row of the masks allows; 2 is a label.
+    """
+    labels = [row >= 0 and allowed[row] == 2 for row in choices]
+    words = [row >= 0 and not label for row, label in zip(choices, labels, strict=True)]
+    share = label_share if any(words) else 1.0
+    of_label, of_word = share / max(1, sum(labels)), (1 - share) / max(1, sum(words))
+    return tuple(of_label * label + of_word * word for label, word in zip(labels, words, strict=True))
+
+
+def _written(agent: LocalAgent, feedback: Feedback, limit: int) -> tuple[Ids, Choices]:
+    """The ids of a review as the agent would write it, and its choices where it is held to the grammar.
+
+    Longer than `limit` where the review is: what does not fit is left out, not cut.
+    """
+    if agent.grammar is None:
+        return (*agent.chat.encode(render_feedback(feedback)), agent.chat.end_id), ()
+    whole = agent.grammar.encode(feedback, UNCUT)
+    return whole if len(whole[0]) > limit else agent.grammar.encode(feedback, limit)
 
 
 def in_parts(games: Sequence[Any], progress: Progress) -> Iterator[Sequence[Any]]:

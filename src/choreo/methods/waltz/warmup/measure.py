@@ -25,7 +25,8 @@ def measure_reviews(
 
     Reviews are greedy, as in serving, and are read strictly.
     format_rate: share that parses. label_accuracy: share with both labels right. by_verdict: the same of each true
-    verdict. confusion: by true verdict, how often which was given. loss: nats per token of the right reviews.
+    verdict. confusion: by true verdict, how often which was given. loss: nats per token of the right reviews; forced
+    tokens are left out.
     Raises Interrupted.
     """
     progress.start(label, len(rows))
@@ -34,7 +35,8 @@ def measure_reviews(
         given = review(pair.agents, part, limits, key=("warmup",), temperature=0.0)
         games += [reviewed(game, one) for game, one in zip(part, given, strict=True)]
     samples = [sample_of(pair, row, limits) for row in rows]
-    scores = pair.agents[FEEDBACK].engine.score(FEEDBACK, [(sample.context, sample.ids) for sample in samples])
+    turns = [(sample.context, sample.ids, sample.choices) for sample in samples]
+    scores = pair.agents[FEEDBACK].engine.score(FEEDBACK, turns, pair.masks(FEEDBACK))
     said = [game.feedback[0] for game in games]
     right = [
         labels_right(feedback, Verdict(row.feedback.unsafe, row.feedback.overrefuse)) if row.feedback else None
@@ -55,5 +57,5 @@ def measure_reviews(
             for verdict in VERDICTS
             if verdict in truth
         },
-        "loss": -math.fsum(map(math.fsum, scores)) / max(1, sum(map(len, scores))),
+        "loss": -math.fsum(map(math.fsum, scores)) / max(1, sum(len(sample.actions) for sample in samples)),
     }, games

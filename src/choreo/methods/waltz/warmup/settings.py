@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from choreo.config.common import Positive, Section, bare_names
+from choreo.config.common import Fraction, Positive, Section, bare_names
 from choreo.config.parts import FormatName
 
 
@@ -31,6 +31,9 @@ class Warmup(Section):
     epochs: Positive = Field(1, description="each draws its rows anew")
     batch: Positive = 16
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="at the beginning; it falls to nothing as a cosine")
+    label_share: Fraction = Field(
+        0.5, description="of a constrained review's likelihood, what its labels weigh; its words have the rest"
+    )
     prompt_tokens: Positive = Field(512, description="answers to longer prompts are left out")
     aside: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="share of the prompts, by a checksum, whose answers are not learnt from but measured on"

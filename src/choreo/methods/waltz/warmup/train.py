@@ -107,7 +107,12 @@ def _train(recipe: WaltzRecipe, inner: Run, pair: Pair, rows: Sequence[ReviewedA
     warmup, learning = recipe.warmup, recipe.learning
     team, key = pair.team(FEEDBACK), f"warmup/{recipe.seed}"
     learner = Learner(
-        team, FEEDBACK, lr=warmup.lr, max_grad_norm=learning.max_grad_norm, micro_tokens=learning.micro_tokens
+        team,
+        FEEDBACK,
+        lr=warmup.lr,
+        max_grad_norm=learning.max_grad_norm,
+        micro_tokens=learning.micro_tokens,
+        masks=pair.masks(FEEDBACK),
     )
     done, path = inner.rewind()
     if path is not None:
@@ -125,7 +130,7 @@ def _train(recipe: WaltzRecipe, inner: Run, pair: Pair, rows: Sequence[ReviewedA
             if step <= done:
                 continue
             began = time.monotonic()
-            samples = [sample_of(pair, drawn[i], recipe.protocol.limits) for i in places]
+            samples = [sample_of(pair, drawn[i], recipe.protocol.limits, warmup.label_share) for i in places]
             figures = learner.update(samples, sft_loss, lr=lr)
             inner.log(step, {"epoch": epoch + 1, "lr": lr, **figures, "seconds": time.monotonic() - began})
             progress.advance(step, {"loss": figures["loss"]})
