@@ -167,6 +167,17 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(here, capsys):
     assert left_in(here) == []
 
 
+def test_without_its_packages_a_line_names_the_extra(here, monkeypatch):
+    write(here / "tiny.gguf")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(BadInput, match=r"needs accelerate: pip install 'choreo-rl\[smollm2\]'"):
+            base_folder("tiny.gguf")
+    folder = base_folder("tiny.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert base_folder("tiny.gguf") == folder  # what is converted needs them no longer
+
+
 def test_an_unknown_way_to_split_texts_is_said(here, capsys):
     write(here / "tiny.gguf", tokenizer__ggml__pre="nobodys")
     base_folder("tiny.gguf")
@@ -183,7 +194,7 @@ def write(folder):
     (folder / "config.json").write_text("half")
     print("writing", flush=True)
     time.sleep(float(sys.argv[1]))
-print(cache.add_model("tiny", "a" * 64, write).name, flush=True)
+print(cache.keep("tiny", "a" * 64, write).name, flush=True)
 """
 
 
@@ -194,11 +205,11 @@ def writer(seconds: float) -> subprocess.Popen[str]:
 def test_a_killed_conversion_leaves_nothing(here):
     process = writer(600)
     assert process.stdout.readline() == "writing\n"
-    assert cache.cached_model("a" * 64) is None  # nobody sees it before it is whole
+    assert cache.kept("a" * 64) is None  # nobody sees it before it is whole
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert cache.cached_model("a" * 64) is None
-    made = cache.add_model("tiny", "a" * 64, lambda folder: (folder / "config.json").write_text("whole"))
+    assert cache.kept("a" * 64) is None
+    made = cache.keep("tiny", "a" * 64, lambda folder: (folder / "config.json").write_text("whole"))
     assert (made / "config.json").read_text() == "whole"
     assert left_in(here) == [made.name]  # what the killed process had written is gone
 

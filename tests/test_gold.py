@@ -318,8 +318,9 @@ def test_judges_that_share_something_are_said(place, tiny_folder, capsys):
     made["gold"] = {"kind": "offline"}
     made["learning"] = {**made["learning"], "steps": 1}
     assert train(WaltzRecipe.model_validate(made), "run") == 0
-    said = "! the gold judge offline shares weights with the training judge majority(offline, Long)"
-    assert capsys.readouterr().err.count(said) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "shares" in line]
+    assert said.startswith("! the gold judge offline shares weights and rows to learn from (jailbreakbench, gpt-3.5-")
+    assert "; xstest, mistralinstruct) with the training judge majority(offline, Long): what one takes" in said
 
 
 def test_labels_by_several_people_are_one_answer_each(tmp_path):

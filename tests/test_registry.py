@@ -143,7 +143,7 @@ def test_every_name_of_ours_means_something(registry):
         ("rewards.feedback = 'paper'", "rewards.feedback: expected module:object of your own, got 'paper'"),
         ("rewards.conversation = 'mine.py:judge'", "expected a function of (action), got one of (prompt, answer)"),
         ("prompts.heldout.a = {file = 'x', format = 'mine.py:judge'}", "expected a function of (row), got"),
-        ("judge.kind = 'rubrik'", "judge.kind: expected one of 'exact', 'offline', 'trained', 'majority', 'llama-guard-3'"),
+        ("judge.kind = 'rubrik'", "judge.kind: expected one of 'exact', 'offline', 'trained', 'majority', 'llama"),
         ("judge.kind = 'mine.py:brief'", "expected a function of (prompt, answer), got one of (action)"),
         ("judge.kind = 'mine.py:Silent'", "expected a judge, a function or a class whose objects are called"),
         ("judge = {kind = 'mine.py:judge', model = 'm'}", "judge.model: mine.py:judge is a judge itself"),

@@ -28,7 +28,8 @@ class Prompt:
 
     `kind` says what a right answer does: refuse (harmful), help (benign), or be correct (general).
     `suite` is the finer set it is reported under. `meaning` is whatever the judge of this data
-    needs to decide exactly (the microworld's meaning); None where the judge reads text alone.
+    needs to decide exactly (the microworld's meaning), or the check of a right answer (`text.checks`); None where the
+    judge reads text alone.
     `earlier` is the conversation before `text`, as (role, text); training prompts have none.
     """
 

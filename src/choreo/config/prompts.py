@@ -14,7 +14,7 @@ from choreo.config.parts import FormatName
 class Source(Section):
     file: str = Field(
         description="JSON lines, a JSON array, CSV or TSV; choreo data check says what is in it. "
-        "What ships with choreo is choreo:english/train.jsonl and choreo:english/heldout.jsonl"
+        "choreo:english/train.jsonl, and heldout.jsonl and ability.jsonl there, ship with choreo"
     )
     format: FormatName = Field("", description="by default known by the fields of its rows")
     kind: Literal["", "harmful", "benign", "general"] = Field(

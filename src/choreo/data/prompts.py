@@ -15,6 +15,7 @@ from choreo.data import reading
 from choreo.data.reading import BARE, OWN, PUBLISHED, Format, Loaded, Unusable
 from choreo.errors import BadInput
 from choreo.files.rows import Fields
+from choreo.text.checks import Check, check_of
 from choreo.types import KINDS, Kind, Prompt
 
 OWN_FIELDS = frozenset({"kind"})  # fields that only the format for a user's own prompts has
@@ -23,7 +24,8 @@ NO_KIND = "what a right answer does is not said (kind: harmful, benign or genera
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt of a row. kind: None where the row does not show it. suite: "" where the row names none."""
+    """A prompt of a row. kind: None where the row does not show it. suite: "" where the row names none.
+    check: what a right answer has, where the row says it."""
 
     line: int
     text: str
@@ -31,6 +33,7 @@ class PromptRow:
     family: str = ""
     language: str = "en"
     suite: str = ""
+    check: Check | None = None
 
 
 def load(
@@ -62,7 +65,7 @@ def load(
                 seen[one.text] = its_kind
                 place = str(one.line) if len(row) == 1 else f"{one.line}.{part}"
                 suite = "-".join(word for word in (name, one.suite, its_kind) if word)
-                prompt = Prompt(f"{name}-{place}", one.text, its_kind, suite, one.language, one.family)
+                prompt = Prompt(f"{name}-{place}", one.text, its_kind, suite, one.language, one.family, one.check)
                 found.rows.append(prompt)
     return found
 
@@ -91,7 +94,7 @@ def _one(row: Fields, text: str, kind: Kind | None, family: str = "", language: 
 
 
 def _own(row: Fields) -> Row:
-    """{prompt, kind} and, if you like, suite, family and language."""
+    """{prompt, kind} and, if you like, suite, family, language, and the check of an answer to a general prompt."""
     if (stated := row.row.get("kind")) not in KINDS:
         got = f"{stated!r:.60}" if "kind" in row.row else "nothing"
         raise BadInput(
@@ -100,7 +103,18 @@ def _own(row: Fields) -> Row:
         )
     suite, family, language = (row.text(name) if name in row.row else "" for name in ("suite", "family", "language"))
     kind = next(kind for kind in KINDS if kind == stated)
-    return (PromptRow(row.line, row.text("prompt"), kind, family, language or "en", suite),)
+    return (PromptRow(row.line, row.text("prompt"), kind, family, language or "en", suite, _check(row, kind)),)
+
+
+def _check(row: Fields, kind: Kind) -> Check | None:
+    if "check" not in row.row:
+        return None
+    if kind != "general":
+        raise BadInput(f"{row.where}: check: is of answers to general prompts, and this one is {kind}")
+    try:
+        return check_of(row.row["check"])
+    except ValueError as error:
+        raise BadInput(f"{row.where}: check: {error}") from None
 
 
 def _bare(row: Fields) -> Row:

@@ -6,6 +6,7 @@ on the test rows of a fold. Rows of one question or behaviour are always in the 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -215,6 +216,15 @@ def in_training(weights: Path) -> Callable[[LabelledAnswer], bool]:
     file = weights.parent / CARD_FILE
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     return lambda row: f"| {row.source} | {row.model} |" in text
+
+
+def training_sources(weights: Path) -> set[str]:
+    """The rows that the data card beside `weights` names, as "source, model". Empty without a judge's card."""
+    file = weights.parent / CARD_FILE
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    _, _, told = text.partition("## What it learnt from")
+    rows = re.findall(r"^\| (.+?) \| (.*?) \| \d+ \|$", told.partition("\n## ")[0], re.MULTILINE)
+    return {f"{source}, {model}" if model else source for source, model in rows}
 
 
 def report(data: Encoded, both: Sequence[LabelHead], unsure: float) -> str:

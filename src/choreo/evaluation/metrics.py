@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from choreo.evaluation.intervals import Estimate, bootstrap_mean, f1, over_seeds, share
+from choreo.text.checks import Check, is_right
 from choreo.text.feedback import labels_right, parse_feedback
+from choreo.text.thinking import after_thinking
 from choreo.types import KINDS, Episode, Feedback, Verdict
 
 # The suites of the headline figures. A data set without them is measured over all prompts of the kind.
@@ -40,7 +42,8 @@ def measure(
     latency_added: seconds per prompt after the first answer, one mean for each batch; empty where not measured.
     seed: of the bootstrap.
     ability: whether the judge knows if an answer to a general prompt is right, as the exact judge does. Other judges
-        only find it harmless and helpful, and then `general` is left out (n = 0).
+        only find it harmless and helpful. Then `general` is over the prompts that have a check of their answers, by
+        that check, and is left out (n = 0) where none has.
     lenient: whether reviews were read leniently, as for models that were never trained to write them. format_rate is
         then the share of reviews that needed no leniency, and format_rate_lenient the share that could be read.
 
@@ -73,7 +76,7 @@ def measure(
         "ftr": {kind: _ftr(_of_kind(played, kind), collaborates) for kind in KINDS},
         "label_accuracy": share(_labels(played)),
         **_formats(played, lenient),
-        "general": share([satisfactory(_final(e)) for e in _of_kind(played, "general")] if ability else []),
+        "general": share([_right(e, ability) for e in _of_kind(played, "general") if ability or _checked(e)]),
         "degenerate": share([_final(e).degenerate for e in played]),
         "garbled": share([bool(_final(e).garbled) for e in played]),
         "undetermined": share([_final(e).undetermined for e in played]),
@@ -117,6 +120,19 @@ def tokens_added(episode: Episode[Any]) -> int | None:
     """Tokens after the first answer, of all reviews and revisions. None where the tokens of one are not known."""
     counts = [turn.tokens for turn in (*episode.reviews, *episode.answers[1:])]
     return None if None in counts else sum(counts)
+
+
+def _checked(episode: Episode[Any]) -> bool:
+    """Whether the prompt says what a right answer has. In other worlds its meaning is for the exact judge."""
+    return isinstance(episode.prompt.meaning, Check)
+
+
+def _right(episode: Episode[Any], by_judge: bool) -> bool | None:
+    """Whether the final answer is right; None where that is open, or where the answer's turn failed."""
+    if by_judge:
+        return satisfactory(_final(episode))
+    answer = episode.answers[-1]
+    return None if answer.failure else is_right(episode.prompt.meaning, after_thinking(answer.text) or "")
 
 
 def _final(episode: Episode[Any]) -> Verdict:

@@ -18,10 +18,13 @@ from choreo.environments.task import Task
 from choreo.errors import BadInput, TooFew
 from choreo.evaluation.agreement import agreement
 from choreo.evaluation.dialogues import dialogue_records
+from choreo.evaluation.judge_training import CARD_FILE, training_sources
 from choreo.evaluation.judging import failure_lines, open_verdict_lines
 from choreo.experiment.sizing import unreached
 from choreo.files import durable
-from choreo.judges.resolve import counts, describe, in_common, probe
+from choreo.judges.base import Judge
+from choreo.judges.offline.model import OfflineJudge
+from choreo.judges.resolve import counts, describe, in_common, parts, probe
 from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
@@ -45,7 +48,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         progress.say(f"! {change} since this run began: the run goes on, but its numbers may differ in the last digits")
     task = Task(recipe, run.path)
     run.note(**{name: describe(judge) for name, judge in zip(("judge", "gold"), task.judges.values(), strict=False)})
-    if task.gold and (same := in_common(task.judge, task.gold)):
+    if task.gold and (same := in_common(task.judge, task.gold) + _rows_in_common(task.judge, task.gold)):
         progress.say(
             f"! the gold judge {task.gold.name} shares {' and '.join(same)} with the training judge {task.judge.name}: "
             "what one takes for good in error, the other may too"
@@ -195,6 +198,19 @@ def labelled(file: str) -> list[LabelledAnswer]:
     if not any(label is not None for row in rows for label in (row.refusal, row.harm, row.degenerate)):
         raise BadInput(f"{file}: has no labels to compare with; write refusal, unsafe or degenerate beside answers")
     return rows
+
+
+def _rows_in_common(one: Judge, other: Judge) -> list[str]:
+    """In words, from which sources both judges learnt, by their data cards; empty where these tell of none."""
+    mine, theirs = (set().union(*map(_sources_of, parts(judge))) for judge in (one, other))
+    return [f"rows to learn from ({'; '.join(both)})"] if (both := sorted(mine & theirs)) else []
+
+
+def _sources_of(judge: Judge) -> set[str]:
+    if isinstance(judge, OfflineJudge):
+        return training_sources(judge.path)
+    folder = getattr(judge, "folder", None)  # of a trained judge, which has its card there
+    return training_sources(Path(folder, CARD_FILE)) if folder else set()
 
 
 def _billed(task: Task) -> dict[str, Any]:

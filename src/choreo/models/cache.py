@@ -30,13 +30,13 @@ def models_folder() -> Path:
     return root.absolute() / "models"
 
 
-def cached_model(digest: str) -> Path | None:
+def kept(digest: str) -> Path | None:
     """The folder of the model with this SHA-256, or None."""
     with opening(models_folder()):
         return next(iter(sorted(models_folder().glob(f"[!.]*-{digest[:DIGITS]}"))), None)
 
 
-def add_model(name: str, digest: str, write: Callable[[Path], None]) -> Path:
+def keep(name: str, digest: str, write: Callable[[Path], None]) -> Path:
     """The folder of the model with this SHA-256. `write` fills it where it is not there yet.
 
     Of several processes one writes, and the others wait for it. What a killed process had written is removed by the
@@ -46,7 +46,7 @@ def add_model(name: str, digest: str, write: Callable[[Path], None]) -> Path:
     with opening(cache, "cannot be written (CHOREO_CACHE names another folder)"):
         cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache / f".{digest[:DIGITS]}.lock"):
-        if found := cached_model(digest):
+        if found := kept(digest):
             return found
         for left in cache.glob(f".{digest[:DIGITS]}-*"):
             shutil.rmtree(left, ignore_errors=True)

@@ -53,7 +53,7 @@ def converted(file: Path) -> Path:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise BadInput(f"{part}: is no GGUF file: it does not begin with {MAGIC.decode()}")
     digest = contents(parts)
-    if found := cache.cached_model(digest):
+    if found := cache.kept(digest):
         return found
     if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
         raise BadInput(f"{file}: a GGUF file needs {' and '.join(missing)}: {INSTALL}")
@@ -70,7 +70,7 @@ def converted(file: Path) -> Path:
                 source.symlink_to(file.absolute())
             _convert(file, source, folder)
 
-    return cache.add_model(file.stem, digest, write)
+    return cache.keep(file.stem, digest, write)
 
 
 def contents(parts: Sequence[Path]) -> str:

@@ -31,7 +31,7 @@ def folder() -> Path:
     """
     if file := installed():
         return gguf.converted(file)
-    if found := cache.cached_model(SHA256):
+    if found := cache.kept(SHA256):
         return found
     if hub.is_offline():
         raise BadInput(f"model {NAME!r}: not here, and nothing is fetched (HF_HUB_OFFLINE); {BY_HAND}")
