@@ -145,17 +145,20 @@ def game_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Episode:
     return Episode(row.prompt, 0, (turn,), verdicts=(row.verdict,) if row.verdict else ())
 
 
-def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits, label_share: float = 0.5) -> Sample:
+def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits, label_share: float | None = None) -> Sample:
     """What the feedback agent learns from a row: the state that it sees in the game, and the review as its action.
 
-    label_share: see `weights_of`. A review without a grammar has no known places of labels; all its ids weigh the same.
+    label_share: see `weights_of`; None gives no weights. A review without a grammar has no known places of labels, so
+    all its ids weigh the same.
     """
     assert row.feedback is not None
     agent = pair.agents[FEEDBACK]
     state = state_of(game_of(pair, row, limits), FEEDBACK)
     context = context_of(agent.chat, state, limits.feedback_tokens, agent.writer)
     ids, choices = _written(agent, row.feedback, limits.feedback_tokens)
-    weights = weights_of(choices, agent.grammar.masks.sum(1).tolist(), label_share) if agent.grammar else ()
+    weights: tuple[float, ...] = ()
+    if agent.grammar and label_share is not None:
+        weights = weights_of(choices, agent.grammar.masks.sum(1).tolist(), label_share)
     return Sample(FEEDBACK, context, ids, logprobs=(), group="", reward=0.0, choices=choices, advantages=weights)
 
 
