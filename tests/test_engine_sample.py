@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import compress
 
 import numpy as np
@@ -27,6 +28,7 @@ from transformers import (
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import splitmix64
+from choreo.engine.prefill import COMMON
 from choreo.engine.requests import Request
 from choreo.models.load import load_chat
 
@@ -199,14 +201,17 @@ def gemma2(folder):
     Gemma2ForCausalLM(config).save_pretrained(folder)
 
 
+@pytest.mark.parametrize("shared", [0, 20])
 @pytest.mark.parametrize("make", [None, qwen, neox, mistral, cohere, gemma2], ids=lambda make: make and make.__name__)
-def test_greedy_is_what_transformers_generates_one_by_one(make, tiny_folder, tmp_path):
-    """Positions, gaps between contexts and new tokens, compaction: the library alone on each context is the judge."""
+def test_greedy_is_what_transformers_generates_one_by_one(make, shared, tiny_folder, tmp_path):
+    """Positions, gaps between contexts and new tokens, compaction, a beginning that all contexts share: the library
+    alone on each context is the judge."""
     folder = tiny_folder
     if make is not None:
         torch.manual_seed(1)
         make(folder := tmp_path)
-    requests = make_requests(10, 24)
+    beginning = tuple(range(40, 40 + shared))
+    requests = [replace(one, context=(*beginning, *one.context)) for one in make_requests(10, 24)]
     engine = make_engine(folder)
     completions = engine.sample("conversation", requests, max_new_tokens=14, temperature=0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -226,6 +231,28 @@ def test_greedy_is_what_transformers_generates_one_by_one(make, tiny_folder, tmp
     pairs = [(r.context, c.ids) for r, c in zip(requests, completions, strict=True)]
     for completion, score in zip(completions, engine.score(None, pairs), strict=True):
         assert completion.logprobs == pytest.approx(score, abs=5e-5)
+
+
+def test_what_all_contexts_begin_with_is_read_once(tiny_folder, monkeypatch):
+    """Each context has a token of its own at least, so a context that is the beginning of all others is one as well."""
+    engine = make_engine(tiny_folder, 0.1)
+    read = []
+    run = engine.team.run
+    monkeypatch.setattr(
+        engine.team, "run", lambda *given: read.append(tuple(given[1]["input_ids"].shape)) or run(*given)
+    )
+    beginning = tuple(range(40, 60))
+    contexts = [beginning, (*beginning, 5, 6), (*beginning, 7), (*beginning, 7)]
+    requests = [Request(context, (i, "answer")) for i, context in enumerate(contexts)]
+    engine.sample("feedback", requests, max_new_tokens=1)
+    assert read == [(1, 19), (3, 3)]
+    read.clear()
+    engine.sample(
+        "feedback",
+        [Request(context[-COMMON:], ("answer", i)) for i, context in enumerate(contexts[:2])],
+        max_new_tokens=1,
+    )
+    assert read == [(2, 16)]
 
 
 def test_features_are_the_last_hidden_state_of_the_reference(tiny_folder):

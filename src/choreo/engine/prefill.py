@@ -1,4 +1,7 @@
-"""The first step of a decode: every distinct context is read once, then each row has its own copy of the cache."""
+"""The first step of a decode: every distinct context is read once, then each row has its own copy of the cache.
+
+What all contexts begin with, such as a system prompt, is read once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from choreo.engine.head import Head
 from choreo.engine.policies import Weights
 from choreo.engine.requests import Ids
 from choreo.engine.step import Step, step_of
+
+COMMON = 16  # tokens; what is shorter is not worth a pass of its own
 
 
 class Prefilled(NamedTuple):
@@ -37,21 +42,42 @@ def prefill(team: Team, weights: Weights, rows: Sequence[Ids], new: int, pad_id:
     device = team.device
     contexts = list(dict.fromkeys(rows))
     place = {context: row for row, context in enumerate(contexts)}
+    common = _common(team, contexts)
     lengths = torch.tensor([len(context) for context in contexts], device=device)
     width = int(lengths.max())
-    padded = torch.tensor([[*context, *[pad_id] * (width - len(context))] for context in contexts], device=device)
-    last = torch.arange(len(contexts), device=device) * width + lengths - 1
+    own = width - common
+    padded = torch.tensor([[*context, *[pad_id] * (width - len(context))][common:] for context in contexts])
+    last = torch.arange(len(contexts), device=device) * own + lengths - common - 1
 
     capacity = width + new
-    cache = [Slots(capacity) for _ in range(team.layers)]
-    inputs = {"input_ids": padded, "past_key_values": as_cache(cache), "use_cache": True}
-    hidden, head = team.run(weights, inputs, last)
+    inputs = {"input_ids": padded.to(device), "use_cache": True}
+    cache = [Slots(common or capacity) for _ in range(team.layers)]
+    if common:
+        beginning = torch.tensor([contexts[0][:common]], device=device)
+        team.run(weights, {"input_ids": beginning, "past_key_values": as_cache(cache), "use_cache": True})
+        everyone = torch.zeros(len(contexts), dtype=torch.int64, device=device)
+        cache = [layer.take(everyone, capacity) for layer in cache]
+        inputs["position_ids"] = torch.arange(common, width, device=device).expand(len(contexts), -1)
+    hidden, head = team.run(weights, inputs | {"past_key_values": as_cache(cache)}, last)
     step = step_of(team, weights)
     if len(contexts) < len(rows):
         copies = torch.tensor([place[context] for context in rows], device=device)
         cache = [layer.take(copies, capacity) for layer in cache]
         hidden, lengths = hidden[copies], lengths[copies]
     return Prefilled(hidden, head, step, cache, lengths, width, capacity)
+
+
+def _common(team: Team, contexts: Sequence[Ids]) -> int:
+    """How many tokens all contexts begin with, where it pays to read them once; every context has one more at least.
+
+    0 in windows, which count slots, and in lower precision, which rounds by what is read together.
+    """
+    if len(contexts) == 1 or not team.full_attention or team.dtype != torch.float32:
+        return 0
+    first, last = min(contexts), max(contexts)  # what these two begin with, all between them do
+    most = min(map(len, contexts)) - 1
+    shared = next((i for i, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
+    return shared if shared >= COMMON else 0
 
 
 def gap_mask(lengths: Tensor, width: int, new: int) -> Tensor | None:
