@@ -22,6 +22,7 @@ from choreo.files import shipped
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
+from choreo.runs.shipped import placed
 from choreo.types import Episode, Prompt
 
 PARTS = ("heldout", "train")  # what of a run's own prompts can be measured on
@@ -109,7 +110,7 @@ def evaluate(
     formats: Sequence[str] = (),
     into_existing: bool = False,
 ) -> EvaluationResult:
-    """Measures a run again, from its last checkpoint.
+    """Measures a run, or a shipped pair by its name, again from its last checkpoint.
 
     suites: "heldout" or "train", the run's own prompts; or files of prompts. formats: of the files, where their fields
     do not tell. judge: in place of the run's, as on the command line ("offline", "rubric:MODEL@URL", "mine.py:Judge");
@@ -118,7 +119,7 @@ def evaluate(
 
     Raises BadInput, Interrupted.
     """
-    path = run.path if isinstance(run, Run) else Path(run)
+    path = run.path if isinstance(run, Run) else placed(run)
     if not isinstance(suites, str) and len(suites) == 1 and suites[0] in PARTS:
         suites = str(suites[0])
     own = isinstance(suites, str) and suites in PARTS
@@ -220,11 +221,12 @@ class LoadedAgents:
 
 
 def load(run: str | Path | Run, step: int | None = None) -> LoadedAgents:
-    """The agents of a run as its checkpoint of `step` has them, by default the last; untrained where it has none.
+    """The agents of a run, or of a shipped pair by its name, as its checkpoint of `step` has them, by default the last;
+    untrained where it has none.
 
     Raises BadInput where there is no such run or checkpoint.
     """
-    held = run if isinstance(run, Run) else Run.read(run)
+    held = run if isinstance(run, Run) else Run.read(placed(run))
     found = checkpoints(held.path)
     if step is not None and step not in found:
         raise BadInput(f"{held.path}: no checkpoint of step {step}; there are {', '.join(map(str, found)) or 'none'}")
@@ -236,6 +238,7 @@ def load(run: str | Path | Run, step: int | None = None) -> LoadedAgents:
 def serve(run: str | Path | Run | None = None, **options: Any) -> None:
     """Serves a trained pair behind OpenAI's API until it is told to stop (SIGINT, SIGTERM).
 
+    run: a run folder, or the name of a shipped pair.
     options: those of `choreo.server.run.Options`: host, port, mode, model, keys, upstream and so on.
     """
     from choreo.server.extra import require_server
@@ -248,7 +251,7 @@ def serve(run: str | Path | Run | None = None, **options: Any) -> None:
         options["keys"] = Path(options["keys"])
     if run is not None:
         quiet()
-    serve_until_stopped(Options(run=run.path if isinstance(run, Run) else Path(run) if run else None, **options))
+    serve_until_stopped(Options(run=run.path if isinstance(run, Run) else placed(run) if run else None, **options))
 
 
 def plan(
@@ -277,7 +280,7 @@ def export(
 
     agent: one alone. merged: True for whole models, False for adapters, None for what was trained.
     """
-    path = Run.read(run.path if isinstance(run, Run) else run).path
+    path = Run.read(run.path if isinstance(run, Run) else placed(run)).path
     from choreo.experiment.export import export_run
 
     quiet()

@@ -48,7 +48,13 @@ def _options(command: argparse.ArgumentParser) -> None:
     def option(name: str, text: str, **more: Any) -> None:
         command.add_argument(name, help=text, **more)
 
-    option("run", "a run folder of choreo train waltz", type=Path, metavar="RUN", nargs="?")
+    option(
+        "run",
+        "a run folder of choreo train waltz, or the name of a pair that ships",
+        type=Path,
+        metavar="RUN",
+        nargs="?",
+    )
     for agent in ("conversation", "feedback"):
         text = f"the {agent} agent is MODEL behind an OpenAI-compatible server, its key in CHOREO_{agent.upper()}_KEY"
         option(f"--{agent}", text, metavar="MODEL@URL")
@@ -71,7 +77,9 @@ def serve(args: argparse.Namespace) -> int:
     require_server("serve")
     if args.run is not None:
         from choreo.runs.folder import read_info
+        from choreo.runs.shipped import placed
 
+        args.run = placed(args.run)
         read_info(args.run)
         from transformers.utils.logging import disable_progress_bar
 

@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
   choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
-macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; for models of real sizes waltz-8b, macpo-7b.
+macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; on real English on a laptop smollm2;
+for models of real sizes waltz-8b, macpo-7b.
 Paths in a recipe are relative to where the command runs. A run folder's recipe.toml lists every setting, with
 absolute paths, and can be trained again.""",
     )

@@ -36,6 +36,12 @@ def kept(digest: str) -> Path | None:
         return next(iter(sorted(models_folder().glob(f"[!.]*-{digest[:DIGITS]}"))), None)
 
 
+def source(folder: Path) -> str | None:
+    """The first DIGITS digits of the SHA-256 that `folder` was converted from; None for a folder of another place."""
+    named = re.search(rf"-([0-9a-f]{{{DIGITS}}})$", folder.name)
+    return named[1] if named and folder.absolute().parent == models_folder() else None
+
+
 def keep(name: str, digest: str, write: Callable[[Path], None]) -> Path:
     """The folder of the model with this SHA-256. `write` fills it where it is not there yet.
 

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from choreo.errors import BadInput, opening
+from choreo.models import cache
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # The files that transformers reads. Weights as safetensors only, because the older format runs code from the file.
@@ -84,9 +85,13 @@ def is_offline() -> bool:
 def fingerprint(base: Path) -> str:
     """16 hex digits that change when a base changes: its configuration, its tokenizer, or a file of weights.
 
+    A converted model has those of what it was converted from: another version of transformers writes other files of the
+    same model.
     Of a file of more than 64 MiB only the size and 64 pieces spread over it are read, since reading an 8B model takes
     minutes. Raises BadInput for a file that cannot be read.
     """
+    if converted := cache.source(base):
+        return converted[:16]
     digest = blake2b(digest_size=8)
     for file in sorted(base.glob("*")):
         named = file.name in ("config.json", "tokenizer.json", "chat_template.jinja")
