@@ -11,6 +11,7 @@ LABELS.md beside `choreo:english/answers.jsonl` has the guidelines of those who 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,7 +66,8 @@ def main() -> None:
                     }
                 )
         print(f"{first + len(part)} of {len(numbered)} prompts", flush=True)
-    durable.write_lines(args.out, rows)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    durable.write_text(args.out, "".join(lines))
 
 
 if __name__ == "__main__":

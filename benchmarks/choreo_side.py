@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from turns import Turns
-from work import BETA, CLIP, DPO_BETA, GROUP, LEARNING_RATE, NEW_TOKENS, PAIRS, PROMPTS, SEED, overrides, reward
+from work import BETA, CLIP, DPO_BETA, LEARNING_RATE, SEED, Sizes, overrides, reward
 
 from choreo import config
 from choreo.agents.local import LocalAgent
@@ -32,15 +32,17 @@ NEVER = -1  # an end token that no model writes, so that every answer has its fu
 
 def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """GRPO: sample, reward, reference log-probabilities, group advantages, one update."""
-    chat, engine, learner = one_agent(work, end_id=NEVER)
+    sizes, (chat, engine, learner) = Sizes(**work["sizes"]), one_agent(work, end_id=NEVER)
     engine.sample = turns.time("rollout_seconds", engine.sample)
-    for start in range(0, len(work["policy"]), PROMPTS):
-        texts = work["policy"][start : start + PROMPTS]
-        games = [(Prompt(str(i), text, "general", "bench"), k) for i, text in enumerate(texts) for k in range(GROUP)]
+    for start in range(0, len(work["policy"]), sizes.prompts):
+        texts = work["policy"][start : start + sizes.prompts]
+        games = [
+            (Prompt(str(i), text, "general", "bench"), k) for i, text in enumerate(texts) for k in range(sizes.group)
+        ]
         episodes = play(
             {CONVERSATION: LocalAgent(chat, engine)},
             games,
-            Limits(rounds=0, answer_tokens=NEW_TOKENS, feedback_tokens=1),
+            Limits(rounds=0, answer_tokens=sizes.new_tokens, feedback_tokens=1),
             key=(SEED, start),
         )
         samples = []
@@ -67,15 +69,16 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         )
         for i, (text, chosen, rejected) in enumerate(work["pairs"])
     ]
-    for start in range(0, len(preferences), PAIRS):
-        pairs = preference_pairs(engine, CONVERSATION, preferences[start : start + PAIRS])
+    size = work["sizes"]["pairs"]
+    for start in range(0, len(preferences), size):
+        pairs = preference_pairs(engine, CONVERSATION, preferences[start : start + size])
         figures = learner.update(pairs, DPOLoss(DPO_BETA))
         turns.end(sampled=0, trained=figures["tokens"])
 
 
 def waltz(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """WaltzRL as `choreo train` runs it, its record on disk included."""
-    with Run.create(folder / "run", config.load("waltz", overrides(work["model"]))) as run:
+    with Run.create(folder / "run", config.load("waltz", overrides(work["model"], work["sizes"]["steps"]))) as run:
         train(run.recipe, run, WaltzTurns(run, turns))
 
 
@@ -93,7 +96,7 @@ class WaltzTurns(Progress):
 
 def one_agent(work: Mapping[str, Any], end_id: int | None = None) -> tuple[Chat, LocalEngine, Learner]:
     chat = load_chat(work["model"])
-    team = Team.load(work["model"], (CONVERSATION,), train="full")
+    team = Team.load(work["model"], (CONVERSATION,), **Sizes(**work["sizes"]).weights())
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id if end_id is None else end_id)
     return chat, engine, Learner(team, CONVERSATION, lr=LEARNING_RATE)
 

@@ -1,4 +1,4 @@
-"""choreo beside TRL, on the same model, prompts, lengths and hardware: `make bench`, or `choreo bench [--json]`.
+"""choreo beside TRL, on the same model, prompts, lengths and hardware: `make bench`, `choreo bench --base smollm2`.
 
 Every side of every piece of work is a process of its own. They take turns, one step each, A B A B …, so
 that whatever else the machine does falls on both. One step is timed from being told to go to being done.
@@ -9,8 +9,9 @@ dpo     a whole DPO step: reference log-probabilities, one update
 waltz   a whole WaltzRL step of the shipped recipe (sample c_0, f_0 and c_1, judge, reference, update both
         agents), against two GRPO trainers, one per agent, on as many samples of the same states
 
-All weights are trained, in float32, on both sides. A token counts once when it is sampled and once when
-it is trained on. Sizes are in work.py.
+On micro-llama all weights are trained. On smollm2 it is LoRA, by PEFT on TRL's side, and there is no `waltz`: TRL
+cannot hold a review to its grammar. Both sides compute in float32. A token counts once when it is sampled and once
+when it is trained on. Sizes are in work.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from work import GROUP, NEW_TOKENS, PAIRS, PROMPTS, STEPS
+from work import SIZES
 
 HERE = Path(__file__).resolve().parent
 SIDES = {
@@ -42,27 +43,33 @@ Turn = dict[str, float]
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time choreo side by side with TRL on the same work.")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    as_json = parser.parse_args().json
+    parser.add_argument("--base", choices=sorted(SIZES), default="micro-llama", help="default: micro-llama")
+    args = parser.parse_args()
+    as_json = args.json
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder:
-        work = prepared(Path(folder))
+        work = prepared(Path(folder), args.base)
         result: dict[str, Any] = {"schema": 1, **about(work), "work": {}}
         if not as_json:
             print(heading(result), flush=True)
         for name, sides in SIDES.items():
-            figures = compare(take_turns(name, sides, Path(folder)))
+            if name == "waltz" and not work["contexts"]:
+                continue
+            figures = compare(take_turns(name, sides, Path(folder), work["sizes"]["steps"]))
             result["work"][name] = figures
             if not as_json:
-                print(table(name, figures), flush=True)
+                print(table(name, figures, work["sizes"]), flush=True)
     result["seconds"] = time.monotonic() - began
     if as_json:
         print(json.dumps(result))
     return 0
 
 
-def prepared(folder: Path) -> dict[str, Any]:
+def prepared(folder: Path, base: str) -> dict[str, Any]:
     """In a process that ends, so that this one stays small and idle while the sides work."""
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from work import *; prepare(Path({str(folder)!r}))"
+    code = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); from work import *; prepare(Path({str(folder)!r}), {base!r})"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=sys.stderr, env=environment())
     return json.loads((folder / "work.json").read_text(encoding="utf-8"))
 
@@ -118,8 +125,8 @@ class Side:
         return json.loads(line)
 
 
-def take_turns(name: str, sides: dict[str, list[str]], folder: Path) -> dict[str, list[Turn]]:
-    """STEPS turns of each library. The parts of one library's step are done one after the other and added up."""
+def take_turns(name: str, sides: dict[str, list[str]], folder: Path, steps: int) -> dict[str, list[Turn]]:
+    """`steps` turns of each library. The parts of one library's step are done one after the other and added up."""
     processes: dict[str, list[Side]] = {library: [] for library in sides}
     try:
         for library, parts in sides.items():
@@ -128,7 +135,7 @@ def take_turns(name: str, sides: dict[str, list[str]], folder: Path) -> dict[str
                 processes[library].append(side)
                 side.ready()
         turns: dict[str, list[Turn]] = {library: [] for library in sides}
-        for _ in range(STEPS):
+        for _ in range(steps):
             for library, own in processes.items():
                 turns[library].append(joined([side.go() for side in own]))
         return turns
@@ -180,8 +187,8 @@ def about(work: dict[str, Any]) -> dict[str, Any]:
     return {
         "versions": {name: metadata.version(name) for name in packages},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "model": "micro-llama" if work["shipped"] else "micro-llama's shape, random weights",
-        "sizes": {"prompts": PROMPTS, "group": GROUP, "new_tokens": NEW_TOKENS, "pairs": PAIRS, "turns": STEPS},
+        "model": work["sizes"]["base"] + ("" if work["shipped"] else "'s shape, random weights"),
+        "sizes": work["sizes"],
     }
 
 
@@ -190,10 +197,10 @@ def heading(result: dict[str, Any]) -> str:
     return f"{result['model']}, {result['machine']['cores']} cores\n{versions}\n"
 
 
-def table(name: str, figures: dict[str, Any]) -> str:
+def table(name: str, figures: dict[str, Any], work: dict[str, Any]) -> str:
     sizes = {
-        "policy": f"GRPO step: {PROMPTS} prompts × {GROUP} answers of {NEW_TOKENS} tokens",
-        "dpo": f"DPO step: {PAIRS} pairs",
+        "policy": f"GRPO step: {work['prompts']} prompts × {work['group']} answers of {work['new_tokens']} tokens",
+        "dpo": f"DPO step: {work['pairs']} pairs",
         "waltz": "WaltzRL step of the shipped recipe, against one GRPO step per agent",
     }
     lines = [sizes[name]]

@@ -13,24 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from turns import Turns
-from work import (
-    BETA,
-    CLIP,
-    DPO_BETA,
-    GROUP,
-    LEARNING_RATE,
-    NEW_TOKENS,
-    PAIRS,
-    PROMPTS,
-    STEPS,
-    WARM_UP,
-    overrides,
-    reward,
-    spell,
-)
+from work import BETA, CLIP, DPO_BETA, LEARNING_RATE, WARM_UP, Sizes, overrides, reward, spell
 
 from choreo import config
 from choreo.models.load import load_chat
@@ -42,7 +29,6 @@ COMMON = {
     "optim": "adamw_torch_fused",
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
-    "max_steps": WARM_UP + STEPS,
     "gradient_checkpointing": False,
     "bf16": False,
     "use_cpu": True,
@@ -64,15 +50,16 @@ class TurnsCallback(TrainerCallback):
 
 def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """GRPO with answers of one length."""
+    sizes = work["sizes"]
     grpo(
         work,
         folder,
         turns,
         spelled(work, work["policy"]),
-        prompts=PROMPTS,
-        group=GROUP,
-        longest=NEW_TOKENS,
-        generation_kwargs={"min_new_tokens": NEW_TOKENS},
+        prompts=sizes["prompts"],
+        group=sizes["group"],
+        longest=sizes["new_tokens"],
+        generation_kwargs={"min_new_tokens": sizes["new_tokens"]},
     )
 
 
@@ -80,7 +67,7 @@ def waltz(agent: str) -> Any:
     """GRPO of one of the two agents, on the states of the WaltzRL run and with its lengths. Answers end as they do."""
 
     def run(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
-        recipe = config.load("waltz", overrides(work["model"]))
+        recipe = config.load("waltz", overrides(work["model"], work["sizes"]["steps"]))
         longest = {
             CONVERSATION: recipe.protocol.answer_tokens,
             FEEDBACK: recipe.protocol.feedback_tokens,
@@ -117,6 +104,7 @@ def grpo(
         beta=BETA,
         epsilon=CLIP,
         shuffle_dataset=False,
+        max_steps=WARM_UP + work["sizes"]["steps"],
         **COMMON,
         **settings,
     )
@@ -125,6 +113,7 @@ def grpo(
         reward_funcs=paid,
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": contexts}),
+        peft_config=adapter(work),
         callbacks=[TurnsCallback(turns, lambda: {"sampled": tokens, "trained": tokens})],
     )
     trainer.model.generate = turns.time("rollout_seconds", trainer.model.generate)
@@ -136,7 +125,12 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     contexts = spelled(work, [row[0] for row in work["pairs"]])
     chosen, rejected = ([row[i] for row in work["pairs"]] for i in (1, 2))
     arguments = DPOConfig(
-        output_dir=str(folder / "trl"), per_device_train_batch_size=PAIRS, beta=DPO_BETA, max_length=None, **COMMON
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=work["sizes"]["pairs"],
+        beta=DPO_BETA,
+        max_length=None,
+        max_steps=WARM_UP + work["sizes"]["steps"],
+        **COMMON,
     )
     data = Dataset.from_dict({"prompt": contexts, "chosen": chosen, "rejected": rejected})
     counts: list[int] = []  # of the batches made and not yet trained on: the next one is made before a step ends
@@ -144,6 +138,7 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         model=work["model"],
         args=arguments,
         train_dataset=data,
+        peft_config=adapter(work),
         callbacks=[TurnsCallback(turns, lambda: {"sampled": 0, "trained": counts.pop(0)})],
     )
     collate = trainer.data_collator
@@ -155,6 +150,12 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
 
     trainer.data_collator = counted
     trainer.train()
+
+
+def adapter(work: Mapping[str, Any]) -> LoraConfig | None:
+    """The adapter that choreo's side trains: on every linear layer but the output. None where all weights are."""
+    rank = Sizes(**work["sizes"]).rank
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0) if rank else None
 
 
 def spelled(work: Mapping[str, Any], prompts: list[str]) -> list[str]:

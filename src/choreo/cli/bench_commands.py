@@ -14,6 +14,8 @@ from choreo.cli.output import print_json
 from choreo.errors import BadInput
 from choreo.server.extra import require_server
 
+BASES = ("micro-llama", "smollm2")  # those that benchmarks/work.py has sizes for
+
 
 def add(commands: Any) -> None:
     bench_command = add_command(
@@ -24,9 +26,13 @@ def add(commands: Any) -> None:
         """\
   make bench                               installs TRL beside choreo, then runs this
   choreo bench --json
+  choreo bench --base smollm2              a chat model of 135M parameters, with LoRA: an hour on two cores
   choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic""",
     )
     bench_command.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")
+    bench_command.add_argument(
+        "--base", choices=BASES, default=BASES[0], help=f"of train: the model (default: {BASES[0]})"
+    )
     bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
     bench_command.add_argument(
         "--requests", type=count, default=512, metavar="N", help="of serve, each time (default: 512)"
@@ -45,7 +51,8 @@ def bench(args: argparse.Namespace) -> int:
         raise BadInput("bench: the benchmarks come with the source; run this from a checkout")
     if importlib.util.find_spec("trl") is None:
         raise BadInput("bench: TRL, which choreo is measured against, is not installed; `make bench` installs it")
-    return subprocess.run([sys.executable, str(script), *(["--json"] if args.json else [])], check=False).returncode
+    command = [sys.executable, str(script), "--base", args.base]
+    return subprocess.run([*command, *(["--json"] if args.json else [])], check=False).returncode
 
 
 def _bench_server(args: argparse.Namespace) -> int:
