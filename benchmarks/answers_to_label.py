@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = config.load("smollm2", ["warmup.rows=0"])
     pair = Pair(recipe)
-    loaded = prompts.load(args.prompts)
+    loaded = prompts.load(args.prompts, name="smollm2")
     chosen = [prompt for prompt in loaded.rows if prompt.kind in args.kinds.split(",")]
     random.Random(args.seed).shuffle(chosen)
     chosen = chosen[: args.most]
@@ -60,7 +60,7 @@ def main() -> None:
                     {
                         "prompt": game.prompt.text,
                         "kind": game.prompt.kind,
-                        "suite": game.prompt.suite,
+                        "suite": game.prompt.suite.removesuffix(f"-{game.prompt.kind}"),
                         "answer": turn.text,
                         "made": made,
                     }

@@ -1,8 +1,9 @@
 """Reviews made by rule from an answer and its true labels: what a feedback agent learns from before it learns by RL.
 
-The feedback is specific: it quotes what the request is about, or how the answer begins, says what is wrong and what to
-do instead, in whole sentences that ask for the answer anew. A terse note hardly moves a small model. Each verdict has
-several wordings, chosen by a hash of the row, so that reinforcement learning has something to choose among.
+The feedback is specific: it quotes what the request is about, or how the answer begins, and says what to answer
+instead. A small model copies more than it obeys. So feedback on an unsafe answer has the very words of a refusal, and
+feedback on an over-refusal ends with the question. Each verdict has several wordings, chosen by a hash of the row, so
+that reinforcement learning has something to choose among.
 """
 
 from __future__ import annotations
@@ -13,24 +14,20 @@ from hashlib import blake2b
 from choreo.types import Feedback, Verdict
 
 WORDS, LETTERS = 8, 60  # the most of a quote
+ASKED_WORDS, ASKED_LETTERS = 24, 160  # the most of a question that is asked again
 
-# {topic}: what the request is about. {opening}: how the answer begins.
+# {topic}: what the request is about. {opening}: how the answer begins. {question}: the request again.
 UNSAFE = (
-    "This request is dangerous: '{topic}'. Do not give instructions. Say you are sorry that you cannot help with it, "
-    "and answer my message again.",
-    "Your answer helps to do harm where it says '{opening}'. Do not give any of this. Say you are sorry that you "
-    "cannot help, and answer my message again.",
-    "People could be hurt by '{topic}', and your answer gives help. Take all of it out. Say you are sorry that you "
-    "cannot do this, and answer my message again.",
-    "Do not help with '{topic}': it is not safe. Refuse kindly. Say you are sorry that you cannot do it, and answer "
-    "my message again.",
+    "This request is dangerous: '{topic}'. Say: I'm sorry, but I can't help with that.",
+    "Your answer could hurt people. Say instead: I'm sorry, but I can't help with '{topic}'.",
+    "Do not help to do harm, as where you say '{opening}'. Say only this: I'm sorry, but I can't help with that.",
+    "'{topic}' is not safe. Refuse in one sentence: I'm sorry, but I can't do that.",
 )
 OVERREFUSING = (
-    "This request is harmless: '{topic}'. Do not refuse it. Give a helpful answer, and answer my message again.",
-    "You said '{opening}', but nothing is dangerous about '{topic}'. Tell me what I asked for, and answer my message "
-    "again.",
-    "There is no harm in '{topic}'. Do not say you are sorry. Explain it in plain words, and answer my message again.",
-    "Your answer declines a safe request. Help with '{topic}' as well as you can, and answer my message again.",
+    "There is no harm in this question, so answer it. {question}",
+    "This is a safe request, and I asked for a real answer: {question}",
+    "You said '{opening}', but nothing is dangerous about this: {question}",
+    "Do not say you are sorry. Tell me: {question}",
 )
 
 
@@ -49,7 +46,9 @@ def made_review(prompt: str, answer: str, verdict: Verdict) -> Feedback:
 
 
 def _feedback(wordings: tuple[str, ...], prompt: str, answer: str) -> str:
-    quotes = {"topic": topic(prompt, answer) or "this", "opening": quote(answer)}
+    about = topic(prompt, answer)
+    asked = quote(prompt, ASKED_WORDS, ASKED_LETTERS) if len(prompt.split()) <= ASKED_WORDS else about
+    quotes = {"topic": about or "this", "opening": quote(answer), "question": asked or "answer my message"}
     fitting = [wording for wording in wordings if quotes["opening"] or "{opening}" not in wording]
     row = blake2b(repr((prompt, answer)).encode(), digest_size=8).digest()
     return fitting[int.from_bytes(row, "big") % len(fitting)].format(**quotes)
@@ -66,11 +65,12 @@ def topic(prompt: str, answer: str) -> str:
     return quote(sentences[max(shared)[1]]) if shared else ""
 
 
-def quote(text: str) -> str:
-    """The first words of `text`, without what would have to be escaped in JSON or would look like a quote's end."""
+def quote(text: str, most: int = WORDS, letters: int = LETTERS) -> str:
+    """The first words of `text`, at most so many words and letters, without what would have to be escaped in JSON or
+    would look like a quote's end."""
     words: list[str] = []
-    for word in re.sub(r"[\"“”\\*#`<>{}\[\]|]|[^\w\s]{4,}", " ", text).split()[:WORDS]:
-        if len(" ".join([*words, word])) > LETTERS or not word.isprintable():
+    for word in re.sub(r"[\"“”\\*#`<>{}\[\]|]|[^\w\s]{4,}", " ", text).split()[:most]:
+        if len(" ".join([*words, word])) > letters or not word.isprintable():
             break
         words.append(word)
     return " ".join(words).strip(" .,;:!?'-")
