@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,26 @@ def test_untrained_agents_on_a_trained_team_say_what_a_fresh_team_says(train, ti
     pairs = [(request.context, done.ids) for request, done in zip(REQUESTS, then, strict=True)]
     untrained = Untrained(trained, pad_id=0, end_id=1).score("feedback", pairs)
     assert untrained == LocalEngine(fresh, pad_id=0, end_id=1).score("feedback", pairs)
+
+
+def test_what_the_base_says_is_drawn_once_and_what_another_policy_says_each_time(tiny_folder, monkeypatch):
+    team, kept, drawn = make_team(tiny_folder, 0.1), {}, []
+    run = team.run
+    monkeypatch.setattr(team, "run", lambda *given: drawn.append(given) or run(*given))
+    one, other = (Untrained(team, kept=kept, pad_id=0, end_id=1) for _ in range(2))
+    first = one.sample("conversation", REQUESTS, max_new_tokens=9)
+    assert drawn and not drawn.clear()
+    assert other.sample("feedback", REQUESTS[3:], max_new_tokens=9) == first[3:] and not drawn
+    assert (
+        other.sample("feedback", [*REQUESTS, replace(REQUESTS[0], key=(99,))], max_new_tokens=9)[:8] == first and drawn
+    )
+    for longer in ({"max_new_tokens": 8}, {"max_new_tokens": 9, "temperature": 0.0}):
+        assert one.sample("conversation", REQUESTS, **longer) == Untrained(team, pad_id=0, end_id=1).sample(
+            "conversation", REQUESTS, **longer
+        )
+    warm = Untrained(team, policies={"feedback": "feedback"}, kept=kept, pad_id=0, end_id=1)
+    now = LocalEngine(team, pad_id=0, end_id=1).sample("feedback", REQUESTS, max_new_tokens=9)
+    assert warm.sample("feedback", REQUESTS, max_new_tokens=9) == now != first
 
 
 @pytest.mark.numeric

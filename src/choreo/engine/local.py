@@ -70,21 +70,38 @@ class LocalEngine:
         return scoring.last_states(self.team, contexts, self.micro_tokens)
 
 
+Kept = dict[tuple[Request, int, float], Completion]
+"""What the base completed: by request, the most new tokens and the temperature."""
+
+
 class Untrained(LocalEngine):
     """The agents of a team before training: every agent answers as the base, or as the policy that `policies` names.
 
     Loading the base a second time would give the same tokens and take the memory of a second model.
+    kept: where the base's free completions are kept, so that engines which share it draw each of them once. Systems
+    that begin with the same answers are measured one after the other.
     """
 
-    def __init__(self, team: Team, *, policies: Mapping[str, str] | None = None, **options: Any):
+    def __init__(
+        self, team: Team, *, policies: Mapping[str, str] | None = None, kept: Kept | None = None, **options: Any
+    ):
         super().__init__(team, **options)
-        self.policies = dict(policies or {})
+        self.policies, self.kept = dict(policies or {}), kept
 
     def sample(
         self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
     ) -> list[Completion]:
-        policy = self.policies.get(agent) if agent else None
-        return super().sample(policy, requests, max_new_tokens=max_new_tokens, temperature=temperature)
+        policy, kept = self.policies.get(agent) if agent else None, self.kept
+
+        def draw(some: Sequence[Request]) -> list[Completion]:
+            return super(Untrained, self).sample(policy, some, max_new_tokens=max_new_tokens, temperature=temperature)
+
+        if kept is None or policy is not None or any(request.constraint for request in requests):
+            return draw(requests)
+        asked = [(request, max_new_tokens, temperature) for request in requests]
+        new = [one for one in dict.fromkeys(asked) if one not in kept]
+        kept.update(zip(new, draw([request for request, *_ in new]), strict=True))
+        return [kept[one] for one in asked]
 
     def score(
         self, agent: str | None, pairs: Sequence[Scorable], masks: Tensor | None = None

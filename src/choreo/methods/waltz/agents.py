@@ -14,7 +14,7 @@ from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import LocalAgent
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
-from choreo.engine.local import LocalEngine, Untrained
+from choreo.engine.local import Kept, LocalEngine, Untrained
 from choreo.errors import BadInput
 from choreo.game.play import play
 from choreo.methods.agents import Policy
@@ -43,6 +43,7 @@ class Pair:
         folders = [base_folder(base) for base, _ in shared]
         self.base = "+".join(map(fingerprint, folders))
         self.agents: dict[str, LocalAgent[LocalEngine]] = {}
+        self._kept: dict[Team, Kept] = {}  # shared by all pairs that this one gives of what it was
         self._named: list[tuple[str, Chat]] = []
         for folder, ((base, template), roles) in zip(folders, shared.items(), strict=True):
             chat = load_chat(folder, template, rounds=recipe.protocol.rounds, wording=recipe.protocol.wording)
@@ -111,7 +112,8 @@ class Pair:
         other.agents = {}
         for agent, roles in self.models().items():
             own = agent.engine
-            engine = Untrained(own.team, policies=policies, pad_id=own.pad_id, end_id=own.end_id)
+            kept = self._kept.setdefault(own.team, {})
+            engine = Untrained(own.team, policies=policies, kept=kept, pad_id=own.pad_id, end_id=own.end_id)
             other.agents |= dict.fromkeys(roles, replace(agent, engine=engine))
         return other
 
