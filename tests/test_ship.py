@@ -28,7 +28,17 @@ def test_a_shipped_pair_is_its_run_made_small(tiny_folder, tmp_path, monkeypatch
     assert shipped.pairs() == ["mine"] and shipped.placed("mine") == out and shipped.placed("run").name == "run"
 
     kept = sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file())
-    assert kept == ["checkpoints/step-000002/state.pt", "dialogues.json", "recipe.toml", "run.json", "summary.json"]
+    files = [
+        "README.md",
+        "checkpoints/step-000002/state.pt",
+        "dialogues.json",
+        "recipe.toml",
+        "run.json",
+        "summary.json",
+    ]
+    assert kept == files
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "choreo serve mine" in card and "| waltz |" in card and "after step 2" in card
     sizes = [sum(file.stat().st_size for file in max(checkpoints(one).items())[1].iterdir()) for one in (run.path, out)]
     assert sizes[1] < sizes[0] / 2
     whole, small = (api.load(name) for name in (run.path, "mine"))

@@ -50,7 +50,7 @@ def export_run(
     how = recipe.weights()
     if merged is False and how.train == "full":
         raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--adapter)")
-    _figures(path)  # it raises for a broken summary, before anything is written
+    figures(path)  # it raises for a broken summary, before anything is written
     step, checkpoint = max(found.items())
     method = method_of(recipe)
     agents = method.load(recipe, checkpoint)
@@ -91,9 +91,6 @@ def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int
     }
     kind = f"LoRA of rank {weights.rank}, α {weights.alpha:g}" if isinstance(weights, LowRank) else "full weights"
     paper = f" ([arXiv {method.paper}](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
-    terms = "The licence of the base holds; its folder does not say which, so look there before you share this."
-    if licence:
-        terms = f"The base's own licence ({licence}) holds."
     sections = [
         "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---",
         f"# {recipe.name}: {name}",
@@ -106,9 +103,9 @@ def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int
     sections += method.card_notes(recipe)
     sections += [
         "## How it was made\n\nEvery setting is in `../recipe.toml`. " + method.learnt_from(recipe, info),
-        "## What it was measured to be worth\n\n" + _figures(path),
-        "## Limits\n\n" + _limits(recipe),
-        f"## Licence\n\n{terms}",
+        "## What it was measured to be worth\n\n" + figures(path),
+        "## Limits\n\n" + limits(recipe),
+        f"## Licence\n\n{terms(licence)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -122,6 +119,13 @@ def licence_of(base: str) -> str | None:
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     said = re.search(r"^license: *[\"']?([\w.-]+)", front[1], re.MULTILINE) if front else None
     return said[1] if said else None
+
+
+def terms(licence: str | None) -> str:
+    """The sentence about a base's licence, where it is known and where not."""
+    if licence:
+        return f"The base's own licence ({licence}) holds."
+    return "The licence of the base holds; its folder does not say which, so look there before you share this."
 
 
 def _called(base: str) -> str:
@@ -168,7 +172,8 @@ def script(recipe: config.Recipe, name: str, policy: Policy, whole: bool) -> str
     return "\n".join([*standard, "", *others, "", *lines])
 
 
-def _figures(path: Path) -> str:
+def figures(path: Path) -> str:
+    """The table of the run's systems, as Markdown. Raises BadInput for a broken summary."""
     file = path / "summary.json"
     if not file.is_file():
         return "Nothing yet: the run has not ended."
@@ -184,7 +189,8 @@ def _figures(path: Path) -> str:
     )
 
 
-def _limits(recipe: config.Recipe) -> str:
+def limits(recipe: config.Recipe) -> str:
+    """What the figures of a run do not tell."""
     judges = "two judges, the figures being the gold judge's," if recipe.gold else "one judge"
     common = (
         f"Measured by {judges} on one distribution of prompts; attacks on the judge or the agents that adapt to "

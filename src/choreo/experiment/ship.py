@@ -1,8 +1,8 @@
 """`python -m choreo.experiment.ship RUN NAME`: makes a finished run of a pair one that ships with choreo.
 
 What is kept is what playing and measuring needs: the recipe, the figures, the dialogues that the report shows, and both
-agents as they are after the last step, in half precision, without optimisers. The warm start is left out, so the
-shipped pair has no `collaboration-warm` to be measured beside.
+agents as they are after the last step, in half precision, without optimisers, with a card. The warm start is left out,
+so the shipped pair has no `collaboration-warm` to be measured beside.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from choreo import config
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
+from choreo.experiment.export import figures, licence_of, limits, terms
 from choreo.files import durable
 from choreo.methods.base import method_of
 from choreo.runs.folder import Run, checkpoints
@@ -48,7 +49,27 @@ def ship(run: str | Path, out: Path) -> Path:
     durable.write_json(out / "run.json", info)
     for name in KEPT:
         shutil.copyfile(held.path / name, out / name)
+    durable.write_text(out / "README.md", card(held, out.name, step))
     return out
+
+
+def card(run: Run, name: str, step: int) -> str:
+    """README.md of a shipped pair: what it is, how it was made, what it was measured to be worth, and its limits."""
+    recipe, method = run.recipe, method_of(run.recipe)
+    named = list(recipe.bases())
+    sections = [
+        f"# {name}: a conversation agent and a feedback agent",
+        f"The agents of a run of {method.title or method.name} (arXiv {method.paper}) by choreo on "
+        f"`{' and '.join(named)}`, as they were after step {step}: adapters of half precision in the checkpoint here. "
+        "The feedback agent reviews every answer of the conversation agent, and what it does not pass is revised.",
+        f"## Run it\n\n    choreo serve {name}\n    choreo eval {name}",
+        "## How it was made\n\nEvery setting is in `recipe.toml`, but for the warm start, which left nothing here but "
+        f"what it made of the agents. {method.learnt_from(recipe, run.info)}",
+        "## What it was measured to be worth\n\n" + figures(run.path),
+        "## Limits\n\n" + limits(recipe),
+        "## Licence\n\n" + " ".join(dict.fromkeys(terms(licence_of(base)) for base in named)),
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _halved(agent: dict[str, Any]) -> dict[str, Any]:
