@@ -149,8 +149,10 @@ def test_alarms_name_what_is_wrong_and_are_silent_otherwise():
 
 def test_the_learning_rate_falls_to_nothing_or_stays():
     linear, constant = Learning(lr=0.4, steps=4), Learning(lr=0.4, steps=4, schedule="constant")
-    assert [rate(linear, step) for step in (1, 2, 3, 4)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
-    assert {rate(constant, step) for step in (1, 2, 3, 4)} == {0.4}
+    assert [rate(linear, CONVERSATION, step) for step in (1, 2, 3, 4)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert {rate(constant, FEEDBACK, step) for step in (1, 2, 3, 4)} == {0.4}
+    slower = linear.model_copy(update={"feedback_lr": 0.04})
+    assert [rate(slower, agent, 3) for agent in (CONVERSATION, FEEDBACK)] == pytest.approx([0.2, 0.02])
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,9 @@ class Learning(Section):
         "none", description="value baseline: none, one per agent, or one shared by both"
     )
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    feedback_lr: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="of the feedback agent, where it is another one: smaller after a warm start; 0 is lr"
+    )
     schedule: Literal["constant", "linear"] = Field(
         "linear", description="the learning rate stays, or falls linearly to nothing over the steps"
     )

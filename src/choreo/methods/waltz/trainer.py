@@ -36,7 +36,7 @@ from choreo.methods.waltz.samples import split
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.types import Sample
+from choreo.types import FEEDBACK, Sample
 
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
 
@@ -52,7 +52,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         agent: Learner(
             pair.team(agent),
             agent,
-            lr=learning.lr,
+            lr=rate(learning, agent, 1),
             max_grad_norm=learning.max_grad_norm,
             micro_tokens=learning.micro_tokens,
             masks=pair.masks(agent),
@@ -126,7 +126,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
             for _ in range(learning.epochs if own else 0):
-                updated = learner_of[agent].update(own, loss, lr=rate(learning, step))
+                updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
             if own:
                 figures |= {f"{name}/{agent}": value for name, value in updated.items()}
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
@@ -174,10 +174,10 @@ def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
     return pair
 
 
-def rate(learning: Learning, step: int) -> float:
-    """The learning rate of `step` (1, 2, …): constant, or falling linearly, to nothing after the last step."""
+def rate(learning: Learning, agent: str, step: int) -> float:
+    """The agent's learning rate in `step` (1, 2, …): constant, or falling linearly, to nothing after the last step."""
     left = 1.0 if learning.schedule == "constant" else 1 - (step - 1) / learning.steps
-    return learning.lr * left
+    return ((agent == FEEDBACK and learning.feedback_lr) or learning.lr) * left
 
 
 def stage1_steps(recipe: WaltzRecipe) -> int:
