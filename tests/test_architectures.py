@@ -149,7 +149,7 @@ def test_gradients_do_not_depend_on_micro_batches_sharing_or_recomputation(name,
     given = samples(team)
     whole = gradient(team, given)
     assert whole.norm() > 1e-3
-    team.full_attention = False
+    team.full_attention, team.window = False, None
     plain = gradient(team, given, micro_tokens=1)
     again = gradient(agitated(folders[name], train=train, recompute=True), given, micro_tokens=100)
     for other in (plain, again):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from choreo.engine.agent import Team
 from choreo.engine.export import export
@@ -80,6 +80,28 @@ def test_gradient_does_not_depend_on_micro_batches_or_prefix_sharing(name, tiny_
     assert gradients[0].norm() > 1e-3
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-5 * gradients[0].abs().max().item())
+
+
+@pytest.mark.parametrize("window, shared", [(12, False), (40, True)])
+def test_sequences_within_a_window_share_their_beginnings(window, shared, tmp_path):
+    """Gemma 3 with a window in every other layer. The longest sequence has 32 tokens."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = Gemma3TextConfig(
+        vocab_size=300, sliding_window=window, layer_types=kinds, initializer_range=0.3, **sizes, **heads
+    )
+    Gemma3ForCausalLM(config).save_pretrained(tmp_path)
+    team, samples = make_team(tmp_path, 0.1), make_samples(22)
+    rows = [((sample.context, sample.ids),) for sample in samples]
+    assert max(len(sample.context) + len(sample.ids) for sample in samples) == 32 and team.shares(rows) is shared
+    learner = Learner(team, "conversation", lr=1e-3)
+    given = learner.gradient(samples, LOSSES["tokens"])
+    team.window = None
+    assert not team.shares(rows)
+    for alone, together in zip(learner.gradient(samples, LOSSES["tokens"]), given, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5 * max(1, alone.abs().max().item()))
 
 
 def test_gradient_is_the_one_peft_and_autograd_give_sample_by_sample(tiny_folder, tmp_path):

@@ -29,6 +29,7 @@ from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
+from choreo.engine.requests import Scorable
 from choreo.errors import BadInput, Unsupported
 from choreo.models import model_folder
 
@@ -70,6 +71,8 @@ class Team:
         self.layers: int = model.config.get_text_config().num_hidden_layers
         self.positions: int | None = _positions(model.config.get_text_config())
         self.full_attention = full_attention(model)
+        # Of the layers that have one, the smallest; None where every layer sees everything.
+        self.window: int | None = None if self.full_attention else _window(model)
         self._lock = threading.RLock()  # functional_call swaps weights in the shared module
         _check_head(self.decoder)
         self.decoder.scale, self.decoder.cap = tempered(self.decoder.scale, self.decoder.cap, temperature)
@@ -143,6 +146,11 @@ class Team:
         with self._lock:
             return functional_call(self.decoder, overlay, (inputs, where))
 
+    def shares(self, units: Sequence[Sequence[Scorable]]) -> bool:
+        """Whether sequences like these may share their beginnings in one pass: no window hides anything in them."""
+        longest = max((len(one[0]) + len(one[1]) for unit in units for one in unit), default=0)
+        return self.full_attention or (self.window is not None and longest <= self.window)
+
     def state_dict(self, agent: str) -> dict[str, Any]:
         """{"version": int, "weights": {name: tensor}} of one agent, copied."""
         weights = {name: value.detach().clone() for name, value in self.agents[agent].parameters.items()}
@@ -194,6 +202,11 @@ def full_attention(model: Any) -> bool:
     if not kinds <= {"full_attention", "sliding_attention"}:
         raise Unsupported(f"{type(model).__name__} has layers of kinds {sorted(kinds)}: only attention is supported")
     return kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
+
+
+def _window(model: Any) -> int | None:
+    window: int | None = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window
 
 
 def _check_head(decoder: Decoder) -> None:

@@ -84,7 +84,7 @@ class Learner:
         rows = [tuple((sample.context, sample.ids, sample.choices) for sample in unit) for unit in units]
         self.optimizer.zero_grad()
         team = self.team
-        for batch in pack(rows, micro_tokens=self.micro_tokens, share=team.full_attention, device=team.device):
+        for batch in pack(rows, micro_tokens=self.micro_tokens, share=team.shares(rows), device=team.device):
             values = logprobs(team, team.weights(self.agent), batch, self.masks)
             actions = _actions(values, batch, units)
             terms = loss(actions)

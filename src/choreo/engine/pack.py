@@ -101,7 +101,7 @@ def pack(
 
     units: each holds the (context, ids) that a loss needs together, such as the two answers of a preference, with the
     choices of a turn that was constrained; a unit is never split. share: False puts every sequence in a row of its own,
-    which models with sliding windows need. Raises ValueError for an empty context.
+    which sequences longer than a model's window need. Raises ValueError for an empty context.
     """
     inputs = []
     for unit in units:

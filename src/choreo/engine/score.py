@@ -40,7 +40,7 @@ def score(
     weights = team.weights(agent)
     result: list[tuple[float, ...]] = [()] * len(pairs)
     units = [(pair,) for pair in pairs]
-    for batch in pack(units, micro_tokens=micro_tokens, share=team.full_attention, device=team.device):
+    for batch in pack(units, micro_tokens=micro_tokens, share=team.shares(units), device=team.device):
         values = iter(logprobs(team, weights, batch, masks).tolist())
         for i in batch.units:
             scores = [0.0] * len(pairs[i][1])
@@ -57,7 +57,7 @@ def last_states(team: Team, contexts: Sequence[Ids], micro_tokens: int = 16384) 
     units = [
         ((context, (0,)),) for context in contexts
     ]  # one target after each context, whose slot is the context's last token
-    for batch in pack(units, micro_tokens=micro_tokens, share=team.full_attention, device=team.device):
+    for batch in pack(units, micro_tokens=micro_tokens, share=team.shares(units), device=team.device):
         hidden, _ = team.run({}, batch.inputs(), batch.where)
         result[batch.units] = hidden.float().cpu()
     return result
