@@ -43,7 +43,7 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
     if one.kind == TRAINED:
         from choreo.judges.trained.model import TrainedJudge
 
-        return TrainedJudge(one.model)
+        return TrainedJudge(shipped.place(Path(one.model)))
     found = JUDGES.get(one.kind)
     if not is_format(found):
         return OwnJudge(one.kind, found, one.options)
