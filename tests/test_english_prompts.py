@@ -69,8 +69,11 @@ def test_held_out_prompts_attacks_and_types_are_not_trained_on():
 def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judge_again(tmp_path):
     """The weights that ship are those that the rows that ship give, to the last bit."""
     labelled = answers.load(Path("choreo:english/answers.jsonl")).rows
-    assert overlaps(prompts.load(HELDOUT).rows, [row.prompt for row in labelled]) == []
-    assert overlaps([row.prompt for row in labelled], prompts.load(HELDOUT).rows) == []
+    apart = answers.load(Path("choreo:english/answers_apart.jsonl")).rows
+    assert not {(r.prompt.text, r.answer) for r in labelled} & {(r.prompt.text, r.answer) for r in apart}
+    asked = [row.prompt for row in (*labelled, *apart)]
+    assert overlaps(prompts.load(HELDOUT).rows, asked) == []
+    assert overlaps(asked, prompts.load(HELDOUT).rows) == []
     made = judge_training.weights(judge_training.encode(labelled), judge_training.heads(labelled))
     made.save(tmp_path / "judge.npz")
     assert (tmp_path / "judge.npz").read_bytes() == (FOLDER / "judge.npz").read_bytes()
