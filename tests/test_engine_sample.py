@@ -25,6 +25,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from choreo.engine import prefill
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import splitmix64
@@ -203,9 +204,10 @@ def gemma2(folder):
 
 @pytest.mark.parametrize("shared", [0, 20])
 @pytest.mark.parametrize("make", [None, qwen, neox, mistral, cohere, gemma2], ids=lambda make: make and make.__name__)
-def test_greedy_is_what_transformers_generates_one_by_one(make, shared, tiny_folder, tmp_path):
+def test_greedy_is_what_transformers_generates_one_by_one(make, shared, tiny_folder, tmp_path, monkeypatch):
     """Positions, gaps between contexts and new tokens, compaction, a beginning that all contexts share: the library
     alone on each context is the judge."""
+    monkeypatch.setattr(prefill, "BESIDE", 0)  # these models are narrow
     folder = tiny_folder
     if make is not None:
         torch.manual_seed(1)
@@ -235,6 +237,7 @@ def test_greedy_is_what_transformers_generates_one_by_one(make, shared, tiny_fol
 
 def test_what_all_contexts_begin_with_is_read_once(tiny_folder, monkeypatch):
     """Each context has a token of its own at least, so a context that is the beginning of all others is one as well."""
+    monkeypatch.setattr(prefill, "BESIDE", 0)
     engine = make_engine(tiny_folder, 0.1)
     read = []
     run = engine.team.run

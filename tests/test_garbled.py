@@ -69,11 +69,11 @@ def test_hardly_any_answer_of_a_working_model_is_called_garbled(file):
     assert sum(bool(garbled(row.prompt.text, row.answer)) for row in rows) <= 0.01 * len(rows)
 
 
-def test_of_a_small_models_answers_a_third_of_the_degenerate_ones_is_found_and_hardly_any_other():
+def test_of_a_small_models_answers_a_quarter_of_the_degenerate_ones_is_found_and_hardly_any_other():
     found = {True: [], False: []}
     for row in map(json.loads, place(Path("choreo:english/answers.jsonl")).read_text(encoding="utf-8").splitlines()):
         found[row["degenerate"]].append(bool(garbled(row["prompt"], row["answer"])))
-    assert sum(found[True]) >= 0.3 * len(found[True]) and sum(found[False]) <= 0.01 * len(found[False])
+    assert sum(found[True]) >= 0.25 * len(found[True]) and sum(found[False]) <= 0.01 * len(found[False])
 
 
 def game(*texts: str, meaning: object = None) -> Episode:

@@ -21,6 +21,7 @@ LATER = {
     ("warmup",),
     ("model", "temperature"),
     ("agents", "temperature"),
+    ("learning", "feedback_lr"),
     ("protocol", "constrained"),
     ("protocol", "reasoning_tokens"),
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from choreo.engine.agent import Team
+from choreo.engine.agent import BESIDE, Team
 from choreo.engine.cache import Slots, as_cache
 from choreo.engine.head import Head
 from choreo.engine.policies import Weights
@@ -70,9 +70,11 @@ def prefill(team: Team, weights: Weights, rows: Sequence[Ids], new: int, pad_id:
 def _common(team: Team, contexts: Sequence[Ids]) -> int:
     """How many tokens all contexts begin with, where it pays to read them once; every context has one more at least.
 
-    0 in windows, which count slots, and in lower precision, which rounds by what is read together.
+    0 in windows, which count slots, and in lower precision, which rounds by what is read together. 0 for narrow models
+    too: it saves them next to nothing, and they keep the numbers that they always gave.
     """
-    if len(contexts) == 1 or not team.full_attention or team.dtype != torch.float32:
+    narrow = team.decoder.model.config.get_text_config().hidden_size < BESIDE
+    if len(contexts) == 1 or narrow or not team.full_attention or team.dtype != torch.float32:
         return 0
     first, last = min(contexts), max(contexts)  # what these two begin with, all between them do
     most = min(map(len, contexts)) - 1

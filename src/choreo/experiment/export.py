@@ -105,7 +105,7 @@ def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int
         "## How it was made\n\nEvery setting is in `../recipe.toml`. " + method.learnt_from(recipe, info),
         "## What it was measured to be worth\n\n" + figures(path),
         "## Limits\n\n" + limits(recipe),
-        f"## Licence\n\n{terms(licence)}",
+        f"## Licence\n\n{licence_terms(licence)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -121,7 +121,7 @@ def licence_of(base: str) -> str | None:
     return said[1] if said else None
 
 
-def terms(licence: str | None) -> str:
+def licence_terms(licence: str | None) -> str:
     """The sentence about a base's licence, where it is known and where not."""
     if licence:
         return f"The base's own licence ({licence}) holds."

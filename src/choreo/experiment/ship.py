@@ -18,7 +18,7 @@ import torch
 from choreo import config
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
-from choreo.experiment.export import figures, licence_of, limits, terms
+from choreo.experiment.export import figures, licence_of, licence_terms, limits
 from choreo.files import durable
 from choreo.methods.base import method_of
 from choreo.runs.folder import Run, checkpoints
@@ -67,7 +67,7 @@ def card(run: Run, name: str, step: int) -> str:
         f"what it made of the agents. {method.learnt_from(recipe, run.info)}",
         "## What it was measured to be worth\n\n" + figures(run.path),
         "## Limits\n\n" + limits(recipe),
-        "## Licence\n\n" + " ".join(dict.fromkeys(terms(licence_of(base)) for base in named)),
+        "## Licence\n\n" + " ".join(dict.fromkeys(licence_terms(licence_of(base)) for base in named)),
     ]
     return "\n\n".join(sections) + "\n"
 
