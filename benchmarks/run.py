@@ -183,7 +183,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def about(work: dict[str, Any]) -> dict[str, Any]:
-    packages = ("choreo", "trl", "torch", "transformers", "accelerate")
+    packages = ("choreo-rl", "trl", "torch", "transformers", "accelerate")
     return {
         "versions": {name: metadata.version(name) for name in packages},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},

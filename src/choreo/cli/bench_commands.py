@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         """\
   make bench                               installs TRL beside choreo, then runs this
   choreo bench --json
-  choreo bench --base smollm2              a chat model of 135M parameters, with LoRA: an hour on two cores
+  choreo bench --base smollm2              a chat model of 135M parameters, with LoRA
   choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic""",
     )
     bench_command.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")

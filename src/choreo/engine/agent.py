@@ -34,7 +34,7 @@ from choreo.errors import BadInput, Unsupported
 from choreo.models import model_folder
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-BESIDE = 256  # from this width on, A and B stay beside W in float32 too
+BESIDE = 256  # width of a wide model: in float32 too, A and B stay beside W, and rows share a beginning (prefill)
 
 
 class Decoder(nn.Module):

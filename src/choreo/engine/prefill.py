@@ -70,13 +70,13 @@ def prefill(team: Team, weights: Weights, rows: Sequence[Ids], new: int, pad_id:
 def _common(team: Team, contexts: Sequence[Ids]) -> int:
     """How many tokens all contexts begin with, where it pays to read them once; every context has one more at least.
 
-    0 in windows, which count slots, and in lower precision, which rounds by what is read together. 0 for narrow models
-    too: it saves them next to nothing, and they keep the numbers that they always gave.
+    0 for models with sliding windows, which count slots, and in lower precision, which rounds by what is read together.
+    0 for narrow models: it would save them little, and would change the last digits of their numbers.
     """
     narrow = team.decoder.model.config.get_text_config().hidden_size < BESIDE
     if len(contexts) == 1 or narrow or not team.full_attention or team.dtype != torch.float32:
         return 0
-    first, last = min(contexts), max(contexts)  # what these two begin with, all between them do
+    first, last = min(contexts), max(contexts)  # in sorted order, so all contexts begin with what these two share
     most = min(map(len, contexts)) - 1
     shared = next((i for i, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
     return shared if shared >= COMMON else 0
