@@ -31,6 +31,8 @@ from typing import Any
 
 from work import SIZES
 
+import choreo
+
 HERE = Path(__file__).resolve().parent
 SIDES = {
     "policy": {"choreo": ["policy"], "trl": ["policy"]},
@@ -183,9 +185,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def about(work: dict[str, Any]) -> dict[str, Any]:
-    packages = ("choreo-rl", "trl", "torch", "transformers", "accelerate")
+    packages = ("trl", "torch", "transformers", "accelerate")
     return {
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {"choreo": choreo.__version__} | {name: metadata.version(name) for name in packages},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "model": work["sizes"]["base"] + ("" if work["shipped"] else "'s shape, random weights"),
         "sizes": work["sizes"],
