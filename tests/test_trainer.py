@@ -143,7 +143,9 @@ def test_alarms_name_what_is_wrong_and_are_silent_otherwise():
     assert alarms({"refusal_share": 0.95}) == alarms({"refusal_share": 0.96})  # said once while it lasts
     assert "refuses less than 5%" in alarms({"refusal_share": 0.01})[0]
     assert "feedback" in alarms({"entropy/feedback": 0.001})[0]
-    assert "degenerate" in alarms({"degenerate": 0.3})[0]
+    assert "say nothing" in alarms({"degenerate": 0.3})[0]
+    assert alarms({"degenerate": 0.7, "cut_off": 0.6}) == []
+    assert "cut off" in alarms({"degenerate": 0.9, "cut_off": 0.9})[0]
     assert "no gradient" in alarms({"groups_without_gradient": 1.0})[0]
 
 

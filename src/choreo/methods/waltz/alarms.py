@@ -10,6 +10,7 @@ from choreo.types import AGENTS, Episode
 REFUSES_ALL, REFUSES_NONE = 0.9, 0.05
 LEAST_ENTROPY = 0.002  # nats per token; reviews are mostly form, and a good feedback agent comes near 0.01
 DEGENERATE = 0.2
+CUT_OFF = 0.8  # a recipe may well train on beginnings of answers
 FLAT = 0.98
 
 
@@ -38,8 +39,11 @@ def alarms(figures: Mapping[str, float], grouped: bool = True) -> list[str]:
     for agent in AGENTS:
         if figures.get(f"entropy/{agent}", 1.0) < LEAST_ENTROPY:
             found.append(f"entropy of the {agent} agent below {LEAST_ENTROPY} nats a token: it has stopped exploring")
-    if figures.get("degenerate", 0.0) > DEGENERATE:
-        found.append(f"more than {DEGENERATE:.0%} of the answers are degenerate")
+    cut_off = figures.get("cut_off", 0.0)
+    if figures.get("degenerate", 0.0) - cut_off > DEGENERATE:
+        found.append(f"more than {DEGENERATE:.0%} of the answers say nothing, though they were not cut off")
+    if cut_off > CUT_OFF:
+        found.append(f"more than {CUT_OFF:.0%} of the answers are cut off at their token limit")
     if grouped and figures.get("groups_without_gradient", 0.0) > FLAT:
         found.append("nearly all groups have equal rewards: group baselines find no gradient in them")
     return found

@@ -26,6 +26,7 @@ def step_figures(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
         "label_accuracy": _mean(labels),
         "format_rate": _mean([f is not None for _, f in reviews]),
         "degenerate": _mean([v.degenerate for _, v in finals]),
+        "cut_off": _mean([not (e.answers[-1].finished or v.garbled) for e, v in finals]),
         "garbled": _mean([bool(v.garbled) for _, v in finals]) or None,
         "undetermined": _mean([v.undetermined for _, v in finals]),
         "refusal_share": refusal_share(episodes),

@@ -46,6 +46,7 @@ CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
         {
             "refusal_share": "refusals",
             "degenerate": "degenerate answers",
+            "cut_off": "of these only cut off",
             "groups_without_gradient": "groups without gradient",
         },
     ),
