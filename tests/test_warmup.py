@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,27 @@ def test_broken_off_and_resumed_it_is_the_same_to_the_bit(whole, tmp_path):
         assert all(same(checkpoint.load(ours[step]), checkpoint.load(theirs[step])) for step in ours)
     ours, theirs = (json.loads((one / "warmup" / "summary.json").read_text()) for one in (path, whole))
     assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+@pytest.mark.slow
+def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
+    """As if it had its own, though it has other data, and needs the first run no more."""
+    first = tmp_path / "first"
+    shutil.copytree(whole, first)
+    made = recipe(warmup={"own": 0, "run": str(first)})
+    with Run.create(tmp_path / "run", made) as run, Progress() as progress:
+        (tmp_path / "run" / "warmup").mkdir()  # a copy that was broken off
+        WALTZ.check(made, Task(made))
+        train(made, run, progress)
+    shutil.rmtree(first)
+    assert lines(tmp_path / "run") == lines(whole)
+    assert max(checkpoints(tmp_path / "run" / "warmup")) == 6 and len(checkpoints(tmp_path / "run" / "warmup")) == 1
+    assert plan(made)["steps"] == plan(recipe(warmup={"rows": 0}))["steps"]
+    with pytest.raises(BadInput, match=r"warmup\.run: .*first: no run with a finished warm start"):
+        WALTZ.check(made, Task(made))
+    with pytest.raises(BadInput, match="another base"):
+        other = recipe(model={"base": "nano-neox"}, warmup={"own": 0, "run": str(whole)})
+        WALTZ.check(other, Task(other))
 
 
 @pytest.mark.slow

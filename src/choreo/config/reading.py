@@ -19,6 +19,7 @@ LATER = {
     ("environment",),
     ("gold",),
     ("warmup",),
+    ("warmup", "run"),
     ("model", "temperature"),
     ("agents", "temperature"),
     ("learning", "feedback_lr"),

@@ -16,8 +16,8 @@ from choreo.registry import anchored
 PARTS = {"method", "environment", "estimator", "kind", "format", "conversation", "feedback"}
 # Settings that a user's own class is called with. What they mean is for the class to say.
 OPTIONS = {"options", "environment_options"}
-# The settings that name files, those that may name the folder of a model, and a file with a template.
-FILES = {"file", "wrap", "weights", "cache", "gold.labels"}
+# The settings that name files or runs, those that may name the folder of a model, and a file with a template.
+FILES = {"file", "wrap", "weights", "cache", "gold.labels", "warmup.run"}
 TEMPLATES = {"template", "feedback_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 

@@ -62,9 +62,12 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
     def check(self, recipe: WaltzRecipe, task: Task, trains: bool = True) -> None:
         from choreo.methods.waltz.batches import draw, training_prompts
         from choreo.methods.waltz.warmup.answers import answers_of_files, own_prompts
+        from choreo.methods.waltz.warmup.train import finished
 
         pair = self.load(recipe)
-        if trains and recipe.warmup.on:
+        if trains and recipe.warmup.on and recipe.warmup.run:
+            finished(recipe, pair)
+        elif trains and recipe.warmup.on:
             answers_of_files(recipe, task)
             own_prompts(recipe, pair, task)
         if trains:
@@ -127,8 +130,9 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         protocol, learning = recipe.protocol, recipe.learning
         game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
         warmup = recipe.warmup
-        updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch) if warmup.on else 0
-        own = warmup.own * protocol.answer_tokens if warmup.on else 0
+        learns = warmup.on and not warmup.run
+        updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch) if learns else 0
+        own = warmup.own * protocol.answer_tokens if learns else 0
         return Work(learning.steps + updates, learning.steps * learning.prompts * learning.samples * game + own)
 
     def exported(self, recipe: WaltzRecipe, agents: Pair) -> Sequence[str]:

@@ -18,10 +18,11 @@ class AnswerFile(Section):
 
 
 class Warmup(Section):
-    """A supervised start of the feedback agent before RL, on reviews of labelled answers. It is on where answers are
-    named."""
+    """A supervised start of the feedback agent before RL, on reviews of labelled answers. It is on where answers, or a
+    run that has one, are named."""
 
     answers: dict[str, AnswerFile] = Field({})
+    run: str = Field("", description="a run whose finished warm start is taken, in place of one of its own")
     own: Annotated[int, Field(ge=0)] = Field(
         0, description="answers of the model itself, to so many training prompts, labelled by the recipe's judge"
     )
@@ -42,7 +43,7 @@ class Warmup(Section):
 
     @property
     def on(self) -> bool:
-        return bool(self.rows and (self.own or self.answers))
+        return bool(self.rows and (self.run or self.own or self.answers))
 
     @field_validator("answers")
     @classmethod

@@ -6,8 +6,10 @@ resumed from a checkpoint repeats itself bit for bit.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from choreo.data.reading import taken
@@ -39,15 +41,45 @@ def warm_start(recipe: WaltzRecipe, run: Run, pair: Pair, task: Task, progress: 
     Raises Interrupted, its state saved where there is any; JudgeDown; BadInput.
     """
     folder = run.path / FOLDER
-    if not is_finished(folder):
+    if not is_finished(folder) and recipe.warmup.run:
+        _take(finished(recipe, pair), folder)
+        progress.say(f"warm start: that of {recipe.warmup.run}")
+    elif not is_finished(folder):
         begun = (folder / "recipe.toml").is_file()
         with Run.open(folder) if begun else Run.create(folder, recipe, overwrite=folder.exists()) as inner:
             _run(recipe, inner, pair, task, progress)
-    _, path = max(checkpoints(folder).items())
-    saved, team = pair.read_checkpoint(path), pair.team(FEEDBACK)
-    checkpoint.check(path, saved, {"agents": {FEEDBACK: {"agent": team.example(FEEDBACK)}}})
+    learnt = _state(pair, folder)
     for policy in (FEEDBACK, START):
-        team.load_state_dict(policy, saved["agents"][FEEDBACK]["agent"])
+        pair.team(FEEDBACK).load_state_dict(policy, learnt)
+
+
+def finished(recipe: WaltzRecipe, pair: Pair) -> Path:
+    """The folder of the warm start that `warmup.run` names. Raises BadInput where there is none that is finished, or
+    none of such an agent: of its base, words and rank."""
+    folder = Path(recipe.warmup.run) / FOLDER
+    if not is_finished(folder):
+        raise BadInput(f"warmup.run: {recipe.warmup.run}: no run with a finished warm start")
+    _state(pair, folder)
+    return folder
+
+
+def _state(pair: Pair, folder: Path) -> dict[str, Any]:
+    """The feedback agent as a finished warm start leaves it. Raises BadInput where `pair` has another one."""
+    _, path = max(checkpoints(folder).items())
+    saved = pair.read_checkpoint(path)
+    checkpoint.check(path, saved, {"agents": {FEEDBACK: {"agent": pair.team(FEEDBACK).example(FEEDBACK)}}})
+    state: dict[str, Any] = saved["agents"][FEEDBACK]["agent"]
+    return state
+
+
+def _take(source: Path, folder: Path) -> None:
+    """Copies a finished warm start, of its checkpoints only the last. Its summary comes last, so that a copy that was
+    broken off is not taken for a finished one."""
+    older = {path.name for path in list(checkpoints(source).values())[:-1]}
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(source, folder, ignore=lambda _, names: older & {*names} | {"summary.json", ".lock"} & {*names})
+    durable.write_text(folder / "summary.json", (source / "summary.json").read_text(encoding="utf-8"))
 
 
 def _run(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Progress) -> None:
