@@ -15,11 +15,15 @@ from warm import Warm
 
 from choreo.engine import checkpoint
 from choreo.environments.microworld.world import World
+from choreo.environments.task import Task
 from choreo.errors import BadInput
 from choreo.methods.waltz.alarms import alarms
+from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe
 from choreo.methods.waltz.trainer import _loss, draw, rate, ready, restore, stage1_steps, train
 from choreo.models.resolve import base_folder
+from choreo.runs.callbacks import Callback
+from choreo.runs.episodes import record
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK
@@ -91,6 +95,41 @@ def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_
     last = max(checkpoints(whole))
     assert last == 5
     assert same(checkpoint.load(checkpoints(path)[last]), checkpoint.load(checkpoints(whole)[last]))
+
+
+class Stopper(Callback):
+    """Notes what is measured, and breaks off before the second system."""
+
+    def __init__(self, breaks: bool):
+        self.breaks, self.measured = breaks, list[str]()
+
+    def on_phase(self, label, total, done):
+        if label.startswith("measuring "):
+            if self.breaks and self.measured:
+                raise KeyboardInterrupt
+            self.measured.append(label.removeprefix("measuring "))
+
+
+def test_stopped_while_it_is_measured_a_run_goes_on_with_the_next_system(whole, tmp_path):
+    found, measured = [], []
+    for name, stops in ("undisturbed", (False,)), ("stopped", (True, False)):
+        shutil.copytree(whole, tmp_path / name)
+        for breaks in stops:
+            stopper = Stopper(breaks)
+            with Run.open(tmp_path / name) as run, Progress([stopper]) as progress:
+                try:
+                    found.append(WALTZ.run(run.recipe, run, Task(run.recipe), progress))
+                except KeyboardInterrupt:
+                    assert breaks
+            measured.append(stopper.measured)
+    assert measured == [["base", "collaboration-untrained", "waltz"], ["base"], ["collaboration-untrained", "waltz"]]
+    undisturbed, stopped = found
+    for entry in (*undisturbed.systems.values(), *stopped.systems.values()):
+        entry.pop("latency_added", None)
+    assert json.loads(json.dumps(undisturbed.systems)) == json.loads(json.dumps(stopped.systems))
+    assert undisturbed.episodes.keys() == stopped.episodes.keys()
+    for name, games in undisturbed.episodes.items():
+        assert [record(game, {}) for game in games] == [record(game, {}) for game in stopped.episodes[name]]
 
 
 def test_a_checkpoint_is_laid_on_the_base_it_was_trained_on_alone(whole, tmp_path):

@@ -124,7 +124,7 @@ class Method(ABC, Generic[R, A]):
         """Trains, and measures on held-out prompts. A method that measures while it trains does both here."""
         agents = self.train(recipe, run, task, progress)
         run.note(device=str(agents.device))
-        measured = self.measure(recipe, agents, task, "heldout", progress)
+        measured = self.measure(recipe, agents, task, "heldout", progress, run)
         return replace(measured, extra={"device": str(agents.device), **measured.extra})
 
     def further_prompts(self, recipe: R) -> Sequence[Prompt]:
@@ -154,16 +154,25 @@ class Method(ABC, Generic[R, A]):
 
         return measure_answers(recipe, agents, prompts, task, on_progress)
 
-    def measure(self, recipe: R, agents: A, task: Task, part: Part, progress: Progress) -> Measurement:
-        """Every system on the task's prompts of `part`. Raises Interrupted where the user asks to stop."""
+    def measure(
+        self, recipe: R, agents: A, task: Task, part: Part, progress: Progress, run: Run | None = None
+    ) -> Measurement:
+        """Every system on the task's prompts of `part`. Raises Interrupted where the user asks to stop.
+
+        run: keeps every system as soon as it is measured. What it has kept before a stop is not measured again.
+        """
         prompts = agents.fitting(task.suites(part), part, progress)
         untrained = agents.untrained()
         measured = Measurement({}, {})
         for system, trained in self.systems(recipe).items():
-            progress.start(f"measuring {system}", len(prompts))
-            playing = agents if trained else untrained
-            found, episodes = self.measure_system(system, recipe, playing, prompts, task, reporting(progress))
-            measured.systems[system], measured.episodes[system] = found, episodes
+            kept = run.measured(system, prompts) if run else None
+            if not kept:
+                progress.start(f"measuring {system}", len(prompts))
+                playing = agents if trained else untrained
+                kept = self.measure_system(system, recipe, playing, prompts, task, reporting(progress))
+                if run:
+                    run.save_measured(system, *kept)
+            measured.systems[system], measured.episodes[system] = kept
         return measured
 
     # ---- `choreo plan` ------------------------------------------------------------------------------

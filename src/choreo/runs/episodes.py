@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from choreo.types import Episode, Turn, Verdict
+from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
 
 
 def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
@@ -31,6 +31,20 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
         "verdicts": [verdict_record(verdict) for verdict in episode.verdicts],
         "rewards": dict(rewards),
     }
+
+
+def episode_of(fields: Mapping[str, Any], prompt: Prompt) -> Episode[Turn]:
+    """The episode of a record, on `prompt`, of which a record has not all."""
+
+    def turns(name: str) -> tuple[Turn, ...]:
+        return tuple(
+            Turn(**{key: tuple(value) if isinstance(value, list) else value for key, value in turn.items()})
+            for turn in fields[name]
+        )
+
+    feedback = tuple(Feedback(**parsed) if parsed else None for parsed in fields["feedback"])
+    verdicts = tuple(Verdict(**verdict) for verdict in fields["verdicts"])
+    return Episode(prompt, fields["sample"], turns("answers"), turns("reviews"), feedback, verdicts)
 
 
 def verdict_record(verdict: Verdict) -> dict[str, Any]:

@@ -7,6 +7,7 @@ rounds.json    MACPO: one entry per round, with every agent measured on held-out
                strong ceiling. outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
 warmup/        WaltzRL: the run of the feedback agent's warm start, with answers.jsonl.gz, what it learnt from
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
+heldout/       SYSTEM.jsonl.gz: every game of a system on held-out prompts, judged, and SYSTEM.json: its measures
 checkpoints/   step-000010/: all that is needed to go on exactly
 judgements.sqlite   replies of judges over an endpoint, so that no question is sent, or paid for, twice
 dialogues.json, summary.json, report.html   written at the end
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import choreo
 from choreo import config
@@ -31,8 +33,8 @@ from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
 from choreo.runs.callbacks import Callback, notify
-from choreo.runs.episodes import record
-from choreo.types import Episode
+from choreo.runs.episodes import episode_of, record
+from choreo.types import Episode, Prompt
 
 LOCK = ".lock"
 _CONTENTS = (
@@ -41,6 +43,7 @@ _CONTENTS = (
     "metrics.jsonl",
     "rounds.json",
     "episodes",
+    "heldout",
     "checkpoints",
     "ceiling",
     "warmup",
@@ -205,6 +208,25 @@ class Run:
         """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component."""
         records = (record(episode, parts) for episode, parts in zip(episodes, rewards, strict=True))
         durable.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
+
+    def save_measured(self, system: str, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
+        """Keeps what was measured of a system on held-out prompts."""
+        file = self._measured_file(system)
+        file.parent.mkdir(exist_ok=True)
+        durable.write_lines(file.with_suffix(".jsonl.gz"), (record(episode, {}) for episode in episodes))
+        durable.write_json(file, figures)  # the last: where it is, so are the games
+
+    def measured(self, system: str, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], list[Episode]] | None:
+        """What `save_measured` has kept of a system, whose games are on `prompts`; None where it has nothing."""
+        file = self._measured_file(system)
+        if not file.is_file():
+            return None
+        named = {prompt.id: prompt for prompt in prompts}
+        games = durable.read_lines(file.with_suffix(".jsonl.gz"))
+        return read_object(file), [episode_of(game, named[game["prompt"]["id"]]) for game in games]
+
+    def _measured_file(self, system: str) -> Path:
+        return self.path / "heldout" / f"{quote(system, safe='+')}.json"
 
     def checkpoint(self, step: int) -> Path:
         """The folder for the checkpoint of `step`. Write it under another name, then rename it to this one."""
