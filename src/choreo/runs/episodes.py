@@ -36,15 +36,16 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
 def episode_of(fields: Mapping[str, Any], prompt: Prompt) -> Episode[Turn]:
     """The episode of a record, on `prompt`, of which a record has not all."""
 
-    def turns(name: str) -> tuple[Turn, ...]:
-        return tuple(
-            Turn(**{key: tuple(value) if isinstance(value, list) else value for key, value in turn.items()})
-            for turn in fields[name]
-        )
+    def turn(given: Mapping[str, Any]) -> Turn:
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        return Turn(**values)
 
     feedback = tuple(Feedback(**parsed) if parsed else None for parsed in fields["feedback"])
     verdicts = tuple(Verdict(**verdict) for verdict in fields["verdicts"])
-    return Episode(prompt, fields["sample"], turns("answers"), turns("reviews"), feedback, verdicts)
+    answers, reviews = (tuple(map(turn, fields[name])) for name in ("answers", "reviews"))
+    return Episode(prompt, fields["sample"], answers, reviews, feedback, verdicts)
 
 
 def verdict_record(verdict: Verdict) -> dict[str, Any]:

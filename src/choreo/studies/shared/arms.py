@@ -21,6 +21,7 @@ from choreo import config
 from choreo.environments.microworld.world import World
 from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted
+from choreo.experiment.paths import rooted
 from choreo.experiment.report import write_report
 from choreo.experiment.run import bases, check, run_recipe
 from choreo.files import durable, toml
@@ -41,11 +42,15 @@ Runs = Mapping[str, Sequence[Path]]  # run folders by arm, in the order of the s
 
 @dataclass(frozen=True)
 class Arm:
-    """A shipped recipe, and the settings that this arm changes in it, written as for --set ("a.b=c")."""
+    """A shipped recipe, and the settings that this arm changes in it, written as for --set ("a.b=c").
+
+    of_file: what the recipe's file says is what the arm is about, so settings of the study do not change it.
+    """
 
     name: str
     recipe: str = "waltz"
     settings: tuple[str, ...] = ()
+    of_file: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,10 @@ class Study:
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
         seeded = (f"seed={seed}", f"world.split_seed={seed}")
-        own = toml.read(config.find(arm.recipe))[1]
+        own = toml.read(config.find(arm.recipe))[1] if arm.of_file else {}
         shared = [setting for setting in self.settings if toml.assign({}, setting) not in own]
         recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded))
-        return recipe.model_copy(update={"name": arm.name})
+        return rooted(recipe.model_copy(update={"name": arm.name}))
 
     def train(self, arms: Sequence[Arm]) -> Runs:
         """Trains what is not finished yet. Arms whose recipes are equal are trained once and share their runs.
@@ -165,18 +170,22 @@ class Study:
             entries.append(json.loads(file.read_text(encoding="utf-8")))
         return entries
 
-    def write(self, title: str, intro: str, sections: Sequence[PageSection]) -> str:
+    def write(self, title: str, intro: str, sections: Sequence[PageSection], *, world: bool = True) -> str:
         """Writes study.html, study.md and answers.json, and returns the verdicts as plain text.
 
+        world: whether the prompts are the microworld's, which a seed splits into training and held-out.
         answers.json: {schema, name, seeds, settings, page, sections: [{heading, verdict, columns, rows}]}.
         """
         seeds = f"Seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else f"Seed {self.seeds[0]} alone"
+        several = len(self.seeds) > 1
+        alike = "the halves of the world they hold out overlap" if world else "hold out the same prompts"
         how = (
-            f"{seeds}; a seed sets the random numbers and the split of the world. Figures are on held-out prompts, "
-            "with 95 % intervals over seeds that are never narrower than what the number of prompts allows"
+            f"{seeds}; a seed sets the random numbers{' and the split of the world' if world else ''}. Figures are on "
+            "held-out prompts, with 95 % intervals over seeds that are never narrower than what the number of prompts "
+            "allows"
             + (
-                ". All seeds begin from one base, and the halves of the world they hold out overlap."
-                if len(self.seeds) > 1
+                f". All seeds begin from one base, and {alike}."
+                if several
                 else " (one seed: the prompts alone, so luck in training is not in them)."
             )
         )

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from choreo.evaluation.intervals import Estimate, estimate, over_seeds, separated, student_t
+from choreo.evaluation.intervals import Estimate, bootstrap_mean, estimate, over_seeds, separated, student_t
 
 SMOOTHING = 10  # steps of the trailing mean over a training curve
 CONVERGED = 0.9  # of the final value
 
 Curve = list[tuple[int, float]]
+Outcomes = Mapping[str, bool | None]  # of one seed, by the prompt's id; None is open
 
 
 def difference(a: Sequence[Estimate], b: Sequence[Estimate]) -> Estimate:
@@ -36,6 +38,28 @@ def difference(a: Sequence[Estimate], b: Sequence[Estimate]) -> Estimate:
     below = math.hypot(*(d for x, y in pairs for d in (x["value"] - x["low"], y["high"] - y["value"]))) / k
     above = math.hypot(*(d for x, y in pairs for d in (x["high"] - x["value"], y["value"] - y["low"]))) / k
     return estimate(mean, sum(x["n"] for x, _ in pairs), mean - max(between, below), mean + max(between, above))
+
+
+def by_prompt(a: Sequence[Outcomes], b: Sequence[Outcomes], seed: int = 0) -> Estimate:
+    """a − b in the share of prompts of which something is true, paired by prompt; an outcomes table per seed.
+
+    A prompt counts by its mean over the seeds where both are known. The interval is the bootstrap over prompts, and
+    never narrower than Student's t over the seeds' own differences.
+    """
+    of_seeds = [
+        {p: float(x[p]) - float(y[p]) for p in x.keys() & y.keys() if x[p] is not None and y[p] is not None}  # type: ignore[arg-type]
+        for x, y in zip(a, b, strict=True)
+    ]
+    prompts = sorted(set().union(*of_seeds))
+    values = [math.fsum(own := [found[p] for found in of_seeds if p in found]) / len(own) for p in prompts]
+    of_prompts = bootstrap_mean(values, seed)
+    if not prompts:
+        return of_prompts
+    mean, means = of_prompts["value"], [math.fsum(found.values()) / len(found) for found in of_seeds if found]
+    k = len(means)
+    between = student_t(k - 1) * statistics.stdev(means) / math.sqrt(k) if k > 1 else 0.0
+    low, high = min(of_prompts["low"], mean - between), max(of_prompts["high"], mean + between)
+    return estimate(mean, len(prompts), low, high)
 
 
 def points(change: Estimate) -> str:
