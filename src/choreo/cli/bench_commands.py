@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
   make bench                               installs TRL beside choreo, then runs this
   choreo bench --json
   choreo bench --base smollm2              a chat model of 135M parameters, with LoRA
-  choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic""",
+  choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic
+  choreo bench serve runs/mine --requests 64 --clients 16 --tokens 128""",
     )
     bench_command.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")
     bench_command.add_argument(
@@ -36,6 +37,9 @@ def add(commands: Any) -> None:
     bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
     bench_command.add_argument(
         "--requests", type=count, default=512, metavar="N", help="of serve, each time (default: 512)"
+    )
+    bench_command.add_argument(
+        "--tokens", type=count, metavar="N", help="of serve: the most of an answer (default: as the run was trained)"
     )
     bench_command.add_argument("--clients", type=count, default=32, metavar="N", help="of serve, at once (default: 32)")
     json_option(bench_command)
@@ -59,8 +63,9 @@ def _bench_server(args: argparse.Namespace) -> int:
     require_server("bench serve")
     if args.run is None:
         raise BadInput("bench serve: give a run (choreo bench --help)")
+    from choreo.runs.shipped import placed
     from choreo.server.bench import bench, bench_table
 
-    found = bench(args.run, args.requests, args.clients)
+    found = bench(placed(args.run), args.requests, args.clients, tokens=args.tokens)
     print_json(found) if args.json else print(bench_table(found))
     return 0

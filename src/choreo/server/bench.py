@@ -1,12 +1,15 @@
-"""`choreo bench serve`: a server in a process of its own, many clients at once, every mode, on held-out prompts."""
+"""`choreo bench serve`: a server in a process of its own, many clients at once, every mode, on held-out prompts: of the
+microworld, or of the files that the run names."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -18,24 +21,33 @@ from typing import Any
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
+from choreo.config.recipe import Recipe
 from choreo.environments.microworld.suites import prompts
+from choreo.environments.task import Task
+from choreo.errors import BadInput
 from choreo.server.keys import new_key
 from choreo.server.pair import recipe_with_pair
 from choreo.types import Prompt
 
 MODES = ("off", "shadow", "adaptive")
 TRAFFIC = {"benign": ("sensitive_benign", "general"), "harmful": ("vanilla_harmful", "adversarial_harmful")}
+KINDS_OF = {"benign": ("benign", "general"), "harmful": ("harmful",)}  # of prompts from files
+TIMEOUT = 600  # seconds; a model of 135M parameters answers a few requests a second on two cores
 WARM_UP = 32  # requests before each measurement, which are not counted
+STREAMED = 8  # requests of each mode, one at a time, whose first token is waited for
 
 
-def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, Any]:
+def bench(run: Path, requests: int, clients: int, rounds: int = 3, tokens: int | None = None) -> dict[str, Any]:
     """Measures a server of `run` under load. Modes take turns, `rounds` times; every figure is a median over turns.
 
-    Returns overhead_ms, the time of a request less that of its draft, and by traffic and mode: requests per second (in
-    mode shadow until the last review is done), the same as a share of mode off, median and 95th percentile latency in
-    ms, FTR, and the shares that failed and that were withheld.
+    tokens: the most of an answer; by default as the run was trained.
+
+    Returns overhead_ms, the time of a request less that of its draft; first_token_ms, by mode, how long a single
+    streaming client waits for text; and by traffic and mode: requests per second (in mode shadow until the last review
+    is done), the same as a share of mode off, median and 95th percentile latency in ms, FTR, and the shares that failed
+    and that were withheld.
     """
-    split, half = recipe_with_pair(run).world.split_seed, (WARM_UP + requests + 1) // 2
+    load = Load(recipe_with_pair(run), requests, clients, tokens)
     secret = new_key()
     command = [sys.executable, "-m", "choreo.cli", "serve", str(run), "--port", "0", "--model", "pair"]
     environment = {**os.environ, "CHOREO_API_KEY": secret}
@@ -46,17 +58,20 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
         drain = subprocess.Popen(
             ["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL
         )  # reads the log, or the server would block
-        general = prompts("general", "heldout", WARM_UP, split_seed=split, seed=1)
-        overhead = asyncio.run(_overhead(started["address"], secret, general))
+        overhead = asyncio.run(_overhead(started["address"], secret, load.drawn("benign", WARM_UP, 1)))
+        first = {
+            mode: asyncio.run(
+                _first_token(started["address"], secret, load, load.drawn("benign", STREAMED, 99 + i), mode)
+            )
+            for i, mode in enumerate(MODES)
+        }
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for turn in range(rounds):
-            for traffic, suites in TRAFFIC.items():
+            for traffic in TRAFFIC:
                 for i, mode in enumerate(MODES):
                     # Other prompts each time: the server keeps the start of those that it has read.
-                    seed = 2 + len(MODES) * turn + i
-                    drawn = (prompts(suite, "heldout", half, split_seed=split, seed=seed) for suite in suites)
-                    asked = [prompt for pair in zip(*drawn, strict=True) for prompt in pair]
-                    figures = asyncio.run(_measure(started["address"], secret, asked, mode, requests, clients, turn))
+                    asked = load.drawn(traffic, WARM_UP + requests, 2 + len(MODES) * turn + i)
+                    figures = asyncio.run(_measure(started["address"], secret, load, asked, mode, turn))
                     measured.setdefault(traffic, {}).setdefault(mode, []).append(figures)
     finally:
         process.terminate()
@@ -69,13 +84,66 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3) -> dict[str, 
         for figures in by_mode.values():
             figures["share_of_off"] = figures["per_second"] / by_mode["off"]["per_second"]
     about: dict[str, Any] = {"run": str(run), "requests": requests, "clients": clients, "rounds": rounds}
-    about |= {"overhead_ms": overhead, "cores": os.cpu_count()}
+    about |= {"tokens": tokens, "overhead_ms": overhead, "first_token_ms": first, "cores": os.cpu_count()}
     return {**about, "threads": os.environ.get("OMP_NUM_THREADS"), "machine": platform.machine(), "traffic": found}
+
+
+class Load:
+    """What clients ask, and how many they are."""
+
+    def __init__(self, recipe: Recipe, requests: int, clients: int, tokens: int | None):
+        self.requests, self.clients, self.tokens = requests, clients, tokens
+        self._split = recipe.world.split_seed
+        self._files = Task(recipe).suites("heldout") if recipe.from_files() else None
+
+    def drawn(self, traffic: str, n: int, seed: int) -> list[Prompt]:
+        """So many held-out prompts; those of files come again when all were asked. Raises BadInput where the files
+        have none of this traffic."""
+        if self._files is None:
+            suites = TRAFFIC[traffic]
+            each = -(-n // len(suites))
+            drawn = (prompts(suite, "heldout", each, split_seed=self._split, seed=seed) for suite in suites)
+            return [prompt for mixed in zip(*drawn, strict=True) for prompt in mixed][:n]
+        rows = [prompt for prompt in self._files if prompt.kind in KINDS_OF[traffic]]
+        if not rows:
+            raise BadInput(
+                f"bench serve: the held-out files of the run have no {' and no '.join(KINDS_OF[traffic])} prompts"
+            )
+        random.Random(seed).shuffle(rows)
+        return list(itertools.islice(itertools.cycle(rows), n))
+
+    def body(self, prompt: Prompt, mode: str, **more: Any) -> dict[str, Any]:
+        """The body of a request for a chat completion."""
+        limit = {"max_tokens": self.tokens} if self.tokens else {}
+        messages = [{"role": "user", "content": prompt.text}]
+        return {"model": "pair", "messages": messages, "choreo": {"mode": mode}, **limit, **more}
+
+
+async def _first_token(address: str, secret: str, load: Load, asked: Sequence[Prompt], mode: str) -> float:
+    """How long one client alone waits for the first text of an answer that is streamed: median, in ms."""
+    waits = []
+    async with httpx2.AsyncClient(base_url=address, headers=_headers(secret), timeout=TIMEOUT) as http:
+        for prompt in asked:
+            began = time.perf_counter()
+            async with http.stream("POST", "/v1/chat/completions", json=load.body(prompt, mode, stream=True)) as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {") and _text_of(json.loads(line.removeprefix("data: "))):
+                        waits.append(1000 * (time.perf_counter() - began))
+                        break
+    return statistics.median(waits) if waits else math.nan
+
+
+def _text_of(chunk: Mapping[str, Any]) -> str:
+    return "".join(choice["delta"].get("content") or "" for choice in chunk.get("choices", ()))
+
+
+def _headers(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
 
 
 async def _overhead(address: str, secret: str, asked: Sequence[Prompt]) -> float:
     """The time of a request less that of its draft, one request at a time: median, in ms."""
-    async with httpx2.AsyncClient(base_url=address, headers={"Authorization": f"Bearer {secret}"}) as http:
+    async with httpx2.AsyncClient(base_url=address, headers=_headers(secret), timeout=TIMEOUT) as http:
         beside = []
         for prompt in asked:
             body = {
@@ -91,19 +159,14 @@ async def _overhead(address: str, secret: str, asked: Sequence[Prompt]) -> float
 
 
 async def _measure(
-    address: str, secret: str, asked: Sequence[Prompt], mode: str, requests: int, clients: int, turn: int
+    address: str, secret: str, load: Load, asked: Sequence[Prompt], mode: str, turn: int
 ) -> dict[str, float]:
+    requests, clients = load.requests, load.clients
     limits = httpx2.Limits(max_connections=clients)
-    headers = {"Authorization": f"Bearer {secret}"}
-    async with httpx2.AsyncClient(base_url=address, headers=headers, timeout=120, limits=limits) as http:
+    async with httpx2.AsyncClient(base_url=address, headers=_headers(secret), timeout=TIMEOUT, limits=limits) as http:
 
         async def ask(i: int) -> tuple[float, Any]:
-            body = {
-                "model": "pair",
-                "messages": [{"role": "user", "content": asked[i].text}],
-                "seed": 10_000 * turn + i,
-                "choreo": {"mode": mode},
-            }
+            body = load.body(asked[i], mode, seed=10_000 * turn + i)
             began = time.perf_counter()
             answer = await http.post("/v1/chat/completions", json=body)
             return 1000 * (time.perf_counter() - began), answer
@@ -158,6 +221,8 @@ def bench_table(found: Mapping[str, Any]) -> str:
                 f"{traffic:8} {mode:9} {f['per_second']:10.1f} {100 * f['share_of_off']:6.1f}% {f['median_ms']:10.0f} "
                 f"{f['p95_ms']:8.0f} {_percent(f['ftr'])} {100 * f['withheld']:11.1f}"
             )
+    waits = ", ".join(f"{mode} {wait:.0f} ms" for mode, wait in found["first_token_ms"].items())
+    rows.append(f"first text of a streamed answer, one client alone (median): {waits}")
     rows.append(
         f"HTTP and all else beside the draft, of requests one at a time with feedback off: "
         f"{found['overhead_ms']:.1f} ms (median)"
