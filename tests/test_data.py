@@ -34,10 +34,18 @@ def test_tables_gzip_and_what_cannot_be_read(tmp_path):
     packed = tmp_path / "t.jsonl.gz"
     packed.write_bytes(gzip.compress(b'{"prompt": "Hi", "kind": "benign"}\n'))
     assert prompts.load(packed).rows[0].suite == "t-benign"
-    for content, said in ((b"PAR1", "Parquet"), (b"\x1f\x8b", "not UTF-8"), (b'{"a": "\xff"}', ":1: not UTF-8")):
+    for content, said in (
+        (b"PAR1", "Parquet"),
+        (b"PK\3\4", "zip archive, as a spreadsheet is"),
+        (b"\x1f\x8b", "not UTF-8"),
+        (b'{"a": "\xff"}', ":1: not UTF-8"),
+    ):
         (tmp_path / "bad.jsonl").write_bytes(content)
         with pytest.raises(BadInput, match=said):
             list(rows(tmp_path / "bad.jsonl"))
+    table.write_text("prompt;kind\nHi;benign\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"t\.csv:1: one column, 'prompt;kind': expected commas .* not semicolons"):
+        list(rows(table))
     (tmp_path / "bad.gz").write_bytes(b"text")
     with pytest.raises(BadInput, match="no whole gzip file"):
         list(rows(tmp_path / "bad.gz"))
@@ -145,7 +153,7 @@ def test_check_says_what_a_file_is_and_what_is_wrong_where(tmp_path, capsys):
     assert "no known format has the fields a" in capsys.readouterr().err
     for name, text, said in (
         ("e", "", "holds no rows"),
-        ("README.md", "# Read", ":1: not JSON: Expecting value, "),
+        ("README.md", "# Read", ":1: not JSON: Expecting value, column 1; of a table the name ends in .csv"),
         ("s", '{"a": "b', ":1: not JSON: Unterminated string starting, column 7"),
         ("f", "{}", ":1: a row without any field"),
     ):

@@ -103,6 +103,8 @@ def _text(file: Path) -> str:
             raise BadInput(
                 f"{file}: is Parquet; write it as JSON lines first (pandas: to_json(orient='records', lines=True))"
             )
+        if raw.startswith(b"PK\3\4"):
+            raise BadInput(f"{file}: is a zip archive, as a spreadsheet is; write it as CSV or JSON lines first")
         return raw.decode("utf-8-sig")
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise BadInput(f"{file}: is no whole gzip file") from None
@@ -132,7 +134,8 @@ def _row(file: Path, line: int, text: str) -> Row | BadInput:
     try:
         row = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
-        return BadInput(f"{file}:{line}: not JSON: {_why(error)}")
+        table = "" if text.lstrip().startswith("{") else "; of a table the name ends in .csv or .tsv"
+        return BadInput(f"{file}:{line}: not JSON: {_why(error)}{table}")
     return _object(file, line, row)
 
 
@@ -190,6 +193,10 @@ def _table(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, Row | B
         columns = next(table, [])
         if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
             raise BadInput(f"{file}:1: {twice[0]}: two columns have this name")
+        if len(columns) == 1 and (other := next((mark for mark in ",;\t" if mark in columns[0]), "")):
+            marks = {",": "commas", ";": "semicolons", "\t": "tabs"}
+            wrong = f"expected {marks[delimiter]} between columns, not {marks[other]}"
+            raise BadInput(f"{file}:1: one column, {columns[0]!r}: {wrong}")
         for cells in table:
             if not cells:
                 continue
