@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from choreo.engine import parallel
+from choreo import parallel
 from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
@@ -33,12 +34,37 @@ def train(folder: str) -> dict:
     torch.set_num_threads(1)
     learner = Learner(Team.load(folder, rank=4, seed=1), "conversation", lr=1e-2, micro_tokens=16)
     loss = PolicyLoss(clip=0.99, kl=0.1)
-    gradient = learner.gradient(parallel.shard(make_samples()), loss)
+    gradient = learner.gradient(make_samples(), loss)
     metrics = [
-        learner.update(parallel.shard(make_samples()), loss),
-        learner.update(parallel.shard(make_samples()[:1]), loss),  # the second rank has nothing to do
+        learner.update(make_samples(), loss),
+        learner.update(make_samples()[:1], loss),  # the second rank has nothing to do
     ]
-    return {"gradient": gradient, "metrics": metrics, "order": parallel.gather(parallel.shard(range(5)))}
+    here = parallel.rank()
+    told = {
+        "order": parallel.gather(parallel.shard(range(5))),
+        "spread": parallel.spread(range(5), lambda own: [10 * one for one in own]),
+        "spread nothing": parallel.spread([], list),
+        "first": parallel.first(lambda: (here, parallel.first(lambda: parallel.gather([here])))),
+        "agreed": [parallel.agreed(here == parallel.ranks() - 1), parallel.agreed(False)],
+        "raised": [
+            error_of(lambda: parallel.spread(range(5), broken)),
+            error_of(lambda: parallel.first(lambda: 1 / 0)),
+        ],
+    }
+    return {"gradient": gradient, "metrics": metrics, **told}
+
+
+def broken(items: Sequence[int]) -> Sequence[int]:
+    if 4 in items:
+        raise ValueError("there is a four")
+    return items
+
+
+def error_of(work: Callable[[], object]) -> str:
+    try:
+        return f"nothing but {work()}"
+    except (ValueError, ZeroDivisionError) as error:
+        return str(error)
 
 
 def work(rank: int, folder: str, meeting: str, out: str) -> None:
@@ -61,7 +87,9 @@ def test_two_ranks_are_one(tiny_folder, tmp_path):
     ranks = [torch.load(tmp_path / f"out.{rank}") for rank in range(2)]
     assert max(float(g.abs().max()) for g in one["gradient"]) > 1e-3
     for two in ranks:
-        assert two["order"] == one["order"] == list(range(5))
+        assert two["order"] == list(range(5))
+        for name in ("order", "spread", "spread nothing", "first", "agreed", "raised"):  # the same on both, as alone
+            assert two[name] == one[name], name
         for ours, theirs in zip(one["gradient"], two["gradient"], strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
         for ours, theirs in zip(one["metrics"], two["metrics"], strict=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from choreo import config
+from choreo import config, parallel
 from choreo.config.collaboration import Collaboration, collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
@@ -40,7 +40,8 @@ def train(
 
     recipe: the name of a shipped recipe ("waltz"), a TOML file, a mapping as a TOML file would give, or a recipe.
     out: the run folder; by default runs/NAME-TIME. overrides: settings as "learning.steps=20", which win.
-    callbacks: what hears of the run, such as `ProgressBar()`; without any the run is silent.
+    callbacks: what hears of the run, such as `ProgressBar()`; without any the run is silent. Under torchrun the first
+    rank's hear of it.
     overwrite: replace the run that is in `out`.
 
     Raises BadInput, before anything is made, where the recipe asks for what cannot be; Interrupted, with everything
@@ -51,7 +52,7 @@ def train(
     from choreo.experiment.run import check
 
     quiet()
-    check(made)  # before anything is made, or removed by `overwrite`
+    parallel.first(lambda: check(made))  # before anything is made, or removed by `overwrite`
     return _to_the_end(Run.create(out or new_folder(made.name), rooted(made), overwrite), callbacks)
 
 
@@ -67,7 +68,7 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Run:
     if not held.report.is_file():  # the run was killed just before it was written
         from choreo.experiment.report import write_report
 
-        write_report(held.path)
+        parallel.first(lambda: write_report(held.path))
     return held
 
 
@@ -75,12 +76,12 @@ def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
     from choreo.experiment.report import write_report
     from choreo.experiment.run import run_recipe
 
-    with run, Progress(callbacks) as progress:
+    with run, Progress(callbacks if parallel.rank() == 0 else ()) as progress:
         run.callbacks = progress.callbacks
         progress.say(f"run: {run.path}")
         try:
             run.finish(run_recipe(run, progress))
-            write_report(run.path)
+            parallel.first(lambda: write_report(run.path))
         except (Interrupted, KeyboardInterrupt) as stop:
             stop.add_note(f"go on with: choreo train --resume {run.path}")
             raise
@@ -302,7 +303,7 @@ def quiet() -> None:
 def new_folder(name: str) -> Path:
     """runs/NAME-TIME, for a run or an evaluation that was given no folder."""
     slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-    return Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return parallel.first(lambda: Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _recipe(recipe: str | Path | Mapping[str, Any] | config.Recipe, overrides: Sequence[str]) -> config.Recipe:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    """Of several ranks the first one speaks."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, file=sys.stderr)
 
 
 def show_file(text: str) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import add_command, json_option, list_parts, set_option
+from choreo.cli.arguments import add_command, count, json_option, list_parts, set_option
 from choreo.cli.output import print_result, say
 from choreo.errors import BadInput, Interrupted
 
@@ -23,6 +23,8 @@ def add(commands: Any) -> None:
   choreo train mine.toml --run runs/mine          your own, into a folder you name
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
   choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
+  choreo train waltz --processes 2                in two processes, which share the work
+  torchrun --nproc-per-node 8 -m choreo train mine.toml --run runs/mine      the same, by PyTorch's own command
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
 macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; on real English on a laptop smollm2;
@@ -36,6 +38,13 @@ absolute paths, and can be trained again.""",
     set_option(train_command)
     train_command.add_argument("--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME-TIME)")
     train_command.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run, exactly")
+    train_command.add_argument(
+        "--processes",
+        type=count,
+        default=1,
+        metavar="N",
+        help="ranks on this machine, one for each GPU, or for a few cores; the result is that of one (default: 1)",
+    )
     train_command.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
     json_option(train_command)
     list_parts(train_command)
@@ -94,7 +103,26 @@ def train(args: argparse.Namespace) -> int:
         raise BadInput(f"train: give a recipe, or --resume RUN ({both})")
     if args.resume and (args.set or args.run or args.overwrite):
         raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
-    from choreo import api, config
+    if args.processes > 1:
+        from choreo.cli.ranks import run_in_ranks
+
+        return run_in_ranks(args.processes, _for_ranks(args))
+    from choreo import parallel
+
+    with parallel.joined():
+        return _train(args)
+
+
+def _for_ranks(args: argparse.Namespace) -> list[str]:
+    """The words of the command that every rank runs."""
+    words = ["train", *([args.recipe] if args.recipe else ["--resume", str(args.resume)])]
+    words += [word for setting in args.set or () for word in ("--set", setting)]
+    words += ["--run", str(args.run)] if args.run else []
+    return words + ["--overwrite"] * args.overwrite + ["--json"] * args.json
+
+
+def _train(args: argparse.Namespace) -> int:
+    from choreo import api, config, parallel
     from choreo.files.json_file import read_object
     from choreo.judges.base import JudgeDown, JudgesPart
     from choreo.runs.bar import ProgressBar
@@ -124,7 +152,7 @@ def train(args: argparse.Namespace) -> int:
         why = [str(stop)] if isinstance(stop, JudgeDown | JudgesPart) else []
         raise Interrupted("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
     say(f"report: {run.report}")
-    return print_result(run.summary, args.json)
+    return print_result(run.summary, args.json) if parallel.rank() == 0 else 0
 
 
 def plan(args: argparse.Namespace) -> int:

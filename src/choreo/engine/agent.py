@@ -178,7 +178,7 @@ def device_of(name: Device) -> torch.device:
     found = next(kind for kind, here in there.items() if here) if name == "auto" else name
     if not there[found]:
         raise BadInput(f'device = "{name}": there is none here; "auto" takes the best there is')
-    return torch.device(found)
+    return torch.device(found, torch.cuda.current_device()) if found == "cuda" else torch.device(found)
 
 
 def _positions(config: Any) -> int | None:

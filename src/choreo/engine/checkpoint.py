@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from choreo import parallel
 from choreo.errors import BadInput, opening
 from choreo.files.durable import sync_folder
 
@@ -21,10 +22,14 @@ UNFIT = "is no checkpoint of this recipe in this version"
 
 def save(folder: str | Path, state: Mapping[str, Any]) -> None:
     """Writes `state` (nested dicts, lists, numbers, strings and tensors, kept bit for bit) as the new folder `folder`.
+    Of several ranks, which have the same state, the first one writes, and the others wait for it.
 
     Raises FileExistsError where the folder exists. A crash leaves at most a folder whose name starts with ".tmp-".
     """
-    folder = Path(folder)
+    parallel.first(lambda: _save(Path(folder), state))
+
+
+def _save(folder: Path, state: Mapping[str, Any]) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from choreo.engine import parallel
+from choreo import parallel
 from choreo.engine.agent import Team
 from choreo.engine.checkpoint import of_optimizer
 from choreo.engine.losses import Actions, Loss
@@ -45,7 +45,8 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
 
     def update(self, samples: Sequence[Unit], loss: Loss, *, lr: float | None = None) -> dict[str, float]:
-        """One step on `samples` (this rank's share). A unit of several samples reaches the loss whole, e.g. a DPO pair.
+        """One step on `samples`, of which each rank takes a share. A unit of several samples reaches the loss whole,
+        e.g. a DPO pair.
 
         lr: the learning rate from here on; None leaves it as it is.
         Returns loss, grad_norm (before clipping), tokens, sequences, what the loss records, and, where the
@@ -54,8 +55,7 @@ class Learner:
         With no sample on any rank nothing changes, and only the counts are returned.
         Raises FloatingPointError, weights untouched, when the gradient is not finite.
         """
-        units = [(unit,) if isinstance(unit, Sample) else unit for unit in samples]
-        figures = parallel.sum_figures(self._accumulate(units, loss))
+        figures = parallel.sum_figures(self._accumulate(parallel.shard(_units(samples)), loss))
         tokens, sequences = figures.pop("tokens"), figures.pop("sequences")
         count = figures.pop("count")
         if count == 0:
@@ -68,8 +68,7 @@ class Learner:
 
     def gradient(self, samples: Sequence[Unit], loss: Loss) -> list[Tensor]:
         """The global gradient that `update` would step along, one tensor per parameter; changes nothing."""
-        units = [(unit,) if isinstance(unit, Sample) else unit for unit in samples]
-        figures = parallel.sum_figures(self._accumulate(units, loss))
+        figures = parallel.sum_figures(self._accumulate(parallel.shard(_units(samples)), loss))
         self._divide(figures["count"])
         gradient = [parameter.grad.clone() for parameter in self.parameters if parameter.grad is not None]
         self.optimizer.zero_grad()
@@ -124,6 +123,10 @@ class Learner:
         """Restores what `state_dict` gave. Raises ValueError for a state of another base, rank or kind of training."""
         self.team.load_state_dict(self.agent, state["agent"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
+
+
+def _units(samples: Sequence[Unit]) -> list[tuple[Sample, ...]]:
+    return [(unit,) if isinstance(unit, Sample) else unit for unit in samples]
 
 
 def preference_pairs(

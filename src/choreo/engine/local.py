@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from choreo import parallel
 from choreo.engine import sample as sampling
 from choreo.engine import score as scoring
 from choreo.engine.agent import Team
@@ -17,7 +19,8 @@ SLOTS = 65536
 
 
 class LocalEngine:
-    """An `Engine` over a `Team`. It reads the team's weights at every call, so it never uses old ones.
+    """An `Engine` over a `Team`. It reads the team's weights at every call, so it never uses old ones. Of several ranks
+    each samples and scores a share, and all get the whole.
 
     slots: cache slots held at once while sampling (rows × (context + new tokens)).
     micro_tokens: token slots per forward pass while scoring. Neither changes a result beyond rounding.
@@ -48,22 +51,23 @@ class LocalEngine:
                 f"a context of {longest} tokens and {max_new_tokens} new ones overflow the model's "
                 f"{self.positions} positions"
             )
-        return sampling.sample(
+        draw = partial(
+            sampling.sample,
             self.team,
             agent,
-            requests,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             end_id=self.end_id,
             pad_id=self.pad_id,
             slots=self.slots,
         )
+        return parallel.spread(requests, draw)
 
     def score(
         self, agent: str | None, pairs: Sequence[Scorable], masks: Tensor | None = None
     ) -> list[tuple[float, ...]]:
         """log π(ids | context), float32, per id for every (context, ids). None is the reference; see `Engine.score`."""
-        return scoring.score(self.team, agent, pairs, self.micro_tokens, masks)
+        return parallel.spread(pairs, lambda own: scoring.score(self.team, agent, own, self.micro_tokens, masks))
 
     def features(self, contexts: Sequence[Ids]) -> Tensor:
         """float32 [len(contexts), d]: the reference's last hidden state at each context's last token."""

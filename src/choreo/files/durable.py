@@ -11,13 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from choreo import parallel
 from choreo.errors import BadInput
 
 TEMPORARY = ".tmp"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes under a temporary name, syncs to the disk, then renames: a reader sees the old file or the new one."""
+    """Writes under a temporary name, syncs to the disk, then renames: a reader sees the old file or the new one. Of
+    several ranks, which have the same to say, the first one writes."""
+    if parallel.rank() > 0:
+        return
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     with open(temporary, "wb") as file:
         file.write(data)
@@ -39,6 +43,8 @@ def write_json(path: Path, data: Any) -> None:
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
     """Appends one JSON line and syncs. A kill meanwhile leaves half a last line, which `read_lines` skips."""
+    if parallel.rank() > 0:
+        return
     line = json.dumps(finite(data), allow_nan=False) + "\n"
     with open(path, "ab") as file:
         file.write(line.encode("utf-8"))
@@ -67,7 +73,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def cut_half_line(path: Path) -> None:
     """Truncates a JSONL file after its last whole line, so that the next record begins on a line of its own."""
-    if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
+    if parallel.rank() == 0 and path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(raw.rfind(b"\n") + 1)
             os.fsync(file.fileno())
@@ -75,7 +81,7 @@ def cut_half_line(path: Path) -> None:
 
 def cut_after(path: Path, step: int) -> None:
     """Truncates a JSONL file after its last whole line whose "step" is at most `step`."""
-    if path.exists():
+    if parallel.rank() == 0 and path.exists():
         kept = 0
         for data, end in _whole_lines(path.read_bytes()):
             if data["step"] > step:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from choreo import parallel
 from choreo.errors import BadInput, Interrupted
 from choreo.text.garbled import garbled
 from choreo.types import AnyTurn, Episode, Feedback, Prompt, S, Verdict
@@ -102,10 +103,14 @@ def asked_of(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
-    """A verdict per pair, in order: in one batch where the judge takes one.
+    """A verdict per pair, in order: in one batch where the judge takes one. Of several ranks each asks for a share.
 
     Raises JudgeDown or BadInput where the judge cannot be reached.
     """
+    return parallel.spread(pairs, lambda own: _asked(judge, own))
+
+
+def _asked(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
     many = getattr(judge, "many", None)
     if many is None:
         return [judge(prompt, answer) for prompt, answer in pairs]

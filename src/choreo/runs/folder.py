@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import quote
 
 import choreo
-from choreo import config
+from choreo import config, parallel
 from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
@@ -73,38 +73,8 @@ class Run:
     def create(cls, path: str | Path, recipe: config.Recipe, overwrite: bool = False) -> Run:
         """A new run at `path`. Raises BadInput where something is there, unless it is a run and `overwrite` is set."""
         path = Path(path)
-        if not overwrite:
-            _refuse_if_used(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"{path}: cannot make this folder: {error.strerror}") from None
-        if overwrite:
-            _refuse_if_foreign(path)
-        lock = _lock(path)
-        try:
-            if overwrite:
-                _clear(path)
-            _refuse_if_used(path)  # another process may have been here before the lock
-            info = {
-                "schema": 1,
-                "name": recipe.name,
-                "method": recipe.method,
-                "seeds": {"seed": recipe.seed, "split_seed": recipe.world.split_seed},
-                "versions": versions(),
-                "device": "cpu",
-                "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-                "started": _now(),
-                "resumed": [],
-            }
-            durable.write_json(path / "run.json", info)
-            durable.write_text(path / "recipe.toml", config.to_toml(recipe))
-            for folder in ("episodes", "checkpoints"):
-                (path / folder).mkdir()
-        except BaseException:
-            os.close(lock)
-            raise
-        return cls(path, recipe, info, lock)
+        lock, info = parallel.first(lambda: _new(path, recipe, overwrite))
+        return cls(path, recipe, info, lock if parallel.rank() == 0 else -1)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -114,19 +84,8 @@ class Run:
         default may have changed since, and the run would go on with another recipe than it began with.
         """
         path = Path(path)
-        info, recipe = read_info(path), config.load(path / "recipe.toml")
-        if unset := config.unset(path / "recipe.toml"):
-            raise BadInput(f"{path / 'recipe.toml'}: {unset[0]}: missing; an exact resume needs every setting")
-        lock = _lock(path)
-        for leftover in [*path.glob(f".*{durable.TEMPORARY}"), *path.glob(f"episodes/.*{durable.TEMPORARY}")]:
-            leftover.unlink()
-        for half in path.glob("checkpoints/.tmp-*"):
-            shutil.rmtree(half)
-        for folder in ("episodes", "checkpoints"):
-            (path / folder).mkdir(exist_ok=True)
-        run = cls(path, recipe, info, lock)
-        run.note(resumed=[*info.get("resumed", []), _now()])
-        return run
+        lock, info = parallel.first(lambda: _begun(path))
+        return cls(path, config.load(path / "recipe.toml"), info, lock if parallel.rank() == 0 else -1)
 
     @classmethod
     def read(cls, path: str | Path) -> Run:
@@ -212,7 +171,8 @@ class Run:
     def save_measured(self, system: str, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
         """Keeps what was measured of a system on held-out prompts."""
         file = self._measured_file(system)
-        file.parent.mkdir(exist_ok=True)
+        if parallel.rank() == 0:
+            file.parent.mkdir(exist_ok=True)
         durable.write_lines(file.with_suffix(".jsonl.gz"), (record(episode, {}) for episode in episodes))
         durable.write_json(file, figures)  # the last: where it is, so are the games
 
@@ -237,6 +197,9 @@ class Run:
 
         A resumed run repeats those steps, so its record equals that of a run that never stopped.
         """
+        return parallel.first(self._rewind)
+
+    def _rewind(self) -> tuple[int, Path | None]:
         step, path = max(checkpoints(self.path).items(), default=(0, None))
         durable.cut_after(self.path / "metrics.jsonl", step)
         for file in self.path.glob("episodes/step-*.jsonl.gz"):
@@ -251,6 +214,60 @@ class Run:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json; the run then counts as finished."""
         durable.write_json(self.path / "summary.json", summary)
+
+
+def _new(path: Path, recipe: config.Recipe, overwrite: bool) -> tuple[int, dict[str, Any]]:
+    """Makes the folder of a new run. Returns its lock, and what run.json holds."""
+    if not overwrite:
+        _refuse_if_used(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot make this folder: {error.strerror}") from None
+    if overwrite:
+        _refuse_if_foreign(path)
+    lock = _lock(path)
+    try:
+        if overwrite:
+            _clear(path)
+        _refuse_if_used(path)  # another process may have been here before the lock
+        info = {
+            "schema": 1,
+            "name": recipe.name,
+            "method": recipe.method,
+            "seeds": {"seed": recipe.seed, "split_seed": recipe.world.split_seed},
+            "versions": versions(),
+            "device": "cpu",
+            "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+            "started": _now(),
+            "resumed": [],
+        }
+        durable.write_json(path / "run.json", info)
+        durable.write_text(path / "recipe.toml", config.to_toml(recipe))
+        for folder in ("episodes", "checkpoints"):
+            (path / folder).mkdir()
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock, info
+
+
+def _begun(path: Path) -> tuple[int, dict[str, Any]]:
+    """Takes the lock of a run that was begun, and clears away what a kill left half done. Returns as `_new`."""
+    info = read_info(path)
+    config.load(path / "recipe.toml")
+    if unset := config.unset(path / "recipe.toml"):
+        raise BadInput(f"{path / 'recipe.toml'}: {unset[0]}: missing; an exact resume needs every setting")
+    lock = _lock(path)
+    for leftover in [*path.glob(f".*{durable.TEMPORARY}"), *path.glob(f"episodes/.*{durable.TEMPORARY}")]:
+        leftover.unlink()
+    for half in path.glob("checkpoints/.tmp-*"):
+        shutil.rmtree(half)
+    for folder in ("episodes", "checkpoints"):
+        (path / folder).mkdir(exist_ok=True)
+    info["resumed"] = [*info.get("resumed", []), _now()]
+    durable.write_json(path / "run.json", info)
+    return lock, info
 
 
 def read_info(path: str | Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from choreo import parallel
 from choreo.runs.callbacks import Callback, notify
 
 
@@ -46,9 +47,9 @@ class Progress:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal or a callback has asked the work to stop."""
+        """Whether a signal or a callback has asked the work to stop: of several ranks, any of them."""
         self._stop_wanted = self._stop_wanted or any(callback.wants_stop() for callback in self.callbacks)
-        return self._interrupted or self._stop_wanted
+        return parallel.agreed(self._interrupted or self._stop_wanted)
 
     @interrupted.setter
     def interrupted(self, value: bool) -> None:
@@ -74,6 +75,8 @@ class Progress:
         if self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
+        if int(os.environ.get("RANK", "0")) > 0:
+            return  # the first rank says it
         # Not through the stream: a handler may run in the middle of a write to it, and buffers are not reentrant.
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), b"\nstopping as soon as nothing is lost by it; once more to stop at once\n")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from choreo import parallel
 from choreo.data.reading import taken
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
@@ -42,7 +43,8 @@ def warm_start(recipe: WaltzRecipe, run: Run, pair: Pair, task: Task, progress: 
     """
     folder = run.path / FOLDER
     if not is_finished(folder) and recipe.warmup.run:
-        _take(finished(recipe, pair), folder)
+        source = finished(recipe, pair)
+        parallel.first(lambda: _take(source, folder))
         progress.say(f"warm start: that of {recipe.warmup.run}")
     elif not is_finished(folder):
         begun = (folder / "recipe.toml").is_file()
@@ -129,6 +131,7 @@ def _answers(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: 
         rows, counts = answers.gather(recipe, pair, task, progress)
         inner.note(sources=counts, preparing=time.monotonic() - began)
         answers.save(file, rows)
+        parallel.wait()
     for name, count in inner.info["sources"].items():
         progress.say(f"warm start: {taken(name, count)}")
     return answers.read(file)

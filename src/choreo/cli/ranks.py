@@ -1,0 +1,73 @@
+"""`choreo train --processes N`: the same command in N ranks of this machine.
+
+Ranks find each other as torchrun's do, by its environment variables. Over several machines torchrun starts them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from choreo.cli.output import say
+
+POLL, GRACE = 0.05, 20.0  # seconds: between two looks, and for the others to end when one has failed
+
+
+def run_in_ranks(processes: int, words: Sequence[str]) -> int:
+    """Runs `choreo WORDS` in so many ranks, to its end. Returns the exit code: of the first rank that fails, if any.
+
+    SIGINT and SIGTERM reach every rank as SIGINT, once. When a rank dies of a signal, the others are ended.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "choreo.cli", *words],
+            env={**os.environ, "OMP_NUM_THREADS": threads, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,  # Ctrl-C reaches it from here alone
+        )
+        for rank in range(processes)
+    ]
+
+    def pass_on(*_: Any) -> None:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(ranks)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    """The exit code of the first rank that fails, once all have ended, or soon after."""
+    failed, deadline = 0, float("inf")
+    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+        for rank, process in enumerate(ranks):
+            code = process.poll()
+            if code and code < 0:
+                say(f"choreo: rank {rank} ended by signal {-code}; go on with choreo train --resume RUN")
+                return 1
+            if code and not failed:
+                failed, deadline = code, time.monotonic() + GRACE
+        time.sleep(POLL)
+    return failed or max((process.returncode or 0 for process in ranks), default=0)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port

@@ -1,0 +1,92 @@
+"""Several ranks train as one process does, to the same episodes, and survive the death of one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_trainer import episodes, lines, small
+
+from choreo import config
+from choreo.engine import checkpoint
+from choreo.files import durable
+from choreo.methods.waltz.trainer import train
+from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.progress import Progress
+
+pytestmark = pytest.mark.slow
+
+STEPS = 10
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def in_ranks(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "choreo", "train", *map(str, words), "--processes", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes)
+
+
+def until_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < step:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def ids(run: Path) -> list:
+    rows = [json.loads(line) for text in episodes(run).values() for line in text.splitlines()]
+    return [[turn["ids"] for turn in (*row["answers"], *row["reviews"])] for row in rows]
+
+
+def test_two_ranks_are_one_process_though_one_is_killed_and_both_are_stopped(tmp_path):
+    recipe, whole, run = small(steps=STEPS), tmp_path / "whole", tmp_path / "run"
+    with Run.create(whole, recipe) as one, Progress() as progress:
+        train(recipe, one, progress)
+    durable.write_text(tmp_path / "recipe.toml", config.to_toml(recipe))
+
+    process = in_ranks(tmp_path / "recipe.toml", "--run", run)
+    until_step(run, 3, process)
+    _, second = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(second, signal.SIGKILL)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "rank 1 ended by signal 9; go on with choreo train --resume" in said, (out, said)
+    assert 2 <= max(checkpoints(run)) < STEPS and not is_finished(run)
+
+    process = in_ranks("--resume", run)
+    until_step(run, 6, process)
+    process.send_signal(signal.SIGINT)  # as Ctrl-C
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted" in said and f"--resume {run}" in said, (out, said)
+    assert said.count("stopping as soon as nothing is lost") == 1
+    assert max(checkpoints(run)) == len(lines(run)) < STEPS  # the step in hand was finished and saved
+
+    process = in_ranks("--resume", run, "--json")
+    out, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert json.loads(out)["systems"].keys() == {"base", "collaboration-untrained", "waltz"}  # said once
+
+    assert ids(run) == ids(whole)
+    ours, theirs = (checkpoint.load(checkpoints(path)[STEPS])["agents"] for path in (run, whole))
+    for agent in theirs:
+        pairs = [
+            (ours[agent]["agent"]["weights"][name], value) for name, value in theirs[agent]["agent"]["weights"].items()
+        ]
+        apart, moved = (
+            torch.cat([one.flatten() for one in side]) for side in zip(*((a - b, b) for a, b in pairs), strict=True)
+        )
+        assert apart.norm() < 1e-3 * moved.norm()
+
+
+def test_what_cannot_be_is_said_once(tmp_path):
+    durable.write_text(tmp_path / "recipe.toml", 'method = "waltz"\n[model]\nbase = "nothing"\n')
+    process = in_ranks(tmp_path / "recipe.toml", "--run", tmp_path / "run")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2 and said.count("choreo: ") == 1 and "nothing" in said, said
+    assert not (tmp_path / "run").exists()
