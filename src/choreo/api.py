@@ -40,8 +40,7 @@ def train(
 
     recipe: the name of a shipped recipe ("waltz"), a TOML file, a mapping as a TOML file would give, or a recipe.
     out: the run folder; by default runs/NAME-TIME. overrides: settings as "learning.steps=20", which win.
-    callbacks: what hears of the run, such as `ProgressBar()`; without any the run is silent. Under torchrun the first
-    rank's hear of it.
+    callbacks: what hears of the run, such as `ProgressBar()`, in the first rank of several; without any it is silent.
     overwrite: replace the run that is in `out`.
 
     Raises BadInput, before anything is made, where the recipe asks for what cannot be; Interrupted, with everything

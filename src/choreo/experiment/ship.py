@@ -25,7 +25,8 @@ from choreo.evaluation.judge_training import CARD_FILE
 from choreo.experiment.export import figures, licence_of, licence_terms, limits
 from choreo.files import durable
 from choreo.files.shipped import DATA
-from choreo.judges.trained.folder import ADAPTER_CONFIG, ADAPTER_FILE, JUDGE_FILE, read
+from choreo.judges.trained import folder as judge_folder
+from choreo.judges.trained.folder import ADAPTER_CONFIG, ADAPTER_FILE, JUDGE_FILE
 from choreo.methods.base import method_of
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.shipped import PAIRS
@@ -63,7 +64,7 @@ def ship_judge(judge: str | Path, out: Path) -> Path:
     """Writes the folder `out` from that of a trained judge. Returns `out`. Raises BadInput where there is none such,
     or something is at `out`."""
     folder = Path(judge)
-    read(folder)
+    judge_folder.read(folder)
     if out.exists():
         raise BadInput(f"{out}: already exists")
     out.mkdir(parents=True)
