@@ -27,8 +27,8 @@ STEPS = 10
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def in_ranks(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "choreo", "train", *map(str, words), "--processes", "2"]
+def in_ranks(*words: object, ranks: int = 2) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "choreo", "train", *map(str, words), "--processes", str(ranks)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes)
 
@@ -59,7 +59,7 @@ def test_two_ranks_are_one_process_though_one_is_killed_and_both_are_stopped(tmp
     assert process.returncode == 1 and "rank 1 ended by signal 9; go on with choreo train --resume" in said, (out, said)
     assert 2 <= max(checkpoints(run)) < STEPS and not is_finished(run)
 
-    process = in_ranks("--resume", run)
+    process = in_ranks("--resume", run, ranks=3)
     until_step(run, 6, process)
     process.send_signal(signal.SIGINT)  # as Ctrl-C
     out, said = process.communicate(timeout=120)
