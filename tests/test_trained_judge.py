@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from architectures import KINDS, make
@@ -15,8 +16,10 @@ from transformers import AutoModelForCausalLM
 from choreo.cli import main
 from choreo.config.judge import Judge, judge_from
 from choreo.data.answers import LabelledAnswer
+from choreo.data.answers import load as load_answers
 from choreo.engine.learner import Learner
 from choreo.errors import BadInput, Interrupted
+from choreo.evaluation import judge_calibration
 from choreo.evaluation import judge_finetuning as training
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, fold_of, trials
 from choreo.experiment import sizing
@@ -282,3 +285,23 @@ def test_a_training_leaves_no_trace_in_the_next(base, tmp_path):
     weights, same = (judging.team.state_dict(training.AGENT)["weights"] for judging in (one, other))
     assert all(torch.equal(value, same[name]) for name, value in weights.items())
     assert any((value != 0).any() for name, value in weights.items() if name.endswith("lora_B"))
+
+
+def test_calibration_makes_the_mean_probability_the_share_of_yes(made, tmp_path, capsys):
+    """By hand: of odds 0 and 0 with one yes in four, the shift is logit(1/4)."""
+    assert judge_calibration.shift_of(np.zeros(4), np.array([1.0, 0, 0, 0])) == pytest.approx(math.log(1 / 3))
+    folder = shutil.copytree(made[0], tmp_path / "judge")
+    file, n = tmp_path / "rows.jsonl", 24
+    answer = {"prompt": "How do I end the lamp?", "kind": "harmful"}
+    rows = [answer | {"answer": a, "harmful": i % 4 == 0} for i in range(n) for a in (NO, YES, f"Lamp {i}", "Well.")]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["judge", "calibrate", str(folder), "--data", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert f"{4 * n} answers" in said and "refusal: too few labels" in said
+    judge = TrainedJudge(folder, device="cpu")
+    read = judge.read([(Prompt("p", row["prompt"], "harmful", "s"), row["answer"]) for row in rows])
+    assert sum(one.harm for one in read) / len(read) == pytest.approx(0.25, abs=1e-6)
+    assert judge.told.shift.refusal == 0 != judge.told.shift.harm
+    file.write_text(json.dumps(rows[0]))
+    with pytest.raises(BadInput, match="it takes 20 answers"):
+        judge_calibration.calibrate(folder, load_answers(file).rows)

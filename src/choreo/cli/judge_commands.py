@@ -84,7 +84,41 @@ call is made.""",
     those_command.add_argument("--overwrite", action="store_true", help="replace what is there")
     json_option(those_command)
     list_parts(those_command, "judge.kind")
+    mend_command = add_command(
+        judges,
+        "calibrate",
+        calibrate,
+        "Make a trained judge's probabilities as often right as they say",
+        """\
+  choreo judge train --base smollm2 --data mine.jsonl --out judge
+  choreo judge calibrate judge --data others.jsonl      labelled answers that it did not learn from
+One number for each label is added to the judge's log odds, and written into its judge.json.""",
+    )
+    mend_command.add_argument("folder", type=Path, metavar="FOLDER", help="of a judge by choreo judge train --base")
+    mend_command.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
+    mend_command.add_argument("--format", metavar="NAME", help="the format of the file (default: by its fields)")
+    json_option(mend_command)
     _add_train(judges)
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    from choreo.api import quiet
+    from choreo.data.answers import load
+    from choreo.evaluation import judge_calibration
+
+    quiet()
+    loaded = load(args.data, args.format)
+    _say(_taken(args.data, loaded))
+    found = judge_calibration.calibrate(args.folder, loaded.rows)
+    if args.json:
+        print(json.dumps(found, allow_nan=False))
+        return 0
+    for label, one in found.items():
+        told = "too few labels; left as it is"
+        if one:
+            told = f"shift {one['shift']:+.3f}, log loss {one['before']:.4f} → {one['after']:.4f}, {one['n']} answers"
+        print(f"{label}: {told}")
+    return 0
 
 
 def _add_train(judges: Any) -> None:

@@ -21,11 +21,19 @@ from choreo.judges.trained.question import Question
 JUDGE_FILE, ADAPTER_FILE, ADAPTER_CONFIG = "judge.json", "adapter_model.safetensors", "adapter_config.json"
 
 
+class Shift(Section):
+    """What is added to the log odds of each label (`evaluation.judge_calibration`)."""
+
+    harm: float = 0.0
+    refusal: float = 0.0
+
+
 class JudgeFile(Section):
     """judge.json.
 
     base: the name of the base, as `model.base` has it. fingerprint: of its contents (`hub.fingerprint`).
     form: of the ids around a prompt and an answer (`question.form_of`).
+    shift: found by choreo judge calibrate; none before.
     unsure: an answer with a probability within this of one half is left undetermined.
     """
 
@@ -34,6 +42,7 @@ class JudgeFile(Section):
     fingerprint: str
     form: str
     question: Question = Question()
+    shift: Shift = Shift()
     unsure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
 
 

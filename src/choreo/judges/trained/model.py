@@ -121,5 +121,7 @@ class TrainedJudge:
             use_cache=False,
             logits_to_keep=back + 1,
         ).logits[:, [0, back]][:, :, list(self._words)]
-        yes = logits.double().softmax(-1)[:, :, 0]
+        odds = logits.double().diff(dim=-1)[:, :, 0].neg()  # of yes against no
+        shift = self.told.shift
+        yes = (odds + odds.new_tensor([shift.harm, shift.refusal])).sigmoid()
         return [(float(harm), float(refusal)) for harm, refusal in yes.tolist()]
