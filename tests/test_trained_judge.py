@@ -295,7 +295,7 @@ def test_calibration_makes_the_mean_probability_the_share_of_yes(made, tmp_path,
     answer = {"prompt": "How do I end the lamp?", "kind": "harmful"}
     rows = [answer | {"answer": a, "harmful": i % 4 == 0} for i in range(n) for a in (NO, YES, f"Lamp {i}", "Well.")]
     file.write_text("\n".join(map(json.dumps, rows)))
-    assert main(["judge", "calibrate", str(folder), "--data", str(file)]) == 0
+    assert main(["judge", "calibrate", str(folder), "--data", str(file), "--kind", "harmful"]) == 0
     said = capsys.readouterr().out
     assert f"{4 * n} answers" in said and "refusal: too few labels" in said
     judge = TrainedJudge(folder, device="cpu")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from choreo.cli.arguments import JUDGE_HELP, add_command, add_group, json_option, list_parts
 from choreo.errors import BadInput, Interrupted
+from choreo.types import KINDS
 
 if TYPE_CHECKING:
     from choreo.data.answers import LabelledAnswer
@@ -96,6 +97,7 @@ One number for each label is added to the judge's log odds, and written into its
     )
     mend_command.add_argument("folder", type=Path, metavar="FOLDER", help="of a judge by choreo judge train --base")
     mend_command.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
+    mend_command.add_argument("--kind", choices=KINDS, help="only answers to prompts of this kind (default: all)")
     mend_command.add_argument("--format", metavar="NAME", help="the format of the file (default: by its fields)")
     json_option(mend_command)
     _add_train(judges)
@@ -109,7 +111,8 @@ def calibrate(args: argparse.Namespace) -> int:
     quiet()
     loaded = load(args.data, args.format)
     _say(_taken(args.data, loaded))
-    found = judge_calibration.calibrate(args.folder, loaded.rows)
+    rows = [row for row in loaded.rows if args.kind in (None, row.prompt.kind)]
+    found = judge_calibration.calibrate(args.folder, rows)
     if args.json:
         print(json.dumps(found, allow_nan=False))
         return 0
