@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from choreo import parallel
 from choreo.config.judge import RULES, TRAINED, OneJudge
 from choreo.config.judge import Judge as Settings
 from choreo.config.parts import JUDGES, is_format
@@ -134,9 +136,25 @@ def names(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def counts(judge: Judge) -> dict[str, Any]:
-    """By name, what judges over an endpoint did since they were made: rows, calls, tokens, cost, failures."""
+    """By name, what judges over an endpoint did since they were made: rows, calls, tokens, cost, failures. Of several
+    ranks, which each ask about a share, it is the sum."""
     found = {one.name: own_method() for one in parts(judge) if (own_method := getattr(one, "counts", None))}
-    return {name: numbers for name, numbers in found.items() if numbers}  # an own judge need not count
+    own = {name: numbers for name, numbers in found.items() if numbers}  # an own judge need not count
+    return reduce(_added, parallel.gather([own]))
+
+
+def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two nested dicts, their numbers added."""
+
+    def of(name: str) -> Any:
+        one, other = a.get(name), b.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            return _added(one, other)
+        if isinstance(one, int | float) and isinstance(other, int | float):
+            return one + other
+        return other if one is None else one
+
+    return {name: of(name) for name in [*a, *(name for name in b if name not in a)]}
 
 
 def strict(judge: Judge) -> Judge:
