@@ -65,6 +65,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def speaks() -> bool:
+    """Whether this process is the one that speaks to people: the first rank, or the only process. Of the environment
+    alone, so that it holds before and after the ranks are joined."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def shard(items: Sequence[T]) -> list[T]:
     """This rank's share of the work: neighbours stay together, for they may share a beginning."""
     here, many = rank(), ranks()

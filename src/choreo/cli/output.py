@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from choreo import parallel
+
 
 def say(text: str) -> None:
-    """Of several ranks the first one speaks."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if parallel.speaks():
         print(text, file=sys.stderr)
 
 

@@ -173,17 +173,19 @@ class Run:
         file = self._measured_file(system)
         if parallel.rank() == 0:
             file.parent.mkdir(exist_ok=True)
-        durable.write_lines(file.with_suffix(".jsonl.gz"), (record(episode, {}) for episode in episodes))
+        durable.write_lines(_games(file), (record(episode, {}) for episode in episodes))
         durable.write_json(file, figures)  # the last: where it is, so are the games
 
     def measured(self, system: str, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], list[Episode]] | None:
-        """What `save_measured` has kept of a system, whose games are on `prompts`; None where it has nothing."""
+        """What `save_measured` has kept of a system; None where it has nothing, or its games are on other prompts."""
         file = self._measured_file(system)
         if not file.is_file():
             return None
-        named = {prompt.id: prompt for prompt in prompts}
-        games = durable.read_lines(file.with_suffix(".jsonl.gz"))
-        return read_object(file), [episode_of(game, named[game["prompt"]["id"]]) for game in games]
+        named = {(prompt.id, prompt.text): prompt for prompt in prompts}
+        games = {(game["prompt"]["id"], game["prompt"]["text"]): game for game in durable.read_lines(_games(file))}
+        if games.keys() != named.keys():
+            return None
+        return read_object(file), [episode_of(game, named[asked]) for asked, game in games.items()]
 
     def _measured_file(self, system: str) -> Path:
         return self.path / "heldout" / f"{quote(system, safe='+')}.json"
@@ -268,6 +270,11 @@ def _begun(path: Path) -> tuple[int, dict[str, Any]]:
     info["resumed"] = [*info.get("resumed", []), _now()]
     durable.write_json(path / "run.json", info)
     return lock, info
+
+
+def _games(file: Path) -> Path:
+    """The games that the measures in `file` are of."""
+    return file.with_suffix(".jsonl.gz")
 
 
 def read_info(path: str | Path) -> dict[str, Any]:

@@ -75,8 +75,8 @@ class Progress:
         if self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
-        if int(os.environ.get("RANK", "0")) > 0:
-            return  # the first rank says it
+        if not parallel.speaks():
+            return
         # Not through the stream: a handler may run in the middle of a write to it, and buffers are not reentrant.
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), b"\nstopping as soon as nothing is lost by it; once more to stop at once\n")
