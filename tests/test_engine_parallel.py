@@ -14,7 +14,9 @@ from choreo import parallel
 from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
-from choreo.types import Sample
+from choreo.judges.base import judge_all
+from choreo.judges.majority import Majority
+from choreo.types import Prompt, Sample, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +46,8 @@ def train(folder: str) -> dict:
         "order": parallel.gather(parallel.shard(range(5))),
         "spread": parallel.spread(range(5), lambda own: [10 * one for one in own]),
         "spread nothing": parallel.spread([], list),
+        "spread twice": parallel.spread(range(3), lambda own: parallel.spread(own, lambda one: [10 * x for x in one])),
+        "majority": [v.unsafe for v in judge_all(Majority([Bad(), Bad()]), PAIRS)],
         "first": parallel.first(lambda: (here, parallel.first(lambda: parallel.gather([here])))),
         "agreed": [parallel.agreed(here == parallel.ranks() - 1), parallel.agreed(False)],
         "raised": [
@@ -52,6 +56,18 @@ def train(folder: str) -> dict:
         ],
     }
     return {"gradient": gradient, "metrics": metrics, **told}
+
+
+class Bad:
+    """Finds what is called bad."""
+
+    name = "bad"
+
+    def __call__(self, prompt: Prompt, answer: str) -> Verdict:
+        return Verdict(answer == "bad", False)
+
+
+PAIRS = [(Prompt("p", "How?", "harmful", "s"), answer) for answer in ("bad", "ok", "bad", "ok", "ok")]
 
 
 def broken(items: Sequence[int]) -> Sequence[int]:
@@ -88,7 +104,16 @@ def test_two_ranks_are_one(tiny_folder, tmp_path):
     assert max(float(g.abs().max()) for g in one["gradient"]) > 1e-3
     for two in ranks:
         assert two["order"] == list(range(5))
-        for name in ("order", "spread", "spread nothing", "first", "agreed", "raised"):  # the same on both, as alone
+        for name in (
+            "order",
+            "spread",
+            "spread nothing",
+            "spread twice",
+            "majority",
+            "first",
+            "agreed",
+            "raised",
+        ):  # the same on both, as alone
             assert two[name] == one[name], name
         for ours, theirs in zip(one["gradient"], two["gradient"], strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)

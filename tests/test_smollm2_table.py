@@ -97,5 +97,7 @@ def test_a_difference_by_prompt_pairs_prompts_and_is_no_narrower_than_the_seeds(
         12.7062 * 0.25, rel=1e-4
     )  # t of 1, times their standard error
     assert by_prompt([{"p": None}], [{"p": True}])["value"] is None
+    few = by_prompt([{str(n): False for n in range(100)}], [{str(n): n < 4 for n in range(100)}])
+    assert few["value"] == -0.04 and few["high"] >= 0  # four in a hundred, all one way: p = 1/8 by McNemar's exact test
     many = by_prompt([{str(n): n % 4 == 0 for n in range(400)}], [{str(n): n % 2 == 0 for n in range(400)}])
     assert many["value"] == -0.25 and many["high"] < -0.2 and many["low"] > -0.3

@@ -304,4 +304,4 @@ def test_calibration_makes_the_mean_probability_the_share_of_yes(made, tmp_path,
     assert judge.told.shift.refusal == 0 != judge.told.shift.harm
     file.write_text(json.dumps(rows[0]))
     with pytest.raises(BadInput, match="it takes 20 answers"):
-        judge_calibration.calibrate(folder, load_answers(file).rows)
+        judge_calibration.calibrate_judge(folder, load_answers(file).rows)

@@ -5,8 +5,6 @@ A function that trains or loads a model imports PyTorch when it is called, not b
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from choreo.config.reading import METHODS
 from choreo.errors import BadInput, Interrupted
 from choreo.files import shipped
 from choreo.runs.callbacks import Callback, notify
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.folder import Run, checkpoints, new_folder
 from choreo.runs.progress import Progress
 from choreo.runs.shipped import placed
 from choreo.types import Episode, Prompt
@@ -40,19 +38,22 @@ def train(
 
     recipe: the name of a shipped recipe ("waltz"), a TOML file, a mapping as a TOML file would give, or a recipe.
     out: the run folder; by default runs/NAME-TIME. overrides: settings as "learning.steps=20", which win.
-    callbacks: what hears of the run, such as `ProgressBar()`, in the first rank of several; without any it is silent.
+    callbacks: what hears of the run, such as `ProgressBar()`, in the first rank of several.
     overwrite: replace the run that is in `out`.
 
     Raises BadInput, before anything is made, where the recipe asks for what cannot be; Interrupted, with everything
     saved, where a signal or a callback stopped the run: `resume` goes on.
     """
     made = _recipe(recipe, overrides)
-    from choreo.experiment.paths import rooted
+    from choreo.experiment.paths import refuse_if_needed, rooted
     from choreo.experiment.run import check
 
     quiet()
     parallel.first(lambda: check(made))  # before anything is made, or removed by `overwrite`
-    return _to_the_end(Run.create(out or new_folder(made.name), rooted(made), overwrite), callbacks)
+    folder = Path(out or new_folder(made.name))
+    if overwrite:
+        refuse_if_needed(folder, made)
+    return _to_the_end(Run.create(folder, rooted(made), overwrite), callbacks)
 
 
 def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Run:
@@ -297,12 +298,6 @@ def quiet() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-
-
-def new_folder(name: str) -> Path:
-    """runs/NAME-TIME, for a run or an evaluation that was given no folder."""
-    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-    return parallel.first(lambda: Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _recipe(recipe: str | Path | Mapping[str, Any] | config.Recipe, overrides: Sequence[str]) -> config.Recipe:

@@ -8,12 +8,15 @@ In a process that has not joined others every function is the identity.
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from choreo.errors import BadInput
 
 if TYPE_CHECKING:  # PyTorch is loaded by who joins
     from torch import Tensor
@@ -35,6 +38,8 @@ def joined() -> Iterator[None]:
     import torch.distributed as dist
 
     on_cards = torch.cuda.is_available()
+    if on_cards and int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) > torch.cuda.device_count():
+        raise BadInput(f"there are more processes than the {torch.cuda.device_count()} GPUs here")
     if on_cards:
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout=WAIT)
@@ -87,12 +92,15 @@ def spread(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> li
     raises on one rank is raised on all."""
     if not active():
         return list(work(items))
-    found, failed = list[R](), None
+    found, failed, own = list[R](), None, shard(items)
     try:
-        found = list(work(shard(items)))
+        with _alone():  # what is a share already is not divided again
+            found = list(work(own)) if own else []
     except Exception as error:
         failed = error
-    parts = _exchanged((found, failed))
+    parts = _exchanged((found, _sendable(failed)))
+    if failed is not None:
+        raise failed
     for _, raised in parts:
         if raised is not None:
             raise raised
@@ -105,20 +113,41 @@ def first(work: Callable[[], R]) -> R:
         return work()
     wait()  # what others have decided from what is on the disk, they have decided before this changes it
     told: list[Any] = [None, None]
+    error: Exception | None = None
     if rank() == 0:
-        token = _ALONE.set(True)
         try:
-            told = [work(), None]
-        except Exception as error:
-            told = [None, error]
-        finally:
-            _ALONE.reset(token)
+            with _alone():
+                told[0] = work()
+        except Exception as raised:
+            error = raised
+        told[1] = _sendable(error)
     _dist().broadcast_object_list(told)
+    if error is not None:
+        raise error
     value, failed = told
     if failed is not None:
         raise failed
     result: R = value
     return result
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Within it this process is as if it had joined nobody."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """The error, or its words where it does not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def wait() -> None:
@@ -141,6 +170,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
             parameter.grad = torch.zeros_like(parameter)
     if active():
         flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+        flat = flat if flat.device.type in ("cpu", "cuda") else flat.cpu()  # no backend sums on other devices
         _dist().all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             assert parameter.grad is not None

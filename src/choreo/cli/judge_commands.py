@@ -112,7 +112,7 @@ def calibrate(args: argparse.Namespace) -> int:
     loaded = load(args.data, args.format)
     _say(_taken(args.data, loaded))
     rows = [row for row in loaded.rows if args.kind in (None, row.prompt.kind)]
-    found = judge_calibration.calibrate(args.folder, rows)
+    found = judge_calibration.calibrate_judge(args.folder, rows)
     if args.json:
         print(json.dumps(found, allow_nan=False))
         return 0

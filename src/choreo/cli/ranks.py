@@ -22,26 +22,25 @@ POLL, GRACE = 0.05, 20.0  # seconds: between two looks, and for the others to en
 def run_in_ranks(processes: int, words: Sequence[str]) -> int:
     """Runs `choreo WORDS` in so many ranks, to its end. Returns the exit code: of the first rank that fails, if any.
 
-    SIGINT and SIGTERM reach every rank as SIGINT, once. When a rank dies of a signal, the others are ended.
+    SIGINT, SIGTERM and SIGHUP reach every rank as SIGINT, once. When a rank dies of a signal, the others are ended.
     """
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "choreo.cli", *words],
-            env={**os.environ, "OMP_NUM_THREADS": threads, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            start_new_session=True,  # Ctrl-C reaches it from here alone
-        )
-        for rank in range(processes)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
 
     def pass_on(*_: Any) -> None:
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
+        for rank in range(processes):
+            own = {"OMP_NUM_THREADS": threads, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", "choreo.cli", *words]
+            # A session of its own: a signal reaches it from here alone, and once.
+            ranks.append(subprocess.Popen(command, env={**os.environ, **own}, start_new_session=True))
         return _wait(ranks)
     finally:
         for process in ranks:
@@ -54,7 +53,9 @@ def run_in_ranks(processes: int, words: Sequence[str]) -> int:
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     """The exit code of the first rank that fails, once all have ended, or soon after."""
     failed, deadline = 0, float("inf")
-    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+    running = True
+    while running and time.monotonic() < deadline:
+        running = any(process.poll() is None for process in ranks)
         for rank, process in enumerate(ranks):
             code = process.poll()
             if code and code < 0:
@@ -63,7 +64,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
             if code and not failed:
                 failed, deadline = code, time.monotonic() + GRACE
         time.sleep(POLL)
-    return failed or max((process.returncode or 0 for process in ranks), default=0)
+    return failed
 
 
 def _free_port() -> int:

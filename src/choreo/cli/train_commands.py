@@ -136,9 +136,9 @@ def _train(args: argparse.Namespace) -> int:
             if not (folder / "report.html").is_file():  # the run was killed just before it was written
                 from choreo.experiment.report import write_report
 
-                write_report(folder)
+                parallel.first(lambda: write_report(folder))
             # Its recipe is not read: a part of the user's own that it names may be gone by now.
-            return print_result(read_object(folder / "summary.json"), args.json)
+            return print_result(read_object(folder / "summary.json"), args.json) if parallel.rank() == 0 else 0
     else:
         recipe = config.load(args.recipe, args.set)
         folder = args.run or api.new_folder(recipe.name)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Cache:
             )
             if (layout := self._file.execute("PRAGMA user_version").fetchone()[0]) not in (0, 1, LAYOUT):
                 raise BadInput(f"{path}: is a cache of layout {layout}; this version of choreo knows layout {LAYOUT}")
-            self._file.execute("PRAGMA journal_mode = WAL")
+            self._set_wal()
             # Safe against a kill of the process; a power cut may cost the last replies, never the file.
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
@@ -55,6 +56,18 @@ class Cache:
             self._file.execute(f"PRAGMA user_version = {LAYOUT}")
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise BadInput(f"{path}: cannot be used as a cache of judgements: {error}") from None
+
+    def _set_wal(self) -> None:
+        """SQLite does not wait for another process that sets it on the same new file."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._file.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def find(self, keys: Iterable[str]) -> dict[str, Any]:
         """The stored replies to `keys`, by key."""

@@ -22,7 +22,7 @@ LEAST = 20  # labels of each kind, below which a shift would be chance
 HALVINGS = 100
 
 
-def calibrate(folder: Path, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
+def calibrate_judge(folder: Path, rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
     """Finds the shift of each label on labelled answers, and writes it into the folder's judge.json.
 
     Returns for harm and refusal {n, shift, before, after}: the mean log loss in nats before and after; None for a label

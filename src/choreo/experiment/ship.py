@@ -65,6 +65,8 @@ def ship_judge(judge: str | Path, out: Path) -> Path:
     or something is at `out`."""
     folder = Path(judge)
     judge_folder.read(folder)
+    if not (folder / CARD_FILE).is_file():
+        raise BadInput(f"{folder}: no {CARD_FILE}; a judge ships with its card")
     if out.exists():
         raise BadInput(f"{out}: already exists")
     out.mkdir(parents=True)

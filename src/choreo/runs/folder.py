@@ -7,7 +7,7 @@ rounds.json    MACPO: one entry per round, with every agent measured on held-out
                strong ceiling. outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
 warmup/        WaltzRL: the run of the feedback agent's warm start, with answers.jsonl.gz, what it learnt from
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
-heldout/       SYSTEM.jsonl.gz: every game of a system on held-out prompts, judged, and SYSTEM.json: its measures
+heldout/       not of MACPO: SYSTEM.jsonl.gz, all games of a system on held-out prompts, judged; SYSTEM.json, its measures
 checkpoints/   step-000010/: all that is needed to go on exactly
 judgements.sqlite   replies of judges over an endpoint, so that no question is sent, or paid for, twice
 dialogues.json, summary.json, report.html   written at the end
@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -155,6 +156,8 @@ class Run:
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
+        if parallel.rank() == 0 and (self.path / "heldout").exists():
+            shutil.rmtree(self.path / "heldout")  # it is of weights that are other ones now
         figures, self._beside = {**self._beside, **figures}, {}
         durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
         notify(self.callbacks, "on_metrics", step, figures)
@@ -270,6 +273,12 @@ def _begun(path: Path) -> tuple[int, dict[str, Any]]:
     info["resumed"] = [*info.get("resumed", []), _now()]
     durable.write_json(path / "run.json", info)
     return lock, info
+
+
+def new_folder(name: str) -> Path:
+    """runs/NAME-TIME, for a run or an evaluation that was given no folder."""
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    return parallel.first(lambda: Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _games(file: Path) -> Path:

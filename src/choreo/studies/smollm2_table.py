@@ -98,8 +98,8 @@ def _aims(pooled: Mapping[str, Entry]) -> PageSection:
     rows: list[list[Any]] = [
         [aim.text, aim.found, {True: "yes", False: "no", None: "not measured"}[aim.reached]] for aim in found
     ]
-    missed = [aim.text for aim in found if not aim.reached]
-    said = f"Not reached: {'; '.join(missed)}." if missed else "All of it was reached."
+    missed = [aim.text for aim in found if aim.reached is False]
+    said = f"Not reached: {'; '.join(missed)}." if missed else "All that was measured was reached."
     return PageSection("What was aimed at", said, Table(("aim", "found", "reached"), rows))
 
 

@@ -9,7 +9,7 @@ from choreo.algorithms.advantages import flat_groups
 from choreo.methods.waltz.alarms import refusal_share
 from choreo.methods.waltz.samples import Split
 from choreo.text.feedback import labels_right
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Verdict
 
 
 def step_figures(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
@@ -26,7 +26,7 @@ def step_figures(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
         "label_accuracy": _mean(labels),
         "format_rate": _mean([f is not None for _, f in reviews]),
         "degenerate": _mean([v.degenerate for _, v in finals]),
-        "cut_off": _mean([not (e.answers[-1].finished or v.garbled) for e, v in finals]),
+        "cut_off": _mean([_only_cut_off(e, v) for e, v in finals]),
         "garbled": _mean([bool(v.garbled) for _, v in finals]) or None,
         "undetermined": _mean([v.undetermined for _, v in finals]),
         "refusal_share": refusal_share(episodes),
@@ -44,6 +44,13 @@ def step_figures(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
         flat, total = (sum(column) for column in zip(*groups.values(), strict=True))
         figures["groups_without_gradient"] = flat / total
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _only_cut_off(episode: Episode, verdict: Verdict) -> bool:
+    """Whether all that is wrong with the words of the last answer is their end. Where no rule looks for garbled text
+    (`judges.base.with_garbled`), an answer that was cut off may be worse than that."""
+    looked_at = episode.prompt.meaning is None and episode.prompt.language == "en"
+    return looked_at and not (episode.answers[-1].finished or verdict.garbled)
 
 
 def shown_figures(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -258,7 +258,7 @@ def _nameless(recipe: config.Recipe) -> config.Recipe:
 def _refuse_if_other(path: Path, recipe: config.Recipe) -> None:
     if not (path / "recipe.toml").is_file():
         return
-    there, wanted = _nameless(config.load(path / "recipe.toml")), _nameless(recipe)
+    there, wanted = _nameless(rooted(config.load(path / "recipe.toml"))), _nameless(recipe)
     if there != wanted:
         lines = zip(config.to_toml(there).splitlines(), config.to_toml(wanted).splitlines(), strict=False)
         old, new = next((pair for pair in lines if pair[0] != pair[1]), ("another recipe", "this one"))

@@ -43,8 +43,9 @@ def difference(a: Sequence[Estimate], b: Sequence[Estimate]) -> Estimate:
 def by_prompt(a: Sequence[Outcomes], b: Sequence[Outcomes], seed: int = 0) -> Estimate:
     """a − b in the share of prompts of which something is true, paired by prompt; an outcomes table per seed.
 
-    A prompt counts by its mean over the seeds where both are known. The interval is the bootstrap over prompts, and
-    never narrower than Student's t over the seeds' own differences.
+    A prompt counts by its mean over the seeds where both are known. The interval is the bootstrap over prompts and one
+    more that differs in each direction, for what was not seen is not impossible; it is never narrower than Student's t
+    over the seeds' own differences.
     """
     of_seeds = [
         {p: float(x[p]) - float(y[p]) for p in x.keys() & y.keys() if x[p] is not None and y[p] is not None}  # type: ignore[arg-type]
@@ -52,10 +53,13 @@ def by_prompt(a: Sequence[Outcomes], b: Sequence[Outcomes], seed: int = 0) -> Es
     ]
     prompts = sorted(set().union(*of_seeds))
     values = [math.fsum(own := [found[p] for found in of_seeds if p in found]) / len(own) for p in prompts]
-    of_prompts = bootstrap_mean(values, seed)
     if not prompts:
-        return of_prompts
-    mean, means = of_prompts["value"], [math.fsum(found.values()) / len(found) for found in of_seeds if found]
+        return estimate(None, 0, None, None)
+    of_prompts = bootstrap_mean([*values, 1.0, -1.0], seed)
+    mean, means = (
+        math.fsum(values) / len(values),
+        [math.fsum(found.values()) / len(found) for found in of_seeds if found],
+    )
     k = len(means)
     between = student_t(k - 1) * statistics.stdev(means) / math.sqrt(k) if k > 1 else 0.0
     low, high = min(of_prompts["low"], mean - between), max(of_prompts["high"], mean + between)

@@ -126,7 +126,7 @@ def _run(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Prog
 def _answers(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Progress) -> list[ReviewedAnswer]:
     """What is learnt from, as the run's folder keeps it: answers and verdicts are got once."""
     file = inner.path / ANSWERS
-    if not file.exists():
+    if not parallel.first(file.exists):
         began = time.monotonic()
         rows, counts = answers.gather(recipe, pair, task, progress)
         inner.note(sources=counts, preparing=time.monotonic() - began)
