@@ -51,7 +51,10 @@ def test_the_card_counts_what_is_there_and_every_row_is_short_and_licensed():
     assert len({row["id"] for row in every}) == len(every)
     assert all(len(row["prompt"].split()) <= (ATTACK_WORDS if row["suite"] in ATTACKS else WORDS) for row in every)
     shipped = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert sum(path.stat().st_size for path in shipped) < 2**21
+    sizes = Counter({judge: 0 for judge in (True, False)})
+    for path in shipped:
+        sizes[path.parent.name == "lm-judge"] += path.stat().st_size
+    assert sizes[False] < 2**21 and sizes[True] < 10 * 2**20
 
 
 def test_held_out_prompts_attacks_and_types_are_not_trained_on():

@@ -7,7 +7,7 @@ rounds.json    MACPO: one entry per round, with every agent measured on held-out
                strong ceiling. outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
 warmup/        WaltzRL: the run of the feedback agent's warm start, with answers.jsonl.gz, what it learnt from
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
-heldout/       not of MACPO: SYSTEM.jsonl.gz, all games of a system on held-out prompts, judged; SYSTEM.json, its measures
+heldout/       not of MACPO: SYSTEM.jsonl.gz, a system's judged games on held-out prompts; SYSTEM.json, its measures
 checkpoints/   step-000010/: all that is needed to go on exactly
 judgements.sqlite   replies of judges over an endpoint, so that no question is sent, or paid for, twice
 dialogues.json, summary.json, report.html   written at the end
