@@ -14,7 +14,6 @@ from choreo.data.reviews import load
 from choreo.engine import checkpoint
 from choreo.environments.task import Task
 from choreo.errors import BadInput
-from choreo.experiment.paths import refuse_if_needed
 from choreo.experiment.sizing import plan
 from choreo.methods.waltz.agents import START, Pair
 from choreo.methods.waltz.method import WALTZ
@@ -268,9 +267,10 @@ def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
     assert plan(made)["steps"] == plan(recipe(warmup={"rows": 0}))["steps"]
     with pytest.raises(BadInput, match=r"warmup\.run: .*first: no run with a finished warm start"):
         WALTZ.check(made, Task(made))
-    with pytest.raises(BadInput, match=r"warmup\.run: .* is in the run that --overwrite would remove"):
-        refuse_if_needed(whole, recipe(warmup={"run": str(whole)}))
-    refuse_if_needed(tmp_path, recipe())
+    before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
+    with pytest.raises(BadInput, match="whole: the recipe reads it, and --overwrite would remove it"):
+        Run.create(whole, recipe(warmup={"run": str(whole)}), overwrite=True)
+    assert before == {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     with pytest.raises(BadInput, match="another base"):
         other = recipe(model={"base": "nano-neox"}, warmup={"own": 0, "run": str(whole)})
         WALTZ.check(other, Task(other))

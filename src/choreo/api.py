@@ -45,15 +45,12 @@ def train(
     saved, where a signal or a callback stopped the run: `resume` goes on.
     """
     made = _recipe(recipe, overrides)
-    from choreo.experiment.paths import refuse_if_needed, rooted
+    from choreo.experiment.paths import rooted
     from choreo.experiment.run import check
 
     quiet()
     parallel.first(lambda: check(made))  # before anything is made, or removed by `overwrite`
-    folder = Path(out or new_folder(made.name))
-    if overwrite:
-        refuse_if_needed(folder, made)
-    return _to_the_end(Run.create(folder, rooted(made), overwrite), callbacks)
+    return _to_the_end(Run.create(out or new_folder(made.name), rooted(made), overwrite), callbacks)
 
 
 def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Run:

@@ -16,8 +16,6 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from choreo.errors import BadInput
-
 if TYPE_CHECKING:  # PyTorch is loaded by who joins
     from torch import Tensor
 
@@ -25,7 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WAIT = timedelta(hours=6)  # for the slowest rank; one that dies is noticed at once
-_ALONE: ContextVar[bool] = ContextVar("choreo.parallel.alone", default=False)  # within `first`
+_ALONE: ContextVar[bool] = ContextVar("choreo.parallel.alone", default=False)  # within `first` and `spread`
 
 
 @contextmanager
@@ -38,10 +36,8 @@ def joined() -> Iterator[None]:
     import torch.distributed as dist
 
     on_cards = torch.cuda.is_available()
-    if on_cards and int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) > torch.cuda.device_count():
-        raise BadInput(f"there are more processes than the {torch.cuda.device_count()} GPUs here")
     if on_cards:
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout=WAIT)
     try:
         yield
@@ -65,9 +61,9 @@ def ranks() -> int:
     return _dist().get_world_size() if active() else 1
 
 
-def local_rank() -> int:
-    """The rank among those of this machine, as torchrun says it."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+def ranks_here() -> int:
+    """How many of them are on this machine, as torchrun says it."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if active() else 1
 
 
 def speaks() -> bool:

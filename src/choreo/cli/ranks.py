@@ -25,7 +25,12 @@ def run_in_ranks(processes: int, words: Sequence[str]) -> int:
     SIGINT, SIGTERM and SIGHUP reach every rank as SIGINT, once. When a rank dies of a signal, the others are ended.
     """
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
     ranks: list[subprocess.Popen[bytes]] = []
 
     def pass_on(*_: Any) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from choreo import parallel
 from choreo.engine.head import Head, shaping, tempered
 from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
@@ -178,7 +179,11 @@ def device_of(name: Device) -> torch.device:
     found = next(kind for kind, here in there.items() if here) if name == "auto" else name
     if not there[found]:
         raise BadInput(f'device = "{name}": there is none here; "auto" takes the best there is')
-    return torch.device(found, torch.cuda.current_device()) if found == "cuda" else torch.device(found)
+    if found != "cuda":
+        return torch.device(found)
+    if parallel.ranks_here() > (cards := torch.cuda.device_count()):
+        raise BadInput(f'device = "{name}": {parallel.ranks_here()} processes are here, and {cards} GPUs')
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _positions(config: Any) -> int | None:

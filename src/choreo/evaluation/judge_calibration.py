@@ -6,7 +6,6 @@ log odds, mends that: Platt scaling (Platt 1999) with the slope kept at one, so 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,21 +32,17 @@ def calibrate_judge(folder: Path, rows: Sequence[LabelledAnswer]) -> dict[str, A
     found: dict[str, Any] = {}
     shifts = judge.told.shift.model_dump()
     for label in ("harm", "refusal"):
-        pairs = [
-            (probability, bool(truth))
-            for row, reading in zip(rows, readings, strict=True)
-            if (truth := getattr(row, label)) is not None and (probability := getattr(reading, label)) is not None
-        ]
-        yes = sum(truth for _, truth in pairs)
-        if min(yes, len(pairs) - yes) < LEAST:
+        pairs = [(getattr(reading, label), getattr(row, label)) for row, reading in zip(rows, readings, strict=True)]
+        known = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
+        likely, truths = known[:, 0].clip(1e-9, 1 - 1e-9), known[:, 1]
+        if min(truths.sum(), len(truths) - truths.sum()) < LEAST:
             found[label] = None
             continue
-        odds = np.array([math.log(p / (1 - p)) for p, _ in ((min(max(p, 1e-9), 1 - 1e-9), t) for p, t in pairs)])
-        truths = np.array([truth for _, truth in pairs], dtype=float)
+        odds = np.log(likely / (1 - likely))
         added = shift_of(odds, truths)
         shifts[label] += added
         found[label] = {
-            "n": len(pairs),
+            "n": len(truths),
             "shift": shifts[label],
             "before": log_loss(odds, truths),
             "after": log_loss(odds + added, truths),

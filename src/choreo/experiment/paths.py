@@ -56,10 +56,3 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
         raise BadInput(f"{utf8.printable(here)}: a run cannot be made in a folder whose name is not UTF-8")
 
     return type(recipe).model_validate(walk(recipe.model_dump()))
-
-
-def refuse_if_needed(folder: Path, recipe: config.Recipe) -> None:
-    """Raises BadInput where the recipe begins from what is in `folder`, which is to be overwritten."""
-    begins_from = str(getattr(getattr(recipe, "warmup", None), "run", ""))
-    if begins_from and folder.resolve() in (place := Path(begins_from).resolve(), *place.parents):
-        raise BadInput(f"warmup.run: {begins_from}: is in the run that --overwrite would remove")

@@ -87,20 +87,25 @@ def _curves(title: str, lines: Sequence[Mapping[str, Any]], fields: Mapping[str,
     return plots.lines(series, title, "step", percent=True) if series else ""
 
 
-def _systems(systems: Mapping[str, Any], judges: Mapping[str, Any]) -> PageSection:
+def by_both_judges(systems: Mapping[str, Any]) -> Table:
+    """ASR, ORR and F1 of each system that both judges measured, by the gold judge and by the training judge."""
     both = {name: found for name, found in systems.items() if isinstance(found.get(BY_TRAINING), dict)}
     rows = [
         [name, *(one.get(measure) for measure in MEASURES for one in (found, found[BY_TRAINING]))]
         for name, found in both.items()
     ]
     columns = ("system", *(f"{shown}, {judge}" for shown in MEASURES.values() for judge in ("gold", "training")))
+    return Table(columns, rows)
+
+
+def _systems(systems: Mapping[str, Any], judges: Mapping[str, Any]) -> PageSection:
     called = names(judges)
     said = (
         f"The gold judge is {called['gold']}; every other figure of systems on this page is by it. The training judge "
         f"is {called['training']}. Where a system is better by the training judge alone, it has learnt to please that "
         "judge."
     )
-    return PageSection("The systems by both judges", said, Table(columns, rows))
+    return PageSection("The systems by both judges", said, by_both_judges(systems))
 
 
 def _agreement(judges: Mapping[str, Any]) -> list[PageSection]:

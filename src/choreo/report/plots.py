@@ -58,6 +58,14 @@ class Point:
     helpful_interval: tuple[float, float] | None = None
     harmless_interval: tuple[float, float] | None = None
 
+    @classmethod
+    def of(cls, name: str, asr: Estimate, orr: Estimate) -> Point | None:
+        """The point at (1 − ORR, 1 − ASR), with its intervals; None where one of them was not measured."""
+        if asr["value"] is None or orr["value"] is None:
+            return None
+        turned = [(1 - rate["high"], 1 - rate["low"]) for rate in (orr, asr)]
+        return cls(name, 1 - orr["value"], 1 - asr["value"], *turned)
+
 
 def lines(
     series: Sequence[Line],

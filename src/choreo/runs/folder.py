@@ -21,7 +21,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -231,6 +231,7 @@ def _new(path: Path, recipe: config.Recipe, overwrite: bool) -> tuple[int, dict[
         raise BadInput(f"{path}: cannot make this folder: {error.strerror}") from None
     if overwrite:
         _refuse_if_foreign(path)
+        _refuse_if_read(path, recipe)
     lock = _lock(path)
     try:
         if overwrite:
@@ -342,6 +343,24 @@ def _refuse_if_foreign(path: Path) -> None:
     used = _used(path)
     if used and "run.json" not in used:
         raise BadInput(f"{path}: not a run folder (it has no run.json), so --overwrite will not empty it")
+
+
+def _refuse_if_read(path: Path, recipe: config.Recipe) -> None:
+    """Raises BadInput where --overwrite would remove what the recipe reads, such as the warm start of this very run."""
+    here = path.resolve()
+    for name in _texts(recipe.model_dump()):
+        named = Path(name)
+        if named.is_absolute() and here in (named.resolve(), *named.resolve().parents) and named.exists():
+            raise BadInput(f"{name}: the recipe reads it, and --overwrite would remove it")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 def _clear(path: Path) -> None:

@@ -10,13 +10,14 @@ from choreo.evaluation.intervals import Estimate
 from choreo.evaluation.metrics import BY_TRAINING, pool
 from choreo.files import durable
 from choreo.report import plots
+from choreo.report.judge_sections import by_both_judges
 from choreo.report.page import PageSection, Table, percent
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.compare import Outcomes, by_prompt, points
 
-# A step of single-agent RL plays, reviews and learns less. So many of them take as long as the 50 of the recipe.
-SINGLE_AGENT = ('stages.train="conversation"', "protocol.rounds=0", "warmup.rows=0", "learning.steps=120")
+# Equal time: on one core beside each other, a step of WaltzRL took 142 s and one of single-agent RL 47 s (medians).
+SINGLE_AGENT = ('stages.train="conversation"', "protocol.rounds=0", "warmup.rows=0", "learning.steps=150")
 ARMS = (Arm("waltz", "smollm2", of_file=False), Arm("single-agent", "smollm2", SINGLE_AGENT, of_file=False))
 
 OF_WALTZ = ("base", "base-with-guard", "collaboration-untrained", "collaboration-warm", "waltz")
@@ -88,8 +89,8 @@ def _table(pooled: Mapping[str, Entry], minutes: Mapping[str, Sequence[float]]) 
         f"{percent(start['orr'])} to {percent(end['orr'])}. Single-agent RL ends at {percent(single['asr'])} and "
         f"{percent(single['orr'])}. RL took {took} a seed, beside whatever else ran."
     )
-    points_of = [_point(name, entry) for name, entry in pooled.items()]
-    figure = plots.plane([point for point in points_of if point], [], "Helpfulness and harmlessness")
+    ours = [plots.Point.of(name, entry["asr"], entry["orr"]) for name, entry in pooled.items()]
+    figure = plots.plane([point for point in ours if point], [], "Helpfulness and harmlessness")
     return PageSection("The table", said, Table(columns, rows), figure)
 
 
@@ -172,22 +173,12 @@ def _outcomes(runs: Mapping[str, Sequence[Path]], system: str, label: str) -> li
 
 
 def _both_judges(by_seed: BySeed) -> list[PageSection]:
-    """ASR and ORR by the training judge beside the gold judge's; nothing where the runs had one judge."""
+    """ASR, ORR and F1 by the training judge beside the gold judge's; nothing where the runs had one judge."""
     if not all(BY_TRAINING in entry for entries in by_seed.values() for entry in entries):
         return []
-    measures = ("asr", "orr")
-    rows: list[list[Any]] = [
-        [name, *(pool(each)[measure] for measure in measures for each in (entries, [e[BY_TRAINING] for e in entries]))]
+    systems = {
+        name: {**pool(entries), BY_TRAINING: pool([entry[BY_TRAINING] for entry in entries])}
         for name, entries in by_seed.items()
-    ]
-    columns = ("system", "ASR, gold judge", "ASR, training judge", "ORR, gold judge", "ORR, training judge")
+    }
     said = "A system that is better by the training judge alone has learnt to please that judge."
-    return [PageSection("By both judges", said, Table(columns, rows))]
-
-
-def _point(name: str, entry: Entry) -> plots.Point | None:
-    asr, orr = entry["asr"], entry["orr"]
-    if asr["value"] is None or orr["value"] is None:
-        return None
-    turned = [(1 - rate["high"], 1 - rate["low"]) for rate in (orr, asr)]
-    return plots.Point(name, 1 - orr["value"], 1 - asr["value"], *turned)
+    return [PageSection("By both judges", said, by_both_judges(systems))]

@@ -110,7 +110,7 @@ def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) 
             "WaltzRL", "the base", _of(by_seed["waltz"], "general"), _of(by_seed["base"], "general"), "general ability"
         ),
     ]
-    ours = [_point(name, pooled[name]) for name in shown]
+    ours = [plots.Point.of(name, pooled[name]["asr"], pooled[name]["orr"]) for name in shown]
     theirs = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items()]
     figure = plots.plane([point for point in ours if point], theirs, "Helpfulness and harmlessness")
     return PageSection("The table", " ".join(lines), Table(columns, rows), figure)
@@ -269,11 +269,3 @@ def _paper(share: float) -> str:
 
 def _exact(value: float) -> Estimate:
     return {"value": value, "n": 0, "low": value, "high": value, "undetermined": 0}
-
-
-def _point(name: str, entry: Entry) -> plots.Point | None:
-    asr, orr = entry["asr"], entry["orr"]
-    if asr["value"] is None or orr["value"] is None:
-        return None
-    turned = [(1 - rate["high"], 1 - rate["low"]) for rate in (orr, asr)]
-    return plots.Point(name, 1 - orr["value"], 1 - asr["value"], *turned)

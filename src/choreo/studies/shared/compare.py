@@ -47,19 +47,16 @@ def by_prompt(a: Sequence[Outcomes], b: Sequence[Outcomes], seed: int = 0) -> Es
     more that differs in each direction, for what was not seen is not impossible; it is never narrower than Student's t
     over the seeds' own differences.
     """
-    of_seeds = [
-        {p: float(x[p]) - float(y[p]) for p in x.keys() & y.keys() if x[p] is not None and y[p] is not None}  # type: ignore[arg-type]
-        for x, y in zip(a, b, strict=True)
-    ]
+    of_seeds = []
+    for x, y in zip(a, b, strict=True):
+        both = [(prompt, x[prompt], y[prompt]) for prompt in x.keys() & y.keys()]
+        of_seeds.append({prompt: float(p) - float(q) for prompt, p, q in both if p is not None and q is not None})
     prompts = sorted(set().union(*of_seeds))
-    values = [math.fsum(own := [found[p] for found in of_seeds if p in found]) / len(own) for p in prompts]
     if not prompts:
         return estimate(None, 0, None, None)
+    values = [statistics.fmean(found[prompt] for found in of_seeds if prompt in found) for prompt in prompts]
     of_prompts = bootstrap_mean([*values, 1.0, -1.0], seed)
-    mean, means = (
-        math.fsum(values) / len(values),
-        [math.fsum(found.values()) / len(found) for found in of_seeds if found],
-    )
+    mean, means = statistics.fmean(values), [statistics.fmean(found.values()) for found in of_seeds if found]
     k = len(means)
     between = student_t(k - 1) * statistics.stdev(means) / math.sqrt(k) if k > 1 else 0.0
     low, high = min(of_prompts["low"], mean - between), max(of_prompts["high"], mean + between)
