@@ -60,7 +60,10 @@ def test_it_says_what_its_numbers_say(tmp_path):
             systems = {name: measured for name, (measured, _) in own.items()}
             durable.write_json(run / "summary.json", {"systems": systems, "bases": bases, "seconds": 600 * (seed + 1)})
     said = smollm2_table.run(study)
-    assert "ASR goes from 55.6 %" in said and "15 minutes of waltz and 15 minutes of single-agent a seed" in said
+    assert (
+        "ASR goes from 55.6 %" in said
+        and "Minutes of RL a seed, beside whatever else ran: 15 for waltz, 15 for single-agent." in said
+    )
     assert "Not reached: format rate at least 99 %; label accuracy at least 85 %." in said  # 98.9 % and 77.8 %
     assert "waltz against base: ASR is lower" in said and "waltz against collaboration-warm: no difference" in said
     answers = json.loads((tmp_path / "answers.json").read_text())

@@ -57,8 +57,8 @@ def run(study: Study) -> str:
     durable.write_json(study.folder / "table.json", table)
     sections = [_table(pooled, minutes), _aims(pooled), _paired(runs), *_both_judges(by_seed)]
     intro = (
-        "SmolLM2-135M-Instruct, on two cores. Figures are by the gold judge, which gave no reward. What was aimed at "
-        "was written down before the runs."
+        "The recipe smollm2, and single-agent RL of about equal time. Figures are by the gold judge, which gave no "
+        "reward. What was aimed at was written down before the runs."
     )
     return study.write("WaltzRL on SmolLM2", intro, sections, world=False)
 
@@ -83,11 +83,11 @@ def _table(pooled: Mapping[str, Entry], minutes: Mapping[str, Sequence[float]]) 
         *("label accuracy", "format rate", "garbled answers"),
     )
     start, end, single = pooled["base"], pooled["waltz"], pooled["single-agent"]
-    took = " and ".join(f"{sum(each) / len(each):.0f} minutes of {arm}" for arm, each in minutes.items())
+    took = ", ".join(f"{sum(each) / len(each):.0f} for {arm}" for arm, each in minutes.items())
     said = (
         f"From the base to WaltzRL, ASR goes from {percent(start['asr'])} to {percent(end['asr'])}, ORR from "
         f"{percent(start['orr'])} to {percent(end['orr'])}. Single-agent RL ends at {percent(single['asr'])} and "
-        f"{percent(single['orr'])}. RL took {took} a seed, beside whatever else ran."
+        f"{percent(single['orr'])}. Minutes of RL a seed, beside whatever else ran: {took}."
     )
     ours = [plots.Point.of(name, entry["asr"], entry["orr"]) for name, entry in pooled.items()]
     figure = plots.plane([point for point in ours if point], [], "Helpfulness and harmlessness")
