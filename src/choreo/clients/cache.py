@@ -58,14 +58,14 @@ class Cache:
             raise BadInput(f"{path}: cannot be used as a cache of judgements: {error}") from None
 
     def _set_wal(self) -> None:
-        """SQLite does not wait for another process that sets it on the same new file."""
+        """Write-ahead logging. SQLite does not wait for another process that sets it on the same new file."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self._file.execute("PRAGMA journal_mode = WAL")
                 return
-            except sqlite3.OperationalError:
-                if time.monotonic() > deadline:
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
 
