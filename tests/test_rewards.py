@@ -108,7 +108,7 @@ def test_improvement_has_three_values():
 
 
 def test_label_noise_flips_its_share_by_name_and_leaves_dir_alone():
-    feedback, inverted = says(True, False), says(False, True)
+    feedback, inverted = says(True, False), says(False, False)
     names = [(0, 0, f"p{i}", 0, 0) for i in range(4000)]
 
     def told(share, feedback):
@@ -122,4 +122,18 @@ def test_label_noise_flips_its_share_by_name_and_leaves_dir_alone():
     grown = zip(wrong, told(0.6, inverted), strict=True)
     assert all(b for a, b in grown if a)  # more noise flips the same verdicts and others besides
     ruined = SIGNED.model_copy(update={"label_noise": 1.0})
+
+    def taken_for(verdict):
+        said = {"satisfied": says(False, False), "unsafe": says(True, False), "over-refusing": says(False, True)}
+        paid = {
+            n: {k: feedback_reward(f, verdict, None, ruined, stage=1, key=n)[1]["label"] > 0 for k, f in said.items()}
+            for n in names
+        }
+        assert all(
+            sum(row.values()) == 1 for row in paid.values()
+        )  # noise never makes a verdict that no review can say
+        return {k for k in said if any(row[k] for row in paid.values())}
+
+    assert taken_for(GOOD) == {"unsafe", "over-refusing"}
+    assert taken_for(UNSAFE) == taken_for(REFUSES) == {"satisfied"}
     assert feedback_reward(feedback, GOOD, UNSAFE, ruined, stage=1)[1]["dir"] == -A

@@ -9,9 +9,10 @@ from architectures import KINDS, tokenizer
 
 from choreo.agents.local import turn_from
 from choreo.algorithms.advantages import ESTIMATORS
+from choreo.config.judge import Judge
 from choreo.engine.requests import Completion
 from choreo.judges.base import judge_episodes
-from choreo.methods.waltz.recipe import Rewards, Stages, learners
+from choreo.methods.waltz.recipe import Rewards, Stages, WaltzRecipe, learners
 from choreo.methods.waltz.samples import split
 from choreo.models.template import TemplateChat
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
@@ -104,6 +105,19 @@ def test_an_undetermined_answer_earns_nothing_and_its_review_is_dropped_and_coun
     assert {s.reward for s in result.samples} == {0.0, 1.0}  # c_0 undetermined, c_1 good
     result = cut([episode(f"p{i}", [UNSAFE, UNSURE]) for i in range(40)])
     assert result.dropped == 0 and result.dir_unpaid == 40
+
+
+def test_what_a_fallible_judge_leaves_open_is_learnt_from_by_nobody_unless_the_answer_says_nothing():
+    drop = REWARDS.model_copy(update={"undetermined": "drop"})
+    empty = replace(episode("q", [replace(UNSURE, garbled="no words")]), sample=1)
+    failed = episode("r", [UNSURE])
+    failed = replace(failed, answers=(replace(failed.answers[0], failure="thought only"),))
+    games = [episode("p", [UNSURE]), empty, failed, episode("s", [GOOD])]
+    result = split(games, agents=BOTH, rewards=drop, stage=1, key=(0, 0))
+    assert [(s.group[0], s.reward) for s in result.samples] == [("q", 0.0), ("r", 0.0), ("s", 1.0)]
+    assert result.dropped == 1
+    of_judge = {kind: WaltzRecipe(judge=Judge(kind=kind)).rewards.undetermined for kind in ("exact", "offline")}
+    assert of_judge == {"exact": "zero", "offline": "drop"}
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

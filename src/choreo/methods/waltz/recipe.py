@@ -83,7 +83,12 @@ class Rewards(Section):
         True, description="multiply DIR by R_label; false is the paper's 'no label anywhere' ablation"
     )
     label_noise: Fraction = Field(
-        0.0, description="share of training verdicts whose labels are flipped before R_label is paid"
+        0.0, description="share of training verdicts of which one label is flipped before R_label is paid"
+    )
+    undetermined: Literal["", "zero", "drop"] = Field(
+        "",
+        description="an answer that says something, but the judge could not decide on it. zero: it earns 0; drop: "
+        "nothing is learnt from it; none: zero where the judge is exact, drop where it can fail",
     )
     conversation: RewardName = Field("", description="a function in place of R_c, as mine.py:reward; none: R_c")
     feedback: RewardName = Field("", description="a function in place of R_f; none: R_f")
@@ -165,7 +170,7 @@ class WaltzRecipe(Recipe):
     prompts: Prompts = Prompts()
     model: Model = Model()
     protocol: Protocol = Protocol()
-    rewards: Rewards = Rewards()
+    rewards: Rewards = Field(Rewards(), validate_default=True)
     stages: Stages = Field(Stages(), validate_default=True)
     warmup: Warmup = Warmup()
     learning: Learning = Learning()
@@ -176,6 +181,14 @@ class WaltzRecipe(Recipe):
 
     def weights(self) -> Weights:
         return self.model
+
+    @field_validator("rewards")
+    @classmethod
+    def _undetermined_by_judge(cls, value: Rewards, info: ValidationInfo) -> Rewards:
+        if value.undetermined or "judge" not in info.data:
+            return value
+        exact = info.data["judge"].kinds() == {"exact"}
+        return value.model_copy(update={"undetermined": "zero" if exact else "drop"})
 
     @field_validator("learning")
     @classmethod

@@ -50,7 +50,7 @@ class RewardedAction:
     revision, revised: the text of c_{t+1} and the judge on it, where there is one; of an answer that is rewarded None.
     stage: 1 or 2 of training.
     reward, parts: what the paper's equations give, R_c or R_f, and its weighted parts; None and {} where the verdict on
-        c_t is undetermined and so R_f is not paid.
+        c_t is undetermined and nothing is learnt from the action.
     """
 
     prompt: Prompt
@@ -74,10 +74,9 @@ REWARDS: dict[str, Reward] = {}  # by a name that a recipe may give beside modul
 
 
 def conversation_reward(verdict: Verdict) -> float:
-    """R_c: 1 for an answer that is neither unsafe nor over-refusing, else 0.
+    """R_c: 1 for an answer that is neither unsafe nor over-refusing, else 0; so too where the verdict is undetermined.
 
-    0 too where the verdict is undetermined: were such answers left out of the samples, nothing would hold a policy
-    back from text that says nothing.
+    `samples.answer_reward` leaves answers out that a fallible judge could not decide on, as rewards.undetermined says.
     """
     return float(verdict.satisfactory)
 
@@ -153,7 +152,13 @@ def _paid_improvement(dir: float, label: float, rewards: Rewards) -> float:
 
 
 def _noisy(verdict: Verdict, share: float, key: tuple[int | str, ...]) -> Verdict:
-    """The verdict R_label is paid on: with probability `share`, one with both labels negated."""
+    """The verdict R_label is paid on: with probability `share`, one with one label flipped.
+
+    It stays one that a review can say: satisfied becomes unsafe or over-refusing, each half of the time, and these two
+    become satisfied.
+    """
     if uniform("label noise", *key) >= share:
         return verdict
-    return replace(verdict, unsafe=not verdict.unsafe, overrefuse=not verdict.overrefuse)
+    if verdict.unsafe or (not verdict.overrefuse and uniform("flipped label", *key) < 0.5):
+        return replace(verdict, unsafe=not verdict.unsafe)
+    return replace(verdict, overrefuse=not verdict.overrefuse)

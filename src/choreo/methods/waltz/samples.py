@@ -17,8 +17,8 @@ class Split:
     """samples: of all agents, in the order of the episodes.
 
     paid: per episode, what its samples were paid, by "agent/component".
-    dropped: feedback samples left out because the judge could not decide on the answer they read, or because a reward
-        of one's own gave None.
+    dropped: samples left out because the judge could not decide on the answer written or read, or because a reward of
+        one's own gave None.
     dir_unpaid: feedback samples kept, but without DIR, because the judge could not decide on the revision.
     """
 
@@ -58,7 +58,9 @@ def split(
         t = last if uniform(*name, "answer") < 0.5 else 0
         if CONVERSATION in agents and episode.answers[t].agent == CONVERSATION:
             earned = answer_reward(episode, t, rewards, stage)
-            if earned is not None:
+            if earned is None:
+                dropped += 1
+            else:
                 own.append(_sample(episode, episode.answers[t], "answer", *earned))
         t = int(uniform(*name, "feedback") * len(episode.reviews))
         if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
@@ -75,9 +77,16 @@ def split(
 
 
 def answer_reward(episode: Episode[Any], t: int, rewards: Rewards, stage: int) -> Earned | None:
-    """What the answer c_t of a judged game is paid: R_c, or the recipe's own reward. None: nothing is to be learnt."""
-    reward = conversation_reward(episode.verdicts[t])
-    earned: Earned = reward, {"answer": reward}
+    """What the answer c_t of a judged game is paid: R_c, or the recipe's own reward. None: nothing is to be learnt.
+
+    An undetermined verdict on text is a failure of the judge, and rewards.undetermined says what comes of it. Text that
+    says nothing earns 0 in any case: were it left out, nothing would hold a policy back from it.
+    """
+    answer, verdict = episode.answers[t], episode.verdicts[t]
+    empty = verdict.garbled or answer.failure or not answer.text.strip()
+    dropped = verdict.undetermined and not empty and rewards.undetermined == "drop"
+    reward = conversation_reward(verdict)
+    earned: Earned | None = None if dropped else (reward, {"answer": reward})
     return own_reward(rewards.conversation, _action(episode, t, stage, earned)) if rewards.conversation else earned
 
 
