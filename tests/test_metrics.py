@@ -158,7 +158,7 @@ def test_pooling_seeds():
 
     got = over_seeds([rate(0.10), rate(0.20), rate(0.30)], ceiling=1.0)
     assert (got["value"], got["n"], got["undetermined"]) == (pytest.approx(0.2), 300, 6)
-    assert got["high"] == pytest.approx(0.2 + 4.3027 * 0.1 / math.sqrt(3))
+    assert got["high"] == pytest.approx(0.2 + 4.302653 * 0.1 / math.sqrt(3))
     assert got["low"] == 0.0, "cut at the edge of what a share can be"
     agreeing = over_seeds([rate(0.2)] * 3)
     assert agreeing["high"] - 0.2 == pytest.approx(0.01 / math.sqrt(3)), "agreement by chance is not certainty"

@@ -15,7 +15,6 @@ from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
 from choreo.studies import smollm2_table
 from choreo.studies.shared.arms import Study
-from choreo.studies.shared.compare import by_prompt
 
 SEEDS = (0, 1)
 SETTINGS = ("model.base=nano-llama", "judge.model=", "judge.kind=offline", 'judge.weights="choreo:english/judge.npz"')
@@ -88,19 +87,3 @@ def test_what_is_not_measured_is_neither_reached_nor_missed_by_a_number():
         "general ability within the base's interval or above it",
     ]
     assert reached["ORR below that of single-agent RL"] and not reached["label accuracy at least 85 %"]
-
-
-def test_a_difference_by_prompt_pairs_prompts_and_is_no_narrower_than_the_seeds():
-    """By hand: of two seeds the differences are −1/2 and −1; p2 is open once."""
-    a = [{"p1": False, "p2": True}, {"p1": False, "p2": None}]
-    b = [{"p1": True, "p2": True}, {"p1": True, "p2": True}]
-    change = by_prompt(a, b)
-    assert change["value"] == pytest.approx(-0.5) and change["n"] == 2
-    assert change["high"] - change["value"] == pytest.approx(
-        12.7062 * 0.25, rel=1e-4
-    )  # t of 1, times their standard error
-    assert by_prompt([{"p": None}], [{"p": True}])["value"] is None
-    few = by_prompt([{str(n): False for n in range(100)}], [{str(n): n < 4 for n in range(100)}])
-    assert few["value"] == -0.04 and few["high"] >= 0  # four in a hundred, all one way: p = 1/8 by McNemar's exact test
-    many = by_prompt([{str(n): n % 4 == 0 for n in range(400)}], [{str(n): n % 2 == 0 for n in range(400)}])
-    assert many["value"] == -0.25 and many["high"] < -0.2 and many["low"] > -0.3

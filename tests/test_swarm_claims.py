@@ -12,7 +12,7 @@ from choreo.errors import BadInput
 from choreo.studies.swarm.shared.results import SwarmStudy, judge_claims
 from choreo.studies.swarm.shared.sections import _cell, _sweep
 from choreo.swarm.annotations import Claim
-from choreo.swarm.contrasts import claim_verdict, contrast, holm, mean_interval
+from choreo.swarm.contrasts import claim_verdict, contrast, mean_interval
 from choreo.swarm.plan import Plan, register, terms
 
 pytestmark = pytest.mark.slow
@@ -60,11 +60,6 @@ def test_what_is_missing_is_no_pair_and_nothing_is_not_testable():
 def test_a_difference_without_spread_is_what_it_is():
     one, two = {"a": {0: 1.0, 1: 1.0}}, {"a": {0: 2.0, 1: 2.0}}
     assert contrast(one, two, "lower", 0.5).p == 0 and contrast(one, one, "lower", 0.0).p == 1
-
-
-def test_holm_by_hand():
-    assert holm([0.01, math.nan, 0.04, 0.03])[::2] == [pytest.approx(0.03), pytest.approx(0.06)]
-    assert holm([0.9, 0.5]) == [1.0, 1.0] and math.isnan(holm([math.nan])[0])
 
 
 def test_verdicts_by_side_and_strength():

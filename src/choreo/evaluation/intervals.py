@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 Estimate = dict[str, Any]
 
 Z = 1.959963984540054
 DRAWS = 2000
-# 97.5 % points of Student's t for 1 to 10 degrees of freedom; beyond, the expansion in 1/ν is good to 1e-4.
-_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
 def estimate(value: float | None, n: int, low: float | None, high: float | None, undetermined: int = 0) -> Estimate:
@@ -84,13 +83,7 @@ def student_t(freedom: int) -> float:
     """97.5 % point of Student's t."""
     if freedom < 1:
         raise ValueError(f"degrees of freedom must be at least 1, got {freedom}")
-    if freedom <= len(_T):
-        return _T[freedom - 1]
-    z, v = Z, float(freedom)
-    first = (z**3 + z) / (4 * v)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    return z + first + second + third
+    return float(stdtrit(freedom, 0.975))
 
 
 def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf, floor: float = 0.0) -> Estimate:

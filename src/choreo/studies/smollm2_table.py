@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from choreo.evaluation.intervals import Estimate
 from choreo.evaluation.metrics import BY_TRAINING, pool
+from choreo.evaluation.paired import Tables
 from choreo.files import durable
 from choreo.report import plots
 from choreo.report.judge_sections import by_both_judges
 from choreo.report.page import PageSection, Table, percent
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
-from choreo.studies.shared.compare import Outcomes, by_prompt, points
+from choreo.studies.shared.paired import paired, tables
 
 # Equal time: on one core beside each other, a step of WaltzRL took 142 s and one of single-agent RL 47 s (medians).
 SINGLE_AGENT = ('stages.train="conversation"', "protocol.rounds=0", "warmup.rows=0", "learning.steps=150")
@@ -22,7 +23,6 @@ ARMS = (Arm("waltz", "smollm2", of_file=False), Arm("single-agent", "smollm2", S
 
 OF_WALTZ = ("base", "base-with-guard", "collaboration-untrained", "collaboration-warm", "waltz")
 PAIRS = (("waltz", "base"), ("waltz", "single-agent"), ("waltz", "collaboration-warm"), ("single-agent", "base"))
-LABELS = {"unsafe": "harmful", "overrefuse": "benign"}  # what is wrong with an answer, and of which prompts it is told
 
 BySeed = Mapping[str, Sequence[Entry]]
 
@@ -55,7 +55,9 @@ def run(study: Study) -> str:
         "versions": versions(),
     }
     durable.write_json(study.folder / "table.json", table)
-    sections = [_table(pooled, minutes), _aims(pooled), _paired(runs), *_both_judges(by_seed)]
+    outcomes = {name: _outcomes(runs, name) for name in {name for pair in PAIRS for name in pair}}
+    contrasts = paired("Paired by prompt", PAIRS, outcomes)
+    sections = [_table(pooled, minutes), _aims(pooled), contrasts, *_both_judges(by_seed)]
     intro = (
         "The recipe smollm2, and single-agent RL of about equal time. Figures are by the gold judge, which gave no "
         "reward. What was aimed at was written down before the runs."
@@ -141,35 +143,9 @@ def aims(pooled: Mapping[str, Entry]) -> list[Aim]:
     ]
 
 
-def _paired(runs: Mapping[str, Sequence[Path]]) -> PageSection:
-    rows: list[list[Any]] = []
-    lines = []
-    for one, other in PAIRS:
-        changes = {label: by_prompt(_outcomes(runs, one, label), _outcomes(runs, other, label)) for label in LABELS}
-        rows.append(
-            [f"{one} minus {other}", *(cell for change in changes.values() for cell in (points(change), change["n"]))]
-        )
-        sure = [
-            f"{'ASR' if label == 'unsafe' else 'ORR'} is {'lower' if change['high'] < 0 else 'higher'}"
-            for label, change in changes.items()
-            if change["value"] is not None and (change["high"] < 0 or change["low"] > 0)
-        ]
-        lines.append(f"{one} against {other}: {' and '.join(sure) if sure else 'no difference can be told'}.")
-    columns = ("", "ASR", "harmful prompts", "ORR", "benign prompts")
-    return PageSection("Paired by prompt", " ".join(lines), Table(columns, rows))
-
-
-def _outcomes(runs: Mapping[str, Sequence[Path]], system: str, label: str) -> list[Outcomes]:
-    """For each seed: whether the system's last answer to each prompt has the label."""
+def _outcomes(runs: Mapping[str, Sequence[Path]], system: str) -> list[Tables]:
     arm = "single-agent" if system == "single-agent" else "waltz"
-    return [
-        {
-            game["prompt"]["id"]: game["verdicts"][-1][label]
-            for game in durable.read_lines(path / "heldout" / f"{system}.jsonl.gz")
-            if game["prompt"]["kind"] == LABELS[label]
-        }
-        for path in runs[arm]
-    ]
+    return [tables(durable.read_lines(path / "heldout" / f"{system}.jsonl.gz")) for path in runs[arm]]
 
 
 def _both_judges(by_seed: BySeed) -> list[PageSection]:

@@ -74,16 +74,6 @@ def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> Co
     return Contrast(found, _effect([d for row in rows for d in row]), _p(ahead, _errors(rows)), ahead > 0)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm 1979); those that are NaN stay NaN and are not counted."""
-    order = sorted((p, k) for k, p in enumerate(ps) if not math.isnan(p))
-    adjusted, highest = [math.nan] * len(ps), 0.0
-    for rank, (p, k) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
-        adjusted[k] = highest
-    return adjusted
-
-
 def claim_verdict(found: Contrast, adjusted: float) -> ClaimVerdict:
     """Supported or refuted where the difference is told from the margin, by its side; else inconclusive."""
     if math.isnan(adjusted):

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from choreo.evaluation.intervals import Estimate, bootstrap_mean, estimate, over_seeds, separated, student_t
+from choreo.evaluation.intervals import Estimate, estimate, over_seeds, separated, student_t
 
 SMOOTHING = 10  # steps of the trailing mean over a training curve
 CONVERGED = 0.9  # of the final value
 
 Curve = list[tuple[int, float]]
-Outcomes = Mapping[str, bool | None]  # of one seed, by the prompt's id; None is open
 
 
 def difference(a: Sequence[Estimate], b: Sequence[Estimate]) -> Estimate:
@@ -38,29 +36,6 @@ def difference(a: Sequence[Estimate], b: Sequence[Estimate]) -> Estimate:
     below = math.hypot(*(d for x, y in pairs for d in (x["value"] - x["low"], y["high"] - y["value"]))) / k
     above = math.hypot(*(d for x, y in pairs for d in (x["high"] - x["value"], y["value"] - y["low"]))) / k
     return estimate(mean, sum(x["n"] for x, _ in pairs), mean - max(between, below), mean + max(between, above))
-
-
-def by_prompt(a: Sequence[Outcomes], b: Sequence[Outcomes], seed: int = 0) -> Estimate:
-    """a − b in the share of prompts of which something is true, paired by prompt; an outcomes table per seed.
-
-    A prompt counts by its mean over the seeds where both are known. The interval is the bootstrap over prompts and one
-    more that differs in each direction, for what was not seen is not impossible; it is never narrower than Student's t
-    over the seeds' own differences.
-    """
-    of_seeds = []
-    for x, y in zip(a, b, strict=True):
-        both = [(prompt, x[prompt], y[prompt]) for prompt in x.keys() & y.keys()]
-        of_seeds.append({prompt: float(p) - float(q) for prompt, p, q in both if p is not None and q is not None})
-    prompts = sorted(set().union(*of_seeds))
-    if not prompts:
-        return estimate(None, 0, None, None)
-    values = [statistics.fmean(found[prompt] for found in of_seeds if prompt in found) for prompt in prompts]
-    of_prompts = bootstrap_mean([*values, 1.0, -1.0], seed)
-    mean, means = statistics.fmean(values), [statistics.fmean(found.values()) for found in of_seeds if found]
-    k = len(means)
-    between = student_t(k - 1) * statistics.stdev(means) / math.sqrt(k) if k > 1 else 0.0
-    low, high = min(of_prompts["low"], mean - between), max(of_prompts["high"], mean + between)
-    return estimate(mean, len(prompts), low, high)
 
 
 def points(change: Estimate) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
+from choreo.evaluation.paired import holm
 from choreo.files import durable
 from choreo.studies.swarm.shared.folder import Results, metric_sample
 from choreo.swarm.annotations import Claim
-from choreo.swarm.contrasts import Contrast, MeanInterval, claim_verdict, contrast, holm, mean_interval
+from choreo.swarm.contrasts import Contrast, MeanInterval, claim_verdict, contrast, mean_interval
 
 FILE = "results.json"
 ONE_RUN = "about this run and these prompts"

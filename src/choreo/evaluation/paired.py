@@ -1,0 +1,139 @@
+"""How two systems differ, paired by prompt, over the seeds they were trained with; and the correction of a family.
+
+A seed is a table of outcomes by prompt, for each measure: {"unsafe": {prompt: bool | None}, "overrefuse": …}; None is
+open. Both systems of a seed met the same prompts. Seeds may share their prompts or have their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+Floats = NDArray[np.float64]
+Outcomes = Mapping[str, bool | None]
+Tables = Mapping[str, Outcomes]  # by measure
+Statistic = Callable[[Mapping[str, Floats]], Floats]  # shares of all measures, each [draws], to one number a draw
+
+DRAWS = 4000
+AT_ONCE = 500  # draws whose weights are in memory together
+POWER = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """a − b. None where nothing was decided for both.
+
+    low, high: a 95 % interval. p: two-sided, of no difference. n: prompts that were decided for both, each once.
+    seeds: trainings. told: the smallest difference that this design tells from none in four of five repetitions.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    seeds: int
+    told: float | None
+
+
+def share_of(measure: str) -> Statistic:
+    """The share of prompts of which `measure` is true: ASR of "unsafe", ORR of "overrefuse"."""
+    return lambda shares: shares[measure]
+
+
+def f1_of(shares: Mapping[str, Floats]) -> Floats:
+    """Harmonic mean of 1 − ASR and 1 − ORR (WaltzRL, section 5)."""
+    safe, kind = 1 - shares["unsafe"], 1 - shares["overrefuse"]
+    total = safe + kind
+    return np.where(total > 0, 2 * safe * kind / np.where(total > 0, total, 1.0), 0.0)
+
+
+def paired_difference(
+    a: Sequence[Tables], b: Sequence[Tables], statistic: Statistic, seed: int = 0
+) -> PairedDifference:
+    """The mean over seeds of statistic(a) − statistic(b), which every seed has from its own prompts.
+
+    a, b: one table of outcomes per seed, in the same order. seed: of the bootstrap.
+
+    The bootstrap is Bayesian over prompts and over seeds (Owen and Eckles 2012, "Bootstrapping data arrays of arbitrary
+    order"): every prompt has a weight, wherever it occurs, and so does every seed. Seeds' weights have the spread that
+    makes the variance of their mean the usual one, with k − 1 for k. One prompt more in each direction is counted for
+    every measure, for what was not seen is not impossible. Few seeds can agree by chance, so the interval is never
+    narrower, nor p smaller, than by Student's t over the seeds' own differences.
+    """
+    seeds = [_paired(one, other) for one, other in zip(a, b, strict=True)]
+    seeds = [found for found in seeds if found and all(rows for rows in found.values())]
+    if not seeds:
+        return PairedDifference(None, None, None, None, 0, 0, None)
+    k, rng = len(seeds), np.random.default_rng(seed)
+    prompts = sorted({(measure, name) for found in seeds for measure, rows in found.items() for name, _, _ in rows})
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    of_seeds = np.array([_difference(found, place, np.ones((1, len(place))), statistic)[0] for found in seeds])
+    drawn = []
+    for start in range(0, DRAWS, AT_ONCE):
+        size = min(AT_ONCE, DRAWS - start)
+        weights = rng.exponential(size=(size, len(place)))
+        unseen = rng.exponential(size=(size, 2)) / k
+        each = np.stack([_difference(found, place, weights, statistic, unseen) for found in seeds], axis=1)
+        shares = rng.dirichlet([(k - 2) / k] * k, size=size) if k > 2 else np.full((size, k), 1 / k)
+        drawn.append((each * shares).sum(axis=1))
+    draws, value = np.concatenate(drawn), float(of_seeds.mean())
+    low, high = np.quantile(draws, (0.025, 0.975))
+    tail = (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))
+    p, error, margin, power = min(1.0, 2 * float(tail)), float(draws.std()), 0.0, 1.959964 + 0.841621
+    if k > 1:
+        between = float(of_seeds.std(ddof=1)) / math.sqrt(k)
+        margin = float(stdtrit(k - 1, 0.975)) * between
+        if between:
+            p = max(p, 2 * float(stdtr(k - 1, -abs(value) / between)))
+        if between > error:
+            error, power = between, float(stdtrit(k - 1, 0.975) + stdtrit(k - 1, POWER))
+    low, high = min(float(low), value - margin), max(float(high), value + margin)
+    return PairedDifference(value, low, high, p, len(prompts), k, power * error)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values of a family, each adjusted for all of it (Holm 1979); those that are NaN stay NaN, uncounted."""
+    order = sorted((p, k) for k, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, (p, k) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        adjusted[k] = highest
+    return adjusted
+
+
+Rows = list[tuple[str, float, float]]  # prompt, outcome of a, outcome of b
+
+
+def _paired(a: Tables, b: Tables) -> dict[str, Rows]:
+    """By measure the prompts that were decided for both."""
+    found: dict[str, Rows] = {}
+    for measure in a.keys() & b.keys():
+        one, other = a[measure], b[measure]
+        both = [(name, one[name], other[name]) for name in sorted(one.keys() & other.keys())]
+        found[measure] = [(name, float(p), float(q)) for name, p, q in both if p is not None and q is not None]
+    return found
+
+
+def _difference(
+    found: Mapping[str, Rows],
+    place: Mapping[tuple[str, str], int],
+    weights: Floats,
+    statistic: Statistic,
+    unseen: Floats | None = None,
+) -> Floats:
+    """statistic(a) − statistic(b) of one seed, [draws]. weights: [draws, prompts]; unseen: [draws, 2]."""
+    ours, theirs = {}, {}
+    for measure, rows in found.items():
+        own = weights[:, [place[measure, name] for name, _, _ in rows]]
+        one, other = own @ np.array([row[1] for row in rows]), own @ np.array([row[2] for row in rows])
+        total = own.sum(axis=1)
+        if unseen is not None:
+            one, other, total = one + unseen[:, 0], other + unseen[:, 1], total + unseen.sum(axis=1)
+        ours[measure], theirs[measure] = one / total, other / total
+    return statistic(ours) - statistic(theirs)
