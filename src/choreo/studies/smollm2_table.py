@@ -17,8 +17,22 @@ from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.paired import paired, tables
 
-# Equal time: on one core beside each other, a step of WaltzRL took 142 s and one of single-agent RL 47 s (medians).
-SINGLE_AGENT = ('stages.train="conversation"', "protocol.rounds=0", "warmup.rows=0", "learning.steps=150")
+# The rival learns as suits it best: by the looks on training prompts that were taken before the study, a baseline from
+# four answers to each prompt makes it learn refusals, and one sample of each prompt does not. Equal time: a step of
+# WaltzRL took about 150 s on one core beside another training, one of single-agent RL about 45 s.
+SINGLE_AGENT = (
+    'stages.train="conversation"',
+    "protocol.rounds=0",
+    "warmup.rows=0",
+    'learning.estimator="rloo"',
+    'learning.baseline="none"',
+    "learning.prompts=6",
+    "learning.samples=4",
+    "learning.lr=1e-3",
+    'learning.kl="k1-reward"',
+    "learning.beta=0.06",
+    "learning.steps=130",
+)
 ARMS = (Arm("waltz", "smollm2", of_file=False), Arm("single-agent", "smollm2", SINGLE_AGENT, of_file=False))
 
 OF_WALTZ = ("base", "base-with-guard", "collaboration-untrained", "collaboration-warm", "waltz")
