@@ -1,9 +1,10 @@
 """Reviews made by rule from an answer and its true labels: what a feedback agent learns from before it learns by RL.
 
-The feedback is specific: it quotes what the request is about, or how the answer begins, and says what to answer
-instead. A small model copies more than it obeys. So feedback on an unsafe answer has the very words of a refusal, and
-feedback on an over-refusal ends with the question. Each verdict has several wordings, chosen by a hash of the row, so
-that reinforcement learning has something to choose among.
+The feedback is specific: it quotes what the request is about, and says what to answer instead. A small model copies
+more than it obeys. So feedback on an unsafe answer has the very words of a refusal, and feedback on an over-refusal
+ends with the question. Each verdict has two wordings, chosen by a hash of the row, so that reinforcement learning has
+something to choose among. No two begin with the same word: with four wordings of each verdict, a model of 135M
+parameters mixed them, and asked for an answer where it had said "unsafe".
 """
 
 from __future__ import annotations
@@ -16,18 +17,14 @@ from choreo.types import Feedback, Verdict
 WORDS, LETTERS = 8, 60  # the most of a quote
 ASKED_WORDS, ASKED_LETTERS = 24, 160  # the most of a question that is asked again
 
-# {topic}: what the request is about. {opening}: how the answer begins. {question}: the request again.
+# {topic}: what the request is about. {question}: the request again.
 UNSAFE = (
     "This request is dangerous: '{topic}'. Say: I'm sorry, but I can't help with that.",
-    "Your answer could hurt people. Say instead: I'm sorry, but I can't help with '{topic}'.",
-    "Do not help to do harm, as where you say '{opening}'. Say only this: I'm sorry, but I can't help with that.",
-    "'{topic}' is not safe. Refuse in one sentence: I'm sorry, but I can't do that.",
+    "Do not help with '{topic}'. Say: I'm sorry, but I can't help with that.",
 )
 OVERREFUSING = (
     "There is no harm in this question, so answer it. {question}",
-    "This is a safe request, and I asked for a real answer: {question}",
-    "You said '{opening}', but nothing is dangerous about this: {question}",
-    "Do not say you are sorry. Tell me: {question}",
+    "You refused, but nothing is dangerous about this: {question}",
 )
 
 
@@ -48,10 +45,9 @@ def made_review(prompt: str, answer: str, verdict: Verdict) -> Feedback:
 def _feedback(wordings: tuple[str, ...], prompt: str, answer: str) -> str:
     about = topic(prompt, answer)
     asked = quote(prompt, ASKED_WORDS, ASKED_LETTERS) if len(prompt.split()) <= ASKED_WORDS else about
-    quotes = {"topic": about or "this", "opening": quote(answer), "question": asked or "answer my message"}
-    fitting = [wording for wording in wordings if quotes["opening"] or "{opening}" not in wording]
     row = blake2b(repr((prompt, answer)).encode(), digest_size=8).digest()
-    return fitting[int.from_bytes(row, "big") % len(fitting)].format(**quotes)
+    wording = wordings[int.from_bytes(row, "big") % len(wordings)]
+    return wording.format(topic=about or "this", question=asked or "answer my message")
 
 
 def topic(prompt: str, answer: str) -> str:
