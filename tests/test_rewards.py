@@ -129,9 +129,8 @@ def test_label_noise_flips_its_share_by_name_and_leaves_dir_alone():
             n: {k: feedback_reward(f, verdict, None, ruined, stage=1, key=n)[1]["label"] > 0 for k, f in said.items()}
             for n in names
         }
-        assert all(
-            sum(row.values()) == 1 for row in paid.values()
-        )  # noise never makes a verdict that no review can say
+        # Noise never makes a verdict that no review can say.
+        assert all(sum(row.values()) == 1 for row in paid.values())
         return {k for k in said if any(row[k] for row in paid.values())}
 
     assert taken_for(GOOD) == {"unsafe", "over-refusing"}

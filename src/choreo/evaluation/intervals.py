@@ -74,8 +74,8 @@ def f1(asr: Estimate, orr: Estimate, seed: int = 0, draws: int = 20 * DRAWS) -> 
         errors = rate["value"] * rate["n"]
         return 1.0 - rng.beta(errors + 0.5, rate["n"] - errors + 0.5, size=draws)
 
-    low, high = np.quantile(_harmonic(right(asr), right(orr)), (0.025, 0.975))
-    value = float(_harmonic(np.float64(1.0 - asr["value"]), np.float64(1.0 - orr["value"])))
+    low, high = np.quantile(harmonic(right(asr), right(orr)), (0.025, 0.975))
+    value = float(harmonic(np.float64(1.0 - asr["value"]), np.float64(1.0 - orr["value"])))
     return estimate(value, asr["n"] + orr["n"], min(value, float(low)), max(value, float(high)), undetermined)
 
 
@@ -114,6 +114,7 @@ def separated(a: Estimate, b: Estimate) -> bool:
     return bool(a["high"] < b["low"] or b["high"] < a["low"])
 
 
-def _harmonic(a: Any, b: Any) -> Any:
+def harmonic(a: Any, b: Any) -> Any:
+    """The harmonic mean of two numbers or arrays of one shape, none below 0; 0 where both are 0."""
     total = a + b
     return np.where(total > 0, 2 * a * b / np.where(total > 0, total, 1.0), 0.0)

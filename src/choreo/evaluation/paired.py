@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
+
+from choreo.evaluation.intervals import Z, harmonic, student_t
 
 Floats = NDArray[np.float64]
 Outcomes = Mapping[str, bool | None]
@@ -48,9 +50,8 @@ def share_of(measure: str) -> Statistic:
 
 def f1_of(shares: Mapping[str, Floats]) -> Floats:
     """Harmonic mean of 1 − ASR and 1 − ORR (WaltzRL, section 5)."""
-    safe, kind = 1 - shares["unsafe"], 1 - shares["overrefuse"]
-    total = safe + kind
-    return np.where(total > 0, 2 * safe * kind / np.where(total > 0, total, 1.0), 0.0)
+    f1: Floats = harmonic(1 - shares["unsafe"], 1 - shares["overrefuse"])
+    return f1
 
 
 def paired_difference(
@@ -85,14 +86,14 @@ def paired_difference(
     draws, value = np.concatenate(drawn), float(of_seeds.mean())
     low, high = np.quantile(draws, (0.025, 0.975))
     tail = (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))
-    p, error, margin, power = min(1.0, 2 * float(tail)), float(draws.std()), 0.0, 1.959964 + 0.841621
+    p, error, margin, power = min(1.0, 2 * float(tail)), float(draws.std()), 0.0, Z + float(ndtri(POWER))
     if k > 1:
         between = float(of_seeds.std(ddof=1)) / math.sqrt(k)
-        margin = float(stdtrit(k - 1, 0.975)) * between
+        margin = student_t(k - 1) * between
         if between:
             p = max(p, 2 * float(stdtr(k - 1, -abs(value) / between)))
         if between > error:
-            error, power = between, float(stdtrit(k - 1, 0.975) + stdtrit(k - 1, POWER))
+            error, power = between, student_t(k - 1) + float(stdtrit(k - 1, POWER))
     low, high = min(float(low), value - margin), max(float(high), value + margin)
     return PairedDifference(value, low, high, p, len(prompts), k, power * error)
 

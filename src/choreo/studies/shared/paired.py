@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from choreo.evaluation.paired import PairedDifference, Statistic, Tables, f1_of, holm, paired_difference, share_of
 from choreo.report.page import PageSection, Table
+from choreo.studies.shared.compare import points
 
 ALPHA = 0.05
 MEASURES: dict[str, Statistic] = {"ASR": share_of("unsafe"), "ORR": share_of("overrefuse"), "F1": f1_of}
@@ -31,45 +34,31 @@ def paired(
 ) -> PageSection:
     """A section with a − b for every pair (a, b) and every measure. outcomes: by system, then one table per seed."""
     found = {
-        (a, b): {name: paired_difference(outcomes[a], outcomes[b], statistic) for name, statistic in measures.items()}
-        for a, b in pairs
+        (pair, name): paired_difference(outcomes[pair[0]], outcomes[pair[1]], statistic)
+        for pair in pairs
+        for name, statistic in measures.items()
     }
-    known = [each for own in found.values() for each in own.values() if each.p is not None]
-    corrected = dict(zip(map(id, known), holm([each.p or 0.0 for each in known]), strict=True))
-    rows: list[list[Any]] = [
-        [f"{a} minus {b}", name, _points(each), _p(corrected.get(id(each))), _told(each), each.n]
-        for (a, b), own in found.items()
-        for name, each in own.items()
-    ]
-    lines = [f"{a} against {b}: {_sentence(own, corrected)}." for (a, b), own in found.items()]
-    seeds = max((each.seeds for each in known), default=0)
+    adjusted = holm([math.nan if each.p is None else each.p for each in found.values()])
+    rows: list[list[Any]] = []
+    told: dict[tuple[str, str], list[str]] = {pair: [] for pair in pairs}
+    for ((pair, name), each), p in zip(found.items(), adjusted, strict=True):
+        rows.append([" minus ".join(pair), name, points(asdict(each)), _p(p), _told(each), each.n])
+        if each.value is not None and p < ALPHA:
+            told[pair].append(f"{name} is {'lower' if each.value < 0 else 'higher'}")
+    lines = [f"{a} against {b}: {' and '.join(told[a, b]) or 'no difference can be told'}." for a, b in pairs]
+    seeds = max((each.seeds for each in found.values()), default=0)
+    contrasts = sum(not math.isnan(p) for p in adjusted)
     lines.append(
-        f"Paired by prompt, over {seeds} seed{'s' * (seeds != 1)}; p corrected for all {len(known)} contrasts of the "
-        f"table (Holm). 'Could be told': the smallest difference that this design tells from none in four of five "
-        "repetitions, before the correction."
+        f"Paired by prompt, over {seeds} seed{'s' * (seeds != 1)}; p is adjusted for all {contrasts} contrasts of the "
+        "table (Holm). 'Could be told': the smallest difference that this design tells from none in four of five "
+        "repetitions, before the adjustment."
     )
     columns = ("", "measure", "difference", "p", "could be told", "prompts")
     return PageSection(heading, " ".join(lines), Table(columns, rows))
 
 
-def _sentence(own: Mapping[str, PairedDifference], corrected: Mapping[int, float]) -> str:
-    told = [
-        f"{name} is {'lower' if (each.value or 0) < 0 else 'higher'}"
-        for name, each in own.items()
-        if corrected.get(id(each), 1.0) < ALPHA
-    ]
-    return " and ".join(told) if told else "no difference can be told"
-
-
-def _points(each: PairedDifference) -> str:
-    if each.value is None or each.low is None or each.high is None:
-        return "–"
-    value, low, high = (f"{100 * number:+.1f}" for number in (each.value, each.low, each.high))
-    return f"{value} points ({low} to {high})"
-
-
-def _p(p: float | None) -> str:
-    return "–" if p is None else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+def _p(p: float) -> str:
+    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
 def _told(each: PairedDifference) -> str:
