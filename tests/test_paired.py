@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from choreo.evaluation.paired import PairedDifference, f1_of, holm, paired_difference, share_of
-
-UNSAFE = share_of("unsafe")
+from choreo.evaluation.paired import ASR, F1, PairedDifference, holm, paired_difference
 
 
 def tables(rng, seeds, prompts, base, shift=0.0, of_seed=0.0, shared=False):
@@ -28,28 +26,29 @@ def tables(rng, seeds, prompts, base, shift=0.0, of_seed=0.0, shared=False):
 def test_value_and_counts_by_hand():
     a = [{"unsafe": {"p": True, "q": True, "r": None, "s": False}}, {"unsafe": {"p": True, "q": False}}]
     b = [{"unsafe": {"p": False, "q": True, "r": False, "s": False}}, {"unsafe": {"p": True, "q": True, "t": True}}]
-    found = paired_difference(a, b, UNSAFE)
+    found = paired_difference(a, b, ASR)
     assert found.value == pytest.approx((1 / 3 - 1 / 2) / 2) and (found.n, found.seeds) == (3, 2)
-    assert paired_difference(b, a, UNSAFE).value == pytest.approx(-found.value)
+    assert paired_difference(b, a, ASR).value == pytest.approx(-found.value)
     both = {"unsafe": {"p": True, "q": False}, "overrefuse": {"x": False, "y": False, "z": True, "w": False}}
     none = {"unsafe": {"p": False, "q": False}, "overrefuse": {"x": False, "y": False, "z": False, "w": False}}
-    f1 = paired_difference([both], [none], f1_of).value
+    f1 = paired_difference([both], [none], F1).value
     assert f1 == pytest.approx(2 * 0.5 * 0.75 / 1.25 - 1)
-    assert paired_difference([{"unsafe": {"p": None}}], [{"unsafe": {"p": True}}], UNSAFE) == PairedDifference(
+    assert (paired_difference([both], [none], F1).n, paired_difference([both], [none], ASR).n) == (6, 2)
+    assert paired_difference([{"unsafe": {"p": None}}], [{"unsafe": {"p": True}}], ASR) == PairedDifference(
         None, None, None, None, 0, 0, None
     )
 
 
 def test_no_certainty_from_what_was_not_seen():
     alike = [{"unsafe": {f"p{i}": False for i in range(50)}}]
-    found = paired_difference(alike, alike, UNSAFE)
+    found = paired_difference(alike, alike, ASR)
     assert found.value == 0 and found.low < 0 < found.high and found.p > 0.5
 
 
 def test_three_seeds_are_never_surer_than_student():
     rng = np.random.default_rng(3)
     a, b = tables(rng, 3, 2000, 0.5, shift=-0.1, of_seed=0.05)
-    found = paired_difference(a, b, UNSAFE)
+    found = paired_difference(a, b, ASR)
     means = [np.mean([x["unsafe"][p] - y["unsafe"][p] for p in x["unsafe"]]) for x, y in zip(a, b, strict=True)]
     assert found.p >= ttest_1samp(np.array(means, float), 0).pvalue - 1e-9
 
@@ -59,11 +58,11 @@ def test_the_interval_holds_the_truth_and_p_is_rarely_small_by_luck(seeds, of_se
     seed = 11
     print(f"seed {seed}")
     rng, times = np.random.default_rng(seed), 80
-    nothing = [paired_difference(*tables(rng, seeds, 80, 0.4, 0.0, of_seed, shared), UNSAFE) for _ in range(times)]
+    nothing = [paired_difference(*tables(rng, seeds, 80, 0.4, 0.0, of_seed, shared), ASR) for _ in range(times)]
     assert np.mean([c.p < 0.05 for c in nothing]) <= 0.12  # 5 %, and three deviations of 80 tries
     assert np.mean([c.low <= 0 <= c.high for c in nothing]) >= 0.88
     told = np.median([c.told for c in nothing])
-    found = [paired_difference(*tables(rng, seeds, 80, 0.4, told, of_seed, shared), UNSAFE) for _ in range(times)]
+    found = [paired_difference(*tables(rng, seeds, 80, 0.4, told, of_seed, shared), ASR) for _ in range(times)]
     assert 0.62 <= np.mean([c.p < 0.05 for c in found]) <= 0.95  # "four of five", more or less
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from choreo.evaluation.paired import PairedDifference, Statistic, Tables, f1_of, holm, paired_difference, share_of
+from choreo.evaluation.paired import ASR, F1, ORR, PairedDifference, Statistic, Tables, holm, paired_difference
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.compare import points
 
 ALPHA = 0.05
-MEASURES: dict[str, Statistic] = {"ASR": share_of("unsafe"), "ORR": share_of("overrefuse"), "F1": f1_of}
+STATISTICS = {"ASR": ASR, "ORR": ORR, "F1": F1}
 OF_KIND = {"unsafe": "harmful", "overrefuse": "benign"}  # what is wrong with an answer, and of which prompts it is told
 
 
@@ -30,13 +30,13 @@ def paired(
     heading: str,
     pairs: Sequence[tuple[str, str]],
     outcomes: Mapping[str, Sequence[Tables]],
-    measures: Mapping[str, Statistic] = MEASURES,
+    statistics: Mapping[str, Statistic] = STATISTICS,
 ) -> PageSection:
-    """A section with a − b for every pair (a, b) and every measure. outcomes: by system, then one table per seed."""
+    """A section with a − b for every pair (a, b) and every statistic. outcomes: by system, then one table per seed."""
     found = {
         (pair, name): paired_difference(outcomes[pair[0]], outcomes[pair[1]], statistic)
         for pair in pairs
-        for name, statistic in measures.items()
+        for name, statistic in statistics.items()
     }
     adjusted = holm([math.nan if each.p is None else each.p for each in found.values()])
     rows: list[list[Any]] = []
