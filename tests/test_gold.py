@@ -219,6 +219,8 @@ def test_the_trained_reviewer_is_a_guard_of_the_bases_own_answers(place, tiny_fo
     made = recipe(tiny_folder, "both")
     assert list(METHOD.systems(made)) == ["base", "base-with-guard", "collaboration-untrained", "waltz"]
     assert "base-with-guard" not in METHOD.systems(WaltzRecipe()) | METHOD.systems(recipe(tiny_folder))
+    alone = config.load("single-agent", ("protocol.rounds=0",))
+    assert list(METHOD.systems(alone)) == ["base", "single-agent"]
     pair, task = Pair(made), Task(made)
     for role in pair.agents:  # weights that are not the base's, for both agents
         weights = {name: value + 0.3 for name, value in pair.team(role).state_dict(role)["weights"].items()}

@@ -160,3 +160,12 @@ def test_recipes_for_real_models_have_the_published_learning():
     for recipe in (waltz, macpo):  # real models are not judged by the microworld, nor measured on it
         assert recipe.judge.kinds() == {"wildguard"} and (recipe.prompts.heldout or recipe.prompts.train)
     assert (macpo.agents.targets, macpo.agents.rank, macpo.agents.alpha) == (("q_proj", "v_proj"), 8, 16.0)
+
+
+def test_bfloat16_is_advised_where_the_cpu_has_it_and_the_model_is_large():
+    able, unable = {"avx512_bf16": True}, {"avx512_bf16": False, "avx2": True}
+    said = sizing.quicker("m", 135_000_000, Weights(), able)
+    assert said.startswith("m: this CPU") and 'dtype = "bfloat16"' in said
+    assert sizing.quicker("m", 135_000_000, Weights(), unable) == ""
+    assert sizing.quicker("m", 3_000_000, Weights(), able) == ""
+    assert sizing.quicker("m", 135_000_000, Weights(dtype="bfloat16"), able) == ""

@@ -20,7 +20,7 @@ from choreo.evaluation.agreement import agreement
 from choreo.evaluation.dialogues import dialogue_records
 from choreo.evaluation.judge_training import CARD_FILE, training_sources
 from choreo.evaluation.judging import failure_lines, open_verdict_lines
-from choreo.experiment.sizing import unreached
+from choreo.experiment.sizing import slower, unreached
 from choreo.files import durable
 from choreo.judges.base import Judge
 from choreo.judges.offline.model import OfflineJudge
@@ -61,6 +61,8 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     untouched = unreached(recipe)
     for base, share in untouched.items():
         progress.say(f"{base}: {share['said']}")
+    for remark in slower(recipe):
+        progress.say(remark)
     method = method_of(recipe)
     if prompts := task.report(method.further_prompts(recipe) if recipe.prompts.heldout else ()):
         run.note(prompts=prompts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ ADAM = 8  # bytes per parameter: two moments in float32
 # Numbers kept per token for the backward pass, per input and output of a linear layer: norms, rotations, attention and
 # activations keep their own beside.
 ACTIVATIONS = 1.5
+BFLOAT16 = ("avx512_bf16", "amx_bf16")  # instructions of CPUs that multiply bfloat16
+LARGE = 50_000_000  # parameters from which these pay; at a few millions they do not
 SPARE = 0.1  # of a device's memory that a plan leaves free: fragments, kernels, the libraries themselves
 
 
@@ -177,6 +180,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     device, there = (how.device, memory) if memory else device_memory(how.device)
     chats = dict.fromkeys((use.base, use.template, use.rounds) for use in used)
     remarks = [f"{base}: {remark}" for base, file, rounds in chats for remark in _chat(base, file, rounds)]
+    remarks += [] if memory else slower(recipe)
     # Each is loaded for itself.
     judges = [(one.model, judging(one)) for settings in recipe.judges() for one in local(settings)]
     needed = sum(sum(model["memory"].values()) for model in planned) + sum(size for _, size in judges) + busiest
@@ -199,6 +203,31 @@ def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
         return {}
     reached = {base: Model.read(base, how).reach for base in recipe.bases()}
     return {base: reach.record() for base, reach in reached.items() if reach.beyond}
+
+
+def slower(recipe: Recipe) -> list[str]:
+    """What of the recipe makes it slower on this machine than it could be, in words."""
+    import torch
+
+    from choreo.engine.agent import device_of
+
+    how = recipe.weights()
+    if device_of(how.device).type != "cpu":
+        return []
+    able = torch.cpu.get_capabilities()
+    remarks = [quicker(base, Model.read(base, how).parameters, how, able) for base in recipe.bases()]
+    return [remark for remark in remarks if remark]
+
+
+def quicker(name: str, parameters: int, how: Weights, able: Mapping[str, Any]) -> str:
+    """A remark where the model would be trained quicker in bfloat16 on this CPU; "" where not.
+
+    able: what the CPU can do, as `torch.cpu.get_capabilities()` has it. PyTorch multiplies float32 matrices by AVX2
+    alone on many processors, and bfloat16 by instructions of their own. A model of the microworld's size gains nothing.
+    """
+    if how.dtype == "bfloat16" or parameters < LARGE or not any(able.get(one) for one in BFLOAT16):
+        return ""
+    return f'{name}: this CPU has instructions for bfloat16; with dtype = "bfloat16" a step can take half the time or less'
 
 
 def device_memory(name: str) -> tuple[str, float | None]:

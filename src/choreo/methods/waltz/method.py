@@ -84,14 +84,15 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return replace(measured, extra={**measured.extra, "warmup": warmup})
 
     def systems(self, recipe: WaltzRecipe) -> dict[str, bool]:
-        """On prompts from files, the trained feedback agent is measured as a guard of the base, too. The refusal that
-        takes the place of an answer is English there."""
+        """A run without rounds measures no collaboration. On prompts from files, the trained feedback agent is measured
+        as a guard of the base, too. The refusal that takes the place of an answer is English there."""
         guard = {} if recipe.stages.train == "conversation" or not recipe.from_files() else {GUARDED: True}
+        together = {"collaboration-untrained": False} if recipe.protocol.rounds else {}
         warm = {WARM: True} if recipe.warmup.on else {}
         return {
             "base": False,
             **guard,
-            "collaboration-untrained": False,
+            **together,
             **warm,
             TRAINED[recipe.stages.train]: True,
         }
