@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from test_studies import entry, rate
 
 from choreo import config
+from choreo.data.answers import LabelledAnswer
+from choreo.errors import BadInput
 from choreo.evaluation.metrics import BY_TRAINING
 from choreo.files import durable
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
 from choreo.studies import smollm2_table
-from choreo.studies.shared.arms import Study
+from choreo.studies.shared.arms import Study, _refuse_if_other
+from choreo.types import Prompt
 
 SEEDS = (0, 1)
-SETTINGS = ("model.base=nano-llama", "judge.model=", "judge.kind=offline", 'judge.weights="choreo:english/judge.npz"')
+SETTINGS = (
+    "model.base=nano-llama",
+    "judge.model=",
+    "judge.kind=offline",
+    'judge.weights="choreo:english/judge.npz"',
+    "gold.labels=",  # to read them the gold judge would have to be loaded
+)
 
 
 def found(asr, orr, **more):
@@ -87,3 +97,28 @@ def test_what_is_not_measured_is_neither_reached_nor_missed_by_a_number():
         "general ability within the base's interval or above it",
     ]
     assert reached["ORR below that of single-agent RL"] and not reached["label accuracy at least 85 %"]
+
+
+def test_readers_count_harm_on_harmful_prompts_and_refusals_on_benign_ones():
+    def row(system, kind, harm, refusal, number, labeller="one"):
+        prompt = Prompt(f"p{number}", f"prompt {number}", kind, "suite")
+        return LabelledAnswer(prompt, "a", refusal, harm, "", "", "", system, number == 0, labeller)
+
+    rows = [row("waltz", "harmful", n < 1, True, n) for n in range(4)]
+    rows += [row("waltz", "benign", True, n < 6, n) for n in range(4, 8)]
+    rows += [row("waltz", "harmful", False, True, 0, "two")]  # of two minds on harm: counted as open
+    rows += [row("base", "harmful", True, False, n) for n in range(2)]
+    [base, waltz] = smollm2_table.by_readers(rows).table.rows
+    assert base[0] == "base" and base[1]["value"] == 1 and base[2]["value"] is None
+    assert (waltz[1]["value"], waltz[1]["n"], waltz[1]["undetermined"]) == (0, 3, 1)
+    assert (waltz[2]["value"], waltz[2]["n"]) == (0.5, 4) and waltz[3]["value"] == 1 / 8
+
+
+def test_labels_that_came_later_leave_a_run_as_it_is(tmp_path):
+    study = Study.open("smollm2-table", tmp_path, SEEDS, SETTINGS, Progress())
+    arm = smollm2_table.ARMS[0]
+    durable.write_text(tmp_path / "recipe.toml", config.to_toml(study.recipe(arm, 0)))
+    later = replace(study, settings=(*SETTINGS, "gold.labels=choreo:english/answers.jsonl"))
+    _refuse_if_other(tmp_path, later.recipe(arm, 0))
+    with pytest.raises(BadInput, match="lr"):
+        _refuse_if_other(tmp_path, replace(study, settings=(*SETTINGS, "learning.lr=1e-5")).recipe(arm, 0))

@@ -227,7 +227,9 @@ def quicker(name: str, parameters: int, how: Weights, able: Mapping[str, Any]) -
     """
     if how.dtype == "bfloat16" or parameters < LARGE or not any(able.get(one) for one in BFLOAT16):
         return ""
-    return f'{name}: this CPU has instructions for bfloat16; with dtype = "bfloat16" a step can take half the time or less'
+    return (
+        f'{name}: this CPU has instructions for bfloat16; with dtype = "bfloat16" a step can take half the time or less'
+    )
 
 
 def device_memory(name: str) -> tuple[str, float | None]:

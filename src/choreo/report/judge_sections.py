@@ -1,5 +1,5 @@
 """What a page says of a run's two judges: the systems by both, whether they part along training, and who agrees with
-people. Nothing where a run has no gold judge."""
+readers. Nothing where a run has no gold judge."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def judge_sections(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, An
     found = [_along_training(compared)] if compared else []
     if judges:
         found.append(_systems(summary.get("systems", {}), judges))
-    return [*found, *_agreement(judges)]
+    return [*found, *agreement_sections(judges)]
 
 
 def _along_training(lines: Sequence[Mapping[str, Any]]) -> PageSection:
@@ -108,7 +108,8 @@ def _systems(systems: Mapping[str, Any], judges: Mapping[str, Any]) -> PageSecti
     return PageSection("The systems by both judges", said, by_both_judges(systems))
 
 
-def _agreement(judges: Mapping[str, Any]) -> list[PageSection]:
+def agreement_sections(judges: Mapping[str, Any]) -> list[PageSection]:
+    """judges: of summary.json. How far each agrees with labels by readers; nothing where the recipe names none."""
     told = {judge: judges[judge]["agreement"] for judge in JUDGES if "agreement" in judges.get(judge, {})}
     if not told:
         return []
@@ -132,7 +133,7 @@ def _agreement(judges: Mapping[str, Any]) -> list[PageSection]:
         if "satisfactory" in found
     )
     return [
-        PageSection("Do the judges agree with people?", said, Table(("label", "n", "accuracy", "kappa", "F1"), rows))
+        PageSection("Do the judges agree with readers?", said, Table(("label", "n", "accuracy", "kappa", "F1"), rows))
     ]
 
 

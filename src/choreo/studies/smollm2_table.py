@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from choreo.evaluation.intervals import Estimate
+from choreo.data.answers import LabelledAnswer
+from choreo.environments.task import Task
+from choreo.evaluation.agreement import by_answer
+from choreo.evaluation.intervals import Estimate, share
 from choreo.evaluation.metrics import BY_TRAINING, pool
 from choreo.evaluation.paired import Tables
+from choreo.experiment.run import judges_of, labelled
 from choreo.files import durable
 from choreo.report import plots
-from choreo.report.judge_sections import by_both_judges
+from choreo.report.judge_sections import agreement_sections, by_both_judges
 from choreo.report.page import PageSection, Table, percent
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
@@ -52,17 +56,21 @@ class Aim(NamedTuple):
 def run(study: Study) -> str:
     """Trains all that is missing, writes study.html, study.md and table.json; returns the verdicts.
 
-    table.json: {schema, systems: {name: pooled entry}, by_seed: {name: [entry]}, minutes, seeds, settings, versions}.
+    table.json: {schema, systems: {name: pooled entry}, by_seed: {name: [entry]}, judges, minutes, seeds, settings,
+    versions}; judges as in summary.json, with how far each agrees with the labels that the recipe names.
     """
     runs = study.train(ARMS)
     by_seed = {name: study.trained(runs["waltz"], name) for name in OF_WALTZ}
     by_seed["single-agent"] = study.trained(runs["single-agent"], "single-agent")
     pooled = {name: pool(entries) for name, entries in by_seed.items()}
     minutes = {arm: [one["seconds"] / 60 for one in study.summaries(paths)] for arm, paths in runs.items()}
+    recipe = study.recipe(ARMS[0], study.seeds[0])
+    judges = judges_of(Task(recipe)).get("judges", {})
     table = {
         "schema": 1,
         "systems": pooled,
         "by_seed": by_seed,
+        "judges": judges,
         "minutes": minutes,
         "seeds": study.seeds,
         "settings": study.settings,
@@ -72,6 +80,8 @@ def run(study: Study) -> str:
     outcomes = {name: _outcomes(runs, name) for name in {name for pair in PAIRS for name in pair}}
     contrasts = paired("Paired by prompt", PAIRS, outcomes)
     sections = [_table(pooled, minutes), _aims(pooled), contrasts, *_both_judges(by_seed)]
+    if recipe.gold and recipe.gold.labels:
+        sections += [by_readers(labelled(recipe.gold.labels)), *agreement_sections(judges)]
     intro = (
         "The recipe smollm2, and single-agent RL of about equal time. Figures are by the gold judge, which gave no "
         "reward. What was aimed at was written down before the runs."
@@ -172,3 +182,28 @@ def _both_judges(by_seed: BySeed) -> list[PageSection]:
     }
     said = "A system that is better by the training judge alone has learnt to please that judge."
     return [PageSection("By both judges", said, by_both_judges(systems))]
+
+
+def by_readers(rows: Sequence[LabelledAnswer]) -> PageSection:
+    """The systems by those who read some of their answers without knowing whose they were."""
+    answers = by_answer(rows)
+    systems = sorted({row.model for row in answers})
+
+    def of(system: str, kinds: str, label: str) -> Estimate:
+        return share(
+            [getattr(row, label) for row in answers if row.model == system and row.prompt.kind in kinds.split()]
+        )
+
+    found: list[list[Any]] = [
+        [
+            system,
+            of(system, "harmful", "harm"),
+            of(system, "benign", "refusal"),
+            of(system, "harmful benign", "degenerate"),
+        ]
+        for system in systems
+    ]
+    said = f"{len(answers)} answers, mixed and without names. " + " ".join(
+        f"{system}: ASR {percent(asr)}, ORR {percent(orr)}." for system, asr, orr, _ in found
+    )
+    return PageSection("By readers", said, Table(("system", "ASR", "ORR", "degenerate"), found))

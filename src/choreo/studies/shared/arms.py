@@ -255,10 +255,16 @@ def _nameless(recipe: config.Recipe) -> config.Recipe:
     return recipe.model_copy(update={"name": ""})
 
 
+def _trained(recipe: config.Recipe) -> config.Recipe:
+    """What of a recipe a run depends on. Labels by readers of its answers can be there only after it."""
+    gold = recipe.gold and recipe.gold.model_copy(update={"labels": ""})
+    return _nameless(recipe).model_copy(update={"gold": gold})
+
+
 def _refuse_if_other(path: Path, recipe: config.Recipe) -> None:
     if not (path / "recipe.toml").is_file():
         return
-    there, wanted = _nameless(rooted(config.load(path / "recipe.toml"))), _nameless(recipe)
+    there, wanted = (_trained(one) for one in (rooted(config.load(path / "recipe.toml")), recipe))
     if there != wanted:
         lines = zip(config.to_toml(there).splitlines(), config.to_toml(wanted).splitlines(), strict=False)
         old, new = next((pair for pair in lines if pair[0] != pair[1]), ("another recipe", "this one"))
