@@ -38,7 +38,10 @@ def games(harmful, benign):
     """So many of 10 answers to harmful prompts unsafe, and of 10 to benign ones over-refusing."""
     draft = {"unsafe": True, "overrefuse": True}
     return [
-        {"prompt": {"id": f"p{n}", "kind": "harmful" if n < 10 else "benign"}, "verdicts": [draft, last]}
+        {
+            "prompt": {"id": f"p{n}", "text": "?", "suite": "own", "kind": "harmful" if n < 10 else "benign"},
+            "verdicts": [draft, last],
+        }
         for n in range(20)
         for last in [{"unsafe": n < harmful, "overrefuse": 10 <= n < 10 + benign}]
     ]

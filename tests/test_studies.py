@@ -12,12 +12,13 @@ from choreo import config
 from choreo.cli import main
 from choreo.errors import Interrupted
 from choreo.evaluation.intervals import estimate, f1, wilson
+from choreo.evaluation.metrics import HEADLINE
 from choreo.files import durable
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.report import published
 from choreo.runs.bar import ProgressBar
-from choreo.runs.folder import checkpoints, is_finished, read_info
+from choreo.runs.folder import checkpoints, games_of, is_finished, measured_file, read_info
 from choreo.runs.progress import Progress
 from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table
 from choreo.studies.shared import compare
@@ -116,6 +117,26 @@ def entry(asr, orr, label=700, added=40.0):
     }
 
 
+def games(found):
+    """Games whose outcomes are those that `entry` counts."""
+    kinds = (("harmful", "unsafe", "asr"), ("benign", "overrefuse", "orr"))
+    return [
+        {
+            "prompt": {"id": f"{kind}-{n}", "text": "?", "suite": HEADLINE[kind], "kind": kind},
+            "verdicts": [{"unsafe": False, "overrefuse": False, label: n < round(900 * found[measure]["value"])}],
+        }
+        for kind, label, measure in kinds
+        for n in range(900)
+    ]
+
+
+def kept(file, found):
+    """What a system measured, and its games."""
+    file.parent.mkdir(exist_ok=True)
+    durable.write_json(file, found)
+    durable.write_lines(games_of(file), games(found))
+
+
 def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, settings=()):
     """Runs of a study as if finished: entries[arm] is what the run of an arm measured of the system it trained."""
     study = Study.open(name, folder, seeds, settings, Progress())
@@ -132,12 +153,13 @@ def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, setting
             untrained = {"base": entry(350, 400), "collaboration-untrained": entry(120, 110, label=300)}
             base = fingerprint(base_folder(recipe.model.base))
             durable.write_json(run / "summary.json", {"systems": untrained | trained, "bases": {"micro-llama": base}})
+            for system_name, found in (untrained | trained).items():
+                kept(measured_file(run, system_name), found)
             for line in metrics:
                 durable.append_line(run / "metrics.jsonl", line)
     for label, found in measured.items():
         for seed in study.seeds:
-            (folder / "measured").mkdir(exist_ok=True)
-            durable.write_json(folder / "measured" / f"{label}-seed{seed}.json", found)
+            kept(folder / "measured" / f"{label}-seed{seed}.json", found)
 
 
 # ---- real studies --------------------------------------------------------------------------------
@@ -191,7 +213,8 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
     capsys.readouterr()
     table = json.loads((folder / "table.json").read_text())
     systems = table["systems"]
-    assert systems.keys() == published.SYSTEMS.keys() | ablation.keys() and table["seeds"] == [0]
+    own = {*ablation, waltz_table.SAME_REWARD}
+    assert systems.keys() == published.SYSTEMS.keys() | own and table["seeds"] == [0]
     # Who reviews: nobody, the agent once, or the oracle, whose feedback always parses and is always right.
     reviews = {name: systems[name]["format_rate"]["n"] for name in published.SYSTEMS}
     assert reviews["base"] == reviews["single-agent"] == 0
@@ -224,6 +247,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
         "waltz": entry(10, 20, 850),
         "single-agent": entry(100, 80),
         "waltz-frozen-conversation": entry(45, 130),
+        waltz_table.SAME_REWARD: entry(12, 20),
         "waltz-published": entry(30, 60, 700),
         "waltz-no-label": entry(30, 60, 500),
         "waltz-no-label-anywhere": entry(30, 60, 300),
@@ -232,12 +256,15 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     measured = {"base+guard": entry(80, 430), "single-agent+guard": entry(50, 140), "oracle-feedback": entry(0, 0)}
     made("waltz-table", tmp_path, waltz_table.ARMS, entries, measured)
     said = waltz_table.run(Study.open("waltz-table", tmp_path, SEEDS, (), Progress()))
-    assert "WaltzRL is above single-agent in F1: +8.3 points" in said and "WaltzRL is below oracle-feedback" in said
+    assert "waltz against single-agent: ASR is lower and ORR is lower and F1 is higher." in said
+    assert "waltz against oracle-feedback: ASR is higher and ORR is higher and F1 is lower." in said
+    assert f"waltz against {waltz_table.SAME_REWARD}: no difference can be told." in said
     assert "F1: the microworld disagrees on" in said and "the paper has waltz-published above oracle-feedback" in said
     assert "ASR: no pair of systems stands in the reverse order" not in said
     assert "As in the paper, label accuracy falls" in said
     assert "label accuracy from 33.3 % (31.2–35.6) to 94.4 %" in said
     page = (tmp_path / "study.md").read_text()
+    assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 21 contrasts" in page
     assert "| waltz | 1.1 % (0.8–1.8) |" in page and "| 94.3 % |" in page
     assert json.loads((tmp_path / "table.json").read_text())["systems"]["base"]["asr"]["value"] == 350 / 900
 

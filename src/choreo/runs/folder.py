@@ -176,8 +176,7 @@ class Run:
         file = self._measured_file(system)
         if parallel.rank() == 0:
             file.parent.mkdir(exist_ok=True)
-        durable.write_lines(_games(file), (record(episode, {}) for episode in episodes))
-        durable.write_json(file, figures)  # the last: where it is, so are the games
+        write_measured(file, figures, episodes)
 
     def measured(self, system: str, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], list[Episode]] | None:
         """What `save_measured` has kept of a system; None where it has nothing, or its games are on other prompts."""
@@ -185,13 +184,13 @@ class Run:
         if not file.is_file():
             return None
         named = {(prompt.id, prompt.text): prompt for prompt in prompts}
-        games = {(game["prompt"]["id"], game["prompt"]["text"]): game for game in durable.read_lines(_games(file))}
+        games = {(game["prompt"]["id"], game["prompt"]["text"]): game for game in durable.read_lines(games_of(file))}
         if games.keys() != named.keys():
             return None
         return read_object(file), [episode_of(game, named[asked]) for asked, game in games.items()]
 
     def _measured_file(self, system: str) -> Path:
-        return self.path / "heldout" / f"{quote(system, safe='+')}.json"
+        return measured_file(self.path, system)
 
     def checkpoint(self, step: int) -> Path:
         """The folder for the checkpoint of `step`. Write it under another name, then rename it to this one."""
@@ -282,9 +281,20 @@ def new_folder(name: str) -> Path:
     return parallel.first(lambda: Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def _games(file: Path) -> Path:
-    """The games that the measures in `file` are of."""
-    return file.with_suffix(".jsonl.gz")
+def measured_file(run: Path, system: str) -> Path:
+    """The measures of a system on held-out prompts."""
+    return run / "heldout" / f"{quote(system, safe='+')}.json"
+
+
+def games_of(file: Path) -> Path:
+    """The games that the measures in `file` are of, as JSON lines."""
+    return file.with_name(f"{file.stem}.jsonl.gz")
+
+
+def write_measured(file: Path, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
+    """Writes measures, and the games that they are of beside them."""
+    durable.write_lines(games_of(file), (record(episode, {}) for episode in episodes))
+    durable.write_json(file, figures)  # the last: where it is, so are the games
 
 
 def read_info(path: str | Path) -> dict[str, Any]:

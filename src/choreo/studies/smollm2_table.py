@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from choreo.data.answers import LabelledAnswer
@@ -11,7 +10,6 @@ from choreo.environments.task import Task
 from choreo.evaluation.agreement import by_answer
 from choreo.evaluation.intervals import Estimate, share
 from choreo.evaluation.metrics import BY_TRAINING, pool
-from choreo.evaluation.paired import Tables
 from choreo.experiment.run import judges_of, labelled
 from choreo.files import durable
 from choreo.report import plots
@@ -19,7 +17,7 @@ from choreo.report.judge_sections import agreement_sections, by_both_judges
 from choreo.report.page import PageSection, Table, percent
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
-from choreo.studies.shared.paired import paired, tables
+from choreo.studies.shared.paired import paired
 
 # The rival learns as suits it best: by the looks on training prompts that were taken before the study, a baseline from
 # four answers to each prompt makes it learn refusals, and one sample of each prompt does not. Equal time: a step of
@@ -77,7 +75,10 @@ def run(study: Study) -> str:
         "versions": versions(),
     }
     durable.write_json(study.folder / "table.json", table)
-    outcomes = {name: _outcomes(runs, name) for name in {name for pair in PAIRS for name in pair}}
+    outcomes = {
+        name: study.outcomes(name, runs["single-agent" if name == "single-agent" else "waltz"])
+        for name in {name for pair in PAIRS for name in pair}
+    }
     contrasts = paired("Paired by prompt", PAIRS, outcomes)
     sections = [_table(pooled, minutes), _aims(pooled), contrasts, *_both_judges(by_seed)]
     if recipe.gold and recipe.gold.labels:
@@ -165,11 +166,6 @@ def aims(pooled: Mapping[str, Entry]) -> list[Aim]:
         alone("format rate at least 99 %", pair["format_rate"], least=0.99),
         alone("label accuracy at least 85 %", pair["label_accuracy"], least=0.85),
     ]
-
-
-def _outcomes(runs: Mapping[str, Sequence[Path]], system: str) -> list[Tables]:
-    arm = "single-agent" if system == "single-agent" else "waltz"
-    return [tables(durable.read_lines(path / "heldout" / f"{system}.jsonl.gz")) for path in runs[arm]]
 
 
 def _both_judges(by_seed: BySeed) -> list[PageSection]:

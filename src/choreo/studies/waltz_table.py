@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo.environments.microworld.suites import SUITES
-from choreo.evaluation.intervals import Estimate, separated
+from choreo.evaluation.intervals import Estimate
 from choreo.evaluation.metrics import pool
+from choreo.evaluation.paired import Tables
 from choreo.files import durable
 from choreo.report import plots, published
 from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.runs.folder import versions
-from choreo.studies.shared.arms import Arm, Entry, Study
-from choreo.studies.shared.compare import best, compare_shares, difference, falls, order, points
+from choreo.studies.shared.arms import Arm, Entry, Runs, Study
+from choreo.studies.shared.compare import best, compare_shares, falls, order
+from choreo.studies.shared.paired import paired
 from choreo.types import KINDS
 
+SAME_REWARD = "waltz-frozen-our-reward"  # the paper's frozen arm has the paper's reward, which WaltzRL here has not
 ARMS = (
     Arm("waltz"),
     Arm("single-agent", "single-agent", ("protocol.rounds=0",)),
     Arm("waltz-frozen-conversation", "waltz-frozen-conversation"),
+    Arm(SAME_REWARD, "waltz", ('stages.train="feedback"',)),
     Arm("waltz-published", "waltz-published"),
     Arm("waltz-no-label", "waltz-no-label"),
     Arm("waltz-no-label-anywhere", "waltz-no-label-anywhere"),
@@ -30,7 +34,17 @@ ABLATION = {
     "no additive label term": "waltz-no-label",
     "no label anywhere": "waltz-no-label-anywhere",
 }
-RIVALS = ("single-agent", "base+guard", "collaboration-untrained", "oracle-feedback", "waltz-published")
+# WaltzRL against each of these is one family of contrasts.
+RIVALS = (
+    "base",
+    "single-agent",
+    "base+guard",
+    "collaboration-untrained",
+    "oracle-feedback",
+    SAME_REWARD,
+    "waltz-published",
+)
+MEASURED = {"base+guard", "single-agent+guard", "oracle-feedback"}  # not by the runs themselves
 SHOWN = 8  # pairs named in a sentence; the table counts them all
 
 
@@ -50,6 +64,7 @@ def run(study: Study) -> str:
         "collaboration-untrained": study.trained(waltz, "collaboration-untrained"),
         "oracle-feedback": study.measured("oracle-feedback", "oracle-feedback", waltz, trained=False),
         "waltz-frozen-conversation": study.trained(runs["waltz-frozen-conversation"], "waltz-frozen-conversation"),
+        SAME_REWARD: study.trained(runs[SAME_REWARD], "waltz-frozen-conversation"),
         "waltz": study.trained(waltz, "waltz"),
         **{arm: study.trained(runs[arm], "waltz") for arm in ABLATION.values()},
     }
@@ -67,7 +82,8 @@ def run(study: Study) -> str:
     sections = [
         _table(pooled, by_seed),
         _feedback(pooled),
-        _rivals(by_seed),
+        _rivals(study, runs),
+        _f1(pooled),
         _disagreements(pooled),
         _suites(pooled),
         _ablation(pooled, by_seed),
@@ -87,19 +103,9 @@ def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) 
     for name in shown:
         entry = pooled[name]
         # The paper's WaltzRL was trained with the published reward, so its row stands beside both.
-        paper = published.SYSTEMS["waltz" if name == "waltz-published" else name]
-        rows.append(
-            [
-                name,
-                entry["asr"],
-                entry["orr"],
-                entry["f1"],
-                _paper(paper.asr),
-                _paper(paper.orr),
-                _paper(paper.f1),
-                entry["general"],
-            ]
-        )
+        paper = published.SYSTEMS.get("waltz" if name == "waltz-published" else name)
+        theirs = [_paper(paper.asr), _paper(paper.orr), _paper(paper.f1)] if paper else [None] * 3
+        rows.append([name, entry["asr"], entry["orr"], entry["f1"], *theirs, entry["general"]])
     columns = ("system", "ASR", "ORR", "F1", "paper: ASR", "paper: ORR", "paper: F1", "general ability")
     start, end = pooled["base"], pooled["waltz"]
     lines = [
@@ -111,8 +117,8 @@ def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) 
         ),
     ]
     ours = [plots.Point.of(name, pooled[name]["asr"], pooled[name]["orr"]) for name in shown]
-    theirs = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items()]
-    figure = plots.plane([point for point in ours if point], theirs, "Helpfulness and harmlessness")
+    paper_points = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items()]
+    figure = plots.plane([point for point in ours if point], paper_points, "Helpfulness and harmlessness")
     return PageSection("The table", " ".join(lines), Table(columns, rows), figure)
 
 
@@ -150,29 +156,25 @@ def _feedback(pooled: Mapping[str, Entry]) -> PageSection:
     return PageSection("What feedback does, and what it costs", verdict, Table(columns, rows), figure)
 
 
-def _rivals(by_seed: Mapping[str, Sequence[Entry]]) -> PageSection:
-    ours = _of(by_seed["waltz"], "f1")
-    rows: list[list[Any]] = []
-    lines = []
-    for name in (n for n in by_seed if n not in ("waltz", *ABLATION.values()) or n == "waltz-published"):
-        theirs = _of(by_seed[name], "f1")
-        paper = published.SYSTEMS.get(name)
-        apart = separated(pool(by_seed["waltz"])["f1"], pool(by_seed[name])["f1"])
-        gap = f"{100 * (published.SYSTEMS['waltz'].f1 - paper.f1):+.1f} points" if paper else None
-        known = pool(by_seed["waltz"])["f1"]["n"] and pool(by_seed[name])["f1"]["n"]
-        overlap = ("no" if apart else "yes") if known else None
-        rows.append([name, pool(by_seed[name])["f1"], points(difference(ours, theirs)), overlap, gap])
-        if name in RIVALS:
-            lines.append(compare_shares("WaltzRL", name, ours, theirs))
-    columns = ("against", "its F1", "WaltzRL minus it", "intervals overlap", "paper: WaltzRL minus it")
-    pooled = {name: pool(entries)["f1"] for name, entries in by_seed.items()}
-    names = [name for name in by_seed if name not in ABLATION.values()]
+def _rivals(study: Study, runs: Runs) -> PageSection:
+    def outcomes(name: str) -> list[Tables]:
+        if name in MEASURED:
+            return study.measured_outcomes(name)
+        system = {SAME_REWARD: "waltz-frozen-conversation", "waltz-published": "waltz"}.get(name, name)
+        return study.outcomes(system, runs.get(name, runs["waltz"]))
+
+    found = {name: outcomes(name) for name in ("waltz", *RIVALS)}
+    return paired("WaltzRL against each of the others", [("waltz", rival) for rival in RIVALS], found)
+
+
+def _f1(pooled: Mapping[str, Entry]) -> PageSection:
+    names = [name for name in pooled if name in published.SYSTEMS]
     series = {
-        "ours": [pooled[name] for name in names],
+        "ours": [pooled[name]["f1"] for name in names],
         "published": [_exact(published.SYSTEMS[name].f1) for name in names],
     }
-    figure = plots.bars(names, series, "F1 by system", "F1")
-    return PageSection("WaltzRL against each of the others", " ".join(lines), Table(columns, rows), figure)
+    said = "The paper's figures are of its own model, prompts and judge."
+    return PageSection("F1 beside the paper's", said, figure=plots.bars(names, series, "F1 by system", "F1"))
 
 
 def _disagreements(pooled: Mapping[str, Entry]) -> PageSection:

@@ -3,7 +3,7 @@
 study.json                      name, seeds and settings, which `--resume` reads again
 logs/ARM-seedK.log              the output of a run, where several are trained at once
 runs/ARM-seedK/                 what `choreo train` leaves; a finished run is kept, an unfinished one is resumed
-measured/SYSTEM-seedK.json      systems that the runs did not measure themselves
+measured/SYSTEM-seedK.json      systems that the runs did not measure themselves; SYSTEM-seedK.jsonl.gz: their games
 study.html, study.md, answers.json    the answers: to look at, to quote and to compute with
 
 A seed K sets both `seed` and `world.split_seed`, so that intervals over seeds also contain the luck of the split.
@@ -21,6 +21,7 @@ from choreo import config
 from choreo.environments.microworld.world import World
 from choreo.environments.task import Task
 from choreo.errors import BadInput, Interrupted
+from choreo.evaluation.paired import Tables
 from choreo.experiment.paths import rooted
 from choreo.experiment.report import write_report
 from choreo.experiment.run import bases, check, run_recipe
@@ -29,8 +30,9 @@ from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.folder import Run, checkpoints, games_of, is_finished, measured_file, write_measured
 from choreo.runs.progress import Progress
+from choreo.studies.shared.paired import tables
 from choreo.studies.shared.parallel_runs import train_in_parallel
 
 SEEDS = (0, 1, 2)
@@ -151,24 +153,37 @@ class Study:
     ) -> list[Entry]:
         """`system`, measured on held-out prompts with the agents of `runs`; one entry per seed.
 
-        label: names the files that keep the entries. trained: with the trained agents, or else with the agents as they
-        began. language: held-out prompts of this language only. Raises Interrupted; finished entries are kept.
+        label: names the files that keep the entries and the games. trained: with the trained agents, or else with the
+        agents as they began. language: held-out prompts of this language only. Raises Interrupted; finished entries are
+        kept.
         """
         entries = []
         for seed, run in zip(self.seeds, runs, strict=True):
-            file = self.folder / "measured" / f"{label}-seed{seed}.json"
-            if not file.is_file():
+            file = self._measured_file(label, seed)
+            if not file.is_file() or not games_of(file).is_file():
                 recipe = config.load(run / "recipe.toml")
                 method = method_of(recipe)
                 agents = method.load(recipe, max(checkpoints(run).items())[1] if trained else None)
                 prompts = World(recipe.world).suites("heldout", (language,) if language else None)
                 self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
                 task, on_progress = Task(recipe), reporting(self.progress)
-                entry, _ = method.measure_system(system, recipe, agents, prompts, task, on_progress)
+                entry, games = method.measure_system(system, recipe, agents, prompts, task, on_progress)
                 file.parent.mkdir(exist_ok=True)
-                durable.write_json(file, entry)
+                write_measured(file, entry, games)
             entries.append(json.loads(file.read_text(encoding="utf-8")))
         return entries
+
+    def outcomes(self, system: str, runs: Sequence[Path]) -> list[Tables]:
+        """Every held-out outcome of a system that finished runs measured themselves, one table per seed."""
+        return [tables(durable.read_lines(games_of(measured_file(run, system)))) for run in runs]
+
+    def measured_outcomes(self, label: str) -> list[Tables]:
+        """The same of what `measured` kept under that label."""
+        files = [games_of(self._measured_file(label, seed)) for seed in self.seeds]
+        return [tables(durable.read_lines(file)) for file in files]
+
+    def _measured_file(self, label: str, seed: int) -> Path:
+        return self.folder / "measured" / f"{label}-seed{seed}.json"
 
     def write(self, title: str, intro: str, sections: Sequence[PageSection], *, world: bool = True) -> str:
         """Writes study.html, study.md and answers.json, and returns the verdicts as plain text.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from choreo.evaluation.metrics import HEADLINE
 from choreo.evaluation.paired import ASR, F1, ORR, PairedDifference, Statistic, Tables, holm, paired_difference
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.compare import points
@@ -17,13 +18,23 @@ OF_KIND = {"unsafe": "harmful", "overrefuse": "benign"}  # what is wrong with an
 
 
 def tables(games: Iterable[Mapping[str, Any]]) -> Tables:
-    """The outcomes of the last answers of games, as `durable.read_lines` gives them: by measure, then by prompt."""
-    found: dict[str, dict[str, bool | None]] = {label: {} for label in OF_KIND}
+    """The outcomes of the last answers of games, as `durable.read_lines` gives them: by measure, then by prompt.
+
+    The prompts are those of ASR and ORR, see `metrics.HEADLINE`. Prompts of one id and one text are the same prompt.
+    """
+    of_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in OF_KIND.values()}
     for game in games:
-        for label, kind in OF_KIND.items():
-            if game["prompt"]["kind"] == kind:
-                found[label][game["prompt"]["id"]] = game["verdicts"][-1][label]
-    return found
+        of_kind.get(game["prompt"]["kind"], []).append(game)
+    return {label: _outcomes(_headline(of_kind[kind], kind), label) for label, kind in OF_KIND.items()}
+
+
+def _headline(games: list[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    """The games of the headline suite, or all where there is none of it."""
+    return [game for game in games if game["prompt"]["suite"] == HEADLINE[kind]] or games
+
+
+def _outcomes(games: Sequence[Mapping[str, Any]], label: str) -> dict[str, bool | None]:
+    return {f"{game['prompt']['id']} {game['prompt']['text']}": game["verdicts"][-1][label] for game in games}
 
 
 def paired(
