@@ -21,7 +21,7 @@ RECIPE = {
 
 
 def test_a_shipped_pair_is_its_run_made_small(tiny_folder, tmp_path, monkeypatch):
-    run = api.train({**RECIPE, "model": {"base": str(tiny_folder), "rank": 2}}, tmp_path / "run")
+    run = api.train({**RECIPE, "model": {"base": str(tiny_folder), "rank": 2, "dtype": "bfloat16"}}, tmp_path / "run")
     monkeypatch.setattr(shipped, "PAIRS", tmp_path / "pairs")
     monkeypatch.chdir(tmp_path)
     out = ship(run.path, shipped.PAIRS / "mine")
@@ -42,6 +42,7 @@ def test_a_shipped_pair_is_its_run_made_small(tiny_folder, tmp_path, monkeypatch
     sizes = [sum(file.stat().st_size for file in max(checkpoints(one).items())[1].iterdir()) for one in (run.path, out)]
     assert sizes[1] < sizes[0] / 2
     whole, small = (api.load(name) for name in (run.path, "mine"))
+    assert small.recipe.model.dtype == "float32" and "trained and measured in bfloat16" in card
     for role, agent in whole.agents.agents.items():
         of_small = small.agents.team(role).agents[role].parameters
         for name, value in agent.engine.team.agents[role].parameters.items():

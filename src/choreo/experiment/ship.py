@@ -3,8 +3,8 @@ with choreo.
 
 What is kept is what playing and measuring needs: the recipe, the figures, the dialogues that the report shows, and both
 agents as they are after the last step, in half precision, without optimisers, with a card. The warm start is left out,
-so the shipped pair has no `collaboration-warm` to be measured beside. Of a judge everything is kept, its adapter in
-half precision.
+so the shipped pair has no `collaboration-warm` to be measured beside. It plays in float32, whatever it was trained in.
+Of a judge everything is kept, its adapter in half precision.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def ship(run: str | Path, out: Path) -> Path:
     checkpoint.save(out / "checkpoints" / newest.name, state)
     recipe = held.recipe.model_dump()
     recipe["warmup"] = {}
+    recipe["model"]["dtype"] = "float32"  # many CPUs compute bfloat16 slowly
     durable.write_text(out / "recipe.toml", config.to_toml(config.make(recipe)))
     info = {name: held.info[name] for name in ("schema", "name", "method", "seeds", "versions", "started")}
     durable.write_json(out / "run.json", info)
@@ -89,7 +90,8 @@ def card(run: Run, name: str, step: int) -> str:
         "The feedback agent reviews every answer of the conversation agent, and what it does not pass is revised.",
         f"## Run it\n\n    choreo serve {name}\n    choreo eval {name}",
         "## How it was made\n\nEvery setting is in `recipe.toml`, but for the warm start, which left nothing here but "
-        f"what it made of the agents. {method.learnt_from(recipe, run.info)}",
+        f"what it made of the agents. It was trained and measured in {recipe.weights().dtype}. "
+        + method.learnt_from(recipe, run.info),
         "## What it was measured to be worth\n\n" + figures(run.path),
         "## Limits\n\n" + limits(recipe),
         "## Licence\n\n" + " ".join(dict.fromkeys(licence_terms(licence_of(base)) for base in named)),
