@@ -1,4 +1,4 @@
-"""What raters said, as files: a table of ratings, preferences for training, labelled answers for judges and warm starts."""
+"""What raters said, as files: a table of ratings; preferences and labelled answers, for training."""
 
 from __future__ import annotations
 
