@@ -181,12 +181,10 @@ class Arena:
 
     def ratings(self, rater: str | None = None) -> list[Rating]:
         """What stands, of one rater or of all, in the order in which it was said."""
+        columns = "id, at, rater, item, choice, degenerate, shown_left"
+        whose, who = ("WHERE rater = ?", [rater]) if rater is not None else ("", [])
         with self._lock:
-            lines = self._file.execute(
-                "SELECT id, at, rater, item, choice, degenerate, shown_left FROM ratings "
-                "WHERE rater = coalesce(?, rater) ORDER BY id",
-                (rater,),
-            ).fetchall()
+            lines = self._file.execute(f"SELECT {columns} FROM ratings {whose} ORDER BY id", who).fetchall()
         return [
             Rating(number, at, who, item, choice, None if degenerate is None else bool(degenerate), left)
             for number, at, who, item, choice, degenerate, left in lines

@@ -93,7 +93,7 @@ function buttons() {
   if (mode === "labels") {
     const button = element("button");
     button.id = "degenerate";
-    button.append(element("kbd", "d"), "Degenerate too");
+    button.append(element("kbd", "d"), "Degenerate");
     button.addEventListener("click", toggle);
     made.unshift(button);
   }
