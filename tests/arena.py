@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from choreo.arena.make import Plan, new_arena
+from choreo.arena.make import ArenaPlan, new_arena
 from choreo.types import KINDS
 
 
@@ -29,7 +29,7 @@ def make_arena(
     """An arena in folder/arena, of systems whose answers are "NAME on NUMBER"."""
     sources = [(name, str(answers(folder, name, prompts))) for name in systems]
     file = write_rows(folder / "attention.jsonl", attention) if attention else None
-    new_arena(folder / "arena", Plan(mode, sources, attention=file))
+    new_arena(folder / "arena", ArenaPlan(mode, sources, attention=file))
     return folder / "arena"
 
 

@@ -43,7 +43,7 @@ def test_strengths_are_what_comes_out_by_hand():
     assert first["low"] < 0 < first["high"]  # four comparisons say little
     # Odds of 1 : 2 : 4 give each pair exactly these wins, so they are the strengths that fit best.
     wins = np.array([[0, 10, 6], [20, 0, 10], [24, 20, 0]], dtype=float)
-    assert bradley_terry.fit(wins[None])[0] == pytest.approx(np.log([0.5, 1, 2]), abs=1e-7)
+    assert bradley_terry.best_fit(wins[None])[0] == pytest.approx(np.log([0.5, 1, 2]), abs=1e-7)
     # A tie is half a win for both: one win and one tie are 1.5 : 0.5.
     tied = bradley_terry.tally([(0, 0, 1, 1.0), (1, 0, 1, 0.5)], 2, 2)
     assert np.diff([one["value"] for one in bradley_terry.strengths(tied, 2)]) == pytest.approx([-math.log(3)])

@@ -39,7 +39,7 @@ class Undone(Strict):
     item: int
 
 
-def application(arena: Arena) -> Starlette:
+def raters_page(arena: Arena) -> Starlette:
     """All routes of the arena's page."""
 
     def guarded(
@@ -60,7 +60,7 @@ def application(arena: Arena) -> Starlette:
     return Starlette(
         routes=[
             Route("/guidelines", guarded(guidelines)),
-            Route("/next", guarded(lambda arena, rater, _: shown(arena, rater))),
+            Route("/next", guarded(lambda arena, rater, _: next_item(arena, rater))),
             Route("/rate", guarded(rate), methods=["POST"]),
             Route("/undo", guarded(undo), methods=["POST"]),
             *pages(PAGE),
@@ -73,7 +73,7 @@ def guidelines(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
     return {"guidelines": arena.about["guidelines"], "rater": rater, "mode": arena.mode}
 
 
-def shown(arena: Arena, rater: str) -> dict[str, Any]:
+def next_item(arena: Arena, rater: str) -> dict[str, Any]:
     """What the page shows next: {item, done, total, last}. item: None at the end. last: the item that may be undone."""
     ratings = arena.ratings(rater)
     rated = {rating.item for rating in ratings}
@@ -104,7 +104,7 @@ def rate(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
         arena.rate(rater, said.item, choice, said.degenerate)
     except Conflict as conflict:
         raise ApiError(409, str(conflict)) from None
-    return shown(arena, rater)
+    return next_item(arena, rater)
 
 
 def undo(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def undo(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
         arena.undo(rater, _read(Undone, body).item)
     except Conflict as conflict:
         raise ApiError(409, str(conflict)) from None
-    return shown(arena, rater)
+    return next_item(arena, rater)
 
 
 def _blind(arena: Arena, rater: str, item: Item) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.arena.items import Item
-from choreo.arena.results import labelled, preferred, rated_by
+from choreo.arena.results import as_labelled, preferred, rated_by
 from choreo.arena.store import Arena
 from choreo.errors import BadInput
 from choreo.evaluation.agreement import by_answer
@@ -84,7 +84,7 @@ def _dpo(arena: Arena, leave_out: Sequence[str]) -> Iterable[Row]:
 
 def _answers(arena: Arena, leave_out: Sequence[str]) -> Iterable[Row]:
     """Every labelled answer once, with the labels that most of its raters gave, null where they are of two minds."""
-    rows = labelled(rated_by(arena, leave_out))
+    rows = as_labelled(rated_by(arena, leave_out))
     who: dict[str, list[str]] = {}
     for row in rows:
         who.setdefault(row.prompt.id, []).append(row.labeller)

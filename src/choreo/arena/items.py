@@ -19,7 +19,7 @@ CHOICES: Mapping[Mode, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RatedAnswer:
     """An answer to be rated. system: who gave it, "" in an attention item. verdict: of the judge of its run, if any."""
 
     system: str
@@ -40,7 +40,7 @@ class Item:
     prompt: str
     kind: str
     suite: str
-    answers: tuple[Answer, ...]
+    answers: tuple[RatedAnswer, ...]
     expected: str = ""
     degenerate: bool | None = None
 
@@ -74,7 +74,7 @@ def fields_of(item: Item) -> dict[str, Any]:
 def item_of(fields: Mapping[str, Any]) -> Item:
     """The item of its JSON."""
     answers = tuple(
-        Answer(one["system"], one["text"], Verdict(**one["verdict"]) if one["verdict"] else None)
+        RatedAnswer(one["system"], one["text"], Verdict(**one["verdict"]) if one["verdict"] else None)
         for one in fields["answers"]
     )
     return Item(**{**fields, "answers": answers})

@@ -10,8 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from choreo.arena.items import CHOICES, Answer, Item, Mode
-from choreo.arena.sources import Answered, Source, read_source
+from choreo.arena.items import CHOICES, Item, Mode, RatedAnswer
+from choreo.arena.sources import Answered, SystemAnswers, read_source
 from choreo.arena.store import create
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, rows
@@ -22,7 +22,7 @@ GUIDELINES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Plan:
+class ArenaPlan:
     """What a new arena is made of.
 
     systems: a name and its source, see `read_source`. guidelines, attention: files, or None. prompts: how many are
@@ -37,7 +37,7 @@ class Plan:
     seed: int = 0
 
 
-def new_arena(folder: Path, plan: Plan) -> dict[str, Any]:
+def new_arena(folder: Path, plan: ArenaPlan) -> dict[str, Any]:
     """Makes the arena and says what is in it: {mode, systems, prompts, items, attention, equal, left_out}.
 
     Raises BadInput, and makes nothing, where something is there already or a file cannot be used.
@@ -71,7 +71,7 @@ def new_arena(folder: Path, plan: Plan) -> dict[str, Any]:
     return told | {"items": len(made), "attention": len(attention)}
 
 
-def _shared(sources: Sequence[Source]) -> tuple[list[str], dict[str, int]]:
+def _shared(sources: Sequence[SystemAnswers]) -> tuple[list[str], dict[str, int]]:
     """The prompts that all systems have answered, in the order of the first, and how many were left out for what."""
     everything = dict.fromkeys(prompt for source in sources for prompt in source.answers)
     shared = [prompt for prompt in everything if all(prompt in source.answers for source in sources)]
@@ -89,7 +89,7 @@ def _shared(sources: Sequence[Source]) -> tuple[list[str], dict[str, int]]:
 Made = tuple[Any, ...]  # the fields of an Item, without its id
 
 
-def _pairs(sources: Sequence[Source], prompts: Sequence[str]) -> tuple[list[Made], dict[str, int]]:
+def _pairs(sources: Sequence[SystemAnswers], prompts: Sequence[str]) -> tuple[list[Made], dict[str, int]]:
     """Every two systems on every prompt. Two equal answers are shown to nobody: they are counted, by pair."""
     made, equal = list[Made](), Counter[str]()
     for prompt in prompts:
@@ -103,7 +103,7 @@ def _pairs(sources: Sequence[Source], prompts: Sequence[str]) -> tuple[list[Made
     return made, dict(equal)
 
 
-def _single(sources: Sequence[Source], prompts: Sequence[str]) -> tuple[list[Made], dict[str, int]]:
+def _single(sources: Sequence[SystemAnswers], prompts: Sequence[str]) -> tuple[list[Made], dict[str, int]]:
     both = [source.answers[prompt] for prompt in prompts for source in sources]
     return [(one.prompt, one.kind, one.suite, (one.answer,)) for one in both], {}
 
@@ -124,13 +124,15 @@ def read_attention(file: Path, mode: Mode) -> list[Made]:
         names = ("a", "b") if mode == "pairs" else ("answer",)
         kind = fields.one_of("kind", *KINDS) if mode == "labels" or row.get("kind") else ""
         degenerate = fields.flag("degenerate") if mode == "labels" and row.get("degenerate") is not None else None
-        made.append((prompt, kind, kind, tuple(Answer("", fields.text(name)) for name in names), expected, degenerate))
+        made.append(
+            (prompt, kind, kind, tuple(RatedAnswer("", fields.text(name)) for name in names), expected, degenerate)
+        )
     if not made:
         raise BadInput(f"{file}: holds no rows")
     return made
 
 
-def _guidelines(plan: Plan) -> str:
+def _guidelines(plan: ArenaPlan) -> str:
     file = plan.guidelines or GUIDELINES / f"{plan.mode}.md"
     try:
         text = file.read_text(encoding="utf-8-sig")

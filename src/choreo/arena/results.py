@@ -15,7 +15,7 @@ from choreo.data.answers import LabelledAnswer
 from choreo.errors import BadInput
 from choreo.evaluation import bradley_terry
 from choreo.evaluation.agreement import by_answer, verdicts_agree
-from choreo.evaluation.intervals import Estimate, estimate, share, weights_of
+from choreo.evaluation.intervals import Estimate, bootstrap_weights, estimate, share
 from choreo.evaluation.judging import rates
 from choreo.evaluation.krippendorff import alpha
 from choreo.types import KINDS, Prompt, Verdict
@@ -51,7 +51,7 @@ def rated_by(arena: Arena, leave_out: Sequence[str] = ()) -> list[tuple[Item, Ra
     return [(item, one) for item, one in both if not item.attention and one.rater not in leave_out]
 
 
-def labelled(rated: Rated) -> list[LabelledAnswer]:
+def as_labelled(rated: Rated) -> list[LabelledAnswer]:
     """The answers with a rater's labels, one row for each rating.
 
     A refusal of a harmful prompt is fine, and so is an answer that helps nobody there, so of a fine answer to such a
@@ -138,7 +138,7 @@ def _compared(arena: Arena, rated: Rated, a: str, b: str, won: np.ndarray, lost:
     counts = {"win": said.count("a"), "tie": said.count(TIE), "both_bad": said.count(BOTH_BAD), "lose": said.count("b")}
     score = estimate(None, 0, None, None)
     if said:
-        weights = weights_of(len(won), 2, 0.5)
+        weights = bootstrap_weights(len(won), 2, 0.5)
         above, below = weights @ np.append(won, [1.0, 0.0]), weights @ np.append(lost, [0.0, 1.0])
         low, high = np.quantile(above / (above + below), (0.025, 0.975))
         value = float(won.sum() / len(said))
@@ -148,7 +148,7 @@ def _compared(arena: Arena, rated: Rated, a: str, b: str, won: np.ndarray, lost:
 
 
 def _labels(arena: Arena, rated: Rated) -> dict[str, Any]:
-    rows = labelled(rated)
+    rows = as_labelled(rated)
     answers = by_answer(rows)
     by_system = {name: [row for row in answers if row.model == name] for name in arena.about["systems"]}
     verdicts = {

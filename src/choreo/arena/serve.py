@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from choreo.arena.app import application
+from choreo.arena.app import raters_page
 from choreo.arena.store import Arena
 from choreo.errors import BadInput
 from choreo.server.figures import log
@@ -24,7 +24,7 @@ def serve_arena(folder: Path, port: int) -> None:
 
 
 async def _until_stopped(arena: Arena, port: int) -> None:
-    http = HttpServer.of(application(arena), lifespan="off", timeout_graceful_shutdown=10, limit_concurrency=512)
+    http = HttpServer.of(raters_page(arena), lifespan="off", timeout_graceful_shutdown=10, limit_concurrency=512)
     listener, address = listen(HOST, port)
     http.stop_on_signals()
     log("serving", address=address, arena=str(arena.folder), items=len(arena.items), pid=os.getpid())

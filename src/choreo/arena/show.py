@@ -11,7 +11,7 @@ from choreo.report.judge_sections import LABELS
 from choreo.report.page import PageSection, Table, cell, percent, write_study
 
 
-def text_of(found: Mapping[str, Any]) -> str:
+def tables_of(found: Mapping[str, Any]) -> str:
     """All tables as plain columns, each under its question."""
     return "\n\n".join(f"{section.heading}\n{_plain(section.table)}" for section in _sections(found) if section.table)
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from choreo.arena.items import Answer
+from choreo.arena.items import RatedAnswer
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, rows
 from choreo.files.shipped import is_shipped
@@ -23,11 +23,11 @@ class Answered:
     prompt: str
     kind: str
     suite: str
-    answer: Answer
+    answer: RatedAnswer
 
 
 @dataclass
-class Source:
+class SystemAnswers:
     """A system with its answers, by the text of their prompts. left_out: how many answers were of no use, and why."""
 
     system: str
@@ -35,7 +35,7 @@ class Source:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def read_source(system: str, where: str, kinds: bool) -> Source:
+def read_source(system: str, where: str, kinds: bool) -> SystemAnswers:
     """The answers of `system`. where: a file of rows {prompt, answer}, or RUN:SYSTEM. kinds: whether rows must have
     the kind of their prompt. Raises BadInput."""
     run, _, name = where.rpartition(":")
@@ -44,11 +44,11 @@ def read_source(system: str, where: str, kinds: bool) -> Source:
     return _run(system, Path(run), name)
 
 
-def _run(system: str, run: Path, name: str) -> Source:
+def _run(system: str, run: Path, name: str) -> SystemAnswers:
     read_info(run)
     if not is_finished(run):
         raise BadInput(f"{run}: is not finished; go on with choreo train --resume {run}")
-    source = Source(system)
+    source = SystemAnswers(system)
     for game in heldout_games(run, name):
         prompt, last = game["prompt"], game["answers"][-1]
         verdict = Verdict(**game["verdicts"][-1]) if game["verdicts"] else None
@@ -57,13 +57,13 @@ def _run(system: str, run: Path, name: str) -> Source:
         elif prompt["text"] in source.answers:
             source.left_out["prompt was there before"] += 1
         else:
-            answer = Answer(system, last["text"], verdict)
+            answer = RatedAnswer(system, last["text"], verdict)
             source.answers[prompt["text"]] = Answered(prompt["text"], prompt["kind"], prompt["suite"], answer)
     return source
 
 
-def _file(system: str, file: Path, kinds: bool) -> Source:
-    source, first = Source(system), dict[str, int]()
+def _file(system: str, file: Path, kinds: bool) -> SystemAnswers:
+    source, first = SystemAnswers(system), dict[str, int]()
     for line, row in rows(file):
         if isinstance(row, BadInput):
             raise row
@@ -76,7 +76,7 @@ def _file(system: str, file: Path, kinds: bool) -> Source:
         first[prompt] = line
         kind = fields.one_of("kind", *KINDS) if kinds or row.get("kind") else ""
         suite = fields.text("suite") if row.get("suite") else kind
-        source.answers[prompt] = Answered(prompt, kind, suite, Answer(system, text, _verdict(fields)))
+        source.answers[prompt] = Answered(prompt, kind, suite, RatedAnswer(system, text, _verdict(fields)))
     if not first:
         raise BadInput(f"{file}: holds no rows")
     return source

@@ -133,13 +133,15 @@ def _leave_out(command: argparse.ArgumentParser) -> None:
 
 
 def new(args: argparse.Namespace) -> int:
-    from choreo.arena.make import Plan, lines_of, new_arena
+    from choreo.arena.make import ArenaPlan, lines_of, new_arena
 
     pairs = [system.partition("=") for system in args.system]
     if wrong := [name + mark + where for name, mark, where in pairs if not (name.strip() and mark and where)]:
         raise BadInput(f"--system {wrong[0]}: expected NAME=SOURCE")
     systems = [(name, where) for name, _, where in pairs]
-    told = new_arena(args.folder, Plan(args.mode, systems, args.guidelines, args.attention, args.prompts, args.seed))
+    told = new_arena(
+        args.folder, ArenaPlan(args.mode, systems, args.guidelines, args.attention, args.prompts, args.seed)
+    )
     if args.json:
         print_json(told)
         return 0
@@ -167,14 +169,14 @@ def serve(args: argparse.Namespace) -> int:
 
 def results(args: argparse.Namespace) -> int:
     from choreo.arena.results import results
-    from choreo.arena.show import text_of, write_page
+    from choreo.arena.show import tables_of, write_page
     from choreo.arena.store import Arena
 
     with Arena(args.folder) as arena:
         found = results(arena, args.leave_out)
     if args.out:
         say(f"written: {write_page(found, args.out)}")
-    print_json(found) if args.json else print(text_of(found))
+    print_json(found) if args.json else print(tables_of(found))
     return 0
 
 

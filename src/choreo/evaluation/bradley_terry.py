@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
-from choreo.evaluation.intervals import DRAWS, Estimate, estimate, weights_of
+from choreo.evaluation.intervals import DRAWS, Estimate, bootstrap_weights, estimate
 
 STEPS, LONGEST = 200, 2.0  # Newton's steps at most, and the most that one changes a strength by
 
@@ -30,9 +30,9 @@ def strengths(wins: np.ndarray, n: int, seed: int = 0, draws: int = DRAWS) -> li
         return [estimate(None, 0, None, None, n) for _ in range(k)]
     unseen = np.zeros((k * k, k, k))
     unseen.reshape(k * k, k * k)[np.diag_indices(k * k)] = (total + total.T > 0).ravel()
-    weights = weights_of(len(wins), k * k, 0.5, seed, draws)
-    drawn = fit(np.einsum("dp,pij->dij", weights, np.concatenate([wins, unseen])))
-    best = fit(total[None])[0]
+    weights = bootstrap_weights(len(wins), k * k, 0.5, seed, draws)
+    drawn = best_fit(np.einsum("dp,pij->dij", weights, np.concatenate([wins, unseen])))
+    best = best_fit(total[None])[0]
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     ends = zip(best, np.minimum(low, best), np.maximum(high, best), strict=True)
     return [estimate(float(value), n, float(below), float(above)) for value, below, above in ends]
@@ -45,7 +45,7 @@ def exists(wins: np.ndarray) -> bool:
     return bool(groups == 1)
 
 
-def fit(wins: np.ndarray) -> np.ndarray:
+def best_fit(wins: np.ndarray) -> np.ndarray:
     """The strengths of the highest likelihood, float [n, k] with rows of the mean 0, of n tables of wins, float
     [n, k, k], by Newton's method. Finite strengths must exist (`exists`). Raises ValueError where it does not arrive.
     """

@@ -58,7 +58,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -
     return estimate(mean, data.size, float(low), float(high))
 
 
-def weights_of(seen: int, unseen: int, part: float, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+def bootstrap_weights(seen: int, unseen: int, part: float, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
     """Weights of the Bayesian bootstrap (Rubin 1981), float64 [draws, seen + unseen]. In the mean each of `seen`
     units has the weight 1, and each of `unseen` ones, which stand for what was not seen, `part`."""
     concentration = np.concatenate([np.ones(seen), np.full(unseen, part)])
