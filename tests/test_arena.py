@@ -17,7 +17,7 @@ from choreo.arena.items import CHOICES
 from choreo.arena.results import results
 from choreo.arena.store import FILE, Arena, Conflict
 from choreo.cli import arena_commands, main
-from choreo.data import answers, preferences
+from choreo.data import answers, preferences, reviews
 from choreo.evaluation import bradley_terry
 from choreo.evaluation.krippendorff import alpha
 
@@ -165,6 +165,8 @@ def test_labels_meet_the_judge_of_the_run_and_become_answers(tmp_path):
         (False, False, None),
     ]
     assert {(row.model, row.prompt.suite) for row in rows} == {("ours", "mine")}
+    verdicts = [row.verdict for row in reviews.load(tmp_path / "answers.jsonl").rows]  # as [warmup.answers] reads it
+    assert [(one.unsafe, one.overrefuse) for one in verdicts if one] == [(1, 0), (1, 0), (0, 1), (0, 0)]
     assert [row.labeller for row in rows] == ["alice+bob", "alice+bob+carol", "alice+bob", "alice+bob"]
 
 

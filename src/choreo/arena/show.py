@@ -30,8 +30,9 @@ def write_page(found: Mapping[str, Any], path: Path) -> Path:
 
 def _intro(found: Mapping[str, Any]) -> str:
     asked = "pairs of answers" if found["mode"] == "pairs" else "answers"
+    raters = sum(of["rated"] > 0 for name, of in found["raters"].items() if name not in found["left_out"])
     intro = (
-        f"{len(found['raters'])} raters gave {found['n']} ratings of {found['items']} {asked} to {found['prompts']} "
+        f"{raters} raters gave {found['n']} ratings of {found['items']} {asked} to {found['prompts']} "
         f"prompts, blind to the systems {', '.join(found['systems'])}. Intervals are of 95 %."
     )
     return intro + (f" Left out of all figures: {', '.join(found['left_out'])}." if found["left_out"] else "")
