@@ -127,7 +127,7 @@ def _plain(table: Table) -> str:
 
 
 def _number(one: Mapping[str, Any]) -> str | None:
-    return None if one["value"] is None else f"{one['value']:.2f} ({one['low']:.2f}–{one['high']:.2f})"
+    return None if one["value"] is None else f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
 
 
 def _signed(one: Mapping[str, Any]) -> str | None:
