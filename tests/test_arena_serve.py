@@ -41,7 +41,7 @@ def test_ten_raters_at_once_rate_blind_and_apart(tmp_path):
         while item := state["item"]:
             assert set(item) == {"id", "prompt", "answers"} and (state["done"], state["total"]) == (len(seen), 13)
             side = "left" if item["answers"][0].startswith("ours") else "right"
-            seen.append(item["id"])
+            seen.append(item["prompt"])
             left.append(side)
             state = rater.rate(item["id"], side)
             if len(seen) == 5:  # a change of mind: the same item comes again
@@ -52,7 +52,7 @@ def test_ten_raters_at_once_rate_blind_and_apart(tmp_path):
 
     with serving(folder) as server, ThreadPoolExecutor(len(RATERS)) as pool:
         list(pool.map(work, RATERS))
-    assert all(sorted(seen) == list(range(1, 14)) for seen in orders.values())
+    assert all(len(set(seen)) == 13 for seen in orders.values())
     assert len({tuple(seen) for seen in orders.values()}) == len(RATERS)
     assert {side for left in sides.values() for side in left} == {"left", "right"}
     with Arena(folder) as arena:
@@ -105,9 +105,10 @@ def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path):
 def check(folder, acknowledged):
     with Arena(folder) as arena:
         kept = {(one.rater, one.item): (one.choice, one.degenerate) for one in arena.ratings()}
-    for name, said in acknowledged.items():
-        for item, what in said.items():
-            assert kept[name, item] == what
+        for name, said in acknowledged.items():
+            order = arena.order(name)  # the page knows an item by its place in it
+            for place, what in said.items():
+                assert kept[name, order[place - 1]] == what
 
 
 def test_what_a_rater_may_not_do(tmp_path):

@@ -1,4 +1,7 @@
-"""The requests of a rater's page. A rater sees answers without their systems, and nothing of other raters."""
+"""The requests of a rater's page. A rater sees answers without their systems, and nothing of other raters.
+
+An item is known to the page by its place in this rater's order, from 1: the number of an item would tell its system.
+"""
 
 from __future__ import annotations
 
@@ -74,34 +77,32 @@ def guidelines(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
 
 
 def next_item(arena: Arena, rater: str) -> dict[str, Any]:
-    """What the page shows next: {item, done, total, last}. item: None at the end. last: the item that may be undone."""
-    ratings = arena.ratings(rater)
+    """What the page shows next: {item, done, total, last}. item: None at the end. last: the place to undo, if any."""
+    ratings, order = arena.ratings(rater), arena.order(rater)
     rated = {rating.item for rating in ratings}
-    following = next((item for item in arena.order(rater) if item not in rated), None)
+    following = next(((place, item) for place, item in enumerate(order, 1) if item not in rated), None)
     return {
-        "item": None if following is None else _blind(arena, rater, arena.items[following]),
+        "item": None if following is None else _blind(arena, rater, following[0], arena.items[following[1]]),
         "done": len(rated),
         "total": len(arena.items),
-        "last": ratings[-1].item if ratings else None,
+        "last": order.index(ratings[-1].item) + 1 if ratings else None,
     }
 
 
 def rate(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
     said = _read(Said, body)
-    if said.item not in arena.items:
-        raise ApiError(404, f"there is no item {said.item}", param="item")
-    choice = said.choice
+    item, choice = _placed(arena, rater, said.item), said.choice
     if arena.mode == "pairs":
         if choice in ("a", "b"):
             raise ApiError(400, "expected left or right", param="choice")
-        choice = SIDES.get(choice, {}).get(arena.left(rater, said.item), choice)
+        choice = SIDES.get(choice, {}).get(arena.left(rater, item), choice)
     if choice not in CHOICES[arena.mode]:
         known = ("left", "right", *CHOICES["pairs"][2:]) if arena.mode == "pairs" else CHOICES["labels"]
         raise ApiError(400, f"expected one of {', '.join(known)}", param="choice")
     if (said.degenerate is None) != (arena.mode == "pairs"):
         raise ApiError(400, "expected true or false for an answer, and nothing for a pair", param="degenerate")
     try:
-        arena.rate(rater, said.item, choice, said.degenerate)
+        arena.rate(rater, item, choice, said.degenerate)
     except Conflict as conflict:
         raise ApiError(409, str(conflict)) from None
     return next_item(arena, rater)
@@ -109,18 +110,25 @@ def rate(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
 
 def undo(arena: Arena, rater: str, body: bytes) -> dict[str, Any]:
     try:
-        arena.undo(rater, _read(Undone, body).item)
+        arena.undo(rater, _placed(arena, rater, _read(Undone, body).item))
     except Conflict as conflict:
         raise ApiError(409, str(conflict)) from None
     return next_item(arena, rater)
 
 
-def _blind(arena: Arena, rater: str, item: Item) -> dict[str, Any]:
+def _placed(arena: Arena, rater: str, place: int) -> int:
+    """The item at a place of the rater's order. Raises 404."""
+    if not 1 <= place <= len(arena.items):
+        raise ApiError(404, f"there is no item {place}", param="item")
+    return arena.order(rater)[place - 1]
+
+
+def _blind(arena: Arena, rater: str, place: int, item: Item) -> dict[str, Any]:
     answers = [answer.text for answer in item.answers]
     if arena.left(rater, item.id) == "b":
         answers.reverse()
     kind = {"kind": item.kind} if arena.mode == "labels" else {}
-    return {"id": item.id, "prompt": item.prompt, "answers": answers, **kind}
+    return {"id": place, "prompt": item.prompt, "answers": answers, **kind}
 
 
 def _read(model: type[Any], body: bytes) -> Any:
