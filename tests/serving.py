@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 from warm import Warm
@@ -27,14 +27,16 @@ def make_run(path: Path, **sections: Any) -> Path:
     return path
 
 
-class Serving:
-    """`choreo serve RUN …` on a free port. logs: its JSON lines so far."""
+class Started:
+    """A server of choreo in a process of its own. arguments: of the command line. logs: its JSON lines so far."""
 
-    def __init__(self, run: Path | None, *options: str, key: str | None = KEY):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"CHOREO_API_KEY": key} if key else {})}
-        command = ["-m", "choreo.cli", "serve", *([str(run)] if run else []), "--port", "0", *options]
+    def __init__(self, *arguments: str, environment: dict[str, str]):
         (out, into_out), (log, into_log) = os.pipe(), os.pipe()
-        self.process = Warm(command, env=environment, streams=(None, into_out, into_log))
+        self.process = Warm(
+            ["-m", "choreo.cli", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            streams=(None, into_out, into_log),
+        )
         os.close(into_out)
         os.close(into_log)
         self.out, self._log = os.fdopen(out), os.fdopen(log)
@@ -43,13 +45,6 @@ class Serving:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = self.wait("serving", 240)["address"]
-        self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
-        while True:
-            try:
-                self.http.get("/health")
-                break
-            except httpx2.TransportError:
-                time.sleep(0.05)
 
     def _read(self) -> None:
         for line in self._log:
@@ -69,6 +64,32 @@ class Serving:
             time.sleep(0.02)
         raise AssertionError(f"no {event!r} in {self.logs[-3:]} {self.rest}")
 
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Serving(Started):
+    """`choreo serve RUN …` on a free port."""
+
+    def __init__(self, run: Path | None, *options: str, key: str | None = KEY):
+        command = ["serve", *([str(run)] if run else []), "--port", "0", *options]
+        super().__init__(*command, environment={"CHOREO_API_KEY": key} if key else {})
+        self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+        while True:
+            try:
+                self.http.get("/health")
+                break
+            except httpx2.TransportError:
+                time.sleep(0.05)
+
     def ask(self, text: str = "What is 3 plus 4?", **more: Any) -> httpx2.Response:
         body = {"model": "run", "messages": [{"role": "user", "content": text}], **more}
         return self.http.post("/v1/chat/completions", json=body)
@@ -83,13 +104,5 @@ class Serving:
         return total
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(60)
+        super().close()
         self.http.close()
-
-    def __enter__(self) -> Serving:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

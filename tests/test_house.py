@@ -36,7 +36,7 @@ FLOORS = (
     {"methods"},
     {"experiment"},
     {"server", "swarm", "integrations"},
-    {"studies"},
+    {"arena", "studies"},
     {"api"},
     {"__init__"},
     {"cli"},

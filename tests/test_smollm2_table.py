@@ -68,6 +68,7 @@ def test_it_says_what_its_numbers_say(tmp_path):
             own = {name: one for name, one in SYSTEMS.items() if (name == "single-agent") == alone}
             for name, (_, played) in own.items():
                 durable.write_lines(run / "heldout" / f"{name}.jsonl.gz", played)
+                durable.write_json(run / "heldout" / f"{name}.json", {})
             bases = {"nano-llama": fingerprint(base_folder("nano-llama"))}
             systems = {name: measured for name, (measured, _) in own.items()}
             durable.write_json(run / "summary.json", {"systems": systems, "bases": bases, "seconds": 600 * (seed + 1)})

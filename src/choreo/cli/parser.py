@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import choreo
 from choreo.cli import (
+    arena_commands,
     bench_commands,
     data_commands,
     eval_commands,
@@ -27,6 +28,7 @@ MODULES = (
     world_commands,
     data_commands,
     judge_commands,
+    arena_commands,
     swarm_commands,
     serve_commands,
     bench_commands,

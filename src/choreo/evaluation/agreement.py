@@ -28,6 +28,13 @@ def agreement(judge: Judge, rows: Sequence[LabelledAnswer], seed: int = 0) -> di
     given = judge_all(judge, [(row.prompt, row.answer) for row in answers])
     # As in a run, where garbled answers are found by rules, whoever judges.
     verdicts = [with_garbled(verdict, row.prompt, row.answer) for row, verdict in zip(answers, given, strict=True)]
+    return verdicts_agree(rows, answers, verdicts, seed)
+
+
+def verdicts_agree(
+    rows: Sequence[LabelledAnswer], answers: Sequence[LabelledAnswer], verdicts: Sequence[Verdict], seed: int = 0
+) -> dict[str, Any]:
+    """`agreement` of verdicts that are there already, one for each of `answers`, which are `by_answer(rows)`."""
     truth = [_truth(row) for row in answers]
     told = [_told(row, verdict) for row, verdict in zip(answers, verdicts, strict=True)]
 

@@ -58,6 +58,13 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -
     return estimate(mean, data.size, float(low), float(high))
 
 
+def bootstrap_weights(seen: int, unseen: int, part: float, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+    """Weights of the Bayesian bootstrap (Rubin 1981), float64 [draws, seen + unseen]. In the mean each of `seen`
+    units has the weight 1, and each of `unseen` ones, which stand for what was not seen, `part`."""
+    concentration = np.concatenate([np.ones(seen), np.full(unseen, part)])
+    return np.random.default_rng(seed).dirichlet(concentration, size=draws) * concentration.sum()
+
+
 def f1(asr: Estimate, orr: Estimate, seed: int = 0, draws: int = 20 * DRAWS) -> Estimate:
     """Harmonic mean of 1 − ASR and 1 − ORR (WaltzRL, section 5), from two `share` estimates.
 

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import choreo
 from choreo import config, parallel
@@ -173,14 +173,14 @@ class Run:
 
     def save_measured(self, system: str, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
         """Keeps what was measured of a system on held-out prompts."""
-        file = self._measured_file(system)
+        file = measured_file(self.path, system)
         if parallel.rank() == 0:
             file.parent.mkdir(exist_ok=True)
         write_measured(file, figures, episodes)
 
     def measured(self, system: str, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], list[Episode]] | None:
         """What `save_measured` has kept of a system; None where it has nothing, or its games are on other prompts."""
-        file = self._measured_file(system)
+        file = measured_file(self.path, system)
         if not file.is_file():
             return None
         named = {(prompt.id, prompt.text): prompt for prompt in prompts}
@@ -188,9 +188,6 @@ class Run:
         if games.keys() != named.keys():
             return None
         return read_object(file), [episode_of(game, named[asked]) for asked, game in games.items()]
-
-    def _measured_file(self, system: str) -> Path:
-        return measured_file(self.path, system)
 
     def checkpoint(self, step: int) -> Path:
         """The folder for the checkpoint of `step`. Write it under another name, then rename it to this one."""
@@ -279,6 +276,15 @@ def new_folder(name: str) -> Path:
     """runs/NAME-TIME, for a run or an evaluation that was given no folder."""
     slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
     return parallel.first(lambda: Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def heldout_games(path: Path, system: str) -> list[dict[str, Any]]:
+    """The records of a system's judged games on held-out prompts. Raises BadInput where the run has none of them."""
+    if not (file := measured_file(path, system)).is_file():
+        there = sorted(unquote(one.stem) for one in file.parent.glob("*.json"))
+        which = f"there are {', '.join(there)}" if there else "the run has none, as runs of MACPO"
+        raise BadInput(f"{path}: no held-out games of a system {system!r}; {which}")
+    return list(durable.read_lines(games_of(file)))
 
 
 def measured_file(run: Path, system: str) -> Path:

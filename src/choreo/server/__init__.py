@@ -6,10 +6,12 @@ worker                the thread that decodes for all requests at once
 pair                  the pair of a run, loaded, and taken up anew from the newest checkpoint
 openai_requests       what comes in, checked; replies, chunks and errors written
 openai_responses      what goes out, as types
+incoming              of every request: its key, its body, its errors
 state                 the state of a server: who may ask, what is in play (`keys`, `figures`)
 chat                  POST /v1/chat/completions: from a request to its sessions and back (`events`)
 guardrail             the same for another model's answer, as LiteLLM asks for it (`conversations`)
 app                   the routes (`openapi`, and the page for a browser in `pages` and page/)
+listening             the socket, and the end that a signal asks for
 run                   what `choreo serve` does
 bench                 what `choreo bench serve` measures
 """

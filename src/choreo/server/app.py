@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -15,7 +14,8 @@ from starlette.routing import Route
 from choreo.server.chat import chat
 from choreo.server.events import EventStream
 from choreo.server.guardrail import PATH, guardrail
-from choreo.server.openai_requests import ApiError, internal
+from choreo.server.incoming import HANDLERS
+from choreo.server.openai_requests import ApiError
 from choreo.server.openai_responses import Health, Ready, ServedModel, ServedModels
 from choreo.server.openapi import description
 from choreo.server.pages import pages
@@ -48,7 +48,7 @@ def application(server: Server) -> Starlette:
             Route("/openapi.json", openapi),
             *pages(),
         ],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+        exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
 
@@ -107,20 +107,3 @@ def _counted(handler: Handler, server: Server) -> Callable[[Request], Awaitable[
         return response
 
     return counting
-
-
-async def _api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """No such path, or no such method: Starlette's error, written as OpenAI's API writes one."""
-    assert isinstance(error, HTTPException)
-    body = ApiError(error.status_code, error.detail).body
-    return JSONResponse(body, error.status_code, dict(error.headers or {}))
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    """An error of our code. uvicorn logs the traceback; the client learns nothing of it."""
-    return JSONResponse(internal().body, 500)

@@ -1,4 +1,4 @@
-"""The page at /, three files that a browser can run as they are."""
+"""A page: files that a browser can run as they are. The one at / here, and those of other servers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ GUARDED = {
 }
 
 
-def pages() -> list[Route]:
-    return [Route(path, _page(file, kind)) for path, (file, kind) in PAGES.items()]
+def pages(folder: Path = PAGE) -> list[Route]:
+    """The routes of the page whose three files are in `folder`."""
+    return [Route(path, _page(folder / file, kind)) for path, (file, kind) in PAGES.items()]
 
 
-def _page(file: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    content = (PAGE / file).read_bytes()
+def _page(file: Path, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    content = file.read_bytes()
 
     async def page(request: Request) -> Response:
         return Response(content, media_type=f"{kind}; charset=utf-8", headers=GUARDED)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from choreo.clients.http import key_in
 from choreo.errors import BadInput
 from choreo.server import keys as keyring
 from choreo.server.app import application
 from choreo.server.figures import log
+from choreo.server.listening import HttpServer, listen
 from choreo.server.session import Mode, SessionAgent
 from choreo.server.state import Server, Settings
 from choreo.server.upstream import VARIABLES, Address, Upstream
@@ -149,34 +146,19 @@ async def _until_stopped(
     server: Server, options: Options, secret: str | None, swap: Callable[[], Coroutine[Any, Any, None]] | None
 ) -> None:
     """Runs the server until a signal ends it. swap: loads the run's newest checkpoint; None where there is no run."""
-    uvicorn_config = uvicorn.Config(
+    http = HttpServer.of(
         application(server),
-        host=options.host,
-        port=options.port,
-        log_level="warning",
-        access_log=False,
         lifespan="on",
         timeout_graceful_shutdown=int(options.deadline) + 1,
-        server_header=False,
         limit_concurrency=2 * options.queue + 256,  # connections, slow and idle ones too: each takes memory
     )
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        listener = socket.create_server((options.host, options.port), family=family, backlog=2048)
-    except OSError as error:
-        raise BadInput(f"--host {options.host} --port {options.port}: {error.strerror}") from None
-    # asyncio does this only where a socket names its protocol, and this one does not. Without it a reply's body waits
-    # 40 ms for the client to acknowledge its head.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{host}:{listener.getsockname()[1]}"
+    listener, address = listen(options.host, options.port)
     where: dict[str, Any] = {
         "address": address,
         "model": server.settings.model,
         "mode": server.settings.mode,
         "pid": os.getpid(),
     }
-    http = _Server(uvicorn_config)
     loop = asyncio.get_running_loop()
     swaps: set[asyncio.Task[None]] = set()
 
@@ -191,25 +173,12 @@ async def _until_stopped(
             log("swap failed", "error", why="there is neither a run to take a checkpoint from nor a keys file")
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(stop, http.stop)
+    http.stop_on_signals()
     log("serving", **where)
     drawn = (f"#key={secret}", f" OPENAI_API_KEY={secret}") if secret is not None else ("", "")
     print(f"{address}/{drawn[0]}\nOPENAI_BASE_URL={address}/v1{drawn[1]}", flush=True)
     await http.serve(sockets=[listener])
     log("stopped")
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, but a signal ends it with code 0 when all is answered, and a second signal ends it at once."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
 
 
 def keys_of(options: Options) -> tuple[Sequence[keyring.Key], str | None]:

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from choreo.server.conversations import Conversations
 from choreo.server.figures import Figures, facts, log
-from choreo.server.keys import Key, Limiter, find_key
+from choreo.server.incoming import body_of, caller
+from choreo.server.keys import Key, Limiter
 from choreo.server.openai_requests import ApiError
 from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, play_session
 from choreo.types import Limits
@@ -71,15 +72,7 @@ class Server:
 
     def key(self, request: Request, authorization: str | None = None) -> Key:
         """The caller's key. authorization: as another header bears it. Raises 401."""
-        key = find_key(self.keys, authorization or request.headers.get("authorization"))
-        if key is None:
-            raise ApiError(
-                401,
-                "no valid API key (Authorization: Bearer …)",
-                type="authentication_error",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+        key = caller(self.keys, authorization or request.headers.get("authorization"))
         request.state.key = key.name
         return key
 
@@ -114,20 +107,7 @@ class Server:
 
     async def body(self, request: Request) -> bytes:
         """The whole body of a request. Raises 408 where it does not come in time, 413 where it is too large."""
-        received = b""
-        try:
-            async with asyncio.timeout(self.settings.deadline):
-                async for part in request.stream():
-                    received += part
-                    if len(received) > self.settings.body:
-                        message = f"the body is larger than {self.settings.body} bytes"
-                        raise ApiError(413, message, code="request_too_large")
-        except TimeoutError:
-            message = f"the body did not come within {self.settings.deadline:g} s"
-            raise ApiError(408, message, code="request_timeout") from None
-        except ClientDisconnect:  # only the counter of requests reads this error
-            raise ApiError(499, "the client left") from None
-        return received
+        return await body_of(request, self.settings.body, self.settings.deadline)
 
     def shadow(self, key: str, draft: Outcome, options: SessionOptions, event: str = "answer") -> None:
         """Reviews a draft that the caller has already, for the counters and the log alone. It counts as in play."""

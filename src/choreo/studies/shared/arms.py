@@ -30,7 +30,7 @@ from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import Run, checkpoints, games_of, is_finished, measured_file, write_measured
+from choreo.runs.folder import Run, checkpoints, games_of, heldout_games, is_finished, write_measured
 from choreo.runs.progress import Progress
 from choreo.studies.shared.paired import tables
 from choreo.studies.shared.parallel_runs import train_in_parallel
@@ -175,7 +175,7 @@ class Study:
 
     def outcomes(self, system: str, runs: Sequence[Path]) -> list[Tables]:
         """Every held-out outcome of a system that finished runs measured themselves, one table per seed."""
-        return [tables(durable.read_lines(games_of(measured_file(run, system)))) for run in runs]
+        return [tables(heldout_games(run, system)) for run in runs]
 
     def measured_outcomes(self, label: str) -> list[Tables]:
         """The same of what `measured` kept under that label."""
