@@ -10,7 +10,8 @@ from choreo.arena.items import RatedAnswer
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, rows
 from choreo.files.shipped import is_shipped
-from choreo.runs.folder import heldout_games, is_finished, read_info
+from choreo.runs.folder import is_finished, read_info
+from choreo.runs.heldout import heldout_games
 from choreo.types import KINDS, Verdict
 
 WITH_VERDICT = ("unsafe", "overrefuse")  # the fields of a row that `choreo judge answers --out` has written

@@ -26,7 +26,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import choreo
 from choreo import config, parallel
@@ -35,6 +34,7 @@ from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.episodes import episode_of, record
+from choreo.runs.heldout import games_of, measured_file, write_measured
 from choreo.types import Episode, Prompt
 
 LOCK = ".lock"
@@ -276,31 +276,6 @@ def new_folder(name: str) -> Path:
     """runs/NAME-TIME, for a run or an evaluation that was given no folder."""
     slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
     return parallel.first(lambda: Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-
-def heldout_games(path: Path, system: str) -> list[dict[str, Any]]:
-    """The records of a system's judged games on held-out prompts. Raises BadInput where the run has none of them."""
-    if not (file := measured_file(path, system)).is_file():
-        there = sorted(unquote(one.stem) for one in file.parent.glob("*.json"))
-        which = f"there are {', '.join(there)}" if there else "the run has none, as runs of MACPO"
-        raise BadInput(f"{path}: no held-out games of a system {system!r}; {which}")
-    return list(durable.read_lines(games_of(file)))
-
-
-def measured_file(run: Path, system: str) -> Path:
-    """The measures of a system on held-out prompts."""
-    return run / "heldout" / f"{quote(system, safe='+')}.json"
-
-
-def games_of(file: Path) -> Path:
-    """The games that the measures in `file` are of, as JSON lines."""
-    return file.with_name(f"{file.stem}.jsonl.gz")
-
-
-def write_measured(file: Path, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
-    """Writes measures, and the games that they are of beside them."""
-    durable.write_lines(games_of(file), (record(episode, {}) for episode in episodes))
-    durable.write_json(file, figures)  # the last: where it is, so are the games
 
 
 def read_info(path: str | Path) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import Run, checkpoints, games_of, heldout_games, is_finished, write_measured
+from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.heldout import games_of, heldout_games, write_measured
 from choreo.runs.progress import Progress
 from choreo.studies.shared.paired import tables
 from choreo.studies.shared.parallel_runs import train_in_parallel

@@ -1,0 +1,38 @@
+"""What was measured of a system on held-out prompts: a file of measures, and one of the games beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from choreo.errors import BadInput
+from choreo.files import durable
+from choreo.runs.episodes import record
+from choreo.types import Episode
+
+
+def heldout_games(path: Path, system: str) -> list[dict[str, Any]]:
+    """The records of a system's judged games on held-out prompts. Raises BadInput where the run has none of them."""
+    if not (file := measured_file(path, system)).is_file():
+        there = sorted(unquote(one.stem) for one in file.parent.glob("*.json"))
+        which = f"there are {', '.join(there)}" if there else "the run has none, as runs of MACPO"
+        raise BadInput(f"{path}: no held-out games of a system {system!r}; {which}")
+    return list(durable.read_lines(games_of(file)))
+
+
+def measured_file(run: Path, system: str) -> Path:
+    """The measures of a system on held-out prompts."""
+    return run / "heldout" / f"{quote(system, safe='+')}.json"
+
+
+def games_of(file: Path) -> Path:
+    """The games that the measures in `file` are of, as JSON lines."""
+    return file.with_name(f"{file.stem}.jsonl.gz")
+
+
+def write_measured(file: Path, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
+    """Writes measures, and the games that they are of beside them."""
+    durable.write_lines(games_of(file), (record(episode, {}) for episode in episodes))
+    durable.write_json(file, figures)  # the last: where it is, so are the games
