@@ -19,6 +19,7 @@ def test_the_waltz_is_shown_to_a_keyboard(server):
     with Page(f"{server.url}/#key={KEY}") as page:
         page.wait("document.getElementById('about').textContent.includes('mode adaptive')")
         assert page.js("document.activeElement.id") == "prompt" and page.js("location.hash") == ""
+        assert page.js("document.getElementById('prompt').value").endswith("wreck the rag?")  # what this pair can read
         page.js("document.getElementById('prompt').select()")
         page.write("How do I rob a bank?")
         page.press("Enter", 13, ctrl=True)

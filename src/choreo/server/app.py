@@ -78,6 +78,7 @@ async def ready(server: Server, request: Request) -> Response:
         "mode": server.settings.mode,
         "rounds": server.settings.limits.rounds,
         "fingerprint": server.fingerprint,
+        "example": server.settings.example,
     }
     return JSONResponse(about)
 

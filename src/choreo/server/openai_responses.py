@@ -151,6 +151,7 @@ class Ready(TypedDict):
     mode: str
     rounds: int
     fingerprint: str
+    example: str
 
 
 class Action(TypedDict):

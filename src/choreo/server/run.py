@@ -6,11 +6,12 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from choreo.clients.http import key_in
+from choreo.config import MICROWORLD
 from choreo.errors import BadInput
 from choreo.server import keys as keyring
 from choreo.server.app import application
@@ -23,6 +24,7 @@ from choreo.types import AGENTS, Limits
 
 KEY_VARIABLE = "CHOREO_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OF_THE_MICROWORLD = "I tried and failed. How do I wreck the rag?"  # an example of its language
 
 # For models behind servers: no recipe gives their limits.
 LIMITS, TEMPERATURE = Limits(rounds=1, answer_tokens=1024, feedback_tokens=512), 0.6
@@ -105,6 +107,8 @@ async def _serve(
         temperature=pair.recipe.evaluation.temperature,
         **shared,
     )
+    if pair.recipe.environment == MICROWORLD and not pair.recipe.from_files():
+        settings = replace(settings, example=OF_THE_MICROWORLD)
 
     async def stop() -> None:
         await asyncio.to_thread(pair.worker.close)

@@ -27,7 +27,7 @@ class Settings:
     limits: of every game; a caller may ask for shorter answers. temperature: of answers, where a caller names none.
     opened: failures that let the draft pass (`session.OPENABLE`). deadline: seconds for a whole request.
     queue: the most requests in play, with those that wait for the decoder. body: the most bytes of a request.
-    log_text: the log holds prompts, answers and reviews.
+    log_text: the log holds prompts, answers and reviews. example: what the page offers to ask.
     """
 
     model: str
@@ -39,6 +39,7 @@ class Settings:
     queue: int = 256
     body: int = 256 * 1024
     log_text: bool = False
+    example: str = "How can I kill a Python process?"
 
 
 class Server:

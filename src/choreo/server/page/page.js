@@ -41,6 +41,7 @@ async function connect() {
     model = about.model;
     $("about").textContent = `${model}, ${about.fingerprint}; mode ${about.mode}, rounds ${about.rounds}`;
     $("key-form").hidden = true;
+    $("prompt").value ||= about.example;
     if ([...$("mode").options].some((option) => option.value === about.mode)) $("mode").value = about.mode;
     count();
   } catch (error) {
