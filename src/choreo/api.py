@@ -15,7 +15,7 @@ from choreo import config, parallel
 from choreo.config.collaboration import Collaboration, collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, Terminated
 from choreo.files import shipped
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, new_folder
@@ -42,7 +42,7 @@ def train(
     overwrite: replace the run that is in `out`.
 
     Raises BadInput, before anything is made, where the recipe asks for what cannot be; Interrupted, with everything
-    saved, where a signal or a callback stopped the run: `resume` goes on.
+    saved, where a signal or a callback stopped the run (`Terminated` by SIGTERM): `resume` goes on.
     """
     made = _recipe(recipe, overrides)
     from choreo.experiment.paths import rooted
@@ -80,8 +80,10 @@ def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
             run.finish(run_recipe(run, progress))
             parallel.first(lambda: write_report(run.path))
         except (Interrupted, KeyboardInterrupt) as stop:
+            if progress.terminated:
+                stop = Terminated(str(stop))
             stop.add_note(f"go on with: choreo train --resume {run.path}")
-            raise
+            raise stop from None
     return run
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 from choreo.cli.arguments import add_command, count, json_option, list_parts, set_option
 from choreo.cli.output import print_result, say
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, Terminated
 
 
 def add(commands: Any) -> None:
@@ -22,7 +23,7 @@ def add(commands: Any) -> None:
   choreo train waltz                              a shipped recipe, by name
   choreo train mine.toml --run runs/mine          your own, into a folder you name
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
-  choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
+  choreo train --resume runs/mine                 after Ctrl-C, SIGTERM (exit code 75), a crash or a kill
   choreo train waltz --processes 2                in two processes, which share the work
   torchrun --nproc-per-node 8 -m choreo train mine.toml --run runs/mine      the same, by PyTorch's own command
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
@@ -109,8 +110,21 @@ def train(args: argparse.Namespace) -> int:
         return run_in_ranks(args.processes, _for_ranks(args))
     from choreo import parallel
 
-    with parallel.joined():
-        return _train(args)
+    def before_a_run(*_: object) -> None:  # no state is there to save; a run takes SIGTERM over (`Progress`)
+        raise _TerminatedEarly
+
+    before = signal.signal(signal.SIGTERM, before_a_run)
+    try:
+        with parallel.joined():
+            return _train(args)
+    except _TerminatedEarly:
+        raise Terminated("no step was in hand") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _TerminatedEarly(KeyboardInterrupt):
+    """SIGTERM while nothing runs yet. No Exception, so that no library that is being loaded takes it for its own."""
 
 
 def _for_ranks(args: argparse.Namespace) -> list[str]:
@@ -147,10 +161,13 @@ def _train(args: argparse.Namespace) -> int:
             run = api.resume(folder, [ProgressBar()])
         else:
             run = api.train(recipe, folder, [ProgressBar()], overwrite=args.overwrite)
+    except _TerminatedEarly:
+        raise
     except (Interrupted, KeyboardInterrupt) as stop:
         # Judges that went away or parted have more to say than that the user stopped. Before a run there is no hint.
         why = [str(stop)] if isinstance(stop, JudgeDown | JudgesPart) else []
-        raise Interrupted("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
+        kind = Terminated if isinstance(stop, Terminated) else Interrupted
+        raise kind("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
     say(f"report: {run.report}")
     return print_result(run.summary, args.json) if parallel.rank() == 0 else 0
 
