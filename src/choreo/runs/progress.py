@@ -19,7 +19,7 @@ class Progress:
 
     Use it as a context manager. While it is open, the first SIGINT or SIGTERM sets `interrupted`: the work finishes its
     step, saves, and raises Interrupted. A SIGINT after that stops at once. A SIGTERM after that does not, since Slurm
-    sends it to every process of a step, so that a rank may get it twice. Outside the main thread signals are left alone.
+    sends it to every process of a step, and a rank may get it twice. Outside the main thread signals are left alone.
 
     terminated: whether SIGTERM came, to this rank or, once the work has stopped, to any.
     """
