@@ -16,7 +16,7 @@ from choreo.config.collaboration import Collaboration, collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
 from choreo.errors import BadInput, Interrupted, Terminated
-from choreo.files import shipped
+from choreo.files import columns, shipped
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, new_folder
 from choreo.runs.progress import Progress
@@ -307,8 +307,8 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | config.Recipe, overrides: S
 
 def _files(names: Sequence[str | Path]) -> list[Path]:
     for name in names:
-        if not shipped.place(Path(name)).is_file():
-            raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file")
+        if not columns.is_on_hub(name) and not shipped.place(Path(name)).exists():
+            raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file or folder")
     return [Path(name) for name in names]
 
 
