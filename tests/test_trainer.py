@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from warm import Warm
 
 from choreo.engine import checkpoint
@@ -113,8 +114,13 @@ def test_stopped_by_sigterm_it_exits_75_and_goes_on_bit_identically(whole, tmp_p
     process.send_signal(signal.SIGTERM)  # Slurm signals every process of a step, and choreo passes it on to its ranks
     assert process.wait(120) == 75
     assert max(checkpoints(path)) == len(lines(path)) < 5  # the step in hand was finished and saved
-    again = Warm(command, env=environment)
-    assert again.wait(240) == 0
+    told = warm.run(command, env=environment | {"CHOREO_LOG_FORMAT": "json"})
+    assert told.returncode == 0, told.stderr
+    said = [json.loads(line) for line in told.stderr.splitlines()]  # every line is an object
+    assert all(one.keys() >= {"time", "level", "step", "event"} for one in said)
+    progress = [one for one in said if one["event"] == "progress" and one["phase"] == "training"]
+    assert progress[-1]["step"] == progress[-1]["done"] == 5 and progress[-1]["run"] == str(path)
+    assert {one["system"] for one in said if one["event"] == "system"} == {"base", "collaboration-untrained", "waltz"}
     assert lines(path) == lines(whole) and episodes(path) == episodes(whole)
     assert same(checkpoint.load(checkpoints(path)[5]), checkpoint.load(checkpoints(whole)[5]))
 

@@ -275,19 +275,32 @@ def export(
     agent: str | None = None,
     merged: bool | None = None,
     callbacks: Sequence[Callback] = (),
+    *,
+    push: str | None = None,
 ) -> list[Path]:
     """Writes a run's agents for transformers, PEFT and vLLM, a folder for each. Returns the folders.
 
     agent: one alone. merged: True for whole models, False for adapters, None for what was trained.
+    push: OWNER/NAME on the Hugging Face hub, to which all of `out` is pushed then, with a model card.
+    Raises BadInput where the run cannot be exported, or not be pushed; then it is written all the same.
     """
+    from choreo.models import push as hub
+
+    if push is not None:
+        hub.check_name(push)
     path = Run.read(run.path if isinstance(run, Run) else placed(run)).path
-    from choreo.experiment.export import export_run
+    from choreo.experiment.export import cover, export_run
+    from choreo.files import durable
 
     quiet()
     try:  # without `Progress`, whose handlers would keep a signal until a safe point: an export has none
-        return list(
-            export_run(path, Path(out), agent, merged, lambda remark: notify(callbacks, "on_message", f"! {remark}"))
+        folders = export_run(
+            path, Path(out), agent, merged, lambda remark: notify(callbacks, "on_message", f"! {remark}")
         )
+        if push is not None:
+            durable.write_text(Path(out) / "README.md", cover(path, folders))
+            notify(callbacks, "on_message", f"pushed: {hub.push(Path(out), push)}")
+        return folders
     finally:
         notify(callbacks, "on_end")
 

@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(words)
         return args.command(args) or 0
     except BadInput as error:
-        say("choreo: " + str(error).replace("\n", "\\n"))  # one line, whatever the user typed
+        say("choreo: " + str(error).replace("\n", "\\n"), "error")  # one line, whatever the user typed
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
         terminated = isinstance(stop, Terminated)
-        say(f"choreo: {'terminated' if terminated else 'interrupted'}{f'; {stop}' if str(stop) else ''}")
+        say(f"choreo: {'terminated' if terminated else 'interrupted'}{f'; {stop}' if str(stop) else ''}", "warning")
         return os.EX_TEMPFAIL if terminated else 130

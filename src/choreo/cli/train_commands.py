@@ -77,11 +77,13 @@ converted first, once.""",
   choreo export runs/mine --out exported                     what was trained: adapters, or whole models
   choreo export runs/mine --out exported --merged            adapters added to their base
   choreo export runs/macpo --out exported --agent student+
+  choreo export runs/mine --out exported --push me/pair      then to the hub, into a repository that is private at first
 Each agent gets a folder with a model card; WaltzRL's have protocol.json beside them, the prompts to play by.""",
     )
     export_command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     export_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
     export_command.add_argument("--agent", metavar="NAME", help="one agent alone (default: both, or MACPO's student)")
+    export_command.add_argument("--push", metavar="OWNER/NAME", help="push it to the Hugging Face hub (HF_ENDPOINT)")
     form = export_command.add_mutually_exclusive_group()
     form.add_argument("--merged", action="store_true", help="whole models")
     form.add_argument("--adapter", action="store_true", help="adapters, which need their base")
@@ -141,6 +143,7 @@ def _train(args: argparse.Namespace) -> int:
     from choreo.judges.base import JudgeDown, JudgesPart
     from choreo.runs.bar import ProgressBar
     from choreo.runs.folder import is_finished, read_info
+    from choreo.runs.json_lines import JsonLines, wanted
 
     if args.resume:
         folder = args.resume
@@ -156,11 +159,12 @@ def _train(args: argparse.Namespace) -> int:
     else:
         recipe = config.load(args.recipe, args.set)
         folder = args.run or api.new_folder(recipe.name)
+    shown = JsonLines(folder) if wanted() else ProgressBar()
     try:
         if args.resume:
-            run = api.resume(folder, [ProgressBar()])
+            run = api.resume(folder, [shown])
         else:
-            run = api.train(recipe, folder, [ProgressBar()], overwrite=args.overwrite)
+            run = api.train(recipe, folder, [shown], overwrite=args.overwrite)
     except _TerminatedEarly:
         raise
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -169,6 +173,8 @@ def _train(args: argparse.Namespace) -> int:
         kind = Terminated if isinstance(stop, Terminated) else Interrupted
         raise kind("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
     say(f"report: {run.report}")
+    if isinstance(shown, JsonLines) and parallel.rank() == 0:
+        shown.on_summary(run.summary)
     return print_result(run.summary, args.json) if parallel.rank() == 0 else 0
 
 
@@ -186,7 +192,7 @@ def export(args: argparse.Namespace) -> int:
     from choreo.runs.bar import ProgressBar
 
     merged = True if args.merged else False if args.adapter else None
-    folders = api.export(args.run, args.out, args.agent, merged, [ProgressBar()])
+    folders = api.export(args.run, args.out, args.agent, merged, [ProgressBar()], push=args.push)
     print(json.dumps({"written": list(map(str, folders))}) if args.json else "\n".join(map(str, folders)))
     return 0
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from choreo import parallel
 from choreo.runs.callbacks import Callback, notify
+from choreo.runs.json_lines import line, wanted
 
 
 class Progress:
@@ -87,4 +88,6 @@ class Progress:
             return
         # Not through the stream: a handler may run in the middle of a write to it, and buffers are not reentrant.
         with contextlib.suppress(OSError, ValueError):
-            os.write(sys.stderr.fileno(), b"\nstopping as soon as nothing is lost by it; Ctrl-C to stop at once\n")
+            text = "stopping as soon as nothing is lost by it; Ctrl-C to stop at once"
+            text = line("warning", "message", message=text) if wanted() else f"\n{text}"
+            os.write(sys.stderr.fileno(), f"{text}\n".encode())
