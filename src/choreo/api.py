@@ -5,8 +5,8 @@ A function that trains or loads a model imports PyTorch when it is called, not b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from choreo.config.collaboration import Collaboration, collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
 from choreo.errors import BadInput, Interrupted, Terminated
+from choreo.evaluation.folder import evaluation_folder
 from choreo.files import columns, shipped
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, new_folder
@@ -323,43 +324,6 @@ def _files(names: Sequence[str | Path]) -> list[Path]:
         if not columns.is_on_hub(name) and not shipped.place(Path(name)).exists():
             raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file or folder")
     return [Path(name) for name in names]
-
-
-@contextmanager
-def evaluation_folder(out: str | Path | None, into_existing: bool) -> Iterator[Path]:
-    """Where an evaluation's replies and report go. A folder that was made for it goes again where the input was wrong,
-    so that the same command can be typed once more."""
-    folder = Path(out) if out else new_folder("eval")
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder}: is a file; --out names a folder")
-    if (folder / "run.json").is_file():  # its summary and its page are of what was trained
-        raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
-    if folder.is_dir() and any(folder.iterdir()) and not into_existing:
-        raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
-    try:
-        yield folder
-    except BadInput:
-        if made and _holds_nothing(folder):
-            for file in folder.iterdir():
-                file.unlink()
-            with suppress(OSError):  # another evaluation has begun beside it
-                for path in made:
-                    path.rmdir()
-        raise
-
-
-def _holds_nothing(folder: Path) -> bool:
-    """Whether there is nothing in `folder` but files for replies, and no reply in them."""
-    if not all(file.name.partition(".")[2].startswith("sqlite") for file in folder.iterdir()):
-        return False
-    from choreo.clients.cache import Cache
-
-    return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))
 
 
 def _tell_silence(found: EvaluationResult, progress: Progress) -> None:
