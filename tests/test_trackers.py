@@ -12,7 +12,7 @@ from test_runs import episode
 
 from choreo import config
 from choreo.errors import BadInput
-from choreo.experiment.run import tracking
+from choreo.experiment.tracking import tracking
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress

@@ -72,7 +72,8 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Run:
 
 def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
     from choreo.experiment.report import write_report
-    from choreo.experiment.run import run_recipe, tracking
+    from choreo.experiment.run import run_recipe
+    from choreo.experiment.tracking import tracking
 
     with run, Progress([*callbacks, *tracking(run)] if parallel.rank() == 0 else ()) as progress:
         run.callbacks = progress.callbacks

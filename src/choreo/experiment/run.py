@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from choreo import config, parallel
+from choreo import config
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
 from choreo.data.answers import LabelledAnswer, load
@@ -33,7 +32,7 @@ from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
-from choreo.trackers.base import Tracked, Tracking, require_trackers
+from choreo.trackers.base import require_trackers
 from choreo.types import Episode, Part
 
 SCHEMA = 1
@@ -101,22 +100,6 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     for settings in recipe.judges():
         probe(settings)
-
-
-def tracking(run: Run) -> list[Tracking]:
-    """What passes the run on to the trackers that its recipe names. Raises BadInput where a library is missing.
-
-    The run's id is noted in run.json, so that after a resume the tracker's run is the same.
-    """
-    track = run.recipe.track
-    if not track.to:
-        return []
-    parallel.first(lambda: require_trackers(track.to))
-    if "tracked" not in run.info:
-        run.note(tracked=secrets.token_hex(6))
-    recipe = run.recipe.model_dump(mode="json")
-    told = Tracked(track.project, run.path.name, run.info["tracked"], run.path / "trackers", recipe, step=1)
-    return [Tracking(track.to, track.episodes_every, told)]
 
 
 def unread_base(recipe: config.Recipe) -> str | None:
