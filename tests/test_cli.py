@@ -73,7 +73,7 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path):
     for command in ("eval", "report"):
         assert "no such run folder" in refused(capsys, command, tmp_path / "none")
         assert "not a run folder" in refused(capsys, command, tmp_path)
-    assert "neither heldout nor train" in refused(capsys, "eval", tmp_path, "--suite", "tests")
+    assert "neither heldout nor train" in refused(capsys, "eval", tmp_path, "--suite", "no-such-suite")
     assert "already exists" in refused(capsys, "study", "waltz-table", "--run", tmp_path)
     (tmp_path / "file").write_text("mine")
     assert "no study.json" in refused(capsys, "study", "waltz-table", "--run", tmp_path, "--resume")

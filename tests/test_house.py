@@ -24,7 +24,7 @@ FLOORS = (
     {"files"},
     {"config"},
     {"text", "runs"},
-    {"models"},
+    {"models", "trackers"},
     {"clients"},
     {"judges", "data"},
     {"engine"},

@@ -23,7 +23,7 @@ from choreo.runs.progress import Progress
 
 pytestmark = pytest.mark.slow
 
-STEPS = 10
+STEPS = 12
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -45,7 +45,7 @@ def ids(run: Path) -> list:
     return [[turn["ids"] for turn in (*row["answers"], *row["reviews"])] for row in rows]
 
 
-def test_two_ranks_are_one_process_though_one_is_killed_and_both_are_stopped(tmp_path):
+def test_two_ranks_are_one_process_though_one_is_killed_and_all_are_stopped(tmp_path):
     recipe, whole, run = small(steps=STEPS), tmp_path / "whole", tmp_path / "run"
     with Run.create(whole, recipe) as one, Progress() as progress:
         train(recipe, one, progress)
@@ -66,6 +66,13 @@ def test_two_ranks_are_one_process_though_one_is_killed_and_both_are_stopped(tmp
     assert process.returncode == 130 and "interrupted" in said and f"--resume {run}" in said, (out, said)
     assert said.count("stopping as soon as nothing is lost") == 1
     assert max(checkpoints(run)) == len(lines(run)) < STEPS  # the step in hand was finished and saved
+
+    process = in_ranks("--resume", run)
+    until_step(run, 8, process)
+    process.send_signal(signal.SIGTERM)  # as Slurm and Kubernetes
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 75 and said.count("terminated") == 1 and f"--resume {run}" in said, (out, said)
+    assert max(checkpoints(run)) == len(lines(run)) < STEPS
 
     process = in_ranks("--resume", run, "--json")
     out, said = process.communicate(timeout=300)

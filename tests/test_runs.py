@@ -166,13 +166,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"old": 1}
 
 
-def test_the_first_signal_is_noted_and_the_second_stops():
+def test_the_first_signal_is_noted_sigterm_may_be_repeated_and_ctrl_c_then_stops():
     before = signal.getsignal(signal.SIGINT)
     with Progress([ProgressBar(io.StringIO())]) as progress:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert progress.interrupted
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert progress.interrupted and progress.terminated
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 

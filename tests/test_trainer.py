@@ -6,11 +6,13 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from warm import Warm
 
 from choreo.engine import checkpoint
@@ -95,6 +97,32 @@ def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_
     last = max(checkpoints(whole))
     assert last == 5
     assert same(checkpoint.load(checkpoints(path)[last]), checkpoint.load(checkpoints(whole)[last]))
+
+
+def test_stopped_by_sigterm_it_exits_75_and_goes_on_bit_identically(whole, tmp_path):
+    path = tmp_path / "queued"
+    with Run.create(path, small()):
+        pass
+    command = ["-m", "choreo.cli", "train", "--resume", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = Warm(command, env=environment)
+    deadline = time.monotonic() + 120
+    while not (path / "metrics.jsonl").exists() or not (path / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be stopped"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # Slurm signals every process of a step, and choreo passes it on to its ranks
+    assert process.wait(120) == 75
+    assert max(checkpoints(path)) == len(lines(path)) < 5  # the step in hand was finished and saved
+    told = warm.run(command, env=environment | {"CHOREO_LOG_FORMAT": "json"})
+    assert told.returncode == 0, told.stderr
+    said = [json.loads(line) for line in told.stderr.splitlines()]  # every line is an object
+    assert all(one.keys() >= {"time", "level", "step", "event"} for one in said)
+    progress = [one for one in said if one["event"] == "progress" and one["phase"] == "training"]
+    assert progress[-1]["step"] == progress[-1]["done"] == 5 and progress[-1]["run"] == str(path)
+    assert {one["system"] for one in said if one["event"] == "system"} == {"base", "collaboration-untrained", "waltz"}
+    assert lines(path) == lines(whole) and episodes(path) == episodes(whole)
+    assert same(checkpoint.load(checkpoints(path)[5]), checkpoint.load(checkpoints(whole)[5]))
 
 
 class Stopper(Callback):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from choreo.environments.task import Task as Task
     from choreo.errors import BadInput as BadInput
     from choreo.errors import Interrupted as Interrupted
+    from choreo.errors import Terminated as Terminated
     from choreo.judges.base import Format as Format
     from choreo.judges.base import Judge as Judge
     from choreo.judges.base import judge_episodes as judge_episodes
@@ -67,7 +68,7 @@ _HOMES = {
     "choreo.engine.losses": "sft_loss",
     "choreo.environments.base": "Environment",
     "choreo.environments.task": "Task",
-    "choreo.errors": "BadInput Interrupted",
+    "choreo.errors": "BadInput Interrupted Terminated",
     "choreo.judges.base": "Format Judge judge_episodes",
     "choreo.methods.agents": "Agents",
     "choreo.methods.base": "Measurement Method Work",

@@ -5,8 +5,8 @@ A function that trains or loads a model imports PyTorch when it is called, not b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from choreo import config, parallel
 from choreo.config.collaboration import Collaboration, collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
-from choreo.errors import BadInput, Interrupted
-from choreo.files import shipped
+from choreo.errors import BadInput, Interrupted, Terminated
+from choreo.evaluation.folder import evaluation_folder
+from choreo.files import columns, shipped
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, new_folder
 from choreo.runs.progress import Progress
@@ -42,7 +43,7 @@ def train(
     overwrite: replace the run that is in `out`.
 
     Raises BadInput, before anything is made, where the recipe asks for what cannot be; Interrupted, with everything
-    saved, where a signal or a callback stopped the run: `resume` goes on.
+    saved, where a signal or a callback stopped the run (`Terminated` by SIGTERM): `resume` goes on.
     """
     made = _recipe(recipe, overrides)
     from choreo.experiment.paths import rooted
@@ -72,16 +73,19 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Run:
 def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
     from choreo.experiment.report import write_report
     from choreo.experiment.run import run_recipe
+    from choreo.experiment.tracking import tracking
 
-    with run, Progress(callbacks if parallel.rank() == 0 else ()) as progress:
+    with run, Progress([*callbacks, *tracking(run)] if parallel.rank() == 0 else ()) as progress:
         run.callbacks = progress.callbacks
         progress.say(f"run: {run.path}")
         try:
             run.finish(run_recipe(run, progress))
             parallel.first(lambda: write_report(run.path))
         except (Interrupted, KeyboardInterrupt) as stop:
+            if progress.terminated:
+                stop = Terminated(str(stop))
             stop.add_note(f"go on with: choreo train --resume {run.path}")
-            raise
+            raise stop from None
     return run
 
 
@@ -273,19 +277,32 @@ def export(
     agent: str | None = None,
     merged: bool | None = None,
     callbacks: Sequence[Callback] = (),
+    *,
+    push: str | None = None,
 ) -> list[Path]:
     """Writes a run's agents for transformers, PEFT and vLLM, a folder for each. Returns the folders.
 
     agent: one alone. merged: True for whole models, False for adapters, None for what was trained.
+    push: OWNER/NAME on the Hugging Face hub, to which all of `out` is pushed then, with a model card.
+    Raises BadInput where the run cannot be exported, or not be pushed; then it is written all the same.
     """
+    from choreo.models import push as hub
+
+    if push is not None:
+        hub.check_name(push)
     path = Run.read(run.path if isinstance(run, Run) else placed(run)).path
-    from choreo.experiment.export import export_run
+    from choreo.experiment.export import cover, export_run
+    from choreo.files import durable
 
     quiet()
     try:  # without `Progress`, whose handlers would keep a signal until a safe point: an export has none
-        return list(
-            export_run(path, Path(out), agent, merged, lambda remark: notify(callbacks, "on_message", f"! {remark}"))
+        folders = export_run(
+            path, Path(out), agent, merged, lambda remark: notify(callbacks, "on_message", f"! {remark}")
         )
+        if push is not None:
+            durable.write_text(Path(out) / "README.md", cover(path, folders))
+            notify(callbacks, "on_message", f"pushed: {hub.push(Path(out), push)}")
+        return folders
     finally:
         notify(callbacks, "on_end")
 
@@ -305,46 +322,9 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | config.Recipe, overrides: S
 
 def _files(names: Sequence[str | Path]) -> list[Path]:
     for name in names:
-        if not shipped.place(Path(name)).is_file():
-            raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file")
+        if not columns.is_on_hub(name) and not shipped.place(Path(name)).exists():
+            raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file or folder")
     return [Path(name) for name in names]
-
-
-@contextmanager
-def evaluation_folder(out: str | Path | None, into_existing: bool) -> Iterator[Path]:
-    """Where an evaluation's replies and report go. A folder that was made for it goes again where the input was wrong,
-    so that the same command can be typed once more."""
-    folder = Path(out) if out else new_folder("eval")
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder}: is a file; --out names a folder")
-    if (folder / "run.json").is_file():  # its summary and its page are of what was trained
-        raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
-    if folder.is_dir() and any(folder.iterdir()) and not into_existing:
-        raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
-    try:
-        yield folder
-    except BadInput:
-        if made and _holds_nothing(folder):
-            for file in folder.iterdir():
-                file.unlink()
-            with suppress(OSError):  # another evaluation has begun beside it
-                for path in made:
-                    path.rmdir()
-        raise
-
-
-def _holds_nothing(folder: Path) -> bool:
-    """Whether there is nothing in `folder` but files for replies, and no reply in them."""
-    if not all(file.name.partition(".")[2].startswith("sqlite") for file in folder.iterdir()):
-        return False
-    from choreo.clients.cache import Cache
-
-    return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))
 
 
 def _tell_silence(found: EvaluationResult, progress: Progress) -> None:

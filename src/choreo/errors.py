@@ -18,6 +18,10 @@ class Interrupted(Exception):
     """The user stopped the work and its state is saved (exit code 130)."""
 
 
+class Terminated(Interrupted):
+    """SIGTERM asked the work to stop, as clusters do, and its state is saved (exit code 75: queue it again)."""
+
+
 class TooFew(ValueError):
     """There are too few prompts. The message says which ones, how many are needed, and how many there are."""
 

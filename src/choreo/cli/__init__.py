@@ -1,18 +1,20 @@
 """The command line.
 
-Exit codes: 0 done, 1 failed, 2 bad input (one line on the error stream), 130 interrupted (state saved).
+Exit codes: 0 done, 1 failed, 2 bad input (one line on the error stream), 130 interrupted (state saved), 75 the same by
+SIGTERM in `train`: a cluster's queue may start the command again.
 Results go to standard output, progress to the error stream.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
 from choreo.cli.output import say
 from choreo.cli.parser import parser
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, Terminated
 from choreo.files import utf8
 
 
@@ -28,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(words)
         return args.command(args) or 0
     except BadInput as error:
-        say("choreo: " + str(error).replace("\n", "\\n"))  # one line, whatever the user typed
+        say("choreo: " + str(error).replace("\n", "\\n"), "error")  # one line, whatever the user typed
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
-        say(f"choreo: interrupted{f'; {stop}' if str(stop) else ''}")
-        return 130
+        terminated = isinstance(stop, Terminated)
+        say(f"choreo: {'terminated' if terminated else 'interrupted'}{f'; {stop}' if str(stop) else ''}", "warning")
+        return os.EX_TEMPFAIL if terminated else 130

@@ -41,7 +41,12 @@ def add(commands: Any) -> None:
 The format is known by the fields of the first row; docs/your-data.md lists them.
 Exit code 2 where a line does not fit.""",
     )
-    check_command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV; .gz too")
+    check_command.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines, CSV, Parquet, a folder, hf:OWNER/NAME, …",
+    )
     check_command.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
     check_command.add_argument("--kind", choices=KINDS, help="what a right answer does, where the rows do not tell")
     check_command.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +12,15 @@ from typing import Any
 from choreo import parallel
 
 
-def say(text: str) -> None:
-    if parallel.speaks():
-        print(text, file=sys.stderr)
+def say(text: str, level: str = "info") -> None:
+    """One line on the error stream, or an object (`choreo.runs.json_lines`) where the environment asks for that."""
+    if not parallel.speaks():
+        return
+    if os.environ.get("CHOREO_LOG_FORMAT") == "json":
+        from choreo.runs.json_lines import line
+
+        text = line(level, "message", message=text)
+    print(text, file=sys.stderr)
 
 
 def show_file(text: str) -> None:

@@ -22,7 +22,8 @@ POLL, GRACE = 0.05, 20.0  # seconds: between two looks, and for the others to en
 def run_in_ranks(processes: int, words: Sequence[str]) -> int:
     """Runs `choreo WORDS` in so many ranks, to its end. Returns the exit code: of the first rank that fails, if any.
 
-    SIGINT, SIGTERM and SIGHUP reach every rank as SIGINT, once. When a rank dies of a signal, the others are ended.
+    SIGINT and SIGTERM reach every rank as they are, and SIGHUP as SIGINT. When a rank dies of a signal, the others are
+    ended.
     """
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     shared = {
@@ -33,10 +34,10 @@ def run_in_ranks(processes: int, words: Sequence[str]) -> int:
     }
     ranks: list[subprocess.Popen[bytes]] = []
 
-    def pass_on(*_: Any) -> None:
+    def pass_on(number: int, _: Any) -> None:
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, pass_on) for number in numbers}

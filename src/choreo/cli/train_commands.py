@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 from choreo.cli.arguments import add_command, count, json_option, list_parts, set_option
 from choreo.cli.output import print_result, say
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import BadInput, Interrupted, Terminated
 
 
 def add(commands: Any) -> None:
@@ -22,7 +23,7 @@ def add(commands: Any) -> None:
   choreo train waltz                              a shipped recipe, by name
   choreo train mine.toml --run runs/mine          your own, into a folder you name
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
-  choreo train --resume runs/mine                 after Ctrl-C, a crash or a kill
+  choreo train --resume runs/mine                 after Ctrl-C, SIGTERM (exit code 75), a crash or a kill
   choreo train waltz --processes 2                in two processes, which share the work
   torchrun --nproc-per-node 8 -m choreo train mine.toml --run runs/mine      the same, by PyTorch's own command
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
@@ -76,11 +77,13 @@ converted first, once.""",
   choreo export runs/mine --out exported                     what was trained: adapters, or whole models
   choreo export runs/mine --out exported --merged            adapters added to their base
   choreo export runs/macpo --out exported --agent student+
+  choreo export runs/mine --out exported --push me/pair      then to the hub, into a repository that is private at first
 Each agent gets a folder with a model card; WaltzRL's have protocol.json beside them, the prompts to play by.""",
     )
     export_command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     export_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
     export_command.add_argument("--agent", metavar="NAME", help="one agent alone (default: both, or MACPO's student)")
+    export_command.add_argument("--push", metavar="OWNER/NAME", help="push it to the Hugging Face hub (HF_ENDPOINT)")
     form = export_command.add_mutually_exclusive_group()
     form.add_argument("--merged", action="store_true", help="whole models")
     form.add_argument("--adapter", action="store_true", help="adapters, which need their base")
@@ -109,8 +112,21 @@ def train(args: argparse.Namespace) -> int:
         return run_in_ranks(args.processes, _for_ranks(args))
     from choreo import parallel
 
-    with parallel.joined():
-        return _train(args)
+    def before_a_run(*_: object) -> None:  # no state is there to save; a run takes SIGTERM over (`Progress`)
+        raise _TerminatedEarly
+
+    before = signal.signal(signal.SIGTERM, before_a_run)
+    try:
+        with parallel.joined():
+            return _train(args)
+    except _TerminatedEarly:
+        raise Terminated("no step was in hand") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _TerminatedEarly(KeyboardInterrupt):
+    """SIGTERM while nothing runs yet. No Exception, so that no library that is being loaded takes it for its own."""
 
 
 def _for_ranks(args: argparse.Namespace) -> list[str]:
@@ -127,6 +143,7 @@ def _train(args: argparse.Namespace) -> int:
     from choreo.judges.base import JudgeDown, JudgesPart
     from choreo.runs.bar import ProgressBar
     from choreo.runs.folder import is_finished, read_info
+    from choreo.runs.json_lines import JsonLines, wanted
 
     if args.resume:
         folder = args.resume
@@ -142,16 +159,22 @@ def _train(args: argparse.Namespace) -> int:
     else:
         recipe = config.load(args.recipe, args.set)
         folder = args.run or api.new_folder(recipe.name)
+    shown = JsonLines(folder) if wanted() else ProgressBar()
     try:
         if args.resume:
-            run = api.resume(folder, [ProgressBar()])
+            run = api.resume(folder, [shown])
         else:
-            run = api.train(recipe, folder, [ProgressBar()], overwrite=args.overwrite)
+            run = api.train(recipe, folder, [shown], overwrite=args.overwrite)
+    except _TerminatedEarly:
+        raise
     except (Interrupted, KeyboardInterrupt) as stop:
         # Judges that went away or parted have more to say than that the user stopped. Before a run there is no hint.
         why = [str(stop)] if isinstance(stop, JudgeDown | JudgesPart) else []
-        raise Interrupted("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
+        kind = Terminated if isinstance(stop, Terminated) else Interrupted
+        raise kind("; ".join([*why, *getattr(stop, "__notes__", [])])) from None
     say(f"report: {run.report}")
+    if isinstance(shown, JsonLines) and parallel.rank() == 0:
+        shown.on_summary(run.summary)
     return print_result(run.summary, args.json) if parallel.rank() == 0 else 0
 
 
@@ -169,7 +192,7 @@ def export(args: argparse.Namespace) -> int:
     from choreo.runs.bar import ProgressBar
 
     merged = True if args.merged else False if args.adapter else None
-    folders = api.export(args.run, args.out, args.agent, merged, [ProgressBar()])
+    folders = api.export(args.run, args.out, args.agent, merged, [ProgressBar()], push=args.push)
     print(json.dumps({"written": list(map(str, folders))}) if args.json else "\n".join(map(str, folders)))
     return 0
 

@@ -27,6 +27,8 @@ REWARDS = Registry("reward", "choreo.rewards", "choreo.methods.waltz.rewards", "
 # A data format of one's own gives, for a row of a file, a row in a format that choreo knows.
 ROW_FORMATS = Registry("data format", "choreo.data_formats", "choreo.data.reading", "ROW_FORMATS", takes("row"))
 
+TRACKERS = Registry("tracker", "choreo.trackers", "choreo.trackers", "TRACKERS", takes("tracked"))
+
 
 def _no_class(found: Any) -> str:
     if isinstance(found, type) or callable(found):
@@ -102,4 +104,5 @@ def check_name(registry: Registry, name: str, others: tuple[str, ...] = ()) -> N
 EstimatorName = Annotated[str, Named(ESTIMATORS)]
 EnvironmentName = Annotated[str, Named(ENVIRONMENTS)]
 RewardName = Annotated[str, Named(REWARDS, empty=True)]
+TrackerName = Annotated[str, Named(TRACKERS)]
 FormatName = Annotated[str, Named(ROW_FORMATS, own=True)]

@@ -13,7 +13,8 @@ from choreo.config.parts import FormatName
 
 class Source(Section):
     file: str = Field(
-        description="JSON lines, a JSON array, CSV or TSV; choreo data check says what is in it. "
+        description="JSON lines, a JSON array, CSV, TSV or Parquet, a folder of these, or "
+        "hf:OWNER/NAME[:CONFIG][/SPLIT] of the hub; choreo data check says what is in it. "
         "choreo:english/train.jsonl, and heldout.jsonl and ability.jsonl there, ship with choreo"
     )
     format: FormatName = Field("", description="by default known by the fields of its rows")

@@ -18,6 +18,7 @@ METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 LATER = {
     ("environment",),
     ("gold",),
+    ("track",),
     ("warmup",),
     ("warmup", "run"),
     ("model", "temperature"),

@@ -10,6 +10,7 @@ from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World
 from choreo.config.judge import Gold, Judge
 from choreo.config.parts import ENVIRONMENTS, EnvironmentName
 from choreo.config.prompts import HeldOut, suited
+from choreo.config.track import Track
 from choreo.errors import BadInput
 from choreo.registry import made_by
 
@@ -32,6 +33,8 @@ class Recipe(Section):
     prompts: HeldOut = HeldOut()
     judge: Judge = Field(Judge(), validate_default=True)
     gold: Gold | None = Field(None, description="a second judge, which measures and gives no reward")
+
+    track: Track = Track()
 
     def from_files(self) -> bool:
         """Whether its prompts come from files, and not from its environment."""

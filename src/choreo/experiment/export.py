@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from choreo import config
@@ -108,6 +108,19 @@ def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int
         f"## Licence\n\n{licence_terms(licence)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def cover(path: Path, folders: Sequence[Path]) -> str:
+    """README.md over the exported agents of a run: its front matter, and where each agent's own card is."""
+    recipe = config.load(path / "recipe.toml")
+    method, base = method_of(recipe), _called(recipe.bases()[0])
+    front = {"base_model": base, "license": licence_of(base) or "other", "tags": ["choreo", method.name, "alignment"]}
+    agents = "\n".join(f"- [{folder.name}]({folder.name}/README.md)" for folder in folders)
+    return (
+        "---\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()) + "\n---\n\n"
+        f"# {recipe.name}\n\nAgents that choreo trained by {method.title or method.name}. "
+        f"Each has a folder with its model card:\n\n{agents}\n\nEvery setting is in `recipe.toml`.\n"
+    )
 
 
 def licence_of(base: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from choreo import config
 from choreo.errors import BadInput
-from choreo.files import shipped, utf8
+from choreo.files import columns, shipped, utf8
 from choreo.judges.trained.folder import JUDGE_FILE
 from choreo.models.resolve import BASES, is_here
 from choreo.registry import anchored
@@ -46,7 +46,7 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
         a_file = key in FILES or f"{above}.{key}" in FILES
-        if a_file and shipped.is_shipped(value):
+        if a_file and (shipped.is_shipped(value) or columns.is_on_hub(value)):
             return value
         if value and (a_file or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))):
             return str(Path(value).absolute())

@@ -32,6 +32,7 @@ from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
 from choreo.runs.folder import Run, checkpoints, versions
 from choreo.runs.progress import Progress
+from choreo.trackers.base import require_trackers
 from choreo.types import Episode, Part
 
 SCHEMA = 1
@@ -88,6 +89,8 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     """
     task = Task(recipe)
     _ = task.judges
+    if trains:
+        require_trackers(recipe.track.to)
     if recipe.gold and recipe.gold.labels:
         labelled(recipe.gold.labels)
     try:

@@ -1,5 +1,5 @@
-"""The rows of a data file, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not; a user's own or a
-shipped one.
+"""The rows of a data file, each with its line: JSON lines, a JSON array, CSV or TSV, gzipped or not, or Parquet; of a
+folder of these; of a data set of the hub. It is a user's own or a shipped one.
 
 For a row that cannot be read there is a `BadInput` that names its place, so that a caller can stop or go on. A row
 cannot be read if it is not JSON, if it holds a string that is no text (`utf8`), or if it gives one field twice, since
@@ -21,19 +21,31 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.files import shipped, utf8
+from choreo.files import columns, shipped, utf8
 
 Row = dict[str, Any]
 TABLES = {".csv": ",", ".tsv": "\t"}
+KINDS = {".parquet", ".jsonl", *TABLES}  # in a folder
 _BETWEEN = re.compile(r"\s*,?\s*")
 
 
 def rows(file: Path) -> Iterator[tuple[int, Row | BadInput]]:
-    """(line, row) of every row. Lines count from 1, in the text after unpacking.
+    """(line, row) of every row. Lines count from 1, in the text after unpacking. In Parquet, in a data set of the hub
+    and in a folder, whose files come in the order of their names, rows are counted instead.
 
     Raises BadInput for a file that cannot be read at all, or whose array or table is broken, because the rows behind
     that place cannot be found.
     """
+    if columns.is_on_hub(file):
+        yield from _columns(file, columns.hub(str(file)))
+        return
+    if (folder := shipped.place(file)).is_dir():
+        inner = (row for one in _files(folder) for _, row in rows(one))
+        yield from enumerate(inner, 1)
+        return
+    if _is_parquet(folder):
+        yield from _columns(file, columns.parquet(folder))
+        return
     text = _text(file)
     kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
     if kind in TABLES:
@@ -95,14 +107,31 @@ class Fields:
         return int(value)
 
 
+def _columns(file: Path, found: Iterator[Row]) -> Iterator[tuple[int, Row | BadInput]]:
+    return ((number, _object(file, number, row)) for number, row in enumerate(found, 1))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The data files of a folder, and of the folders in it."""
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    kept = [file for file in found if {*file.suffixes} & KINDS and not file.name.startswith(".")]
+    if not kept:
+        raise BadInput(f"{folder}: is a folder without a data file ({', '.join(sorted(KINDS))})")
+    return kept
+
+
+def _is_parquet(file: Path) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(4) == b"PAR1"
+    except (OSError, ValueError):
+        return False  # `_text` says what is wrong
+
+
 def _text(file: Path) -> str:
     try:
         raw = shipped.place(file).read_bytes()
         raw = gzip.decompress(raw) if file.suffix == ".gz" else raw
-        if raw.startswith(b"PAR1"):
-            raise BadInput(
-                f"{file}: is Parquet; write it as JSON lines first (pandas: to_json(orient='records', lines=True))"
-            )
         if raw.startswith(b"PK\3\4"):
             raise BadInput(f"{file}: is a zip archive, as a spreadsheet is; write it as CSV or JSON lines first")
         return raw.decode("utf-8-sig")

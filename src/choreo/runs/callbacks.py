@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from choreo.types import Episode
+
 
 class Callback:
     """Hears of a run while it goes on. Every method here does nothing: a subclass writes those that it wants.
@@ -20,6 +22,9 @@ class Callback:
 
     def on_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """All figures of training step `step` (1, 2, …), as metrics.jsonl keeps them."""
+
+    def on_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
+        """What step `step` sampled, after its metrics. rewards[i]: the rewards of episode i, by component."""
 
     def on_message(self, text: str) -> None:
         """One line for people. One that begins with "!" is a warning."""

@@ -9,6 +9,7 @@ warmup/        WaltzRL: the run of the feedback agent's warm start, with answers
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
 heldout/       not of MACPO: SYSTEM.jsonl.gz, a system's judged games on held-out prompts; SYSTEM.json, its measures
 checkpoints/   step-000010/: all that is needed to go on exactly
+trackers/      what trackers wrote (`[track]`)
 judgements.sqlite   replies of judges over an endpoint, so that no question is sent, or paid for, twice
 dialogues.json, summary.json, report.html   written at the end
 """
@@ -48,6 +49,7 @@ _CONTENTS = (
     "checkpoints",
     "ceiling",
     "warmup",
+    "trackers",
     "outcomes.json",
     "dialogues.json",
     "summary.json",
@@ -170,6 +172,7 @@ class Run:
         """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component."""
         records = (record(episode, parts) for episode, parts in zip(episodes, rewards, strict=True))
         durable.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
+        notify(self.callbacks, "on_episodes", step, episodes, rewards)
 
     def save_measured(self, system: str, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
         """Keeps what was measured of a system on held-out prompts."""

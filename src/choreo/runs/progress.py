@@ -12,18 +12,23 @@ from typing import Any
 
 from choreo import parallel
 from choreo.runs.callbacks import Callback, notify
+from choreo.runs.json_lines import line, wanted
 
 
 class Progress:
     """Passes on what happens to `callbacks`. Without callbacks it is silent.
 
     Use it as a context manager. While it is open, the first SIGINT or SIGTERM sets `interrupted`: the work finishes its
-    step, saves, and raises Interrupted. A second one stops at once. Outside the main thread it leaves signals alone.
+    step, saves, and raises Interrupted. A SIGINT after that stops at once. A SIGTERM after that does not, since Slurm
+    sends it to every process of a step, and a rank may get it twice. Outside the main thread signals are left alone.
+
+    terminated: whether SIGTERM came, to this rank or, once the work has stopped, to any.
     """
 
     def __init__(self, callbacks: Sequence[Callback] = ()):
         self.callbacks = tuple(callbacks)
-        self._interrupted = False  # by a signal; a second one then stops at once
+        self.terminated = False
+        self._interrupted = False  # by a signal; a second SIGINT then stops at once
         self._stop_wanted = False  # by a callback
         self._alarms: set[str] = set()
         self._handlers: dict[int, Any] = {}
@@ -49,7 +54,10 @@ class Progress:
     def interrupted(self) -> bool:
         """Whether a signal or a callback has asked the work to stop: of several ranks, any of them."""
         self._stop_wanted = self._stop_wanted or any(callback.wants_stop() for callback in self.callbacks)
-        return parallel.agreed(self._interrupted or self._stop_wanted)
+        if not parallel.agreed(self._interrupted or self._stop_wanted):
+            return False
+        self.terminated = parallel.agreed(self.terminated)
+        return True
 
     @interrupted.setter
     def interrupted(self, value: bool) -> None:
@@ -72,11 +80,14 @@ class Progress:
         notify(self.callbacks, "on_message", text)
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        if self._interrupted:
+        again, self._interrupted = self._interrupted, True
+        self.terminated = self.terminated or number == signal.SIGTERM
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._interrupted = True
-        if not parallel.speaks():
+        if again or not parallel.speaks():
             return
         # Not through the stream: a handler may run in the middle of a write to it, and buffers are not reentrant.
         with contextlib.suppress(OSError, ValueError):
-            os.write(sys.stderr.fileno(), b"\nstopping as soon as nothing is lost by it; once more to stop at once\n")
+            text = "stopping as soon as nothing is lost by it; Ctrl-C to stop at once"
+            text = line("warning", "message", message=text) if wanted() else f"\n{text}"
+            os.write(sys.stderr.fileno(), f"{text}\n".encode())

@@ -1,0 +1,46 @@
+"""The folder of an evaluation: where the replies of judges and the report go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from choreo.clients.cache import Cache
+from choreo.errors import BadInput
+from choreo.runs.folder import new_folder
+
+
+@contextmanager
+def evaluation_folder(out: str | Path | None, into_existing: bool) -> Iterator[Path]:
+    """Where an evaluation's replies and report go. A folder that was made for it goes again where the input was wrong,
+    so that the same command can be typed once more."""
+    folder = Path(out) if out else new_folder("eval")
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; --out names a folder")
+    if (folder / "run.json").is_file():  # its summary and its page are of what was trained
+        raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
+    if folder.is_dir() and any(folder.iterdir()) and not into_existing:
+        raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+    try:
+        yield folder
+    except BadInput:
+        if made and _holds_nothing(folder):
+            for file in folder.iterdir():
+                file.unlink()
+            with suppress(OSError):  # another evaluation has begun beside it
+                for path in made:
+                    path.rmdir()
+        raise
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether there is nothing in `folder` but files for replies, and no reply in them."""
+    if not all(file.name.partition(".")[2].startswith("sqlite") for file in folder.iterdir()):
+        return False
+    return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))
