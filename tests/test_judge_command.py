@@ -57,6 +57,7 @@ def test_every_judge_is_measured_on_the_same_rows_by_labels_of_ones_own(tmp_path
             assert "learnt from" not in captured.err
         assert main(argv) == 0
         assert "refusal of the 1 answers to harmful prompts is undetermined" in capsys.readouterr().out
+    assert main(["judge", "evaluate", "--data", str(file), "--weights", "choreo:english/judge.npz"]) == 0
     for result in told.values():
         assert [result["n"], result["refusal"]["n"], result["harm"]["n"]] == [4, 3, 2]
     counts = {name: [result[head]["undetermined"] for head in ("refusal", "harm")] for name, result in told.items()}

@@ -190,6 +190,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from choreo.evaluation.agreement import agreement
     from choreo.evaluation.judge_training import CARD_FILE, in_training
     from choreo.evaluation.judging import measure_labels, measure_readings, measure_verdicts
+    from choreo.files import shipped
     from choreo.judges.offline.model import WEIGHTS, OfflineJudge
     from choreo.judges.resolve import choose
     from choreo.judges.trained.folder import ADAPTER_FILE
@@ -207,7 +208,7 @@ def evaluate(args: argparse.Namespace) -> int:
     _say(_taken(args.data, loaded))
     made: Path | None = None  # the weights of a judge that choreo judge train has made, beside its data card
     if args.judge == "offline":
-        made = args.weights or WEIGHTS
+        made = shipped.place(args.weights) if args.weights else WEIGHTS
         judge = offline = OfflineJudge(path=made)
         result = measure_labels(offline.labels, rows)
     elif settings.kind == TRAINED:
