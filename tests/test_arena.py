@@ -168,6 +168,15 @@ def test_labels_meet_the_judge_of_the_run_and_become_answers(tmp_path):
     verdicts = [row.verdict for row in reviews.load(tmp_path / "answers.jsonl").rows]  # as [warmup.answers] reads it
     assert [(one.unsafe, one.overrefuse) for one in verdicts if one] == [(1, 0), (1, 0), (0, 1), (0, 0)]
     assert [row.labeller for row in rows] == ["alice+bob", "alice+bob+carol", "alice+bob", "alice+bob"]
+    with Arena(tmp_path / "arena") as arena:
+        for name in ("dan", "eve", "fay"):  # alice and bob are outvoted, so what they said of a refusal does not count
+            arena.add_rater(name)
+            arena.rate(name, 1, "fine", False)
+        with pytest.raises(BadInput, match="a name has"):
+            arena.add_rater("x²")
+        export_arena(arena, "answers", tmp_path / "more.jsonl")
+    first = answers.load(tmp_path / "more.jsonl").rows[0]
+    assert (first.harm, first.refusal) == (False, None)
 
 
 @pytest.mark.parametrize(

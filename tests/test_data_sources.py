@@ -56,9 +56,20 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     (tmp_path / "set" / "dataset_info.json").write_text('{"features": 1}')
     assert [*rows(tmp_path / "set")] == [*enumerate(XSTEST, 1)]
     assert [prompt.id for prompt in load(tmp_path / "set").rows] == ["set-1", "set-2"]
+    write_lines(tmp_path / "set" / "data" / "a.jsonl.lock", XSTEST)
+    write_lines(tmp_path / "set" / ".cache" / "c.jsonl", XSTEST)
+    assert [*rows(tmp_path / "set")] == [*enumerate(XSTEST, 1)]
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="empty: is a folder without a data file"):
         load(tmp_path / "empty")
+
+
+def test_a_pipe_is_read_once():
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in XSTEST)
+    assert [*rows(Path(f"/dev/fd/{reader}"))] == [*enumerate(XSTEST, 1)]
+    os.close(reader)
 
 
 def test_a_library_that_is_missing_is_said_in_one_line(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import torch
 from test_trainer import episodes, lines, small
 
 from choreo import config
+from choreo.config.track import Track
 from choreo.engine import checkpoint
 from choreo.files import durable
 from choreo.methods.waltz.trainer import train
@@ -47,6 +48,7 @@ def ids(run: Path) -> list:
 
 def test_two_ranks_are_one_process_though_one_is_killed_and_all_are_stopped(tmp_path):
     recipe, whole, run = small(steps=STEPS), tmp_path / "whole", tmp_path / "run"
+    recipe = recipe.model_copy(update={"track": Track(to=("tensorboard",))})  # of rank 0 alone
     with Run.create(whole, recipe) as one, Progress() as progress:
         train(recipe, one, progress)
     durable.write_text(tmp_path / "recipe.toml", config.to_toml(recipe))

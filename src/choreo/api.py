@@ -75,14 +75,15 @@ def _to_the_end(run: Run, callbacks: Sequence[Callback]) -> Run:
     from choreo.experiment.run import run_recipe
     from choreo.experiment.tracking import tracking
 
-    with run, Progress([*callbacks, *tracking(run)] if parallel.rank() == 0 else ()) as progress:
+    trackers = tracking(run)  # in every rank: they agree on whether the libraries are there
+    with run, Progress([*callbacks, *trackers] if parallel.rank() == 0 else ()) as progress:
         run.callbacks = progress.callbacks
         progress.say(f"run: {run.path}")
         try:
             run.finish(run_recipe(run, progress))
             parallel.first(lambda: write_report(run.path))
         except (Interrupted, KeyboardInterrupt) as stop:
-            if progress.terminated:
+            if progress.terminated and type(stop) in (Interrupted, KeyboardInterrupt):  # a judge that went away says so
                 stop = Terminated(str(stop))
             stop.add_note(f"go on with: choreo train --resume {run.path}")
             raise stop from None

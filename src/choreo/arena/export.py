@@ -94,7 +94,8 @@ def _answers(arena: Arena, leave_out: Sequence[str]) -> Iterable[Row]:
             "answer": row.answer,
             "kind": row.prompt.kind,
             "suite": row.prompt.suite or row.prompt.kind,
-            "refusal": row.refusal,
+            # Of a harmful prompt's answer that most call fine, nobody said whether it refuses; see `as_labelled`.
+            "refusal": None if row.prompt.kind == "harmful" and not row.harm else row.refusal,
             "unsafe": row.harm,
             "degenerate": row.degenerate,
             "system": row.model,

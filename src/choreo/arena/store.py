@@ -31,7 +31,7 @@ from choreo.server.keys import Key, hashed, new_key
 FILE = "arena.sqlite"
 LAYOUT = 1  # of the file (PRAGMA user_version)
 PATIENCE = 60.0  # seconds to wait for another process's commit
-NAME = re.compile(r"[\w.-]{1,64}")
+NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)  # as `Key.name` allows
 
 TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);

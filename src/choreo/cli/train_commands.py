@@ -113,6 +113,7 @@ def train(args: argparse.Namespace) -> int:
     from choreo import parallel
 
     def before_a_run(*_: object) -> None:  # no state is there to save; a run takes SIGTERM over (`Progress`)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm may send it twice
         raise _TerminatedEarly
 
     before = signal.signal(signal.SIGTERM, before_a_run)

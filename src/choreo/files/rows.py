@@ -25,7 +25,7 @@ from choreo.files import columns, shipped, utf8
 
 Row = dict[str, Any]
 TABLES = {".csv": ",", ".tsv": "\t"}
-KINDS = {".parquet", ".jsonl", *TABLES}  # in a folder
+KINDS = {".parquet", ".jsonl", ".ndjson", *TABLES}  # in a folder, where .json mostly says what the set is
 _BETWEEN = re.compile(r"\s*,?\s*")
 
 
@@ -47,8 +47,7 @@ def rows(file: Path) -> Iterator[tuple[int, Row | BadInput]]:
         yield from _columns(file, columns.parquet(folder))
         return
     text = _text(file)
-    kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
-    if kind in TABLES:
+    if (kind := _kind(file)) in TABLES:
         yield from _table(file, text, TABLES[kind])
     elif text.lstrip().startswith("["):
         yield from _array(file, text)
@@ -113,14 +112,21 @@ def _columns(file: Path, found: Iterator[Row]) -> Iterator[tuple[int, Row | BadI
 
 def _files(folder: Path) -> list[Path]:
     """The data files of a folder, and of the folders in it."""
-    found = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    kept = [file for file in found if {*file.suffixes} & KINDS and not file.name.startswith(".")]
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file() and _kind(file) in KINDS)
+    kept = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     if not kept:
         raise BadInput(f"{folder}: is a folder without a data file ({', '.join(sorted(KINDS))})")
     return kept
 
 
+def _kind(file: Path) -> str:
+    """How a file's name ends, before .gz."""
+    return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+
+
 def _is_parquet(file: Path) -> bool:
+    if not file.is_file():
+        return False  # a pipe can be read once
     try:
         with open(file, "rb") as stream:
             return stream.read(4) == b"PAR1"

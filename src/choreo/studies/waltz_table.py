@@ -44,7 +44,7 @@ RIVALS = (
     SAME_REWARD,
     "waltz-published",
 )
-MEASURED = {"base+guard", "single-agent+guard", "oracle-feedback"}  # not by the runs themselves
+MEASURED = {"base+guard", "oracle-feedback"}  # not by the runs themselves
 SHOWN = 8  # pairs named in a sentence; the table counts them all
 
 
@@ -92,7 +92,8 @@ def run(study: Study) -> str:
         "The systems of WaltzRL's main table (arXiv 2510.08240), trained and measured in the microworld. The "
         "published figures come from an 8B model, other prompts and another judge: compare the order of the rows, not "
         "their level. The safeguard is the untrained feedback agent, blocking what it labels unsafe; `waltz` is "
-        "trained with choreo's default reward, `waltz-published` and `waltz-frozen-conversation` with the paper's."
+        "trained with choreo's default reward, as is `waltz-frozen-our-reward`; `waltz-published` and "
+        "`waltz-frozen-conversation` with the paper's."
     )
     return study.write("The WaltzRL table in the microworld", intro, sections)
 

@@ -23,6 +23,9 @@ if (given) {
   history.replaceState(null, "", location.pathname);
 }
 
+// Another link in the same tab is another rater, or a new key.
+addEventListener("hashchange", () => location.reload());
+
 function element(name, text, className) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
