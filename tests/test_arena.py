@@ -18,6 +18,7 @@ from choreo.arena.results import results
 from choreo.arena.store import FILE, Arena, Conflict
 from choreo.cli import arena_commands, main
 from choreo.data import answers, preferences, reviews
+from choreo.errors import BadInput
 from choreo.evaluation import bradley_terry
 from choreo.evaluation.krippendorff import alpha
 
