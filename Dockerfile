@@ -19,9 +19,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --constraint constraints.txt ".[${EXTRAS}]" \
     && useradd --create-home --uid 1000 choreo \
-    && install --directory --owner choreo /work
+    && install --directory --owner choreo /data
 
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["choreo"]
 CMD ["--help"]

@@ -75,13 +75,18 @@ def whole(tmp_path_factory) -> Path:
     return path
 
 
+def resuming(path):
+    """The command `choreo train --resume`, and its environment."""
+    # Sums are taken in another order with another number of threads: bit for bit holds for the same number.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return ["-m", "choreo.cli", "train", "--resume", str(path)], environment
+
+
 def test_killed_in_the_middle_of_a_step_and_resumed_is_bit_identical(whole, tmp_path):
     path = tmp_path / "killed"
     with Run.create(path, small()):
         pass
-    command = ["-m", "choreo.cli", "train", "--resume", str(path)]
-    # Sums are taken in another order with another number of threads: bit for bit holds for the same number.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command, environment = resuming(path)
     process = Warm(command, env=environment)
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() or len((path / "metrics.jsonl").read_text().splitlines()) < 3:
@@ -103,8 +108,7 @@ def test_stopped_by_sigterm_it_exits_75_and_goes_on_bit_identically(whole, tmp_p
     path = tmp_path / "queued"
     with Run.create(path, small()):
         pass
-    command = ["-m", "choreo.cli", "train", "--resume", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command, environment = resuming(path)
     process = Warm(command, env=environment)
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() or not (path / "metrics.jsonl").read_text():
