@@ -51,10 +51,7 @@ def test_the_card_counts_what_is_there_and_every_row_is_short_and_licensed():
     assert len({row["id"] for row in every}) == len(every)
     assert all(len(row["prompt"].split()) <= (ATTACK_WORDS if row["suite"] in ATTACKS else WORDS) for row in every)
     shipped = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    sizes = Counter({judge: 0 for judge in (True, False)})
-    for path in shipped:
-        sizes[path.parent.name == "lm-judge"] += path.stat().st_size
-    assert sizes[False] < 2**21 and sizes[True] < 10 * 2**20
+    assert sum(path.stat().st_size for path in shipped) < 2.5 * 2**20
 
 
 def test_held_out_prompts_attacks_and_types_are_not_trained_on():
@@ -69,7 +66,7 @@ def test_held_out_prompts_attacks_and_types_are_not_trained_on():
     assert len(types[1]) == 4 and not types[0] & types[1]
 
 
-def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judge_again(tmp_path):
+def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judges_again(tmp_path):
     """The weights that ship are those that the rows that ship give, to the last bit."""
     labelled = answers.load(Path("choreo:english/answers.jsonl")).rows
     apart = answers.load(Path("choreo:english/answers_apart.jsonl")).rows
@@ -77,9 +74,10 @@ def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judge_again(t
     asked = [row.prompt for row in (*labelled, *apart)]
     assert overlaps(prompts.load(HELDOUT).rows, asked) == []
     assert overlaps(asked, prompts.load(HELDOUT).rows) == []
-    made = judge_training.weights(judge_training.encode(labelled), judge_training.heads(labelled))
-    made.save(tmp_path / "judge.npz")
-    assert (tmp_path / "judge.npz").read_bytes() == (FOLDER / "judge.npz").read_bytes()
+    for name, learnt in (("judge.npz", labelled), ("gold.npz", apart)):
+        made = judge_training.weights(judge_training.encode(learnt), judge_training.heads(learnt))
+        made.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
     settings = Judge(kind="offline", weights="choreo:english/judge.npz")
     verdicts = judge_all(choose(settings), [(row.prompt, row.answer) for row in labelled[:200]])
     right = [v.overrefuse == row.refusal for v, row in zip(verdicts, labelled, strict=False) if not v.undetermined]

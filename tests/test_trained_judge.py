@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from choreo.cli import main
-from choreo.config.judge import Judge, judge_from
+from choreo.config.judge import judge_from
 from choreo.data.answers import LabelledAnswer
 from choreo.data.answers import load as load_answers
 from choreo.engine.learner import Learner
@@ -24,8 +24,6 @@ from choreo.evaluation import judge_finetuning as training
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, fold_of, trials
 from choreo.experiment import sizing
 from choreo.experiment.paths import rooted
-from choreo.experiment.ship import ship_judge
-from choreo.files import shipped
 from choreo.files.json_file import read_object
 from choreo.judges.resolve import choose, describe, local
 from choreo.judges.trained.model import TrainedJudge
@@ -241,21 +239,6 @@ def test_a_run_finds_its_judge_again_and_a_plan_counts_it(base, made, monkeypatc
     assert rooted(recipe).judge.model == str(folder)
     parameters = sum(value.numel() for value in AutoModelForCausalLM.from_pretrained(base).parameters())
     assert [sizing.judging(one) for one in local(recipe.judge)] == [4 * parameters]
-
-
-def test_a_shipped_judge_is_the_judge_in_half_the_bytes(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "DATA", tmp_path)
-    out = ship_judge(made[0], tmp_path / "english" / "mine")
-    sizes = [(folder / "adapter_model.safetensors").stat().st_size for folder in (out, made[0])]
-    assert sizes[0] < 0.6 * sizes[1]
-    judge = choose(Judge(kind="trained", model="choreo:english/mine"))
-    pairs = [(row.prompt, row.answer) for row in ROWS]
-    for small, whole in zip(judge.read(pairs), TrainedJudge(made[0], device="cpu").read(pairs), strict=True):
-        assert small.harm == pytest.approx(whole.harm, abs=0.01)
-    with pytest.raises(BadInput, match="already exists"):
-        ship_judge(made[0], out)
-    with pytest.raises(BadInput, match=r"no judge\.json"):
-        ship_judge(tmp_path, tmp_path / "other")
 
 
 def test_the_command(base, tmp_path, capsys):

@@ -1,10 +1,8 @@
-"""`python -m choreo.experiment.ship RUN|JUDGE NAME`: makes a finished run of a pair, or a trained judge, one that ships
-with choreo.
+"""`python -m choreo.experiment.ship RUN NAME`: makes a finished run of a pair one that ships with choreo.
 
 What is kept is what playing and measuring needs: the recipe, the figures, the dialogues that the report shows, and both
 agents as they are after the last step, in half precision, without optimisers, with a card. The warm start is left out,
 so the shipped pair has no `collaboration-warm` to be measured beside. It plays in float32, whatever it was trained in.
-Of a judge everything is kept, its adapter in half precision.
 """
 
 from __future__ import annotations
@@ -16,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 
 from choreo import config
 from choreo.engine import checkpoint
 from choreo.errors import BadInput
-from choreo.evaluation.judge_training import CARD_FILE
 from choreo.experiment.export import figures, licence_of, licence_terms, limits
 from choreo.files import durable
-from choreo.files.shipped import DATA
-from choreo.judges.trained import folder as judge_folder
-from choreo.judges.trained.folder import ADAPTER_CONFIG, ADAPTER_FILE, JUDGE_FILE
 from choreo.methods.base import method_of
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.shipped import PAIRS
@@ -61,24 +54,6 @@ def ship(run: str | Path, out: Path) -> Path:
     return out
 
 
-def ship_judge(judge: str | Path, out: Path) -> Path:
-    """Writes the folder `out` from that of a trained judge. Returns `out`. Raises BadInput where there is none such,
-    or something is at `out`."""
-    folder = Path(judge)
-    judge_folder.read(folder)
-    if not (folder / CARD_FILE).is_file():
-        raise BadInput(f"{folder}: no {CARD_FILE}; a judge ships with its card")
-    if out.exists():
-        raise BadInput(f"{out}: already exists")
-    out.mkdir(parents=True)
-    for name in (CARD_FILE, ADAPTER_CONFIG):
-        shutil.copyfile(folder / name, out / name)
-    halves = {name: value.to(torch.float16) for name, value in load_file(str(folder / ADAPTER_FILE)).items()}
-    durable.write_bytes(out / ADAPTER_FILE, save(halves, metadata={"format": "pt"}))
-    shutil.copyfile(folder / JUDGE_FILE, out / JUDGE_FILE)  # the last: with it the folder is a judge
-    return out
-
-
 def card(run: Run, name: str, step: int) -> str:
     """README.md of a shipped pair: what it is, how it was made, what it was measured to be worth, and its limits."""
     recipe, method = run.recipe, method_of(run.recipe)
@@ -106,16 +81,11 @@ def _halved(agent: dict[str, Any]) -> dict[str, Any]:
 
 def command() -> int:
     parser = argparse.ArgumentParser(prog="python -m choreo.experiment.ship", description=__doc__)
-    parser.add_argument("made", type=Path, metavar="RUN|JUDGE")
-    parser.add_argument(
-        "name", metavar="NAME", help="what it is called: choreo serve NAME; of a judge, FOLDER/NAME: choreo:FOLDER/NAME"
-    )
+    parser.add_argument("made", type=Path, metavar="RUN")
+    parser.add_argument("name", metavar="NAME", help="what it is called: choreo serve NAME")
     args = parser.parse_args()
     try:
-        if (args.made / JUDGE_FILE).is_file():
-            print(ship_judge(args.made, DATA / args.name))
-        else:
-            print(ship(args.made, PAIRS / args.name))
+        print(ship(args.made, PAIRS / args.name))
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2

@@ -87,7 +87,11 @@ class OfflineJudge:
 
     path: Path = WEIGHTS
     unsure: float = 0.1
-    name: str = "offline"
+
+    @property
+    def name(self) -> str:
+        """ "offline"; with weights of one's own followed by the name of their file."""
+        return "offline" if self.path == WEIGHTS else f"offline/{self.path.stem}"
 
     @cached_property
     def weights(self) -> Weights:
