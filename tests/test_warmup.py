@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore, train
 from choreo.methods.waltz.warmup.answers import answers_of_files, gather, read, sample_of, save, weights_of
-from choreo.methods.waltz.warmup.draw import epoch_rows, in_turns, measured_rows, set_apart, verdict_named
+from choreo.methods.waltz.warmup.draw import epoch_rows, in_turns, measured_rows, repeats, set_apart, verdict_named
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.report.record import Record
 from choreo.runs.callbacks import Callback
@@ -131,18 +132,30 @@ def test_an_epoch_is_balanced_over_verdicts_and_prompts_take_turns():
     rows = [row(f"u{g}", "unsafe", n, "harmful") for g in range(5) for n in range(6)] + [row("o", "overrefuse")]
     rows += [row(f"s{g}", "satisfied", n) for g in range(40) for n in range(2)]
     rows += [row(f"h{g}", "satisfied", 0, "harmful") for g in range(3)]
-    drawn = epoch_rows(rows, 61, "key")
+    drawn = epoch_rows(rows, 61, Warmup().mix, "key")
     names = [verdict_named(one.feedback) for one in drawn]
-    assert [names.count(name) for name in LABELS] == [21, 20, 20]
+    assert [names.count(name) for name in LABELS] == [20, 21, 20]
     fine = [one for one in drawn if verdict_named(one.feedback) == "satisfied"]
-    assert sum(one.prompt.kind == "harmful" for one in fine) == 10
+    assert sum(one.prompt.kind == "harmful" for one in fine) == 13  # two thirds: there are none to general prompts
     unsafe = [one.group for one in drawn if verdict_named(one.feedback) == "unsafe"]
-    assert {unsafe.count(group) for group in unsafe} == {4, 5}
-    assert drawn == epoch_rows(rows, 61, "key") != epoch_rows(rows, 61, "other")
+    assert {unsafe.count(group) for group in unsafe} == {4}
+    assert drawn == epoch_rows(rows, 61, Warmup().mix, "key") != epoch_rows(rows, 61, Warmup().mix, "other")
     once = in_turns(rows, len(rows), "key")
     assert sorted(one.prompt.id for one in once) == sorted(one.prompt.id for one in rows)
     measured = measured_rows(rows, 30, "key")
     assert [sum(verdict_named(one.feedback) == name for one in measured) for name in LABELS] == [10, 1, 10]
+
+
+def test_a_mix_says_what_an_epoch_has_and_what_is_missing_goes_to_the_others_of_its_verdict():
+    rows = [row(f"u{n}", "unsafe", 0, "harmful") for n in range(4)] + [row(f"o{n}", "overrefuse") for n in range(4)]
+    rows += [row(f"b{n}", "satisfied", 0, "benign") for n in range(4)]
+    rows += [row(f"g{n}", "satisfied", 0, "general") for n in range(4)]
+    mix = {"unsafe": 3, "satisfied_harmful": 2, "satisfied_benign": 1, "satisfied_general": 4}
+    found = Counter(one.group[0] for one in epoch_rows(rows, 100, mix, "key"))
+    assert found == {"u": 30, "b": 14, "g": 56}
+    assert repeats(rows, 100, mix) == {"unsafe": (4, 7.5), "satisfied": (8, 8.75)}
+    with pytest.raises(ValueError, match="at least one verdict"):
+        Warmup(mix={"unsafe": 0})
 
 
 def test_labels_weigh_as_much_as_words_however_many_there_are():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from choreo.data.mixture import checksum
 from choreo.types import Feedback, ReviewedAnswer
@@ -12,6 +13,8 @@ VERDICTS = ("unsafe", "overrefuse", "satisfied")
 NONE = "no review"  # what did not parse
 
 Rows = list[ReviewedAnswer]
+Mix = Mapping[Any, float]
+"""The weight of unsafe, overrefuse, satisfied_harmful, satisfied_benign and satisfied_general answers in an epoch."""
 
 
 def verdict_named(feedback: Feedback | None) -> str:
@@ -38,29 +41,29 @@ def set_apart(rows: Sequence[ReviewedAnswer], share: float) -> tuple[Rows, Rows]
     return sides
 
 
-def epoch_rows(rows: Sequence[ReviewedAnswer], count: int, key: str) -> Rows:
-    """`count` rows, as many of each verdict; of the satisfied ones half are answers to harmful prompts.
+def epoch_rows(rows: Sequence[ReviewedAnswer], count: int, mix: Mix, key: str) -> Rows:
+    """`count` rows, each verdict with its share of `mix`, and of the satisfied ones each kind of prompt with its own.
 
-    Otherwise a reviewer would learn that harmful prompts have unsafe answers. Where a verdict, or a half, has no rows,
-    the others have its share. Within a share prompts take turns, each with one of its answers, and come again where
-    there are too few.
+    Where a verdict has no rows, the others have its share; where a kind has none, the other kinds of that verdict.
+    Within a share prompts take turns, each with one of its answers, and come again where there are too few.
     """
-    parts = by_verdict(rows)
-    halves = {verdict: _halves(own) if verdict == "satisfied" else [own] for verdict, own in parts.items()}
     drawn: Rows = []
-    for (verdict, cells), share in zip(halves.items(), _shares(count, len(halves)), strict=True):
-        for number, (cell, size) in enumerate(zip(cells, _shares(share, len(cells)), strict=True)):
-            drawn += in_turns(cell, size, f"{key}/{verdict}/{number}")
+    for own, share in _planned(rows, count, mix).values():
+        cells = {name: [row for row in own if _cell(row) == name] for name in mix}
+        weights = {name: mix[name] for name, cell in cells.items() if cell}
+        for name, size in _shares(share, weights).items():
+            drawn += in_turns(cells[name], size, f"{key}/{name}")
     return drawn
 
 
 def measured_rows(rows: Sequence[ReviewedAnswer], most: int, key: str) -> Rows:
     """At most `most` different rows, a third of each verdict where there are as many."""
     parts = by_verdict(rows)
+    shares = _shares(most, dict.fromkeys(parts, 1))
     return [
         row
-        for (verdict, own), share in zip(parts.items(), _shares(most, len(parts)), strict=True)
-        for row in in_turns(own, min(share, len(own)), f"{key}/{verdict}")
+        for verdict, own in parts.items()
+        for row in in_turns(own, min(shares[verdict], len(own)), f"{key}/{verdict}")
     ]
 
 
@@ -80,19 +83,28 @@ def in_turns(rows: Sequence[ReviewedAnswer], count: int, key: str) -> Rows:
     return [once[i % len(once)] for i in range(count)]
 
 
-def repeats(rows: Sequence[ReviewedAnswer], count: int) -> Mapping[str, tuple[int, float]]:
-    """By verdict, how many rows there are, and how often each is learnt from in an epoch of `count`."""
-    parts = by_verdict(rows)
-    shares = _shares(count, len(parts))
-    return {name: (len(own), share / len(own)) for (name, own), share in zip(parts.items(), shares, strict=True)}
+def repeats(rows: Sequence[ReviewedAnswer], count: int, mix: Mix) -> Mapping[str, tuple[int, float]]:
+    """By verdict, how many rows there are, and how often each is learnt from in an epoch of `count`, on average."""
+    return {name: (len(own), share / len(own)) for name, (own, share) in _planned(rows, count, mix).items()}
 
 
-def _halves(rows: Sequence[ReviewedAnswer]) -> list[Rows]:
-    harmful = [row for row in rows if row.prompt.kind == "harmful"]
-    others = [row for row in rows if row.prompt.kind != "harmful"]
-    return [cell for cell in (harmful, others) if cell]
+def _planned(rows: Sequence[ReviewedAnswer], count: int, mix: Mix) -> dict[str, tuple[Rows, int]]:
+    """By verdict, its rows that have a weight, and how many an epoch takes of them."""
+    parts = by_verdict([row for row in rows if mix.get(_cell(row), 0) > 0])
+    weights = {one: sum(weight for cell, weight in mix.items() if cell.split("_")[0] == one) for one in parts}
+    return {verdict: (parts[verdict], share) for verdict, share in _shares(count, weights).items()}
 
 
-def _shares(count: int, parts: int) -> list[int]:
-    """`count` divided by `parts`; the first parts have one more where it does not come out even."""
-    return [count // parts + (part < count % parts) for part in range(parts)] if parts else []
+def _cell(row: ReviewedAnswer) -> str:
+    """The name that a row has in a mix."""
+    verdict = verdict_named(row.feedback)
+    return f"{verdict}_{row.prompt.kind}" if verdict == "satisfied" else verdict
+
+
+def _shares(count: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """`count` divided by the weights, rounded so that the parts sum to it."""
+    total, before, found = sum(weights.values()), 0.0, {}
+    for name, weight in weights.items():
+        found[name] = round(count * (before + weight) / total) - round(count * before / total)
+        before += weight
+    return found

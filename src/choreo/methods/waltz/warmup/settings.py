@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from choreo.config.common import Fraction, Positive, Section, bare_names
 from choreo.config.parts import FormatName
+
+Cell = Literal["unsafe", "overrefuse", "satisfied_harmful", "satisfied_benign", "satisfied_general"]
 
 
 class AnswerFile(Section):
@@ -26,8 +28,11 @@ class Warmup(Section):
     own: Annotated[int, Field(ge=0)] = Field(
         0, description="answers of the model itself, to so many training prompts, labelled by the recipe's judge"
     )
-    rows: Annotated[int, Field(ge=0)] = Field(
-        960, description="reviews per epoch, a third for each verdict; rare ones are repeated; 0 leaves it out"
+    rows: Annotated[int, Field(ge=0)] = Field(960, description="reviews per epoch; 0 leaves the warm start out")
+    mix: dict[Cell, Annotated[float, Field(ge=0)]] = Field(
+        {"unsafe": 4, "overrefuse": 4, "satisfied_harmful": 2, "satisfied_benign": 1, "satisfied_general": 1},
+        description="how often an epoch has answers of each verdict, and of the satisfied ones those to each kind of "
+        "prompt, beside the others; rare ones are repeated",
     )
     epochs: Positive = Field(1, description="each draws its rows anew")
     batch: Positive = 16
@@ -44,6 +49,13 @@ class Warmup(Section):
     @property
     def on(self) -> bool:
         return bool(self.rows and (self.run or self.own or self.answers))
+
+    @field_validator("mix")
+    @classmethod
+    def _some_answers(cls, value: dict[Cell, float]) -> dict[Cell, float]:
+        if sum(value.values()) <= 0:
+            raise ValueError("must give at least one verdict a positive weight")
+        return value
 
     @field_validator("answers")
     @classmethod

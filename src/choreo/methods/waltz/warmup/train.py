@@ -89,8 +89,8 @@ def _run(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Prog
     warmup, limits = recipe.warmup, recipe.protocol.limits
     rows = _answers(recipe, inner, pair, task, progress)
     learnt, aside = set_apart(rows, warmup.aside)
-    if not learnt:
-        raise BadInput("warmup: all answers are kept aside; give more, or a smaller warmup.aside")
+    if not repeats(learnt, warmup.rows, warmup.mix):
+        raise BadInput("warmup: no answer that warmup.mix asks for is left beside those that warmup.aside keeps aside")
     for line in _told(learnt, recipe):
         progress.say(line)
     measured = measured_rows(aside, warmup.measured, f"warmup/{recipe.seed}/measured")
@@ -112,7 +112,7 @@ def _run(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Prog
     inner.finish(
         {
             "sources": inner.info["sources"],
-            "verdicts": {name: count for name, (count, _) in repeats(learnt, warmup.rows).items()},
+            "verdicts": {name: count for name, (count, _) in repeats(learnt, warmup.rows, warmup.mix).items()},
             "aside": len(aside),
             "updates": steps,
             "tokens": sum(line["tokens"] for line in lines),
@@ -159,7 +159,7 @@ def _train(recipe: WaltzRecipe, inner: Run, pair: Pair, rows: Sequence[ReviewedA
     progress.start("warm start", total, done)
     step = 0
     for epoch, batches in enumerate(planned):
-        drawn = epoch_rows(rows, warmup.rows, f"{key}/{epoch}")
+        drawn = epoch_rows(rows, warmup.rows, warmup.mix, f"{key}/{epoch}")
         for places, lr in batches:
             step += 1
             if step <= done:
@@ -179,7 +179,7 @@ def _train(recipe: WaltzRecipe, inner: Run, pair: Pair, rows: Sequence[ReviewedA
 
 
 def _told(rows: Sequence[ReviewedAnswer], recipe: WaltzRecipe) -> Iterator[str]:
-    found = repeats(rows, recipe.warmup.rows)
+    found = repeats(rows, recipe.warmup.rows, recipe.warmup.mix)
     parts = [f"{name} {count} (each {times:.2g} times an epoch)" for name, (count, times) in found.items()]
     yield f"warm start: answers to learn from: {', '.join(parts)}"
     for name in VERDICTS:
