@@ -19,8 +19,8 @@ from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.paired import paired
 
-# The rival learns as suits it best, by looks on training prompts that were taken before the study. Equal time: a step of
-# WaltzRL took about 28 s on one core beside another training, in bfloat16, and one of single-agent RL about 9 s.
+# The rival learns as suits it best, by looks on training prompts that were taken before the study. Equal time of RL: in
+# bfloat16, on one core beside another training, a step of WaltzRL took about 28 s and one of single-agent RL about 9 s.
 SINGLE_AGENT = (
     'stages.train="conversation"',
     "protocol.rounds=0",
