@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
+from pathlib import Path
 
 import openai
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase, CompletionCreateParamsNonStreaming
 from serving import KEY, Serving, make_run
 
 from choreo.cli.serve_commands import MODES, OPENABLE
 from choreo.game import play
 from choreo.server import session
+from choreo.server.openai_requests import IGNORED, NEUTRAL, ChatRequest
 
 pytestmark = pytest.mark.slow
 
@@ -191,7 +195,43 @@ def test_what_cannot_be_met_is_refused_by_name(server, more, param, code):
 
 def test_a_parameter_that_asks_for_nothing_is_taken(server):
     neutral = {"top_p": 1.0, "frequency_penalty": 0, "tools": [], "logprobs": False, "user": "u", "stop": None}
-    assert server.ask(**neutral).status_code == 200
+    assert server.ask(**neutral, tool_choice="auto", top_k=-1, min_p=0.0).status_code == 200
+
+
+def test_hints_are_ignored_and_give_the_same_answer(client):
+    hints = {
+        "metadata": {"app": "x"},
+        "parallel_tool_calls": False,
+        "prediction": {"type": "content", "content": "No."},
+        "prompt_cache_key": "k",
+        "reasoning_effort": "high",
+        "safety_identifier": "s",
+        "service_tier": "flex",
+        "store": True,
+        "user": "u",
+        "verbosity": "low",
+    }
+    plain, hinted = ask(client, HARMFUL, seed=5), ask(client, HARMFUL, seed=5, **hints)
+    assert hinted.choices == plain.choices
+    # What the client was sent, it may send back.
+    said = [
+        {"role": "user", "content": HARMFUL},
+        plain.choices[0].message.model_dump(),
+        {"role": "user", "content": "?"},
+    ]
+    said[1] |= {"annotations": [], "tool_calls": []}
+    assert client.chat.completions.create(model="run", messages=said).choices
+
+
+def test_every_field_of_the_official_client_is_used_ignored_or_refused_on_purpose():
+    """And docs/serving.md says which."""
+    theirs = {*CompletionCreateParamsNonStreaming.__annotations__, *CompletionCreateParamsBase.__annotations__}
+    used = {*ChatRequest.model_fields} - {"choreo"}
+    assert used | IGNORED | NEUTRAL.keys() >= theirs and not used & IGNORED and not NEUTRAL.keys() & {*used, *IGNORED}
+    page = (Path(__file__).parent.parent / "docs/serving.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (used|ignored|refused) \|(.*)", page, re.M))
+    named = {kind: set(re.findall(r"`(\w+)", row)) for kind, row in rows.items()}
+    assert named == {"used": used, "ignored": IGNORED, "refused": {*NEUTRAL}}
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"\\ud800"', b'{"model": NaN}', b"\xff", b"[" * 100000])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from choreo.server.chat import settled
-from choreo.server.openai_requests import NEUTRAL, ApiError, ChatRequest, read_request
+from choreo.server.openai_requests import IGNORED, NEUTRAL, ApiError, ChatRequest, read_request
 from choreo.server.session import until_stop
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -20,7 +20,7 @@ messages = st.lists(
     ),
     max_size=3,
 )
-fields = [*ChatRequest.model_fields, *NEUTRAL, "other"]
+fields = [*ChatRequest.model_fields, *sorted(IGNORED), *NEUTRAL, "other"]
 bodies = st.dictionaries(st.sampled_from(fields), values, max_size=5)
 near = st.builds(lambda body, said: {"model": "run", "messages": said, **body}, bodies, messages | values)
 

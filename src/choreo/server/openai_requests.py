@@ -1,13 +1,13 @@
 """OpenAI's chat completions as data: requests are read strictly; replies, chunks and errors are written. Pure.
 
-A parameter that this server does not support is refused by its name. It may still be sent with the value that changes
-nothing, since many clients always send it.
+A field that is not supported is refused by its name, unless it has a value that asks for nothing: many clients always
+send it. A field that could not change what an answer says is ignored.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,32 +32,49 @@ from choreo.server.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, trace
 
 M = TypeVar("M", bound=BaseModel)
 
-# Parameters of the API that are not supported, each with the value that changes nothing.
-NEUTRAL: dict[str, Any] = {
-    "top_p": 1,
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logprobs": False,
-    "top_logprobs": 0,
-    "logit_bias": {},
-    "response_format": {"type": "text"},
-    "tools": [],
-    "tool_choice": "none",
-    "parallel_tool_calls": True,
-    "functions": [],
-    "function_call": "none",
-    "modalities": ["text"],
-    "audio": None,
-    "prediction": None,
-    "reasoning_effort": None,
-    "verbosity": None,
-    "service_tier": "auto",
-    "store": False,
-    "metadata": {},
-    "web_search_options": None,
-    "moderation": None,
-    "prompt_cache_key": None,
-    "prompt_cache_retention": None,
+# Fields that are taken and change nothing, whatever they say: hints on cost, on storage, and on how long a model thinks
+# and writes. The last four are of other vendors.
+IGNORED = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",  # there are no tools
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+        "enable_thinking",
+        "keep_alive",
+        "reasoning",
+        "thinking",
+    }
+)
+# Fields that would change what an answer says and are not supported, each with the values that ask for nothing. The
+# last three are of other vendors.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "top_p": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "moderation": (),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
 }
 
 
@@ -88,9 +105,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
+
+
 class TextPart(Strict):
+    """cache_control and prompt_cache_breakpoint are ignored."""
+
     type: Literal["text"]
     text: str
+    cache_control: Any = None
+    prompt_cache_breakpoint: Any = None
 
 
 class Message(Strict):
@@ -98,10 +122,10 @@ class Message(Strict):
     content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: None = None
     refusal: None = None
-    tool_calls: None = None
+    tool_calls: Nothing = None
     function_call: None = None
     audio: None = None
-    annotations: None = None
+    annotations: Nothing = None
 
     @property
     def text(self) -> str:
@@ -136,8 +160,6 @@ class ChatRequest(Strict):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
     choreo: Extension = Extension()
 
     @property
@@ -174,11 +196,7 @@ def json_value(body: bytes) -> Any:
 def read_request(body: bytes) -> ChatRequest:
     """The request in `body`, read strictly. Raises ApiError, naming the parameter, for one that cannot be met."""
     data = json_object(body)
-    for name in [name for name in data if name in NEUTRAL]:
-        value = data.pop(name)
-        if value is not None and not _same(value, NEUTRAL[name]):
-            raise ApiError(400, f"{name} is not supported here", param=name, code="unsupported_parameter")
-    asked = validated(ChatRequest, data)
+    asked = validated(ChatRequest, supported(data, IGNORED, NEUTRAL))
     if asked.messages[-1].role != "user":
         last = f"messages.{len(asked.messages) - 1}.role"
         raise ApiError(400, "the last message must be the user's", param=last, code="invalid_value")
@@ -187,6 +205,16 @@ def read_request(body: bytes) -> ChatRequest:
     if asked.choreo.stream == "unchecked" and not asked.stream:
         raise ApiError(400, "an unchecked stream needs stream", param="choreo.stream", code="invalid_value")
     return asked
+
+
+def supported(data: dict[str, Any], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """`data` without the fields that change nothing. Raises ApiError that names one of `neutral` which asks for
+    something. null asks for nothing."""
+    for name, values in neutral.items():
+        value = data.get(name)
+        if value is not None and not any(_same(value, other) for other in values):
+            raise ApiError(400, f"{name} is not supported here", param=name, code="unsupported_parameter")
+    return {name: value for name, value in data.items() if name not in ignored and name not in neutral}
 
 
 def validated(model: type[M], data: dict[str, Any]) -> M:

@@ -6,6 +6,7 @@ has left and reaches nobody, and 500, which is a bug.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter
 
 import choreo
 from choreo.server.guardrail import PATH, GuardrailRequest
-from choreo.server.openai_requests import NEUTRAL, ChatRequest
+from choreo.server.openai_requests import IGNORED, NEUTRAL, ChatRequest
 from choreo.server.openai_responses import (
     Action,
     ChatCompletion,
@@ -114,8 +115,7 @@ def description() -> dict[str, Any]:
     made, shared = TypeAdapter.json_schemas(named, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     refs = {key: schema for (key, _), schema in made.items()}
     schemas = shared["$defs"]
-    # Parameters that are accepted with the value that changes nothing.
-    schemas["ChatRequest"]["properties"] |= {name: {"enum": [value, None]} for name, value in NEUTRAL.items()}
+    schemas["ChatRequest"]["properties"] |= _unused(IGNORED, NEUTRAL)
     paths: dict[str, Any] = {}
     for (method, path), op in OPERATIONS.items():
         paths.setdefault(path, {})[method] = _operation(op, refs)
@@ -135,6 +135,11 @@ def description() -> dict[str, Any]:
             },
         },
     }
+
+
+def _unused(ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """Schemas of the fields that change nothing: some whatever they say, others with values that ask for nothing."""
+    return {name: {} for name in sorted(ignored)} | {name: {"enum": [*vs, None]} for name, vs in neutral.items()}
 
 
 def _operation(op: Operation, refs: dict[int, Any]) -> dict[str, Any]:
