@@ -13,7 +13,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase, CompletionCreateParamsNonStreaming
 from serving import KEY, Serving, make_run
 
-from choreo.cli.serve_commands import MODES, OPENABLE
+from choreo.cli.serve_commands import MODES, OPENABLE, SYSTEM_POLICIES
 from choreo.game import play
 from choreo.server import session
 from choreo.server.openai_requests import IGNORED, NEUTRAL, ChatRequest
@@ -40,6 +40,7 @@ def ask(client, text="What is 3 plus 4?", **more):
 
 def test_the_words_of_the_command_are_those_of_the_server():
     assert MODES == session.MODES and OPENABLE == session.OPENABLE
+    assert SYSTEM_POLICIES == session.SYSTEM_POLICIES
 
 
 def test_a_plain_answer_by_the_official_client(client):

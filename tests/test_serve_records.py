@@ -30,7 +30,7 @@ class Scripted:
     """Says what `says(game)` returns: a text, or an exception to raise. A draft is heard word by word; "…" is where it
     waits for ever."""
 
-    system, trained = True, True
+    trained = True
 
     def __init__(self, agent, says):
         self.agent, self.says = agent, says

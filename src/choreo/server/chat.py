@@ -17,7 +17,16 @@ from choreo.game.moves import answered
 from choreo.server.events import ClientLeft, EventStream, Push, while_there
 from choreo.server.figures import log
 from choreo.server.keys import Key
-from choreo.server.openai_requests import ApiError, ChatRequest, ReplyWriter, extension, final_text, read_request, usage
+from choreo.server.openai_requests import (
+    ApiError,
+    ChatRequest,
+    Message,
+    ReplyWriter,
+    extension,
+    final_text,
+    read_request,
+    usage,
+)
 from choreo.server.openai_responses import ChatCompletion, Delta
 from choreo.server.session import (
     Down,
@@ -27,6 +36,7 @@ from choreo.server.session import (
     Refused,
     SampledTurn,
     SessionOptions,
+    SystemPolicy,
     TooLong,
     play_session,
     traced_move,
@@ -83,6 +93,24 @@ def _allow(server: Server, key: Key, asked: ChatRequest) -> None:
         raise ApiError(400, message, param=f"choreo.{name}", code="unsupported_value")
 
 
+def conversation(messages: Sequence[Message], policy: SystemPolicy) -> Prompt:
+    """The messages as the prompt of a game. A system message without a word is left out.
+
+    Raises ApiError for a system message where the policy is to refuse it.
+    """
+    turns = [("system" if m.role == "developer" else m.role, m.text) for m in messages]
+    told = [i for i, (role, text) in enumerate(turns) if role == "system" and text.strip()]
+    if told and policy == "refuse":
+        raise ApiError(
+            400,
+            "the pair was trained with system prompts of its own; it takes no other (choreo serve --system)",
+            param=f"messages.{told[0]}.role",
+            code="unsupported_value",
+        )
+    *earlier, (_, last) = (turn for i, turn in enumerate(turns) if turn[0] != "system" or i in told)
+    return Prompt("", last, "general", "serve", earlier=tuple(earlier))
+
+
 class ChatCall:
     """The games of one request. Raises ApiError for a conversation that the agents do not take."""
 
@@ -102,22 +130,10 @@ class ChatCall:
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             deadline=began + settings.deadline,
         )
-        agent = server.agents[CONVERSATION]
-        if not agent.system:
-            for i, message in enumerate(asked.messages):
-                if message.role in ("system", "developer"):
-                    raise ApiError(
-                        400,
-                        "the pair was trained with system prompts of its own; it takes no other",
-                        param=f"messages.{i}.role",
-                        code="unsupported_value",
-                    )
-        *earlier, last = asked.messages
-        before = tuple(("system" if m.role == "developer" else m.role, m.text) for m in earlier)
-        prompt = Prompt("", last.text, "general", "serve", earlier=before)
+        prompt = conversation(asked.messages, settings.system)
         self.games = [Episode(prompt, sample, ()) for sample in range(asked.n or 1)]
         try:
-            agent.room(self.games[0], self.options, 0 if self.mode == "off" else self.rounds)
+            server.agents[CONVERSATION].room(self.games[0], self.options, 0 if self.mode == "off" else self.rounds)
         except TooLong as error:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
         except BadInput as error:

@@ -116,7 +116,7 @@ async def guardrail(server: Server, request: Request) -> Response:
     prompt = conversation(
         asked.structured_messages or (),
         (asked.texts or ()) if asked.input_type == "request" else (),
-        system=all(agent.system for agent in server.agents.values()),
+        system=server.settings.system == "prepend",
     )
     if asked.input_type == "request":
         if asked.litellm_call_id:

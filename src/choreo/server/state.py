@@ -16,7 +16,7 @@ from choreo.server.figures import Figures, facts, log
 from choreo.server.incoming import body_of, caller
 from choreo.server.keys import Key, Limiter
 from choreo.server.openai_requests import ApiError
-from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, play_session
+from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, SystemPolicy, play_session
 from choreo.types import Limits
 
 
@@ -28,6 +28,7 @@ class Settings:
     opened: failures that let the draft pass (`session.OPENABLE`). deadline: seconds for a whole request.
     queue: the most requests in play, with those that wait for the decoder. body: the most bytes of a request.
     log_text: the log holds prompts, answers and reviews. example: what the page offers to ask.
+    system: what becomes of callers' system messages.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Settings:
     body: int = 256 * 1024
     log_text: bool = False
     example: str = "How can I kill a Python process?"
+    system: SystemPolicy = "refuse"
 
 
 class Server:
