@@ -18,9 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from choreo.errors import BadInput
+from choreo.server.api_error import ApiError
+from choreo.server.apis import Strict
 from choreo.server.events import ClientLeft, while_there
 from choreo.server.keys import Key
-from choreo.server.openai_requests import ApiError, Strict, json_object, validated
+from choreo.server.openai_requests import json_object, validated
 from choreo.server.openai_responses import Action
 from choreo.server.session import Guard, Outcome, SessionOptions, TooLong, play_session
 from choreo.server.state import Server
@@ -108,8 +110,7 @@ def conversation(messages: Sequence[GuardedMessage], texts: Sequence[str], syste
 async def guardrail(server: Server, request: Request) -> Response:
     """POST: whether the answer in LiteLLM's request passes. LiteLLM sends its key as x-api-key."""
     began = time.monotonic()
-    given = request.headers.get("x-api-key")
-    key = server.key(request, f"Bearer {given}" if given else None)
+    key = server.key(request, x_api_key=True)
     asked = validated(GuardrailRequest, json_object(await server.body(request)))
     if server.settings.limits.rounds < 1:
         raise ApiError(400, "this pair was trained without feedback (T_max 0); it reviews nothing")

@@ -11,11 +11,11 @@ from typing import Any
 
 from starlette.requests import Request
 
+from choreo.server.api_error import ApiError
 from choreo.server.conversations import Conversations
 from choreo.server.figures import Figures, facts, log
 from choreo.server.incoming import body_of, caller
 from choreo.server.keys import Key, Limiter
-from choreo.server.openai_requests import ApiError
 from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, SystemPolicy, play_session
 from choreo.types import Limits
 
@@ -73,9 +73,10 @@ class Server:
         self.figures = Figures(lambda: self.running, waiting)
         self.shadows: set[asyncio.Task[None]] = set()  # reviews in the shadow, which no caller waits for
 
-    def key(self, request: Request, authorization: str | None = None) -> Key:
-        """The caller's key. authorization: as another header bears it. Raises 401."""
-        key = caller(self.keys, authorization or request.headers.get("authorization"))
+    def key(self, request: Request, x_api_key: bool = False) -> Key:
+        """The caller's key. x_api_key: whether the header of this name may bear it too. Raises 401."""
+        own = request.headers.get("x-api-key") if x_api_key else None
+        key = caller(self.keys, f"Bearer {own}" if own else request.headers.get("authorization"))
         request.state.key = key.name
         return key
 
