@@ -44,7 +44,8 @@ class ApiRequest:
     """A request, whatever its API calls things.
 
     conversation: the field that holds it, for errors. messages: the last one is the user's. limit: tokens of an
-    answer; None is the server's. usage: a stream of OpenAI's chat completions ends with what it used.
+    answer; None is the server's. usage: a stream of OpenAI's chat completions ends with what it used. user: what the
+    caller calls its end user.
     """
 
     model: str
@@ -57,6 +58,7 @@ class ApiRequest:
     seed: int | None = None
     stream: bool = False
     usage: bool = False
+    user: str = ""
     choreo: Extension = field(default_factory=Extension)
 
 

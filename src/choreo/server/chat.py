@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -41,15 +40,13 @@ async def chat(api: Api, server: Server, request: Request) -> Response:
     """A reviewed answer, as `api` gives one: whole, or as events."""
     began = time.monotonic()
     key = server.key(request, api.x_api_key)
-    server.limit(key)
+    server.limit(key.quota)
     asked = api.read(await server.body(request))
     if asked.model != server.settings.model:
         message = f"no model {asked.model!r} here; there is {server.settings.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     _allow(server, key, asked)
-    server.limiter.owe(key, asked.n - 1)
-    server.enter(key, asked.n)
-    leave = partial(server.leave, key.name, asked.n)
+    leave = server.admit(key, asked.user, asked.n)
     try:
         reply = api.writer(asked, secrets.token_hex(12), int(time.time()), server.fingerprint)
         call = ChatCall(server, key, asked, reply, began)

@@ -70,12 +70,19 @@ class Params(Strict):
     repair: bool = False
 
 
+class RequestData(_Read):
+    """What LiteLLM says of its client's request. user_api_key_end_user_id: of the client's `user`, for one."""
+
+    user_api_key_end_user_id: str | None = None
+
+
 class GuardrailRequest(_Read):
     input_type: Literal["request", "response"]
     texts: list[str] | None = None
     structured_messages: list[GuardedMessage] | None = None
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
+    request_data: RequestData | None = None
     litellm_call_id: Annotated[str, Field(max_length=256)] | None = None
     additional_provider_specific_params: Params | None = None
 
@@ -131,9 +138,8 @@ async def guardrail(server: Server, request: Request) -> Response:
         return JSONResponse({"action": "NONE"})
     if (games := len(texts)) > MOST:
         raise ApiError(400, f"at most {MOST} texts of an answer", param="texts", code="invalid_value")
-    server.limit(key)
-    server.limiter.owe(key, games - 1)
-    server.enter(key, games)
+    server.limit(key.quota)
+    leave = server.admit(key, (asked.request_data or RequestData()).user_api_key_end_user_id or "", games)
     mode: Guard = "repair" if (asked.additional_provider_specific_params or Params()).repair else "guard"
     try:
         decisions = _decisions(server, key, None if unread else prompt, texts, mode, began)
@@ -142,7 +148,7 @@ async def guardrail(server: Server, request: Request) -> Response:
         server.figures.disconnected.labels(key.name).inc()
         return Response(status_code=499)
     finally:
-        server.leave(key.name, games)
+        leave()
 
 
 async def _decisions(

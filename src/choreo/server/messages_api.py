@@ -33,7 +33,6 @@ IGNORED = frozenset(
         "cache_control",
         "diagnostics",
         "inference_geo",
-        "metadata",
         "service_tier",
         "speed",
         "thinking",
@@ -71,6 +70,10 @@ class OutputConfig(Strict):
     format: None = None
 
 
+class CallerMetadata(Strict):
+    user_id: str | None = None
+
+
 class MessagesRequest(Strict):
     model: str
     max_tokens: Annotated[int, Field(ge=1)]
@@ -80,6 +83,7 @@ class MessagesRequest(Strict):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     stream: bool | None = None
     output_config: OutputConfig | None = None
+    metadata: CallerMetadata | None = None
     choreo: Extension = Extension()
 
 
@@ -97,6 +101,7 @@ def read_messages(body: bytes) -> ApiRequest:
             limit=read.max_tokens,
             stop=tuple(s for s in read.stop_sequences or () if s),
             stream=bool(read.stream),
+            user=(read.metadata or CallerMetadata()).user_id or "",
             choreo=read.choreo,
         )
     )

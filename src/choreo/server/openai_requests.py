@@ -46,10 +46,8 @@ IGNORED = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "reasoning_effort",
-        "safety_identifier",
         "service_tier",
         "store",
-        "user",
         "verbosity",
         "enable_thinking",
         "keep_alive",
@@ -124,6 +122,8 @@ class ChatRequest(Strict):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
     choreo: Extension = Extension()
 
 
@@ -168,6 +168,7 @@ def read_chat(body: bytes) -> ApiRequest:
             seed=read.seed,
             stream=bool(read.stream),
             usage=read.stream_options is not None and read.stream_options.include_usage,
+            user=read.safety_identifier or read.user or "",
             choreo=read.choreo,
         )
     )

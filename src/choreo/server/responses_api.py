@@ -35,10 +35,8 @@ IGNORED = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "reasoning",
-        "safety_identifier",
         "service_tier",
         "store",
-        "user",
     }
 )
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -121,6 +119,8 @@ class ResponsesRequest(Strict):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     text: TextSettings | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
     choreo: Extension = Extension()
 
 
@@ -140,6 +140,7 @@ def read_responses(body: bytes) -> ApiRequest:
             temperature=read.temperature,
             limit=read.max_output_tokens,
             stream=bool(read.stream),
+            user=read.safety_identifier or read.user or "",
             choreo=read.choreo,
         )
     )
