@@ -20,7 +20,7 @@ from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.paired import paired
 
 # The rival learns as suits it best, by looks on training prompts that were taken before the study: three of its six
-# prompts are harmful, and with two it learnt less. Equal time of RL, in bfloat16, on one core beside another training: a
+# prompts are harmful, and with two it learnt less. Equal time of RL, in bfloat16 on one core beside another training: a
 # step of WaltzRL took about 28 s and one of single-agent RL about 9 s.
 SINGLE_AGENT = (
     'stages.train="conversation"',
