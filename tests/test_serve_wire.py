@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -46,6 +47,18 @@ def test_a_body_is_a_request_or_an_error_that_names_its_place(read, data):
         json.dumps(error.body, ensure_ascii=False).encode()
     else:
         assert asked.messages[-1].role == "user" and asked.messages[-1].text.encode() is not None
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_the_time_to_refuse_grows_with_the_length_of_a_body_and_no_faster(read):
+    said = [{"role": "user", "content": [1] * 40_000}]
+    fields = READERS[read][0].model_fields
+    near = {"model": "run", "max_tokens": 9, "messages": said, "input": said}
+    body = json.dumps({name: value for name, value in near.items() if name in fields}).encode()
+    began = time.monotonic()
+    with pytest.raises(ApiError, match=r"\.0\.content\.0: "):
+        read(body)
+    assert time.monotonic() - began < 5  # minutes, where each error looks at every part
 
 
 @given(st.binary(max_size=40))

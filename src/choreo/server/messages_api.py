@@ -55,7 +55,7 @@ class TextBlock(TextPart):
     citations: Nothing = None
 
 
-Content = str | Annotated[list[TextBlock], Field(min_length=1)]
+Content = str | Annotated[list[TextBlock], Field(min_length=1, fail_fast=True)]
 
 
 class AnthropicMessage(Strict):
@@ -77,7 +77,7 @@ class CallerMetadata(Strict):
 class MessagesRequest(Strict):
     model: str
     max_tokens: Annotated[int, Field(ge=1)]
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[AnthropicMessage], Field(min_length=1, max_length=256, fail_fast=True)]
     system: Content | None = None
     stop_sequences: Annotated[list[str], Field(max_length=4)] | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -93,7 +93,7 @@ class TextPart(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: None = None
     refusal: None = None
     tool_calls: Nothing = None
@@ -113,7 +113,7 @@ class StreamOptions(Strict):
 
 class ChatRequest(Strict):
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -216,10 +216,10 @@ def _place(location: tuple[int | str, ...], data: Any, missing: bool) -> list[in
     """Where in `data` an error of pydantic is. Its locations also name the ways to read a field that has several."""
     found: list[int | str] = []
     for part in location:
-        fields = data if isinstance(data, dict) else dict(enumerate(data)) if isinstance(data, list) else {}
-        if part in fields:
+        named = isinstance(data, dict) and part in data
+        if named or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             found.append(part)
-            data = fields[part]
+            data = data[part]
     return [*found, location[-1]] if missing else found
 
 

@@ -90,7 +90,7 @@ class InputMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputText | PastText | PastRefusal], Field(min_length=1)]
+    content: str | Annotated[list[InputText | PastText | PastRefusal], Field(min_length=1, fail_fast=True)]
     id: Any = None
     status: Any = None
     phase: Any = None
@@ -113,7 +113,7 @@ class TextSettings(Strict):
 
 class ResponsesRequest(Strict):
     model: str
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=256)]
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=256, fail_fast=True)]
     instructions: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
