@@ -72,11 +72,12 @@ def test_the_pair_reads_it_behind_its_own_prompt_and_the_reviewer_as_a_quotation
         with pytest.raises(openai.BadRequestError) as long:
             client.chat.completions.create(model="run", messages=messages("word " * 600))
         assert long.value.code == "context_length_exceeded"
-        # The guardrail's reviewer reads it too.
-        jobs.clear()
-        http.post(PATH, json={"input_type": "response", "texts": ["7"], "structured_messages": messages(TOLD)})
-        begun = turn("system", "Review the answer.") + turn("user", "system: ", TOLD)
-        assert [*jobs[0].row.request.context][: len(begun)] == begun
+        # The guardrail's reviewer reads it too, wherever it stands.
+        begun = turn("system", "Review the answer.") + turn("user", "system: ", TOLD) + asked
+        for said in (messages(TOLD), messages(TOLD)[::-1]):
+            jobs.clear()
+            http.post(PATH, json={"input_type": "response", "texts": ["7"], "structured_messages": said})
+            assert [*jobs[0].row.request.context][: len(begun)] == begun
     resident.worker.close()
 
 

@@ -99,7 +99,8 @@ def conversation(messages: Sequence[GuardedMessage], texts: Sequence[str], syste
     """What a user asked last, with the conversation before it; None where no user has asked, or asked by something
     other than text.
 
-    texts: the user's, where an API has no messages. system: whether system messages are read.
+    texts: the user's, where an API has no messages. system: whether system messages are read. One that comes after what
+    the user asked is read before it: it asks for the answer too.
     """
     roles = {"user": "user", "assistant": "assistant"}
     if system:
@@ -108,10 +109,11 @@ def conversation(messages: Sequence[GuardedMessage], texts: Sequence[str], syste
     if not messages and any(texts):
         read = [GuardedMessage(role="user", content="\n\n".join(texts))]
     asked = [i for i, m in enumerate(read) if m.role == "user"]
-    if not asked or read[asked[-1]].partial:
+    if not asked or read[last := asked[-1]].partial:
         return None
-    earlier = tuple((roles[m.role], m.text) for m in read[: asked[-1]] if m.text)
-    return Prompt("", read[asked[-1]].text, "general", "guardrail", earlier=earlier)
+    before = [*read[:last], *(m for m in read[last:] if roles[m.role] == "system")]
+    earlier = tuple((roles[m.role], m.text) for m in before if m.text)
+    return Prompt("", read[last].text, "general", "guardrail", earlier=earlier)
 
 
 async def guardrail(server: Server, request: Request) -> Response:
