@@ -25,7 +25,7 @@ TURNS = [{"role": "user", "content": "hello"}]
 
 def script(body, n):
     if "response_format" in body:
-        return Say(said(render_feedback(Feedback("", False, False, ""))))
+        return Say(said(render_feedback(Feedback("", False, False, ""))), delay=2 if "ponder" in str(body) else 0)
     return Say(said("an answer"), delay=1.5 if "busy" in str(body) else 0)
 
 
@@ -35,11 +35,11 @@ def stub():
         yield server
 
 
-def start(stub, tmp_path, limits):
+def start(stub, tmp_path, limits, *options):
     file = tmp_path / "keys.toml"
     file.write_text(entry("proxy", "one") + limits + entry("other", "two"))
     where = [part for agent in ("conversation", "feedback") for part in (f"--{agent}", f"run@{stub.url}")]
-    return Serving(None, *where, "--keys", str(file), key="one")
+    return Serving(None, *where, "--keys", str(file), *options, key="one")
 
 
 def test_an_end_user_has_one_limit_whatever_the_api_and_takes_nothing_from_others(stub, tmp_path):
@@ -91,6 +91,17 @@ def test_an_end_user_has_no_more_in_play_than_they_may(stub, tmp_path):
         assert late.headers["retry-after"] == "1" and "this end user" in late.json()["error"]["message"]
         assert server.ask("hello", n=3, user="ann").status_code == 400  # it never could
         assert server.ask("hello", n=2, user="ann").status_code == 200  # and all places are free again
+
+
+def test_reviews_in_the_shadow_and_requests_that_are_refused_count_for_the_end_user(stub, tmp_path):
+    limits = "per_minute = 16\nend_user_per_minute = 4\nend_user_in_flight = 1\n"
+    with start(stub, tmp_path, limits, "--mode", "shadow") as server:
+        assert server.ask("ponder", user="ann").status_code == 200
+        assert server.ask("hello", user="ann").status_code == 429  # the review of the first is still in play
+        assert server.ask("hello", user="bob").status_code == 200
+        wrong = [server.ask("hello", user="cay", model="other").status_code for _ in range(20)]
+        assert wrong == [404] * 4 + [429] * 16
+        assert server.ask("hello", user="dan").status_code == 200  # the key has answers left
 
 
 def test_what_is_full_again_is_forgotten():

@@ -42,12 +42,9 @@ async def chat(api: Api, server: Server, request: Request) -> Response:
     key = server.key(request, api.x_api_key)
     server.limit(key.quota)
     asked = api.read(await server.body(request))
-    if asked.model != server.settings.model:
-        message = f"no model {asked.model!r} here; there is {server.settings.model!r}"
-        raise ApiError(404, message, param="model", code="model_not_found")
-    _allow(server, key, asked)
-    leave = server.admit(key, asked.user, asked.n)
+    leave = server.admit(key, asked.user, asked.n)  # first, so that what is refused counts for the end user too
     try:
+        _allow(server, key, asked)
         reply = api.writer(asked, secrets.token_hex(12), int(time.time()), server.fingerprint)
         call = ChatCall(server, key, asked, reply, began)
     except BaseException:
@@ -65,8 +62,12 @@ async def chat(api: Api, server: Server, request: Request) -> Response:
 
 
 def _allow(server: Server, key: Key, asked: ApiRequest) -> None:
-    """Raises 403 for what the key does not allow, 400 for a review by a pair that was trained without one."""
+    """Raises 404 for another model, 403 for what the key does not allow, 400 for a review by a pair that was trained
+    without one."""
     wanted, settings = asked.choreo, server.settings
+    if asked.model != settings.model:
+        message = f"no model {asked.model!r} here; there is {settings.model!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
     for name, wants, may in (
         ("trace", wanted.trace, key.trace),
         ("mode", wanted.mode not in (None, settings.mode), key.modes),
@@ -104,7 +105,7 @@ class ChatCall:
 
     def __init__(self, server: Server, key: Key, asked: ApiRequest, reply: Writer, began: float):
         settings = server.settings
-        self.server, self.key, self.asked, self.reply, self.began = server, key.name, asked, reply, began
+        self.server, self.key, self.asked, self.reply, self.began = server, key, asked, reply, began
         self.unchecked = asked.choreo.stream == "unchecked"
         self.mode: Mode = "shadow" if self.unchecked else asked.choreo.mode or settings.mode
         self.rounds = settings.limits.rounds
@@ -201,7 +202,7 @@ class ChatCall:
             assert on_token is not None
             before, sent, partial_draft = sent, on_token(index, turn.text), turn
             if sent and not before:
-                server.figures.unchecked.labels(self.key).inc()
+                server.figures.unchecked.labels(self.key.name).inc()
 
         def made(move: Move, game: Episode) -> None:
             on_move(index, move, game, tuple(moves))
@@ -223,18 +224,18 @@ class ChatCall:
                 sampled = SampledTurn(partial_draft, len(partial_draft.ids), 0)
                 draft = Move("draft", sampled, time.monotonic() - began)
                 cut_off = Outcome("off", answered(game, partial_draft), (draft,))
-                server.shadow(self.key, cut_off, self.options, event="left")
+                server.shadow(self.key, self.asked.user, cut_off, self.options, event="left")
             raise
         finally:
             ended = True
         if self.mode == "shadow":
             if self.unchecked and not sent:  # an agent that gives no tokens while it samples
-                server.figures.unchecked.labels(self.key).inc()
-            server.shadow(self.key, outcome, self.options)
+                server.figures.unchecked.labels(self.key.name).inc()
+            server.shadow(self.key, self.asked.user, outcome, self.options)
             outcome = replace(outcome, mode="shadow")
         else:
             ms = round(1000 * (time.monotonic() - self.began))
-            server.counted(self.key, outcome, id=self.reply.id, ms=ms)
+            server.counted(self.key.name, outcome, id=self.reply.id, ms=ms)
         on_end(index, outcome)
         return outcome
 
@@ -242,7 +243,7 @@ class ChatCall:
         """Counts and logs that there is no draft; what the client gets."""
         self.server.figures.failed.labels("draft").inc()
         why, ms = str(error) or "deadline", round(1000 * (time.monotonic() - self.began))
-        log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=why, ms=ms)
+        log("answer", "error", key=self.key.name, mode=self.mode, failed="draft", why=why, ms=ms)
         if isinstance(error, BadInput):
             return self._unsuited(error)
         if isinstance(error, Refused):

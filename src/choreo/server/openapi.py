@@ -37,7 +37,7 @@ ERRORS = {
     404: "no such model",
     408: "the body did not come in time",
     413: "the body is too large",
-    429: "the key's limit is reached",
+    429: "a limit of the key, or of its end user, is reached",
     503: "the queue is full, an agent is down, or (as plain text) there are too many connections",
     504: "no draft before the deadline",
 }

@@ -105,7 +105,7 @@ class Server:
             raise ApiError(
                 503, "the queue is full", type="server_error", code="overloaded", headers={"Retry-After": "1"}
             )
-        return self._enter((shared.name, own.name), games)
+        return self._enter(key, user, games)
 
     def _check_room(self, quota: Quota, games: int) -> None:
         most = min(self.settings.queue, quota.in_flight or self.settings.queue)
@@ -117,7 +117,8 @@ class Server:
                 429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": "1"}
             )
 
-    def _enter(self, names: Sequence[str], games: int) -> Callable[[], None]:
+    def _enter(self, key: Key, user: str, games: int) -> Callable[[], None]:
+        names = (key.quota.name, key.end_user(user).name)
         self.running += games
         self.in_flight.update(dict.fromkeys(names, games))
 
@@ -134,18 +135,19 @@ class Server:
         """The whole body of a request. Raises 408 where it does not come in time, 413 where it is too large."""
         return await body_of(request, self.settings.body, self.settings.deadline)
 
-    def shadow(self, key: str, draft: Outcome, options: SessionOptions, event: str = "answer") -> None:
-        """Reviews a draft that the caller has already, for the counters and the log alone. It counts as in play."""
+    def shadow(self, key: Key, user: str, draft: Outcome, options: SessionOptions, event: str = "answer") -> None:
+        """Reviews a draft that the caller has already, for the counters and the log alone. It counts as in play, of
+        the key and of its end user."""
 
         async def review() -> None:
             late = replace(options, deadline=time.monotonic() + self.settings.deadline)
             try:
                 seen = await play_session(draft.game, self.agents, late, mode="shadow", rounds=1)
-                self.counted(key, replace(seen, moves=(*draft.moves, *seen.moves)), event)
+                self.counted(key.name, replace(seen, moves=(*draft.moves, *seen.moves)), event)
             finally:
                 leave()
 
-        leave = self._enter((key,), 1)
+        leave = self._enter(key, user, 1)
         task = asyncio.create_task(review())
         self.shadows.add(task)
         task.add_done_callback(self.shadows.discard)
