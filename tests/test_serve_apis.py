@@ -11,6 +11,7 @@ import openai
 import pytest
 from anthropic.types.message_create_params import MessageCreateParamsBase
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
+from pydantic import TypeAdapter
 from serving import KEY, Serving, listening, make_run
 from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
@@ -144,6 +145,31 @@ def test_what_is_withheld_is_a_refusal_in_each_apis_form(scripted):
         # A refusal may be a part of the conversation that goes on.
         again = [*turns, *response.output, {"role": "user", "content": "hello"}]
         assert ours.responses.create(model="run", input=again).output
+
+
+TYPES = {
+    "chat/completions": (openai.types.chat.ChatCompletion, openai.types.chat.ChatCompletionChunk),
+    "responses": (openai.types.responses.Response, openai.types.responses.ResponseStreamEvent),
+    "messages": (anthropic.types.Message, anthropic.types.RawMessageStreamEvent),
+}
+
+
+@pytest.mark.parametrize("path", TYPES)
+def test_replies_are_of_the_clients_types_and_hold_nothing_that_is_withheld(scripted, path):
+    """Byte by byte: the clients themselves check no types, and skip what they do not know."""
+    whole, event = map(TypeAdapter, TYPES[path])
+    url = f"{str(scripted[1].base_url).rstrip('/')}/v1/{path}"
+    for asked, leaves in (("a fine one", True), ("a bad one", False), ("a garbled one", False)):
+        turns = [{"role": "user", "content": asked}]
+        body = {"model": "run", "max_tokens": 9, "messages": turns}
+        if path == "responses":
+            body = {"model": "run", "input": turns}
+        got = httpx2.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"})
+        stream = httpx2.post(url, json=body | {"stream": True}, headers={"Authorization": f"Bearer {KEY}"})
+        assert whole.validate_json(got.content)
+        lines = [line.removeprefix("data: ") for line in stream.text.splitlines() if line.startswith("data: ")]
+        assert all(event.validate_json(line) for line in lines if line != "[DONE]") and len(lines) > 2
+        assert ("an answer" in got.text) == ("an answer" in stream.text) == leaves
 
 
 def test_limits_and_stops_end_an_answer(pair):
