@@ -5,6 +5,7 @@ local, upstream       the agents of a session: the pair in this process, or mode
 worker                the thread that decodes for all requests at once
 pair                  the pair of a run, loaded, and taken up anew from the newest checkpoint
 apis                  what a caller asks, in any API, and what writes the reply (`api_error`)
+reading               a body into such a request: what the APIs share
 openai_requests       chat completions: what comes in, checked; replies and chunks written
 openai_responses      what goes out, as types
 responses_api         the same for OpenAI's Responses API

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from choreo.server.api_error import ApiError
-from choreo.server.openai_responses import TracedMove
-from choreo.server.session import Mode, Outcome
+from choreo.server.openai_responses import Finish, StageTokens, Trace, TracedMove, Usage
+from choreo.server.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, traced, until_stop
 
 Event = Mapping[str, object]  # one event of a stream, as JSON
 
@@ -104,3 +104,27 @@ class Api(NamedTuple):
     read: Callable[[bytes], ApiRequest]
     writer: Callable[[ApiRequest, str, int, str], Writer]
     x_api_key: bool = False
+
+
+def final_text(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
+    """The text that a caller gets, and its finish_reason."""
+    answer = outcome.answer
+    if answer is None:
+        return UNSAFE if outcome.failed == "revision" else WITHHELD, "content_filter"
+    text = until_stop(answer.text, stop)
+    stopped = answer.finished or len(text) < len(answer.text)
+    return text, "stop" if stopped else "length"
+
+
+def usage(outcomes: Sequence[Outcome]) -> Usage:
+    """prompt_tokens are those of the draft's context. completion_tokens counts every token that was sampled; `choreo`
+    says in which stage."""
+    prompt = outcomes[0].moves[0].sampled.context_tokens
+    draft, feedback, revision = (sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES)
+    own: StageTokens = {"draft_tokens": draft, "feedback_tokens": feedback, "revision_tokens": revision}
+    total = draft + feedback + revision
+    return {"prompt_tokens": prompt, "completion_tokens": total, "total_tokens": prompt + total, "choreo": own}
+
+
+def extension(outcomes: Sequence[Outcome]) -> Trace:
+    return {"mode": outcomes[0].mode, "choices": [traced(outcome) for outcome in outcomes]}

@@ -22,8 +22,8 @@ from choreo.server.api_error import ApiError
 from choreo.server.apis import Strict
 from choreo.server.events import ClientLeft, while_there
 from choreo.server.keys import Key
-from choreo.server.openai_requests import json_object, validated
 from choreo.server.openai_responses import Action
+from choreo.server.reading import json_object, validated
 from choreo.server.session import Guard, Outcome, SessionOptions, TooLong, play_session
 from choreo.server.state import Server
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn

@@ -10,19 +10,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from choreo.server.api_error import ApiError
-from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict
-from choreo.server.openai_requests import (
-    Nothing,
-    TextPart,
-    checked,
-    extension,
-    final_text,
-    json_object,
-    supported,
-    usage,
-    validated,
-)
+from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict, extension, final_text, usage
 from choreo.server.openai_responses import StageTokens, Trace, TracedMove
+from choreo.server.reading import Nothing, TextPart, checked, joined, json_object, supported, validated
 from choreo.server.session import Outcome
 
 MESSAGES_PATH = "/v1/messages"
@@ -90,8 +80,8 @@ class MessagesRequest(Strict):
 def read_messages(body: bytes) -> ApiRequest:
     """The request in `body`, read strictly. Raises ApiError, naming the parameter, for one that cannot be met."""
     read = validated(MessagesRequest, supported(json_object(body), IGNORED, NEUTRAL))
-    told = [ApiMessage("system", _text(read.system), "system")] if read.system else []
-    said = (ApiMessage(m.role, _text(m.content), f"messages.{i}.role") for i, m in enumerate(read.messages))
+    told = [ApiMessage("system", joined(read.system), "system")] if read.system else []
+    said = (ApiMessage(m.role, joined(m.content), f"messages.{i}.role") for i, m in enumerate(read.messages))
     return checked(
         ApiRequest(
             model=read.model,
@@ -105,10 +95,6 @@ def read_messages(body: bytes) -> ApiRequest:
             choreo=read.choreo,
         )
     )
-
-
-def _text(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)
 
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "refusal"]

@@ -1,20 +1,14 @@
-"""OpenAI's chat completions as data: requests are read strictly; replies, chunks and errors are written. Pure.
-
-A field that is not supported is refused by its name, unless it has a value that asks for nothing: many clients always
-send it. A field that could not change what an answer says is ignored.
-"""
+"""OpenAI's chat completions as data: requests are read strictly; replies, chunks and errors are written. Pure."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
-from choreo.files import utf8
 from choreo.server.api_error import ApiError
-from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict
+from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict, extension, final_text, usage
 from choreo.server.openai_responses import (
     AssistantMessage,
     ChatCompletion,
@@ -26,14 +20,10 @@ from choreo.server.openai_responses import (
     Finish,
     Note,
     ReplyHead,
-    StageTokens,
-    Trace,
     TracedMove,
-    Usage,
 )
-from choreo.server.session import STAGES, UNSAFE, WITHHELD, Outcome, traced, until_stop
-
-M = TypeVar("M", bound=BaseModel)
+from choreo.server.reading import Nothing, TextPart, checked, joined, json_object, speaker, supported, validated
+from choreo.server.session import Outcome
 
 # Fields that are taken and change nothing, whatever they say: hints on cost, on storage, and on how long a model thinks
 # and writes. The last four are of other vendors.
@@ -79,19 +69,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-Nothing = Annotated[list[Any], Field(max_length=0)] | None
-
-
-class TextPart(Strict):
-    """cache_control and prompt_cache_breakpoint are ignored."""
-
-    type: Literal["text"]
-    text: str
-    cache_control: Any = None
-    prompt_cache_breakpoint: Any = None
-
-
 class Message(Strict):
+    """A list is read up to its first mistake: a body has room for 80,000."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: None = None
@@ -103,7 +83,7 @@ class Message(Strict):
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return joined(self.content)
 
 
 class StreamOptions(Strict):
@@ -125,27 +105,6 @@ class ChatRequest(Strict):
     user: str | None = None
     safety_identifier: str | None = None
     choreo: Extension = Extension()
-
-
-def json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`. Raises ApiError for anything else."""
-    data = json_value(body)
-    if not isinstance(data, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    return data
-
-
-def json_value(body: bytes) -> Any:
-    """The JSON value in `body`. Raises ApiError for what is not JSON, or holds half a surrogate pair."""
-    try:
-        data = json.loads(body, parse_constant=_refuse)
-        wrong = utf8.broken(data)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the body is not JSON in UTF-8", code="invalid_json") from None
-    if wrong:
-        message = f"the body is not JSON in UTF-8: {wrong[1]}"
-        raise ApiError(400, message, param=".".join(wrong[0]) or None, code="invalid_json")
-    return data
 
 
 def read_chat(body: bytes) -> ApiRequest:
@@ -172,64 +131,6 @@ def read_chat(body: bytes) -> ApiRequest:
             choreo=read.choreo,
         )
     )
-
-
-def speaker(role: Literal["system", "developer", "user", "assistant"]) -> Literal["system", "user", "assistant"]:
-    """The role of a message in a game: a developer's is that of a system message."""
-    return "system" if role == "developer" else role
-
-
-def checked(asked: ApiRequest) -> ApiRequest:
-    """`asked`. Raises ApiError where the last message is not the user's, or an unchecked stream is no stream."""
-    if asked.messages[-1].role != "user":
-        last = asked.messages[-1].place
-        raise ApiError(400, "the last message must be the user's", param=last, code="invalid_value")
-    if asked.choreo.stream == "unchecked" and not asked.stream:
-        raise ApiError(400, "an unchecked stream needs stream", param="choreo.stream", code="invalid_value")
-    return asked
-
-
-def supported(data: dict[str, Any], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """`data` without the fields that change nothing. Raises ApiError that names one of `neutral` which asks for
-    something. null asks for nothing."""
-    for name, values in neutral.items():
-        value = data.get(name)
-        if value is not None and not any(_same(value, other) for other in values):
-            raise ApiError(400, f"{name} is not supported here", param=name, code="unsupported_parameter")
-    return {name: value for name, value in data.items() if name not in ignored and name not in neutral}
-
-
-def validated(model: type[M], data: dict[str, Any]) -> M:
-    """`data` as `model` reads it. Raises ApiError that names the parameter."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_input=False)
-        places = [_place(one["loc"], data, one["type"] == "missing") for one in errors]
-        deepest = max(range(len(errors)), key=lambda i: len(places[i]))  # the others are of other ways to read a field
-        param, first = ".".join(map(str, places[deepest])), errors[deepest]
-        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-        raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
-
-
-def _place(location: tuple[int | str, ...], data: Any, missing: bool) -> list[int | str]:
-    """Where in `data` an error of pydantic is. Its locations also name the ways to read a field that has several."""
-    found: list[int | str] = []
-    for part in location:
-        named = isinstance(data, dict) and part in data
-        if named or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
-            found.append(part)
-            data = data[part]
-    return [*found, location[-1]] if missing else found
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Equality of JSON values, where true is not 1."""
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 class ChatWriter:
@@ -286,30 +187,6 @@ class ChatWriter:
     def _note(self, more: Note) -> Chunk:
         """A chunk without choices: usage, or choreo's own."""
         return {**self.head, "object": "chat.completion.chunk", "choices": [], **more}
-
-
-def final_text(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
-    """The text that a caller gets, and its finish_reason."""
-    answer = outcome.answer
-    if answer is None:
-        return UNSAFE if outcome.failed == "revision" else WITHHELD, "content_filter"
-    text = until_stop(answer.text, stop)
-    stopped = answer.finished or len(text) < len(answer.text)
-    return text, "stop" if stopped else "length"
-
-
-def usage(outcomes: Sequence[Outcome]) -> Usage:
-    """prompt_tokens are those of the draft's context. completion_tokens counts every token that was sampled; `choreo`
-    says in which stage."""
-    prompt = outcomes[0].moves[0].sampled.context_tokens
-    draft, feedback, revision = (sum(outcome.tokens(stage) for outcome in outcomes) for stage in STAGES)
-    own: StageTokens = {"draft_tokens": draft, "feedback_tokens": feedback, "revision_tokens": revision}
-    total = draft + feedback + revision
-    return {"prompt_tokens": prompt, "completion_tokens": total, "total_tokens": prompt + total, "choreo": own}
-
-
-def extension(outcomes: Sequence[Outcome]) -> Trace:
-    return {"mode": outcomes[0].mode, "choices": [traced(outcome) for outcome in outcomes]}
 
 
 CHAT = Api(read_chat, ChatWriter)

@@ -10,19 +10,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from choreo.server.api_error import ApiError
-from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict
-from choreo.server.openai_requests import (
-    Nothing,
-    checked,
-    extension,
-    final_text,
-    json_object,
-    speaker,
-    supported,
-    usage,
-    validated,
-)
+from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict, extension, final_text, usage
 from choreo.server.openai_responses import StageTokens, Trace, TracedMove
+from choreo.server.reading import Nothing, checked, joined, json_object, speaker, supported, validated
 from choreo.server.session import Outcome
 
 # As of chat completions.
@@ -97,7 +87,7 @@ class InputMessage(Strict):
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return joined(self.content)
 
 
 class PlainFormat(Strict):
