@@ -74,6 +74,8 @@ def test_a_request_has_one_answer_in_all_apis(pair, mode):
     if chat.choices[0].finish_reason != "content_filter":
         assert (response.output_text, message.content[0].text) == (text, text)
         assert response.status == "completed" and message.stop_reason == "end_turn"
+    else:
+        assert response.output[0].content[0].type == message.stop_reason == "refusal"
     used = (chat.usage.prompt_tokens, chat.usage.completion_tokens)
     assert (response.usage.input_tokens, response.usage.output_tokens) == used
     assert (message.usage.input_tokens, message.usage.output_tokens) == used
@@ -277,6 +279,7 @@ def test_a_stream_that_fails_in_the_middle_ends_with_the_apis_own_event():
         seen = []
         with pytest.raises(anthropic.APIStatusError, match="it is gone"):
             seen += (event.type for event in stream)
+        assert seen == ["message_start", "content_block_start", "content_block_delta"]
 
 
 @pytest.mark.parametrize(

@@ -262,5 +262,5 @@ class ChatCall:
 def settled(text: str, stop: Sequence[str]) -> str:
     """What of an unfinished text may be sent: no half letter, and nothing that may yet become a stop string."""
     text = text.rstrip("\ufffd")
-    held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    held = max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
     return text[: len(text) - held]
