@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from choreo.server.api_error import ApiError
 from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict, extension, final_text, usage
 from choreo.server.openai_responses import StageTokens, Trace, TracedMove
-from choreo.server.reading import Nothing, TextPart, checked, joined, json_object, supported, validated
+from choreo.server.reading import Nothing, TextPart, checked, json_object, supported, text_of_parts, validated
 from choreo.server.session import Outcome
 
 MESSAGES_PATH = "/v1/messages"
@@ -80,8 +80,8 @@ class MessagesRequest(Strict):
 def read_messages(body: bytes) -> ApiRequest:
     """The request in `body`, read strictly. Raises ApiError, naming the parameter, for one that cannot be met."""
     read = validated(MessagesRequest, supported(json_object(body), IGNORED, NEUTRAL))
-    told = [ApiMessage("system", joined(read.system), "system")] if read.system else []
-    said = (ApiMessage(m.role, joined(m.content), f"messages.{i}.role") for i, m in enumerate(read.messages))
+    told = [ApiMessage("system", text_of_parts(read.system), "system")] if read.system else []
+    said = (ApiMessage(m.role, text_of_parts(m.content), f"messages.{i}.role") for i, m in enumerate(read.messages))
     return checked(
         ApiRequest(
             model=read.model,

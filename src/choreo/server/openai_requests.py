@@ -22,7 +22,7 @@ from choreo.server.openai_responses import (
     ReplyHead,
     TracedMove,
 )
-from choreo.server.reading import Nothing, TextPart, checked, joined, json_object, speaker, supported, validated
+from choreo.server.reading import Nothing, TextPart, checked, json_object, speaker, supported, text_of_parts, validated
 from choreo.server.session import Outcome
 
 # Fields that are taken and change nothing, whatever they say: hints on cost, on storage, and on how long a model thinks
@@ -83,7 +83,7 @@ class Message(Strict):
 
     @property
     def text(self) -> str:
-        return joined(self.content)
+        return text_of_parts(self.content)
 
 
 class StreamOptions(Strict):

@@ -37,7 +37,7 @@ class Part(Protocol):
     def text(self) -> str: ...
 
 
-def joined(content: str | Sequence[Part]) -> str:
+def text_of_parts(content: str | Sequence[Part]) -> str:
     """The text of a message, which may come in parts."""
     return content if isinstance(content, str) else "".join(part.text for part in content)
 

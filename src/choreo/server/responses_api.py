@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from choreo.server.api_error import ApiError
 from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict, extension, final_text, usage
 from choreo.server.openai_responses import StageTokens, Trace, TracedMove
-from choreo.server.reading import Nothing, checked, joined, json_object, speaker, supported, validated
+from choreo.server.reading import Nothing, checked, json_object, speaker, supported, text_of_parts, validated
 from choreo.server.session import Outcome
 
 # As of chat completions.
@@ -87,7 +87,7 @@ class InputMessage(Strict):
 
     @property
     def text(self) -> str:
-        return joined(self.content)
+        return text_of_parts(self.content)
 
 
 class PlainFormat(Strict):
