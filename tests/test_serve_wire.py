@@ -61,6 +61,21 @@ def test_the_time_to_refuse_grows_with_the_length_of_a_body_and_no_faster(read):
     assert time.monotonic() - began < 5  # minutes, where each error looks at every part
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"stop": list("abcde")}, "stop: List should have at most 4 items"),
+        ({"stop": 5}, "stop: Input should be a valid string"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content: List should have at least 1 item"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text: Field required"),
+    ],
+)
+def test_an_error_is_of_the_way_to_read_a_field_that_the_caller_meant(more, told):
+    body = {"model": "run", "messages": [{"role": "user", "content": "hi"}], **more}
+    with pytest.raises(ApiError, match=told):
+        read_chat(json.dumps(body).encode())
+
+
 @given(st.binary(max_size=40))
 def test_bytes_are_no_more_trouble(body):
     with pytest.raises(ApiError):

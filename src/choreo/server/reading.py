@@ -95,8 +95,9 @@ def validated(model: type[M], data: dict[str, Any]) -> M:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         places = [_place(one["loc"], data, one["type"] == "missing") for one in errors]
-        deepest = max(range(len(errors)), key=lambda i: len(places[i]))  # the others are of other ways to read a field
-        param, first = ".".join(map(str, places[deepest])), errors[deepest]
+        # The others are of other ways to read a field: less deep, or of a type that the caller did not mean.
+        nearest = max(range(len(errors)), key=lambda i: (len(places[i]), not errors[i]["type"].endswith("_type")))
+        param, first = ".".join(map(str, places[nearest])), errors[nearest]
         code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
         raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from None
 
