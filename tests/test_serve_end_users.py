@@ -25,7 +25,7 @@ TURNS = [{"role": "user", "content": "hello"}]
 
 def script(body, n):
     if "response_format" in body:
-        return Say(said(render_feedback(Feedback("", False, False, ""))), delay=2 if "ponder" in str(body) else 0)
+        return Say(said(render_feedback(Feedback("", False, False, ""))), delay=4 if "ponder" in str(body) else 0)
     return Say(said("an answer"), delay=1.5 if "busy" in str(body) else 0)
 
 

@@ -30,14 +30,14 @@ class TextPart(Strict):
     prompt_cache_breakpoint: Any = None
 
 
-class Part(Protocol):
+class HasText(Protocol):
     """A part of a message."""
 
     @property
     def text(self) -> str: ...
 
 
-def text_of_parts(content: str | Sequence[Part]) -> str:
+def text_of_parts(content: str | Sequence[HasText]) -> str:
     """The text of a message, which may come in parts."""
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
