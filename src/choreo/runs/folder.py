@@ -30,7 +30,7 @@ from typing import Any
 
 import choreo
 from choreo import config, parallel
-from choreo.errors import BadInput
+from choreo.errors import BadInput, Unavailable
 from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
 from choreo.runs.callbacks import Callback, notify
@@ -376,5 +376,5 @@ def _lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise BadInput(f"{path}: another process is writing this run") from None
+        raise Unavailable(f"{path}: another process is writing this run") from None
     return descriptor
