@@ -23,7 +23,7 @@ from choreo.server.pages import pages
 from choreo.watch.curves import figures_of, values_of
 from choreo.watch.figures import WatchedRun
 from choreo.watch.games import shown
-from choreo.watch.index import CHOICES, ORDERS, Question
+from choreo.watch.index import CHOICES, ORDERS, TRAINING, Question
 from choreo.watch.pieces import pieces
 from choreo.watch.recipes import meanings, side_by_side
 from choreo.watch.watcher import Watcher
@@ -95,9 +95,12 @@ def games(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
     order = asked.get("order", "newest")
     if order not in ORDERS:
         raise ApiError(400, f"expected one of {', '.join(ORDERS)}", param="order")
+    chosen: dict[str, Any] = {name: asked.get(name) for name in (*CHOICES, "agent")}
+    if chosen["source"] == "training":
+        chosen["source"] = TRAINING
     question = Question(
         runs=numbers(asked, "runs"),
-        **{name: asked.get(name) for name in (*CHOICES, "agent")},
+        **chosen,
         first_step=number(asked, "first_step"),
         last_step=number(asked, "last_step"),
         words=asked.get("words", ""),

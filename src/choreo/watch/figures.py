@@ -126,10 +126,11 @@ class WatchedRun:
         return ", ".join(["training", at, *words]) if step else "starting"
 
     def _alike(self) -> str:
-        """The same for runs that differ in their seed alone; "" without a recipe."""
+        """The same for runs that differ in their seeds alone; "" without a recipe."""
         rest = {key: value for key, value in self.recipe.items() if key not in ("seed", "track")}
+        rest["world"] = {key: value for key, value in _table(rest, "world").items() if key != "split_seed"}
         text = json.dumps([rest, self.path.name if self.path.name in INNER else ""], sort_keys=True, default=str)
-        return sha256(text.encode()).hexdigest()[:12] if rest else ""
+        return sha256(text.encode()).hexdigest()[:12] if self.recipe else ""
 
 
 def alarms(lines: Sequence[Line]) -> list[dict[str, Any]]:

@@ -76,6 +76,7 @@ class Watcher:
             busy = next((one for one in inner if one["state"] == "running"), None)
             if busy and row["state"] == "running":
                 row["doing"] = f"{busy['name'].rpartition('/')[2]}: {busy['doing']}"
+                row["updated"] = max(row["updated"], busy["updated"])
         said = {
             "folder": str(self.folder),
             "runs": rows,
