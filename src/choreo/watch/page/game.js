@@ -60,7 +60,7 @@ function turnOf(turn, before, game) {
   made.append(head);
   if (turn.failure) made.append(element("p", `It failed: ${turn.failure}`, "bad"));
   const text = element("p", undefined, "text");
-  if (look !== "plain" && turn.ids.length) made.append(tokens(turn, text));
+  if (look !== "plain" && turn.ids.length) made.append(tokens(turn, text, game));
   else if (turn.parsed) {
     if (turn.parsed.reasoning) made.append(element("p", turn.parsed.reasoning, "hint"));
     text.textContent = turn.parsed.feedback ? `“${turn.parsed.feedback}”` : "";
@@ -90,9 +90,9 @@ function learnt(turn, game) {
   return low === high ? `Advantage of every token: ${signed(mean, 3)}.` : `Advantage: mean ${signed(mean, 3)}, from ${signed(low, 3)} to ${signed(high, 3)}.`;
 }
 
-function tokens(turn, into) {
+function tokens(turn, into, game) {
   const forced = new Set(turn.forced);
-  const most = Math.max(1e-9, ...(turn.advantages || []).map(Math.abs));
+  const most = Math.max(1e-9, ...game.turns.flatMap((one) => one.advantages || []).map(Math.abs));
   into.classList.add("tokens");
   turn.ids.forEach((id, i) => {
     const one = element("span", turn.pieces ? turn.pieces[i] : `⟨${id}⟩ `, forced.has(i) ? "forced" : "");

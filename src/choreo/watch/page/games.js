@@ -41,11 +41,11 @@ function lineOf(game) {
   const facts = element("p", undefined, "facts");
   const run = told.runs.find((one) => one.run === game.run);
   const several = (view.runs.length || told.runs.length) !== 1;
-  facts.append(
+  facts.append(...[
     element("span", game.verdict, BAD[game.verdict] || ""), element("span", game.outcome === "unrevised" ? "" : game.outcome, { broken: "bad", repaired: "good" }[game.outcome] || ""),
     element("span", game.step === null ? game.source : `step ${game.step}`), element("span", game.kind), element("span", several && run ? run.name : ""),
     element("span", game.reward === null ? "" : `R ${signed(game.reward)}`, "reward"),
-  );
+  ].filter((one) => one.textContent));
   return [element("p", game.prompt), facts];
 }
 
@@ -54,7 +54,7 @@ async function find(keep = false) {
   const question = { runs: view.runs.join(), ...view.filters };
   const same = JSON.stringify(question) === shownFor;
   shownFor = JSON.stringify(question);
-  await list.ask(question, keep && same);
+  if (!(await list.ask(question, keep && same))) return;
   const n = list.total.toLocaleString("en");
   $("count").textContent = `${n} game${list.total === 1 ? "" : "s"}${told.waiting ? `; ${told.waiting} files are still being read` : ""}`;
   if (view.game !== null && keep) {

@@ -28,13 +28,16 @@ export class GameList {
     this.turn = (this.turn || 0) + 1;
   }
 
-  // Asks anew. stay: keep the place in the list.
+  // Asks anew. stay: keep the place in the list. Returns whether nobody has asked anew meanwhile.
   async ask(question, stay = false) {
     this.forget();
     this.question = question;
+    const turn = this.turn;
     if (!stay) this.box.scrollTop = 0;
     await this.load(stay ? Math.floor(this.box.scrollTop / HEIGHT / PAGE) : 0);
+    if (turn !== this.turn) return false;
     this.render();
+    return true;
   }
 
   async load(page) {
@@ -64,6 +67,7 @@ export class GameList {
   }
 
   render() {
+    if (this.version === null) return; // the first answer is still to come
     this.rows.style.height = `${this.total * HEIGHT}px`;
     const first = Math.max(0, Math.floor(this.box.scrollTop / HEIGHT) - 4);
     const last = Math.min(this.total, Math.ceil((this.box.scrollTop + this.box.clientHeight) / HEIGHT) + 4);

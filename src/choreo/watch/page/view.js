@@ -1,5 +1,5 @@
-// What is looked at: the view, the chosen runs, the filters. It is in the fragment of the address, so that a reload, a
-// bookmark and the back button keep it.
+// What is looked at: the view, the chosen runs, the filters. It is in the fragment of the address, so that a reload
+// and the back button keep it. Numbers of runs and games are those of this start of the server.
 
 const given = new URLSearchParams(location.hash.slice(1));
 export const firstKey = given.get("key");
