@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from choreo.errors import BadInput
-from choreo.files.durable import read_lines
+from choreo.files.durable import finite, read_lines
 from choreo.server.incoming import HANDLERS, caller
 from choreo.server.keys import Key
 from choreo.server.openai_requests import ApiError
@@ -42,7 +43,11 @@ def watch_page(watcher: Watcher, keys: Sequence[Key]) -> Starlette:
 
         async def answer(request: Request) -> Response:
             caller(keys, request.headers.get("authorization"))
-            return JSONResponse(await asyncio.to_thread(work, watcher, request.query_params), headers=NOT_STORED)
+
+            def told() -> str:  # in ASCII, so that half a character of a model's is no error
+                return json.dumps(finite(work(watcher, request.query_params)))
+
+            return Response(await asyncio.to_thread(told), media_type="application/json", headers=NOT_STORED)
 
         return answer
 
@@ -69,7 +74,7 @@ def watch_page(watcher: Watcher, keys: Sequence[Key]) -> Starlette:
 
 
 def curves(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
-    """{figures, runs: [{run, steps, stages, values}]}: see `choreo.watch.curves`."""
+    """{figures, runs: [{run, steps, values}]}: see `choreo.watch.curves`."""
     found = []
     fields: dict[str, None] = {}
     for run in _runs(watcher, asked):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from choreo.files.utf8 import repaired
 from choreo.report.record import outcome_of, verdict_words
 
 SNIPPET = 200  # letters of a prompt in the list of games
@@ -29,6 +30,7 @@ class IndexedGame(NamedTuple):
 
 def indexed(record: Record) -> IndexedGame:
     """Raises LookupError, TypeError, ValueError or AttributeError for what is no record of an episode."""
+    record = repaired(record)
     prompt, answers, reviews = record["prompt"], record["answers"], record["reviews"]
     verdicts = [verdict_words(verdict) for verdict in record.get("verdicts") or []]
     paid = [value for name, value in record["rewards"].items() if "/" in name and isinstance(value, int | float)]

@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 import threading
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,23 +98,21 @@ class GameIndex:
                     (*row, agents, game.reward, game.prompt),
                 ).lastrowid
                 sql.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, game.words))
-        self._changed()
+            self.games += len(games)
+        self.version += 1
 
     def drop(self, file: Path) -> None:
         """Forgets the games of a file that is gone."""
         with self._writing:
             self._forget(file)
-        self._changed()
+        self.version += 1
 
     def _forget(self, file: Path) -> None:
         # The words stay: what has no text of its own cannot be taken out again. No game is found by them any more.
         sql = self._writing
-        sql.execute("DELETE FROM games WHERE file = (SELECT id FROM files WHERE path = ?)", (str(file),))
+        gone = sql.execute("DELETE FROM games WHERE file = (SELECT id FROM files WHERE path = ?)", (str(file),))
+        self.games -= gone.rowcount
         sql.execute("DELETE FROM files WHERE path = ?", (str(file),))
-
-    def _changed(self) -> None:
-        self.games = self._writing.execute("SELECT count(*) FROM games").fetchone()[0]
-        self.version += 1
 
     def _bit(self, agent: str) -> int:
         if agent not in self._agents:
@@ -193,19 +191,16 @@ class GameIndex:
     def choices(self, runs: Sequence[int]) -> dict[str, list[Any]]:
         """What the games of these runs can be chosen by: the values of every choice with their numbers, by name."""
         where = f"WHERE run IN ({','.join('?' * len(runs))})" if runs else ""
+        grouped = f"SELECT {', '.join(CHOICES)}, agents, count(*) FROM games {where} GROUP BY {', '.join(CHOICES)}, agents"
         with self._alone:
-            found = {
-                name: [
-                    [row[0], row[1]]
-                    for row in self._reading.execute(
-                        f"SELECT {name}, count(*) FROM games {where} GROUP BY 1 ORDER BY 1", list(runs)
-                    )
-                ]
-                for name in CHOICES
-            }
-            masks = self._reading.execute(f"SELECT agents, count(*) FROM games {where} GROUP BY 1", list(runs)).fetchall()
-        count = {name: sum(n for mask, n in masks if mask >> number & 1) for name, number in self._agents.items()}
-        return {**found, "agent": [[name, n] for name, n in sorted(count.items()) if n]}
+            rows = self._reading.execute(grouped, list(runs)).fetchall()
+        counts: dict[str, Counter[str]] = {name: Counter() for name in (*CHOICES, "agent")}
+        for *values, mask, count in rows:
+            for name, value in zip(CHOICES, values, strict=True):
+                counts[name][value] += count
+            for agent, number in list(self._agents.items()):
+                counts["agent"][agent] += count if mask >> number & 1 else 0
+        return {name: [[value, n] for value, n in sorted(one.items()) if n] for name, one in counts.items()}
 
     def last_step(self, run: int) -> dict[str, Any] | None:
         """How the games of the run's last step of training ended: {step, games, and how many are of each outcome and

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from choreo.errors import BadInput
-from choreo.files.durable import read_lines
+from choreo.files.durable import finite, read_lines
 from choreo.runs.folder import is_finished
 from choreo.watch.figures import WatchedRun
 from choreo.watch.folders import INNER, runs_in, stamp, watched
@@ -84,7 +84,7 @@ class Watcher:
             "waiting": self._waiting,
             "version": self.index.version,
         }
-        self.told = json.dumps(said).encode()
+        self.told = json.dumps(finite(said)).encode()
         self.tag = f'"{sha256(self.told).hexdigest()[:20]}"'
 
     def take_up(self, seconds: float) -> bool:

@@ -88,11 +88,11 @@ export function setFilters(filters) {
 
 // The fields, with what there is to choose; made again only where that has changed.
 async function fill() {
+  if (!$("words")) build();
   const wanted = `${view.runs.join()}/${told.version}`;
   if (wanted === filledFor) return mark();
   filledFor = wanted;
   const choices = await call(`choices?${query({ runs: view.runs.join() })}`);
-  if (!$("words")) build();
   for (const [name, values] of Object.entries(choices)) {
     const field = $(`by-${name}`);
     const options = [new Option("all", ""), ...values.map(([value, n]) => new Option(`${name === "source" ? (value ? `held out: ${value}` : "training") : value} (${n.toLocaleString("en")})`, name === "source" && !value ? "training" : value))];

@@ -102,7 +102,7 @@ document.addEventListener("keydown", (event) => {
   const tab = ["runs", "curves", "recipes", "games"][Number(event.key) - 1];
   if (tab) go(tab);
   else if (event.key === "?") $("help").showModal();
-  else if (event.key === "/") go("games").then(() => $("words").focus());
+  else if (event.key === "/") { go("games"); $("words").focus(); } // at once, so that no letter is lost
   else if (event.key === "s" && view.tab === "curves") smoother();
   else if (view.tab === "games" ? !gameKeys(event) : view.tab !== "runs" || !runKeys(event, told, go)) return;
   event.preventDefault();
