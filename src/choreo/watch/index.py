@@ -97,7 +97,7 @@ class GameIndex:
                     "prompt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (*row, agents, game.reward, game.prompt),
                 ).lastrowid
-                sql.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, game.words))
+                sql.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, game.words.replace("\0", " ")))
             self.games += len(games)
         self.version += 1
 
@@ -139,11 +139,11 @@ class GameIndex:
         return {"version": kept, "total": len(numbers), "at": at, "games": games}
 
     def _list(self, question: Question, version: int | None) -> tuple[int, array[int]]:
-        for key in ((question, version), (question, self.version)):
-            if key[1] is not None and (found := self._lists.get((question, key[1]))) is not None:
-                self._lists.move_to_end((question, key[1]))
-                return key[1], found
         now = self.version
+        for known in (now if version is None else version, now):
+            if (found := self._lists.get((question, known))) is not None:
+                self._lists.move_to_end((question, known))
+                return known, found
         where, values = self._conditions(question)
         rows = self._reading.execute(
             f"SELECT id FROM games {'WHERE ' + ' AND '.join(where) if where else ''} ORDER BY {ORDERS[question.order]}",
@@ -225,7 +225,7 @@ def match_of(words: str) -> str:
     """What FTS5 is asked for a person's words: nothing in them is an operator."""
     quoted = re.compile(r'"([^"]*)"?|(\S+)')
     terms = []
-    for phrase, word in quoted.findall(words):
+    for phrase, word in quoted.findall(words.replace("\0", " ")):  # where a text of SQLite ends
         if not re.search(r"\w", phrase or word):  # FTS5 finds no word in it, and would find no game
             continue
         text = (phrase or word).replace('"', " ")

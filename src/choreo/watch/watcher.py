@@ -96,6 +96,7 @@ class Watcher:
             if time.monotonic() > deadline or self._ending.is_set():
                 return True
             self._stamps[file] = now
+            self._waiting -= 1
             self._damaged.pop(file, None)
             try:
                 games = [indexed(record) for record in read_lines(file)]
@@ -106,7 +107,6 @@ class Watcher:
                 self._damaged[file] = f"{file}: holds what is no record of a game ({type(error).__name__})"
                 continue
             self.index.put(run.number, file, now, source, step, games)
-            self._waiting -= 1
         return False
 
     def _find(self) -> None:
