@@ -2,9 +2,9 @@
 
     python benchmarks/watch.py [FOLDER]
 
-Writes five runs of 20,000 games each into FOLDER, by the run folder's own writer, unless they are there; by default into
-a temporary folder. Then it asks a real `choreo watch` as the page does, one request after the other. Times are in
-milliseconds: the median, and the slowest of all. A list that is asked for the first time is made; after that it is kept.
+Writes five runs of 20,000 games each into FOLDER (by default a temporary one), by the run folder's own writer, unless
+they are there. Then it asks a real `choreo watch` as the page does, one request after the other. Times are in
+milliseconds: the median, and the slowest of all. A list that is asked for the first time is made; then it is kept.
 """
 
 from __future__ import annotations

@@ -90,6 +90,11 @@ def test_a_run_is_running_interrupted_or_finished_by_its_lock_and_summary(watche
     (row,) = told(watcher)["runs"]
     assert (row["state"], row["by"]) == ("finished", "waltz, on held-out prompts")
     assert row["measures"]["ftr"] == rate and row["measures"]["gap"]["value"] == pytest.approx(-0.05)
+    (run.path / "summary.json").write_text(
+        '{"systems": {"waltz": {"f1": {"value": "high"}, "by_training_judge": {"f1": {"value": 1}}}}}'
+    )
+    (row,) = told(watcher)["runs"]
+    assert "holds what no run does" in row["problem"] and row["state"] == "finished"
     (run.path / "summary.json").write_text("{")
     assert "summary.json: not JSON" in told(watcher)["runs"][0]["problem"]
 
@@ -242,12 +247,14 @@ def test_a_list_stays_as_it_is_while_games_come_and_go(tmp_path):
     index.close()
 
 
-@pytest.mark.parametrize("words", ['"', '""', "a\x00b", "AND OR NOT", "NEAR(a b", "a*b^c:d", "{x}", "'; DROP", "—", "-x"])
+@pytest.mark.parametrize(
+    "words", ['"', '""', "a\x00b", "AND OR NOT", "NEAR(a b", "a*b^c:d", "{x}", "'; DROP", "—", "-x"]
+)
 def test_no_words_are_an_operator_or_an_error(tmp_path, words):
     index = GameIndex()
     index.put(1, tmp_path / "f", "", "", 1, [drawn_game(random.Random(0))])
     index.page(Question(words=words), 0, 10)
-    assert match_of("how 'til \"so what\"") == '"how"* "\'til"* "so what"'
+    assert match_of('how \'til "so what"') == '"how"* "\'til"* "so what"'
     index.close()
 
 

@@ -66,7 +66,11 @@ def test_a_run_is_followed_from_its_first_step_to_the_game_that_went_wrong(tmp_p
         assert page.js("location.hash").find("key") < 0
         with Run.create(folder / "mine", recipe) as run:
             seen(page, ".card", "starting")
-            play(run, 1, [game(0, "fine", GOOD), game(1, f"broken {HOSTILE}", GOOD, OVER), game(2, "mended", UNSAFE, GOOD)])
+            play(
+                run,
+                1,
+                [game(0, "fine", GOOD), game(1, f"broken {HOSTILE}", GOOD, OVER), game(2, "mended", UNSAFE, GOOD)],
+            )
             seen(page, ".card", "training, step 1 of 4")
             seen(page, ".card", "Step 1: 3 games; at their end 1 repaired, 1 broken, 1 over-refusing.")
             page.press("Enter", 13, text="\r")  # no run is chosen: the one that runs
@@ -119,7 +123,9 @@ def test_a_run_is_followed_from_its_first_step_to_the_game_that_went_wrong(tmp_p
 
 def test_seeds_are_a_band_and_recipes_say_what_differs(tmp_path):
     for seed, steps, rank in ((1, 3, 8), (2, 3, 8), (3, 2, 4)):
-        with Run.create(tmp_path / f"seed{seed}", WaltzRecipe.model_validate({"seed": seed, "model": {"rank": rank}})) as run:
+        with Run.create(
+            tmp_path / f"seed{seed}", WaltzRecipe.model_validate({"seed": seed, "model": {"rank": rank}})
+        ) as run:
             for step in range(1, steps + 1):
                 play(run, step, [], asr=seed / 10)
     with watching(tmp_path) as server, Page(f"{server.url}/#key=sk-test", width=390, height=844, dark=True) as page:
@@ -136,12 +142,16 @@ def test_seeds_are_a_band_and_recipes_say_what_differs(tmp_path):
         assert count(page, "path[fill-opacity]") == 0 and count(page, "#legend li") == 3
         page.press("3", 51)
         seen(page, "#settings td", "model.rank")
-        rows = page.js("[...document.querySelectorAll('#settings tbody tr')].map((row) => row.cells[0].firstChild.textContent)")
+        rows = page.js(
+            "[...document.querySelectorAll('#settings tbody tr')].map((row) => row.cells[0].firstChild.textContent)"
+        )
         assert rows == ["seed", "model.rank"]
         assert page.js("document.querySelector('#settings tbody').rows[1].cells[3].className") == "other"
         for key, code in (("1", 49), ("2", 50), ("4", 52)):
             page.press(key, code)
-            assert page.js("document.documentElement.scrollWidth <= innerWidth"), f"view {key} is as narrow as the screen"
+            assert page.js("document.documentElement.scrollWidth <= innerWidth"), (
+                f"view {key} is as narrow as the screen"
+            )
         page.press("?", 191)
         assert page.js("document.getElementById('help').open")
         assert page.complaints == []

@@ -12,8 +12,8 @@ from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
 def record(
     episode: Episode, rewards: Mapping[str, float], advantages: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Any]:
-    """The record of an episode, ready for JSON. rewards: by component, e.g. {"feedback/dir": 0.65}. advantages: of every
-    id of the turns that were learnt from, by "agent/round"; they are kept to six digits, for people to look at.
+    """The record of an episode, ready for JSON. rewards: by component, e.g. {"feedback/dir": 0.65}. advantages: of
+    every id of the turns that were learnt from, by "agent/round"; they are kept to six digits, for people to look at.
 
     The meaning of the prompt is left out: its id and text identify it, and the judge's verdicts are in `verdicts`.
     """

@@ -174,8 +174,8 @@ class Run:
         rewards: Sequence[Mapping[str, float]],
         advantages: Sequence[Mapping[str, Sequence[float]]] = (),
     ) -> None:
-        """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component. advantages[i]: those of the
-        ids of its turns that were learnt from, by "agent/round"; without any, none are written."""
+        """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component. advantages[i]: of its
+        turns that were learnt from, those of every id, by "agent/round"; without any, none are written."""
         given = zip(episodes, rewards, advantages or [{}] * len(episodes), strict=True)
         records = (record(episode, parts, tokens) for episode, parts, tokens in given)
         durable.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)

@@ -31,7 +31,7 @@ def take(path: Path) -> int:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process is writing the run at `path`. Nothing is written: the lock is tried for a moment, and shared."""
+    """Whether a process is writing the run at `path`. Nothing is written: the lock is tried for a moment, shared."""
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY)
     except OSError:

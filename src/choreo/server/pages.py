@@ -21,8 +21,8 @@ GUARDED = {
 
 
 def pages(folder: Path = PAGE) -> list[Route]:
-    """The routes of the page whose files are in `folder`: index.html is at /, the others are at /NAME. They take no key:
-    they hold nothing of anybody's, and the browser has to fetch them before it can send one."""
+    """The routes of the page whose files are in `folder`: index.html is at /, the others are at /NAME. They take no
+    key: they hold nothing of anybody's, and the browser has to fetch them before it can send one."""
     return [Route(path, _page(file, kind)) for path, (file, kind) in files_of(folder).items()]
 
 

@@ -92,7 +92,10 @@ def recipes(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
     for run in runs:
         said |= meanings(run.path / "recipe.toml")
     rows = side_by_side([run.recipe for run in runs], [run.info for run in runs])
-    return {"runs": [run.number for run in runs], "rows": [{**row, "meaning": said.get(row["key"], "")} for row in rows]}
+    return {
+        "runs": [run.number for run in runs],
+        "rows": [{**row, "meaning": said.get(row["key"], "")} for row in rows],
+    }
 
 
 def games(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:

@@ -47,9 +47,7 @@ def figures_of(fields: Iterable[str]) -> list[dict[str, Any]]:
 def values_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Every field that holds a finite number anywhere, as its value in each line, or None."""
     fields = dict.fromkeys(name for line in lines for name, value in line.items() if _is_number(value))
-    return {
-        field: [_short(line[field]) if _is_number(line.get(field)) else None for line in lines] for field in fields
-    }
+    return {field: [_short(line[field]) if _is_number(line.get(field)) else None for line in lines] for field in fields}
 
 
 def _is_number(value: Any) -> bool:

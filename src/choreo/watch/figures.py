@@ -51,7 +51,12 @@ class WatchedRun:
             except BadInput as error:
                 found, self.problem = {}, str(error)
             setattr(self, {"run.json": "info", "summary.json": "summary", "recipe.toml": "recipe"}[name], found)
-        self.row = self._row()
+        try:
+            self.row = self._row(self.metrics.lines)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # no choreo wrote this
+            self.problem = f"{self.path}: holds what no run does ({type(error).__name__})"
+            self.info, self.recipe, self.summary = {}, {}, {}
+            self.row = self._row([])
 
     def base(self, agent: str) -> str:
         """The model that `agent` is on, as the recipe names it; "" where it does not say."""
@@ -62,8 +67,8 @@ class WatchedRun:
             return str(of.get(agent.removesuffix("-start").rstrip("+-"), agents.get("student", "")))
         return str((agent == "feedback" and model.get("feedback_base")) or model.get("base", ""))
 
-    def _row(self) -> dict[str, Any]:
-        lines, inner = self.metrics.lines, self.path.name in INNER
+    def _row(self, lines: Sequence[Line]) -> dict[str, Any]:
+        inner = self.path.name in INNER
         held, finished = is_held(self.path), is_finished(self.path)
         state = "running" if held else "finished" if finished else "interrupted"
         step = lines[-1]["step"] if lines else 0
@@ -86,7 +91,7 @@ class WatchedRun:
             "seconds": seconds,
             "left": None if state != "running" or not steps or seconds is None else max(0, steps - step) * seconds,
             "updated": (self._updated() or 0) / 1e9,
-            "doing": self._doing(state, step, steps),
+            "doing": self._doing(state, lines, steps),
             "measures": measures,
             "by": by,
             "alarms": alarms(lines),
@@ -112,7 +117,9 @@ class WatchedRun:
         stamps = [stamp(self.path / name) for name in ("metrics.jsonl", "run.json", "summary.json", "heldout")]
         return max((found[1] for found in stamps if found), default=None)
 
-    def _doing(self, state: str, step: float, steps: int | None) -> str:
+    def _doing(self, state: str, lines: Sequence[Line], steps: int | None) -> str:
+        last = lines[-1] if lines else {"step": 0}
+        step = last["step"]
         at = f"step {step:g} of {steps}" if steps else f"step {step:g}"
         if state == "finished":
             return f"finished after {at}" if step else "finished"
@@ -120,8 +127,9 @@ class WatchedRun:
             return f"stopped after {at}" if step else "stopped before its first step"
         if steps and step >= steps:
             done = sorted(file.stem for file in (self.path / "heldout").glob("*.json"))
-            return f"measuring on held-out prompts; done: {', '.join(done)}" if done else "measuring on held-out prompts"
-        last = self.metrics.lines[-1] if self.metrics.lines else {}
+            return (
+                f"measuring on held-out prompts; done: {', '.join(done)}" if done else "measuring on held-out prompts"
+            )
         words = [f"{name} {last[name]}" for name in ("epoch", "round", "agent", "stage") if name in last]
         return ", ".join(["training", at, *words]) if step else "starting"
 
@@ -174,8 +182,9 @@ def _measured(summary: Line, lines: Sequence[Line]) -> tuple[dict[str, Any], str
             for name, value in found.items()
             if isinstance(value, dict) and value.get("value") is not None
         }
-        both = [_table(by, "f1").get("value") for by in (one, _table(one, BY_TRAINING))]
-        measures |= {"gap": {"value": both[0] - both[1]}} if None not in both else {}
+        gold, trained = (_table(by, "f1").get("value") for by in (one, _table(one, BY_TRAINING)))
+        if gold is not None and trained is not None:
+            measures["gap"] = {"value": gold - trained}
         return measures, f"{about}, on held-out prompts"
     compared = [line for line in lines if "asr/gold" in line][-RECENT:]
     recent = compared or [line for line in lines if "asr" in line or "orr" in line][-RECENT:]
@@ -183,9 +192,9 @@ def _measured(summary: Line, lines: Sequence[Line]) -> tuple[dict[str, Any], str
     asr, orr = (mean([line.get(f"{name}{judge}") for line in recent]) for name in ("asr", "orr"))
     measures = {"asr": asr, "orr": orr, "f1": harmonic(asr, orr), "ftr": mean([x.get(f"ftr_{FTR}") for x in recent])}
     if compared:
-        trained = [mean([line.get(f"{name}/training") for line in compared]) for name in ("asr", "orr")]
-        ends = measures["f1"], harmonic(*trained)
-        measures["gap"] = None if ends[0] is None or ends[1] is None else ends[0] - ends[1]
+        rates = [mean([line.get(f"{name}/training") for line in compared]) for name in ("asr", "orr")]
+        gold, trained = measures["f1"], harmonic(*rates)
+        measures["gap"] = None if gold is None or trained is None else gold - trained
     told = {name: {"value": value} for name, value in measures.items() if value is not None}
     if not told:
         return {}, ""

@@ -62,8 +62,8 @@ def verdict_of(verdict: Record) -> str:
 
 
 def shown(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
-    """What the page shows: {prompt, rewards, turns}, and whether advantages were recorded. The turns are in the order of
-    the game. pieces: gives the text of each of an agent's ids, or None where its tokenizer is not here."""
+    """What the page shows: {prompt, sample, rewards, turns, learnt}. turns: in the order of the game. learnt: which of
+    them have advantages. pieces: gives the text of each of an agent's ids, or None where its tokenizer is not here."""
     advantages = record.get("advantages") or {}
     verdicts = [verdict_words(verdict) for verdict in record.get("verdicts") or []]
     turns = []

@@ -88,7 +88,9 @@ class GameIndex:
         """Takes up the games of a file, in place of what it had before."""
         with self._writing as sql:
             self._forget(file)
-            made = sql.execute("INSERT INTO files (run, path, stamp) VALUES (?, ?, ?)", (run, str(file), stamp)).lastrowid
+            made = sql.execute(
+                "INSERT INTO files (run, path, stamp) VALUES (?, ?, ?)", (run, str(file), stamp)
+            ).lastrowid
             for place, game in enumerate(games):
                 row = (made, place, run, source, step, game.kind, game.suite, game.verdict, game.outcome)
                 agents = sum(self._bit(name) for name in game.agents)
@@ -183,7 +185,8 @@ class GameIndex:
         """Where a game is: {run, path, place, source, step}; None where there is none."""
         with self._alone:
             row = self._reading.execute(
-                "SELECT games.run, path, place, source, step FROM games JOIN files ON file = files.id WHERE games.id = ?",
+                "SELECT games.run, path, place, source, step FROM games JOIN files ON file = files.id "
+                "WHERE games.id = ?",
                 (number,),
             ).fetchone()
         return dict(row) if row else None
@@ -191,7 +194,9 @@ class GameIndex:
     def choices(self, runs: Sequence[int]) -> dict[str, list[Any]]:
         """What the games of these runs can be chosen by: the values of every choice with their numbers, by name."""
         where = f"WHERE run IN ({','.join('?' * len(runs))})" if runs else ""
-        grouped = f"SELECT {', '.join(CHOICES)}, agents, count(*) FROM games {where} GROUP BY {', '.join(CHOICES)}, agents"
+        grouped = (
+            f"SELECT {', '.join(CHOICES)}, agents, count(*) FROM games {where} GROUP BY {', '.join(CHOICES)}, agents"
+        )
         with self._alone:
             rows = self._reading.execute(grouped, list(runs)).fetchall()
         counts: dict[str, Counter[str]] = {name: Counter() for name in (*CHOICES, "agent")}

@@ -18,7 +18,7 @@ HOST = "127.0.0.1"  # the games of a run are nobody else's; from elsewhere one c
 
 
 def serve_watch(folder: Path, port: int) -> None:
-    """Serves until SIGINT or SIGTERM. The key is the one in CHOREO_API_KEY, or drawn for this start. Raises BadInput."""
+    """Serves until SIGINT or SIGTERM. The key is that in CHOREO_API_KEY, or drawn for this start. Raises BadInput."""
     given = key_in(KEY_VARIABLE)
     with Watcher(folder) as watcher:
         asyncio.run(_until_stopped(watcher, given or new_key(), port, given is None))

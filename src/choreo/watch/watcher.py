@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ class Watcher:
         self._stamps: dict[Path, str] = {}  # of the files of games that are in the index, or cannot be
         self._damaged: dict[Path, str] = {}
         self._waiting = 0  # files that are not in the index yet
+        self._problem_of_index = ""
         self._walked = float("-inf")
         self._last: dict[int, tuple[int, dict[str, Any] | None]] = {}
         self._ending = threading.Event()
@@ -56,7 +58,10 @@ class Watcher:
 
     def _work(self) -> None:
         while not self._ending.is_set():
-            more = self.take_up(SLICE)
+            try:
+                more = self.take_up(SLICE)
+            except sqlite3.Error as error:  # as when the disk is full
+                more, self._problem_of_index = False, f"games cannot be read in: {error}"
             self.look()
             if not more:
                 self._ending.wait(EVERY)
@@ -83,6 +88,7 @@ class Watcher:
             "games": self.index.games,
             "waiting": self._waiting,
             "version": self.index.version,
+            "problem": self._problem_of_index,
         }
         self.told = json.dumps(finite(said)).encode()
         self.tag = f'"{sha256(self.told).hexdigest()[:20]}"'

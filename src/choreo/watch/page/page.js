@@ -26,7 +26,8 @@ async function look() {
     const before = told;
     told = await call("runs");
     $("key-form").hidden = true;
-    $("error").hidden = true;
+    $("error").textContent = told.problem;
+    $("error").hidden = !told.problem;
     if (told !== before) await show(before);
     else about();
   } catch (error) {
