@@ -18,13 +18,13 @@ from choreo.models.resolve import BASES
 from choreo.runs.episodes import record
 from choreo.runs.folder import Run
 from choreo.runs.lock import is_held
-from choreo.watch.curves import figures_of, values_of
-from choreo.watch.figures import alarms
+from choreo.watch.curves import curve_figures, values_of
+from choreo.watch.figures import alarm_times
 from choreo.watch.folders import GrowingLines, runs_in
-from choreo.watch.games import IndexedGame, indexed, shown
-from choreo.watch.index import ORDERS, GameIndex, Question, match_of
+from choreo.watch.games import IndexedGame, indexed, shown_game
+from choreo.watch.index import ORDERS, GameIndex, GameSearch, match_of
 from choreo.watch.pieces import pieces
-from choreo.watch.recipes import meanings, side_by_side
+from choreo.watch.recipes import said_of_settings, side_by_side
 from choreo.watch.watcher import Watcher
 
 
@@ -127,7 +127,7 @@ def test_runs_inside_runs_are_found_and_links_in_a_circle_end(tmp_path):
 
 def test_an_alarm_that_comes_again_begins_again():
     steps = [["a"], ["a", "b"], [], ["a"], ["a"]]
-    found = alarms([{"step": n, "alarms": step} for n, step in enumerate(steps, 1)] + [{"step": 6}])
+    found = alarm_times([{"step": n, "alarms": step} for n, step in enumerate(steps, 1)] + [{"step": 6}])
     assert [(one["text"], one["first"], one["since"], one["last"], one["count"], one["on"]) for one in found] == [
         ("a", 1, 4, 5, 4, True),
         ("b", 2, 2, 2, 1, False),
@@ -138,18 +138,18 @@ def test_curves_are_of_whatever_numbers_there_are():
     lines = [{"step": 1, "asr": 0.5, "odd/one": 1}, {"step": 2, "asr": None, "odd/two": 2.0, "alarms": [], "own": True}]
     values = values_of(lines)
     assert values == {"step": [1, 2], "asr": [0.5, None], "odd/one": [1, None], "odd/two": [None, 2.0]}
-    titled, rest = figures_of(values)
+    titled, rest = curve_figures(values)
     assert titled["fields"] == {"asr": "ASR"} and not titled["more"]
     assert rest == {"title": "odd", "unit": "", "fields": {"odd/one": "one", "odd/two": "two"}, "more": True}
-    (alone,) = figures_of(["loss"])  # a method without figures of its own: all are shown
+    (alone,) = curve_figures(["loss"])  # a method without figures of its own: all are shown
     assert not alone["more"]
 
 
 def test_settings_stand_side_by_side(tmp_path):
     with Run.create(tmp_path / "run", WaltzRecipe()) as run:
         pass
-    assert "passes over each batch" in meanings(run.path / "recipe.toml")["learning.epochs"]
-    assert meanings(tmp_path / "none.toml") == {}
+    assert "passes over each batch" in said_of_settings(run.path / "recipe.toml")["learning.epochs"]
+    assert said_of_settings(tmp_path / "none.toml") == {}
     rows = side_by_side([{"seed": 1, "a": {"b": [1]}}, {"seed": 2, "a": {"b": [1]}}], [{"device": "cpu"}, {}])
     assert [(row["key"], row["values"], row["differs"]) for row in rows] == [
         ("seed", ["1", "2"], True),
@@ -218,11 +218,11 @@ def test_games_are_found_as_a_search_through_all_of_them_would(tmp_path):
                 and said
             )
 
-        found = index.page(Question(**asked), 0, 1000)
+        found = index.page(GameSearch(**asked), 0, 1000)
         keys = [(game["run"], game["step"], game["place"]) for game in found["games"]]
         assert {*keys} == {key for key, game in all_games.items() if fits(key, game)}, asked
         assert found["total"] == len(keys) == len({*keys})
-        parts = [index.page(Question(**asked), at, 7, found["version"])["games"] for at in range(0, len(keys), 7)]
+        parts = [index.page(GameSearch(**asked), at, 7, found["version"])["games"] for at in range(0, len(keys), 7)]
         assert [game for part in parts for game in part] == found["games"]
         steps, rewards = [key[1] for key in keys], [game["reward"] for game in found["games"]]
         known = [reward for reward in rewards if reward is not None]
@@ -234,15 +234,15 @@ def test_games_are_found_as_a_search_through_all_of_them_would(tmp_path):
 def test_a_list_stays_as_it_is_while_games_come_and_go(tmp_path):
     rng, index, one = random.Random(0), GameIndex(), tmp_path / "one"
     index.put(1, one, "", "", 1, [drawn_game(rng) for _ in range(3)])
-    first = index.page(Question(), 0, 10)
+    first = index.page(GameSearch(), 0, 10)
     index.put(1, tmp_path / "two", "", "", 2, [drawn_game(rng) for _ in range(2)])
-    assert index.page(Question(), 0, 10, first["version"]) == first
-    assert index.page(Question(), 0, 10)["total"] == 5
+    assert index.page(GameSearch(), 0, 10, first["version"]) == first
+    assert index.page(GameSearch(), 0, 10)["total"] == 5
     index.put(1, one, "again", "", 1, [drawn_game(rng)])  # its run went back, and played step 1 again
-    kept = index.page(Question(), 0, 10, first["version"])
+    kept = index.page(GameSearch(), 0, 10, first["version"])
     assert kept["total"] == 3 and all(game["gone"] for game in kept["games"])
     index.drop(tmp_path / "two")
-    assert index.page(Question(), 0, 10)["total"] == index.games == 1
+    assert index.page(GameSearch(), 0, 10)["total"] == index.games == 1
     assert sum(n for _, n in index.choices([1])["kind"]) == 1 and index.choices([2])["agent"] == []
     index.close()
 
@@ -253,7 +253,7 @@ def test_a_list_stays_as_it_is_while_games_come_and_go(tmp_path):
 def test_no_words_are_an_operator_or_an_error(tmp_path, words):
     index = GameIndex()
     index.put(1, tmp_path / "f", "", "", 1, [drawn_game(random.Random(0))])
-    index.page(Question(words=words), 0, 10)
+    index.page(GameSearch(words=words), 0, 10)
     assert match_of('how \'til "so what"') == '"how"* "\'til"* "so what"'
     index.close()
 
@@ -263,7 +263,7 @@ def test_a_game_is_shown_with_its_turns_in_order_and_broken_characters_mended():
     found = indexed(made)
     assert (found.verdict, found.outcome, found.reward) == ("undetermined", "revised", 0.65)
     assert found.agents == ("conversation", "feedback") and "no \ufffd" in found.words
-    game = shown(made, lambda agent, ids: [f"{agent} {one}" for one in ids])
+    game = shown_game(made, lambda agent, ids: [f"{agent} {one}" for one in ids])
     assert [turn["what"] for turn in game["turns"]] == ["draft", "review", "revision"]
     assert game["turns"][1]["advantages"] == [0.333333] and game["turns"][0]["advantages"] is None
     assert game["turns"][0]["pieces"] == ["conversation 5", "conversation 6"]

@@ -21,12 +21,12 @@ from choreo.server.incoming import HANDLERS, caller
 from choreo.server.keys import Key
 from choreo.server.openai_requests import ApiError
 from choreo.server.pages import pages
-from choreo.watch.curves import figures_of, values_of
+from choreo.watch.curves import curve_figures, values_of
 from choreo.watch.figures import WatchedRun
-from choreo.watch.games import shown
-from choreo.watch.index import CHOICES, ORDERS, TRAINING, Question
+from choreo.watch.games import shown_game
+from choreo.watch.index import CHOICES, ORDERS, TRAINING, GameSearch
 from choreo.watch.pieces import pieces
-from choreo.watch.recipes import meanings, side_by_side
+from choreo.watch.recipes import said_of_settings, side_by_side
 from choreo.watch.watcher import Watcher
 
 PAGE = Path(__file__).parent / "page"
@@ -82,7 +82,7 @@ def curves(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
         values = values_of(lines)
         fields |= dict.fromkeys(values)
         found.append({"run": run.number, "steps": [line["step"] for line in lines], "values": values})
-    return {"figures": figures_of(fields), "runs": found}
+    return {"figures": curve_figures(fields), "runs": found}
 
 
 def recipes(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def recipes(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
     runs = _runs(watcher, asked)
     said: dict[str, str] = {}
     for run in runs:
-        said |= meanings(run.path / "recipe.toml")
+        said |= said_of_settings(run.path / "recipe.toml")
     rows = side_by_side([run.recipe for run in runs], [run.info for run in runs])
     return {
         "runs": [run.number for run in runs],
@@ -106,7 +106,7 @@ def games(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
     chosen: dict[str, Any] = {name: asked.get(name) for name in (*CHOICES, "agent")}
     if chosen["source"] == "training":
         chosen["source"] = TRAINING
-    question = Question(
+    question = GameSearch(
         runs=numbers(asked, "runs"),
         **chosen,
         first_step=number(asked, "first_step"),
@@ -119,7 +119,7 @@ def games(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
 
 
 def game(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
-    """One game, whole: see `choreo.watch.games.shown`."""
+    """One game, whole: see `choreo.watch.games.shown_game`."""
     wanted = number(asked, "game")
     place = None if wanted is None else watcher.index.game(wanted)
     run = watcher.runs.get(place["run"]) if place else None
@@ -132,7 +132,7 @@ def game(watcher: Watcher, asked: QueryParams) -> dict[str, Any]:
         raise ApiError(404, str(error), param="game") from None
     if record is None:
         raise ApiError(404, f"{file} has changed", param="game")
-    told = shown(record, lambda agent, ids: pieces(run.base(agent), ids))
+    told = shown_game(record, lambda agent, ids: pieces(run.base(agent), ids))
     return {"run": run.number, "source": place["source"], "step": place["step"], "file": str(file), **told}
 
 

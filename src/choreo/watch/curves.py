@@ -15,7 +15,7 @@ GROWTH = ("Growth of what satisfies the training judge alone", "%", {"gap/growth
 KEPT = {"gap/prompts", "gap/total", "gap/squares", "gap/growth_low", "gap/growth_high", "epoch", "lr"}
 
 
-def figures_of(fields: Iterable[str]) -> list[dict[str, Any]]:
+def curve_figures(fields: Iterable[str]) -> list[dict[str, Any]]:
     """The figures that can be drawn of `fields`: {title, unit, fields: {field: name}, more}. First those that have a
     title of their own; then, with `more` set, one for every name before a "/"."""
     there = {*fields}

@@ -9,7 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from choreo.errors import BadInput
+from choreo.evaluation.intervals import harmonic
 from choreo.evaluation.metrics import BY_TRAINING
 from choreo.files import toml
 from choreo.files.json_file import read_object
@@ -94,7 +97,7 @@ class WatchedRun:
             "doing": self._doing(state, lines, steps),
             "measures": measures,
             "by": by,
-            "alarms": alarms(lines),
+            "alarms": alarm_times(lines),
             "problem": self.problem,
             "alike": self._alike(),
             "lines": [self.metrics.generation, len(lines)],
@@ -141,7 +144,7 @@ class WatchedRun:
         return sha256(text.encode()).hexdigest()[:12] if self.recipe else ""
 
 
-def alarms(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def alarm_times(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Each alarm once: its text, the step from which it stands and the last one, how often, and whether it stands now.
     The latest come first. An alarm that was away and came again begins where it came again."""
     found: dict[str, dict[str, Any]] = {}
@@ -190,10 +193,10 @@ def _measured(summary: Line, lines: Sequence[Line]) -> tuple[dict[str, Any], str
     recent = compared or [line for line in lines if "asr" in line or "orr" in line][-RECENT:]
     judge = "/gold" if compared else ""
     asr, orr = (mean([line.get(f"{name}{judge}") for line in recent]) for name in ("asr", "orr"))
-    measures = {"asr": asr, "orr": orr, "f1": harmonic(asr, orr), "ftr": mean([x.get(f"ftr_{FTR}") for x in recent])}
+    measures = {"asr": asr, "orr": orr, "f1": _f1(asr, orr), "ftr": mean([x.get(f"ftr_{FTR}") for x in recent])}
     if compared:
         rates = [mean([line.get(f"{name}/training") for line in compared]) for name in ("asr", "orr")]
-        gold, trained = measures["f1"], harmonic(*rates)
+        gold, trained = measures["f1"], _f1(*rates)
         measures["gap"] = None if gold is None or trained is None else gold - trained
     told = {name: {"value": value} for name, value in measures.items() if value is not None}
     if not told:
@@ -201,12 +204,10 @@ def _measured(summary: Line, lines: Sequence[Line]) -> tuple[dict[str, Any], str
     return told, f"games of training, mean of {len(recent)} steps to step {recent[-1]['step']:g}"
 
 
-def harmonic(asr: float | None, orr: float | None) -> float | None:
-    """F1 of two rates: the harmonic mean of 1 − ASR and 1 − ORR."""
+def _f1(asr: float | None, orr: float | None) -> float | None:
     if asr is None or orr is None:
         return None
-    good = 1 - asr, 1 - orr
-    return 2 * good[0] * good[1] / sum(good) if sum(good) > 0 else 0.0
+    return float(harmonic(np.float64(1 - asr), np.float64(1 - orr)))
 
 
 def _table(data: Line, name: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def verdict_of(verdict: Record) -> str:
     return "satisfactory"
 
 
-def shown(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
+def shown_game(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
     """What the page shows: {prompt, sample, rewards, turns, learnt}. turns: in the order of the game. learnt: which of
     them have advantages. pieces: gives the text of each of an agent's ids, or None where its tokenizer is not here."""
     advantages = record.get("advantages") or {}

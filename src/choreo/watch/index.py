@@ -42,7 +42,7 @@ CHOICES = ("source", "kind", "suite", "verdict", "outcome")
 
 
 @dataclass(frozen=True)
-class Question:
+class GameSearch:
     """Which games, and in which order. None asks for all. runs: their numbers; none asks for all runs. words: all of
     them must be in a game's text, each as the beginning of a word; what stands in quotes, as it stands."""
 
@@ -70,7 +70,7 @@ class GameIndex:
         self._writing.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;" + _SCHEMA)
         self._reading.row_factory = sqlite3.Row
         self._alone = threading.Lock()  # of readers
-        self._lists: OrderedDict[tuple[Question, int], array[int]] = OrderedDict()
+        self._lists: OrderedDict[tuple[GameSearch, int], array[int]] = OrderedDict()
         self._agents: dict[str, int] = {}
         self.version = self.games = 0
 
@@ -125,7 +125,7 @@ class GameIndex:
 
     # ---- reading, by any thread ---------------------------------------------------------------------
 
-    def page(self, question: Question, at: int, most: int, version: int | None = None) -> dict[str, Any]:
+    def page(self, question: GameSearch, at: int, most: int, version: int | None = None) -> dict[str, Any]:
         """{version, total, at, games}: `most` games from place `at` on. version: of the list that is asked of; where it
         is not kept any more, the list is made anew, and says another version."""
         with self._alone:
@@ -140,7 +140,7 @@ class GameIndex:
         games = [found.get(number, {"id": number, "gone": True}) for number in asked]
         return {"version": kept, "total": len(numbers), "at": at, "games": games}
 
-    def _list(self, question: Question, version: int | None) -> tuple[int, array[int]]:
+    def _list(self, question: GameSearch, version: int | None) -> tuple[int, array[int]]:
         now = self.version
         for known in (now if version is None else version, now):
             if (found := self._lists.get((question, known))) is not None:
@@ -157,7 +157,7 @@ class GameIndex:
             self._lists.popitem(last=False)
         return now, numbers
 
-    def _conditions(self, question: Question) -> tuple[list[str], list[Any]]:
+    def _conditions(self, question: GameSearch) -> tuple[list[str], list[Any]]:
         where: list[str] = []
         values: list[Any] = []
 

@@ -21,7 +21,7 @@ def side_by_side(recipes: Sequence[Mapping[str, Any]], infos: Sequence[Mapping[s
     return rows + _rows([_flat(info) for info in kept])
 
 
-def meanings(file: Path) -> dict[str, str]:
+def said_of_settings(file: Path) -> dict[str, str]:
     """What a run's recipe.toml says of each setting, in the comment above it; nothing where it cannot be read."""
     try:
         _, lines = toml.read(file)
