@@ -110,8 +110,8 @@ def test_a_run_is_followed_from_its_first_step_to_the_game_that_went_wrong(tmp_p
         page.press("j", 74)
         page.wait("document.querySelector('.line[aria-selected=true]').dataset.place === '1'")
         place = page.js("location.hash")
-        page.js("location.reload()")
-        page.wait("document.readyState === 'complete' && document.querySelectorAll('.line').length === 4")
+        page.js("window.before = true; location.reload()")
+        page.wait("!window.before && document.querySelectorAll('.line').length === 4")
         assert page.js("location.hash") == place
         assert count(page, "#bold, img") == 0
         assert page.complaints == []

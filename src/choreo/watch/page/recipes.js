@@ -8,7 +8,7 @@ const MOST = 12; // runs beside each other
 export async function openRecipes(told) {
   if (!told) return;
   const outer = told.runs.filter((run) => !run.inner).map((run) => run.run);
-  const chosen = (view.runs.length > 1 ? view.runs : view.runs.length ? shownIn(told) : outer).slice(0, MOST);
+  const wanted = view.runs.length ? shownIn(told) : outer, chosen = wanted.slice(0, MOST);
   const found = await call(`recipes?${query({ runs: chosen.join() })}`);
   const names = new Map(told.runs.map((run) => [run.run, run.name]));
   const alone = found.runs.length < 2, all = alone || $("all-settings").checked;
@@ -16,7 +16,7 @@ export async function openRecipes(told) {
   const differ = found.rows.filter((row) => row.differs).length;
   $("recipes-hint").textContent = alone
     ? "One run: all of its settings. Choose several in the table (x) to see what differs."
-    : `${differ} of ${found.rows.length} settings differ between ${found.runs.length} runs.`;
+    : `${differ} of ${found.rows.length} settings differ between ${wanted.length > MOST ? `the first ${MOST} of ${wanted.length}` : found.runs.length} runs.`;
   $("all-settings").parentElement.hidden = alone;
   const heads = element("tr");
   heads.append(element("th", "setting"), ...found.runs.map((run) => element("th", names.get(run) || "")));
