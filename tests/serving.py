@@ -7,10 +7,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import httpx2
+import uvicorn
+from starlette.applications import Starlette
 from warm import Warm
 
 from choreo.methods.waltz.recipe import WaltzRecipe
@@ -106,3 +110,21 @@ class Serving(Started):
     def close(self) -> None:
         super().close()
         self.http.close()
+
+
+@contextmanager
+def listening(app: Starlette) -> Iterator[httpx2.Client]:
+    """`app` behind uvicorn in a thread, and a client of it."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    headers = {"Authorization": f"Bearer {KEY}"}
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -82,6 +82,9 @@ def made(name, folder, arms, found, bases):
             durable.write_json(run / "summary.json", {"rounds": found(arm), "bases": known})
             last = round(100 * found(arm)[-1]["agents"]["student+"]["reward"]["value"])
             durable.write_json(run / "outcomes.json", {f"p{i}": i < last for i in range(100)})
+            for number, first in ((0, None), (1, 0.5 + seed / 10), (1, None), (2, 0.8)):
+                shares = {} if first is None else {"taken/teacher-1": first, "taken/teacher-2": 1 - first}
+                durable.append_line(run / "metrics.jsonl", {"round": number, "agent": "student+", **shares})
 
 
 def estimates(*values: float) -> list[dict]:
@@ -127,6 +130,15 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     assert "MACPO is above naive-sft in reward: +14.0 points" in said
     assert "PGR of MACPO between the first teacher at its start and the ceiling: 0.96 (" in said
     assert "naive-sft: 14.0 % won, 0.0 % lost" in said
+    assert "that teacher wrote 60% in the first round and 80% in the last (mean over seeds); a filter" in said
+    answers = json.loads((tmp_path / "study" / "answers.json").read_text())
+    whose = next(one for one in answers["sections"] if one["heading"].startswith("Whose answers"))
+    assert [(number, teacher) for number, teacher, *_ in whose["rows"]] == [
+        (1, "teacher-1"),
+        (1, "teacher-2"),
+        (2, "teacher-1"),
+        (2, "teacher-2"),
+    ]
     assert "MACPO and MACPO without teachers that learn cannot be told apart" in said
     assert "MACPO: ORR rises from start to end, +20.0 points" in said
     assert "MACPO with the published filter alone is below MACPO in ORR: -20.0 points" in said

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
+from pathlib import Path
 
 import openai
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase, CompletionCreateParamsNonStreaming
 from serving import KEY, Serving, make_run
 
-from choreo.cli.serve_commands import MODES, OPENABLE
+from choreo.cli.serve_commands import MODES, OPENABLE, SYSTEM_POLICIES
 from choreo.game import play
 from choreo.server import session
+from choreo.server.openai_requests import IGNORED, NEUTRAL, ChatRequest
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +40,7 @@ def ask(client, text="What is 3 plus 4?", **more):
 
 def test_the_words_of_the_command_are_those_of_the_server():
     assert MODES == session.MODES and OPENABLE == session.OPENABLE
+    assert SYSTEM_POLICIES == session.SYSTEM_POLICIES
 
 
 def test_a_plain_answer_by_the_official_client(client):
@@ -176,6 +181,12 @@ REFUSED = [
     ({"choreo": {"mode": "sometimes"}}, "choreo.mode", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages.0.content.0.type",
+        "invalid_value",
+    ),
     ({"messages": [{"role": "assistant", "content": "x"}]}, "messages.0.role", "invalid_value"),
     ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "context_length_exceeded"),
 ]
@@ -186,12 +197,48 @@ def test_what_cannot_be_met_is_refused_by_name(server, more, param, code):
     answer = server.ask(**more)
     error = answer.json()["error"]
     assert answer.status_code == 400 and set(error) == {"message", "type", "param", "code"}
-    assert (error["param"].removesuffix(".str"), error["code"]) == (param, code), error
+    assert (error["param"], error["code"]) == (param, code), error
 
 
 def test_a_parameter_that_asks_for_nothing_is_taken(server):
     neutral = {"top_p": 1.0, "frequency_penalty": 0, "tools": [], "logprobs": False, "user": "u", "stop": None}
-    assert server.ask(**neutral).status_code == 200
+    assert server.ask(**neutral, tool_choice="auto", top_k=-1, min_p=0.0).status_code == 200
+
+
+def test_hints_are_ignored_and_give_the_same_answer(client):
+    hints = {
+        "metadata": {"app": "x"},
+        "parallel_tool_calls": False,
+        "prediction": {"type": "content", "content": "No."},
+        "prompt_cache_key": "k",
+        "reasoning_effort": "high",
+        "safety_identifier": "s",
+        "service_tier": "flex",
+        "store": True,
+        "user": "u",
+        "verbosity": "low",
+    }
+    plain, hinted = ask(client, HARMFUL, seed=5), ask(client, HARMFUL, seed=5, **hints)
+    assert hinted.choices == plain.choices
+    # What the client was sent, it may send back.
+    said = [
+        {"role": "user", "content": HARMFUL},
+        plain.choices[0].message.model_dump(),
+        {"role": "user", "content": "?"},
+    ]
+    said[1] |= {"annotations": [], "tool_calls": []}
+    assert client.chat.completions.create(model="run", messages=said).choices
+
+
+def test_every_field_of_the_official_client_is_used_ignored_or_refused_on_purpose():
+    """And docs/serving.md says which."""
+    theirs = {*CompletionCreateParamsNonStreaming.__annotations__, *CompletionCreateParamsBase.__annotations__}
+    used = {*ChatRequest.model_fields} - {"choreo"}
+    assert used | IGNORED | NEUTRAL.keys() >= theirs and not used & IGNORED and not NEUTRAL.keys() & {*used, *IGNORED}
+    page = (Path(__file__).parent.parent / "docs/serving.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (used|ignored|refused) \|(.*)", page, re.M))
+    named = {kind: set(re.findall(r"`(\w+)", row)) for kind, row in rows.items()}
+    assert named == {"used": used, "ignored": IGNORED, "refused": {*NEUTRAL}}
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"\\ud800"', b'{"model": NaN}', b"\xff", b"[" * 100000])

@@ -344,10 +344,10 @@ def test_keys_are_kept_hashed_and_a_bucket_refills(tmp_path):
     assert find_key([key], "Bearer " + key.sha256) is None and find_key([key], None) is None
     now = [0.0]
     limiter = Limiter(lambda: now[0])
-    assert [limiter.wait(key) for _ in range(60)] == [0.0] * 60 and limiter.wait(key) == pytest.approx(1)
+    assert [limiter.wait(key.quota) for _ in range(60)] == [0.0] * 60 and limiter.wait(key.quota) == pytest.approx(1)
     now[0] = 1.0
-    assert limiter.wait(key) == 0 and limiter.wait(key) > 0
+    assert limiter.wait(key.quota) == 0 and limiter.wait(key.quota) > 0
     now[0] = 61.0
-    assert limiter.wait(key) == 0  # one of sixty, and seven more that its request turns out to ask for
-    limiter.owe(key, 7)
-    assert [limiter.wait(key) for _ in range(52)] == [0.0] * 52 and limiter.wait(key) > 0
+    assert limiter.wait(key.quota) == 0  # one of sixty, and seven more that its request turns out to ask for
+    limiter.owe(key.quota, 7)
+    assert [limiter.wait(key.quota) for _ in range(52)] == [0.0] * 52 and limiter.wait(key.quota) > 0

@@ -40,7 +40,10 @@ def near():
     schemas = described["components"]["schemas"]
     schemas["ChatRequest"]["properties"]["model"] = {"const": "run"}
     schemas["ChatRequest"]["properties"]["stream"] = {"enum": [True, False]}
-    schemas["Message"]["properties"]["role"] = {"const": "user"}
+    for request in ("ResponsesRequest", "MessagesRequest"):
+        schemas[request]["properties"] |= {"model": {"const": "run"}, "stream": {"enum": [True, False]}}
+    for message in ("Message", "InputMessage", "AnthropicMessage"):
+        schemas[message]["properties"]["role"] = {"const": "user"}
     return described
 
 

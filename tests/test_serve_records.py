@@ -12,10 +12,11 @@ from serving import make_run
 
 from choreo.errors import BadInput
 from choreo.server import run
+from choreo.server.api_error import ApiError
 from choreo.server.app import application
 from choreo.server.chat import ChatCall
 from choreo.server.keys import own_key
-from choreo.server.openai_requests import ApiError, read_request
+from choreo.server.openai_requests import ChatWriter, read_chat
 from choreo.server.session import Down, SampledTurn, SessionOptions, play_session
 from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
@@ -30,7 +31,7 @@ class Scripted:
     """Says what `says(game)` returns: a text, or an exception to raise. A draft is heard word by word; "…" is where it
     waits for ever."""
 
-    system, trained = True, True
+    trained = True
 
     def __init__(self, agent, says):
         self.agent, self.says = agent, says
@@ -65,7 +66,8 @@ def serving(pair, **more):
 
 def call(server, **more):
     body = {"model": "run", "messages": [{"role": "user", "content": "hi"}], **more}
-    return ChatCall(server, server.keys[0], read_request(json.dumps(body).encode()), time.monotonic())
+    asked = read_chat(json.dumps(body).encode())
+    return ChatCall(server, server.keys[0], asked, ChatWriter(asked, "0", 0, ""), time.monotonic())
 
 
 def count(server, name, **labels):
@@ -98,7 +100,7 @@ def test_what_left_unchecked_is_reviewed_and_recorded_however_its_stream_ends(en
 
             server.agents = {**server.agents, CONVERSATION: Failing(CONVERSATION, None)}
         pushed = []
-        task = asyncio.create_task(call(server, **UNCHECKED).stream(pushed.append))
+        task = asyncio.create_task(call(server, **UNCHECKED).stream(pushed.extend))
         if ending == "hangs up":
             while len(pushed) < 2:
                 await asyncio.sleep(0.01)
@@ -122,7 +124,7 @@ def test_a_whole_unchecked_stream_is_reviewed_and_counted_once(capsys):
     async def whole():
         server = serving(agents(lambda game: "how to rob", lambda game: render_feedback(BAD)))
         pushed = []
-        await call(server, **UNCHECKED).stream(pushed.append)
+        await call(server, **UNCHECKED).stream(pushed.extend)
         await settled(server)
         return server, pushed
 
@@ -141,7 +143,7 @@ def test_a_bypass_is_counted_whatever_becomes_of_the_other_answers(capsys):
         server = serving(agents(answers, lambda game: "{nonsense"), opened=frozenset({"unparsable"}))
         pushed = []
         with pytest.raises(ApiError):
-            await call(server, n=2, stream=True).stream(pushed.append)
+            await call(server, n=2, stream=True).stream(pushed.extend)
         return server, pushed
 
     server, pushed = asyncio.run(both())

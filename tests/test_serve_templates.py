@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from contextlib import contextmanager
 
-import httpx2
 import pytest
-import uvicorn
 from architectures import CHATML, REASONS, TURNS, make
-from serving import KEY, make_run
+from serving import KEY, listening, make_run
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -55,24 +50,6 @@ ASKED = "uau", "uu", "au"
 def messages(roles: str) -> list[dict]:
     names = {"u": "user", "a": "assistant"}
     return [{"role": names[role], "content": f"word {i}"} for i, role in enumerate(roles)]
-
-
-@contextmanager
-def listening(app):
-    """`app` behind uvicorn in a thread, and a client of it."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    headers = {"Authorization": f"Bearer {KEY}"}
-    try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +119,7 @@ def test_the_guardrail_reviews_every_conversation(client, why):
 class Agent:
     """Who says one thing, or fails so. later: it begins to fail with the second answer."""
 
-    system, trained = True, True
+    trained = True
 
     def __init__(self, failure: Exception | None = None, later: bool = False):
         self.failure, self.later = failure, later

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from choreo.server import messages_api, openai_requests, responses_api
+from choreo.server.api_error import ApiError
 from choreo.server.chat import settled
-from choreo.server.openai_requests import NEUTRAL, ApiError, ChatRequest, read_request
+from choreo.server.openai_requests import ChatRequest, read_chat
 from choreo.server.session import until_stop
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -20,16 +22,25 @@ messages = st.lists(
     ),
     max_size=3,
 )
-fields = [*ChatRequest.model_fields, *NEUTRAL, "other"]
-bodies = st.dictionaries(st.sampled_from(fields), values, max_size=5)
-near = st.builds(lambda body, said: {"model": "run", "messages": said, **body}, bodies, messages | values)
+READERS = {
+    read_chat: (ChatRequest, openai_requests),
+    responses_api.read_responses: (responses_api.ResponsesRequest, responses_api),
+    messages_api.read_messages: (messages_api.MessagesRequest, messages_api),
+}
 
 
-@settings(max_examples=400, deadline=None)
-@given(near | values)
-def test_a_body_is_a_request_or_an_error_that_names_its_place(body):
+@pytest.mark.parametrize("read", READERS)
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_body_is_a_request_or_an_error_that_names_its_place(read, data):
+    model, api = READERS[read]
+    fields = [*model.model_fields, *sorted(api.IGNORED), *api.NEUTRAL, "other"]
+    said, more = data.draw(messages | values), data.draw(st.dictionaries(st.sampled_from(fields), values, max_size=5))
+    near = {"model": "run", "max_tokens": 9, "messages": said, "input": said, **more}
+    kept = {name: value for name, value in near.items() if name in fields}
+    body = data.draw(st.just(kept) | values)
     try:
-        asked = read_request(json.dumps(body).encode())
+        asked = read(json.dumps(body).encode())
     except ApiError as error:
         assert error.status == 400 and set(error.body["error"]) == {"message", "type", "param", "code"}
         json.dumps(error.body, ensure_ascii=False).encode()
@@ -40,7 +51,7 @@ def test_a_body_is_a_request_or_an_error_that_names_its_place(body):
 @given(st.binary(max_size=40))
 def test_bytes_are_no_more_trouble(body):
     with pytest.raises(ApiError):
-        read_request(body)
+        read_chat(body)
 
 
 @given(st.text("abc \ufffd", max_size=12), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))

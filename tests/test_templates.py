@@ -10,7 +10,7 @@ import pytest
 from architectures import CHATML, KINDS, PLAIN, make, tokenizer
 from transformers.utils import chat_template_utils
 
-from choreo.config.wording import filled
+from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput
 from choreo.judges.formats.strongreject import StrongReject
 from choreo.judges.local import LocalJudge
@@ -55,6 +55,22 @@ def test_a_context_of_plain_text_is_what_transformers_makes_of_it(name, chats):
     if name == "gemma":  # it takes no system message
         messages = [("user", f"{WORDING.feedback}\n\n{review}")]
     assert chat.review_context(prompt, answer) == as_the_template_has_it(chat, messages)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("own", ["", "You help."])
+def test_a_callers_system_message_is_one_with_the_agents_own(name, own):
+    _, template, special, more, _ = KINDS[name]
+    chat = TemplateChat(tokenizer(template, special, **more), wording=Wording(conversation=own))
+    prompt, told = chat.encode(PROMPT), chat.encode(SAID)
+    system = f"{own}\n\n{SAID}" if own else SAID
+    messages = [("system", system), ("user", PROMPT)]
+    if name == "gemma":
+        messages = [("user", f"{system}\n\n{PROMPT}")]
+    assert chat.answer_context(prompt, earlier=[("system", told)]) == as_the_template_has_it(chat, messages)
+    twice = chat.answer_context(prompt, earlier=[("system", told), ("system", told)])
+    assert f"{system}\n\n{SAID}" in chat.tokenizer.decode(twice)
+    assert len(twice) == chat.room(0, 1, 1, ["system", "system"]) - 1 + len(prompt) + 2 * len(told)
 
 
 @pytest.mark.parametrize("name", KINDS)

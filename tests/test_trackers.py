@@ -8,14 +8,17 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from test_macpo_studies import SHORT
 from test_runs import episode
 
 from choreo import config
 from choreo.errors import BadInput
 from choreo.experiment.tracking import tracking
+from choreo.files import durable
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
+from choreo.studies.shared.arms import Arm, Study
 from choreo.trackers.base import require_trackers
 
 pytestmark = pytest.mark.slow
@@ -54,6 +57,30 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     assert [one.step for one in tables] == [2, 4, 6]
     text = tables[0].tensor_proto.string_val[0].decode()
     assert text.startswith("| prompt | kind |") and "¿cómo?" in text and "feedback/dir 0.65" in text
+
+
+def test_a_study_tracks_its_runs(tiny_folder, tmp_path):
+    """Each run has a tracker of its own, which is closed before the next begins."""
+    (tmp_path / "own.py").write_text(
+        "class Lines:\n"
+        "    LIBRARY = ''\n"
+        "    def __init__(self, tracked):\n"
+        "        self.folder = tracked.folder\n"
+        "        self.steps = []\n"
+        "    def log(self, step, figures):\n"
+        "        self.steps.append(step)\n"
+        "    def table(self, step, name, rows):\n"
+        "        pass\n"
+        "    def close(self):\n"
+        "        self.folder.mkdir()\n"
+        "        (self.folder / 'steps').write_text(repr(self.steps))\n"
+    )
+    agents = (f'agents.student="{tiny_folder}"', f'agents.teachers=["{tiny_folder}"]')
+    settings = (*SHORT, *agents, f'track.to=["{tmp_path / "own.py"}:Lines"]')
+    study = Study.open("mine", tmp_path / "study", (0, 1), settings, Progress())
+    for run in study.train([Arm("naive-sft", "naive-sft")])["naive-sft"]:
+        logged = [line["step"] for line in durable.read_lines(run / "metrics.jsonl")]
+        assert logged and (run / "trackers" / "steps").read_text() == repr(logged)
 
 
 def logged(data: bytes) -> Iterator[bytes]:

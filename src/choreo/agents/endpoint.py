@@ -17,7 +17,7 @@ from choreo.clients.reply import Failure, Reply
 from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput, Interrupted
 from choreo.text.feedback import SCHEMA
-from choreo.text.prompts import EARLIER, WORDING
+from choreo.text.prompts import EARLIER, PARAGRAPH, WORDING, split_system
 from choreo.types import FEEDBACK, Episode, Limits, TextTurn
 
 
@@ -159,8 +159,10 @@ def messages(state: State[Any], wording: Wording = WORDING) -> list[dict[str, st
             _message("system", words.feedback),
             _message("user", (f"{EARLIER}{before}=====\n\n" if before else "") + question),
         ]
-    written = [_message("system", words.conversation)] if words.conversation else []
-    written += [_message(role, text) for role, text in (*prompt.earlier, ("user", prompt.text))]
+    told, after = split_system((*prompt.earlier, ("user", prompt.text)))
+    system = PARAGRAPH.join(text for text in (words.conversation, *told) if text)
+    written = [_message("system", system)] if system else []
+    written += [_message(role, text) for role, text in after]
     for answer, said in state.history:
         written += [_message("assistant", answer.text), _message("user", filled(words.revise, feedback=said))]
     return written

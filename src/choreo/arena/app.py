@@ -18,8 +18,9 @@ from starlette.routing import Route
 
 from choreo.arena.items import CHOICES, Item
 from choreo.arena.store import Arena, Conflict
+from choreo.server.api_error import ApiError
+from choreo.server.apis import Strict
 from choreo.server.incoming import HANDLERS, body_of, caller
-from choreo.server.openai_requests import ApiError, Strict
 from choreo.server.pages import pages
 
 PAGE = Path(__file__).parent / "page"

@@ -15,6 +15,7 @@ from choreo.server.extra import require_server
 # Held to `server.session` by a test; importing that would load what --help must not.
 MODES = ("adaptive", "always", "off", "shadow")
 OPENABLE = ("feedback", "timeout", "unparsable")
+SYSTEM_POLICIES = ("refuse", "prepend")
 
 
 def add(commands: Any) -> None:
@@ -67,6 +68,11 @@ def _options(command: argparse.ArgumentParser) -> None:
     option("--model", "what clients call it (default: the run folder's name)", metavar="NAME")
     opened = "let the draft pass unchecked when this fails: feedback, timeout or unparsable; repeatable"
     option("--open", f"{opened} (default: withhold it)", action="append", default=[], choices=OPENABLE, dest="opened")
+    system = (
+        "callers' system messages: refuse, or prepend them behind the conversation agent's own system prompt, where "
+    )
+    own = "the reviewer sees them too (default: refuse for a run's agent, prepend for one behind a server)"
+    option("--system", system + own, choices=SYSTEM_POLICIES)
     option("--deadline", "seconds for a whole request (default: 30)", type=seconds, default=30.0, metavar="S")
     option("--queue", "requests in play at most (default: 256)", type=count, default=256, metavar="N")
     option("--body-limit", "default: 262144", type=count, default=262144, metavar="BYTES")
@@ -101,6 +107,7 @@ def serve(args: argparse.Namespace) -> int:
             queue=args.queue,
             body=args.body_limit,
             log_text=args.log_text,
+            system=args.system,
         )
     )
     return 0

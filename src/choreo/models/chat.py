@@ -15,6 +15,7 @@ from typing import Any
 from choreo.config.wording import DEFAULT, Wording, places
 from choreo.errors import BadInput
 from choreo.models.safe_encoder import safe_encoder
+from choreo.text.prompts import PARAGRAPH, split_system
 from choreo.text.thinking import usable_text
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
 
@@ -155,7 +156,10 @@ class Chat:
 
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:
         """The ids of a whole history, ending where the assistant is to answer. turns: (role, content)."""
-        ids = [self._role["system"], *self.encode(system), self.end_id]
+        return self._context(self.encode(system), turns)
+
+    def _context(self, system: Ids, turns: Sequence[tuple[str, Ids]]) -> Ids:
+        ids = [self._role["system"], *system, self.end_id]
         for role, content in turns:
             ids += [self._role[role], *self.content(content), self.end_id]
         return (*ids, self._role["assistant"])
@@ -165,12 +169,17 @@ class Chat:
     ) -> Ids:
         """State of the conversation agent: the prompt p, then every earlier answer and the feedback string on it.
 
-        history: (answer, feedback) of each round. earlier: (role, content) of the conversation before p, if any.
+        history: (answer, feedback) of each round. earlier: (role, content) of the conversation before p, if any. The
+        system messages that it begins with are one with the agent's own system prompt, after it.
         """
-        turns = [*earlier, ("user", prompt)]
+        told, before = split_system(earlier)
+        turns = [*before, ("user", prompt)]
         for answer, feedback in history:
             turns += [("assistant", answer), ("user", self._around(self.wording.revise, feedback=feedback))]
-        return self.context(self.wording.conversation, turns)
+        system = self.encode(self.wording.conversation)
+        for more in told:
+            system += (*self.encode(PARAGRAPH), *self.content(more))
+        return self._context(system, turns)
 
     def review_context(self, prompt: Ids, answer: Ids, earlier: Sequence[tuple[str, Ids]] = ()) -> Ids:
         """State of the feedback agent: the prompt and the answer to review (WaltzRL section 4.2: (p, c_t)).

@@ -27,7 +27,7 @@ from choreo.models.fixed_date import DATE, with_fixed_date
 from choreo.models.marker_text import TextMarkers, find_text_markers
 from choreo.models.marker_tokens import CLOSES, OPENS, find_marker_tokens, text_of
 from choreo.models.safe_encoder import safe_encoder
-from choreo.text.prompts import EARLIER, WORDING
+from choreo.text.prompts import EARLIER, PARAGRAPH, WORDING, split_system
 
 # Some templates write today's date, and a run must not depend on the day. Some open a block for reasoning, for which
 # a game has no tokens to spare. Templates that know neither option ignore both.
@@ -211,8 +211,10 @@ class TemplateChat(Chat):
             contents = {"prompt": _placeholder(first), "answer": _placeholder(first + 1)}
             turns = [message("user", before + filled(self.wording.review, **contents))]
         else:
-            system = self.wording.conversation
-            turns = [message(role, _placeholder(i)) for i, role in enumerate((*earlier, "user"))]
+            every = [(role, _placeholder(i)) for i, role in enumerate((*earlier, "user"))]
+            told, after = split_system(every)
+            system = PARAGRAPH.join([text for text in (self.wording.conversation, *told) if text])
+            turns = [message(role, text) for role, text in after]
             for i in range(first + 1, first + 2 * rounds + 1, 2):
                 asked = filled(self.wording.revise, feedback=_placeholder(i + 1))
                 turns += [message("assistant", _placeholder(i)), message("user", asked)]

@@ -1,14 +1,17 @@
-"""The pair behind OpenAI's API, which every client speaks. Read in this order:
+"""The pair behind the APIs that clients speak, OpenAI's first. Read in this order:
 
 session               one game for one caller, by the moves of `game.moves`; what happens where a stage fails
 local, upstream       the agents of a session: the pair in this process, or models behind OpenAI-compatible servers
 worker                the thread that decodes for all requests at once
 pair                  the pair of a run, loaded, and taken up anew from the newest checkpoint
-openai_requests       what comes in, checked; replies, chunks and errors written
+apis                  what a caller asks, in any API, and what writes the reply (`api_error`)
+openai_requests       chat completions: what comes in, checked; replies and chunks written
 openai_responses      what goes out, as types
+responses_api         the same for OpenAI's Responses API
+messages_api          the same for Anthropic's Messages API
 incoming              of every request: its key, its body, its errors
 state                 the state of a server: who may ask, what is in play (`keys`, `figures`)
-chat                  POST /v1/chat/completions: from a request to its sessions and back (`events`)
+chat                  from a request to its sessions and back (`events`)
 guardrail             the same for another model's answer, as LiteLLM asks for it (`conversations`)
 app                   the routes (`openapi`, and the page for a browser in `pages` and page/)
 listening             the socket, and the end that a signal asks for

@@ -11,17 +11,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from choreo.server.api_error import ApiError
 from choreo.server.chat import chat
 from choreo.server.events import EventStream
 from choreo.server.guardrail import PATH, guardrail
 from choreo.server.incoming import HANDLERS
-from choreo.server.openai_requests import ApiError
+from choreo.server.messages_api import MESSAGES, MESSAGES_PATH
+from choreo.server.openai_requests import CHAT
 from choreo.server.openai_responses import Health, Ready, ServedModel, ServedModels
 from choreo.server.openapi import description
 from choreo.server.pages import pages
+from choreo.server.responses_api import RESPONSES
 from choreo.server.state import Server
 
 Handler = Callable[[Server, Request], Awaitable[Response]]
+APIS = {"/v1/chat/completions": CHAT, "/v1/responses": RESPONSES, MESSAGES_PATH: MESSAGES}
 
 
 def application(server: Server) -> Starlette:
@@ -38,7 +42,7 @@ def application(server: Server) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", _counted(chat, server), methods=["POST"]),
+            *(Route(path, _counted(partial(chat, api), server), methods=["POST"]) for path, api in APIS.items()),
             Route(PATH, _counted(guardrail, server), methods=["POST"]),
             Route("/v1/models", partial(models, server)),
             Route("/v1/models/{model}", partial(models, server)),

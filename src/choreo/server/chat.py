@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: one request, allowed and read; its games; what is sent, counted and logged of them."""
+"""A request for an answer, in any API: allowed and read; its games; what is sent, counted and logged of them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from choreo.errors import BadInput
 from choreo.game.moves import answered
+from choreo.server.api_error import ApiError
+from choreo.server.apis import Api, ApiMessage, ApiRequest, Event, Writer
 from choreo.server.events import ClientLeft, EventStream, Push, while_there
 from choreo.server.figures import log
 from choreo.server.keys import Key
-from choreo.server.openai_requests import ApiError, ChatRequest, ReplyWriter, extension, final_text, read_request, usage
-from choreo.server.openai_responses import ChatCompletion, Delta
 from choreo.server.session import (
     Down,
     Mode,
@@ -27,6 +26,7 @@ from choreo.server.session import (
     Refused,
     SampledTurn,
     SessionOptions,
+    SystemPolicy,
     TooLong,
     play_session,
     traced_move,
@@ -36,27 +36,25 @@ from choreo.server.state import Server
 from choreo.types import CONVERSATION, Episode, Prompt, Turn
 
 
-async def chat(server: Server, request: Request) -> Response:
-    """A reviewed answer, as OpenAI's API gives one: whole, or as events."""
+async def chat(api: Api, server: Server, request: Request) -> Response:
+    """A reviewed answer, as `api` gives one: whole, or as events."""
     began = time.monotonic()
-    key = server.key(request)
-    server.limit(key)
-    asked = read_request(await server.body(request))
+    key = server.key(request, api.x_api_key)
+    server.limit(key.quota)
+    asked = api.read(await server.body(request))
     if asked.model != server.settings.model:
         message = f"no model {asked.model!r} here; there is {server.settings.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     _allow(server, key, asked)
-    games = asked.n or 1
-    server.limiter.owe(key, games - 1)
-    server.enter(key, games)
-    leave = partial(server.leave, key.name, games)
+    leave = server.admit(key, asked.user, asked.n)
     try:
-        call = ChatCall(server, key, asked, began)
+        reply = api.writer(asked, secrets.token_hex(12), int(time.time()), server.fingerprint)
+        call = ChatCall(server, key, asked, reply, began)
     except BaseException:
         leave()
         raise
     if asked.stream:
-        return EventStream(call.stream, leave, server.figures.disconnected.labels(key.name).inc)
+        return EventStream(call.stream, reply, leave, server.figures.disconnected.labels(key.name).inc)
     try:
         return JSONResponse(await while_there(request.receive, call.whole()))
     except ClientLeft:
@@ -66,7 +64,7 @@ async def chat(server: Server, request: Request) -> Response:
         leave()
 
 
-def _allow(server: Server, key: Key, asked: ChatRequest) -> None:
+def _allow(server: Server, key: Key, asked: ApiRequest) -> None:
     """Raises 403 for what the key does not allow, 400 for a review by a pair that was trained without one."""
     wanted, settings = asked.choreo, server.settings
     for name, wants, may in (
@@ -83,50 +81,52 @@ def _allow(server: Server, key: Key, asked: ChatRequest) -> None:
         raise ApiError(400, message, param=f"choreo.{name}", code="unsupported_value")
 
 
+def conversation(messages: Sequence[ApiMessage], policy: SystemPolicy) -> Prompt:
+    """The messages as the prompt of a game. A system message without a word is left out.
+
+    Raises ApiError for a system message where the policy is to refuse it.
+    """
+    turns = [one for one in messages if one.role != "system" or one.text.strip()]
+    told = next((one for one in turns if one.role == "system"), None)
+    if told and policy == "refuse":
+        raise ApiError(
+            400,
+            "the pair was trained with system prompts of its own; it takes no other (choreo serve --system)",
+            param=told.place,
+            code="unsupported_value",
+        )
+    *earlier, last = turns
+    return Prompt("", last.text, "general", "serve", earlier=tuple((one.role, one.text) for one in earlier))
+
+
 class ChatCall:
     """The games of one request. Raises ApiError for a conversation that the agents do not take."""
 
-    def __init__(self, server: Server, key: Key, asked: ChatRequest, began: float):
+    def __init__(self, server: Server, key: Key, asked: ApiRequest, reply: Writer, began: float):
         settings = server.settings
-        self.server, self.key, self.asked, self.began = server, key.name, asked, began
+        self.server, self.key, self.asked, self.reply, self.began = server, key.name, asked, reply, began
         self.unchecked = asked.choreo.stream == "unchecked"
         self.mode: Mode = "shadow" if self.unchecked else asked.choreo.mode or settings.mode
         self.rounds = settings.limits.rounds
-        chat_id = f"chatcmpl-{secrets.token_hex(12)}"
-        self.reply = ReplyWriter(chat_id, int(time.time()), settings.model, server.fingerprint)
         limit = settings.limits.answer_tokens
         self.options = SessionOptions(
             max_tokens=limit if asked.limit is None else min(asked.limit, limit),
             temperature=settings.temperature if asked.temperature is None else asked.temperature,
-            stop=asked.stops,
+            stop=asked.stop,
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             deadline=began + settings.deadline,
         )
-        agent = server.agents[CONVERSATION]
-        if not agent.system:
-            for i, message in enumerate(asked.messages):
-                if message.role in ("system", "developer"):
-                    raise ApiError(
-                        400,
-                        "the pair was trained with system prompts of its own; it takes no other",
-                        param=f"messages.{i}.role",
-                        code="unsupported_value",
-                    )
-        *earlier, last = asked.messages
-        before = tuple(("system" if m.role == "developer" else m.role, m.text) for m in earlier)
-        prompt = Prompt("", last.text, "general", "serve", earlier=before)
-        self.games = [Episode(prompt, sample, ()) for sample in range(asked.n or 1)]
+        prompt = conversation(asked.messages, settings.system)
+        self.games = [Episode(prompt, sample, ()) for sample in range(asked.n)]
         try:
-            agent.room(self.games[0], self.options, 0 if self.mode == "off" else self.rounds)
+            server.agents[CONVERSATION].room(self.games[0], self.options, 0 if self.mode == "off" else self.rounds)
         except TooLong as error:
-            raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
+            raise ApiError(400, str(error), param=asked.conversation, code="context_length_exceeded") from None
         except BadInput as error:
-            raise _unsuited(error) from None
+            raise self._unsuited(error) from None
 
-    async def whole(self) -> ChatCompletion:
-        outcomes = await self.play()
-        context_tokens = outcomes[0].moves[0].sampled.context_tokens
-        return self.reply.completion(outcomes, self.options.stop, context_tokens, self.asked.choreo.trace)
+    async def whole(self) -> Event:
+        return self.reply.whole(await self.play())
 
     async def stream(self, push: Push) -> None:
         """Checked: each answer in one piece, once its game is over. Unchecked: the draft, as it is sampled."""
@@ -139,33 +139,23 @@ class ChatCall:
                 self.server.figures.first.labels(self.mode).observe(time.monotonic() - self.began)
                 first = False
 
-        def more(index: int, text: str) -> Delta:
-            delta: Delta = {"content": text[len(sent[index]) :]}
-            return delta if sent[index] else {"role": "assistant", **delta}
-
         def on_token(index: int, text: str) -> str:
             text = settled(until_stop(text, self.options.stop), self.options.stop)
             if len(text) > len(sent[index]):
                 count_first()
-                push(self.reply.chunk(index, more(index, text)))
+                push(self.reply.text(index, text[len(sent[index]) :], not sent[index]))
                 sent[index] = text
             return sent[index]
 
         def on_move(index: int, move: Move, game: Episode, before: tuple[Move, ...]) -> None:
             if self.asked.choreo.trace:
-                push(self.reply.note({"choreo": {"index": index, "move": traced_move(move, game, before)}}))
+                push(self.reply.move(index, traced_move(move, game, before)))
 
         def on_end(index: int, outcome: Outcome) -> None:
-            text, finish = final_text(outcome, self.options.stop)
             count_first()
-            push(self.reply.chunk(index, more(index, text)))
-            push(self.reply.chunk(index, {}, finish))
+            push(self.reply.end(index, outcome, sent[index]))
 
-        outcomes = await self.play(on_move, on_token if self.unchecked else None, on_end)
-        if self.asked.choreo.trace:
-            push(self.reply.note({"choreo": extension(outcomes)}))
-        if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
-            push(self.reply.note({"usage": usage(outcomes, outcomes[0].moves[0].sampled.context_tokens)}))
+        push(self.reply.last(await self.play(on_move, on_token if self.unchecked else None, on_end)))
 
     async def play(
         self,
@@ -244,7 +234,7 @@ class ChatCall:
             outcome = replace(outcome, mode="shadow")
         else:
             ms = round(1000 * (time.monotonic() - self.began))
-            server.counted(self.key, outcome, id=self.reply.head["id"], ms=ms)
+            server.counted(self.key, outcome, id=self.reply.id, ms=ms)
         on_end(index, outcome)
         return outcome
 
@@ -254,19 +244,18 @@ class ChatCall:
         why, ms = str(error) or "deadline", round(1000 * (time.monotonic() - self.began))
         log("answer", "error", key=self.key, mode=self.mode, failed="draft", why=why, ms=ms)
         if isinstance(error, BadInput):
-            return _unsuited(error)
+            return self._unsuited(error)
         if isinstance(error, Refused):
-            return ApiError(400, str(error), param="messages", code="refused_upstream")
+            return ApiError(400, str(error), param=self.asked.conversation, code="refused_upstream")
         if isinstance(error, Down):
             return ApiError(503, str(error), type="server_error", code="model_unavailable")
         message = f"no answer within {self.server.settings.deadline:g} s"
         return ApiError(504, message, type="server_error", code="deadline_exceeded")
 
-
-def _unsuited(error: BadInput) -> ApiError:
-    """The model's chat template does not take the conversation: it may want roles to take turns."""
-    message = f"the model does not take such a conversation: {error}"
-    return ApiError(400, message, param="messages", code="invalid_value")
+    def _unsuited(self, error: BadInput) -> ApiError:
+        """The model's chat template does not take the conversation: it may want roles to take turns."""
+        message = f"the model does not take such a conversation: {error}"
+        return ApiError(400, message, param=self.asked.conversation, code="invalid_value")
 
 
 def settled(text: str, stop: Sequence[str]) -> str:

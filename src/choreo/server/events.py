@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from traceback import format_tb
 from typing import Any, TypeVar
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from choreo.server.api_error import ApiError, internal
+from choreo.server.apis import Event, Writer
 from choreo.server.figures import log
-from choreo.server.openai_requests import ApiError, internal
-from choreo.server.openai_responses import Chunk, Error
+from choreo.server.incoming import error_response
 
 T = TypeVar("T")
-Push = Callable[[Chunk], None]
+Push = Callable[[Sequence[Event]], None]
 
 
 class ClientLeft(Exception):
@@ -25,34 +26,44 @@ class ClientLeft(Exception):
 
 class EventStream(Response):
     """Server-sent events, until the client leaves. A failure before the first event is an ordinary error reply; a later
-    one ends the stream with an error event and without [DONE].
+    one ends the stream with an error event and without the end that the API has for a stream.
 
-    close: called at the end in every case. left: called before `close` where the client has left.
+    reply: writes both ends. close: called at the end in every case. left: called before it where the client has left.
     on_status: called with the HTTP status once it is known; 499 where the client has left.
     """
 
-    def __init__(self, play: Callable[[Push], Awaitable[None]], close: Callable[[], None], left: Callable[[], None]):
+    def __init__(
+        self,
+        play: Callable[[Push], Awaitable[None]],
+        reply: Writer,
+        close: Callable[[], None],
+        left: Callable[[], None],
+    ):
         self.status_code, self.background = 200, None
         self.on_status: Callable[[int], None] = lambda status: None
-        self._play, self._close, self._left = play, close, left
+        self._play, self._reply, self._close, self._left = play, reply, close, left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         events: asyncio.Queue[bytes | None] = asyncio.Queue()
         started = False
 
+        def push(several: Sequence[Event]) -> None:
+            for event in several:
+                events.put_nowait(_event(event))
+
         async def produce() -> None:
             try:
-                await self._play(lambda event: events.put_nowait(_event(event)))
-                events.put_nowait(b"data: [DONE]\n\n")
+                await self._play(push)
+                events.put_nowait(self._reply.done)
             except ApiError as error:
                 if not started and events.empty():
                     raise
-                events.put_nowait(_event(error.body))
+                push([self._reply.error(error)])
             except Exception as error:  # a bug, which must not break the connection
                 if not started and events.empty():
                     raise
                 log("stream failed", "critical", why=type(error).__name__, where=format_tb(error.__traceback__))
-                events.put_nowait(_event(internal().body))
+                push([self._reply.error(internal())])
             finally:
                 events.put_nowait(None)
 
@@ -78,7 +89,7 @@ class EventStream(Response):
             self.on_status(499)
         except ApiError as error:
             self.on_status(error.status)
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
         finally:
             self._close()
 
@@ -104,5 +115,7 @@ async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         gone.cancel()
 
 
-def _event(data: Chunk | Error) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+def _event(data: Event) -> bytes:
+    """An event is named by its type, in the APIs that have one."""
+    name = f"event: {data['type']}\n" if "type" in data else ""
+    return f"{name}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

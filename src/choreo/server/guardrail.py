@@ -18,9 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from choreo.errors import BadInput
+from choreo.server.api_error import ApiError
+from choreo.server.apis import Strict
 from choreo.server.events import ClientLeft, while_there
 from choreo.server.keys import Key
-from choreo.server.openai_requests import ApiError, Strict, json_object, validated
+from choreo.server.openai_requests import json_object, validated
 from choreo.server.openai_responses import Action
 from choreo.server.session import Guard, Outcome, SessionOptions, TooLong, play_session
 from choreo.server.state import Server
@@ -68,12 +70,19 @@ class Params(Strict):
     repair: bool = False
 
 
+class RequestData(_Read):
+    """What LiteLLM says of its client's request. user_api_key_end_user_id: of the client's `user`, for one."""
+
+    user_api_key_end_user_id: str | None = None
+
+
 class GuardrailRequest(_Read):
     input_type: Literal["request", "response"]
     texts: list[str] | None = None
     structured_messages: list[GuardedMessage] | None = None
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
+    request_data: RequestData | None = None
     litellm_call_id: Annotated[str, Field(max_length=256)] | None = None
     additional_provider_specific_params: Params | None = None
 
@@ -108,15 +117,14 @@ def conversation(messages: Sequence[GuardedMessage], texts: Sequence[str], syste
 async def guardrail(server: Server, request: Request) -> Response:
     """POST: whether the answer in LiteLLM's request passes. LiteLLM sends its key as x-api-key."""
     began = time.monotonic()
-    given = request.headers.get("x-api-key")
-    key = server.key(request, f"Bearer {given}" if given else None)
+    key = server.key(request, x_api_key=True)
     asked = validated(GuardrailRequest, json_object(await server.body(request)))
     if server.settings.limits.rounds < 1:
         raise ApiError(400, "this pair was trained without feedback (T_max 0); it reviews nothing")
     prompt = conversation(
         asked.structured_messages or (),
         (asked.texts or ()) if asked.input_type == "request" else (),
-        system=all(agent.system for agent in server.agents.values()),
+        system=server.settings.system == "prepend",
     )
     if asked.input_type == "request":
         if asked.litellm_call_id:
@@ -130,9 +138,8 @@ async def guardrail(server: Server, request: Request) -> Response:
         return JSONResponse({"action": "NONE"})
     if (games := len(texts)) > MOST:
         raise ApiError(400, f"at most {MOST} texts of an answer", param="texts", code="invalid_value")
-    server.limit(key)
-    server.limiter.owe(key, games - 1)
-    server.enter(key, games)
+    server.limit(key.quota)
+    leave = server.admit(key, (asked.request_data or RequestData()).user_api_key_end_user_id or "", games)
     mode: Guard = "repair" if (asked.additional_provider_specific_params or Params()).repair else "guard"
     try:
         decisions = _decisions(server, key, None if unread else prompt, texts, mode, began)
@@ -141,7 +148,7 @@ async def guardrail(server: Server, request: Request) -> Response:
         server.figures.disconnected.labels(key.name).inc()
         return Response(status_code=499)
     finally:
-        server.leave(key.name, games)
+        leave()
 
 
 async def _decisions(

@@ -1,5 +1,5 @@
-"""What every server of choreo does with a request, whatever it is about: its key, its body, and errors as OpenAI's API
-gives them."""
+"""What every server of choreo does with a request, whatever it is about: its key, its body, and errors as the API of
+its path gives them: OpenAI's, but for the path of Anthropic's messages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from choreo.server.api_error import ApiError, internal
 from choreo.server.keys import Key, find_key
-from choreo.server.openai_requests import ApiError, internal
+from choreo.server.messages_api import MESSAGES_PATH, anthropic_error
 
 
 def caller(keys: Sequence[Key], authorization: str | None) -> Key:
@@ -43,21 +44,26 @@ async def body_of(request: Request, most: int, seconds: float) -> bytes:
     return received
 
 
+def error_response(error: ApiError, path: str) -> Response:
+    body = anthropic_error(error) if path.endswith(MESSAGES_PATH) else error.body
+    return JSONResponse(body, error.status, error.headers)
+
+
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
+    return error_response(error, request.url.path)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """No such path, or no such method: Starlette's error, written as OpenAI's API writes one."""
+    """No such path, or no such method."""
     assert isinstance(error, HTTPException)
-    body = ApiError(error.status_code, error.detail).body
-    return JSONResponse(body, error.status_code, dict(error.headers or {}))
+    told = ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
+    return error_response(told, request.url.path)
 
 
 async def _bug(request: Request, error: Exception) -> Response:
     """An error of our code. uvicorn logs the traceback; the client learns nothing of it."""
-    return JSONResponse(internal().body, 500)
+    return error_response(internal(), request.url.path)
 
 
 HANDLERS = {ApiError: _api_error, HTTPException: _http_error, Exception: _bug}

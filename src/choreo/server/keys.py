@@ -12,12 +12,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from choreo.errors import BadInput
 from choreo.files import toml
+
+
+class Quota(NamedTuple):
+    """What a key, or one end user behind it, may ask for. whose: for messages. The others are as of `Key`."""
+
+    name: str
+    whose: str
+    per_minute: int | None
+    in_flight: int | None
 
 
 class Key(BaseModel):
@@ -26,6 +35,7 @@ class Key(BaseModel):
     trace: may see drafts and reviews. modes: may choose another mode than the server's, "off" too.
     unchecked: may have the draft streamed before it is reviewed. metrics: may read /metrics.
     per_minute: answers, `n` of each request. in_flight: answers at once, reviews in the shadow too. None is no limit.
+    end_user_per_minute, end_user_in_flight: answers of each end user that requests name; those that name none are one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +48,16 @@ class Key(BaseModel):
     metrics: bool = False
     per_minute: Annotated[int, Field(ge=1)] | None = None
     in_flight: Annotated[int, Field(ge=1)] | None = None
+    end_user_per_minute: Annotated[int, Field(ge=1)] | None = None
+    end_user_in_flight: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def quota(self) -> Quota:
+        return Quota(self.name, "key", self.per_minute, self.in_flight)
+
+    def end_user(self, user: str) -> Quota:
+        """The quota of one end user, under a name that does not say who that is."""
+        return Quota(f"{self.name}/{hashed(user)}", "end user", self.end_user_per_minute, self.end_user_in_flight)
 
 
 def new_key() -> str:
@@ -84,31 +104,41 @@ def find_key(keys: Sequence[Key], authorization: str | None) -> Key | None:
     return found[0] if found else None
 
 
+class _Bucket(NamedTuple):
+    left: float
+    when: float
+    per_minute: int
+
+    def at(self, now: float) -> float:
+        """What is left at a later time."""
+        return min(float(self.per_minute), self.left + (now - self.when) * self.per_minute / 60)
+
+
 @dataclass
 class Limiter:
-    """A token bucket per key: `per_minute` answers at once, refilled evenly."""
+    """A token bucket per quota: `per_minute` answers at once, refilled evenly. Full buckets are forgotten."""
 
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._buckets: dict[str, tuple[float, float]] = {}  # name → (left, when)
+        self._buckets: dict[str, _Bucket] = {}  # by the quota's name
+        self._swept = self.clock()
 
-    def wait(self, key: Key) -> float:
+    def wait(self, quota: Quota) -> float:
         """0 where a request may go on, and takes one from the bucket; else the seconds until one may."""
-        if key.per_minute is None:
+        if quota.per_minute is None:
             return 0.0
         now = self.clock()
-        left, when = self._buckets.get(key.name, (float(key.per_minute), now))
-        left = min(float(key.per_minute), left + (now - when) * key.per_minute / 60)
-        if left < 1:
-            self._buckets[key.name] = (left, now)
-            return (1 - left) * 60 / key.per_minute
-        self._buckets[key.name] = (left - 1, now)
-        return 0.0
+        if now > self._swept + 60:
+            self._buckets = {name: kept for name, kept in self._buckets.items() if kept.at(now) < kept.per_minute}
+            self._swept = now
+        left = self._buckets.get(quota.name, _Bucket(quota.per_minute, now, quota.per_minute)).at(now)
+        taken = left >= 1
+        self._buckets[quota.name] = _Bucket(left - taken, now, quota.per_minute)
+        return 0.0 if taken else (1 - left) * 60 / quota.per_minute
 
-    def owe(self, key: Key, more: int) -> None:
-        """Takes `more` from the bucket, even below 0. How many answers a request asks for is known only when it has
-        been read, so the next request waits for them."""
-        if key.per_minute is not None and key.name in self._buckets:
-            left, when = self._buckets[key.name]
-            self._buckets[key.name] = (left - more, when)
+    def owe(self, quota: Quota, more: int) -> None:
+        """Takes `more` from the bucket, even below 0; less than 0 gives back. How many answers a request asks for is
+        known only when it has been read, so the next request waits for them."""
+        if kept := self._buckets.get(quota.name):
+            self._buckets[quota.name] = kept._replace(left=kept.left - more)

@@ -25,7 +25,6 @@ class WorkerAgent:
     """
 
     trained = True
-    system = False  # the pair was trained with its own system prompts; a caller's cannot take their place
 
     def __init__(
         self,

@@ -6,14 +6,17 @@ has left and reaches nobody, and 500, which is a bug.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
 
 import choreo
+from choreo.server import messages_api, openai_requests, responses_api
 from choreo.server.guardrail import PATH, GuardrailRequest
-from choreo.server.openai_requests import NEUTRAL, ChatRequest
+from choreo.server.messages_api import MESSAGES_PATH, AnthropicError, MessageEvent, MessageReply, MessagesRequest
+from choreo.server.openai_requests import ChatRequest
 from choreo.server.openai_responses import (
     Action,
     ChatCompletion,
@@ -25,9 +28,10 @@ from choreo.server.openai_responses import (
     ServedModels,
 )
 from choreo.server.pages import files_of
+from choreo.server.responses_api import ResponseEvent, ResponseObject, ResponsesRequest
 
 ERRORS = {
-    400: "what was asked for cannot be met; `param` names it",
+    400: "what was asked for cannot be met; the message, or `param`, names it",
     401: "no valid key",
     403: "the key does not allow it",
     404: "no such model",
@@ -47,6 +51,7 @@ class Operation:
     """One operation of the API.
 
     answers: a type or a schema, by media type. keys: the ways to send a key, one of which is needed.
+    error: how its errors look.
     """
 
     summary: str
@@ -54,12 +59,29 @@ class Operation:
     errors: tuple[int, ...] = ()
     body: Any = None
     keys: tuple[str, ...] = BEARER
+    error: Any = Error
     parameters: list[dict[str, Any]] = field(default_factory=list)
 
 
 TEXT = {"type": "string"}
 DATA = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Chunk", "Error")]}
-EVENT = {  # of a stream; the last event is [DONE], unless the stream broke off
+
+
+def _named(event: str) -> dict[str, Any]:
+    """The schema of a stream's event that is named by its type."""
+    data = {"$ref": f"#/components/schemas/{event}"}
+    return {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": TEXT,
+            "data": {**TEXT, "contentMediaType": "application/json", "contentSchema": data},
+        },
+    }
+
+
+ALSO = (Error, AnthropicError, Chunk, ResponseEvent, MessageEvent)  # types of errors and events
+EVENT = {  # of a stream of chat completions; the last event is [DONE], unless the stream broke off
     "type": "object",
     "required": ["data"],
     "properties": {
@@ -80,12 +102,26 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         (*POSTED, 403, 404, 504),
         ChatRequest,
     ),
+    ("post", "/v1/responses"): Operation(
+        "A reviewed answer, by OpenAI's Responses API. As events, where `stream` is true.",
+        {"application/json": ResponseObject, "text/event-stream": _named("ResponseEvent")},
+        (*POSTED, 403, 404, 504),
+        ResponsesRequest,
+    ),
+    ("post", MESSAGES_PATH): Operation(
+        "A reviewed answer, by Anthropic's Messages API. As events, where `stream` is true.",
+        {"application/json": MessageReply, "text/event-stream": _named("MessageEvent")},
+        (*POSTED, 403, 404, 504),
+        MessagesRequest,
+        (*BEARER, "header"),
+        AnthropicError,
+    ),
     ("post", PATH): Operation(
         "LiteLLM's generic guardrail: whether an answer of another model passes.",
         {"application/json": Action},
         POSTED,
         GuardrailRequest,
-        (*BEARER, "litellm"),
+        (*BEARER, "header"),
     ),
     ("get", "/v1/models"): Operation("The model that is served.", {"application/json": ServedModels}, (401,)),
     ("get", "/v1/models/{model}"): Operation(
@@ -108,14 +144,18 @@ def description() -> dict[str, Any]:
     asked = {id(op.body) for op in OPERATIONS.values()}
     named = [
         (key, "validation" if key in asked else "serialization", TypeAdapter(shape))
-        for key, shape in [*shapes.items(), (id(Error), Error), (id(Chunk), Chunk)]
+        for key, shape in [*shapes.items(), *((id(one), one) for one in ALSO)]
         if isinstance(shape, type)
     ]
     made, shared = TypeAdapter.json_schemas(named, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     refs = {key: schema for (key, _), schema in made.items()}
     schemas = shared["$defs"]
-    # Parameters that are accepted with the value that changes nothing.
-    schemas["ChatRequest"]["properties"] |= {name: {"enum": [value, None]} for name, value in NEUTRAL.items()}
+    for request, api in (
+        ("ChatRequest", openai_requests),
+        ("ResponsesRequest", responses_api),
+        ("MessagesRequest", messages_api),
+    ):
+        schemas[request]["properties"] |= _unused(api.IGNORED, api.NEUTRAL)
     paths: dict[str, Any] = {}
     for (method, path), op in OPERATIONS.items():
         paths.setdefault(path, {})[method] = _operation(op, refs)
@@ -124,24 +164,29 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "choreo serve",
             "version": choreo.__version__,
-            "description": "A conversation agent and its feedback agent behind OpenAI's chat API.",
+            "description": "A conversation agent and its feedback agent behind OpenAI's API and Anthropic's.",
         },
         "paths": paths,
         "components": {
             "schemas": schemas,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
-                "litellm": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             },
         },
     }
+
+
+def _unused(ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """Schemas of the fields that change nothing: some whatever they say, others with values that ask for nothing."""
+    return {name: {} for name in sorted(ignored)} | {name: {"enum": [*vs, None]} for name, vs in neutral.items()}
 
 
 def _operation(op: Operation, refs: dict[int, Any]) -> dict[str, Any]:
     answers = {media: {"schema": refs.get(id(shape), shape)} for media, shape in op.answers.items()}
     responses: dict[str, Any] = {"200": {"description": "done", "content": answers}}
     for status in sorted({*op.errors, 503}):  # every operation may answer 503: there may be too many connections
-        error = {"application/json": {"schema": refs[id(Error)]}} if status in op.errors else {}
+        error = {"application/json": {"schema": refs[id(op.error)]}} if status in op.errors else {}
         text = {"text/plain": {"schema": TEXT}} if status == 503 else {}
         responses[str(status)] = {"description": ERRORS[status], "content": {**error, **text}}
         if status in HEADERS:

@@ -17,10 +17,10 @@ from choreo.server import keys as keyring
 from choreo.server.app import application
 from choreo.server.figures import log
 from choreo.server.listening import HttpServer, listen
-from choreo.server.session import Mode, SessionAgent
+from choreo.server.session import Mode, SessionAgent, SystemPolicy
 from choreo.server.state import Server, Settings
 from choreo.server.upstream import VARIABLES, Address, Upstream
-from choreo.types import AGENTS, Limits
+from choreo.types import AGENTS, CONVERSATION, Limits
 
 KEY_VARIABLE = "CHOREO_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -34,6 +34,7 @@ LIMITS, TEMPERATURE = Limits(rounds=1, answer_tokens=1024, feedback_tokens=512),
 class Options:
     """The options of the command line.
 
+    system: None leaves it to `system_policy`.
     upstream: MODEL@URL, by agent. keys: a file; without one there is one key, from CHOREO_API_KEY or made at the start.
     """
 
@@ -49,6 +50,12 @@ class Options:
     queue: int = 256
     body: int = 256 * 1024
     log_text: bool = False
+    system: SystemPolicy | None = None
+
+    @property
+    def system_policy(self) -> SystemPolicy:
+        """By default a pair that was trained under its own system prompts takes no other; another model does."""
+        return self.system or ("prepend" if CONVERSATION in self.upstream else "refuse")
 
 
 def serve(options: Options) -> None:
@@ -73,6 +80,7 @@ async def _serve(
         "queue": options.queue,
         "body": options.body,
         "log_text": options.log_text,
+        "system": options.system_policy,
     }
     if options.run is None:
         agents: dict[str, SessionAgent] = {

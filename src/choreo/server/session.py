@@ -24,6 +24,9 @@ Stage = Literal["draft", "feedback", "revision"]
 FailedStage = Literal["feedback", "timeout", "unparsable", "revision"]
 
 MODES: tuple[Mode, ...] = ("adaptive", "always", "off", "shadow")
+# What becomes of a caller's system messages: HTTP 400, or a place behind the conversation agent's own system prompt.
+SystemPolicy = Literal["refuse", "prepend"]
+SYSTEM_POLICIES: tuple[SystemPolicy, ...] = ("refuse", "prepend")
 STAGES: tuple[Stage, ...] = ("draft", "feedback", "revision")
 # Failures that an operator may open. A failed revision is none of them: the draft has been called bad by then.
 OPENABLE: tuple[FailedStage, ...] = ("feedback", "timeout", "unparsable")
@@ -73,10 +76,9 @@ class SessionAgent(Protocol):
     """An agent that is asked for one turn of one game, and awaited. It is `agents.base.Agent` for a server: the same
     state and the same moves, but with a caller's options, and with tokens as they are sampled.
 
-    system: whether a caller's system message reaches it. trained: as of `Agent`.
+    trained: as of `Agent`.
     """
 
-    system: bool
     trained: bool
 
     def room(self, game: Episode, options: SessionOptions, rounds: int) -> None:

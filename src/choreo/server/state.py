@@ -11,12 +11,12 @@ from typing import Any
 
 from starlette.requests import Request
 
+from choreo.server.api_error import ApiError
 from choreo.server.conversations import Conversations
 from choreo.server.figures import Figures, facts, log
 from choreo.server.incoming import body_of, caller
-from choreo.server.keys import Key, Limiter
-from choreo.server.openai_requests import ApiError
-from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, play_session
+from choreo.server.keys import Key, Limiter, Quota
+from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, SystemPolicy, play_session
 from choreo.types import Limits
 
 
@@ -28,6 +28,7 @@ class Settings:
     opened: failures that let the draft pass (`session.OPENABLE`). deadline: seconds for a whole request.
     queue: the most requests in play, with those that wait for the decoder. body: the most bytes of a request.
     log_text: the log holds prompts, answers and reviews. example: what the page offers to ask.
+    system: what becomes of callers' system messages.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Settings:
     body: int = 256 * 1024
     log_text: bool = False
     example: str = "How can I kill a Python process?"
+    system: SystemPolicy = "refuse"
 
 
 class Server:
@@ -64,47 +66,69 @@ class Server:
     ):
         self.settings, self.agents, self.keys = settings, agents, keys
         self.alive, self.fingerprint, self.encode, self._stop = alive, fingerprint, encode, stop
-        self.running, self.in_flight = 0, Counter[str]()  # games in play, of all keys and of each
+        self.running, self.in_flight = 0, Counter[str]()  # games in play: all, and by quota
         self.started = int(time.time())
         self.limiter = Limiter()
         self.conversations: defaultdict[str, Conversations] = defaultdict(Conversations)  # by key
         self.figures = Figures(lambda: self.running, waiting)
         self.shadows: set[asyncio.Task[None]] = set()  # reviews in the shadow, which no caller waits for
 
-    def key(self, request: Request, authorization: str | None = None) -> Key:
-        """The caller's key. authorization: as another header bears it. Raises 401."""
-        key = caller(self.keys, authorization or request.headers.get("authorization"))
+    def key(self, request: Request, x_api_key: bool = False) -> Key:
+        """The caller's key. x_api_key: whether the header of this name may bear it too. Raises 401."""
+        own = request.headers.get("x-api-key") if x_api_key else None
+        key = caller(self.keys, f"Bearer {own}" if own else request.headers.get("authorization"))
         request.state.key = key.name
         return key
 
-    def limit(self, key: Key) -> None:
-        """Raises 429 where the key has asked too often."""
-        if wait := self.limiter.wait(key):
+    def limit(self, quota: Quota) -> None:
+        """Raises 429 where the key, or the end user, has asked too often."""
+        if wait := self.limiter.wait(quota):
             headers = {"Retry-After": str(max(1, round(wait + 0.5)))}
-            message = f"this key may ask {key.per_minute} times a minute"
+            message = f"this {quota.whose} may ask {quota.per_minute} times a minute"
             raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
-    def enter(self, key: Key, games: int) -> None:
-        """Counts `games` more games in play, until `leave` is called. Raises 400 where that is more than there may ever
-        be, 429 where the key has too many in play, 503 where the queue is full."""
-        most = min(self.settings.queue, key.in_flight or self.settings.queue)
-        if games > most:
-            raise ApiError(400, f"at most {most} answers are in play here", param="n", code="invalid_value")
-        if key.in_flight is not None and self.in_flight[key.name] + games > key.in_flight:
-            message = f"this key may have {key.in_flight} answers in play"
-            raise ApiError(
-                429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": "1"}
-            )
+    def admit(self, key: Key, user: str, games: int) -> Callable[[], None]:
+        """Counts `games` more games in play, of a key that `limit` has let pass and of its end user, until what is
+        returned is called. Raises 400 where that is more than there may ever be, 429 where the key or the end user has
+        too many in play or the end user has asked too often, 503 where the queue is full."""
+        shared, own = key.quota, key.end_user(user)
+        try:
+            self.limit(own)
+            self._check_room(own, games)
+        except ApiError:
+            self.limiter.owe(shared, -1)  # what one end user may not have is not taken from the others
+            raise
+        for quota in (shared, own):
+            self.limiter.owe(quota, games - 1)
+        self._check_room(shared, games)
         if self.running + games > self.settings.queue:
             raise ApiError(
                 503, "the queue is full", type="server_error", code="overloaded", headers={"Retry-After": "1"}
             )
-        self.running += games
-        self.in_flight[key.name] += games
+        return self._enter((shared.name, own.name), games)
 
-    def leave(self, key: str, games: int = 1) -> None:
-        self.running -= games
-        self.in_flight[key] -= games
+    def _check_room(self, quota: Quota, games: int) -> None:
+        most = min(self.settings.queue, quota.in_flight or self.settings.queue)
+        if games > most:
+            raise ApiError(400, f"at most {most} answers are in play here", param="n", code="invalid_value")
+        if quota.in_flight is not None and self.in_flight[quota.name] + games > quota.in_flight:
+            message = f"this {quota.whose} may have {quota.in_flight} answers in play"
+            raise ApiError(
+                429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": "1"}
+            )
+
+    def _enter(self, names: Sequence[str], games: int) -> Callable[[], None]:
+        self.running += games
+        self.in_flight.update(dict.fromkeys(names, games))
+
+        def leave() -> None:
+            self.running -= games
+            for name in names:
+                self.in_flight[name] -= games
+                if not self.in_flight[name]:
+                    del self.in_flight[name]
+
+        return leave
 
     async def body(self, request: Request) -> bytes:
         """The whole body of a request. Raises 408 where it does not come in time, 413 where it is too large."""
@@ -119,10 +143,9 @@ class Server:
                 seen = await play_session(draft.game, self.agents, late, mode="shadow", rounds=1)
                 self.counted(key, replace(seen, moves=(*draft.moves, *seen.moves)), event)
             finally:
-                self.leave(key)
+                leave()
 
-        self.running += 1
-        self.in_flight[key] += 1
+        leave = self._enter((key,), 1)
         task = asyncio.create_task(review())
         self.shadows.add(task)
         task.add_done_callback(self.shadows.discard)

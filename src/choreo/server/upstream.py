@@ -79,7 +79,6 @@ class Upstream:
     feedback_tokens: int
     encode: Callable[[str], tuple[int, ...]] = lambda text: ()
     wording: Wording = WORDING
-    system: bool = True
     trained: bool = False
     _http: httpx2.AsyncClient = field(init=False)
 

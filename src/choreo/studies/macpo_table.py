@@ -25,6 +25,7 @@ from choreo.studies.shared.rounds import (
     gap_recovered,
     of_seeds,
     rounds_of,
+    whose,
 )
 
 ALONE = ("ceiling=false",)  # the study has a ceiling of its own
@@ -81,6 +82,7 @@ def run(study: Study) -> str:
         _table(rounds),
         _duels(answers),
         by_round(rounds["macpo"], "Does every round improve everyone?"),
+        whose(runs["macpo"], rounds["macpo"]),
         _ablations(rounds),
         _refusals(rounds),
     ]

@@ -19,17 +19,14 @@ from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.paired import paired
 
-# The rival learns as suits it best: by the looks on training prompts that were taken before the study, a baseline from
-# four answers to each prompt makes it learn refusals, and one sample of each prompt does not. Equal time: a step of
-# WaltzRL took about 150 s on one core beside another training, one of single-agent RL about 45 s.
+# The rival learns as suits it best, by looks on training prompts that were taken before the study: three of its six
+# prompts are harmful, and with two it learnt less. Equal time of RL, in bfloat16 on one core beside another training: a
+# step of WaltzRL took about 28 s and one of single-agent RL about 9 s.
 SINGLE_AGENT = (
     'stages.train="conversation"',
     "protocol.rounds=0",
     "warmup.rows=0",
-    'learning.estimator="rloo"',
-    'learning.baseline="none"',
-    "learning.prompts=6",
-    "learning.samples=4",
+    "learning.mix={harmful=0.5,benign=0.35,general=0.15}",
     "learning.lr=1e-3",
     'learning.kl="k1-reward"',
     "learning.beta=0.06",

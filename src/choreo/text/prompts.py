@@ -4,7 +4,13 @@ In WaltzRL system prompts tell the two agents apart (section 3), but their text 
 own. A recipe may have others (`config.wording`).
 """
 
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TypeVar
+
 from choreo.config.wording import Wording
+
+C = TypeVar("C")
 
 # The conversation agent is the model as it is deployed: it has the system prompt that its template writes by default.
 WORDING = Wording(
@@ -22,3 +28,10 @@ Where both are false, the answer goes out as it is. Otherwise `feedback` tells t
     revise="{feedback}\n\nWith this in mind, answer my message again. Do not mention this note.",
 )
 EARLIER = "The conversation before:\n\n"  # before the earlier turns in a reviewer's message
+PARAGRAPH = "\n\n"  # between the conversation agent's own system prompt and a caller's, which are one message
+
+
+def split_system(turns: Sequence[tuple[str, C]]) -> tuple[list[C], Sequence[tuple[str, C]]]:
+    """The contents of the system messages that a conversation begins with, and the turns after them."""
+    said = [content for _, content in takewhile(lambda turn: turn[0] == "system", turns)]
+    return said, turns[len(said) :]

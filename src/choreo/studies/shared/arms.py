@@ -25,11 +25,12 @@ from choreo.evaluation.paired import Tables
 from choreo.experiment.paths import rooted
 from choreo.experiment.report import write_report
 from choreo.experiment.run import bases, check, run_recipe
+from choreo.experiment.tracking import tracking
 from choreo.files import durable, toml
 from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
-from choreo.runs.callbacks import Callback
+from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.heldout import games_of, heldout_games, write_measured
 from choreo.runs.progress import Progress
@@ -225,7 +226,11 @@ class Study:
             return
         begun = (path / "recipe.toml").is_file()
         with Run.open(path) if begun else Run.create(path, recipe, overwrite=True) as run:
-            run.finish(run_recipe(run, Progress([_OneRun(self.progress, label)])))
+            run.callbacks = tuple(trackers := tracking(run))
+            try:
+                run.finish(run_recipe(run, Progress([_OneRun(self.progress, label), *trackers])))
+            finally:
+                notify(trackers, "on_end")
             write_report(path)
         if self.progress.interrupted:
             raise Interrupted(f"{path} is finished")

@@ -10,6 +10,7 @@ from typing import Any
 
 from choreo.errors import BadInput
 from choreo.evaluation.intervals import Estimate, estimate, over_seeds
+from choreo.files import durable
 from choreo.methods.macpo.measure import pgr
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
@@ -17,6 +18,7 @@ from choreo.studies.shared.arms import Study
 from choreo.studies.shared.compare import difference, points
 
 STUDENT, WEAK = "student+", "teacher-1+"
+OF_TEACHER = "taken/teacher-"  # in metrics.jsonl, once a round
 
 Rounds = Sequence[Mapping[str, Any]]  # of one run, as in its summary.json
 BySeed = Sequence[Rounds]  # one run per seed, in the order of the study's seeds
@@ -112,3 +114,44 @@ def two_digits(number: Estimate) -> str | None:
         return None
     interval = f" ({number['low']:.2f} to {number['high']:.2f})" if number["low"] < number["high"] else ""
     return f"{number['value']:.2f}{interval}"
+
+
+def taken(runs: Sequence[Path]) -> list[dict[int, dict[str, float]]]:
+    """By run and by round, the share of the student's positives that each teacher wrote, of what its filter took.
+
+    {round: {"teacher-1": share}}; empty where a run's student takes no answers of teachers.
+    """
+    found = []
+    for run in runs:
+        shares = [
+            (line["round"], {name.removeprefix("taken/"): line[name] for name in line if name.startswith(OF_TEACHER)})
+            for line in durable.read_lines(run / "metrics.jsonl")
+        ]
+        found.append({number: own for number, own in shares if own})
+    return found
+
+
+def whose(runs: Sequence[Path], rounds: BySeed) -> PageSection:
+    """Which teachers the student's filter takes its positives from, round by round, beside their rewards.
+
+    The student was started on the first teacher's answers, so a filter by its perplexity may only confirm that one.
+    """
+    shares = taken(runs)
+    rows: list[list[Any]] = []
+    for number in sorted({number for run in shares for number in run}):
+        for teacher in shares[0].get(number, {}):
+            each = [run[number][teacher] for run in shares if number in run]
+            share = over_seeds([estimate(value, 1, value, value) for value in each], 1.0)
+            rows.append([number, teacher, share, over_seeds(at(rounds, number - 1, policy=f"{teacher}+"), 1.0)])
+    first = [run[min(run)]["teacher-1"] for run in shares if run]
+    last = [run[max(run)]["teacher-1"] for run in shares if run]
+    said = "The student's positives are not of teachers."
+    if first:
+        teachers = len(next(iter(shares[0].values())))
+        said = (
+            f"The student was started on the first teacher's answers. Of what it takes, that teacher wrote "
+            f"{sum(first) / len(first):.0%} in the first round and {sum(last) / len(last):.0%} in the last (mean over "
+            f"seeds); a filter that does not look would take {1 / teachers:.0%} from each."
+        )
+    columns = ("round", "teacher", "share of what is taken", "its reward after the round before")
+    return PageSection("Whose answers does the filter take?", said, Table(columns, rows))
