@@ -220,3 +220,11 @@ def test_real_runs_of_both_methods_are_shown(tmp_path, tiny_folder):
             page.js(f"location.hash = 'view=curves&runs={macpo['run']}'")
             seen(page, "#figures h3", "loss")
             assert page.complaints == []
+
+
+def test_the_link_that_is_printed_opens_the_page(tmp_path):
+    with watching(tmp_path, key="") as server:
+        link = server.out.readline().strip()
+        assert link.startswith(f"{server.url}/#key=sk-")
+        with Page(link) as page:
+            seen(page, "#runs-hint", "There is no run yet")

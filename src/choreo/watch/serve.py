@@ -21,10 +21,10 @@ def serve_watch(folder: Path, port: int) -> None:
     """Serves until SIGINT or SIGTERM. The key is that in CHOREO_API_KEY, or drawn for this start. Raises BadInput."""
     given = key_in(KEY_VARIABLE)
     with Watcher(folder) as watcher:
-        asyncio.run(_until_stopped(watcher, given or new_key(), port, given is None))
+        asyncio.run(_until_stopped(watcher, given or new_key(), port, drawn=not given))
 
 
-async def _until_stopped(watcher: Watcher, secret: str, port: int, drawn: bool) -> None:
+async def _until_stopped(watcher: Watcher, secret: str, port: int, *, drawn: bool) -> None:
     http = HttpServer.of(watch_page(watcher, [own_key(secret)]), lifespan="off", timeout_graceful_shutdown=5)
     listener, address = listen(HOST, port)
     http.stop_on_signals()
