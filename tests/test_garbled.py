@@ -14,7 +14,7 @@ from choreo.evaluation.metrics import measure
 from choreo.files.shipped import place
 from choreo.judges.base import judge_episodes
 from choreo.methods.waltz.rewards import conversation_reward, improvement
-from choreo.report.record import _verdict
+from choreo.report.record import verdict_words
 from choreo.runs.episodes import verdict_record
 from choreo.text.garbled import garbled
 from choreo.types import Episode, Feedback, Prompt, TextTurn, Verdict
@@ -96,7 +96,7 @@ def test_a_garbled_answer_earns_nothing_and_is_counted():
     assert conversation_reward(revision) == 0 and improvement(draft, revision) == -1
     found = measure([judged])
     assert found["garbled"]["value"] == found["degenerate"]["value"] == 1 and found["broken"] == 1
-    assert _verdict(verdict_record(revision))[:2] == ("garbled (echoes the feedback)", "bad")
+    assert verdict_words(verdict_record(revision))[:2] == ("garbled (echoes the feedback)", "bad")
     assert "garbled" not in verdict_record(draft) and json.dumps(verdict_record(revision))
 
 

@@ -36,7 +36,7 @@ FLOORS = (
     {"methods"},
     {"experiment"},
     {"server", "swarm", "integrations"},
-    {"arena", "studies"},
+    {"arena", "studies", "watch"},
     {"api"},
     {"__init__"},
     {"cli"},

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from choreo import config
-from choreo.errors import BadInput
+from choreo.errors import BadInput, Unavailable
 from choreo.files import durable
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs import folder
@@ -95,7 +95,7 @@ except BadInput as error:
 
     with Run.create(tmp_path / "run", WaltzRecipe()) as run:
         assert "another process is writing this run" in other()
-        with pytest.raises(BadInput, match="another process"):
+        with pytest.raises(Unavailable, match="another process"):
             Run.create(run.path, WaltzRecipe(), overwrite=True)
     assert other() == "opened\n"
 

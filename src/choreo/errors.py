@@ -1,6 +1,6 @@
 """choreo's own exceptions, and `opening`, which turns errors of other libraries into them.
 
-`choreo.cli` turns `BadInput` and `Interrupted` into exit codes.
+`choreo.cli` turns `BadInput`, `Unavailable` and `Interrupted` into exit codes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from pathlib import Path
 
 class BadInput(Exception):
     """The user gave something unusable (exit code 2). The message is one line with the file, the line and the field."""
+
+
+class Unavailable(BadInput):
+    """What the user named is right, but not to be had now, as a run that another process writes, or a hub that is out
+    of reach (exit code 1: to try again may help)."""
 
 
 class Interrupted(Exception):

@@ -1,7 +1,7 @@
 """The command line.
 
-Exit codes: 0 done, 1 failed, 2 bad input (one line on the error stream), 130 interrupted (state saved), 75 the same by
-SIGTERM in `train`: a cluster's queue may start the command again.
+Exit codes: 0 done, 1 failed (one line where to try again may help), 2 bad input (one line on the error stream), 130
+interrupted (state saved), 75 the same by SIGTERM in `train`: a cluster's queue may start the command again.
 Results go to standard output, progress to the error stream.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from choreo.cli.output import say
 from choreo.cli.parser import parser
-from choreo.errors import BadInput, Interrupted, Terminated
+from choreo.errors import BadInput, Interrupted, Terminated, Unavailable
 from choreo.files import utf8
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.command(args) or 0
     except BadInput as error:
         say("choreo: " + str(error).replace("\n", "\\n"), "error")  # one line, whatever the user typed
-        return 2
+        return 1 if isinstance(error, Unavailable) else 2
     except (Interrupted, KeyboardInterrupt) as stop:
         terminated = isinstance(stop, Terminated)
         say(f"choreo: {'terminated' if terminated else 'interrupted'}{f'; {stop}' if str(stop) else ''}", "warning")

@@ -16,6 +16,7 @@ from choreo.cli import (
     study_commands,
     swarm_commands,
     train_commands,
+    watch_commands,
     world_commands,
 )
 from choreo.cli.arguments import Parser
@@ -23,6 +24,7 @@ from choreo.cli.arguments import Parser
 # In the order in which --help lists them.
 MODULES = (
     train_commands,
+    watch_commands,
     eval_commands,
     study_commands,
     world_commands,
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
   choreo train waltz                      train a conversation and a feedback agent together
   choreo train waltz --set seed=1         the same with another seed
   choreo train --resume runs/demo         go on exactly where a run stopped
+  choreo watch                            a local page: runs while they train, every game of them
   choreo eval runs/demo --suite heldout   measure ASR, ORR and FTR again
   choreo study waltz-table                the whole table of the paper, over three seeds
   choreo world sample                     look at the small world the default trains in

@@ -12,7 +12,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from choreo.errors import BadInput, first_line, opening
+from choreo.errors import BadInput, Unavailable, first_line, opening
 
 HUB = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:/(?P<split>[\w.-]+))?")
 PREFIX = "hf:"
@@ -56,10 +56,10 @@ def hub(name: str) -> Iterator[dict[str, Any]]:
         splits = datasets.load_dataset(asked["name"], asked["config"])
     except DatasetNotFoundError as error:
         if "offline" in str(error).lower():
-            raise BadInput(_unreachable(name)) from None
+            raise Unavailable(_unreachable(name)) from None
         raise BadInput(f"{name}: the hub has no such data set, or one that this account may not read") from None
     except ConnectionError:
-        raise BadInput(_unreachable(name)) from None
+        raise Unavailable(_unreachable(name)) from None
     except Exception as error:  # the library may raise anything, as for a configuration that is not there
         raise BadInput(f"{name}: cannot be loaded: {first_line(error)}") from None
     split = asked["split"] or (next(iter(splits)) if len(splits) == 1 else "train")

@@ -7,7 +7,7 @@ import re
 from hashlib import blake2b
 from pathlib import Path
 
-from choreo.errors import BadInput, opening
+from choreo.errors import BadInput, Unavailable, opening
 from choreo.models import cache
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -72,7 +72,7 @@ def snapshot(name: str, *, config_only: bool = False) -> Path:
         why = closed if status in (401, 403, 404) else status
         raise BadInput(f"model {name!r}: not here, and the hub says: {why}") from None
     except Exception:  # a network can raise anything
-        raise BadInput(f"model {name!r}: not here, and the hub cannot be reached; {get}") from None
+        raise Unavailable(f"model {name!r}: not here, and the hub cannot be reached; {get}") from None
 
 
 def is_offline() -> bool:

@@ -85,7 +85,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 def _dialogue(item: dict[str, Any]) -> dict[str, Any]:
     """A dialogue as its turns in order, what became of it, and its rank: changed ones first."""
     answers, reviews = list(item.get("answers") or []), list(item.get("reviews") or [])
-    verdicts = [_verdict(verdict) for verdict in item.get("verdicts") or []]
+    verdicts = [verdict_words(verdict) for verdict in item.get("verdicts") or []]
     turns = []
     for index, answer in enumerate(answers):
         verdict = verdicts[index] if index < len(verdicts) else None
@@ -95,18 +95,24 @@ def _dialogue(item: dict[str, Any]) -> dict[str, Any]:
             turns.append({"who": "feedback", "text": _text(reviews[index]), "parsed": parsed, "verdict": None})
     outcome = "unchanged"
     if len(answers) > 1:
-        ends = verdicts[0][1] if verdicts else "", verdicts[-1][1] if verdicts else ""
-        outcome = {("bad", "good"): "repaired", ("good", "bad"): "broken"}.get(ends, "revised")
+        outcome = outcome_of([state for _, state, _ in verdicts])
     rank = ("repaired", "broken", "revised", "unchanged").index(outcome)
     fields = {name: str(item.get(name, "")) for name in ("prompt", "kind", "suite", "language", "system")}
     return {**fields, "turns": turns, "outcome": outcome, "rank": rank}
+
+
+def outcome_of(states: Sequence[str]) -> str:
+    """What became of a revised answer: repaired, broken or revised. states: of its verdicts, as `verdict_words` has
+    them."""
+    ends = (states[0], states[-1]) if states else ("", "")
+    return {("bad", "good"): "repaired", ("good", "bad"): "broken"}.get(ends, "revised")
 
 
 def _text(turn: Any) -> str:
     return str(turn.get("text", "")) if isinstance(turn, dict) else str(turn)
 
 
-def _verdict(verdict: dict[str, Any]) -> tuple[str, str, str]:
+def verdict_words(verdict: dict[str, Any]) -> tuple[str, str, str]:
     """(words, good | bad | open, the judge's reason)"""
     unsafe, overrefuse = verdict.get("unsafe"), verdict.get("overrefuse")
     reason = str(verdict.get("reason") or "")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
 
 
-def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
-    """The record of an episode, ready for JSON. rewards: by component, e.g. {"feedback/dir": 0.65}.
+def record(
+    episode: Episode, rewards: Mapping[str, float], advantages: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, Any]:
+    """The record of an episode, ready for JSON. rewards: by component, e.g. {"feedback/dir": 0.65}. advantages: of
+    every id of the turns that were learnt from, by "agent/round"; they are kept to six digits, for people to look at.
 
     The meaning of the prompt is left out: its id and text identify it, and the judge's verdicts are in `verdicts`.
     """
     prompt = episode.prompt
+    learnt = {turn: [float(f"{value:.6g}") for value in values] for turn, values in (advantages or {}).items()}
     return {
         "prompt": {
             "id": prompt.id,
@@ -30,6 +34,7 @@ def record(episode: Episode, rewards: Mapping[str, float]) -> dict[str, Any]:
         "feedback": [asdict(parsed) if parsed else None for parsed in episode.feedback],
         "verdicts": [verdict_record(verdict) for verdict in episode.verdicts],
         "rewards": dict(rewards),
+        **({"advantages": learnt} if learnt else {}),
     }
 
 

@@ -16,7 +16,6 @@ dialogues.json, summary.json, report.html   written at the end
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import re
@@ -36,9 +35,9 @@ from choreo.files.json_file import read_array, read_object
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.episodes import episode_of, record
 from choreo.runs.heldout import games_of, measured_file, write_measured
+from choreo.runs.lock import LOCK, take
 from choreo.types import Episode, Prompt
 
-LOCK = ".lock"
 _CONTENTS = (
     "recipe.toml",
     "run.json",
@@ -168,9 +167,17 @@ class Run:
         """Keeps figures for the next line of metrics.jsonl, where another part of the program writes that line."""
         self._beside = {**self._beside, **figures}
 
-    def save_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
-        """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component."""
-        records = (record(episode, parts) for episode, parts in zip(episodes, rewards, strict=True))
+    def save_episodes(
+        self,
+        step: int,
+        episodes: Sequence[Episode],
+        rewards: Sequence[Mapping[str, float]],
+        advantages: Sequence[Mapping[str, Sequence[float]]] = (),
+    ) -> None:
+        """Writes the episodes of `step`. rewards[i]: the rewards of episode i, by component. advantages[i]: of its
+        turns that were learnt from, those of every id, by "agent/round"; without any, none are written."""
+        given = zip(episodes, rewards, advantages or [{}] * len(episodes), strict=True)
+        records = (record(episode, parts, tokens) for episode, parts, tokens in given)
         durable.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
         notify(self.callbacks, "on_episodes", step, episodes, rewards)
 
@@ -231,7 +238,7 @@ def _new(path: Path, recipe: config.Recipe, overwrite: bool) -> tuple[int, dict[
     if overwrite:
         _refuse_if_foreign(path)
         _refuse_if_read(path, recipe)
-    lock = _lock(path)
+    lock = take(path)
     try:
         if overwrite:
             _clear(path)
@@ -263,7 +270,7 @@ def _begun(path: Path) -> tuple[int, dict[str, Any]]:
     config.load(path / "recipe.toml")
     if unset := config.unset(path / "recipe.toml"):
         raise BadInput(f"{path / 'recipe.toml'}: {unset[0]}: missing; an exact resume needs every setting")
-    lock = _lock(path)
+    lock = take(path)
     for leftover in [*path.glob(f".*{durable.TEMPORARY}"), *path.glob(f"episodes/.*{durable.TEMPORARY}")]:
         leftover.unlink()
     for half in path.glob("checkpoints/.tmp-*"):
@@ -365,16 +372,3 @@ def _clear(path: Path) -> None:
     for name in sorted(_used(path), key="run.json".__eq__):  # run.json last: a run half cleared is still a run
         entry = path / name
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def _lock(path: Path) -> int:
-    try:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot write here: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise BadInput(f"{path}: another process is writing this run") from None
-    return descriptor

@@ -27,7 +27,7 @@ from choreo.server.openai_responses import (
     ServedModel,
     ServedModels,
 )
-from choreo.server.pages import PAGES
+from choreo.server.pages import files_of
 from choreo.server.responses_api import ResponseEvent, ResponseObject, ResponsesRequest
 
 ERRORS = {
@@ -133,7 +133,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("get", "/openapi.json"): Operation("This description.", {"application/json": {"type": "object"}}, keys=()),
     **{
         ("get", path): Operation("A page to try the pair.", {media: TEXT}, keys=())
-        for path, (_, media) in PAGES.items()
+        for path, (_, media) in files_of().items()
     },
 }
 

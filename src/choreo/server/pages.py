@@ -10,11 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 PAGE = Path(__file__).parent / "page"
-PAGES = {  # without a key: they hold nothing of anybody's, and the browser has to fetch them before it can send one
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 GUARDED = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -25,8 +21,15 @@ GUARDED = {
 
 
 def pages(folder: Path = PAGE) -> list[Route]:
-    """The routes of the page whose three files are in `folder`."""
-    return [Route(path, _page(folder / file, kind)) for path, (file, kind) in PAGES.items()]
+    """The routes of the page whose files are in `folder`: index.html is at /, the others are at /NAME. They take no
+    key: they hold nothing of anybody's, and the browser has to fetch them before it can send one."""
+    return [Route(path, _page(file, kind)) for path, (file, kind) in files_of(folder).items()]
+
+
+def files_of(folder: Path = PAGE) -> dict[str, tuple[Path, str]]:
+    """The files of the page in `folder`, with their media types, by their paths on the server."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in KINDS)
+    return {"/" if file.name == "index.html" else f"/{file.name}": (file, KINDS[file.suffix]) for file in files}
 
 
 def _page(file: Path, kind: str) -> Callable[[Request], Awaitable[Response]]:

@@ -15,6 +15,7 @@ from choreo.types import CONVERSATION, FEEDBACK, Episode, Sample, Turn
 @dataclass(frozen=True, slots=True)
 class Split:
     """samples: of all agents, in the order of the episodes.
+    turns: for each sample, the number of its episode and its turn, as "agent/round".
 
     paid: per episode, what its samples were paid, by "agent/component".
     dropped: samples left out because the judge could not decide on the answer written or read, or because a reward of
@@ -23,9 +24,17 @@ class Split:
     """
 
     samples: list[Sample]
+    turns: list[tuple[int, str]]
     paid: list[dict[str, float]]
     dropped: int
     dir_unpaid: int
+
+    def advantages(self, samples: Sequence[Sample]) -> list[dict[str, Sequence[float]]]:
+        """Per episode, the advantages of the ids of its turns. samples: those of this split, with advantages."""
+        found: list[dict[str, Sequence[float]]] = [{} for _ in self.paid]
+        for (episode, turn), sample in zip(self.turns, samples, strict=True):
+            found[episode][turn] = sample.advantages
+        return found
 
 
 def split(
@@ -46,10 +55,11 @@ def split(
     key: e.g. (seed, step). Raises ValueError for an episode without its verdicts.
     """
     samples: list[Sample] = []
+    turns: list[tuple[int, str]] = []
     paid: list[dict[str, float]] = []
     dropped = 0
     dir_unpaid = 0
-    for episode in episodes:
+    for number, episode in enumerate(episodes):
         if len(episode.verdicts) != len(episode.answers):
             raise ValueError(f"episode {episode.prompt.id}/{episode.sample} has not been judged")
         name = (*key, episode.prompt.id, episode.sample)
@@ -62,6 +72,7 @@ def split(
                 dropped += 1
             else:
                 own.append(_sample(episode, episode.answers[t], "answer", *earned))
+                turns.append((number, f"{CONVERSATION}/{episode.answers[t].round}"))
         t = int(uniform(*name, "feedback") * len(episode.reviews))
         if FEEDBACK in agents and episode.reviews and episode.reviews[t].agent == FEEDBACK:
             earned = review_reward(episode, t, rewards, stage, (*name, t))
@@ -71,9 +82,10 @@ def split(
                 revised = episode.verdicts[t + 1] if t < last else None
                 dir_unpaid += not rewards.feedback and revised is not None and revised.undetermined
                 own.append(_sample(episode, episode.reviews[t], "feedback", *earned))
+                turns.append((number, f"{FEEDBACK}/{episode.reviews[t].round}"))
         samples += own
         paid.append({f"{sample.agent}/{name}": value for sample in own for name, value in sample.parts.items()})
-    return Split(samples, paid, dropped, dir_unpaid)
+    return Split(samples, turns, paid, dropped, dir_unpaid)
 
 
 def answer_reward(episode: Episode[Any], t: int, rewards: Rewards, stage: int) -> Earned | None:

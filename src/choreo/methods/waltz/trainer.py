@@ -136,7 +136,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         figures["alarms"] += [alarm] if (alarm := silence(judge.name, len(asked), left_open)) else []
         figures["alarms"] += watch.alarms
         run.log(step, figures)
-        run.save_episodes(step, episodes, parts.paid)
+        run.save_episodes(step, episodes, parts.paid, parts.advantages(samples))
         progress.advance(step, shown_figures(figures), figures["alarms"])
         if stage == 1 and recipe.stages.train == "both":
             recent = [*recent, (figures.get("label_accuracy", 0.0), figures["format_rate"])][-SWITCH_WINDOW:]

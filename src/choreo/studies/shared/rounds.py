@@ -116,7 +116,7 @@ def two_digits(number: Estimate) -> str | None:
     return f"{number['value']:.2f}{interval}"
 
 
-def taken(runs: Sequence[Path]) -> list[dict[int, dict[str, float]]]:
+def shares_taken(runs: Sequence[Path]) -> list[dict[int, dict[str, float]]]:
     """By run and by round, the share of the student's positives that each teacher wrote, of what its filter took.
 
     {round: {"teacher-1": share}}; empty where a run's student takes no answers of teachers.
@@ -136,7 +136,7 @@ def whose(runs: Sequence[Path], rounds: BySeed) -> PageSection:
 
     The student was started on the first teacher's answers, so a filter by its perplexity may only confirm that one.
     """
-    shares = taken(runs)
+    shares = shares_taken(runs)
     rows: list[list[Any]] = []
     for number in sorted({number for run in shares for number in run}):
         for teacher in shares[0].get(number, {}):

@@ -1,0 +1,93 @@
+"""One game: what the index knows of it, and what the page shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from choreo.files.utf8 import repaired
+from choreo.report.record import outcome_of, verdict_words
+
+SNIPPET = 200  # letters of a prompt in the list of games
+
+Record = Mapping[str, Any]
+"""A record of an episode, as `choreo.runs.episodes` writes them."""
+
+
+class IndexedGame(NamedTuple):
+    """What games are found by. verdict: on the last answer. outcome: repaired, broken, revised or unrevised. agents:
+    who wrote a turn. reward: of all components together; None where nothing was paid. words: all of its text."""
+
+    kind: str
+    suite: str
+    verdict: str
+    outcome: str
+    agents: tuple[str, ...]
+    reward: float | None
+    prompt: str
+    words: str
+
+
+def indexed(record: Record) -> IndexedGame:
+    """Raises LookupError, TypeError, ValueError or AttributeError for what is no record of an episode."""
+    record = repaired(record)
+    prompt, answers, reviews = record["prompt"], record["answers"], record["reviews"]
+    verdicts = [verdict_words(verdict) for verdict in record.get("verdicts") or []]
+    paid = [value for name, value in record["rewards"].items() if "/" in name and isinstance(value, int | float)]
+    turns = [*answers, *reviews]
+    reasons = [reason for _, _, reason in verdicts]
+    return IndexedGame(
+        kind=str(prompt["kind"]),
+        suite=str(prompt["suite"]),
+        verdict=verdict_of(record["verdicts"][-1]) if verdicts else "unjudged",
+        outcome=outcome_of([state for _, state, _ in verdicts]) if len(answers) > 1 else "unrevised",
+        agents=tuple(dict.fromkeys(str(turn["agent"]) for turn in turns)),
+        reward=round(sum(paid), 6) if paid else None,
+        prompt=str(prompt["text"])[:SNIPPET],
+        words="\n".join([str(prompt["text"]), *(str(turn["text"]) for turn in turns), *reasons]),
+    )
+
+
+def verdict_of(verdict: Record) -> str:
+    """One word: the worst that the judge says of an answer."""
+    if verdict.get("unsafe"):
+        return "unsafe"
+    if verdict.get("overrefuse"):
+        return "over-refusing"
+    if verdict.get("garbled"):
+        return "garbled"
+    if verdict.get("unsafe") is None or verdict.get("overrefuse") is None:
+        return "undetermined"
+    return "satisfactory"
+
+
+def shown_game(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
+    """What the page shows: {prompt, sample, rewards, turns, learnt}. turns: in the order of the game. learnt: which of
+    them have advantages. pieces: gives the text of each of an agent's ids, or None where its tokenizer is not here."""
+    advantages = record.get("advantages") or {}
+    verdicts = [verdict_words(verdict) for verdict in record.get("verdicts") or []]
+    turns = []
+    for number, answer in enumerate(record["answers"]):
+        what = "draft" if number == 0 else "revision"
+        verdict = verdicts[number] if number < len(verdicts) else None
+        turns.append({"what": what, "verdict": verdict, **_turn(answer, advantages, pieces)})
+        if number < len(record["reviews"]):
+            parsed = record["feedback"][number] if number < len(record["feedback"]) else None
+            turns.append({"what": "review", "parsed": parsed, **_turn(record["reviews"][number], advantages, pieces)})
+    fields = ("prompt", "sample", "rewards")
+    return {**{name: record.get(name) for name in fields}, "turns": turns, "learnt": sorted(advantages)}
+
+
+def _turn(
+    turn: Record, advantages: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]
+) -> dict[str, Any]:
+    ids = turn.get("ids") or []
+    choices = turn.get("choices") or []
+    return {
+        **{name: turn.get(name) for name in ("agent", "round", "version", "text", "finished", "failure")},
+        "pieces": pieces(turn["agent"], ids) if ids else None,
+        "ids": ids,
+        "logprobs": turn.get("logprobs") or [],
+        "forced": [place for place, choice in enumerate(choices) if choice < 0],
+        "advantages": advantages.get(f"{turn['agent']}/{turn['round']}"),
+    }
