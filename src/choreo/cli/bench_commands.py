@@ -63,9 +63,12 @@ def _bench_server(args: argparse.Namespace) -> int:
     require_server("bench serve")
     if args.run is None:
         raise BadInput("bench serve: give a run (choreo bench --help)")
+    from choreo.runs.bar import ProgressBar
+    from choreo.runs.progress import Progress
     from choreo.runs.shipped import placed
     from choreo.server.bench import bench, bench_table
 
-    found = bench(placed(args.run), args.requests, args.clients, tokens=args.tokens)
+    with Progress([ProgressBar()]) as progress:
+        found = bench(placed(args.run), args.requests, args.clients, progress, tokens=args.tokens)
     print_json(found) if args.json else print(bench_table(found))
     return 0

@@ -24,7 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from choreo.config.recipe import Recipe
 from choreo.environments.microworld.suites import prompts
 from choreo.environments.task import Task
-from choreo.errors import BadInput
+from choreo.errors import BadInput, Interrupted
+from choreo.runs.progress import Progress
 from choreo.server.keys import new_key
 from choreo.server.pair import recipe_with_pair
 from choreo.types import Prompt
@@ -33,14 +34,17 @@ MODES = ("off", "shadow", "adaptive")
 TRAFFIC = {"benign": ("sensitive_benign", "general"), "harmful": ("vanilla_harmful", "adversarial_harmful")}
 KINDS_OF = {"benign": ("benign", "general"), "harmful": ("harmful",)}  # of prompts from files
 TIMEOUT = 600  # seconds; a model of 135M parameters answers a few requests a second on two cores
-WARM_UP = 32  # requests before each measurement, which are not counted
+WARM_UP_TOKENS = 16  # the most of an answer before each measurement, one for each client, which are not counted
+ALONE = 16  # requests one at a time, whose time beside their drafts is the overhead
 STREAMED = 8  # requests of each mode, one at a time, whose first token is waited for
 
 
-def bench(run: Path, requests: int, clients: int, rounds: int = 3, tokens: int | None = None) -> dict[str, Any]:
+def bench(
+    run: Path, requests: int, clients: int, progress: Progress, rounds: int = 3, tokens: int | None = None
+) -> dict[str, Any]:
     """Measures a server of `run` under load. Modes take turns, `rounds` times; every figure is a median over turns.
 
-    tokens: the most of an answer; by default as the run was trained.
+    tokens: the most of an answer; by default as the run was trained. Raises Interrupted between two measurements.
 
     Returns overhead_ms, the time of a request less that of its draft; first_token_ms, by mode, how long a single
     streaming client waits for text; and by traffic and mode: requests per second (in mode shadow until the last review
@@ -51,28 +55,41 @@ def bench(run: Path, requests: int, clients: int, rounds: int = 3, tokens: int |
     secret = new_key()
     command = [sys.executable, "-m", "choreo.cli", "serve", str(run), "--port", "0", "--model", "pair"]
     environment = {**os.environ, "CHOREO_API_KEY": secret}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for this process, which then ends the server
+    )
     try:
         assert process.stderr is not None
         started = json.loads(process.stderr.readline())
         drain = subprocess.Popen(
             ["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL
         )  # reads the log, or the server would block
-        overhead = asyncio.run(_overhead(started["address"], secret, load.drawn("benign", WARM_UP, 1)))
-        first = {
-            mode: asyncio.run(
-                _first_token(started["address"], secret, load, load.drawn("benign", STREAMED, 99 + i), mode)
-            )
-            for i, mode in enumerate(MODES)
-        }
+        address = started["address"]
+        progress.start("overhead and first tokens", 1 + len(MODES))
+        overhead = asyncio.run(_overhead(address, secret, load, load.drawn("benign", ALONE, 1)))
+        progress.advance(1)
+        first = {}
+        for i, mode in enumerate(MODES):
+            asked = load.drawn("benign", STREAMED, 99 + i)
+            first[mode] = asyncio.run(_first_token(address, secret, load, asked, mode))
+            progress.advance(2 + i)
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for turn in range(rounds):
-            for traffic in TRAFFIC:
-                for i, mode in enumerate(MODES):
-                    # Other prompts each time: the server keeps the start of those that it has read.
-                    asked = load.drawn(traffic, WARM_UP + requests, 2 + len(MODES) * turn + i)
-                    figures = asyncio.run(_measure(started["address"], secret, load, asked, mode, turn))
-                    measured.setdefault(traffic, {}).setdefault(mode, []).append(figures)
+            progress.start(f"under load, turn {turn + 1} of {rounds}", len(TRAFFIC) * len(MODES))
+            for done, (traffic, (i, mode)) in enumerate(itertools.product(TRAFFIC, enumerate(MODES)), start=1):
+                if progress.interrupted:
+                    raise Interrupted("nothing is kept")
+                # Other prompts each time: the server keeps the start of those that it has read.
+                asked = load.drawn(traffic, clients + requests, 2 + len(MODES) * turn + i)
+                figures = asyncio.run(_measure(address, secret, load, asked, mode, turn))
+                measured.setdefault(traffic, {}).setdefault(mode, []).append(figures)
+                progress.advance(done)
+                progress.say(f"{traffic}, {mode}: {figures['per_second']:.2f} requests a second")
     finally:
         process.terminate()
         process.wait()
@@ -141,16 +158,13 @@ def _headers(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-async def _overhead(address: str, secret: str, asked: Sequence[Prompt]) -> float:
+async def _overhead(address: str, secret: str, load: Load, asked: Sequence[Prompt]) -> float:
     """The time of a request less that of its draft, one request at a time: median, in ms."""
     async with httpx2.AsyncClient(base_url=address, headers=_headers(secret), timeout=TIMEOUT) as http:
         beside = []
         for prompt in asked:
-            body = {
-                "model": "pair",
-                "messages": [{"role": "user", "content": prompt.text}],
-                "choreo": {"mode": "off", "trace": True},
-            }
+            body = load.body(prompt, "off")
+            body["choreo"]["trace"] = True
             began = time.perf_counter()
             answer = await http.post("/v1/chat/completions", json=body)
             whole = 1000 * (time.perf_counter() - began)
@@ -165,8 +179,8 @@ async def _measure(
     limits = httpx2.Limits(max_connections=clients)
     async with httpx2.AsyncClient(base_url=address, headers=_headers(secret), timeout=TIMEOUT, limits=limits) as http:
 
-        async def ask(i: int) -> tuple[float, Any]:
-            body = load.body(asked[i], mode, seed=10_000 * turn + i)
+        async def ask(i: int, **more: Any) -> tuple[float, Any]:
+            body = load.body(asked[i], mode, seed=10_000 * turn + i, **more)
             began = time.perf_counter()
             answer = await http.post("/v1/chat/completions", json=body)
             return 1000 * (time.perf_counter() - began), answer
@@ -174,14 +188,12 @@ async def _measure(
         async def client(turns: Sequence[int]) -> list[tuple[float, Any]]:
             return [await ask(i) for i in turns]
 
-        async def all_clients(first: int, n: int) -> list[tuple[float, Any]]:
-            work = (client(range(first + c, first + n, clients)) for c in range(clients))
-            return [one for own in await asyncio.gather(*work) for one in own]
-
-        await all_clients(0, WARM_UP)
+        shortest = {"max_tokens": min(WARM_UP_TOKENS, load.tokens)} if load.tokens else {}
+        await asyncio.gather(*(ask(i, **shortest) for i in range(clients)))
         before = await _counters(http, mode)
         began = time.perf_counter()
-        done = await all_clients(WARM_UP, requests)
+        work = (client(range(clients + c, clients + requests, clients)) for c in range(clients))
+        done = [one for own in await asyncio.gather(*work) for one in own]
         while (after := await _counters(http, mode))["num_requests_running"]:  # reviews in the shadow end later
             await asyncio.sleep(0.01)
         seconds = time.perf_counter() - began
