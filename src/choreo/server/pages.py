@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from starlette.requests import Request
@@ -20,10 +20,14 @@ GUARDED = {
 }
 
 
-def pages(folder: Path = PAGE) -> list[Route]:
+def pages(folder: Path = PAGE, shared: Sequence[str] = ()) -> list[Route]:
     """The routes of the page whose files are in `folder`: index.html is at /, the others are at /NAME. They take no
-    key: they hold nothing of anybody's, and the browser has to fetch them before it can send one."""
-    return [Route(path, _page(file, kind)) for path, (file, kind) in files_of(folder).items()]
+    key: they hold nothing of anybody's, and the browser has to fetch them before it can send one.
+
+    shared: names of files that it has in common with the page here.
+    """
+    files = files_of(folder) | {f"/{name}": files_of()[f"/{name}"] for name in shared}
+    return [Route(path, _page(file, kind)) for path, (file, kind) in files.items()]
 
 
 def files_of(folder: Path = PAGE) -> dict[str, tuple[Path, str]]:

@@ -67,7 +67,7 @@ def watch_page(watcher: Watcher, keys: Sequence[Key]) -> Starlette:
             Route("/choices", guarded(lambda watcher, asked: watcher.index.choices(numbers(asked, "runs")))),
             Route("/games", guarded(games)),
             Route("/game", guarded(game)),
-            *pages(PAGE),
+            *pages(PAGE, shared=("words.js",)),
         ],
         exception_handlers=HANDLERS,
     )

@@ -90,7 +90,7 @@ class OfflineJudge:
 
     @property
     def name(self) -> str:
-        """ "offline"; with weights of one's own followed by the name of their file."""
+        """In records: "offline", and with other weights than choreo's own the name of their file as well."""
         return "offline" if self.path == WEIGHTS else f"offline/{self.path.stem}"
 
     @cached_property

@@ -72,24 +72,6 @@ async function count() {
   }));
 }
 
-// Words of `to`, marked against those of `from`: the longest common subsequence stays.
-function marked(from, to) {
-  const words = /\s*\S+/g; // each with the space before it, so that spaces alone never match
-  const a = from.match(words) || [], b = to.match(words) || [];
-  const best = Array.from({ length: a.length + 1 }, () => new Array(b.length + 1).fill(0));
-  for (let i = a.length - 1; i >= 0; i--)
-    for (let j = b.length - 1; j >= 0; j--)
-      best[i][j] = a[i] === b[j] ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
-  const made = document.createDocumentFragment();
-  let i = 0, j = 0;
-  while (i < a.length || j < b.length) {
-    if (i < a.length && j < b.length && a[i] === b[j]) { made.append(a[i]); i++; j++; }
-    else if (i < a.length && (j === b.length || best[i + 1][j] >= best[i][j + 1])) made.append(element("del", a[i++]));
-    else made.append(element("ins", b[j++]));
-  }
-  return made;
-}
-
 function label(name, value) {
   return element("span", `${name}: ${value ? "yes" : "no"}`, `label ${value ? "yes" : "no"}`);
 }

@@ -1,6 +1,5 @@
 // One game: its turns, what the judge said, its rewards by component, and what each token was worth.
 import { $, button, call, element, query, short, signed, svg } from "./server.js";
-import { marked } from "./words.js";
 
 const LOOKS = [["plain", "changes"], ["advantages", "advantages"], ["logprobs", "log-probabilities"]];
 let look = "plain", shown = null, where = null;
