@@ -30,7 +30,7 @@ def test_a_pair_on_prompts_from_files_is_measured_on_these(tiny_folder, tmp_path
         "learning": {"steps": 1, "prompts": 3, "samples": 1},
     }
     run = api.train(made, tmp_path / "run")
-    monkeypatch.setattr("choreo.server.bench.WARM_UP", 2)
+    monkeypatch.setattr("choreo.server.bench.WARM_UP_TOKENS", 2)
     words = ["--requests", "4", "--clients", "2", "--tokens", "5"]
     assert main(["bench", "serve", str(run.path), *words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
