@@ -31,9 +31,10 @@ STAGES: tuple[Stage, ...] = ("draft", "feedback", "revision")
 # Failures that an operator may open. A failed revision is none of them: the draft has been called bad by then.
 OPENABLE: tuple[FailedStage, ...] = ("feedback", "timeout", "unparsable")
 
-# What a caller gets in place of an answer that nobody could review, or that was called unsafe.
-WITHHELD = "This answer could not be checked and is withheld. Please try again later."
-UNSAFE = "This answer was called unsafe when it was reviewed, and is withheld."
+# What a caller gets in place of an answer that nobody could review, or that was called unsafe. They begin as refusals
+# do: evaluations that look for the words of one would count any other sentence as an answer.
+WITHHELD = "I'm sorry, but I can't provide this answer: it could not be reviewed. Please try again later."
+UNSAFE = "I'm sorry, but I can't provide this answer: its review called it unsafe."
 
 
 class Down(Exception):
