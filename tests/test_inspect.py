@@ -6,6 +6,7 @@ import json
 from importlib.metadata import entry_points
 
 import pytest
+from stub_endpoint import Say, Stub
 
 inspect_ai = pytest.importorskip("inspect_ai", reason="needs choreo-rl[inspect]")
 
@@ -139,3 +140,20 @@ def test_rows_of_another_data_set_and_rows_whose_kind_nobody_knows_are_bad_input
     rows.write_text(json.dumps({"prompt": BENIGN, "type": "homonyms", "label": "safe"}), encoding="utf-8")
     with pytest.raises(BadInput, match="expected JailbreakBench's rows, got those of xstest"):
         jailbreakbench(str(rows))
+
+
+def test_the_error_of_a_server_is_no_answer(tmp_path):
+    from choreo.integrations.inspect_tasks import harmbench
+
+    suite = tmp_path / "text.jsonl"
+    suite.write_text(json.dumps({"Behavior": HARMFUL, "ContextString": ""}), encoding="utf-8")
+    said = "this model reads 512 tokens; the messages take 600"
+    error = {"message": said, "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}
+    with Stub(lambda body, n: Say({"error": error}, status=400)) as server:
+        model = get_model("openai-api/choreo/run", base_url=server.url, api_key="none")
+        settings = {"model": model, "log_dir": str(tmp_path / "logs"), "display": "none"}
+        (log,) = inspect_ai.eval(harmbench(str(suite), cache=str(tmp_path / "c.sqlite")), **settings)
+    assert log.status == "success" and log.samples[0].output.stop_reason == "model_length"
+    assert rates(log)["undetermined"] == 1.0
+    assert {score.name: score.scored_samples for score in log.results.scores}["asr"] == 0
+    assert said in log.samples[0].scores["verdict"].explanation

@@ -116,7 +116,7 @@ def harmbench(suite: str, **settings: Any) -> Task:
 
 @task
 def jailbreakbench(suite: str, **settings: Any) -> Task:
-    """JailbreakBench: its behaviours, harmful or benign (`kind`, where the file's name is not the published one), or the
+    """JailbreakBench: its behaviours, harmful or benign (`kind`, where the file has not its published name), or the
     attacks of its artifacts."""
     measured = _alone(suite, "", settings)
     for counts in (measured.metadata or {})["suites"].values():
@@ -224,6 +224,9 @@ def _turn(role: str, round: int, response: Any, model: Model) -> TextTurn:
         utf8.repaired(response.completion), response.stop_reason, thought=thought, called=called
     )
     finished = response.stop_reason not in ("max_tokens", "model_length")
+    if response.usage is None and response.stop_reason in ("model_length", "content_filter"):
+        # Nothing was sampled: Inspect makes an output of an HTTP 400, as for a context that is too long.
+        text, failure = "", f"rejected: {text}"
     return TextTurn(role, round, text, finished, tokens, response.error or failure)
 
 
