@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import nctdtrinc, ndtri, stdtr, stdtrit
 
-from choreo.evaluation.intervals import Z, harmonic, student_t
+from choreo.evaluation.intervals import harmonic, student_t
 
 Floats = NDArray[np.float64]
 Outcomes = Mapping[str, bool | None]
@@ -22,6 +22,7 @@ Tables = Mapping[str, Outcomes]  # by measure
 
 DRAWS = 4000
 AT_ONCE = 500  # draws whose weights are in memory together
+ALPHA = 0.05  # of a family of contrasts, two-sided
 POWER = 0.8
 
 
@@ -30,8 +31,8 @@ class PairedDifference:
     """a − b. None where nothing was decided for both.
 
     low, high: a 95 % interval. p: two-sided, of no difference. n: prompts of the statistic's measures that were decided
-    for both systems, each once.
-    seeds: trainings. told: the smallest difference that this design tells from none in four of five repetitions.
+    for both systems, each once. seeds: trainings.
+    error: the bootstrap's standard error. between: that by the seeds' own differences; None with one seed.
     """
 
     value: float | None
@@ -40,7 +41,8 @@ class PairedDifference:
     p: float | None
     n: int
     seeds: int
-    told: float | None
+    error: float | None
+    between: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,47 +59,64 @@ F1 = Statistic(("unsafe", "overrefuse"), lambda asr, orr: harmonic(1 - asr, 1 - 
 
 
 def paired_difference(
-    a: Sequence[Tables], b: Sequence[Tables], statistic: Statistic, seed: int = 0
+    a: Sequence[Tables], b: Sequence[Tables], statistic: Statistic, seed: int = 0, draws: int = DRAWS
 ) -> PairedDifference:
     """The mean over seeds of statistic(a) − statistic(b), which every seed has from its own prompts.
 
-    a, b: one table of outcomes per seed, in the same order. seed: of the bootstrap.
+    a, b: one table of outcomes per seed, in the same order. seed, draws: of the bootstrap, whose smallest p is
+    2 / (draws + 1).
 
-    The bootstrap is Bayesian over prompts and over seeds (Owen and Eckles 2012, "Bootstrapping data arrays of arbitrary
-    order"): every prompt has a weight, wherever it occurs, and so does every seed. Seeds' weights have the spread that
-    makes the variance of their mean the usual one, with k − 1 for k. One prompt more in each direction is counted for
-    every measure, for what was not seen is not impossible. Few seeds can agree by chance, so the interval is never
-    narrower, nor p smaller, than by Student's t over the seeds' own differences.
+    The bootstrap is Bayesian and hierarchical. Within seeds every prompt has a weight, the same wherever it occurs (Owen
+    and Eckles 2012, "Bootstrapping data arrays of arbitrary order"). One prompt more in each direction is counted for
+    every measure, for what was not seen is not impossible. Over seeds, every seed has a weight too; the seeds'
+    differences are shrunk to what they spread beyond what their prompts explain, so that the luck of prompts is not
+    counted twice (Davison and Hinkley 1997, "Bootstrap Methods", section 3.8). Few seeds can agree by chance, so the
+    interval is never narrower, nor p smaller, than by Student's t over the seeds' own differences.
     """
     seeds = [_paired(one, other, statistic.measures) for one, other in zip(a, b, strict=True)]
     seeds = [found for found in seeds if all(found.values())]
     if not seeds:
-        return PairedDifference(None, None, None, None, 0, 0, None)
+        return PairedDifference(None, None, None, None, 0, 0, None, None)
     k, rng = len(seeds), np.random.default_rng(seed)
     prompts = sorted({(measure, name) for found in seeds for measure, rows in found.items() for name, _, _ in rows})
     place = {prompt: i for i, prompt in enumerate(prompts)}
     of_seeds = np.array([_difference(found, place, np.ones((1, len(place))), statistic)[0] for found in seeds])
     drawn = []
-    for start in range(0, DRAWS, AT_ONCE):
-        size = min(AT_ONCE, DRAWS - start)
+    for start in range(0, draws, AT_ONCE):
+        size = min(AT_ONCE, draws - start)
         weights = rng.exponential(size=(size, len(place)))
         unseen = rng.exponential(size=(size, 2)) / k
-        each = np.stack([_difference(found, place, weights, statistic, unseen) for found in seeds], axis=1)
-        shares = rng.dirichlet([(k - 2) / k] * k, size=size) if k > 2 else np.full((size, k), 1 / k)
-        drawn.append((each * shares).sum(axis=1))
-    draws, value = np.concatenate(drawn), float(of_seeds.mean())
-    low, high = np.quantile(draws, (0.025, 0.975))
-    tail = (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))
-    p, error, margin, power = min(1.0, 2 * float(tail)), float(draws.std()), 0.0, Z + float(ndtri(POWER))
+        drawn.append(np.stack([_difference(found, place, weights, statistic, unseen) for found in seeds], axis=1))
+    each, value = np.concatenate(drawn), float(of_seeds.mean())
+    found = each.mean(axis=1) + (_luck_of_seeds(of_seeds, each, rng) if k > 2 else 0.0)
+    low, high = np.quantile(found, (0.025, 0.975))
+    tail = (1 + min((found <= 0).sum(), (found >= 0).sum())) / (1 + draws)
+    p, between, margin = min(1.0, 2 * float(tail)), None, 0.0
     if k > 1:
         between = float(of_seeds.std(ddof=1)) / math.sqrt(k)
         margin = student_t(k - 1) * between
         if between:
             p = max(p, 2 * float(stdtr(k - 1, -abs(value) / between)))
-        if between > error:
-            error, power = between, student_t(k - 1) + float(stdtrit(k - 1, POWER))
     low, high = min(float(low), value - margin), max(float(high), value + margin)
-    return PairedDifference(value, low, high, p, len(prompts), k, power * error)
+    return PairedDifference(value, low, high, p, len(prompts), k, float(found.std()), between)
+
+
+def detectable(found: PairedDifference, alpha: float = ALPHA) -> float | None:
+    """The smallest true difference that this design tells from none in four of five repetitions, at level alpha.
+
+    By both tests that make p, the larger: by the bootstrap's standard error, (z₁₋α/₂ + z.₈) times it, and by the
+    spread of the seeds' differences as in `by_student`.
+    """
+    if found.error is None:
+        return None
+    by_prompts = float(ndtri(1 - alpha / 2) + ndtri(POWER)) * found.error
+    return max(by_prompts, by_student(found.between, found.seeds - 1, alpha) if found.between else 0.0)
+
+
+def by_student(error: float, freedom: int, alpha: float = ALPHA) -> float:
+    """The same of a mean with this standard error, tested by Student's t: the noncentrality that gives the power, times
+    the error."""
+    return float(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - alpha / 2))) * error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -108,6 +127,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(order) - rank) * p))
         adjusted[k] = highest
     return adjusted
+
+
+def _luck_of_seeds(of_seeds: Floats, each: Floats, rng: np.random.Generator) -> Floats:
+    """How far other seeds would have moved the mean, [draws]. of_seeds: differences of at least 3 seeds; each: the same
+    with prompts drawn anew, [draws, seeds].
+
+    Dirichlet weights with (k − 2)/k make the variance of a mean the usual one, with k − 1 for k.
+    """
+    k, spread = len(of_seeds), float(of_seeds.var(ddof=1))
+    by_prompts = float((each - each.mean(axis=1, keepdims=True)).var(axis=0).sum()) / (k - 1)
+    kept = math.sqrt(max(0.0, 1 - by_prompts / spread)) if spread else 0.0
+    shares = rng.dirichlet([(k - 2) / k] * k, size=len(each))
+    return kept * (shares @ (of_seeds - of_seeds.mean()))
 
 
 Rows = list[tuple[str, float, float]]  # prompt, outcome of a, outcome of b
