@@ -65,6 +65,7 @@ def test_errors_and_what_could_be_told_by_hand():
     assert found.p == pytest.approx(1 - 2 / math.pi * math.atan(3))
     assert detectable(found) == pytest.approx(1.6334, rel=1e-4) == by_student(0.1, 1)
 
+
 def test_no_certainty_from_what_was_not_seen():
     alike = [{"unsafe": {f"p{i}": False for i in range(50)}}]
     found = paired_difference(alike, alike, ASR)

@@ -66,8 +66,8 @@ def paired_difference(
     a, b: one table of outcomes per seed, in the same order. seed, draws: of the bootstrap, whose smallest p is
     2 / (draws + 1).
 
-    The bootstrap is Bayesian and hierarchical. Within seeds every prompt has a weight, the same wherever it occurs (Owen
-    and Eckles 2012, "Bootstrapping data arrays of arbitrary order"). One prompt more in each direction is counted for
+    The bootstrap is Bayesian and hierarchical. Within seeds every prompt has a weight, the same wherever it occurs
+    (Owen and Eckles 2012, "Bootstrapping data arrays of arbitrary order"). One prompt more in each direction is counted for
     every measure, for what was not seen is not impossible. Over seeds, every seed has a weight too; the seeds'
     differences are shrunk to what they spread beyond what their prompts explain, so that the luck of prompts is not
     counted twice (Davison and Hinkley 1997, "Bootstrap Methods", section 3.8). Few seeds can agree by chance, so the

@@ -159,7 +159,9 @@ class Run:
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
         if parallel.rank() == 0:
-            for file in self.path.glob("heldout/*.*"):  # of weights that are other ones now; a round's stay what they are
+            for file in self.path.glob(
+                "heldout/*.*"
+            ):  # of weights that are other ones now; a round's stay what they are
                 file.unlink()
         figures, self._beside = {**self._beside, **figures}, {}
         durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
