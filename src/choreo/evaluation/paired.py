@@ -7,6 +7,7 @@ open. Both systems of a seed met the same prompts. Seeds may share their prompts
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,8 @@ def paired_difference(
     2 / (draws + 1).
 
     The bootstrap is Bayesian and hierarchical. Within seeds every prompt has a weight, the same wherever it occurs
-    (Owen and Eckles 2012, "Bootstrapping data arrays of arbitrary order"). One prompt more in each direction is counted for
-    every measure, for what was not seen is not impossible. Over seeds, every seed has a weight too; the seeds'
+    (Owen and Eckles 2012, "Bootstrapping data arrays of arbitrary order"). One prompt more in each direction is counted
+    for every measure, for what was not seen is not impossible. Over seeds, every seed has a weight too; the seeds'
     differences are shrunk to what they spread beyond what their prompts explain, so that the luck of prompts is not
     counted twice (Davison and Hinkley 1997, "Bootstrap Methods", section 3.8). Few seeds can agree by chance, so the
     interval is never narrower, nor p smaller, than by Student's t over the seeds' own differences.
@@ -78,15 +79,14 @@ def paired_difference(
     if not seeds:
         return PairedDifference(None, None, None, None, 0, 0, None, None)
     k, rng = len(seeds), np.random.default_rng(seed)
-    prompts = sorted({(measure, name) for found in seeds for measure, rows in found.items() for name, _, _ in rows})
-    place = {prompt: i for i, prompt in enumerate(prompts)}
-    of_seeds = np.array([_difference(found, place, np.ones((1, len(place))), statistic)[0] for found in seeds])
+    patterns = [_patterns([found[measure] for found in seeds]) for measure in statistic.measures]
+    of_seeds = _differences(statistic, [(counts[None, :], outcomes) for counts, outcomes in patterns])[0]
     drawn = []
     for start in range(0, draws, AT_ONCE):
         size = min(AT_ONCE, draws - start)
-        weights = rng.exponential(size=(size, len(place)))
-        unseen = rng.exponential(size=(size, 2)) / k
-        drawn.append(np.stack([_difference(found, place, weights, statistic, unseen) for found in seeds], axis=1))
+        # A pattern's weight is the sum of its prompts' weights, each exponential.
+        weighted = [(rng.gamma(counts, size=(size, len(counts))), outcomes) for counts, outcomes in patterns]
+        drawn.append(_differences(statistic, weighted, rng.exponential(size=(size, 2)) / k))
     each, value = np.concatenate(drawn), float(of_seeds.mean())
     found = each.mean(axis=1) + (_luck_of_seeds(of_seeds, each, rng) if k > 2 else 0.0)
     low, high = np.quantile(found, (0.025, 0.975))
@@ -98,7 +98,8 @@ def paired_difference(
         if between:
             p = max(p, 2 * float(stdtr(k - 1, -abs(value) / between)))
     low, high = min(float(low), value - margin), max(float(high), value + margin)
-    return PairedDifference(value, low, high, p, len(prompts), k, float(found.std()), between)
+    n = sum(int(counts.sum()) for counts, _ in patterns)
+    return PairedDifference(value, low, high, p, n, k, float(found.std()), between)
 
 
 def detectable(found: PairedDifference, alpha: float = ALPHA) -> float | None:
@@ -142,7 +143,7 @@ def _luck_of_seeds(of_seeds: Floats, each: Floats, rng: np.random.Generator) -> 
     return kept * (shares @ (of_seeds - of_seeds.mean()))
 
 
-Rows = list[tuple[str, float, float]]  # prompt, outcome of a, outcome of b
+Rows = dict[str, tuple[float, float, float]]  # by prompt: outcome of a, of b, and 1
 
 
 def _paired(a: Tables, b: Tables, measures: Sequence[str]) -> dict[str, Rows]:
@@ -150,27 +151,33 @@ def _paired(a: Tables, b: Tables, measures: Sequence[str]) -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for measure in measures:
         one, other = a[measure], b[measure]
-        both = [(name, one[name], other[name]) for name in sorted(one.keys() & other.keys())]
-        found[measure] = [(name, float(p), float(q)) for name, p, q in both if p is not None and q is not None]
+        both = ((name, one[name], other[name]) for name in sorted(one.keys() & other.keys()))
+        found[measure] = {name: (float(p), float(q), 1.0) for name, p, q in both if p is not None and q is not None}
     return found
 
 
-def _difference(
-    found: Mapping[str, Rows],
-    place: Mapping[tuple[str, str], int],
-    weights: Floats,
-    statistic: Statistic,
-    unseen: Floats | None = None,
+def _patterns(seeds: Sequence[Rows]) -> tuple[Floats, Floats]:
+    """Prompts of one measure that came out alike in every seed are one pattern.
+
+    Returns how many prompts have each pattern, [patterns], and its outcomes, [patterns, 3, seeds]: of a, of b, and 1;
+    all 0 in a seed that lacks the prompt.
+    """
+    prompts = sorted(set().union(*seeds))
+    counted = Counter(tuple(rows.get(name, (0.0, 0.0, 0.0)) for rows in seeds) for name in prompts)
+    return np.array(list(counted.values()), dtype=float), np.array(list(counted)).transpose(0, 2, 1)
+
+
+def _differences(
+    statistic: Statistic, weighted: Sequence[tuple[Floats, Floats]], unseen: Floats | None = None
 ) -> Floats:
-    """statistic(a) − statistic(b) of one seed, [draws]. weights: [draws, prompts]; unseen: [draws, 2]."""
+    """statistic(a) − statistic(b) of every seed, [draws, seeds]. weighted: of each measure the patterns' weights,
+    [draws, patterns], and outcomes, as `_patterns` gives them. unseen: [draws, 2]."""
     ours, theirs = [], []
-    for measure in statistic.measures:
-        rows = found[measure]
-        own = weights[:, [place[measure, name] for name, _, _ in rows]]
-        one, other = own @ np.array([row[1] for row in rows]), own @ np.array([row[2] for row in rows])
-        total = own.sum(axis=1)
+    for weights, outcomes in weighted:
+        one, other, total = np.tensordot(weights, outcomes, axes=1).transpose(1, 0, 2)
         if unseen is not None:
-            one, other, total = one + unseen[:, 0], other + unseen[:, 1], total + unseen.sum(axis=1)
+            one, other = one + unseen[:, :1], other + unseen[:, 1:]
+            total = total + unseen.sum(axis=1, keepdims=True)
         ours.append(one / total)
         theirs.append(other / total)
     return statistic.function(*ours) - statistic.function(*theirs)

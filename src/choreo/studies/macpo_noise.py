@@ -6,7 +6,7 @@ from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.arms import Arm, Study
-from choreo.studies.shared.paired import contrasts, tested
+from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import Measured, final, paired_rounds, rounds_of
 
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -34,7 +34,9 @@ def run(study: Study) -> str:
     said = "What the student's reward is at the end, by the share of labels that were exchanged."
     sections = [
         PageSection("How much noise does each bear?", said, Table(("labels exchanged", *METHODS), rows), figure),
-        tested("MACPO against the others, and against itself without noise", paired_rounds(study, runs, CONTRASTS)),
+        contrast_section(
+            "MACPO against the others, and against itself without noise", paired_rounds(study, runs, CONTRASTS)
+        ),
     ]
     intro = "In a share of half A the chosen and the rejected answer change places before the teachers see them."
     return study.write("MACPO under wrong labels", intro, sections)

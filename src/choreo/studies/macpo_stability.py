@@ -8,7 +8,7 @@ from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.arms import Arm, Study
-from choreo.studies.shared.paired import contrasts, tested
+from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import BySeed, Measured, at, by_round, paired_rounds, rounds_of
 
 ROUNDS, PAPERS = 10, 3  # rounds here, and in the paper
@@ -31,7 +31,10 @@ def run(study: Study) -> str:
     runs = study.train(ARMS)
     rounds = {rule: rounds_of(study, runs[rule]) for rule in RULES}
     intro = f"The paper ends after three rounds. Here there are {ROUNDS}, with the refusals beside the reward."
-    sections = [_ends(rounds), tested("From start to end, and after round 3", paired_rounds(study, runs, CONTRASTS))]
+    sections = [
+        _ends(rounds),
+        contrast_section("From start to end, and after round 3", paired_rounds(study, runs, CONTRASTS)),
+    ]
     for rule in RULES:
         sections += by_round(study, runs, rule, f"Round by round: {rule}.")
     return study.write("MACPO over many rounds", intro, sections)

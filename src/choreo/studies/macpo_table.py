@@ -11,7 +11,7 @@ from choreo.methods.macpo.measure import duel
 from choreo.report import plots
 from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.studies.shared.arms import Arm, Runs, Study
-from choreo.studies.shared.paired import contrasts, tested
+from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import (
     STUDENT,
     WEAK,
@@ -83,12 +83,12 @@ def run(study: Study) -> str:
     )
     sections = [
         _table(rounds),
-        tested("MACPO against every baseline, and without each part", paired_rounds(study, runs, CONTRASTS)),
+        contrast_section("MACPO against every baseline, and without each part", paired_rounds(study, runs, CONTRASTS)),
         _duels(study, runs),
         *by_round(study, runs, "macpo", "Does every round improve everyone?"),
         whose(runs["macpo"], rounds["macpo"]),
         _refusals(rounds),
-        tested("Refusals, tested", paired_rounds(study, runs, OF_REFUSALS)),
+        contrast_section("Refusals, tested", paired_rounds(study, runs, OF_REFUSALS)),
     ]
     return study.write("MACPO in the microworld", intro, sections)
 

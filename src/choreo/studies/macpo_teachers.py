@@ -10,7 +10,7 @@ from choreo.evaluation.metrics import pool
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.arms import Arm, Study
-from choreo.studies.shared.paired import Contrast, contrasts, tested
+from choreo.studies.shared.paired import Contrast, contrast_section, contrasts
 from choreo.studies.shared.rounds import STUDENT, BySeed, Measured, at, paired_rounds, rounds_of
 
 TEACHERS = {
@@ -52,9 +52,9 @@ def run(study: Study) -> str:
     named = {f"negatives: {rule}": rounds[f"negatives-{rule}"] for rule in NEGATIVES}
     sections = [
         _rewards({name: rounds[name] for name in TEACHERS}, "How many teachers, and how different?", "teachers"),
-        tested("Teachers, tested", paired_rounds(study, runs, OF_TEACHERS)),
+        contrast_section("Teachers, tested", paired_rounds(study, runs, OF_TEACHERS)),
         _rewards(named, "Other ways to make negatives", "negatives"),
-        tested("Negatives, tested", paired_rounds(study, runs, OF_NEGATIVES)),
+        contrast_section("Negatives, tested", paired_rounds(study, runs, OF_NEGATIVES)),
     ]
     return study.write("Teachers and negatives of MACPO", intro, sections)
 

@@ -6,7 +6,7 @@ from choreo.evaluation.intervals import over_seeds
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.arms import Arm, Study
-from choreo.studies.shared.paired import contrasts, tested
+from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import Measured, at, final, paired_rounds, rounds_of
 
 NAMES = ("macpo", "naive-sft", "confident-loss", "ceiling")
@@ -40,6 +40,6 @@ def run(study: Study) -> str:
     said = "General ability of each student at its start and at its end, and its reward over all suites."
     sections = [
         PageSection("Does it carry over?", said, Table(columns, rows), figure),
-        tested("MACPO against the others, and against its start", paired_rounds(study, runs, CONTRASTS)),
+        contrast_section("MACPO against the others, and against its start", paired_rounds(study, runs, CONTRASTS)),
     ]
     return study.write("MACPO on another task", intro, sections)

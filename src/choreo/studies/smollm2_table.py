@@ -17,7 +17,7 @@ from choreo.report.judge_sections import agreement_sections, by_both_judges
 from choreo.report.page import PageSection, Table, percent
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
-from choreo.studies.shared.paired import contrasts, family, tested
+from choreo.studies.shared.paired import contrast_section, contrasts, family
 
 # The rival learns as suits it best, by looks on training prompts that were taken before the study: three of its six
 # prompts are harmful, and with two it learnt less. Equal time of RL, in bfloat16 on one core beside another training: a
@@ -79,7 +79,7 @@ def run(study: Study) -> str:
         name: study.outcomes(name, runs["single-agent" if name == "single-agent" else "waltz"])
         for name in {str(name) for contrast in CONTRASTS for name in (contrast.a, contrast.b)}
     }
-    found = tested("Paired by prompt", family(CONTRASTS, outcomes))
+    found = contrast_section("Paired by prompt", family(CONTRASTS, outcomes))
     sections = [_table(pooled, minutes), _aims(pooled), found, *_both_judges(by_seed)]
     if recipe.gold and recipe.gold.labels:
         sections += [by_readers(labelled(recipe.gold.labels)), *agreement_sections(judges)]

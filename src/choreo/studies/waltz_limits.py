@@ -9,7 +9,7 @@ from choreo.evaluation.metrics import pool
 from choreo.report import plots
 from choreo.report.page import PageSection, Table, quantity
 from choreo.studies.shared.arms import Arm, Entry, Runs, Study
-from choreo.studies.shared.paired import contrasts, family, tested
+from choreo.studies.shared.paired import contrast_section, contrasts, family
 from choreo.types import KINDS
 
 ROUNDS = (1, 2, 3)
@@ -47,7 +47,7 @@ def run(study: Study) -> str:
     by_rounds = {f"rounds-{rounds}": study.outcomes("waltz", runs[f"rounds-{rounds}"]) for rounds in ROUNDS}
     sections = [
         _rounds(study, runs),
-        tested("More rounds, tested", family(OF_ROUNDS, by_rounds)),
+        contrast_section("More rounds, tested", family(OF_ROUNDS, by_rounds)),
         _languages(study, runs),
     ]
     by_language = {
@@ -55,7 +55,7 @@ def run(study: Study) -> str:
         for name in (UNTRAINED, ENGLISH, ALL)
         for language in LANGUAGES
     }
-    sections.append(tested("Languages, tested", family(OF_LANGUAGES, by_language)))
+    sections.append(contrast_section("Languages, tested", family(OF_LANGUAGES, by_language)))
     return study.write("The stated limits of WaltzRL", intro, sections)
 
 

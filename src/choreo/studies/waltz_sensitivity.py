@@ -16,7 +16,7 @@ from choreo.report import plots
 from choreo.report.page import DASH, PageSection, Table, quantity
 from choreo.studies.shared.arms import Arm, Entry, Runs, Study
 from choreo.studies.shared.convergence import CONVERGED, SMOOTHING, Curve, convergence, mean_curve, training_f1
-from choreo.studies.shared.paired import Contrast, Family, Finding, contrasts, family, tested
+from choreo.studies.shared.paired import Contrast, Family, Finding, contrast_section, contrasts, family
 from choreo.types import KINDS
 
 ALPHAS = (0.0, 0.25, 0.65, 1.0)
@@ -62,10 +62,10 @@ def run(study: Study) -> str:
     first = {p: study.measured(f"first-answers-noise-{p}", "single-agent", runs[f"noise-{p}"]) for p in NOISES}
     sections = [
         _alpha(study, runs),
-        tested("Weights, tested", _trained(study, runs, OF_ALPHA)),
+        contrast_section("Weights, tested", _trained(study, runs, OF_ALPHA)),
         *_noise(study, runs, first),
         _baseline(study, runs),
-        tested("Value baselines, tested", _trained(study, runs, OF_BASELINE)),
+        contrast_section("Value baselines, tested", _trained(study, runs, OF_BASELINE)),
         _rounds(study, runs),
         *_sizes(study, runs, bases, absent),
     ]
@@ -200,7 +200,7 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
     flipped = "The labels that the label reward sees are flipped; the improvement reward and R_c still see the truth."
     return [
         PageSection("Wrong labels in the reward", flipped, Table(columns, rows), figure),
-        tested("What feedback adds, tested", found, helping(dict(zip(NOISES, found.values(), strict=True)))),
+        contrast_section("What feedback adds, tested", found, helping(dict(zip(NOISES, found.values(), strict=True)))),
     ]
 
 
@@ -264,7 +264,7 @@ def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> l
     sizes = contrasts([(arm, "waltz") for arm in bases.values() if arm != "waltz"], "F1")
     return [
         PageSection(heading, f"{said}{absent} {TIMED}", table, figure),
-        tested("Model size, tested", _trained(study, runs, sizes)),
+        contrast_section("Model size, tested", _trained(study, runs, sizes)),
     ]
 
 

@@ -14,7 +14,7 @@ from choreo.report import plots, published
 from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Runs, Study
-from choreo.studies.shared.paired import Contrast, Family, contrasts, family, tested
+from choreo.studies.shared.paired import Contrast, Family, contrast_section, contrasts, family
 from choreo.types import KINDS
 
 SAME_REWARD = "waltz-frozen-our-reward"  # the paper's frozen arm has the paper's reward, which WaltzRL here has not
@@ -95,7 +95,7 @@ def run(study: Study) -> str:
     sections = [
         _table(pooled),
         _feedback(pooled),
-        tested("WaltzRL against each of the others", family(CONTRASTS, outcomes)),
+        contrast_section("WaltzRL against each of the others", family(CONTRASTS, outcomes)),
         _f1(pooled),
         _beside_the_paper(family(OF_PAPER, outcomes)),
         _suites(pooled),
@@ -197,7 +197,7 @@ def _beside_the_paper(found: Family) -> PageSection:
     against = "; ".join(rows["reverse"])
     said = f"Of the {len(found)} orders that the paper has WaltzRL in, by the published reward here ({counts}). "
     said += f"The microworld disagrees on {against}." if against else "The microworld contradicts none."
-    return tested("Where the microworld disagrees with the paper", found, said)
+    return contrast_section("Where the microworld disagrees with the paper", found, said)
 
 
 def _suites(pooled: Mapping[str, Entry]) -> PageSection:
@@ -254,7 +254,7 @@ def _ablation(pooled: Mapping[str, Entry], found: Family) -> list[PageSection]:
     said = "In the paper label accuracy falls with every label term that is left out of the reward."
     return [
         PageSection("Reward ablation", said, Table(columns, rows), figure),
-        tested("Reward ablation, tested", found, f"The paper's order is {verdict}."),
+        contrast_section("Reward ablation, tested", found, f"The paper's order is {verdict}."),
     ]
 
 

@@ -88,7 +88,7 @@ def family(declared: Sequence[Contrast], outcomes: Mapping[Any, Sequence[Tables]
     }
 
 
-def tested(heading: str, found: Family, said: str = "") -> PageSection:
+def contrast_section(heading: str, found: Family, said: str = "") -> PageSection:
     """A section with every contrast of a family. said: stands before what they show."""
     rows: list[list[Any]] = [
         [

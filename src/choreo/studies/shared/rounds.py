@@ -16,7 +16,7 @@ from choreo.methods.macpo.measure import pgr
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.arms import Runs, Study
-from choreo.studies.shared.paired import Contrast, Family, family, tested
+from choreo.studies.shared.paired import Contrast, Family, contrast_section, family
 
 STUDENT, WEAK = "student+", "teacher-1+"
 OF_TEACHER = "taken/teacher-"  # in metrics.jsonl, once a round
@@ -118,7 +118,7 @@ def by_round(study: Study, runs: Runs, arm: str, heading: str) -> list[PageSecti
     columns = ("reward", *("start" if number == 0 else f"round {number}" for number in numbers))
     return [
         PageSection(heading, "The changes are tested in the next table.", Table(columns, rows), figure),
-        tested(f"{heading} The changes, tested", found),
+        contrast_section(f"{heading} The changes, tested", found),
     ]
 
 
