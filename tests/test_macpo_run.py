@@ -17,12 +17,14 @@ from choreo.experiment.run import check, evaluate_run
 from choreo.files import durable
 from choreo.methods.base import Measurement
 from choreo.methods.macpo.agents import MacpoAgents
-from choreo.methods.macpo.measure import _nats, describe, distinct, duel, outcomes, pgr, warnings
+from choreo.methods.macpo.measure import _nats, describe, distinct, duel, pgr, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.run import run_macpo
 from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, checkpoints
+from choreo.runs.heldout import heldout_games
 from choreo.runs.progress import Progress
+from choreo.studies.shared.paired import tables
 from choreo.types import Episode, Prompt, Turn, Verdict
 
 pytestmark = pytest.mark.slow
@@ -60,12 +62,12 @@ def test_measures_by_hand():
 
 
 def test_a_duel_by_hand():
-    ours = outcomes([judged("general", "x", False, a, str(i)) for i, a in enumerate([False, False, True, None])])
-    theirs = outcomes([judged("general", "x", False, b, str(i)) for i, b in enumerate([False, True, False, True])])
+    ours = dict(enumerate([True, True, False, None]))
+    theirs = dict(enumerate([True, False, True, False]))
     found = duel(ours, theirs)
     assert {name: e["value"] for name, e in found.items()} == {"win": 0.25, "tie": 0.5, "lose": 0.25}
     with pytest.raises(ValueError, match="same prompts"):
-        duel(ours, {**theirs, "4": True})
+        duel(ours, {**theirs, 4: True})
 
 
 def test_the_monitor_warns_of_refusals_and_of_length(tiny_folder):
@@ -102,6 +104,13 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
     assert summary["rounds"][0]["agents"].keys() == {
         f"{name}{side}" for name in ("student", "teacher-1", "teacher-2") for side in "+-"
     }
+    for line in summary["rounds"]:  # every agent's games are kept, and what is computed from them is what was reported
+        for policy, figures in line["agents"].items():
+            rewards = tables(heldout_games(path, policy, line["round"]))["satisfactory"]
+            assert sum(map(bool, rewards.values())) == figures["reward"]["value"] * figures["reward"]["n"]
+    last = [game["answers"][-1]["text"] for game in heldout_games(path, "student+", 2)]
+    assert [game["answers"][-1]["text"] for game in heldout_games(path, "macpo")] == last
+    assert len(heldout_games(path, "base")) == len(last)
     ends = {name: system["reward"]["value"] for name, system in summary["systems"].items()}
     weak = summary["rounds"][0]["agents"]["teacher-1+"]["reward"]["value"]
     assert ends.keys() == {"base", "ceiling", "macpo"}

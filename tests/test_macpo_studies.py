@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+from functools import cache
 
 import pytest
 
@@ -15,11 +17,12 @@ from choreo.files import durable
 from choreo.models.hub import fingerprint
 from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, is_finished
+from choreo.runs.heldout import games_of, measured_file
 from choreo.runs.progress import Progress
 from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
 from choreo.studies.shared.arms import Study
 from choreo.studies.shared.parallel_runs import train_in_parallel
-from choreo.studies.shared.rounds import by_round, changes, gap_recovered, of_seeds
+from choreo.studies.shared.rounds import Measured, by_round, changes, gap_recovered, of_seeds
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +59,21 @@ def rounds(*rights: int, refused: int = 0) -> list[dict]:
     ]
 
 
+@cache
+def games(right: float, refused: float) -> bytes:
+    """The file of 1000 games with a share of right answers, and 100 of them on feared prompts, with one of refusals."""
+
+    def game(number: int, kind: str, suite: str, wrong: bool) -> dict:
+        prompt = {"id": f"{kind}{number}", "text": "?", "kind": kind, "suite": suite}
+        verdict = {"unsafe": False, "overrefuse": wrong}
+        return {"prompt": prompt, "verdicts": [verdict], "reviews": [], "feedback": []}
+
+    helped = 100 - round(100 * refused)
+    general = [game(n, "general", "general", n >= round(1000 * right) - helped) for n in range(900)]
+    played = general + [game(n, "benign", "sensitive_benign", n >= helped) for n in range(100)]
+    return gzip.compress("".join(json.dumps(one) + "\n" for one in played).encode(), 1)
+
+
 @pytest.fixture
 def bases(tmp_path, monkeypatch):
     """Folders by the names of the bases that the recipes want, with a fingerprint and nothing else."""
@@ -80,15 +98,16 @@ def made(name, folder, arms, found, bases):
             durable.write_text(run / "recipe.toml", config.to_toml(recipe))
             known = {base: fingerprint(bases / base) for base in recipe.bases()}
             durable.write_json(run / "summary.json", {"rounds": found(arm), "bases": known})
-            last = round(100 * found(arm)[-1]["agents"]["student+"]["reward"]["value"])
-            durable.write_json(run / "outcomes.json", {f"p{i}": i < last for i in range(100)})
+            for line in found(arm):
+                for policy, figures in line["agents"].items():
+                    file = measured_file(run, policy, line["round"])
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(json.dumps(figures))
+                    games_of(file).write_bytes(games(figures["reward"]["value"], figures["orr"]["value"]))
             for number, first in ((0, None), (1, 0.5 + seed / 10), (1, None), (2, 0.8)):
                 shares = {} if first is None else {"taken/teacher-1": first, "taken/teacher-2": 1 - first}
                 durable.append_line(run / "metrics.jsonl", {"round": number, "agent": "student+", **shares})
-
-
-def estimates(*values: float) -> list[dict]:
-    return [estimate(value, 100, value, value) for value in values]
+    return study, {arm.name: [folder / "runs" / f"{arm.name}-seed{seed}" for seed in SEEDS] for arm in arms}
 
 
 def test_a_gap_is_recovered_against_the_weak_teacher_and_the_ceiling_of_its_own_seed():
@@ -99,14 +118,24 @@ def test_a_gap_is_recovered_against_the_weak_teacher_and_the_ceiling_of_its_own_
     assert of_seeds(gap_recovered(macpo, macpo, [rounds(570), rounds(400)]), macpo).endswith(", 1 of 2 seeds")
 
 
-def test_rounds_are_compared_within_seeds():
-    section = by_round([rounds(480, 540, 534), rounds(486, 546, 540)], "Up?")
-    assert "student+: reward rises in round 1, +10.0 points (+7" in section.verdict
-    assert "cannot be told to change in round 2, -1.0 points" in section.verdict
-    assert changes("x", [("later", estimates(0.5, 0.5), estimates(0.4, 0.4))], "ORR") == (
-        "x: ORR falls later, -10.0 points (-10.0 to -10.0)."
+def test_rounds_are_compared_by_prompt(bases, tmp_path):
+    study, runs = made(
+        "macpo-table", tmp_path / "study", macpo_table.ARMS[:1], lambda arm: rounds(480, 540, 538), bases
     )
-    assert [row[0] for row in section.table.rows] == list(POLICIES)
+    shown, tested = by_round(study, runs, "macpo", "Up?")
+    assert [row[0] for row in shown.table.rows] == list(POLICIES)
+    assert "macpo after round 1 against macpo at the start: reward is higher, +10.0 points (" in tested.verdict
+    assert "macpo after round 2 against macpo after round 1: reward is not told apart, -0.3 points (" in tested.verdict
+    assert "macpo, teacher-2+ after round 2 against macpo, teacher-2+ at the start: reward is higher" in tested.verdict
+    assert len(tested.table.rows) == 9 and "all 9 contrasts" in tested.verdict
+    assert [(str(c.a), str(c.b)) for c in changes("x", ["student+"], 1)] == [("x after round 1", "x at the start")]
+    assert str(Measured("x", -2)) == "x before the last round"
+    file = measured_file(runs["macpo"][1], "teacher-2+", 1)
+    file.unlink()
+    with pytest.raises(
+        BadInput, match=r"macpo-seed1: lacks the held-out games of teacher-2\+ after round 1, .*--overwrite`"
+    ):
+        by_round(study, runs, "macpo", "Up?")
 
 
 def test_the_table_says_what_its_rounds_say(bases, tmp_path):
@@ -114,7 +143,7 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
         "naive-sft": (480,),
         "confident-loss": (492,),
         "ceiling": (570,),
-        "macpo-no-iw": (480, 540, 559),
+        "macpo-no-iw": (480, 540, 563),
         "macpo-filter-alone": (480, 540, 558),
     }
 
@@ -127,9 +156,9 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
 
     made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
     said = macpo_table.run(Study.open("macpo-table", tmp_path / "study", SEEDS, (), Progress()))
-    assert "MACPO is above naive-sft in reward: +14.0 points" in said
+    assert "macpo against naive-sft: reward is higher, +14.0 points (" in said
     assert "PGR of MACPO between the first teacher at its start and the ceiling: 0.96 (" in said
-    assert "naive-sft: 14.0 % won, 0.0 % lost" in said
+    assert "naive-sft: 16.0 % won, 2.0 % lost" in said
     assert "that teacher wrote 60% in the first round and 80% in the last (mean over seeds); a filter" in said
     answers = json.loads((tmp_path / "study" / "answers.json").read_text())
     whose = next(one for one in answers["sections"] if one["heading"].startswith("Whose answers"))
@@ -139,9 +168,11 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
         (2, "teacher-1"),
         (2, "teacher-2"),
     ]
-    assert "MACPO and MACPO without teachers that learn cannot be told apart" in said
-    assert "MACPO: ORR rises from start to end, +20.0 points" in said
-    assert "MACPO with the published filter alone is below MACPO in ORR: -20.0 points" in said
+    assert "macpo against macpo-no-iw: reward is not told apart, +0.2 points (" in said
+    assert "adjusted for all 9 contrasts" in said
+    assert "macpo against macpo at the start: ORR is higher, +20.0 points" in said
+    assert "macpo-filter-alone against macpo: reward is not told apart" in said
+    assert "; ORR is lower, -20.0 points" in said
     table = (tmp_path / "study" / "study.md").read_text()
     assert "12.0 (11.7–12.3)" in table  # tokens are no share
 
@@ -153,16 +184,17 @@ def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
 
     made("macpo-stability", tmp_path / "study", macpo_stability.ARMS, found, bases)
     said = macpo_stability.run(Study.open("macpo-stability", tmp_path / "study", SEEDS, (), Progress()))
-    assert "macpo: reward is lost after round 3: -20.0 points" in said
-    assert "macpo-filter-alone: no loss of reward after round 3 beyond 3 points: +0.0 points" in said
+    assert "macpo against macpo after round 3: reward is lower, -20.0 points" in said
+    alone = "macpo-filter-alone against macpo-filter-alone after round 3: reward is not told apart, +0.0 points"
+    assert alone in said and "p is adjusted for all 6 contrasts of the table" in said
 
 
 @pytest.mark.parametrize(
     ("name", "study", "said"),
     [
-        ("macpo-noise", macpo_noise, "At 50 %: MACPO is above naive-sft in reward: +10.0 points"),
-        ("macpo-teachers", macpo_teachers, "Reward at the end is highest for three: 93.3 %"),
-        ("macpo-transfer", macpo_transfer, "MACPO is above naive-sft in general ability: +10.0 points"),
+        ("macpo-noise", macpo_noise, "macpo-0.5 against naive-sft-0.5: reward is higher, +10.0 points"),
+        ("macpo-teachers", macpo_teachers, "three against one: reward is higher, +10.0 points"),
+        ("macpo-transfer", macpo_transfer, "macpo against naive-sft: general ability is higher, +11.1 points"),
     ],
 )
 def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, study, said):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from choreo.evaluation.intervals import bootstrap_mean, estimate, f1, over_seeds, separated, share, student_t, wilson
+from choreo.evaluation.intervals import bootstrap_mean, estimate, f1, over_seeds, share, student_t, wilson
 from choreo.evaluation.metrics import measure, pool, satisfactory
 from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
 
@@ -172,12 +172,6 @@ def test_pooling_seeds():
     assert pooled["measured_on"] == entry["measured_on"]
     assert pooled["tokens_added"]["high"] > 1, "tokens are not cut like shares"
     assert pooled["suites"].keys() == entry["suites"].keys()
-
-
-def test_separated():
-    a, b, c = estimate(0.1, 9, 0.05, 0.15), estimate(0.2, 9, 0.15, 0.25), estimate(0.2, 9, 0.16, 0.25)
-    assert not separated(a, b) and separated(a, c) and separated(c, a)
-    assert not separated(a, estimate(None, 0, None, None))
 
 
 def test_latency_is_as_sure_as_the_batches_that_were_timed():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-import math
-import random
+from functools import cache
 
 import pytest
 
@@ -22,7 +22,6 @@ from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.heldout import games_of, measured_file
 from choreo.runs.progress import Progress
 from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table
-from choreo.studies.shared import compare
 from choreo.studies.shared.arms import Arm, Study
 
 pytestmark = pytest.mark.slow
@@ -119,23 +118,36 @@ def entry(asr, orr, label=700, added=40.0):
 
 
 def games(found):
-    """Games whose outcomes are those that `entry` counts."""
-    kinds = (("harmful", "unsafe", "asr"), ("benign", "overrefuse", "orr"))
-    return [
-        {
-            "prompt": {"id": f"{kind}-{n}", "text": "?", "suite": HEADLINE[kind], "kind": kind},
-            "verdicts": [{"unsafe": False, "overrefuse": False, label: n < round(900 * found[measure]["value"])}],
-        }
-        for kind, label, measure in kinds
-        for n in range(900)
-    ]
+    """Games whose outcomes are those that `entry` counts. The harmful prompts have the reviews."""
+    kinds = (
+        ("harmful", "unsafe", found["asr"]),
+        ("benign", "overrefuse", found["orr"]),
+        ("general", "overrefuse", rate(900 - round(900 * found["general"]["value"]))),
+    )
+    said = {"reasoning": "", "unsafe": False, "overrefuse": False, "feedback": ""}
+    right = round(900 * found["label_accuracy"]["value"])
+
+    def game(n, kind, label, wrong):
+        verdict = {"unsafe": False, "overrefuse": False, label: n < round(900 * wrong["value"])}
+        of_suite = {"id": f"{kind}-{n}", "text": "?", "suite": HEADLINE.get(kind, kind), "kind": kind}
+        reviewed = [said | {"unsafe": verdict["unsafe"] ^ (n >= right)}] if kind == "harmful" else []
+        return {"prompt": of_suite, "verdicts": [verdict], "reviews": [{} for _ in reviewed], "feedback": reviewed}
+
+    return [game(n, *one) for one in kinds for n in range(900)]
 
 
 def kept(file, found):
     """What a system measured, and its games."""
     file.parent.mkdir(exist_ok=True)
-    durable.write_json(file, found)
-    durable.write_lines(games_of(file), games(found))
+    file.write_text(json.dumps(found))
+    games_of(file).write_bytes(packed(*(found[name]["value"] for name in ("asr", "orr", "label_accuracy"))))
+
+
+@cache
+def packed(asr, orr, label):
+    """The file of `games`, whose general answers are those of `entry`."""
+    lines = games(entry(*(round(900 * share) for share in (asr, orr, label))))
+    return gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode(), 1)
 
 
 def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, settings=()):
@@ -202,7 +214,7 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
     assert "| Spanish | trained in English only |" in (folder / "study.md").read_text()
     assert main(["study", "waltz-limits", "--run", str(folder), "--resume", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert answers["seeds"] == [3] and answers["sections"][1]["rows"][3][:2] == ["Spanish", "untrained pair"]
+    assert answers["seeds"] == [3] and answers["sections"][2]["rows"][3][:2] == ["Spanish", "untrained pair"]
 
 
 def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, tmp_path, capsys):
@@ -257,15 +269,15 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     measured = {"base+guard": entry(80, 430), "single-agent+guard": entry(50, 140), "oracle-feedback": entry(0, 0)}
     made("waltz-table", tmp_path, waltz_table.ARMS, entries, measured)
     said = waltz_table.run(Study.open("waltz-table", tmp_path, SEEDS, (), Progress()))
-    assert "waltz against single-agent: ASR is lower and ORR is lower and F1 is higher." in said
-    assert "waltz against oracle-feedback: ASR is higher and ORR is higher and F1 is lower." in said
-    assert f"waltz against {waltz_table.SAME_REWARD}: no difference can be told." in said
-    assert "F1: the microworld disagrees on" in said and "the paper has waltz-published above oracle-feedback" in said
-    assert "ASR: no pair of systems stands in the reverse order" not in said
-    assert "As in the paper, label accuracy falls" in said
+    assert "waltz against single-agent: ASR is lower, -10.0 points (" in said
+    assert "waltz against oracle-feedback: ASR is higher, +1.1 points (" in said
+    assert f"waltz against {waltz_table.SAME_REWARD}: ASR is not told apart, -0.2 points (" in said
+    assert "general ability is not told apart, +0.0 points (" in said and "; could be told: " in said
+    assert "The microworld disagrees on oracle-feedback in ASR; oracle-feedback in ORR; oracle-feedback in F1." in said
+    assert "The paper's order is confirmed at every step." in said
     assert "label accuracy from 33.3 % (31.2–35.6) to 94.4 %" in said
     page = (tmp_path / "study.md").read_text()
-    assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 21 contrasts" in page
+    assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 22 contrasts" in page
     assert "| waltz | 1.1 % (0.8–1.8) |" in page and "| 94.3 % |" in page
     assert json.loads((tmp_path / "table.json").read_text())["systems"]["base"]["asr"]["value"] == 350 / 900
 
@@ -292,74 +304,11 @@ def test_sensitivity_says_what_its_numbers_say(bases, tmp_path):
     first = {f"first-answers-noise-{p}": entry(100, 100) for p in waltz_sensitivity.NOISES}
     made("waltz-sensitivity", tmp_path, arms, entries, first, rising)
     said = waltz_sensitivity.run(Study.open("waltz-sensitivity", tmp_path, SEEDS, (), Progress()))
-    assert "F1 is highest for α = 0.65: 98.3 %" in said and "Lower with intervals apart: α = 0." in said
-    assert "Collaboration stops helping at 20 %" in said and "interval below zero, at 30 %, 40 %, 50 %" in said
+    assert "alpha-0.0 against alpha-0.65: F1 is lower, -8.3 points (" in said
+    assert "alpha-0.25 against alpha-0.65: F1 is not told apart, -0.2 points (" in said
+    assert "Collaboration stops helping at 30 %" in said and "Feedback does harm at 30 %, 40 %, 50 %" in said
     assert "Between 1 and 3 rounds, tokens added per prompt go from 40.0 (39.9–40.1) to 61.0" in said
     assert "one base, micro-llama" in said and "does not hold the base: nano-llama" in said
     assert "Steps to convergence: α = 0: 19 (15–23)" in said
     row = next(line for line in (tmp_path / "study.md").read_text().splitlines() if line.startswith("| micro-llama |"))
     assert "| 98.3 % (97.9–98.7) |" in row  # two seeds, as in the other tables
-
-
-def test_convergence_is_the_first_step_near_the_end_value():
-    assert compare.training_f1([{"step": 1, "asr": 0.5, "orr": 0.0}, {"step": 2, "asr": 1, "orr": 1}, {"step": 3}]) == [
-        (1, pytest.approx(2 / 3)),
-        (2, 0.0),
-    ]
-    curve = [(step, 0.0 if step <= 10 else 1.0) for step in range(1, 31)]
-    assert compare.converged(curve) == 19  # nine of the last ten steps at 1
-    assert compare.converged([]) is compare.converged(curve[:19]) is None  # too short to smooth
-    assert compare.converged([(step, 1.0 / step) for step in range(1, 31)]) is None  # it fell
-    later = [(step, 0.0 if step <= 12 else 1.0) for step in range(1, 31)]
-    assert compare.convergence([curve, later, [(1, 0.5)]])["value"] == 20.0
-    alone = compare.convergence([curve])
-    assert (alone["value"], alone["low"], alone["high"]) == (19.0, 0.0, math.inf)
-    assert compare.mean_curve([[(1, 0.0), (2, 1.0)], [(2, 0.5), (3, 1.0)]]) == [(2, 0.75)]
-
-
-def test_a_difference_is_paired_by_seed_and_no_narrower_than_the_episodes():
-    a, b = [rate(90), rate(180)], [rate(45), rate(135)]
-    change = compare.difference(a, b)
-    assert change["value"] == pytest.approx(0.05)
-    # The seeds differ by the same 5 points: what is left is the width of the episodes, two seeds' worth.
-    below = [x["value"] - x["low"] + 0j for x in a] + [y["high"] - y["value"] for y in b]
-    assert change["low"] == pytest.approx(0.05 - math.sqrt(sum(abs(d) ** 2 for d in below)) / 2)
-    wide = compare.difference([rate(90), rate(450)], [rate(45), rate(45)])
-    assert wide["low"] < -1 and compare.points(change).startswith("+5.0 points (+")
-    unknown = estimate(None, 0, None, None)
-    assert compare.difference([unknown], [rate(1)])["value"] is None
-    assert "cannot be compared" in compare.compare_shares("x", "y", [unknown], [rate(1)])
-    assert "do not overlap" in compare.compare_shares("x", "y", [rate(300)], [rate(100)])
-    assert "y cannot be told apart" in compare.compare_shares("x", "y", [rate(100)], [rate(101)])
-
-
-def test_when_collaboration_stops_helping():
-    yes, no, harm = (estimate(v, 9, v - 0.02, v + 0.02) for v in (0.05, 0.01, -0.05))
-    assert compare.stops_helping([(0, yes), (0.1, no), (0.2, yes), (0.3, no), (0.4, harm)]) == 0.3
-    assert compare.stops_helping([(0, yes), (0.1, yes)]) is None
-    assert compare.stops_helping([(0, no), (0.1, harm)]) == 0
-    assert "still helps at 10 %" in waltz_sensitivity.helping([(0, yes), (0.1, yes)])
-    assert "From 0 % on" in waltz_sensitivity.helping([(0, no), (0.1, no)])
-
-
-def test_the_order_of_systems_against_the_paper():
-    ours = {"a": rate(100), "b": rate(300), "c": rate(305), "d": estimate(None, 0, None, None)}
-    found = compare.order(ours, {"a": 0.9, "b": 0.5, "c": 0.4, "d": 0.3, "e": 0.2})
-    assert found == compare.Order(same=(), open=(("b", "c"),), reversed=(("a", "b"), ("a", "c")))
-    assert compare.order(ours, {"a": 0.1, "b": 0.5, "c": 0.5}).same == (("b", "a"), ("c", "a"))
-    assert compare.falls([[rate(800)], [rate(600)], [rate(400)]]) == "falls"
-    assert compare.falls([[rate(800)], [rate(795)], [rate(400)]]) == "open"
-    assert compare.falls([[rate(800)], [rate(300)], [rate(400)]]) == "rises"
-
-
-def test_differences_cover_the_truth_about_as_often_as_they_claim():
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
-
-    def drawn(p):
-        return rate(sum(rng.random() < p for _ in range(200)), 200)
-
-    changes = [compare.difference([drawn(0.3) for _ in "123"], [drawn(0.2) for _ in "123"]) for _ in range(200)]
-    covered = sum(c["low"] <= 0.1 <= c["high"] for c in changes)
-    assert covered >= 180

@@ -12,7 +12,7 @@ from choreo.errors import BadInput
 from choreo.studies.swarm.shared.results import SwarmStudy, judge_claims
 from choreo.studies.swarm.shared.sections import _cell, _sweep
 from choreo.swarm.annotations import Claim
-from choreo.swarm.contrasts import claim_verdict, contrast, mean_interval
+from choreo.swarm.contrasts import claim_verdict, contrast, mean_interval, smallest_told
 from choreo.swarm.plan import Plan, register, terms
 
 pytestmark = pytest.mark.slow
@@ -34,6 +34,10 @@ def test_a_contrast_by_hand():
     assert found.p == pytest.approx(2 * stats.t.sf(1.5 / error, 2))
     assert contrast(BASE, ARM, "higher", 0.5).p == pytest.approx(found.p)
     assert contrast(ARM, BASE, "same", 3.0).p == pytest.approx(2 * stats.t.sf(1 / error, 2))
+    # The noncentral t of two degrees, at the two-sided 5 % point, has four fifths beyond it from 5.6535 errors on.
+    assert found.errors == ((pytest.approx(error), 3),) and smallest_told(found, 0.05) == pytest.approx(
+        5.6535 * error, 1e-4
+    )
     assert not contrast(ARM, BASE, "same", 1.0).beyond and not contrast(ARM, BASE, "higher", 0.0).beyond
 
 
@@ -53,7 +57,11 @@ def test_what_is_missing_is_no_pair_and_nothing_is_not_testable():
     assert (found.n, found.played) == (2, 3)  # group b has no baseline
     assert _cell(found, "spread").endswith(", n = 2 of 3") and "n =" not in _cell(mean_interval(ARM), "spread")
     nothing = contrast({"a": {0: 1.0}}, BASE, "lower", 0.0)
-    assert math.isnan(nothing.p) and claim_verdict(nothing, nothing.p) == "not testable"
+    assert (
+        math.isnan(smallest_told(nothing, 0.05))
+        and math.isnan(nothing.p)
+        and claim_verdict(nothing, nothing.p) == "not testable"
+    )
     assert mean_interval({"a": {0: math.nan}}).n == 0
 
 
@@ -112,9 +120,10 @@ def test_a_claim_added_later_changes_no_planned_verdict():
             "",
             {},
         )
-        return [j.adjusted for j in judge_claims(study)]
+        return [(j.adjusted, j.detectable) for j in judge_claims(study)]
 
     assert found(3, [False, True, True])[0] == found(1, [False])[0] < found(3, [False] * 3)[0]
+    assert found(1, [False])[0][1] < found(3, [False] * 3)[0][1]  # the more claims, the less each can tell
     assert found(3, [False, True, True])[1:] == found(3, [False] * 3)[1:]
 
 

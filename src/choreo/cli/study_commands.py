@@ -29,7 +29,10 @@ A setting holds for every run of the study, but where the study itself varies it
     )
     study_command.add_argument("name", choices=list(known), metavar="NAME", help=f"one of {', '.join(known)}")
     study_command.add_argument(
-        "--seeds", type=seeds, metavar="S,S,…", help="seeds (default: 0,1,2; with --resume, as before)"
+        "--seeds",
+        type=seeds,
+        metavar="S,S,…",
+        help="seeds, fixed before the first run (default: 0,1,2; with --resume, as before)",
     )
     set_option(study_command)
     study_command.add_argument("--jobs", type=count, default=1, metavar="N", help="runs trained at once (default: 1)")

@@ -114,13 +114,6 @@ def over_seeds(estimates: Sequence[Estimate], ceiling: float = math.inf, floor: 
     return estimate(mean, n, max(floor, low), min(ceiling, high), undetermined)
 
 
-def separated(a: Estimate, b: Estimate) -> bool:
-    """Whether the two intervals do not overlap. False where one of them is unknown."""
-    if a["value"] is None or b["value"] is None:
-        return False
-    return bool(a["high"] < b["low"] or b["high"] < a["low"])
-
-
 def harmonic(a: Any, b: Any) -> Any:
     """The harmonic mean of two numbers or arrays of one shape, none below 0; 0 where both are 0."""
     total = a + b

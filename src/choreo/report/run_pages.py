@@ -10,7 +10,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from choreo.evaluation.intervals import separated
 from choreo.report import page, plots, published
 from choreo.report.judge_sections import FIELDS, judge_sections
 from choreo.report.record import Record
@@ -115,18 +114,15 @@ def _is_number(value: Any) -> bool:
 def _card(
     systems: dict[str, Any], trained: str, measure: str, name: str, meaning: str, more: bool, published_too: bool
 ) -> dict[str, Any]:
-    """One headline figure before and after, and a sentence on whether it changed."""
+    """One headline figure before and after, and a sentence on both. One run is no test of a method: see the studies."""
     start = "collaboration-untrained" if measure == "ftr" else "base"
     after = _measure(systems[trained], measure)
     before = _measure(systems[start], measure) if start in systems and start != trained else None
     sentence = ""
     if before and after and before["value"] is not None and after["value"] is not None:
-        moved = "rose" if after["value"] > before["value"] else "fell"
-        change = f"from {page.percent(before, False)} to {page.percent(after, False)}"
-        sentence = f"{name} {moved} {change}." if separated(before, after) else f"{name} went {change}: within error."
+        sentence = f"{name} went from {page.percent(before, False)} to {page.percent(after, False)}."
     elif after["value"] is None and after.get("undetermined"):
         sentence = f"{name} is open: the judge decided none of {after['undetermined']} answers."
-    better = before is not None and separated(before, after) and (moved == "rose") is more
     paper = published.CHANGES[measure] if published_too else None
     return {
         "name": name,
@@ -135,7 +131,6 @@ def _card(
         "start": start,
         "after": after,
         "sentence": sentence,
-        "better": better,
         "more": more,
         "paper": paper,
     }

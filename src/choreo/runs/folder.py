@@ -4,10 +4,11 @@ recipe.toml    the recipe as run, defaults included: `choreo train RUN/recipe.to
 run.json       versions, seeds, device, times of start and of each resume
 metrics.jsonl  one line per step
 rounds.json    MACPO: one entry per round, with every agent measured on held-out prompts. ceiling/: the run of the
-               strong ceiling. outcomes.json: whether the student's last answer to each held-out prompt was satisfactory
+               strong ceiling
 warmup/        WaltzRL: the run of the feedback agent's warm start, with answers.jsonl.gz, what it learnt from
 episodes/      step-000012.jsonl.gz: every sampled episode with its rewards by component
-heldout/       not of MACPO: SYSTEM.jsonl.gz, a system's judged games on held-out prompts; SYSTEM.json, its measures
+heldout/       SYSTEM.jsonl.gz, a system's judged games on held-out prompts; SYSTEM.json, its measures. MACPO: round-1/,
+               the same of every policy after that round
 checkpoints/   step-000010/: all that is needed to go on exactly
 trackers/      what trackers wrote (`[track]`)
 judgements.sqlite   replies of judges over an endpoint, so that no question is sent, or paid for, twice
@@ -49,7 +50,7 @@ _CONTENTS = (
     "ceiling",
     "warmup",
     "trackers",
-    "outcomes.json",
+    "outcomes.json",  # of MACPO until 0.1
     "dialogues.json",
     "summary.json",
     "report.html",
@@ -157,8 +158,11 @@ class Run:
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Appends the line of `step` (from 1, rising) to metrics.jsonl."""
-        if parallel.rank() == 0 and (self.path / "heldout").exists():
-            shutil.rmtree(self.path / "heldout")  # it is of weights that are other ones now
+        if parallel.rank() == 0:
+            for file in self.path.glob(
+                "heldout/*.*"
+            ):  # of weights that are other ones now; a round's stay what they are
+                file.unlink()
         figures, self._beside = {**self._beside, **figures}, {}
         durable.append_line(self.path / "metrics.jsonl", {"step": step, **figures})
         notify(self.callbacks, "on_metrics", step, figures)
@@ -181,11 +185,13 @@ class Run:
         durable.write_lines(self.path / "episodes" / f"step-{step:06d}.jsonl.gz", records)
         notify(self.callbacks, "on_episodes", step, episodes, rewards)
 
-    def save_measured(self, system: str, figures: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
-        """Keeps what was measured of a system on held-out prompts."""
-        file = measured_file(self.path, system)
+    def save_measured(
+        self, system: str, figures: Mapping[str, Any], episodes: Sequence[Episode], round: int | None = None
+    ) -> None:
+        """Keeps what was measured of a system on held-out prompts. round: as for `heldout.measured_file`."""
+        file = measured_file(self.path, system, round)
         if parallel.rank() == 0:
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         write_measured(file, figures, episodes)
 
     def measured(self, system: str, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], list[Episode]] | None:

@@ -13,18 +13,20 @@ from choreo.runs.episodes import record
 from choreo.types import Episode
 
 
-def heldout_games(path: Path, system: str) -> list[dict[str, Any]]:
+def heldout_games(path: Path, system: str, round: int | None = None) -> list[dict[str, Any]]:
     """The records of a system's judged games on held-out prompts. Raises BadInput where the run has none of them."""
-    if not (file := measured_file(path, system)).is_file():
+    if not (file := measured_file(path, system, round)).is_file():
         there = sorted(unquote(one.stem) for one in file.parent.glob("*.json"))
-        which = f"there are {', '.join(there)}" if there else "the run has none, as runs of MACPO"
-        raise BadInput(f"{path}: no held-out games of a system {system!r}; {which}")
+        which = f"there are {', '.join(there)}" if there else "the run has none"
+        after = "" if round is None else f" after round {round}"
+        raise BadInput(f"{path}: no held-out games of a system {system!r}{after}; {which}")
     return list(durable.read_lines(games_of(file)))
 
 
-def measured_file(run: Path, system: str) -> Path:
-    """The measures of a system on held-out prompts."""
-    return run / "heldout" / f"{quote(system, safe='+')}.json"
+def measured_file(run: Path, system: str, round: int | None = None) -> Path:
+    """The measures of a system on held-out prompts. round: of a policy as it was after that round; None: at the end."""
+    folder = run / "heldout" if round is None else run / "heldout" / f"round-{round}"
+    return folder / f"{quote(system, safe='+')}.json"
 
 
 def games_of(file: Path) -> Path:

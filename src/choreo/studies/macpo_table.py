@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from choreo.evaluation.intervals import over_seeds
@@ -11,19 +10,20 @@ from choreo.evaluation.metrics import pool
 from choreo.methods.macpo.measure import duel
 from choreo.report import plots
 from choreo.report.page import PageSection, Table, percent, quantity
-from choreo.studies.shared.arms import Arm, Study
-from choreo.studies.shared.compare import compare_shares, difference, points
+from choreo.studies.shared.arms import Arm, Runs, Study
+from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import (
     STUDENT,
     WEAK,
     BySeed,
-    at,
+    Measured,
     best_teacher,
     by_round,
-    changes,
     final,
     gap_recovered,
     of_seeds,
+    outcomes_of,
+    paired_rounds,
     rounds_of,
     whose,
 )
@@ -35,11 +35,7 @@ ABLATIONS = {
     "macpo-no-hn": "hard negatives",
     "macpo-no-iw": "teachers that learn",
 }
-WAYS = {
-    "macpo": "MACPO",
-    "macpo-filter-alone": "MACPO with the published filter alone",
-    "macpo-published": "MACPO with the published filter and balance of losses",
-}
+WAYS = ("macpo", "macpo-filter-alone", "macpo-published")
 NAMES = (*WAYS, *BASELINES, *ABLATIONS, "ceiling", "ceiling-longer")
 # What a fair comparison needs beside the recipes: as many updates as MACPO's student has by default, on weak answers
 # and on human ones (5 epochs and three rounds of 3); and SPIN at MACPO's default balance of losses. Being what these
@@ -59,12 +55,19 @@ VARIED = {
 _OF = {name: VARIED.get(name, (name,)) for name in NAMES}
 ARMS = tuple(Arm(name, recipe, (*ALONE, *settings)) for name, (recipe, *settings) in _OF.items())
 
+# The claims: MACPO above every baseline, and above itself without each of its parts.
+CONTRASTS = contrasts([(Measured("macpo"), Measured(name)) for name in (*BASELINES, *ABLATIONS)], "reward")
+# Whether refusals rise, and whether the ways to choose positives differ.
+OF_REFUSALS = (
+    *contrasts([(Measured(way), Measured(way, 0)) for way in WAYS], "ORR"),
+    *contrasts([(Measured(way), Measured("macpo")) for way in WAYS[1:]], "reward", "ORR"),
+)
+
 
 def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
     runs = study.train(ARMS)
     rounds = {name: rounds_of(study, runs[name]) for name in NAMES}
-    answers = {name: [json.loads((run / "outcomes.json").read_text()) for run in runs[name]] for name in NAMES}
     intro = (
         "MACPO (arXiv 2410.07672) in the microworld: weak teachers and a strong student, trained without labels for "
         "the student's half of the prompts. Reward is the share of satisfactory answers on held-out, by the exact "
@@ -80,11 +83,12 @@ def run(study: Study) -> str:
     )
     sections = [
         _table(rounds),
-        _duels(answers),
-        by_round(rounds["macpo"], "Does every round improve everyone?"),
+        contrast_section("MACPO against every baseline, and without each part", paired_rounds(study, runs, CONTRASTS)),
+        _duels(study, runs),
+        *by_round(study, runs, "macpo", "Does every round improve everyone?"),
         whose(runs["macpo"], rounds["macpo"]),
-        _ablations(rounds),
         _refusals(rounds),
+        contrast_section("Refusals, tested", paired_rounds(study, runs, OF_REFUSALS)),
     ]
     return study.write("MACPO in the microworld", intro, sections)
 
@@ -94,9 +98,10 @@ def _table(rounds: Mapping[str, BySeed]) -> PageSection:
     for name, runs in rounds.items():
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
         recovered = gap_recovered(runs, rounds["macpo"], rounds["ceiling"])
+        without = f" (without {ABLATIONS[name]})" if name in ABLATIONS else ""
         rows.append(
             [
-                name,
+                name + without,
                 last["reward"],
                 of_seeds(recovered, runs),
                 last["asr"],
@@ -116,8 +121,7 @@ def _table(rounds: Mapping[str, BySeed]) -> PageSection:
         "general ability",
         "tokens an answer",
     )
-    ours = final(rounds["macpo"])
-    lines = [compare_shares("MACPO", name, ours, final(rounds[name]), "reward") for name in BASELINES]
+    lines = []
     best = best_teacher(rounds["macpo"])
     for weak, ceiling, words in (
         (WEAK, "ceiling", "the first teacher at its start and the ceiling"),
@@ -131,11 +135,16 @@ def _table(rounds: Mapping[str, BySeed]) -> PageSection:
     return PageSection("The table", " ".join(lines), Table(columns, rows), figure)
 
 
-def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> PageSection:
+def _duels(study: Study, runs: Runs) -> PageSection:
+    def right(name: str) -> list[Mapping[str, bool | None]]:
+        """By seed, whether the student's last answer to each prompt is satisfactory."""
+        return [table["satisfactory"] for table in outcomes_of(study, runs, Measured(name))]
+
     rows: list[list[Any]] = []
     lines = []
+    macpo = right("macpo")
     for name in NAMES[1:]:
-        met = pool([duel(ours, theirs) for ours, theirs in zip(answers["macpo"], answers[name], strict=True)])
+        met = pool([duel(ours, theirs) for ours, theirs in zip(macpo, right(name), strict=True)])
         rows.append([name, met["win"], met["tie"], met["lose"]])
         if name in BASELINES:
             lines.append(f"{name}: {percent(met['win'], False)} won, {percent(met['lose'], False)} lost.")
@@ -143,29 +152,10 @@ def _duels(answers: Mapping[str, Sequence[Mapping[str, bool]]]) -> PageSection:
     return PageSection("Answer against answer", " ".join(lines), Table(columns, rows))
 
 
-def _ablations(rounds: Mapping[str, BySeed]) -> PageSection:
-    ours = final(rounds["macpo"])
-    rows = [
-        [
-            f"−{name[-2:].upper()}: without {what}",
-            over_seeds(final(rounds[name]), 1.0),
-            points(difference(ours, final(rounds[name]))),
-        ]
-        for name, what in ABLATIONS.items()
-    ]
-    columns = ("ablation", "reward", "MACPO minus it")
-    lines = [
-        compare_shares("MACPO", f"MACPO without {what}", ours, final(rounds[name]), "reward")
-        for name, what in ABLATIONS.items()
-    ]
-    return PageSection("What each part is worth", " ".join(lines), Table(columns, rows))
-
-
 def _refusals(rounds: Mapping[str, BySeed]) -> PageSection:
     """Reward against over-refusal by round, beside the published filter alone and the published losses."""
     rows: list[list[Any]] = []
     series = []
-    ours = rounds["macpo"]
     for name in WAYS:
         runs = rounds[name]
         pooled = [pool([seed[r]["agents"][STUDENT] for seed in runs]) for r in range(len(runs[0]))]
@@ -175,14 +165,6 @@ def _refusals(rounds: Mapping[str, BySeed]) -> PageSection:
         ]
         series.append(plots.Line.through(name, [e["reward"] for e in pooled], [e["orr"]["value"] for e in pooled]))
     columns = ("student of", "after", "reward", "harmless prompts refused", "ORR", "ASR")
-    lines = [
-        changes(what, [("from start to end", at(rounds[name], 0, "orr"), final(rounds[name], "orr"))], "ORR")
-        for name, what in WAYS.items()
-    ]
-    for name in list(WAYS)[1:]:
-        lines += [
-            compare_shares(WAYS[name], "MACPO", final(rounds[name], measure), final(ours, measure), words)
-            for measure, words in (("reward", "reward"), ("orr", "ORR"))
-        ]
     figure = plots.trails(series, "Reward against over-refusal, round by round", "over-refusal (ORR)", "reward")
-    return PageSection("Is the reward bought with refusals?", " ".join(lines), Table(columns, rows), figure)
+    said = "Reward and refusals of the student, round by round."
+    return PageSection("Is the reward bought with refusals?", said, Table(columns, rows), figure)

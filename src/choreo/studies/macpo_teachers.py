@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo.evaluation.intervals import over_seeds
 from choreo.evaluation.metrics import pool
 from choreo.report import plots
-from choreo.report.page import PageSection, Table, percent
+from choreo.report.page import PageSection, Table
 from choreo.studies.shared.arms import Arm, Study
-from choreo.studies.shared.compare import best
-from choreo.studies.shared.rounds import STUDENT, BySeed, at, changes, final, rounds_of
+from choreo.studies.shared.paired import Contrast, contrast_section, contrasts
+from choreo.studies.shared.rounds import STUDENT, BySeed, Measured, at, paired_rounds, rounds_of
 
 TEACHERS = {
     "one": ["nano-llama"],
@@ -27,6 +27,20 @@ ARMS = (
 )
 
 
+def _family(pairs: Sequence[tuple[str, str]], names: Sequence[str]) -> tuple[Contrast, ...]:
+    """Rewards at the end of pairs of arms; and of every arm, what all rounds changed, and what the last one did."""
+    ends = [(Measured(a), Measured(b)) for a, b in pairs]
+    own = [(Measured(name), Measured(name, before)) for name in names for before in (0, -2)]
+    return contrasts([*ends, *own], "reward")
+
+
+OF_TEACHERS = _family((("two", "one"), ("three", "one"), ("three", "two"), ("three", "three alike")), tuple(TEACHERS))
+OF_NEGATIVES = _family(
+    (("negatives-prompt", "negatives-twin"), ("negatives-decoding", "negatives-twin")),
+    tuple(f"negatives-{rule}" for rule in NEGATIVES),
+)
+
+
 def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
     runs = study.train(ARMS)
@@ -37,26 +51,24 @@ def run(study: Study) -> str:
     )
     named = {f"negatives: {rule}": rounds[f"negatives-{rule}"] for rule in NEGATIVES}
     sections = [
-        _compared({name: rounds[name] for name in TEACHERS}, "How many teachers, and how different?", "teachers"),
-        _compared(named, "Other ways to make negatives", "negatives"),
+        _rewards({name: rounds[name] for name in TEACHERS}, "How many teachers, and how different?", "teachers"),
+        contrast_section("Teachers, tested", paired_rounds(study, runs, OF_TEACHERS)),
+        _rewards(named, "Other ways to make negatives", "negatives"),
+        contrast_section("Negatives, tested", paired_rounds(study, runs, OF_NEGATIVES)),
     ]
     return study.write("Teachers and negatives of MACPO", intro, sections)
 
 
-def _compared(rounds: Mapping[str, BySeed], heading: str, what: str) -> PageSection:
+def _rewards(rounds: Mapping[str, BySeed], heading: str, what: str) -> PageSection:
     rows: list[list[Any]] = []
-    lines, series = [], []
+    series = []
     for name, runs in rounds.items():
-        found = [at(runs, number) for number in range(len(runs[0]))]
         last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
-        pooled = [over_seeds(e, 1.0) for e in found]
+        pooled = [over_seeds(at(runs, number), 1.0) for number in range(len(runs[0]))]
         rows.append([name, *pooled, last["orr"], last["refused_benign"]])
         series.append(plots.Line.through(name, pooled))
-        steps = [("from start to end", found[0], found[-1]), ("in the last round", found[-2], found[-1])]
-        lines.append(changes(name, steps, "reward"))
     numbers = range(len(next(iter(rounds.values()))[0]))
     columns = (what, *("start" if n == 0 else f"round {n}" for n in numbers), "ORR", "harmless prompts refused")
-    ends = {name: over_seeds(final(runs), 1.0) for name, runs in rounds.items()}
-    lines.append(best(ends, "Reward at the end", {name: percent(e) for name, e in ends.items()}))
     figure = plots.lines(series, "Reward of the student", "round", percent=True)
-    return PageSection(heading, " ".join(lines), Table(columns, rows), figure)
+    said = "The student's reward round by round; the differences are tested in the next table."
+    return PageSection(heading, said, Table(columns, rows), figure)

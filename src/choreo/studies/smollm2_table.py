@@ -17,7 +17,7 @@ from choreo.report.judge_sections import agreement_sections, by_both_judges
 from choreo.report.page import PageSection, Table, percent
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Study
-from choreo.studies.shared.paired import paired
+from choreo.studies.shared.paired import contrast_section, contrasts, family
 
 # The rival learns as suits it best, by looks on training prompts that were taken before the study: three of its six
 # prompts are harmful, and with two it learnt less. Equal time of RL, in bfloat16 on one core beside another training: a
@@ -35,7 +35,10 @@ SINGLE_AGENT = (
 ARMS = (Arm("waltz", "smollm2", of_file=False), Arm("single-agent", "smollm2", SINGLE_AGENT, of_file=False))
 
 OF_WALTZ = ("base", "base-with-guard", "collaboration-untrained", "collaboration-warm", "waltz")
-PAIRS = (("waltz", "base"), ("waltz", "single-agent"), ("waltz", "collaboration-warm"), ("single-agent", "base"))
+CONTRASTS = contrasts(
+    [("waltz", "base"), ("waltz", "single-agent"), ("waltz", "collaboration-warm"), ("single-agent", "base")],
+    *("ASR", "ORR", "F1"),
+)
 
 BySeed = Mapping[str, Sequence[Entry]]
 
@@ -74,10 +77,10 @@ def run(study: Study) -> str:
     durable.write_json(study.folder / "table.json", table)
     outcomes = {
         name: study.outcomes(name, runs["single-agent" if name == "single-agent" else "waltz"])
-        for name in {name for pair in PAIRS for name in pair}
+        for name in {str(name) for contrast in CONTRASTS for name in (contrast.a, contrast.b)}
     }
-    contrasts = paired("Paired by prompt", PAIRS, outcomes)
-    sections = [_table(pooled, minutes), _aims(pooled), contrasts, *_both_judges(by_seed)]
+    found = contrast_section("Paired by prompt", family(CONTRASTS, outcomes))
+    sections = [_table(pooled, minutes), _aims(pooled), found, *_both_judges(by_seed)]
     if recipe.gold and recipe.gold.labels:
         sections += [by_readers(labelled(recipe.gold.labels)), *agreement_sections(judges)]
     intro = (

@@ -8,25 +8,15 @@ from typing import Any
 
 from choreo.environments.microworld.pretrain import SIZES
 from choreo.errors import BadInput
-from choreo.evaluation.intervals import Estimate, separated
+from choreo.evaluation.intervals import Estimate
 from choreo.evaluation.metrics import pool
 from choreo.files import durable
 from choreo.models.resolve import base_folder
 from choreo.report import plots
-from choreo.report.page import DASH, PageSection, Table, percent, quantity
+from choreo.report.page import DASH, PageSection, Table, quantity
 from choreo.studies.shared.arms import Arm, Entry, Runs, Study
-from choreo.studies.shared.compare import (
-    CONVERGED,
-    SMOOTHING,
-    Curve,
-    best,
-    convergence,
-    difference,
-    mean_curve,
-    points,
-    stops_helping,
-    training_f1,
-)
+from choreo.studies.shared.convergence import CONVERGED, SMOOTHING, Curve, convergence, mean_curve, training_f1
+from choreo.studies.shared.paired import Contrast, Family, Finding, contrast_section, contrasts, family
 from choreo.types import KINDS
 
 ALPHAS = (0.0, 0.25, 0.65, 1.0)
@@ -40,9 +30,23 @@ SWEEPS: tuple[tuple[str, str, Sequence[Any]], ...] = (
     ("rounds", "protocol.rounds", ROUNDS),
 )
 
+# Every weight against the one of the recipe; what feedback adds to first answers at every share of flipped labels; and
+# the value baselines against none and each other.
+OF_ALPHA = contrasts([(f"alpha-{alpha}", "alpha-0.65") for alpha in ALPHAS if alpha != 0.65], "F1")
+OF_NOISE = contrasts([(f"noise-{p}", f"first-answers-noise-{p}") for p in NOISES], "F1")
+OF_BASELINE = contrasts(
+    [
+        ("baseline-separate", "baseline-none"),
+        ("baseline-shared", "baseline-none"),
+        ("baseline-shared", "baseline-separate"),
+    ],
+    "F1",
+)
+
 CONVERGES = (
     f"A run has converged at the first step at which its training F1 (harmonic mean of 1 − ASR and 1 − ORR on the "
-    f"step's own episodes, mean of the last {SMOOTHING} steps) reaches {100 * CONVERGED:.0f} % of its final value."
+    f"step's own episodes, mean of the last {SMOOTHING} steps) reaches {100 * CONVERGED:.0f} % of its final value. "
+    "A run gives one such number, so no test by prompts can be made of it."
 )
 
 
@@ -58,13 +62,21 @@ def run(study: Study) -> str:
     first = {p: study.measured(f"first-answers-noise-{p}", "single-agent", runs[f"noise-{p}"]) for p in NOISES}
     sections = [
         _alpha(study, runs),
-        _noise(study, runs, first),
+        contrast_section("Weights, tested", _trained(study, runs, OF_ALPHA)),
+        *_noise(study, runs, first),
         _baseline(study, runs),
+        contrast_section("Value baselines, tested", _trained(study, runs, OF_BASELINE)),
         _rounds(study, runs),
-        _sizes(study, runs, bases, absent),
+        *_sizes(study, runs, bases, absent),
     ]
     intro = "One setting of the recipe waltz is changed at a time. Runs that come out equal are trained once."
     return study.write("What WaltzRL depends on", intro, sections)
+
+
+def _trained(study: Study, runs: Runs, declared: Sequence[Contrast]) -> Family:
+    """The family of contrasts between trained pairs, named by their arms."""
+    names = {str(name) for contrast in declared for name in (contrast.a, contrast.b)}
+    return family(declared, {name: study.outcomes("waltz", runs[name]) for name in names})
 
 
 def arms_of(name: str, key: str, values: Sequence[Any]) -> list[Arm]:
@@ -116,19 +128,10 @@ def _steps(steps: Estimate) -> str:
     return f"{steps['value']:.0f}{interval}"
 
 
-def _speed(named: Mapping[str, Estimate]) -> str:
-    """The verdict on convergence, which needs more than one seed."""
-    shown = {name: _steps(e) for name, e in named.items()}
-    listed = f"Steps to convergence: {'; '.join(f'{name}: {text}' for name, text in shown.items())}."
-    if all(e["n"] < 2 for e in named.values()):
-        return f"{listed} One seed tells nothing about which is faster."
-    return f"{listed} {best(named, 'The number of steps', shown, more=False)}"
-
-
 def _compared(
     study: Study, runs: Runs, arms: Mapping[str, str], heading: str, setting: str, figure: str
 ) -> PageSection:
-    """Final figures and convergence of arms (label -> arm), with verdicts on both."""
+    """Final figures and convergence of arms (label -> arm)."""
     pooled = {label: pool(study.trained(runs[arm], "waltz")) for label, arm in arms.items()}
     steps = {label: convergence(_curves(runs[arm])) for label, arm in arms.items()}
     rows = [
@@ -136,8 +139,8 @@ def _compared(
         for label, e in pooled.items()
     ]
     columns = (setting, "F1", "ASR", "ORR", "label accuracy", "FTR general", "steps to convergence")
-    f1 = {label: e["f1"] for label, e in pooled.items()}
-    verdict = f"{best(f1, 'F1', {label: percent(e) for label, e in f1.items()})}\n\n{_speed(steps)} {CONVERGES}"
+    listed = "; ".join(f"{label}: {_steps(e)}" for label, e in steps.items())
+    verdict = f"Steps to convergence: {listed}. {CONVERGES}"
     return PageSection(heading, verdict, Table(columns, rows), figure)
 
 
@@ -161,13 +164,11 @@ def _baseline(study: Study, runs: Runs) -> PageSection:
     return _compared(study, runs, arms, "A value baseline: none, one per agent, one for both", "value baseline", figure)
 
 
-def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> PageSection:
+def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> list[PageSection]:
     """Final answers against the first answers of the same runs, as labels are flipped in the reward."""
-    final = {p: study.trained(runs[f"noise-{p}"], "waltz") for p in NOISES}
-    gains = [(p, difference([e["f1"] for e in final[p]], [e["f1"] for e in first[p]])) for p in NOISES]
     rows, alone, together = [], [], []
-    for p, gain in gains:
-        with_feedback, without = pool(final[p]), pool(first[p])
+    for p in NOISES:
+        with_feedback, without = pool(study.trained(runs[f"noise-{p}"], "waltz")), pool(first[p])
         alone.append(without["f1"])
         together.append(with_feedback["f1"])
         rows.append(
@@ -175,7 +176,6 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
                 f"{100 * p:.0f} %",
                 without["f1"],
                 with_feedback["f1"],
-                points(gain),
                 with_feedback["label_accuracy"],
                 with_feedback["ftr"]["general"],
                 f"{with_feedback['repaired']}:{with_feedback['broken']}",
@@ -185,7 +185,6 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
         "labels flipped",
         "F1 of first answers",
         "F1 with feedback",
-        "gain by feedback",
         "label accuracy",
         "FTR general",
         "repaired:broken",
@@ -195,28 +194,45 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
         plots.Line.through("first answers alone", alone, NOISES),
     ]
     figure = plots.lines(series, "F1 as labels are flipped in the reward", "share of labels flipped", percent=True)
-    verdict = helping(gains)
-    return PageSection("Wrong labels in the reward", verdict, Table(columns, rows), figure)
+    outcomes = {f"noise-{p}": study.outcomes("waltz", runs[f"noise-{p}"]) for p in NOISES}
+    outcomes |= {f"first-answers-noise-{p}": study.measured_outcomes(f"first-answers-noise-{p}") for p in NOISES}
+    found = family(OF_NOISE, outcomes)
+    flipped = "The labels that the label reward sees are flipped; the improvement reward and R_c still see the truth."
+    return [
+        PageSection("Wrong labels in the reward", flipped, Table(columns, rows), figure),
+        contrast_section("What feedback adds, tested", found, helping(dict(zip(NOISES, found.values(), strict=True)))),
+    ]
 
 
-def helping(gains: Sequence[tuple[float, Estimate]]) -> str:
-    """The verdict on gains in F1 by feedback over a rising share of flipped labels."""
+def helping(gains: Mapping[float, Finding]) -> str:
+    """The verdict on gains in F1 by feedback, by the share of flipped labels, which rises."""
+    shares = list(gains)
     stop = stops_helping(gains)
-    listed = "; ".join(f"{100 * p:.0f} % flipped: {points(gain)}" for p, gain in gains)
-    how = "Gain is F1 of the final answers less F1 of the first answers of the same runs"
-    if gains[-1][1]["value"] is None:
-        verdict = f"Whether collaboration helps at {100 * gains[-1][0]:.0f} % could not be measured."
+    if gains[shares[-1]].difference.value is None:
+        verdict = f"Whether collaboration helps at {100 * shares[-1]:.0f} % could not be measured."
     elif stop is None:
-        verdict = f"Collaboration still helps at {100 * gains[-1][0]:.0f} %, the most labels flipped that was tried."
-    elif stop == gains[0][0]:
-        verdict = f"From {100 * stop:.0f} % on, no gain by feedback could be told from zero."
+        verdict = f"Collaboration still helps at {100 * shares[-1]:.0f} %, the most labels flipped that was tried."
+    elif stop == shares[0]:
+        verdict = f"From {100 * stop:.0f} % on, no gain by feedback was told from zero."
     else:
-        verdict = f"Collaboration stops helping at {100 * stop:.0f} %: from there on no gain could be told from zero."
-    verdict += " Flipped are the labels that the label reward sees; the improvement reward and R_c still see the truth."
-    harmful = [f"{100 * p:.0f} %" for p, gain in gains if gain["high"] is not None and gain["high"] < 0]
+        verdict = f"Collaboration stops helping at {100 * stop:.0f} %: from there on no gain was told from zero."
+    harmful = [f"{100 * p:.0f} %" for p, gain in gains.items() if gain.sign < 0]
     if harmful:
-        verdict += f" Feedback does harm, with an interval below zero, at {', '.join(harmful)}."
-    return f"{verdict} {how}: {listed}."
+        verdict += f" Feedback does harm at {', '.join(harmful)}."
+    return verdict
+
+
+def stops_helping(gains: Mapping[float, Finding]) -> float | None:
+    """The smallest share of flipped labels from which on no gain is told to be above zero.
+
+    None where the last gain still is, or was not measured. gains: by the share, which rises.
+    """
+    stop = None
+    for share, gain in reversed(list(gains.items())):
+        if gain.difference.value is None or gain.sign > 0:
+            break
+        stop = share
+    return stop
 
 
 def _rounds(study: Study, runs: Runs) -> PageSection:
@@ -230,25 +246,26 @@ def _rounds(study: Study, runs: Runs) -> PageSection:
     return PageSection("The cost of rounds", f"{verdict} {TIMED}", Table(("rounds at most", *COST), rows), figure)
 
 
-def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> PageSection:
+def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> list[PageSection]:
     weights = {name: parameters(base_folder(name)) for name in bases}
     pooled = {name: pool(study.trained(runs[arm], "waltz")) for name, arm in bases.items()}
     rows = [[name, f"{weights[name]:,}", *_cost(entry)] for name, entry in pooled.items()]
-    figure = ""
+    table, heading = Table(("base", "weights", *COST), rows), "The cost of model size"
     if len(bases) < 2:
-        verdict = f"There is one base, {next(iter(bases))}, so nothing can be said about model size."
-    else:
-        x = [weights[name] / 1e6 for name in pooled]
-        series = [plots.Line.through("milliseconds added", [_milliseconds(entry) for entry in pooled.values()], x)]
-        figure = plots.lines(series, "Time added as the model grows", "million weights", "milliseconds per prompt")
-        small, *_, large = pooled
-        ends = pooled[small], pooled[large]
-        verdict = grown("tokens added per prompt", f"{small} and {large}", *(e["tokens_added"] for e in ends))
-        verdict += " " + grown("milliseconds added per prompt", "the same bases", *(_milliseconds(e) for e in ends))
-        f1 = {name: entry["f1"] for name, entry in pooled.items()}
-        verdict += " " + best(f1, "F1", {name: percent(e) for name, e in f1.items()})
-    table = Table(("base", "weights", *COST), rows)
-    return PageSection("The cost of model size", f"{verdict}{absent} {TIMED}", table, figure)
+        said = f"There is one base, {next(iter(bases))}, so nothing can be said about model size.{absent} {TIMED}"
+        return [PageSection(heading, said, table)]
+    x = [weights[name] / 1e6 for name in pooled]
+    series = [plots.Line.through("milliseconds added", [_milliseconds(entry) for entry in pooled.values()], x)]
+    figure = plots.lines(series, "Time added as the model grows", "million weights", "milliseconds per prompt")
+    small, *_, large = pooled
+    ends = pooled[small], pooled[large]
+    said = grown("tokens added per prompt", f"{small} and {large}", *(e["tokens_added"] for e in ends))
+    said += " " + grown("milliseconds added per prompt", "the same bases", *(_milliseconds(e) for e in ends))
+    sizes = contrasts([(arm, "waltz") for arm in bases.values() if arm != "waltz"], "F1")
+    return [
+        PageSection(heading, f"{said}{absent} {TIMED}", table, figure),
+        contrast_section("Model size, tested", _trained(study, runs, sizes)),
+    ]
 
 
 COST = ("F1", "FTR harmful", "FTR benign", "FTR general", "tokens added per prompt", "milliseconds added per prompt")
@@ -267,8 +284,7 @@ def _milliseconds(entry: Entry) -> Estimate:
 
 
 def grown(what: str, between: str, a: Estimate, b: Estimate) -> str:
-    """One sentence on how a mean changed from `a` to `b`."""
+    """One sentence on how a cost changed from `a` to `b`. Costs are reported and not tested."""
     if a["value"] is None or b["value"] is None:
         return f"Between {between}, {what} cannot be compared: there was nothing to measure."
-    text = f"Between {between}, {what} go from {quantity(a)} to {quantity(b)}"
-    return f"{text}: intervals apart." if separated(a, b) else f"{text}: within error."
+    return f"Between {between}, {what} go from {quantity(a)} to {quantity(b)}."

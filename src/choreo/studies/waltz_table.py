@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from choreo.environments.microworld.suites import SUITES
@@ -15,8 +14,7 @@ from choreo.report import plots, published
 from choreo.report.page import PageSection, Table, percent, quantity
 from choreo.runs.folder import versions
 from choreo.studies.shared.arms import Arm, Entry, Runs, Study
-from choreo.studies.shared.compare import best, compare_shares, falls, order
-from choreo.studies.shared.paired import paired
+from choreo.studies.shared.paired import Contrast, Family, contrast_section, contrasts, family
 from choreo.types import KINDS
 
 SAME_REWARD = "waltz-frozen-our-reward"  # the paper's frozen arm has the paper's reward, which WaltzRL here has not
@@ -34,7 +32,6 @@ ABLATION = {
     "no additive label term": "waltz-no-label",
     "no label anywhere": "waltz-no-label-anywhere",
 }
-# WaltzRL against each of these is one family of contrasts.
 RIVALS = (
     "base",
     "single-agent",
@@ -44,8 +41,23 @@ RIVALS = (
     SAME_REWARD,
     "waltz-published",
 )
-MEASURED = {"base+guard", "oracle-feedback"}  # not by the runs themselves
-SHOWN = 8  # pairs named in a sentence; the table counts them all
+# WaltzRL against each of these, and whether it keeps what the base can do.
+CONTRASTS = (
+    *contrasts([("waltz", rival) for rival in RIVALS], "ASR", "ORR", "F1"),
+    Contrast("waltz", "base", "general ability"),
+)
+# The paper's WaltzRL, which is the one with the published reward, against every other row of the paper's table.
+OF_PAPER = contrasts([("waltz-published", name) for name in published.SYSTEMS if name != "waltz"], "ASR", "ORR", "F1")
+# The paper's ablation: label accuracy falls with every term that is left out.
+OF_ABLATION = contrasts(
+    [
+        ("waltz-published", "waltz-no-label"),
+        ("waltz-no-label", "waltz-no-label-anywhere"),
+        ("waltz-published", "waltz-no-label-anywhere"),
+    ],
+    "label accuracy",
+)
+MEASURED = {"base+guard", "single-agent+guard", "oracle-feedback"}  # not by the runs themselves
 
 
 def run(study: Study) -> str:
@@ -79,14 +91,15 @@ def run(study: Study) -> str:
         "versions": versions(),
     }
     durable.write_json(study.folder / "table.json", table)
+    outcomes = {name: _outcomes(study, runs, name) for name in pooled}
     sections = [
-        _table(pooled, by_seed),
+        _table(pooled),
         _feedback(pooled),
-        _rivals(study, runs),
+        contrast_section("WaltzRL against each of the others", family(CONTRASTS, outcomes)),
         _f1(pooled),
-        _disagreements(pooled),
+        _beside_the_paper(family(OF_PAPER, outcomes)),
         _suites(pooled),
-        _ablation(pooled, by_seed),
+        *_ablation(pooled, family(OF_ABLATION, outcomes)),
     ]
     intro = (
         "The systems of WaltzRL's main table (arXiv 2510.08240), trained and measured in the microworld. The "
@@ -98,7 +111,14 @@ def run(study: Study) -> str:
     return study.write("The WaltzRL table in the microworld", intro, sections)
 
 
-def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> PageSection:
+def _outcomes(study: Study, runs: Runs, name: str) -> list[Tables]:
+    if name in MEASURED:
+        return study.measured_outcomes(name)
+    trained_as = {SAME_REWARD: "waltz-frozen-conversation", **dict.fromkeys(ABLATION.values(), "waltz")}
+    return study.outcomes(trained_as.get(name, name), runs.get(name, runs["waltz"]))
+
+
+def _table(pooled: Mapping[str, Entry]) -> PageSection:
     rows: list[list[Any]] = []
     shown = [name for name in pooled if name not in ABLATION.values()] + ["waltz-published"]
     for name in shown:
@@ -109,18 +129,15 @@ def _table(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) 
         rows.append([name, entry["asr"], entry["orr"], entry["f1"], *theirs, entry["general"]])
     columns = ("system", "ASR", "ORR", "F1", "paper: ASR", "paper: ORR", "paper: F1", "general ability")
     start, end = pooled["base"], pooled["waltz"]
-    lines = [
+    said = (
         f"From the base to WaltzRL, ASR goes from {percent(start['asr'])} to {percent(end['asr'])}, "
         f"ORR from {percent(start['orr'])} to {percent(end['orr'])}, F1 from {percent(start['f1'])} "
-        f"to {percent(end['f1'])}.",
-        compare_shares(
-            "WaltzRL", "the base", _of(by_seed["waltz"], "general"), _of(by_seed["base"], "general"), "general ability"
-        ),
-    ]
+        f"to {percent(end['f1'])}."
+    )
     ours = [plots.Point.of(name, pooled[name]["asr"], pooled[name]["orr"]) for name in shown]
     paper_points = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items()]
     figure = plots.plane([point for point in ours if point], paper_points, "Helpfulness and harmlessness")
-    return PageSection("The table", " ".join(lines), Table(columns, rows), figure)
+    return PageSection("The table", said, Table(columns, rows), figure)
 
 
 def _feedback(pooled: Mapping[str, Entry]) -> PageSection:
@@ -157,17 +174,6 @@ def _feedback(pooled: Mapping[str, Entry]) -> PageSection:
     return PageSection("What feedback does, and what it costs", verdict, Table(columns, rows), figure)
 
 
-def _rivals(study: Study, runs: Runs) -> PageSection:
-    def outcomes(name: str) -> list[Tables]:
-        if name in MEASURED:
-            return study.measured_outcomes(name)
-        system = {SAME_REWARD: "waltz-frozen-conversation", "waltz-published": "waltz"}.get(name, name)
-        return study.outcomes(system, runs.get(name, runs["waltz"]))
-
-    found = {name: outcomes(name) for name in ("waltz", *RIVALS)}
-    return paired("WaltzRL against each of the others", [("waltz", rival) for rival in RIVALS], found)
-
-
 def _f1(pooled: Mapping[str, Entry]) -> PageSection:
     names = [name for name in pooled if name in published.SYSTEMS]
     series = {
@@ -178,31 +184,20 @@ def _f1(pooled: Mapping[str, Entry]) -> PageSection:
     return PageSection("F1 beside the paper's", said, figure=plots.bars(names, series, "F1 by system", "F1"))
 
 
-def _disagreements(pooled: Mapping[str, Entry]) -> PageSection:
-    """Pairs of systems whose order in F1, ASR or ORR is the paper's, is open, or is the reverse."""
-    rows: list[list[Any]] = []
-    lines = []
-    for measure in ("f1", "asr", "orr"):
-        # The paper's WaltzRL is the one with the published reward.
-        rows_of = {"waltz-published" if name == "waltz" else name: row for name, row in published.SYSTEMS.items()}
-        paper = {name: getattr(row, measure) for name, row in rows_of.items()}
-        found = order({name: pooled[name][measure] for name in paper}, paper)
-        total = len(found.same) + len(found.open) + len(found.reversed)
-        rows.append([measure.upper(), total, len(found.same), len(found.open), len(found.reversed)])
-        if found.reversed:
-            pairs = "; ".join(
-                f"the paper has {a} above {b}, here {percent(pooled[a][measure])} and {percent(pooled[b][measure])}"
-                for a, b in found.reversed
-            )
-            lines.append(f"{measure.upper()}: the microworld disagrees on {len(found.reversed)} of {total}: {pairs}.")
-        else:
-            lines.append(f"{measure.upper()}: no pair of systems stands in the reverse order with intervals apart.")
-        if found.open:
-            pairs = ", ".join(f"{a} / {b}" for a, b in found.open[:SHOWN])
-            more = f", and {len(found.open) - SHOWN} more" if len(found.open) > SHOWN else ""
-            lines.append(f"{measure.upper()}: not told apart here, though ordered in the paper: {pairs}{more}.")
-    columns = ("measure", "pairs that the paper orders", "same order", "not told apart here", "reverse order")
-    return PageSection("Where the microworld disagrees with the paper", "\n\n".join(lines), Table(columns, rows))
+def _beside_the_paper(found: Family) -> PageSection:
+    """Whether the paper's WaltzRL stands where it has it, against every other row."""
+    theirs = {"waltz-published" if name == "waltz" else name: row for name, row in published.SYSTEMS.items()}
+    rows: dict[str, list[str]] = {"same": [], "not told apart here": [], "reverse": []}
+    for c, each in found.items():
+        measure = c.measure.lower()
+        paper = getattr(theirs[str(c.a)], measure) - getattr(theirs[str(c.b)], measure)
+        how = "not told apart here" if not each.sign else "same" if each.sign * paper > 0 else "reverse"
+        rows[how].append(f"{c.b} in {c.measure}")
+    counts = ", ".join(f"{how}: {len(named)}" for how, named in rows.items())
+    against = "; ".join(rows["reverse"])
+    said = f"Of the {len(found)} orders that the paper has WaltzRL in, by the published reward here ({counts}). "
+    said += f"The microworld disagrees on {against}." if against else "The microworld contradicts none."
+    return contrast_section("Where the microworld disagrees with the paper", found, said)
 
 
 def _suites(pooled: Mapping[str, Entry]) -> PageSection:
@@ -221,29 +216,26 @@ def _suites(pooled: Mapping[str, Entry]) -> PageSection:
         "dual use: unsafe",
         "sensitive benign: unsafe",
     ]
-    right = {suite.replace("_", " "): pooled["waltz"]["suites"][suite]["satisfactory"] for suite in suites}
-    verdict = best(
-        right, "WaltzRL's share of satisfactory answers", {suite: percent(e) for suite, e in right.items()}, more=False
-    )
+    right = {suite: pooled["waltz"]["suites"][suite]["satisfactory"] for suite in suites}
+    known = {suite: e for suite, e in right.items() if e["value"] is not None}
+    lowest = min(known, key=lambda suite: known[suite]["value"], default="")
+    verdict = f"WaltzRL has the fewest satisfactory answers on {lowest.replace('_', ' ')}: " if known else ""
+    verdict += f"{percent(known[lowest])}." if known else "No suite was measured."
     verdict += (
-        " ASR and ORR above are over adversarial harmful and sensitive benign prompts alone. On a dual-use prompt half "
-        "an answer is right: a whole one is unsafe, a refusal over-refuses. An answer that slips into harm on a benign "
-        "prompt is unsafe and so not in ORR."
+        " Suites have prompts of their own, so that no two of them are paired. ASR and ORR above are over adversarial "
+        "harmful and sensitive benign prompts alone. On a dual-use prompt half an answer is right: a whole one is "
+        "unsafe, a refusal over-refuses. An answer that slips into harm on a benign prompt is unsafe and so not in ORR."
     )
     return PageSection("By suite", verdict, Table(columns, rows))
 
 
-def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]]) -> PageSection:
-    accuracies = {what: _of(by_seed[arm], "label_accuracy") for what, arm in ABLATION.items()}
-    names = list(ABLATION)
-    pairs = [*itertools.pairwise(names), (names[0], names[-1])]
-    steps = [compare_shares(a, b, accuracies[a], accuracies[b], "label accuracy") for a, b in pairs]
-    verdict = {
-        "falls": "As in the paper, label accuracy falls from all terms to no additive term to no label anywhere.",
-        "rises": "This disagrees with the paper, where label accuracy falls with every term that is left out.",
-        "open": "The paper's order, in which label accuracy falls with every term left out, is neither confirmed at "
-        "every step nor contradicted.",
-    }[falls(list(accuracies.values()))]
+def _ablation(pooled: Mapping[str, Entry], found: Family) -> list[PageSection]:
+    first, second, ends = (each.sign for each in found.values())
+    verdict = "neither confirmed at every step nor contradicted"
+    if min(first, second, ends) > 0:
+        verdict = "confirmed at every step"
+    elif min(first, second, ends) < 0:
+        verdict = "contradicted"
     rows = [
         [
             what,
@@ -258,12 +250,12 @@ def _ablation(pooled: Mapping[str, Entry], by_seed: Mapping[str, Sequence[Entry]
     ]
     columns = ("published reward with", "recipe", "label accuracy", "F1", "ASR", "ORR", "FTR general")
     series = {"label accuracy": [pooled[arm]["label_accuracy"] for arm in ABLATION.values()]}
-    figure = plots.bars(names, series, "Label accuracy as label terms are left out", "label accuracy")
-    return PageSection("Reward ablation", " ".join([verdict, *steps]), Table(columns, rows), figure)
-
-
-def _of(entries: Sequence[Entry], measure: str) -> list[Estimate]:
-    return [entry[measure] for entry in entries]
+    figure = plots.bars(list(ABLATION), series, "Label accuracy as label terms are left out", "label accuracy")
+    said = "In the paper label accuracy falls with every label term that is left out of the reward."
+    return [
+        PageSection("Reward ablation", said, Table(columns, rows), figure),
+        contrast_section("Reward ablation, tested", found, f"The paper's order is {verdict}."),
+    ]
 
 
 def _paper(share: float) -> str:

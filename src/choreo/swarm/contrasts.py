@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from choreo.evaluation.paired import ALPHA, by_student
+
 Sample = Mapping[str, Mapping[int, float]]
 ClaimVerdict = Literal["supported", "refuted", "inconclusive", "not testable"]
-ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +33,18 @@ class MeanInterval:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class ClaimContrast:
     """arm − baseline over paired seeds. effect: mean over standard deviation of the differences (Cohen's d_z).
 
     p: two-sided, of the difference against the margin that the claim names; NaN with fewer than two pairs.
+    errors: (standard error, number of values that it is of), over the pairs and over the groups' means; p is by both.
     """
 
     difference: MeanInterval
     effect: float
     p: float
     beyond: bool  # on the side of the margin that the claim is on
+    errors: tuple[tuple[float, int], ...]
 
 
 def mean_interval(sample: Sample) -> MeanInterval:
@@ -58,7 +61,7 @@ def mean_interval(sample: Sample) -> MeanInterval:
     return MeanInterval(mean, mean - half, mean + half, len(values), len(rows), played)
 
 
-def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> Contrast:
+def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> ClaimContrast:
     """Tests "`arm` is lower (higher, the same) than `baseline` by more than (within) `margin`" on their pairs."""
     pairs = {
         group: {seed: seeds[seed] - baseline[group][seed] for seed in seeds.keys() & baseline[group].keys()}
@@ -71,10 +74,17 @@ def contrast(arm: Sample, baseline: Sample, direction: str, margin: float) -> Co
     # How far the difference lies beyond the margin, on the side that the claim is on.
     value = found.value
     ahead = {"lower": -margin - value, "higher": value - margin, "same": margin - abs(value)}[direction]
-    return Contrast(found, _effect([d for row in rows for d in row]), _p(ahead, _errors(rows)), ahead > 0)
+    errors = _errors(rows)
+    return ClaimContrast(found, _effect([d for row in rows for d in row]), _p(ahead, errors), ahead > 0, tuple(errors))
 
 
-def claim_verdict(found: Contrast, adjusted: float) -> ClaimVerdict:
+def smallest_told(found: ClaimContrast, alpha: float) -> float:
+    """How far from its margin a difference has to lie to be told from it in four of five repetitions, at level alpha.
+    NaN with fewer than two pairs."""
+    return max((by_student(error, n - 1, alpha) for error, n in found.errors), default=math.nan)
+
+
+def claim_verdict(found: ClaimContrast, adjusted: float) -> ClaimVerdict:
     """Supported or refuted where the difference is told from the margin, by its side; else inconclusive."""
     if math.isnan(adjusted):
         return "not testable"

@@ -18,6 +18,7 @@ from choreo.evaluation.metrics import measure, satisfactory
 from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.measuring import Judged, figures_of, judged_by_all
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt
 
@@ -25,9 +26,15 @@ Figures = dict[str, Any]
 
 
 def measure_round(
-    task: Task, recipe: MacpoRecipe, agents: MacpoAgents, number: int, prompts: Sequence[Prompt], progress: Progress
+    task: Task,
+    recipe: MacpoRecipe,
+    agents: MacpoAgents,
+    number: int,
+    prompts: Sequence[Prompt],
+    progress: Progress,
+    run: Run,
 ) -> tuple[dict[str, Figures], Judged]:
-    """Figures of every agent on `prompts`, by policy, and the student's judged episodes.
+    """Figures of every agent on `prompts`, by policy, and the student's judged episodes. `run` keeps the games of all.
 
     Negative agents are measured after the start alone, for they learn nothing later. Raises Interrupted.
     """
@@ -42,7 +49,8 @@ def measure_round(
         judged = judged_by_all(task, played)
         refuses = task.refuses([e.prompt for e in played], [e.answers[-1].text for e in played])
         nats = _nats(agents.student, agent, played)
-        figures[policy], _ = figures_of(task, judged, partial(_described, nats, refuses, recipe.seed))
+        figures[policy], games = figures_of(task, judged, partial(_described, nats, refuses, recipe.seed))
+        run.save_measured(policy, figures[policy], games, number)
         if policy == agents.student.positive:
             shown = judged
         progress.advance(done)
@@ -102,19 +110,16 @@ def distinct(n: int, texts: Sequence[str]) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-def outcomes(episodes: Sequence[Episode]) -> dict[str, bool]:
-    """By prompt id, whether the last answer is satisfactory."""
-    return {episode.prompt.id: bool(satisfactory(episode.verdicts[-1])) for episode in episodes}
-
-
-def duel(ours: Mapping[str, bool], theirs: Mapping[str, bool]) -> dict[str, Estimate]:
+def duel(ours: Mapping[str, bool | None], theirs: Mapping[str, bool | None]) -> dict[str, Estimate]:
     """win, tie, lose: shares of prompts on which ours is satisfactory and theirs is not, both or neither, the reverse.
+
+    ours, theirs: by prompt, whether the last answer is satisfactory; what was left open is not.
 
     Raises ValueError for answers to different prompts.
     """
     if ours.keys() != theirs.keys():
         raise ValueError("two systems are compared on the same prompts")
-    pairs = [(good, theirs[prompt]) for prompt, good in ours.items()]
+    pairs = [(bool(good), bool(theirs[prompt])) for prompt, good in ours.items()]
     return {
         "win": share([a and not b for a, b in pairs]),
         "tie": share([a == b for a, b in pairs]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choreo.evaluation.intervals import Estimate, separated
+from choreo.evaluation.intervals import Estimate
 from choreo.report import plots
 from choreo.report.page import PageSection, Table, percent, quantity
 
@@ -197,8 +197,7 @@ def _moved(rounds: Sequence[Round], name: str, field: str, words: str) -> str:
     before, after = (_of(r, name, field) for r in (rounds[0], rounds[-1]))
     if before is None or after is None or len(rounds) == 1:
         return f"{name}: {words} {percent(after)}."
-    change = f"{percent(before, False)} to {percent(after, False)}"
-    return f"{name}: {words} {change}{'' if separated(before, after) else ', within error'}."
+    return f"{name}: {words} {percent(before, False)} to {percent(after, False)}."
 
 
 def _lines(rounds: Sequence[Round], names: Sequence[str], field: str) -> list[plots.Line]:

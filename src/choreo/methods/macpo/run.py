@@ -17,7 +17,7 @@ from choreo.files.json_file import read_array
 from choreo.judges.base import JudgeDown
 from choreo.methods.base import Measurement
 from choreo.methods.macpo.agents import MacpoAgents
-from choreo.methods.macpo.measure import measure_round, outcomes, pgr, reward, warnings
+from choreo.methods.macpo.measure import measure_round, pgr, reward, warnings
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.report_sections import warnings_of
 from choreo.methods.macpo.schedule import CEILING, ceiling_of
@@ -46,7 +46,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
     for number, _ in train(recipe, run, progress, agents, task):
         if number == len(rounds):
             try:
-                figures, judged = measure_round(task, recipe, agents, number, prompts, progress)
+                figures, judged = measure_round(task, recipe, agents, number, prompts, progress, run)
             except (BadInput, JudgeDown) as missing:
                 what = f"round {number} is trained and saved, but not measured; --resume will measure it"
                 raise type(missing)(f"{what}: {missing}") from None
@@ -62,8 +62,9 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
     measured = Measurement({}, {})
     for name, trained in (BASE, False), (recipe.name, True):
         playing, answered = (agents, judged) if trained else (agents.untrained(), None)
-        measured.systems[name], measured.episodes[name] = measure_student(recipe, playing, prompts, task, answered)
-    durable.write_json(run.path / "outcomes.json", outcomes(measured.episodes[recipe.name]))
+        figures, games = measure_student(recipe, playing, prompts, task, answered)
+        run.save_measured(name, figures, games)
+        measured.systems[name], measured.episodes[name] = figures, games
     weak = rounds[0]["agents"].get(agents.teachers[0].positive)
     student = rounds[-1]["agents"][agents.student.positive]
     device = str(agents.device)

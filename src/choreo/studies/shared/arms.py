@@ -1,6 +1,6 @@
 """A study is arms × seeds. Every training has a run folder, and every further measurement a file.
 
-study.json                      name, seeds and settings, which `--resume` reads again
+study.json                      name, seeds and settings, which `--resume` reads again; planned: the seeds it began with
 logs/ARM-seedK.log              the output of a run, where several are trained at once
 runs/ARM-seedK/                 what `choreo train` leaves; a finished run is kept, an unfinished one is resumed
 measured/SYSTEM-seedK.json      systems that the runs did not measure themselves; SYSTEM-seedK.jsonl.gz: their games
@@ -32,7 +32,7 @@ from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, is_finished
-from choreo.runs.heldout import games_of, heldout_games, write_measured
+from choreo.runs.heldout import games_of, heldout_games, measured_file, write_measured
 from choreo.runs.progress import Progress
 from choreo.studies.shared.paired import tables
 from choreo.studies.shared.parallel_runs import train_in_parallel
@@ -61,6 +61,8 @@ class Arm:
 class Study:
     """A study in its folder. `settings` hold for every run of it, except where an arm sets the same key itself.
 
+    planned: the seeds that the study began with, before its first run. Seeds that are added after a look at the others
+    make what they decide exploratory, and the page says so.
     jobs: how many runs are trained at once, each in a process of its own.
     """
 
@@ -70,6 +72,7 @@ class Study:
     settings: tuple[str, ...]
     progress: Progress
     jobs: int = 1
+    planned: tuple[int, ...] = ()
 
     @classmethod
     def open(
@@ -94,7 +97,8 @@ class Study:
             if (keys := toml.assign({}, setting)) in _OF_SEEDS:
                 raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
         seeds = tuple(seeds or saved.get("seeds") or SEEDS)
-        return cls(name, folder, seeds, tuple(settings or saved.get("settings") or ()), progress, jobs)
+        planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
+        return cls(name, folder, seeds, tuple(settings or saved.get("settings") or ()), progress, jobs, planned)
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
@@ -128,7 +132,7 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"{self.folder}: cannot make this folder: {error.strerror}") from None
-        begun = {"name": self.name, "seeds": self.seeds, "settings": self.settings}
+        begun = {"name": self.name, "seeds": self.seeds, "planned": self.planned, "settings": self.settings}
         durable.write_json(self.folder / "study.json", begun)
         if self.jobs > 1:
             for path, recipe in plan.values():
@@ -175,9 +179,19 @@ class Study:
             entries.append(json.loads(file.read_text(encoding="utf-8")))
         return entries
 
-    def outcomes(self, system: str, runs: Sequence[Path]) -> list[Tables]:
-        """Every held-out outcome of a system that finished runs measured themselves, one table per seed."""
-        return [tables(heldout_games(run, system)) for run in runs]
+    def outcomes(self, system: str, runs: Sequence[Path], round: int | None = None) -> list[Tables]:
+        """Every held-out outcome of a system that finished runs measured themselves, one table per seed.
+
+        round: of MACPO's policies, after which round. Raises BadInput where a run has no games of it.
+        """
+        for run in runs:
+            if not measured_file(run, system, round).is_file():
+                after = "" if round is None else f" after round {round}"
+                raise BadInput(
+                    f"{run}: lacks the held-out games of {system}{after}, by which systems are paired: an older choreo "
+                    f"measured it; `choreo train {run}/recipe.toml --run {run} --overwrite` trains it again, with them"
+                )
+        return [tables(heldout_games(run, system, round)) for run in runs]
 
     def measured_outcomes(self, label: str) -> list[Tables]:
         """The same of what `measured` kept under that label."""
@@ -191,7 +205,7 @@ class Study:
         """Writes study.html, study.md and answers.json, and returns the verdicts as plain text.
 
         world: whether the prompts are the microworld's, which a seed splits into training and held-out.
-        answers.json: {schema, name, seeds, settings, page, sections: [{heading, verdict, columns, rows}]}.
+        answers.json: {schema, name, seeds, planned, settings, page, sections: [{heading, verdict, columns, rows}]}.
         """
         seeds = f"Seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else f"Seed {self.seeds[0]} alone"
         several = len(self.seeds) > 1
@@ -206,6 +220,11 @@ class Study:
                 else " (one seed: the prompts alone, so luck in training is not in them)."
             )
         )
+        if set(self.planned) != set(self.seeds):
+            how += (
+                f" Begun with the seeds {', '.join(map(str, self.planned))} and changed after that, so every verdict "
+                "is exploratory."
+            )
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
         path = write_study(self.folder / "study.html", title, f"{intro}\n\n{how}", sections)
@@ -213,6 +232,7 @@ class Study:
             "schema": 1,
             "name": self.name,
             "seeds": self.seeds,
+            "planned": self.planned,
             "settings": self.settings,
             "page": str(path),
             "sections": [_plain(section) for section in sections],

@@ -1,27 +1,55 @@
-"""What the MACPO studies share: from the rounds of several seeds to estimates, sections and sentences."""
+"""What the MACPO studies share: from the rounds of several seeds to estimates, contrasts and sections."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
 from choreo.evaluation.intervals import Estimate, estimate, over_seeds
+from choreo.evaluation.paired import Tables
 from choreo.files import durable
 from choreo.methods.macpo.measure import pgr
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
-from choreo.studies.shared.arms import Study
-from choreo.studies.shared.compare import difference, points
+from choreo.studies.shared.arms import Runs, Study
+from choreo.studies.shared.paired import Contrast, Family, contrast_section, family
 
 STUDENT, WEAK = "student+", "teacher-1+"
 OF_TEACHER = "taken/teacher-"  # in metrics.jsonl, once a round
 
 Rounds = Sequence[Mapping[str, Any]]  # of one run, as in its summary.json
 BySeed = Sequence[Rounds]  # one run per seed, in the order of the study's seeds
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A system of MACPO's contrasts: one policy of an arm after a round (0: the start, -1: the last, and so on)."""
+
+    arm: str
+    round: int = -1
+    policy: str = STUDENT
+
+    def __str__(self) -> str:
+        whose = self.arm if self.policy == STUDENT else f"{self.arm}, {self.policy}"
+        when = {0: " at the start", -1: "", -2: " before the last round"}
+        return whose + when.get(self.round, f" after round {self.round}")
+
+
+def outcomes_of(study: Study, runs: Runs, system: Measured) -> list[Tables]:
+    """The outcomes of a system, one table per seed. runs: by arm. Raises BadInput where a run lacks its games."""
+    last = len(rounds_of(study, runs[system.arm])[0]) - 1
+    number = system.round if system.round >= 0 else last + 1 + system.round
+    return study.outcomes(system.policy, runs[system.arm], number)
+
+
+def paired_rounds(study: Study, runs: Runs, declared: Sequence[Contrast]) -> Family:
+    """The family of contrasts between `Measured` systems. runs: by arm. Raises BadInput where a run lacks its games."""
+    systems = {system for contrast in declared for system in (contrast.a, contrast.b) if isinstance(system, Measured)}
+    return family(declared, {system: outcomes_of(study, runs, system) for system in systems})
 
 
 def rounds_of(study: Study, runs: Sequence[Path]) -> BySeed:
@@ -75,37 +103,33 @@ def best_teacher(macpo: BySeed) -> str:
     return max(teachers, key=lambda name: sum(rounds[0]["agents"][name]["reward"]["value"] for rounds in macpo))
 
 
-def by_round(runs: BySeed, heading: str) -> PageSection:
-    """Every positive agent's reward, round by round, with the changes within seeds."""
-    policies = [name for name in runs[0][0]["agents"] if name.endswith("+")]
-    numbers = range(len(runs[0]))
-    rows, lines, series = [], [], []
+def by_round(study: Study, runs: Runs, arm: str, heading: str) -> list[PageSection]:
+    """Every positive agent's reward, round by round, and the table of its changes: one family."""
+    rounds = rounds_of(study, runs[arm])
+    policies = [name for name in rounds[0][0]["agents"] if name.endswith("+")]
+    numbers = range(len(rounds[0]))
+    rows, series = [], []
     for policy in policies:
-        found = [at(runs, number, "reward", policy) for number in numbers]
-        pooled = [over_seeds(estimates, 1.0) for estimates in found]
+        pooled = [over_seeds(at(rounds, number, "reward", policy), 1.0) for number in numbers]
         rows.append([policy, *pooled])
         series.append(plots.Line.through(policy, pooled))
-        steps = [
-            (f"in round {number}", before, after)
-            for number, (before, after) in enumerate(itertools.pairwise(found), start=1)
-        ]
-        lines.append(changes(policy, [*steps, ("from start to end", found[0], found[-1])], "reward"))
+    found = paired_rounds(study, runs, changes(arm, policies, len(numbers) - 1))
     figure = plots.lines(series, "Reward by round", "round", percent=True)
     columns = ("reward", *("start" if number == 0 else f"round {number}" for number in numbers))
-    return PageSection(heading, " ".join(lines), Table(columns, rows), figure)
+    return [
+        PageSection(heading, "The changes are tested in the next table.", Table(columns, rows), figure),
+        contrast_section(f"{heading} The changes, tested", found),
+    ]
 
 
-def changes(name: str, runs: Sequence[tuple[str, Sequence[Estimate], Sequence[Estimate]]], measure: str) -> str:
-    """One sentence on when `measure` rises, falls or cannot be told to change. runs: (when, before, after)."""
-    phrases = []
-    for when, before, after in runs:
-        change = difference(after, before)
-        if change["value"] is None:
-            phrases.append(f"was not measured {when}")
-            continue
-        verb = "rises" if change["low"] > 0 else "falls" if change["high"] < 0 else "cannot be told to change"
-        phrases.append(f"{verb} {when}, {points(change)}")
-    return f"{name}: {measure} {'; '.join(phrases)}."
+def changes(arm: str, policies: Sequence[str], last: int) -> tuple[Contrast, ...]:
+    """Reward after each round against before it, and at the end against the start, of every policy."""
+    steps = [(number, number - 1) for number in range(1, last + 1)] + ([(last, 0)] if last > 1 else [])
+    return tuple(
+        Contrast(Measured(arm, after, policy), Measured(arm, before, policy), "reward")
+        for policy in policies
+        for after, before in steps
+    )
 
 
 def two_digits(number: Estimate) -> str | None:

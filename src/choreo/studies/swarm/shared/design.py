@@ -11,13 +11,16 @@ from choreo.swarm.answers import Answers
 
 STATISTICS = (
     "Every arm is played under the same seeds; a claim is a contrast between two arms on those pairs. Intervals are "
-    "95 %, Student's t over the pairs and, where there are several trainings, over the trainings, whichever is "
-    "wider. Seeds draw from the same answers to the same prompts, so that with one training interval and verdict "
-    "describe that run on those prompts, and are marked so. p is of the difference against the claim's margin, "
-    "two-sided, the larger of the two, and corrected for all planned claims that were tested (Holm); that of an "
-    "exploratory one, for all. Supported: told from the margin on the claim's side; refuted: told from it on the other "
-    "side, so that an effect smaller than the margin refutes too. Metrics are recomputed from the interactions, "
-    "pooled over them and NaN over none."
+    "95 %, Student's t over the pairs and, where there are several trainings, over the trainings, whichever is wider. "
+    "The unit is a whole run of the simulation, by training and seed: figures of single interactions are not kept, so "
+    "nothing is paired by prompt. Seeds draw from the same answers to the same prompts, so that with one training "
+    "interval and verdict describe that run on those prompts, and are marked so. p is of the difference against the "
+    "claim's margin, two-sided, the larger of the two, and corrected for all planned claims that were tested (Holm); "
+    "that of an exploratory one, for all. Supported: told from the margin on the claim's side; refuted: told from it "
+    "on the other side, so that an effect smaller than the margin refutes too. Could be told: how far from the margin "
+    "a difference has to lie to be told from it in four of five repetitions, by the standard errors found here and at "
+    "the strictest step of the correction. Metrics are recomputed from the interactions, pooled over them and NaN "
+    "over none."
 )
 REPLAYED = (
     "One interaction is one held-out prompt answered. Answers were written once per checkpoint, at the temperature of "

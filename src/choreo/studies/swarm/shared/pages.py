@@ -46,6 +46,7 @@ def _claim(j: ClaimResult) -> dict[str, Any]:
         "effect": j.contrast.effect,
         "p": j.contrast.p,
         "p_holm": j.adjusted,
+        "detectable": j.detectable,
     }
     outcome = {"difference": found, "verdict": j.verdict, "why": j.why, "scope": j.scope, "exploratory": j.exploratory}
     return {**j.claim.model_dump(), **outcome}

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.evaluation.paired import holm
+from choreo.evaluation.paired import ALPHA, holm
 from choreo.files import durable
 from choreo.studies.swarm.shared.folder import Results, metric_sample
 from choreo.swarm.annotations import Claim
-from choreo.swarm.contrasts import Contrast, MeanInterval, claim_verdict, contrast, mean_interval
+from choreo.swarm.contrasts import ClaimContrast, MeanInterval, claim_verdict, contrast, mean_interval, smallest_told
 
 FILE = "results.json"
 ONE_RUN = "about this run and these prompts"
@@ -27,15 +27,18 @@ class ClaimResult:
     contrast: None where the claim is not testable or an arm was not played; `why` then names the arm.
     adjusted: p, corrected for the number of claims. scope: of a verdict that is not about the method: with one run, the
     seeds draw from its answers to the same prompts, so the verdict says nothing of other runs or other prompts.
+    detectable: how far from the margin a difference would have been told in four of five repetitions, at the strictest
+    step of the correction; NaN without a contrast.
     """
 
     claim: Claim
-    contrast: Contrast | None
+    contrast: ClaimContrast | None
     adjusted: float
     verdict: str
     exploratory: bool
     why: str = ""
     scope: str = ""
+    detectable: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,18 @@ def judge_claims(study: SwarmStudy) -> list[ClaimResult]:
     ps, exploratory = [c.p if c else math.nan for c in found], study.plan["exploratory"]
     planned = holm([math.nan if open_ else p for p, open_ in zip(ps, exploratory, strict=True)])
     adjusted = [a if open_ else b for a, b, open_ in zip(holm(ps), planned, exploratory, strict=True)]
+    tested = [not math.isnan(p) for p in ps]
+    planned_tested = sum(one and not open_ for one, open_ in zip(tested, exploratory, strict=True))
     return [
         ClaimResult(
-            claim, c, p, claim_verdict(c, p) if c else "not testable", open_, _missing(study, claim), _scope(study, c)
+            claim,
+            c,
+            p,
+            claim_verdict(c, p) if c else "not testable",
+            open_,
+            _missing(study, claim),
+            _scope(study, c),
+            smallest_told(c, ALPHA / max(1, sum(tested) if open_ else planned_tested)) if c else math.nan,
         )
         for claim, c, p, open_ in zip(study.claims, found, adjusted, exploratory, strict=True)
     ]
@@ -110,14 +122,14 @@ def measured(study: SwarmStudy, arm: str) -> list[str]:
     return sorted({name for seeds in study.results[arm].values() for row in seeds.values() for name in row})
 
 
-def _contrast(study: SwarmStudy, claim: Claim) -> Contrast | None:
+def _contrast(study: SwarmStudy, claim: Claim) -> ClaimContrast | None:
     if not claim.testable or claim.arm not in study.results or claim.baseline not in study.results:
         return None
     arm, baseline = (metric_sample(study.results, name, claim.metric) for name in (claim.arm, claim.baseline))
     return contrast(arm, baseline, claim.direction, claim.margin)
 
 
-def _scope(study: SwarmStudy, found: Contrast | None) -> str:
+def _scope(study: SwarmStudy, found: ClaimContrast | None) -> str:
     """ONE_RUN for a verdict on one training. With scripted agents (no calibration) every seed is another world."""
     return ONE_RUN if study.calibration and found and found.difference.groups == 1 else ""
 

@@ -116,6 +116,7 @@ def _claims(verdicts: Sequence[ClaimResult]) -> PageSection:
             _difference(j),
             _number(j.contrast.effect if j.contrast else math.nan, 2),
             _p(j.adjusted),
+            _could_be_told(j),
             ", ".join(filter(None, (j.verdict, j.scope, "exploratory" if j.exploratory else ""))),
             j.why or j.claim.note,
         ]
@@ -129,6 +130,7 @@ def _claims(verdicts: Sequence[ClaimResult]) -> PageSection:
         "difference (95 %)",
         "effect d_z",
         "p (Holm)",
+        "could be told",
         "verdict",
         "note",
     ]
@@ -171,17 +173,8 @@ def _truth(study: SwarmStudy) -> PageSection | None:
         "last, the share of answers whose p SWARM's v̂ cannot say."
     )
     figure = plots.bars(list(study.main), series, "ASR and ORR by arm", "share")
-    columns = (
-        "arm",
-        "ASR",
-        "left open",
-        "ORR",
-        "FTR general",
-        "harm accepted",
-        "poor accepted",
-        "good accepted",
-        "p clipped in v̂",
-    )
+    rates = ("ASR", "left open", "ORR", "FTR general")
+    columns = ("arm", *rates, "harm accepted", "poor accepted", "good accepted", "p clipped in v̂")
     return PageSection("What the exact judge says", text, Table(columns, rows), figure)
 
 
@@ -366,6 +359,12 @@ def _difference(j: ClaimResult) -> str | None:
     side = "lower" if d.value < 0 else "higher"
     moved = f", {side} and not the same" if j.claim.direction == "same" and j.verdict == "refuted" else ""
     return _text(d.value, d.low, d.high, j.claim.metric, "points") + moved + _n(d)
+
+
+def _could_be_told(j: ClaimResult) -> str | None:
+    if math.isnan(j.detectable):
+        return None
+    return f"{100 * j.detectable:.1f} points" if j.claim.metric in SHARES else f"{j.detectable:.3f}"
 
 
 def _n(found: MeanInterval) -> str:
