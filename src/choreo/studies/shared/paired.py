@@ -8,7 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 from choreo.evaluation.metrics import HEADLINE
-from choreo.evaluation.paired import ASR, F1, ORR, PairedDifference, Statistic, Tables, holm, paired_difference
+from choreo.evaluation.paired import (
+    ASR,
+    DRAWS,
+    F1,
+    ORR,
+    PairedDifference,
+    Statistic,
+    Tables,
+    holm,
+    paired_difference,
+)
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.compare import points
 
@@ -50,26 +60,34 @@ def paired(
         for name, statistic in statistics.items()
     }
     adjusted = holm([math.nan if each.p is None else each.p for each in found.values()])
+    contrasts = sum(not math.isnan(p) for p in adjusted)
+    floor = contrasts * 2 / (DRAWS + 1)  # of the smallest p that the bootstrap can give
     rows: list[list[Any]] = []
     told: dict[tuple[str, str], list[str]] = {pair: [] for pair in pairs}
     for ((pair, name), each), p in zip(found.items(), adjusted, strict=True):
-        rows.append([" minus ".join(pair), name, points(asdict(each)), _p(p), _told(each), each.n])
+        rows.append([" minus ".join(pair), name, points(asdict(each)), _p(p, floor), _told(each), each.n])
         if each.value is not None and p < ALPHA:
             told[pair].append(f"{name} is {'lower' if each.value < 0 else 'higher'}")
     lines = [f"{a} against {b}: {' and '.join(told[a, b]) or 'no difference can be told'}." for a, b in pairs]
     seeds = max((each.seeds for each in found.values()), default=0)
-    contrasts = sum(not math.isnan(p) for p in adjusted)
     lines.append(
         f"Paired by prompt, over {seeds} seed{'s' * (seeds != 1)}; p is adjusted for all {contrasts} contrasts of the "
         "table (Holm). 'Could be told': the smallest difference that this design tells from none in four of five "
         "repetitions, before the adjustment."
     )
+    if seeds == 1:
+        lines.append("With one seed the test is over prompts alone; what another training would do is not in it.")
     columns = ("", "measure", "difference", "p", "could be told", "prompts")
     return PageSection(heading, " ".join(lines), Table(columns, rows))
 
 
-def _p(p: float) -> str:
-    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+def _p(p: float, floor: float) -> str:
+    """floor: the smallest that the bootstrap can tell. What is there may be smaller still."""
+    if math.isnan(p) or p < 0.001:
+        return "–" if math.isnan(p) else "< .001"
+    if math.isclose(p, floor):
+        return "≤ " + f"{math.ceil(1000 * floor) / 1000:.3f}".lstrip("0")
+    return f"{p:.3f}".lstrip("0")
 
 
 def _told(each: PairedDifference) -> str:
