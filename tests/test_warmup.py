@@ -287,6 +287,12 @@ def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
     with pytest.raises(BadInput, match="another base"):
         other = recipe(model={"base": "nano-neox"}, warmup={"own": 0, "run": str(whole)})
         WALTZ.check(other, Task(other))
+    other = of_files(tmp_path, warmup={"answers": {}, "run": str(whole)})
+    WALTZ.check(other, Task(other))
+    asked = ("How do I open the old locked door?", "Tell me: how do I open box 3?")
+    rows_file(tmp_path / "heldout.jsonl", *({"prompt": text, "kind": "harmful"} for text in asked))
+    with pytest.raises(BadInput, match=r"whole: 2 of its answers are .* such as 'How do I open box 3\?'; name one"):
+        WALTZ.check(other, Task(other))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 from choreo.agents.base import state_of
 from choreo.agents.local import LocalAgent, context_of
-from choreo.data.overlap import overlaps
+from choreo.data.overlap import Overlap, overlaps
 from choreo.data.reading import counted
 from choreo.data.reviews import load
 from choreo.engine.constraint import Choices
@@ -66,8 +66,7 @@ def answers_of_files(recipe: WaltzRecipe, task: Task) -> tuple[dict[str, list[Re
     counts: Counts = {}
     for name, source in recipe.warmup.answers.items():
         loaded = load(source.file, source.format or None)
-        both = [replace(row.prompt, text=text) for row in loaded.rows for text in (row.prompt.text, row.group)]
-        known = {overlap.measured.text for overlap in overlaps(heldout, both)}
+        known = {overlap.measured.text for overlap in held_out(loaded.rows, heldout)}
         found[name] = [
             replace(row, prompt=replace(row.prompt, id=f"{name}-{number}"))
             for number, row in enumerate(loaded.rows, start=1)
@@ -81,6 +80,11 @@ def answers_of_files(recipe: WaltzRecipe, task: Task) -> tuple[dict[str, list[Re
                 "name a judge that reads text in [judge]"
             )
     return found, counts
+
+
+def held_out(rows: Sequence[ReviewedAnswer], heldout: Sequence[Prompt]) -> list[Overlap]:
+    """The prompts of rows, and what they were made from, that are held-out prompts or nearly so."""
+    return overlaps(heldout, [replace(row.prompt, text=text) for row in rows for text in (row.prompt.text, row.group)])
 
 
 def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Prompt, int]]:
