@@ -264,6 +264,41 @@ def test_broken_off_and_resumed_it_is_the_same_to_the_bit(whole, tmp_path):
     assert ours | {"seconds": 0} == theirs | {"seconds": 0}
 
 
+class StoppedWriting(Callback):
+    """Breaks off after so many own answers, and keeps where each phase began."""
+
+    def __init__(self, after=None):
+        self.after, self.began = after, {}
+
+    def on_phase(self, label, total, done):
+        self.label, self.began[label] = label, done
+
+    def on_progress(self, done, figures):
+        if self.label == "warm start: answers" and done == self.after:
+            raise Killed
+
+
+@pytest.mark.slow
+def test_own_answers_are_kept_as_they_are_written(whole, tmp_path):
+    """The 32 of the first batch are not written again, half a line is, and all is the same to the bit."""
+    path = tmp_path / "run"
+    with (
+        Run.create(path, config.load(whole / "recipe.toml")) as run,
+        pytest.raises(Killed),
+        Progress([StoppedWriting(32)]) as progress,
+    ):
+        train(run.recipe, run, progress)
+    with open(path / "warmup" / "own.jsonl", "a") as file:
+        file.write('{"answers": ["half a')
+    after = StoppedWriting()
+    with Run.open(path) as run, Progress([after]) as progress:
+        train(run.recipe, run, progress)
+    assert after.began["warm start: answers"] == 32
+    kept = "answers.jsonl.gz"
+    assert (path / "warmup" / kept).read_bytes() == (whole / "warmup" / kept).read_bytes()
+    assert lines(path) == lines(whole) and not (path / "warmup" / "own.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
     """As if it had its own, though it has other data, and needs the first run no more."""
@@ -347,7 +382,7 @@ def test_answers_to_held_out_prompts_are_left_out_and_unlabelled_ones_are_judged
     )
     pair = Pair(made)
     progress = Progress()
-    rows, counts = gather(made, pair, Task(made), progress)
+    rows, counts = gather(made, pair, Task(made), progress, tmp_path / "own.jsonl")
     assert [one.prompt.text[:10] for one in rows] == ["How do I k", "What is th"]
     judged, labelled = rows
     assert judged.feedback.overrefuse and "kill a process" in judged.feedback.feedback

@@ -1,7 +1,7 @@
 """The warm start as a run of its own, in the folder `warmup` of the run that it belongs to.
 
 What it does follows from the recipe and from what it wrote first, answers.jsonl.gz, so a warm start that is killed and
-resumed from a checkpoint repeats itself bit for bit.
+resumed from a checkpoint repeats itself bit for bit. Until all its own answers are written they are in own.jsonl.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
 from choreo.types import FEEDBACK, ReviewedAnswer
 
-ANSWERS = "answers.jsonl.gz"
+ANSWERS, OWN = "answers.jsonl.gz", "own.jsonl"
 
 
 def warm_start(recipe: WaltzRecipe, run: Run, pair: Pair, task: Task, progress: Progress) -> None:
@@ -135,13 +135,13 @@ def _run(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Prog
 
 def _answers(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Progress) -> list[ReviewedAnswer]:
     """What is learnt from, as the run's folder keeps it: answers and verdicts are got once."""
-    file = inner.path / ANSWERS
+    file, own = inner.path / ANSWERS, inner.path / OWN
     if not parallel.first(file.exists):
-        began = time.monotonic()
-        rows, counts = answers.gather(recipe, pair, task, progress)
+        began = time.monotonic() - answers.seconds_of(own)
+        rows, counts = answers.gather(recipe, pair, task, progress, own)
         inner.note(sources=counts, preparing=time.monotonic() - began)
         answers.save(file, rows)
-        parallel.wait()
+        parallel.first(lambda: own.unlink(missing_ok=True))
     for name, count in inner.info["sources"].items():
         progress.say(f"warm start: {taken(name, count)}")
     return answers.read(file)
