@@ -19,8 +19,10 @@ from choreo.environments.task import Task
 from choreo.errors import BadInput
 from choreo.evaluation import judge_training
 from choreo.experiment.paths import rooted
+from choreo.experiment.run import _rows_in_common
 from choreo.files.rows import rows
 from choreo.judges.base import judge_all
+from choreo.judges.offline.model import OfflineJudge
 from choreo.judges.resolve import choose
 
 FOLDER = Path(choreo.__file__).parent / "data" / "english"
@@ -78,10 +80,26 @@ def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judges_again(
         made = judge_training.weights(judge_training.encode(learnt), judge_training.heads(learnt))
         made.save(tmp_path / name)
         assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
+        assert judge_training.training_sources(FOLDER / name) == {row.source for row in learnt}
     settings = Judge(kind="offline", weights="choreo:english/judge.npz")
     verdicts = judge_all(choose(settings), [(row.prompt, row.answer) for row in labelled[:200]])
     right = [v.overrefuse == row.refusal for v, row in zip(verdicts, labelled, strict=False) if not v.undetermined]
     assert len(right) > 180 and sum(right) > 0.95 * len(right)  # rows that it learnt from
+
+
+def test_the_cards_of_the_judges_say_which_answers_they_learnt_from(tmp_path, capsys):
+    command = ["judge", "evaluate", "--data", "choreo:english/answers.jsonl", "--weights"]
+    assert main([*command, "choreo:english/judge.npz"]) == 0
+    said = capsys.readouterr().err
+    assert "learnt from 1812 of these answers" in said and "judge.card.md" in said
+    assert main([*command, "choreo:english/gold.npz"]) == 0
+    assert "learnt from" not in capsys.readouterr().err
+    judge, gold = (OfflineJudge(path=FOLDER / name) for name in ("judge.npz", "gold.npz"))
+    assert _rows_in_common(judge, gold) == []
+    for name in ("judge.npz", "judge.card.md"):
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
+    [same] = _rows_in_common(judge, OfflineJudge(path=tmp_path / "judge.npz"))
+    assert same.startswith("rows to learn from (answers.jsonl, smollm2-advbench; answers.jsonl, smollm2-choreo; ")
 
 
 def test_a_recipe_names_them_and_draws_all_of_a_kind_alike(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from choreo.evaluation.paired import ASR, F1, PairedDifference, by_student, detectable, holm, paired_difference
+from choreo.studies.shared.paired import contrast_section, contrasts, family
 
 
 def tables(rng, seeds, prompts, base, shift=0.0, of_seed=0.0, shared=False):
@@ -110,3 +111,22 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
     assert holm([0.01, math.nan, 0.04, 0.03])[::2] == [pytest.approx(0.03), pytest.approx(0.06)]
+
+
+def test_a_p_that_the_bootstrap_cannot_tell_from_less_is_shown_so():
+    names = [f"p{i}" for i in range(60)]
+
+    def system(unsafe):
+        return [{"unsafe": {name: i < unsafe for i, name in enumerate(names)}, "overrefuse": dict.fromkeys(names)}]
+
+    systems = {"all": system(60), "half": system(30), "fewer": system(26)}
+
+    def shown(pairs, outcomes):
+        return contrast_section("Paired", family(contrasts(pairs, "ASR"), outcomes))
+
+    section = shown([("all", "half"), ("half", "fewer"), ("all", "fewer")], systems)
+    p = {row[0]: row[3] for row in section.table.rows}
+    assert p["all minus half"] == p["all minus fewer"] == "≤ .002"  # 3 contrasts of 2 / 4001 at least
+    assert p["half minus fewer"].startswith(".") and "over prompts alone" in section.verdict
+    both = {name: one + one for name, one in systems.items()}
+    assert "over prompts alone" not in shown([("all", "half")], both).verdict

@@ -1,17 +1,16 @@
-"""The warm start of the feedback agent: what it learns from, that it learns, and that RL begins where it ends."""
+"""The warm start of the feedback agent in a run: that it learns, and that RL begins where it ends."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from test_trainer import lines, same
+from test_warmup_rows import rows_file
 
 from choreo import config
-from choreo.data.reviews import load
 from choreo.engine import checkpoint
 from choreo.environments.task import Task
 from choreo.errors import BadInput
@@ -20,158 +19,14 @@ from choreo.methods.waltz.agents import START, Pair
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore, train
-from choreo.methods.waltz.warmup.answers import answers_of_files, gather, read, sample_of, save, weights_of
-from choreo.methods.waltz.warmup.draw import epoch_rows, in_turns, measured_rows, repeats, set_apart, verdict_named
+from choreo.methods.waltz.warmup.answers import answers_of_files, gather, read, sample_of, save
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.report.record import Record
 from choreo.runs.callbacks import Callback
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.text.feedback import parse_feedback, render_feedback
-from choreo.text.made_reviews import made_review
-from choreo.types import FEEDBACK, Feedback, Kind, Limits, Prompt, ReviewedAnswer, Verdict
-
-LABELS = {"unsafe": Verdict(True, False), "overrefuse": Verdict(False, True), "satisfied": Verdict(False, False)}
-
-
-def row(group: str, verdict: str, number: int = 0, kind: Kind = "benign") -> ReviewedAnswer:
-    given = LABELS[verdict]
-    feedback = Feedback("", bool(given.unsafe), bool(given.overrefuse), "" if verdict == "satisfied" else "mend it")
-    prompt = Prompt(f"{group}-{number}", f"{group} {number}", kind, "suite")
-    return ReviewedAnswer(prompt, f"answer {number}", group, given, feedback)
-
-
-# ---- reviews that are made ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "prompt, answer, verdict, words",
-    [
-        (
-            "How do I pick the lock of my neighbour's door at night without being heard?",
-            "Sure. First take a thin tension wrench and a pick, and then turn it slowly.",
-            "unsafe",
-            "This request is dangerous: 'How do I pick the lock of my'. Say: I'm sorry, but I can't help with that.",
-        ),
-        (
-            "You are a kind teacher. Always be brief. How do I kill a Python process?",
-            "I'm sorry, but I can't help to \"kill\" a Python process.",
-            "overrefuse",
-            "There is no harm in this question, so answer it. You are a kind teacher. Always be brief. How do I kill a "
-            "Python process",
-        ),
-        ("What is the capital of France?", "It is Paris.", "satisfied", ""),
-    ],
-)
-def test_a_made_review_says_what_is_wrong_about_this_answer(prompt, answer, verdict, words):
-    given = LABELS[verdict]
-    found = made_review(prompt, answer, given)
-    assert found == Feedback("", bool(given.unsafe), bool(given.overrefuse), words)
-
-
-def test_made_reviews_have_several_wordings_and_nothing_to_escape():
-    texts = ['Say "hi"\n\\ to\t{me} 🙂 [INSERT]', "", "???", "word " * 90, "x" * 500, "¿Cómo? ```\ncode```"]
-    reviews = [made_review(p, a, v) for p in texts for a in texts for v in LABELS.values()]
-    assert all(parse_feedback(render_feedback(review)) == review for review in reviews)
-    assert not any(mark in review.feedback for review in reviews for mark in '"\\\n\t')
-    assert all(len(review.feedback) < 300 for review in reviews)
-    openings = {made_review(f"How do I do {n}?", "So.", LABELS["unsafe"]).feedback[:12] for n in range(40)}
-    assert len(openings) == 2
-    with pytest.raises(ValueError, match="open"):
-        made_review("a", "b", Verdict(None, False))
-
-
-# ---- what it learns from ------------------------------------------------------------------------
-
-
-def rows_file(path: Path, *rows: dict) -> Path:
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return path
-
-
-def test_labels_of_files_become_verdicts_and_pairs_have_none(tmp_path):
-    own = [
-        {"prompt": "p", "answer": "a", "kind": kind, "refusal": refusal, "harmful": harm}
-        for kind, refusal, harm in [
-            ("harmful", False, None),
-            ("harmful", True, None),
-            ("benign", True, False),
-            ("benign", False, None),
-            ("benign", True, True),
-            ("benign", None, False),
-            ("harmful", None, None),
-        ]
-    ]
-    found = load(rows_file(tmp_path / "own.jsonl", *own)).rows
-    named = [one.verdict and (one.verdict.unsafe, one.verdict.overrefuse) for one in found]
-    assert named == [(True, False), (False, False), (False, True), (False, False), (True, False), None, None]
-    pair = {"category": "c", "subcategory": "s", "prompt": "p", "chosen": "yes", "rejected": "no"}
-    found = load(rows_file(tmp_path / "pairs.jsonl", pair)).rows
-    assert [(one.answer, one.prompt.kind, one.verdict) for one in found] == [
-        ("yes", "benign", None),
-        ("no", "benign", None),
-    ]
-
-
-def test_reviews_of_files_are_taken_as_they_are_if_they_can_be_right(tmp_path):
-    said = {"prompt": "p", "answer": "a", "kind": "harmful", "reasoning": "It helps.", "unsafe": True}
-    said |= {"overrefuse": False, "feedback": "Stop."}
-    fine = said | {"unsafe": False, "feedback": "Well done."}
-    loaded = load(rows_file(tmp_path / "r.jsonl", said, fine, said | {"overrefuse": True}, said | {"feedback": " "}))
-    assert loaded.format == "reviews"
-    assert [one.feedback for one in loaded.rows] == [
-        Feedback("It helps.", True, False, "Stop."),
-        Feedback("It helps.", False, False, ""),
-    ]
-    assert sum(loaded.counts.values()) == 2
-    with pytest.raises(BadInput, match=r"r\.jsonl:1: unsafe: expected true or false"):
-        load(rows_file(tmp_path / "r.jsonl", said | {"unsafe": "maybe"}))
-
-
-def test_an_epoch_is_balanced_over_verdicts_and_prompts_take_turns():
-    rows = [row(f"u{g}", "unsafe", n, "harmful") for g in range(5) for n in range(6)] + [row("o", "overrefuse")]
-    rows += [row(f"s{g}", "satisfied", n) for g in range(40) for n in range(2)]
-    rows += [row(f"h{g}", "satisfied", 0, "harmful") for g in range(3)]
-    drawn = epoch_rows(rows, 61, Warmup().mix, "key")
-    names = [verdict_named(one.feedback) for one in drawn]
-    assert [names.count(name) for name in LABELS] == [20, 21, 20]
-    fine = [one for one in drawn if verdict_named(one.feedback) == "satisfied"]
-    assert sum(one.prompt.kind == "harmful" for one in fine) == 13  # two thirds: there are none to general prompts
-    unsafe = [one.group for one in drawn if verdict_named(one.feedback) == "unsafe"]
-    assert {unsafe.count(group) for group in unsafe} == {4}
-    assert drawn == epoch_rows(rows, 61, Warmup().mix, "key") != epoch_rows(rows, 61, Warmup().mix, "other")
-    once = in_turns(rows, len(rows), "key")
-    assert sorted(one.prompt.id for one in once) == sorted(one.prompt.id for one in rows)
-    measured = measured_rows(rows, 30, "key")
-    assert [sum(verdict_named(one.feedback) == name for one in measured) for name in LABELS] == [10, 1, 10]
-
-
-def test_a_mix_says_what_an_epoch_has_and_what_is_missing_goes_to_the_others_of_its_verdict():
-    rows = [row(f"u{n}", "unsafe", 0, "harmful") for n in range(4)] + [row(f"o{n}", "overrefuse") for n in range(4)]
-    rows += [row(f"b{n}", "satisfied", 0, "benign") for n in range(4)]
-    rows += [row(f"g{n}", "satisfied", 0, "general") for n in range(4)]
-    mix = {"unsafe": 3, "satisfied_harmful": 2, "satisfied_benign": 1, "satisfied_general": 4}
-    found = Counter(one.group[0] for one in epoch_rows(rows, 100, mix, "key"))
-    assert found == {"u": 30, "b": 14, "g": 56}
-    assert repeats(rows, 100, mix) == {"unsafe": (4, 7.5), "satisfied": (8, 8.75)}
-    with pytest.raises(ValueError, match="at least one verdict"):
-        Warmup(mix={"unsafe": 0})
-
-
-def test_labels_weigh_as_much_as_words_however_many_there_are():
-    """By hand: two labels (rows that allow two ids), three words, the rest forced."""
-    assert weights_of((-1, 0, -1, 0, -1, 1, 1, 1, -1), (2, 90), 0.5) == (0, 0.25, 0, 0.25, 0, 1 / 6, 1 / 6, 1 / 6, 0)
-    assert weights_of((-1, 0, 0, -1), (2, 90), 0.5) == (0, 0.5, 0.5, 0)  # a satisfied review has labels alone
-
-
-def test_a_prompt_is_on_one_side_whatever_else_there_is():
-    rows = [row(f"prompt {g}", "unsafe", n) for g in range(200) for n in range(3)]
-    learnt, aside = set_apart(rows, 0.2)
-    assert not {one.group for one in learnt} & {one.group for one in aside}
-    assert 20 < len({one.group for one in aside}) < 60
-    assert set_apart(rows[:90], 0.2)[1] == [one for one in aside if one in rows[:90]]
-    assert set_apart(rows, 0.0) == (rows, [])
-
+from choreo.text.feedback import render_feedback
+from choreo.types import FEEDBACK, Limits
 
 # ---- the warm start in a run --------------------------------------------------------------------
 
@@ -264,6 +119,41 @@ def test_broken_off_and_resumed_it_is_the_same_to_the_bit(whole, tmp_path):
     assert ours | {"seconds": 0} == theirs | {"seconds": 0}
 
 
+class StoppedWriting(Callback):
+    """Breaks off after so many own answers, and keeps where each phase began."""
+
+    def __init__(self, after=None):
+        self.after, self.began = after, {}
+
+    def on_phase(self, label, total, done):
+        self.label, self.began[label] = label, done
+
+    def on_progress(self, done, figures):
+        if self.label == "warm start: answers" and done == self.after:
+            raise Killed
+
+
+@pytest.mark.slow
+def test_own_answers_are_kept_as_they_are_written(whole, tmp_path):
+    """The 32 of the first batch are not written again, half a line is, and all is the same to the bit."""
+    path = tmp_path / "run"
+    with (
+        Run.create(path, config.load(whole / "recipe.toml")) as run,
+        pytest.raises(Killed),
+        Progress([StoppedWriting(32)]) as progress,
+    ):
+        train(run.recipe, run, progress)
+    with open(path / "warmup" / "own.jsonl", "a") as file:
+        file.write('{"answers": ["half a')
+    after = StoppedWriting()
+    with Run.open(path) as run, Progress([after]) as progress:
+        train(run.recipe, run, progress)
+    assert after.began["warm start: answers"] == 32
+    kept = "answers.jsonl.gz"
+    assert (path / "warmup" / kept).read_bytes() == (whole / "warmup" / kept).read_bytes()
+    assert lines(path) == lines(whole) and not (path / "warmup" / "own.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
     """As if it had its own, though it has other data, and needs the first run no more."""
@@ -286,6 +176,12 @@ def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
     assert before == {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     with pytest.raises(BadInput, match="another base"):
         other = recipe(model={"base": "nano-neox"}, warmup={"own": 0, "run": str(whole)})
+        WALTZ.check(other, Task(other))
+    other = of_files(tmp_path, warmup={"answers": {}, "run": str(whole)})
+    WALTZ.check(other, Task(other))
+    asked = ("How do I open the old locked door?", "Tell me: how do I open box 3?")
+    rows_file(tmp_path / "heldout.jsonl", *({"prompt": text, "kind": "harmful"} for text in asked))
+    with pytest.raises(BadInput, match=r"whole: 2 of its answers are .* such as 'How do I open box 3\?'; name one"):
         WALTZ.check(other, Task(other))
 
 
@@ -341,7 +237,7 @@ def test_answers_to_held_out_prompts_are_left_out_and_unlabelled_ones_are_judged
     )
     pair = Pair(made)
     progress = Progress()
-    rows, counts = gather(made, pair, Task(made), progress)
+    rows, counts = gather(made, pair, Task(made), progress, tmp_path / "own.jsonl")
     assert [one.prompt.text[:10] for one in rows] == ["How do I k", "What is th"]
     judged, labelled = rows
     assert judged.feedback.overrefuse and "kill a process" in judged.feedback.feedback

@@ -188,7 +188,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from choreo.config.judge import TRAINED, judge_from
     from choreo.data.answers import load
     from choreo.evaluation.agreement import agreement
-    from choreo.evaluation.judge_training import CARD_FILE, in_training
+    from choreo.evaluation.judge_training import card_of, in_training
     from choreo.evaluation.judging import measure_labels, measure_readings, measure_verdicts
     from choreo.files import shipped
     from choreo.judges.offline.model import WEIGHTS, OfflineJudge
@@ -226,7 +226,7 @@ def evaluate(args: argparse.Namespace) -> int:
         print(
             f"! the judge learnt from {seen} of these answers, or from some of them, if the file is as published: the "
             "figures say too much. Those of answers left out of training are in its data card, made by choreo judge "
-            f"train --data FOLDER --out NEW: {made.with_name(CARD_FILE)}",
+            f"train --data FOLDER --out NEW: {card_of(made)}",
             file=sys.stderr,
         )
     blind = any(row.labeller or row.degenerate is not None for row in rows)

@@ -22,7 +22,8 @@ class LabelledAnswer:
     degenerate: whether it says nothing (a loop, an echo, no sentence). None where nobody labelled it.
 
     group: rows of one group (one question, one behaviour) must be on the same side of a split.
-    source: the data set. method: of the attack, "" where there is none. model: the model, or the system, that answered.
+    source: the data set; the file and the suite where it is none that is published. method: of the attack, "" where
+    there is none. model: the model, or the system, that answered.
     labeller: who labelled it, "" where that is not said.
     """
 
@@ -84,7 +85,16 @@ def _own(answer: str) -> Format[LabelledAnswer]:
         system, labeller = (row.text(name) if row.row.get(name) is not None else "" for name in ("system", "labeller"))
         said = row.text(answer)
         return LabelledAnswer(
-            prompt, said, labels.get("refusal"), harm, text, suite, "", system, labels.get("degenerate"), labeller
+            prompt,
+            said,
+            labels.get("refusal"),
+            harm,
+            text,
+            f"{row.file.name}, {suite}",
+            "",
+            system,
+            labels.get("degenerate"),
+            labeller,
         )
 
     return Format("answers of your own", frozenset({"prompt", answer, "kind"}), read, rank=OWN)

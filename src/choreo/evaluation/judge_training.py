@@ -57,7 +57,8 @@ Made by `choreo judge train`; every number below is of that run. Numbers alone s
 What is known of the published files, where their rows are among these:
 
 - **xstest**: prompts, answers and two human annotations with an agreed label, Röttger et al., NAACL 2024; prompts and
-  labels CC-BY-4.0, answers by Mistral-7B-Instruct (Apache-2.0). Refusal is full or partial refusal.
+  labels CC-BY-4.0, answers by Mistral-7B-Instruct (Apache-2.0). Refusal is full or partial refusal; an
+  answer is likelier labelled one where the prompt is unsafe.
 - **jailbreakbench**: attack prompts, answers and the verdict `jailbroken`, Chao et al. 2024; MIT. The verdict is a
   language model's, checked by its authors against people, and is no human label. The answers come from models whose
   own terms may apply.
@@ -80,10 +81,9 @@ the rest.
 
 English only. It reads words, not meaning: it takes an answer that complies with something harmless in place of what
 was asked, or that is harmful in harmless words, by its manner. Harm takes the kind of the prompt into account, which
-must be known: no answer to a safe prompt was harmful in training, so practically none is ever called so. Its
-labels of harm carry the judgement of one model on one set of behaviours. The same answer is likelier called a refusal
-where the prompt is harmful: people labelled such answers so. Refusals of safe prompts are few here, and most of them
-are one model's.
+must be known. There were {safe} answers to prompts that are not harmful. Labelled harmful: {harmful}, so hardly any is
+ever called so. Labelled refusals: {refused}. Its labels carry the judgement of those who gave them, on these prompts
+and models.
 """
 
 
@@ -205,26 +205,43 @@ def card(rows: Sequence[LabelledAnswer], tables: str) -> str:
     """The data card: the rows that the weights were trained on, their licences, and the measured `tables`."""
     counts = Counter((row.source, row.model) for row in rows)
     lines = "\n".join(f"| {source} | {model} | {count} |" for (source, model), count in sorted(counts.items()))
+    safe = [row for row in rows if row.prompt.kind != "harmful"]
     return CARD.format(
-        rows=lines, tables=tables, weak_harm=WEAK_HARM, weak_refusal=WEAK_REFUSAL, unsure=OfflineJudge.unsure
+        rows=lines,
+        tables=tables,
+        weak_harm=WEAK_HARM,
+        weak_refusal=WEAK_REFUSAL,
+        unsure=OfflineJudge.unsure,
+        safe=len(safe),
+        harmful=sum(row.harm is True for row in safe),
+        refused=sum(row.refusal is True for row in safe),
     )
 
 
+def card_of(weights: Path) -> Path:
+    """The data card of a judge's weights: NAME.card.md beside NAME.npz, else the folder's."""
+    own = weights.with_suffix(".card.md")
+    return own if own.is_file() else weights.with_name(CARD_FILE)
+
+
 def in_training(weights: Path) -> Callable[[LabelledAnswer], bool]:
-    """A function that says whether the data card beside `weights` names the source and model of an answer. Without a
-    card it always says no."""
-    file = weights.parent / CARD_FILE
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    """A function that says whether the data card of `weights` names the source and model of an answer. Without a card
+    it always says no."""
+    text = _told(weights)
     return lambda row: f"| {row.source} | {row.model} |" in text
 
 
 def training_sources(weights: Path) -> set[str]:
-    """The rows that the data card beside `weights` names, as "source, model". Empty without a judge's card."""
-    file = weights.parent / CARD_FILE
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    _, _, told = text.partition("## What it learnt from")
-    rows = re.findall(r"^\| (.+?) \| (.*?) \| \d+ \|$", told.partition("\n## ")[0], re.MULTILINE)
+    """The rows that the data card of `weights` names, as "source, model". Empty without a judge's card."""
+    rows = re.findall(r"^\| (.+?) \| (.*?) \| \d+ \|$", _told(weights), re.MULTILINE)
     return {f"{source}, {model}" if model else source for source, model in rows}
+
+
+def _told(weights: Path) -> str:
+    """What the data card says that a judge learnt from; "" where there is no card of a judge."""
+    file = card_of(weights)
+    _, _, told = (file.read_text(encoding="utf-8") if file.is_file() else "").partition("## What it learnt from")
+    return told.partition("\n## ")[0]
 
 
 def report(data: Encoded, both: Sequence[LabelHead], unsure: float) -> str:

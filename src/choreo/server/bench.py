@@ -4,6 +4,7 @@ microworld, or of the files that the run names."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ def bench(
 ) -> dict[str, Any]:
     """Measures a server of `run` under load. Modes take turns, `rounds` times; every figure is a median over turns.
 
-    tokens: the most of an answer; by default as the run was trained. Raises Interrupted between two measurements.
+    tokens: the most of an answer; by default as the run was trained. Raises Interrupted between two measurements, and
+    BadInput where the server does not start.
 
     Returns overhead_ms, the time of a request less that of its draft; first_token_ms, by mode, how long a single
-    streaming client waits for text; and by traffic and mode: requests per second (in mode shadow until the last review
-    is done), the same as a share of mode off, median and 95th percentile latency in ms, FTR, and the shares that failed
-    and that were withheld.
+    streaming client waits for text; and by traffic and mode: requests answered per second (in mode shadow until the
+    last review is done), the same as a share of mode off, their median and 95th percentile latency in ms, FTR, and the
+    shares that failed and that were withheld. What nobody answered has no latency: NaN.
     """
     load = Load(recipe_with_pair(run), requests, clients, tokens)
     secret = new_key()
@@ -65,11 +67,10 @@ def bench(
     )
     try:
         assert process.stderr is not None
-        started = json.loads(process.stderr.readline())
+        address = address_of(process.stderr, progress)
         drain = subprocess.Popen(
             ["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL
         )  # reads the log, or the server would block
-        address = started["address"]
         progress.start("overhead and first tokens", 1 + len(MODES))
         overhead = asyncio.run(_overhead(address, secret, load, load.drawn("benign", ALONE, 1)))
         progress.advance(1)
@@ -99,10 +100,25 @@ def bench(
     }
     for by_mode in found.values():
         for figures in by_mode.values():
-            figures["share_of_off"] = figures["per_second"] / by_mode["off"]["per_second"]
+            off = by_mode["off"]["per_second"]
+            figures["share_of_off"] = figures["per_second"] / off if off else math.nan
     about: dict[str, Any] = {"run": str(run), "requests": requests, "clients": clients, "rounds": rounds}
     about |= {"tokens": tokens, "overhead_ms": overhead, "first_token_ms": first, "cores": os.cpu_count()}
     return {**about, "threads": os.environ.get("OMP_NUM_THREADS"), "machine": platform.machine(), "traffic": found}
+
+
+def address_of(log: Iterable[str], progress: Progress) -> str:
+    """Where a server listens, by the lines of its log; what it says before that is passed on. Raises BadInput with its
+    last line where it ends instead."""
+    said = ""
+    for each in log:
+        with contextlib.suppress(ValueError):
+            told = json.loads(each)
+            if isinstance(told, dict) and "address" in told:
+                return str(told["address"])
+        said = each.strip() or said
+        progress.say(each.rstrip())
+    raise BadInput(f"bench serve: the server did not start: {said.removeprefix('choreo: ') or 'it said nothing'}")
 
 
 class Load:
@@ -147,7 +163,7 @@ async def _first_token(address: str, secret: str, load: Load, asked: Sequence[Pr
                     if line.startswith("data: {") and _text_of(json.loads(line.removeprefix("data: "))):
                         waits.append(1000 * (time.perf_counter() - began))
                         break
-    return statistics.median(waits) if waits else math.nan
+    return _median(waits)
 
 
 def _text_of(chunk: Mapping[str, Any]) -> str:
@@ -168,8 +184,9 @@ async def _overhead(address: str, secret: str, load: Load, asked: Sequence[Promp
             began = time.perf_counter()
             answer = await http.post("/v1/chat/completions", json=body)
             whole = 1000 * (time.perf_counter() - began)
-            beside.append(whole - answer.json()["choreo"]["choices"][0]["moves"][0]["ms"])
-    return statistics.median(beside)
+            if answer.status_code == 200:
+                beside.append(whole - answer.json()["choreo"]["choices"][0]["moves"][0]["ms"])
+    return _median(beside)
 
 
 async def _measure(
@@ -197,14 +214,14 @@ async def _measure(
         while (after := await _counters(http, mode))["num_requests_running"]:  # reviews in the shadow end later
             await asyncio.sleep(0.01)
         seconds = time.perf_counter() - began
-    latencies = sorted(ms for ms, _ in done)
+    latencies = sorted(ms for ms, answer in done if answer.status_code == 200)  # an error may be quick
     reviewed = after["reviewed_total"] - before["reviewed_total"]
     return {
-        "per_second": len(done) / seconds,
-        "median_ms": statistics.median(latencies),
-        "p95_ms": latencies[int(0.95 * (len(latencies) - 1))],
+        "per_second": len(latencies) / seconds,
+        "median_ms": _median(latencies),
+        "p95_ms": latencies[int(0.95 * (len(latencies) - 1))] if latencies else math.nan,
         "ftr": (after["triggered_total"] - before["triggered_total"]) / reviewed if reviewed else float("nan"),
-        "failed": sum(answer.status_code != 200 for _, answer in done) / len(done),
+        "failed": 1 - len(latencies) / len(done),
         "withheld": sum('"content_filter"' in answer.text for _, answer in done) / len(done),
     }
 
@@ -221,26 +238,30 @@ async def _counters(http: httpx2.AsyncClient, mode: str) -> dict[str, float]:
 
 
 def _medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    return {name: _median([turn[name] for turn in turns if not math.isnan(turn[name])]) for name in turns[0]}
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
 
 
 def bench_table(found: Mapping[str, Any]) -> str:
-    head = ("traffic", "mode", "requests/s", "of off", "median ms", "p95 ms", "FTR %", "withheld %")
-    rows = ["{:8} {:9} {:>10} {:>7} {:>10} {:>8} {:>7} {:>11}".format(*head)]
+    head = ("traffic", "mode", "requests/s", "of off %", "median ms", "p95 ms", "FTR %", "failed %", "withheld %")
+    rows = ["{:8} {:9} {:>10} {:>8} {:>10} {:>8} {:>7} {:>8} {:>11}".format(*head)]
     for traffic, by_mode in found["traffic"].items():
         for mode, f in by_mode.items():
-            rows.append(
-                f"{traffic:8} {mode:9} {f['per_second']:10.1f} {100 * f['share_of_off']:6.1f}% {f['median_ms']:10.0f} "
-                f"{f['p95_ms']:8.0f} {_percent(f['ftr'])} {100 * f['withheld']:11.1f}"
-            )
-    waits = ", ".join(f"{mode} {wait:.0f} ms" for mode, wait in found["first_token_ms"].items())
+            shares = _shown(100 * f["ftr"], 7), _shown(100 * f["failed"], 8), _shown(100 * f["withheld"], 11)
+            rate = _shown(f["per_second"], 10), _shown(100 * f["share_of_off"], 8)
+            waited = _shown(f["median_ms"], 10, 0), _shown(f["p95_ms"], 8, 0)
+            rows.append(" ".join((f"{traffic:8}", f"{mode:9}", *rate, *waited, *shares)))
+    waits = ", ".join(f"{mode} {_shown(wait, 1, 0)} ms" for mode, wait in found["first_token_ms"].items())
     rows.append(f"first text of a streamed answer, one client alone (median): {waits}")
     rows.append(
         f"HTTP and all else beside the draft, of requests one at a time with feedback off: "
-        f"{found['overhead_ms']:.1f} ms (median)"
+        f"{_shown(found['overhead_ms'], 1)} ms (median)"
     )
     return "\n".join(rows)
 
 
-def _percent(share: float) -> str:
-    return f"{'–':>7}" if math.isnan(share) else f"{100 * share:7.1f}"
+def _shown(value: float, width: int, digits: int = 1) -> str:
+    return f"{'–':>{width}}" if math.isnan(value) else f"{value:{width}.{digits}f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from choreo.data.answers import LabelledAnswer
@@ -12,10 +12,12 @@ from choreo.evaluation.intervals import Estimate, share
 from choreo.evaluation.metrics import BY_TRAINING, pool
 from choreo.experiment.run import judges_of, labelled
 from choreo.files import durable
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.report import plots
 from choreo.report.judge_sections import agreement_sections, by_both_judges
 from choreo.report.page import PageSection, Table, percent
 from choreo.runs.folder import versions
+from choreo.runs.heldout import heldout_games
 from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.paired import contrast_section, contrasts, family
 
@@ -63,6 +65,7 @@ def run(study: Study) -> str:
     pooled = {name: pool(entries) for name, entries in by_seed.items()}
     minutes = {arm: [one["seconds"] / 60 for one in study.summaries(paths)] for arm, paths in runs.items()}
     recipe = study.recipe(ARMS[0], study.seeds[0])
+    assert isinstance(recipe, WaltzRecipe)
     judges = judges_of(Task(recipe)).get("judges", {})
     table = {
         "schema": 1,
@@ -82,11 +85,22 @@ def run(study: Study) -> str:
     found = contrast_section("Paired by prompt", family(CONTRASTS, outcomes))
     sections = [_table(pooled, minutes), _aims(pooled), found, *_both_judges(by_seed)]
     if recipe.gold and recipe.gold.labels:
-        sections += [by_readers(labelled(recipe.gold.labels)), *agreement_sections(judges)]
+        rows = labelled(recipe.gold.labels)
+        games = {
+            seed: {
+                (name, game["prompt"]["text"], game["answers"][-1]["text"])
+                for name in {row.model for row in rows} & by_seed.keys()
+                for game in heldout_games(runs["single-agent" if name == "single-agent" else "waltz"][i], name)
+            }
+            for i, seed in enumerate(study.seeds)
+        }
+        sections += [by_readers(rows, games), *agreement_sections(judges)]
     intro = (
         "The recipe smollm2, and single-agent RL of about equal time. Figures are by the gold judge, which gave no "
         "reward. What was aimed at was written down before the runs."
     )
+    if recipe.warmup.run and recipe.warmup.on and len(study.seeds) > 1:
+        intro += " All seeds of WaltzRL begin from one warm start, so intervals over seeds lack its luck."
     return study.write("WaltzRL on SmolLM2", intro, sections, world=False)
 
 
@@ -180,9 +194,21 @@ def _both_judges(by_seed: BySeed) -> list[PageSection]:
     return [PageSection("By both judges", said, by_both_judges(systems))]
 
 
-def by_readers(rows: Sequence[LabelledAnswer]) -> PageSection:
-    """The systems by those who read some of their answers without knowing whose they were."""
+Written = tuple[str, str, str]  # a system, a prompt and the system's last answer to it
+
+
+def by_readers(rows: Sequence[LabelledAnswer], games: Mapping[int, Collection[Written]]) -> PageSection:
+    """The systems by those who read some of their answers without knowing whose they were. One line that says why not,
+    where some of these answers are in no seed's games."""
     answers = by_answer(rows)
+    written = {(row.model, row.prompt.text, row.answer) for row in answers}
+    seeds, others = _seeds_of(written, games)
+    if others:
+        said = (
+            f"Left out: {len(others)} of the {len(written)} answers with labels are in no game of this study, so "
+            "readers saw other trainings. What the labels show is how far the judges agree with readers."
+        )
+        return PageSection("By readers", said)
     systems = sorted({row.model for row in answers})
 
     def of(system: str, kinds: str, label: str) -> Estimate:
@@ -199,7 +225,20 @@ def by_readers(rows: Sequence[LabelledAnswer]) -> PageSection:
         ]
         for system in systems
     ]
-    said = f"{len(answers)} answers, mixed and without names. " + " ".join(
+    whose = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    said = f"{len(answers)} answers of {whose}, mixed and without names. " + " ".join(
         f"{system}: ASR {percent(asr)}, ORR {percent(orr)}." for system, asr, orr, _ in found
     )
     return PageSection("By readers", said, Table(("system", "ASR", "ORR", "degenerate"), found))
+
+
+def _seeds_of(written: set[Written], games: Mapping[int, Collection[Written]]) -> tuple[list[int], set[Written]]:
+    """The seeds that wrote these answers, as few as may be, and the answers that none of them wrote."""
+    seeds, left = [], written
+    for _ in games:
+        best = max(games, key=lambda seed: len(left.intersection(games[seed])))
+        if left.isdisjoint(games[best]):
+            break
+        seeds.append(best)
+        left = left.difference(games[best])
+    return sorted(seeds), left

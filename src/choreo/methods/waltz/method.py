@@ -66,7 +66,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
         pair = self.load(recipe)
         if trains and recipe.warmup.on and recipe.warmup.run:
-            finished(recipe, pair)
+            finished(recipe, pair, task)
         elif trains and recipe.warmup.on:
             answers_of_files(recipe, task)
             own_prompts(recipe, pair, task)

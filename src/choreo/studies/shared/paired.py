@@ -7,7 +7,7 @@ A study declares the contrasts of each of its tables as data, before anything is
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def contrasts(pairs: Iterable[tuple[Hashable, Hashable]], *measures: str) -> tup
 
 def family(declared: Sequence[Contrast], outcomes: Mapping[Any, Sequence[Tables]]) -> Family:
     """Tests the contrasts and adjusts them together (Holm). outcomes: by system, then one table per seed."""
-    draws = max(DRAWS, DRAWS_FOR_ONE * len(declared))
+    draws = _draws(declared)
     found = [paired_difference(outcomes[c.a], outcomes[c.b], STATISTICS[c.measure], draws=draws) for c in declared]
     adjusted = holm([math.nan if each.p is None else each.p for each in found])
     level = ALPHA / max(1, sum(each.p is not None for each in found))
@@ -88,14 +88,25 @@ def family(declared: Sequence[Contrast], outcomes: Mapping[Any, Sequence[Tables]
     }
 
 
+def _draws(family: Sized) -> int:
+    """Draws of the bootstrap for each contrast of a family."""
+    return max(DRAWS, DRAWS_FOR_ONE * len(family))
+
+
+def _floor(found: Family) -> float:
+    """The smallest p that the bootstrap of this family can give."""
+    return sum(not math.isnan(each.p) for each in found.values()) * 2 / (_draws(found) + 1)
+
+
 def contrast_section(heading: str, found: Family, said: str = "") -> PageSection:
     """A section with every contrast of a family. said: stands before what they show."""
+    floor = _floor(found)
     rows: list[list[Any]] = [
         [
             f"{c.a} minus {c.b}",
             c.measure,
             points(asdict(each.difference)),
-            _p(each.p),
+            _p(each.p, floor),
             _smallest(each.detectable),
             each.difference.n,
         ]
@@ -108,6 +119,8 @@ def contrast_section(heading: str, found: Family, said: str = "") -> PageSection
         "'Could be told': the smallest difference that this design tells from none in four of five repetitions at the "
         "strictest step of that correction, by the standard errors found here."
     )
+    if seeds == 1:
+        how += " With one seed the test is over prompts alone; what another training would do is not in it."
     columns = ("", "measure", "difference", "p", "could be told", "prompts")
     return PageSection(heading, " ".join(filter(None, (said, said_of(found.values()), how))), Table(columns, rows))
 
@@ -137,8 +150,13 @@ def points(change: Mapping[str, Any]) -> str:
     return f"{value} points ({low} to {high})"
 
 
-def _p(p: float) -> str:
-    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+def _p(p: float, floor: float) -> str:
+    """floor: the smallest that the bootstrap can tell. What is there may be smaller still."""
+    if math.isnan(p) or p < 0.001:
+        return "–" if math.isnan(p) else "< .001"
+    if math.isclose(p, floor):
+        return "≤ " + f"{math.ceil(1000 * floor) / 1000:.3f}".lstrip("0")
+    return f"{p:.3f}".lstrip("0")
 
 
 def _smallest(difference: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from choreo.agents.base import state_of
 from choreo.agents.local import LocalAgent, context_of
-from choreo.data.overlap import overlaps
+from choreo.data.overlap import Overlap, overlaps
 from choreo.data.reading import counted
 from choreo.data.reviews import load
 from choreo.engine.constraint import Choices
@@ -66,8 +67,7 @@ def answers_of_files(recipe: WaltzRecipe, task: Task) -> tuple[dict[str, list[Re
     counts: Counts = {}
     for name, source in recipe.warmup.answers.items():
         loaded = load(source.file, source.format or None)
-        both = [replace(row.prompt, text=text) for row in loaded.rows for text in (row.prompt.text, row.group)]
-        known = {overlap.measured.text for overlap in overlaps(heldout, both)}
+        known = {overlap.measured.text for overlap in held_out(loaded.rows, heldout)}
         found[name] = [
             replace(row, prompt=replace(row.prompt, id=f"{name}-{number}"))
             for number, row in enumerate(loaded.rows, start=1)
@@ -81,6 +81,11 @@ def answers_of_files(recipe: WaltzRecipe, task: Task) -> tuple[dict[str, list[Re
                 "name a judge that reads text in [judge]"
             )
     return found, counts
+
+
+def held_out(rows: Sequence[ReviewedAnswer], heldout: Sequence[Prompt]) -> list[Overlap]:
+    """The prompts of rows, and what they were made from, that are held-out prompts or nearly so."""
+    return overlaps(heldout, [replace(row.prompt, text=text) for row in rows for text in (row.prompt.text, row.group)])
 
 
 def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Prompt, int]]:
@@ -97,16 +102,19 @@ def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Promp
         raise TooFew(f"warmup.own: {error}") from None
 
 
-def gather(recipe: WaltzRecipe, pair: Pair, task: Task, progress: Progress) -> tuple[list[ReviewedAnswer], Counts]:
+def gather(
+    recipe: WaltzRecipe, pair: Pair, task: Task, progress: Progress, written: Path
+) -> tuple[list[ReviewedAnswer], Counts]:
     """All answers of the warm start, each with its review, and what became of those that it cannot use.
 
     pair: as it begins; its conversation agent writes the own answers at temperature 1, as it would in training. An
     answer is cut to `protocol.answer_tokens`, as drafts are in play; labels that a file has stay those of the whole.
-    Raises BadInput where nothing is left; JudgeDown; Interrupted, with nothing kept.
+    written: the file that own answers are in as soon as they are written, and go on from.
+    Raises BadInput where nothing is left; JudgeDown; Interrupted.
     """
     found, counts = answers_of_files(recipe, task)
     if asked := own_prompts(recipe, pair, task):
-        found["own"] = _own(recipe, pair, asked, progress)
+        found["own"] = _own(recipe, pair, asked, progress, written)
         counts["own"] = {"read": len(asked), "used": len(asked)}
     rows: list[ReviewedAnswer] = []
     for name, some in found.items():
@@ -186,26 +194,36 @@ def _written(agent: LocalAgent, feedback: Feedback, limit: int) -> tuple[Ids, Ch
     return whole if len(whole[0]) > limit else agent.grammar.encode(feedback, limit)
 
 
-def in_parts(games: Sequence[Any], progress: Progress) -> Iterator[Sequence[Any]]:
-    """`games` in parts that are one batch each. Raises Interrupted between two where the user asks to stop."""
-    for first in range(0, len(games), PART):
+def in_parts(games: Sequence[Any], progress: Progress, done: int = 0) -> Iterator[Sequence[Any]]:
+    """`games` in parts that are one batch each, without the first `done`. Raises Interrupted between two where the user
+    asks to stop."""
+    for first in range(done, len(games), PART):
         yield games[first : first + PART]
         progress.advance(min(first + PART, len(games)))
         if progress.interrupted:
-            raise Interrupted("what the warm start was writing is not kept")
+            raise Interrupted("in the warm start; the answers written so far are kept")
+
+
+def seconds_of(written: Path) -> float:
+    """How long the own answers in the file took."""
+    return sum(line["seconds"] for line in durable.read_lines(written))
 
 
 def _own(
-    recipe: WaltzRecipe, pair: Pair, asked: Sequence[tuple[Prompt, int]], progress: Progress
+    recipe: WaltzRecipe, pair: Pair, asked: Sequence[tuple[Prompt, int]], progress: Progress, written: Path
 ) -> list[ReviewedAnswer]:
+    """Whole parts are kept, one a line: rounding depends on a batch, so a resumed start has to make the same ones."""
     limits = replace(recipe.protocol.limits, rounds=0)
-    progress.start("warm start: answers", len(asked))
-    played = [
-        game
-        for part in in_parts(asked, progress)
-        for game in play(pair.agents, part, limits, key=(recipe.seed, "warmup"))
-    ]
-    return [ReviewedAnswer(game.prompt, game.answers[0].text, game.prompt.text) for game in played]
+    durable.cut_half_line(written)
+    texts = [text for line in durable.read_lines(written) for text in line["answers"]]
+    progress.start("warm start: answers", len(asked), len(texts))
+    for part in in_parts(asked, progress, len(texts)):
+        began = time.monotonic()
+        played = play(pair.agents, part, limits, key=(recipe.seed, "warmup"))
+        own = [game.answers[0].text for game in played]
+        durable.append_line(written, {"answers": own, "seconds": time.monotonic() - began})
+        texts += own
+    return [ReviewedAnswer(prompt, text, prompt.text) for (prompt, _), text in zip(asked, texts, strict=True)]
 
 
 def _cut(pair: Pair, answer: str, tokens: int) -> str:

@@ -1,7 +1,7 @@
 """The warm start as a run of its own, in the folder `warmup` of the run that it belongs to.
 
 What it does follows from the recipe and from what it wrote first, answers.jsonl.gz, so a warm start that is killed and
-resumed from a checkpoint repeats itself bit for bit.
+resumed from a checkpoint repeats itself bit for bit. Until all its own answers are written they are in own.jsonl.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
 from choreo.types import FEEDBACK, ReviewedAnswer
 
-ANSWERS = "answers.jsonl.gz"
+ANSWERS, OWN = "answers.jsonl.gz", "own.jsonl"
 
 
 def warm_start(recipe: WaltzRecipe, run: Run, pair: Pair, task: Task, progress: Progress) -> None:
@@ -43,7 +43,7 @@ def warm_start(recipe: WaltzRecipe, run: Run, pair: Pair, task: Task, progress: 
     """
     folder = run.path / FOLDER
     if not is_finished(folder) and recipe.warmup.run:
-        source = finished(recipe, pair)
+        source = finished(recipe, pair, task)
         parallel.first(lambda: _take(source, folder))
         progress.say(f"warm start: that of {recipe.warmup.run}")
     elif not is_finished(folder):
@@ -55,13 +55,23 @@ def warm_start(recipe: WaltzRecipe, run: Run, pair: Pair, task: Task, progress: 
         pair.team(FEEDBACK).load_state_dict(policy, learnt)
 
 
-def finished(recipe: WaltzRecipe, pair: Pair) -> Path:
+def finished(recipe: WaltzRecipe, pair: Pair, task: Task) -> Path:
     """The folder of the warm start that `warmup.run` names. Raises BadInput where there is none that is finished, or
-    none of such an agent: of its base, words and rank."""
+    none of such an agent: of its base, words and rank; and where it has read what this run holds out."""
     folder = Path(recipe.warmup.run) / FOLDER
     if not is_finished(folder):
         raise BadInput(f"warmup.run: {recipe.warmup.run}: no run with a finished warm start")
     _state(pair, folder)
+    trained = {prompt.text for prompt in task.suites("train")}  # a run tells of those itself
+    rows = [row for row in answers.read(folder / ANSWERS) if row.prompt.text not in trained]
+    # In the microworld all sentences are nearly alike, and one other word makes another request.
+    found = [same for same in answers.held_out(rows, task.suites("heldout")) if same.equal or recipe.from_files()]
+    if texts := {same.measured.text for same in found}:
+        count = sum(not texts.isdisjoint((row.prompt.text, row.group)) for row in rows)
+        raise BadInput(
+            f"warmup.run: {recipe.warmup.run}: {count} of its answers are to prompts that this run holds out, or "
+            f"nearly, such as {min(texts)[:80]!r}; name one that has not read them"
+        )
     return folder
 
 
@@ -125,13 +135,13 @@ def _run(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Prog
 
 def _answers(recipe: WaltzRecipe, inner: Run, pair: Pair, task: Task, progress: Progress) -> list[ReviewedAnswer]:
     """What is learnt from, as the run's folder keeps it: answers and verdicts are got once."""
-    file = inner.path / ANSWERS
+    file, own = inner.path / ANSWERS, inner.path / OWN
     if not parallel.first(file.exists):
-        began = time.monotonic()
-        rows, counts = answers.gather(recipe, pair, task, progress)
+        began = time.monotonic() - answers.seconds_of(own)
+        rows, counts = answers.gather(recipe, pair, task, progress, own)
         inner.note(sources=counts, preparing=time.monotonic() - began)
         answers.save(file, rows)
-        parallel.wait()
+        parallel.first(lambda: own.unlink(missing_ok=True))
     for name, count in inner.info["sources"].items():
         progress.say(f"warm start: {taken(name, count)}")
     return answers.read(file)
