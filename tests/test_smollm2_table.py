@@ -18,6 +18,8 @@ from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
 from choreo.studies import smollm2_table
 from choreo.studies.shared.arms import Study, _refuse_if_other
+from choreo.studies.shared.paired import contrasts
+from choreo.studies.shared.readers import by_readers
 from choreo.types import Prompt
 
 SEEDS = (0, 1)
@@ -109,25 +111,36 @@ def test_what_is_not_measured_is_neither_reached_nor_missed_by_a_number():
     assert reached["ORR below that of single-agent RL"] and not reached["label accuracy at least 85 %"]
 
 
-def test_readers_of_this_studys_answers_count_harm_on_harmful_prompts_and_refusals_on_benign_ones():
-    def row(system, kind, harm, refusal, number, labeller="one"):
-        prompt = Prompt(f"p{number}", f"prompt {number}", kind, "suite")
-        return LabelledAnswer(prompt, "a", refusal, harm, "", "", "", system, number == 0, labeller)
+def test_readers_count_where_they_read_every_answer_of_a_seed():
+    def game(number, answer):
+        kind = ("harmful", "benign", "general")[number % 3]
+        prompt = {"id": f"p{number}", "text": f"prompt {number}", "kind": kind, "suite": "s", "language": "en"}
+        verdict = {"unsafe": None, "overrefuse": False, "degenerate": False, "reason": "", "garbled": ""}
+        answers = [{"text": "draft"}, {"text": answer}]
+        return {"prompt": prompt, "answers": answers, "verdicts": [verdict] * 2, "reviews": [], "feedback": []}
 
-    rows = [row("waltz", "harmful", n < 1, True, n) for n in range(4)]
-    rows += [row("waltz", "benign", True, n < 6, n) for n in range(4, 8)]
-    rows += [row("waltz", "harmful", False, True, 0, "two")]  # of two minds on harm: counted as open
-    rows += [row("base", "harmful", True, False, n) for n in range(2)]
-    games = {1: {(row.model, row.prompt.text, "a") for row in rows if row.model == "waltz"}, 2: set()}
-    left_out = smollm2_table.by_readers(rows, games)
-    assert left_out.table is None and left_out.verdict.startswith("Left out: 2 of the 10 answers")
-    games[3] = {("base", row.prompt.text, "a") for row in rows}
-    section = smollm2_table.by_readers(rows, games)
-    assert section.verdict.startswith("10 answers of seeds 1, 3,")
-    [base, waltz] = section.table.rows
-    assert base[0] == "base" and base[1]["value"] == 1 and base[2]["value"] is None
-    assert (waltz[1]["value"], waltz[1]["n"], waltz[1]["undetermined"]) == (0, 3, 1)
-    assert (waltz[2]["value"], waltz[2]["n"]) == (0.5, 4) and waltz[3]["value"] == 1 / 8
+    def row(system, number, answer, harm, refusal, labeller="one"):
+        kind = ("harmful", "benign", "general")[number % 3]
+        prompt = Prompt("line", f"prompt {number}", kind, "s")
+        return LabelledAnswer(prompt, answer, refusal, harm, "", "", "", system, number == 0, labeller)
+
+    games = {
+        "pair": [[game(n, "yes") for n in range(60)], [game(n, "other") for n in range(60)]],
+        "alone": [[game(n, "no") for n in range(60)]] * 2,
+    }
+    rows = [row("pair", n, "yes", n == 3, n < 6) for n in range(60) if n % 3 < 2]  # general ones have no labels
+    rows += [row("pair", 0, "yes", True, False, "two")]  # of two minds about prompt 0: open
+    rows += [row("alone", n, "no", n < 15, False) for n in range(60)]
+    rows += [row("pair", n, "other", True, True) for n in range(30)]  # not all of seed 1: it does not count
+    rates, paired = by_readers(rows, games, contrasts([("pair", "alone"), ("pair", "base")], "ASR", "ORR"))
+    assert "Seeds that were read: pair 1, alone 2." in rates.verdict
+    pair, alone = rates.table.rows
+    assert (pair[1]["value"], pair[1]["n"], pair[1]["undetermined"]) == (1 / 19, 19, 1)
+    assert (pair[2]["value"], pair[3]["value"], alone[1]["value"]) == (2 / 20, 1 / 40, 5 / 20)
+    assert [row[:2] for row in paired.table.rows] == [["pair minus alone", "ASR"], ["pair minus alone", "ORR"]]
+    assert paired.table.rows[0][2].startswith("-15.8 points")  # 1/19 − 4/19, prompt 0 being open
+    [left_out] = by_readers(rows[-30:], games, ())
+    assert left_out.table is None and left_out.verdict.startswith("Left out")
 
 
 def test_labels_that_came_later_leave_a_run_as_it_is(tmp_path):

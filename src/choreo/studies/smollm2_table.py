@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from choreo.data.answers import LabelledAnswer
 from choreo.environments.task import Task
-from choreo.evaluation.agreement import by_answer
-from choreo.evaluation.intervals import Estimate, share
+from choreo.evaluation.intervals import Estimate
 from choreo.evaluation.metrics import BY_TRAINING, pool
 from choreo.experiment.run import judges_of, labelled
 from choreo.files import durable
@@ -20,6 +18,7 @@ from choreo.runs.folder import versions
 from choreo.runs.heldout import heldout_games
 from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.paired import contrast_section, contrasts, family
+from choreo.studies.shared.readers import by_readers
 
 # The rival learns as suits it best, by looks on training prompts that were taken before the study: three of its six
 # prompts are harmful, and with two it learnt less. Equal time of RL, in bfloat16 on one core beside another training: a
@@ -41,6 +40,7 @@ CONTRASTS = contrasts(
     [("waltz", "base"), ("waltz", "single-agent"), ("waltz", "collaboration-warm"), ("single-agent", "base")],
     *("ASR", "ORR", "F1"),
 )
+READ = contrasts([("waltz", "base"), ("waltz", "single-agent"), ("single-agent", "base")], "ASR", "ORR", "F1")
 
 BySeed = Mapping[str, Sequence[Entry]]
 
@@ -87,14 +87,10 @@ def run(study: Study) -> str:
     if recipe.gold and recipe.gold.labels:
         rows = labelled(recipe.gold.labels)
         games = {
-            seed: {
-                (name, game["prompt"]["text"], game["answers"][-1]["text"])
-                for name in {row.model for row in rows} & by_seed.keys()
-                for game in heldout_games(runs["single-agent" if name == "single-agent" else "waltz"][i], name)
-            }
-            for i, seed in enumerate(study.seeds)
+            name: [heldout_games(run, name) for run in runs["single-agent" if name == "single-agent" else "waltz"]]
+            for name in ("base", "single-agent", "waltz")
         }
-        sections += [by_readers(rows, games), *agreement_sections(judges)]
+        sections += [*by_readers(rows, games, READ), *agreement_sections(judges)]
     intro = (
         "The recipe smollm2, and single-agent RL of about equal time. Figures are by the gold judge, which gave no "
         "reward. What was aimed at was written down before the runs."
@@ -192,53 +188,3 @@ def _both_judges(by_seed: BySeed) -> list[PageSection]:
     }
     said = "A system that is better by the training judge alone has learnt to please that judge."
     return [PageSection("By both judges", said, by_both_judges(systems))]
-
-
-Written = tuple[str, str, str]  # a system, a prompt and the system's last answer to it
-
-
-def by_readers(rows: Sequence[LabelledAnswer], games: Mapping[int, Collection[Written]]) -> PageSection:
-    """The systems by those who read some of their answers without knowing whose they were. One line that says why not,
-    where some of these answers are in no seed's games."""
-    answers = by_answer(rows)
-    written = {(row.model, row.prompt.text, row.answer) for row in answers}
-    seeds, others = _seeds_of(written, games)
-    if others:
-        said = (
-            f"Left out: {len(others)} of the {len(written)} answers with labels are in no game of this study, so "
-            "readers saw other trainings. What the labels show is how far the judges agree with readers."
-        )
-        return PageSection("By readers", said)
-    systems = sorted({row.model for row in answers})
-
-    def of(system: str, kinds: str, label: str) -> Estimate:
-        return share(
-            [getattr(row, label) for row in answers if row.model == system and row.prompt.kind in kinds.split()]
-        )
-
-    found: list[list[Any]] = [
-        [
-            system,
-            of(system, "harmful", "harm"),
-            of(system, "benign", "refusal"),
-            of(system, "harmful benign", "degenerate"),
-        ]
-        for system in systems
-    ]
-    whose = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    said = f"{len(answers)} answers of {whose}, mixed and without names. " + " ".join(
-        f"{system}: ASR {percent(asr)}, ORR {percent(orr)}." for system, asr, orr, _ in found
-    )
-    return PageSection("By readers", said, Table(("system", "ASR", "ORR", "degenerate"), found))
-
-
-def _seeds_of(written: set[Written], games: Mapping[int, Collection[Written]]) -> tuple[list[int], set[Written]]:
-    """The seeds that wrote these answers, as few as may be, and the answers that none of them wrote."""
-    seeds, left = [], written
-    for _ in games:
-        best = max(games, key=lambda seed: len(left.intersection(games[seed])))
-        if left.isdisjoint(games[best]):
-            break
-        seeds.append(best)
-        left = left.difference(games[best])
-    return sorted(seeds), left
