@@ -68,10 +68,10 @@ def add(commands: Any) -> None:
 
 
 def sample(args: argparse.Namespace) -> int:
-    from choreo.environments.microworld.suites import SUITES as SUITES_OF_WORLD
+    from choreo.environments.microworld.suites import DIALOGUES, SUITES
 
-    if args.suite is not None and args.suite not in SUITES_OF_WORLD:
-        raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(SUITES_OF_WORLD)}")
+    if args.suite is not None and args.suite not in (known := (*SUITES, *DIALOGUES)):
+        raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(known)}")
     from choreo.environments.microworld.show import sample_text
 
     try:
