@@ -22,6 +22,7 @@ from choreo.server.api_error import ApiError
 from choreo.server.apis import Strict
 from choreo.server.incoming import HANDLERS, body_of, caller
 from choreo.server.pages import pages
+from choreo.text.messages import messages_of
 
 PAGE = Path(__file__).parent / "page"
 MOST, SECONDS = 4096, 30.0  # of a request's body
@@ -129,7 +130,7 @@ def _blind(arena: Arena, rater: str, place: int, item: Item) -> dict[str, Any]:
     if arena.left(rater, item.id) == "b":
         answers.reverse()
     kind = {"kind": item.kind} if arena.mode == "labels" else {}
-    return {"id": place, "prompt": item.prompt, "answers": answers, **kind}
+    return {"id": place, "earlier": messages_of(item.earlier), "prompt": item.prompt, "answers": answers, **kind}
 
 
 def _read(model: type[Any], body: bytes) -> Any:

@@ -274,6 +274,7 @@ def answers(args: argparse.Namespace) -> int:
     from choreo.judges.base import judge_all, with_garbled
     from choreo.judges.resolve import choose, counts, describe
     from choreo.runs.episodes import verdict_record
+    from choreo.text.messages import messages_of
 
     if args.out and args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
@@ -285,6 +286,7 @@ def answers(args: argparse.Namespace) -> int:
     if args.out:
         told = (
             {
+                **({"earlier": messages_of(row.prompt.earlier)} if row.prompt.earlier else {}),
                 "prompt": row.prompt.text,
                 "answer": row.answer,
                 "kind": row.prompt.kind,

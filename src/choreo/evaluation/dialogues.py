@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from choreo.runs.episodes import verdict_record
+from choreo.text.messages import messages_of
 from choreo.types import Episode
 
 DIALOGUES = 24  # for each suite and system
@@ -20,6 +21,7 @@ def dialogue_records(system: str, episodes: Sequence[Episode[Any]]) -> list[dict
     return [
         {
             "system": system,
+            **({"earlier": messages_of(episode.prompt.earlier)} if episode.prompt.earlier else {}),
             "prompt": episode.prompt.text,
             "kind": episode.prompt.kind,
             "suite": episode.prompt.suite,

@@ -87,6 +87,7 @@ def systems_page(
         cards=cards,
         verdict=" ".join(card["sentence"] for card in cards if card["sentence"]),
         systems=systems,
+        by_turns=[(name, n, found) for name, one in systems.items() for n, found in one.get("turns", {}).items()],
         published=published.SYSTEMS if published_too else {},
         alarms=_alarms(record.metrics),
         figures=figures,
