@@ -18,11 +18,11 @@ from starlette.routing import Route
 
 from choreo.arena.items import CHOICES, Item
 from choreo.arena.store import Arena, Conflict
+from choreo.files.messages import messages_of
 from choreo.server.api_error import ApiError
 from choreo.server.apis import Strict
 from choreo.server.incoming import HANDLERS, body_of, caller
 from choreo.server.pages import pages
-from choreo.text.messages import messages_of
 
 PAGE = Path(__file__).parent / "page"
 MOST, SECONDS = 4096, 30.0  # of a request's body

@@ -16,7 +16,7 @@ from choreo.data.conversations import flatten
 from choreo.errors import BadInput
 from choreo.evaluation.agreement import by_answer
 from choreo.files import durable
-from choreo.text.messages import messages_of
+from choreo.files.messages import messages_of
 
 Row = dict[str, Any]
 

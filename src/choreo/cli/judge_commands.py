@@ -271,10 +271,10 @@ def answers(args: argparse.Namespace) -> int:
     from choreo.data.answers import load
     from choreo.evaluation.judging import rates
     from choreo.files import durable
+    from choreo.files.messages import messages_of
     from choreo.judges.base import judge_all, with_garbled
     from choreo.judges.resolve import choose, counts, describe
     from choreo.runs.episodes import verdict_record
-    from choreo.text.messages import messages_of
 
     if args.out and args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")

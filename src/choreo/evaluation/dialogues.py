@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from choreo.files.messages import messages_of
 from choreo.runs.episodes import verdict_record
-from choreo.text.messages import messages_of
 from choreo.types import Episode
 
 DIALOGUES = 24  # for each suite and system

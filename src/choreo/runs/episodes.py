@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from choreo.text.messages import messages_of, turns_of
+from choreo.files.messages import messages_of, turns_of
 from choreo.types import Episode, Feedback, Prompt, Turn, Turns, Verdict
 
 

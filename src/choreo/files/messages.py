@@ -1,4 +1,4 @@
-"""Turns in the published form of messages: {role, content}."""
+"""Turns as they stand in files: messages in the published form, {role, content}."""
 
 from __future__ import annotations
 
