@@ -13,7 +13,7 @@ from typing import Any
 from choreo.arena.items import CHOICES, Item, Mode, RatedAnswer
 from choreo.arena.sources import Answered, SystemAnswers, read_source
 from choreo.arena.store import create
-from choreo.data.conversations import history
+from choreo.data.conversations import read_history
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, rows
 from choreo.files.utf8 import is_text
@@ -139,7 +139,7 @@ def read_attention(file: Path, mode: Mode) -> list[Made]:
                 tuple(RatedAnswer("", fields.text(name)) for name in names),
                 expected,
                 degenerate,
-                history(fields),
+                read_history(fields),
             )
         )
     if not made:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from choreo.arena.items import RatedAnswer
-from choreo.data.conversations import history
+from choreo.data.conversations import read_history
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, rows
 from choreo.files.shipped import is_shipped
@@ -75,7 +75,7 @@ def _file(system: str, file: Path, kinds: bool) -> SystemAnswers:
         prompt, text = fields.text("prompt"), fields.text("answer", "response", "completion")
         if not prompt.strip():
             raise BadInput(f"{fields.where}: prompt: expected text, got none")
-        turns = (*history(fields), ("user", prompt))
+        turns = (*read_history(fields), ("user", prompt))
         if turns in first:
             raise BadInput(f"{fields.where}: prompt: is that of line {first[turns]}; a system answers a prompt once")
         first[turns] = line

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from choreo.data import reading
-from choreo.data.conversations import history
+from choreo.data.conversations import read_history
 from choreo.data.reading import OWN, Format, Loaded
 from choreo.errors import BadInput
 from choreo.files.rows import Fields
@@ -76,7 +76,7 @@ def _own(answer: str) -> Format[LabelledAnswer]:
     def read(row: Fields) -> LabelledAnswer:
         text, kind = row.text("prompt"), _kind(row)
         suite = row.text("suite") if "suite" in row.row else kind
-        prompt = Prompt(f"line-{row.line}", text, kind, suite, earlier=history(row))
+        prompt = Prompt(f"line-{row.line}", text, kind, suite, earlier=read_history(row))
         labels = {name: row.flag(name) for name in OWN_LABELS if row.row.get(name) not in (None, "")}
         if (harm := labels.get("unsafe")) is None:
             harm = labels.get("harmful")

@@ -17,7 +17,7 @@ ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assi
 KEYS = (("role", "content"), ("from", "value"))
 
 
-def asked(row: Fields, name: str, *, whole: bool = False) -> Turns:
+def read_conversation(row: Fields, name: str, *, whole: bool = False) -> Turns:
     """The conversation in the field `name`, whose last turn is the user's. Roles take turns, the user first; one
     system message may stand before them, and is left out where it has no word, as a server does.
 
@@ -32,9 +32,12 @@ def asked(row: Fields, name: str, *, whole: bool = False) -> Turns:
     return _in_order(row, name, turns, "user", Unusable if whole else None)
 
 
-def history(row: Fields, name: str = "earlier") -> Turns:
-    """What stands before a row's prompt, in the field `name`: as in `asked`, but the last turn is the assistant's, or a
-    system message stands alone. Nothing where the row has no such field. Raises BadInput."""
+def read_history(row: Fields, name: str = "earlier") -> Turns:
+    """What stands before a row's prompt, in the field `name`; nothing where the row has no such field.
+
+    It is as in `read_conversation`, but the last turn is the assistant's, or a system message stands alone. Raises
+    BadInput.
+    """
     if row.row.get(name) is None:
         return ()
     return _in_order(row, name, _turns(row, name), "assistant")

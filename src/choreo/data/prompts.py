@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from choreo.data import reading
-from choreo.data.conversations import asked, history
+from choreo.data.conversations import read_conversation, read_history
 from choreo.data.preferences import hh_dialogue
 from choreo.data.reading import BARE, OWN, PUBLISHED, Format, Loaded, Unusable
 from choreo.errors import BadInput
@@ -100,12 +100,12 @@ def _one(row: Fields, text: str, kind: Kind | None, family: str = "", language: 
 def _own(row: Fields) -> Row:
     """{prompt, kind} and, if you like, earlier, suite, family, language, and the check of an answer to a general
     prompt."""
-    return _stated(row, (*history(row), ("user", row.text("prompt"))))
+    return _stated(row, (*read_history(row), ("user", row.text("prompt"))))
 
 
 def _own_chat(name: str) -> Callable[[Fields], Row]:
     """{messages, kind}, and the rest as in `own`; name: what the field of messages is called."""
-    return lambda row: _stated(row, asked(row, name))
+    return lambda row: _stated(row, read_conversation(row, name))
 
 
 def _stated(row: Fields, turns: Turns) -> Row:
@@ -134,14 +134,14 @@ def _check(row: Fields, kind: Kind) -> Check | None:
 
 def _bare(row: Fields) -> Row:
     """{prompt} and maybe earlier: jailbreaks in the wild, without a request of their own, or any list of prompts."""
-    return (PromptRow(row.line, row.text("prompt"), None, earlier=history(row)),)
+    return (PromptRow(row.line, row.text("prompt"), None, earlier=read_history(row)),)
 
 
 def _chat(name: str, *, whole: bool) -> Callable[[Fields], Row]:
-    """{messages}: conversations alone. whole: as in `asked`."""
+    """{messages}: conversations alone. whole: as in `read_conversation`."""
 
     def read(row: Fields) -> Row:
-        *earlier, (_, text) = asked(row, name, whole=whole)
+        *earlier, (_, text) = read_conversation(row, name, whole=whole)
         return (PromptRow(row.line, text, None, earlier=tuple(earlier)),)
 
     return read

@@ -10,6 +10,7 @@ asr, orr, ftr and undetermined are scores of their own. What is undetermined is 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from choreo.config.wording import Wording
 from choreo.data.mixture import mixture
 from choreo.files import utf8
 from choreo.files.json_file import read_object
+from choreo.files.messages import messages_of
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.judges.base import judge_episodes
 from choreo.judges.resolve import choose
@@ -73,7 +75,7 @@ def collaboration(
     over an endpoint replied. protocol: the protocol.json of an export, in whose words the models are told their roles.
     """
     mixed = mixture(sources([Path(name) for name in suite.split(",")], format.split(",") if format else ()), seed)
-    samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
+    samples = [Sample(_input(prompt), id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
     limits = Limits(rounds, answer_tokens, feedback_tokens)
     return Task(
         dataset=MemoryDataset(samples, name=suite),
@@ -157,13 +159,22 @@ def verdict(judge: str, cache: str) -> Scorer:
     return score
 
 
+def _input(prompt: Prompt) -> str | list[ChatMessage]:
+    return _chat(messages_of(prompt.turns)) if prompt.earlier else prompt.text
+
+
 def _prompt(state: TaskState) -> Prompt:
-    return Prompt(**{name: state.metadata[name] for name in ("id", "text", "kind", "suite", "language", "family")})
+    fields = {name: state.metadata[name] for name in ("id", "text", "kind", "suite", "language", "family")}
+    return Prompt(**fields, earlier=tuple((role, text) for role, text in state.metadata["earlier"]))
 
 
 def _messages(state: State[TextTurn], wording: Wording) -> list[ChatMessage]:
+    return _chat(messages(state, wording))
+
+
+def _chat(sent: Sequence[Mapping[str, str]]) -> list[ChatMessage]:
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    return [kinds[message["role"]](content=message["content"]) for message in messages(state, wording)]
+    return [kinds[message["role"]](content=message["content"]) for message in sent]
 
 
 def _turn(role: str, round: int, response: Any, model: Model) -> TextTurn:

@@ -23,7 +23,7 @@ KINDS: dict[str, Kind] = {
 LENGTHS = (2, 3)  # turns of the user
 
 
-def draw(suite: str, pool: Pools, language: str, rng: random.Random) -> Prompt:
+def draw_dialogue(suite: str, pool: Pools, language: str, rng: random.Random) -> Prompt:
     """One dialogue of `suite` (a key of KINDS), without an id. All its deeds are of `pool`. The family is the frame of
     the first turn and the wording of the later ones."""
     style = rng.choice(list(wording.LATER))

@@ -99,7 +99,7 @@ def draw_prompt(suite: str, pool: Pools, language: str, rng: random.Random, hidd
     """One prompt of `suite`, without an id. hidden: the probability that its deed is hidden, in suites with hidden
     deeds."""
     if suite in DIALOGUES:
-        return dialogues.draw(suite, pool, language, rng)
+        return dialogues.draw_dialogue(suite, pool, language, rng)
     styles = wording.HIDDEN if rng.random() < hidden else wording.PLAIN
     text, family, request = _MAKERS[suite](pool, language, rng, styles)
     return Prompt("", text, SUITES[suite], suite, language, family, request)
