@@ -14,7 +14,7 @@ from pathlib import Path
 from choreo.data import reading
 from choreo.data.conversations import read_conversation, read_history
 from choreo.data.preferences import hh_dialogue
-from choreo.data.reading import BARE, OWN, PUBLISHED, Format, Loaded, Unusable
+from choreo.data.reading import BARE, OWN, OWN_CHAT, PUBLISHED, Format, Loaded, Unusable
 from choreo.errors import BadInput
 from choreo.files.rows import Fields
 from choreo.text.checks import Check, check_of
@@ -105,7 +105,12 @@ def _own(row: Fields) -> Row:
 
 def _own_chat(name: str) -> Callable[[Fields], Row]:
     """{messages, kind}, and the rest as in `own`; name: what the field of messages is called."""
-    return lambda row: _stated(row, read_conversation(row, name))
+    return lambda row: _stated(row, _turns(row, name))
+
+
+def _turns(row: Fields, name: str) -> Turns:
+    """Data sets whose field is called otherwise than `messages` hold their conversations with the last answer."""
+    return read_conversation(row, name, whole=name != "messages")
 
 
 def _stated(row: Fields, turns: Turns) -> Row:
@@ -137,11 +142,11 @@ def _bare(row: Fields) -> Row:
     return (PromptRow(row.line, row.text("prompt"), None, earlier=read_history(row)),)
 
 
-def _chat(name: str, *, whole: bool) -> Callable[[Fields], Row]:
-    """{messages}: conversations alone. whole: as in `read_conversation`."""
+def _chat(name: str) -> Callable[[Fields], Row]:
+    """{messages}: conversations alone; name: as in `_own_chat`."""
 
     def read(row: Fields) -> Row:
-        *earlier, (_, text) = read_conversation(row, name, whole=whole)
+        *earlier, (_, text) = _turns(row, name)
         return (PromptRow(row.line, text, None, earlier=tuple(earlier)),)
 
     return read
@@ -282,7 +287,13 @@ def _formats(*rows: tuple[str, str, str, Callable[[Fields], Row]]) -> dict[str, 
     }
 
 
-RANKS = {"own": OWN, "own-messages": OWN, "own-conversation": OWN, "own-conversations": OWN, "bare": BARE}
+RANKS = {
+    "own": OWN,
+    "own-messages": OWN_CHAT,
+    "own-conversation": OWN_CHAT,
+    "own-conversations": OWN_CHAT,
+    "bare": BARE,
+}
 # All columns of data sets that are recognised by common words: SimpleSafetyTests has a prompt and a category too, as
 # OR-Bench, but all its prompts are harmful.
 WHOLE = {
@@ -311,9 +322,9 @@ FORMATS: dict[str, Format[Row]] = _formats(
     ("own-messages", "conversations of your own", "messages kind", _own_chat("messages")),
     ("own-conversation", "conversations of your own", "conversation kind", _own_chat("conversation")),
     ("own-conversations", "conversations of your own", "conversations kind", _own_chat("conversations")),
-    ("messages", "conversations, the user's turn last", "messages", _chat("messages", whole=False)),
-    ("wildchat", "WildChat, LMSYS-Chat", "conversation", _chat("conversation", whole=True)),
-    ("sharegpt", "ShareGPT", "conversations", _chat("conversations", whole=True)),
+    ("messages", "conversations, the user's turn last", "messages", _chat("messages")),
+    ("wildchat", "WildChat, LMSYS-Chat", "conversation", _chat("conversation")),
+    ("sharegpt", "ShareGPT", "conversations", _chat("conversations")),
     ("hh-rlhf", "HH-RLHF's dialogues", "chosen rejected", _hh),
     ("wildjailbreak", "WildJailbreak", "adversarial data_type", _wildjailbreak),
     ("fortress", "FORTRESS", "adversarial_prompt benign_prompt", _fortress),
