@@ -64,6 +64,9 @@ def add(commands: Any) -> None:
     )
     calibrate_command.add_argument("--base", default="micro-llama", metavar="NAME", help="a shipped base, or a folder")
     calibrate_command.add_argument("--split-seed", type=natural, default=0, metavar="N", help="which half (default: 0)")
+    calibrate_command.add_argument(
+        "--dialogues", type=natural, default=0, metavar="N", help="dialogues per suite of dialogues (default: none)"
+    )
     json_option(calibrate_command)
 
 
@@ -116,4 +119,4 @@ def calibrate(args: argparse.Namespace) -> int:
     from choreo.experiment.calibrate import calibrate
 
     quiet()
-    return print_result(calibrate(args.base, args.split_seed), args.json)
+    return print_result(calibrate(args.base, args.split_seed, dialogues=args.dialogues), args.json)
