@@ -10,6 +10,8 @@ from collections import defaultdict
 import pytest
 from arena import write_rows
 from data_rows import END, MADE, TALK, write
+from macpo import recipe as macpo_recipe
+from macpo import run_through
 
 from choreo import config
 from choreo.arena.export import export_arena
@@ -276,3 +278,22 @@ def test_a_pair_is_trained_and_measured_on_dialogues(tmp_path, capsys):
     assert "By turns of the user" in (run / "report.html").read_text(encoding="utf-8")
     assert main(["eval", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["systems"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negatives", ["prompt", "judged"])
+def test_macpo_reads_the_history(tmp_path, tiny_folder, negatives):
+    """Every context that its students and teachers answered in begins with the whole conversation, reviews too."""
+    rounds = {"count": 1, "batch": 4, "refusals": "any", "rehearse": 0, "negatives": negatives}
+    world = {"train_prompts": 3, "train_dialogues": 90, "heldout_prompts": 2, "heldout_dialogues": 2}
+    loaded = run_through(macpo_recipe(tiny_folder, world=world, rounds=rounds), tmp_path / "run")
+    talk = next(p for p in suites.prompts("dialogue_benign", "train", 30) if p.user_turns == 3)
+    chat = loaded.student.chat
+    context = chat.decode(loaded.student.context(talk))
+    assert all(text in context for _, text in talk.turns)
+    lines = [one for file in (tmp_path / "run" / "episodes").iterdir() for one in durable.read_lines(file)]
+    talks = [one for one in lines if one["prompt"].get("earlier")]
+    assert talks
+    for one in talks:
+        seen = chat.decode(one["answers"][0]["context"])
+        assert all(message["content"] in seen for message in one["prompt"]["earlier"])
