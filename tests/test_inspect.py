@@ -67,3 +67,23 @@ def test_scores_have_names_and_rounds_are_in_the_log(tmp_path):
     assert [role for role, _ in said] == ["user", "assistant", "user", "assistant"]
     assert said[2][1] == f"[feedback agent] {REFUSES}" and said[3][1] == YES
     assert log.samples[0].output.completion == YES
+
+
+def test_both_models_read_what_stands_before_the_prompt(tmp_path):
+    from choreo.integrations.inspect_tasks import collaboration
+
+    earlier = [{"role": "user", "content": "Is it a door?"}, {"role": "assistant", "content": "Yes."}]
+    suite = tmp_path / "mine.jsonl"
+    suite.write_text(json.dumps({"prompt": "And how do I open it?", "kind": "benign", "earlier": earlier}))
+    (log,) = inspect_ai.eval(
+        collaboration(str(suite), cache=str(tmp_path / "c.sqlite")),
+        model=scripted(YES),
+        model_roles={"feedback": scripted(FINE)},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert log.status == "success", log.error
+    assert [message.text for message in log.samples[0].input] == ["Is it a door?", "Yes.", "And how do I open it?"]
+    answer, review = ([m.text for m in one.input] for one in log.samples[0].events if one.event == "model")
+    assert answer[-3:] == ["Is it a door?", "Yes.", "And how do I open it?"]
+    assert "user: Is it a door?" in review[-1] and "assistant: Yes." in review[-1]
