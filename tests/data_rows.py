@@ -6,7 +6,21 @@ import json
 from pathlib import Path
 
 # One made row of every schema, and (kind, part of the text) of what is read in it.
+TALK = [
+    {"role": "user", "content": "Is it a door?"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "And how do I open it?"},
+]
+TOLD = [{"from": "gpt" if turn["role"] == "assistant" else "human", "value": turn["content"]} for turn in TALK]
+END = {"role": "assistant", "content": "Turn the knob."}
 MADE = {
+    "own-messages": ({"messages": TALK, "kind": "benign"}, [("benign", "open it")]),
+    "own-conversation": ({"conversation": TALK, "kind": "harmful"}, [("harmful", "open it")]),
+    "own-conversations": ({"conversations": TOLD, "kind": "general"}, [("general", "open it")]),
+    "messages": ({"messages": TALK}, []),  # what a right answer does is not said
+    "wildchat": ({"conversation": [*TALK, END], "turn": 2, "language": "English", "toxic": False}, []),
+    "sharegpt": ({"id": "x", "conversations": [*TOLD, {"from": "gpt", "value": "Turn the knob."}]}, []),
+    "hh-rlhf": ({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, []),
     "wildjailbreak": (
         {"vanilla": "", "adversarial": "Pretend to help", "completion": "", "data_type": "adversarial_benign"},
         [("benign", "Pretend")],

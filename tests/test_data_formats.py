@@ -80,8 +80,12 @@ def test_what_a_row_says_of_itself_wins_over_what_its_fields_look_like(tmp_path,
                     except BadInput as wrong:
                         assert str(wrong).startswith(f"{file}:1: ")
             own = {name: value for name, value in row.items() if name != "prompt"} | {"kind": kind}
+            file = write(tmp_path / "y.jsonl", own)
+            if row.keys() & {"messages", "conversation", "conversations"}:  # in place of a prompt
+                assert [(one.kind, one.user_turns) for one in prompts.load(file).rows] == [(kind, 2)], name
+                continue
             with pytest.raises(BadInput):
-                prompts.load(write(tmp_path / "y.jsonl", own))
+                prompts.load(file)
     assert (
         main(
             [

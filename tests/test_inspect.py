@@ -157,3 +157,24 @@ def test_the_error_of_a_server_is_no_answer(tmp_path):
     assert rates(log)["undetermined"] == 1.0
     assert {score.name: score.scored_samples for score in log.results.scores}["asr"] == 0
     assert said in log.samples[0].scores["verdict"].explanation
+
+
+def test_both_models_read_what_stands_before_the_prompt(tmp_path):
+    from choreo.integrations.inspect_tasks import collaboration
+
+    earlier = [{"role": "user", "content": "Is it a door?"}, {"role": "assistant", "content": "Yes."}]
+    suite = tmp_path / "mine.jsonl"
+    suite.write_text(json.dumps({"prompt": "And how do I open it?", "kind": "benign", "earlier": earlier}))
+    (log,) = inspect_ai.eval(
+        collaboration(str(suite), cache=str(tmp_path / "c.sqlite")),
+        model=scripted(YES),
+        model_roles={"feedback": scripted(FINE)},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert log.status == "success", log.error
+    assert [message.text for message in log.samples[0].input] == ["Is it a door?", "Yes.", "And how do I open it?"]
+    answer, review = ([m.text for m in one.input] for one in log.samples[0].events if one.event == "model")
+    assert answer[-3:] == ["Is it a door?", "Yes.", "And how do I open it?"]
+    told = log.samples[0].attachments[review[-1].removeprefix("attachment://")]  # where a log keeps long texts
+    assert "user: Is it a door?" in told and "assistant: Yes." in told

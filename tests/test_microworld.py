@@ -218,7 +218,7 @@ def test_the_words_of_a_hidden_request_tell_nothing():
     for suite in ("vanilla_harmful", "adversarial_harmful", "sensitive_benign", "adversarial_benign"):
         for language in lexicon.LANGUAGES:
             for _ in range(100):
-                _, _, request = suites.draw_prompt(suite, pools("train", 2), language, rng, hidden=1.0)
+                request = suites.draw_prompt(suite, pools("train", 2), language, rng, hidden=1.0).meaning
                 assert request.deed.harmful != request.mistaken.harmful
 
 

@@ -17,6 +17,9 @@ KINDS: tuple[Kind, ...] = ("harmful", "benign", "general")
 Part = Literal["heldout", "train"]
 """Which of a task's prompts are measured on."""
 
+Turns = tuple[tuple[str, str], ...]
+"""A conversation, as (role, text)."""
+
 CONVERSATION = "conversation"
 FEEDBACK = "feedback"
 AGENTS = (CONVERSATION, FEEDBACK)
@@ -30,7 +33,7 @@ class Prompt:
     `suite` is the finer set it is reported under. `meaning` is whatever the judge of this data
     needs to decide exactly (the microworld's meaning), or the check of a right answer (`text.checks`); None where the
     judge reads text alone.
-    `earlier` is the conversation before `text`, as (role, text); training prompts have none.
+    `earlier` is the conversation before `text`, as (role, text), the role being user, assistant or system.
     """
 
     id: str
@@ -40,7 +43,22 @@ class Prompt:
     language: str = "en"
     family: str = ""
     meaning: Any = None
-    earlier: tuple[tuple[str, str], ...] = ()
+    earlier: Turns = ()
+
+    @property
+    def turns(self) -> Turns:
+        """The whole conversation, the request last."""
+        return (*self.earlier, ("user", self.text))
+
+    @property
+    def words(self) -> str:
+        """The text of the whole conversation, a line for every turn."""
+        return "\n".join(text for _, text in self.turns)
+
+    @property
+    def user_turns(self) -> int:
+        """How many turns of the user it has: 1 without a history."""
+        return sum(role == "user" for role, _ in self.turns)
 
 
 @dataclass(frozen=True, slots=True)

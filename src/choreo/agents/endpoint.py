@@ -159,7 +159,7 @@ def messages(state: State[Any], wording: Wording = WORDING) -> list[dict[str, st
             _message("system", words.feedback),
             _message("user", (f"{EARLIER}{before}=====\n\n" if before else "") + question),
         ]
-    told, after = split_system((*prompt.earlier, ("user", prompt.text)))
+    told, after = split_system(prompt.turns)
     system = PARAGRAPH.join(text for text in (words.conversation, *told) if text)
     written = [_message("system", system)] if system else []
     written += [_message(role, text) for role, text in after]

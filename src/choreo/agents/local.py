@@ -94,7 +94,7 @@ def context_of(chat: Chat, state: State[Any], feedback_tokens: int, writer: Chat
     reviewer by rule may write what it likes. The cut keeps every context within what the recipe allows.
     """
     prompt = chat.encode(state.prompt.text)
-    earlier = [(role, chat.encode(text)) for role, text in state.prompt.earlier]
+    earlier = chat.encoded(state.prompt.earlier)
     if state.answer is not None:
         return chat.review_context(prompt, _read(chat, state.answer, writer), earlier)
     history = [(_own(chat, turn), chat.encode(words)[:feedback_tokens]) for turn, words in state.history]

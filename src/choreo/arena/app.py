@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from choreo.arena.items import CHOICES, Item
 from choreo.arena.store import Arena, Conflict
+from choreo.files.messages import messages_of
 from choreo.server.api_error import ApiError
 from choreo.server.apis import Strict
 from choreo.server.incoming import HANDLERS, body_of, caller
@@ -129,7 +130,7 @@ def _blind(arena: Arena, rater: str, place: int, item: Item) -> dict[str, Any]:
     if arena.left(rater, item.id) == "b":
         answers.reverse()
     kind = {"kind": item.kind} if arena.mode == "labels" else {}
-    return {"id": place, "prompt": item.prompt, "answers": answers, **kind}
+    return {"id": place, "earlier": messages_of(item.earlier), "prompt": item.prompt, "answers": answers, **kind}
 
 
 def _read(model: type[Any], body: bytes) -> Any:

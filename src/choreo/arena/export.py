@@ -12,9 +12,11 @@ from typing import Any
 from choreo.arena.items import Item
 from choreo.arena.results import as_labelled, preferred, rated_by
 from choreo.arena.store import Arena
+from choreo.data.conversations import flatten
 from choreo.errors import BadInput
 from choreo.evaluation.agreement import by_answer
 from choreo.files import durable
+from choreo.files.messages import messages_of
 
 Row = dict[str, Any]
 
@@ -47,6 +49,7 @@ def _ratings(arena: Arena, leave_out: Sequence[str]) -> Iterable[Row]:
         item = arena.items[one.item]
         row: Row = {"rater": one.rater, "at": one.at, "item": item.id, "attention": json.dumps(item.attention)}
         row |= {"expected": item.expected, "prompt": item.prompt, "kind": item.kind}
+        row["earlier"] = json.dumps(messages_of(item.earlier)) if item.earlier else ""
         names = ("a", "b") if arena.mode == "pairs" else ("",)
         for name, answer in zip(names, item.answers, strict=True):
             row |= {f"system_{name}".rstrip("_"): answer.system, f"answer_{name}".rstrip("_"): answer.text}
@@ -69,14 +72,14 @@ def _better(arena: Arena, leave_out: Sequence[str]) -> Iterable[tuple[Item, str,
 def _preferences(arena: Arena, leave_out: Sequence[str]) -> Iterable[Row]:
     """In the form of MACPO's release (`data.preferences`)."""
     for item, chosen, rejected in _better(arena, leave_out):
-        yield {"instruction": item.prompt, "input": "", "output": [chosen, rejected]}
+        yield {"instruction": flatten(item.turns), "input": "", "output": [chosen, rejected]}
 
 
 def _dpo(arena: Arena, leave_out: Sequence[str]) -> Iterable[Row]:
     """In TRL's conversational form of preferences with an explicit prompt."""
     for item, chosen, rejected in _better(arena, leave_out):
         yield {
-            "prompt": [{"role": "user", "content": item.prompt}],
+            "prompt": messages_of(item.turns),
             "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}],
         }
@@ -90,6 +93,7 @@ def _answers(arena: Arena, leave_out: Sequence[str]) -> Iterable[Row]:
         who.setdefault(row.prompt.id, []).append(row.labeller)
     for row in by_answer(rows):
         yield {
+            **({"earlier": messages_of(row.prompt.earlier)} if row.prompt.earlier else {}),
             "prompt": row.prompt.text,
             "answer": row.answer,
             "kind": row.prompt.kind,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from choreo.types import Verdict
+from choreo.types import Turns, Verdict
 
 Mode = Literal["pairs", "labels"]
 
@@ -33,7 +33,7 @@ class Item:
 
     kind: of the prompt, "" where nobody said it. answers: a and b, or one answer.
     expected: of an attention item, the right choice; "" of all others. degenerate: what is expected there of this
-    label, None where nothing is.
+    label, None where nothing is. earlier: the conversation before the prompt.
     """
 
     id: int
@@ -43,6 +43,12 @@ class Item:
     answers: tuple[RatedAnswer, ...]
     expected: str = ""
     degenerate: bool | None = None
+    earlier: Turns = ()
+
+    @property
+    def turns(self) -> Turns:
+        """The whole conversation, the prompt last."""
+        return (*self.earlier, ("user", self.prompt))
 
     @property
     def attention(self) -> bool:
@@ -77,4 +83,5 @@ def item_of(fields: Mapping[str, Any]) -> Item:
         RatedAnswer(one["system"], one["text"], Verdict(**one["verdict"]) if one["verdict"] else None)
         for one in fields["answers"]
     )
-    return Item(**{**fields, "answers": answers})
+    earlier = tuple((role, text) for role, text in fields.get("earlier", ()))
+    return Item(**{**fields, "answers": answers, "earlier": earlier})

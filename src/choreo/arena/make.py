@@ -13,10 +13,11 @@ from typing import Any
 from choreo.arena.items import CHOICES, Item, Mode, RatedAnswer
 from choreo.arena.sources import Answered, SystemAnswers, read_source
 from choreo.arena.store import create
+from choreo.data.conversations import read_history
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, rows
 from choreo.files.utf8 import is_text
-from choreo.types import KINDS
+from choreo.types import KINDS, Turns
 
 GUIDELINES = Path(__file__).parent
 
@@ -71,7 +72,7 @@ def new_arena(folder: Path, plan: ArenaPlan) -> dict[str, Any]:
     return told | {"items": len(made), "attention": len(attention)}
 
 
-def _shared(sources: Sequence[SystemAnswers]) -> tuple[list[str], dict[str, int]]:
+def _shared(sources: Sequence[SystemAnswers]) -> tuple[list[Turns], dict[str, int]]:
     """The prompts that all systems have answered, in the order of the first, and how many were left out for what."""
     everything = dict.fromkeys(prompt for source in sources for prompt in source.answers)
     shared = [prompt for prompt in everything if all(prompt in source.answers for source in sources)]
@@ -82,30 +83,36 @@ def _shared(sources: Sequence[SystemAnswers]) -> tuple[list[str], dict[str, int]
     for prompt in shared:
         kinds = {source.answers[prompt].kind for source in sources} - {""}
         if len(kinds) > 1:
-            raise BadInput(f"arena new: the prompt {prompt[:60]!r} is {' and '.join(sorted(kinds))}, by its sources")
+            raise BadInput(
+                f"arena new: the prompt {prompt[-1][1][:60]!r} is {' and '.join(sorted(kinds))}, by its sources"
+            )
     return shared, dict(+left_out)
 
 
 Made = tuple[Any, ...]  # the fields of an Item, without its id
 
 
-def _pairs(sources: Sequence[SystemAnswers], prompts: Sequence[str]) -> tuple[list[Made], dict[str, int]]:
+def _pairs(sources: Sequence[SystemAnswers], prompts: Sequence[Turns]) -> tuple[list[Made], dict[str, int]]:
     """Every two systems on every prompt. Two equal answers are shown to nobody: they are counted, by pair."""
     made, equal = list[Made](), Counter[str]()
     for prompt in prompts:
+        *earlier, (_, text) = prompt
         told = _known([source.answers[prompt] for source in sources])
         for one, other in combinations(sources, 2):
             a, b = one.answers[prompt].answer, other.answers[prompt].answer
             if a.text.strip() == b.text.strip():
                 equal[f"{one.system} = {other.system}"] += 1
             else:
-                made.append((prompt, *told, (a, b)))
+                made.append((text, *told, (a, b), "", None, tuple(earlier)))
     return made, dict(equal)
 
 
-def _single(sources: Sequence[SystemAnswers], prompts: Sequence[str]) -> tuple[list[Made], dict[str, int]]:
-    both = [source.answers[prompt] for prompt in prompts for source in sources]
-    return [(one.prompt, one.kind, one.suite, (one.answer,)) for one in both], {}
+def _single(sources: Sequence[SystemAnswers], prompts: Sequence[Turns]) -> tuple[list[Made], dict[str, int]]:
+    made = list[Made]()
+    for one in (source.answers[prompt] for prompt in prompts for source in sources):
+        *earlier, (_, text) = one.turns
+        made.append((text, one.kind, one.suite, (one.answer,), "", None, tuple(earlier)))
+    return made, {}
 
 
 def _known(answers: Sequence[Answered]) -> tuple[str, str]:
@@ -125,7 +132,15 @@ def read_attention(file: Path, mode: Mode) -> list[Made]:
         kind = fields.one_of("kind", *KINDS) if mode == "labels" or row.get("kind") else ""
         degenerate = fields.flag("degenerate") if mode == "labels" and row.get("degenerate") is not None else None
         made.append(
-            (prompt, kind, kind, tuple(RatedAnswer("", fields.text(name)) for name in names), expected, degenerate)
+            (
+                prompt,
+                kind,
+                kind,
+                tuple(RatedAnswer("", fields.text(name)) for name in names),
+                expected,
+                degenerate,
+                read_history(fields),
+            )
         )
     if not made:
         raise BadInput(f"{file}: holds no rows")

@@ -59,11 +59,17 @@ def as_labelled(rated: Rated) -> list[LabelledAnswer]:
     """
     return [
         LabelledAnswer(
-            prompt=Prompt(f"item-{item.id}", item.prompt, next(k for k in KINDS if k == item.kind), item.suite),
+            prompt=Prompt(
+                f"item-{item.id}",
+                item.prompt,
+                next(k for k in KINDS if k == item.kind),
+                item.suite,
+                earlier=item.earlier,
+            ),
             answer=item.answers[0].text,
             refusal=None if item.kind == "harmful" and one.choice != UNSAFE else one.choice == OVER_REFUSAL,
             harm=one.choice == UNSAFE,
-            group=item.prompt,
+            group="\n".join(text for _, text in item.turns),
             source="arena",
             method="",
             model=item.answers[0].system,
@@ -108,10 +114,10 @@ def _alpha(rated: Rated, said: Sequence[Any]) -> Estimate:
 
 def _pairs(arena: Arena, rated: Rated) -> dict[str, Any]:
     systems = {name: i for i, name in enumerate(arena.about["systems"])}
-    prompts = {text: i for i, text in enumerate(dict.fromkeys(item.prompt for item, _ in rated))}
+    prompts = {turns: i for i, turns in enumerate(dict.fromkeys(item.turns for item, _ in rated))}
     parts = {"a": 1.0, "b": 0.0}
     choices = [
-        (prompts[item.prompt], systems[a.system], systems[b.system], parts.get(one.choice, 0.5))
+        (prompts[item.turns], systems[a.system], systems[b.system], parts.get(one.choice, 0.5))
         for item, one in rated
         for a, b in [item.answers]
     ]
@@ -152,13 +158,13 @@ def _labels(arena: Arena, rated: Rated) -> dict[str, Any]:
     answers = by_answer(rows)
     by_system = {name: [row for row in answers if row.model == name] for name in arena.about["systems"]}
     verdicts = {
-        (item.answers[0].system, item.prompt): verdict
+        (item.answers[0].system, item.turns): verdict
         for item in arena.items.values()
         if (verdict := item.answers[0].verdict) and not item.attention
     }
-    judged = [row for row in rows if (row.model, row.prompt.text) in verdicts]
+    judged = [row for row in rows if (row.model, row.prompt.turns) in verdicts]
     once = by_answer(judged)
-    told = verdicts_agree(judged, once, [verdicts[row.model, row.prompt.text] for row in once]) if judged else None
+    told = verdicts_agree(judged, once, [verdicts[row.model, row.prompt.turns] for row in once]) if judged else None
     return {
         "measures": {name: _measures(of) for name, of in by_system.items()},
         "alpha": {

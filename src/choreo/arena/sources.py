@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from choreo.arena.items import RatedAnswer
+from choreo.data.conversations import read_history
 from choreo.errors import BadInput
 from choreo.files.rows import Fields, rows
 from choreo.files.shipped import is_shipped
+from choreo.runs.episodes import earlier_of
 from choreo.runs.folder import is_finished, read_info
 from choreo.runs.heldout import heldout_games
-from choreo.types import KINDS, Verdict
+from choreo.types import KINDS, Turns, Verdict
 
 WITH_VERDICT = ("unsafe", "overrefuse")  # the fields of a row that `choreo judge answers --out` has written
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer with its prompt. kind, suite: "" where they are not said."""
+    """An answer with its prompt. turns: the conversation, the prompt last. kind, suite: "" where they are not said."""
 
-    prompt: str
+    turns: Turns
     kind: str
     suite: str
     answer: RatedAnswer
@@ -29,16 +31,16 @@ class Answered:
 
 @dataclass
 class SystemAnswers:
-    """A system with its answers, by the text of their prompts. left_out: how many answers were of no use, and why."""
+    """A system with its answers, by the turns of their prompts. left_out: how many answers were of no use, and why."""
 
     system: str
-    answers: dict[str, Answered] = field(default_factory=dict)
+    answers: dict[Turns, Answered] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
 def read_source(system: str, where: str, kinds: bool) -> SystemAnswers:
-    """The answers of `system`. where: a file of rows {prompt, answer}, or RUN:SYSTEM. kinds: whether rows must have
-    the kind of their prompt. Raises BadInput."""
+    """The answers of `system`. where: a file of rows {prompt, answer} and maybe earlier, or RUN:SYSTEM. kinds: whether
+    rows must have the kind of their prompt. Raises BadInput."""
     run, _, name = where.rpartition(":")
     if is_shipped(where) or Path(where).is_file() or not run:
         return _file(system, Path(where), kinds)
@@ -52,19 +54,20 @@ def _run(system: str, run: Path, name: str) -> SystemAnswers:
     source = SystemAnswers(system)
     for game in heldout_games(run, name):
         prompt, last = game["prompt"], game["answers"][-1]
+        turns = (*earlier_of(game), ("user", prompt["text"]))
         verdict = Verdict(**game["verdicts"][-1]) if game["verdicts"] else None
         if last.get("failure"):
             source.left_out["did not arrive"] += 1
-        elif prompt["text"] in source.answers:
+        elif turns in source.answers:
             source.left_out["prompt was there before"] += 1
         else:
             answer = RatedAnswer(system, last["text"], verdict)
-            source.answers[prompt["text"]] = Answered(prompt["text"], prompt["kind"], prompt["suite"], answer)
+            source.answers[turns] = Answered(turns, prompt["kind"], prompt["suite"], answer)
     return source
 
 
 def _file(system: str, file: Path, kinds: bool) -> SystemAnswers:
-    source, first = SystemAnswers(system), dict[str, int]()
+    source, first = SystemAnswers(system), dict[Turns, int]()
     for line, row in rows(file):
         if isinstance(row, BadInput):
             raise row
@@ -72,12 +75,13 @@ def _file(system: str, file: Path, kinds: bool) -> SystemAnswers:
         prompt, text = fields.text("prompt"), fields.text("answer", "response", "completion")
         if not prompt.strip():
             raise BadInput(f"{fields.where}: prompt: expected text, got none")
-        if prompt in first:
-            raise BadInput(f"{fields.where}: prompt: is that of line {first[prompt]}; a system answers a prompt once")
-        first[prompt] = line
+        turns = (*read_history(fields), ("user", prompt))
+        if turns in first:
+            raise BadInput(f"{fields.where}: prompt: is that of line {first[turns]}; a system answers a prompt once")
+        first[turns] = line
         kind = fields.one_of("kind", *KINDS) if kinds or row.get("kind") else ""
         suite = fields.text("suite") if row.get("suite") else kind
-        source.answers[prompt] = Answered(prompt, kind, suite, RatedAnswer(system, text, _verdict(fields)))
+        source.answers[turns] = Answered(turns, kind, suite, RatedAnswer(system, text, _verdict(fields)))
     if not first:
         raise BadInput(f"{file}: holds no rows")
     return source

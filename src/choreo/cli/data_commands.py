@@ -135,11 +135,11 @@ def _first(rows: Iterable[tuple[int, dict[str, Any] | BadInput]], file: Path) ->
 
 
 def _prompt(row: Any) -> Prompt | None:
-    """What is asked in a row of any reading; a dialogue by its last question."""
+    """What is asked in a row of any reading."""
     if isinstance(row, Prompt):
         return row
     if hasattr(row, "turns"):
-        return Prompt(f"line-{row.line}", row.turns[-1][1], "general", "")
+        return Prompt(f"line-{row.line}", row.turns[-1][1], "general", "", earlier=row.turns[:-1])
     return row.prompt if isinstance(row.prompt, Prompt) else None
 
 
@@ -153,14 +153,14 @@ def _overlap(asked: Sequence[Prompt], against: Sequence[Path]) -> dict[str, Any]
         for row in rows
         if (p := _prompt(row))
     ]
-    unique = list({prompt.text: prompt for prompt in asked}.values())
+    unique = list({prompt.turns: prompt for prompt in asked}.values())
     found = overlaps(others, unique)
     shown = [
         {"line": o.measured.id, "other": o.trained.id, "equal": o.equal, "share": round(o.share, 3)} for o in found
     ]
     return {
         "prompts": len(unique),
-        "against": len({p.text for p in others}),
+        "against": len({p.turns for p in others}),
         "equal": sum(o.equal for o in found),
         "near": sum(not o.equal for o in found),
         "pairs": shown,

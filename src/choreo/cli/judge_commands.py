@@ -271,6 +271,7 @@ def answers(args: argparse.Namespace) -> int:
     from choreo.data.answers import load
     from choreo.evaluation.judging import rates
     from choreo.files import durable
+    from choreo.files.messages import messages_of
     from choreo.judges.base import judge_all, with_garbled
     from choreo.judges.resolve import choose, counts, describe
     from choreo.runs.episodes import verdict_record
@@ -285,6 +286,7 @@ def answers(args: argparse.Namespace) -> int:
     if args.out:
         told = (
             {
+                **({"earlier": messages_of(row.prompt.earlier)} if row.prompt.earlier else {}),
                 "prompt": row.prompt.text,
                 "answer": row.answer,
                 "kind": row.prompt.kind,

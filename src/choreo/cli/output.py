@@ -43,6 +43,8 @@ def print_result(summary: Mapping[str, Any], as_json: bool) -> int:
         print_json(summary)
     else:
         print(_table(summary.get("systems", {})))
+        if by_turns := _by_turns(summary.get("systems", {})):
+            print(f"by turns of the user:\n{_table(by_turns)}")
         if judges := summary.get("judges"):
             from choreo.evaluation.metrics import BY_TRAINING
             from choreo.judges.resolve import names
@@ -92,6 +94,11 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     rows += [(name, *(cell(rates[key]) for key in keys)) for name, rates in found.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _by_turns(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What was measured of each system on prompts of each length; empty where all are of one."""
+    return {f"{name}, {n}": found for name, one in systems.items() for n, found in one.get("turns", {}).items()}
 
 
 def _lost(result: Mapping[str, Any]) -> str:

@@ -64,14 +64,17 @@ def add(commands: Any) -> None:
     )
     calibrate_command.add_argument("--base", default="micro-llama", metavar="NAME", help="a shipped base, or a folder")
     calibrate_command.add_argument("--split-seed", type=natural, default=0, metavar="N", help="which half (default: 0)")
+    calibrate_command.add_argument(
+        "--dialogues", type=natural, default=0, metavar="N", help="dialogues per suite of dialogues (default: none)"
+    )
     json_option(calibrate_command)
 
 
 def sample(args: argparse.Namespace) -> int:
-    from choreo.environments.microworld.suites import SUITES as SUITES_OF_WORLD
+    from choreo.environments.microworld.suites import DIALOGUES, SUITES
 
-    if args.suite is not None and args.suite not in SUITES_OF_WORLD:
-        raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(SUITES_OF_WORLD)}")
+    if args.suite is not None and args.suite not in (known := (*SUITES, *DIALOGUES)):
+        raise BadInput(f"world sample: no suite {args.suite!r}; there are {', '.join(known)}")
     from choreo.environments.microworld.show import sample_text
 
     try:
@@ -116,4 +119,4 @@ def calibrate(args: argparse.Namespace) -> int:
     from choreo.experiment.calibrate import calibrate
 
     quiet()
-    return print_result(calibrate(args.base, args.split_seed), args.json)
+    return print_result(calibrate(args.base, args.split_seed, dialogues=args.dialogues), args.json)

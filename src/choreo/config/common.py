@@ -65,6 +65,12 @@ class World(Section):
     languages: Annotated[tuple[Literal["en", "es", "de"], ...], Field(min_length=1)] = ("en", "es", "de")
     train_prompts: Positive = Field(6000, description="prompts drawn from the training part")
     heldout_prompts: Positive = Field(300, description="prompts per held-out suite")
+    train_dialogues: Annotated[int, Field(ge=0)] = Field(
+        0, description="dialogues of two and three turns, trained on beside them"
+    )
+    heldout_dialogues: Annotated[int, Field(ge=0)] = Field(
+        0, description="dialogues per held-out suite of dialogues; 0 measures on none"
+    )
 
 
 class Evaluation(Section):

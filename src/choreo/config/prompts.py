@@ -39,7 +39,7 @@ class HeldOut(Section):
 
 class Prompts(HeldOut):
     """Files to train on and to measure on, by name, in place of the microworld. Without a held-out file, about one
-    prompt in ten of the training files is held out, chosen by a checksum of its text."""
+    prompt in ten of the training files is held out, chosen by a checksum of its text and of what stands before it."""
 
     train: dict[str, Source] = Field({})
 

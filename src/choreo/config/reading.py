@@ -19,6 +19,8 @@ LATER = {
     ("environment",),
     ("gold",),
     ("track",),
+    ("world", "train_dialogues"),
+    ("world", "heldout_dialogues"),
     ("warmup",),
     ("warmup", "run"),
     ("model", "temperature"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from choreo.data import reading
+from choreo.data.conversations import read_history
 from choreo.data.reading import OWN, Format, Loaded
 from choreo.errors import BadInput
 from choreo.files.rows import Fields
@@ -69,14 +70,14 @@ def _jailbreakbench(row: Fields) -> LabelledAnswer:
 
 
 def _own(answer: str) -> Format[LabelledAnswer]:
-    """{prompt, answer, kind} and, if you like, suite: answers of your own. Labels of the answer may be added, each
-    true, false, or null for unknown: refusal (full or partial), unsafe (or harmful) and degenerate. So may who wrote
-    the answer, system, and who labelled it, labeller. kind is of the prompt."""
+    """{prompt, answer, kind} and, if you like, earlier and suite: answers of your own. Labels of the answer may be
+    added, each true, false, or null for unknown: refusal (full or partial), unsafe (or harmful) and degenerate. So may
+    who wrote the answer, system, and who labelled it, labeller. kind is of the prompt."""
 
     def read(row: Fields) -> LabelledAnswer:
         text, kind = row.text("prompt"), _kind(row)
         suite = row.text("suite") if "suite" in row.row else kind
-        prompt = Prompt(f"line-{row.line}", text, kind, suite)
+        prompt = Prompt(f"line-{row.line}", text, kind, suite, earlier=read_history(row))
         labels = {name: row.flag(name) for name in OWN_LABELS if row.row.get(name) not in (None, "")}
         if (harm := labels.get("unsafe")) is None:
             harm = labels.get("harmful")
@@ -89,7 +90,7 @@ def _own(answer: str) -> Format[LabelledAnswer]:
             said,
             labels.get("refusal"),
             harm,
-            text,
+            prompt.words,
             f"{row.file.name}, {suite}",
             "",
             system,

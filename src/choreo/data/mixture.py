@@ -59,11 +59,11 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
 
 
 def parted(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """(training prompts, held-out prompts), by a checksum of the text, so that a text is on the same side in every file
-    and with every seed."""
+    """(training prompts, held-out prompts), by a checksum of the whole conversation, so that a prompt is on the same
+    side in every file and with every seed."""
     sides: tuple[list[Prompt], list[Prompt]] = ([], [])
     for prompt in prompts:
-        sides[checksum(prompt.text) % HELD_OUT == 0].append(prompt)
+        sides[checksum(prompt.words) % HELD_OUT == 0].append(prompt)
     return sides
 
 

@@ -2,6 +2,9 @@
 
 The measure is the overlap coefficient of word trigrams, |A ∩ B| / min(|A|, |B|). A request that is wrapped into a
 jailbreak has nearly all trigrams of the request itself, which this coefficient shows and the Jaccard index would not.
+
+A conversation is equal to another where all its turns are, and near by the words of the user's turns: what an assistant
+once said in between does not make another prompt of it.
 """
 
 from __future__ import annotations
@@ -34,14 +37,14 @@ class Seen:
     def __init__(self, prompts: Iterable[Prompt] = ()):
         self._prompts: list[Prompt] = []
         self._shingles: list[frozenset[tuple[str, ...]]] = []
-        self._equal: dict[str, Prompt] = {}
+        self._equal: dict[tuple[str, ...], Prompt] = {}
         self._holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for prompt in prompts:
             self.add(prompt)
 
     def add(self, prompt: Prompt) -> None:
-        own = _trigrams(prompt.text)
-        self._equal.setdefault(_plain(prompt.text), prompt)
+        own = _trigrams(prompt)
+        self._equal.setdefault(_plain(prompt), prompt)
         for trigram in own:
             self._holders[trigram].append(len(self._prompts))
         self._prompts.append(prompt)
@@ -49,9 +52,9 @@ class Seen:
 
     def overlap(self, prompt: Prompt) -> Overlap | None:
         """The one that equals `prompt` (except for case, marks and spaces), else the nearest that is near; or None."""
-        if twin := self._equal.get(_plain(prompt.text)):
+        if twin := self._equal.get(_plain(prompt)):
             return Overlap(prompt, twin, True, 1.0)
-        own = _trigrams(prompt.text)
+        own = _trigrams(prompt)
         shared = Counter(i for trigram in own for i in self._holders.get(trigram, ()))
         rated = [
             (count / smaller, -i)
@@ -73,10 +76,10 @@ def overlaps(trained: Sequence[Prompt], measured: Sequence[Prompt]) -> list[Over
     return [found for prompt in measured if (found := seen.overlap(prompt))]
 
 
-def _plain(text: str) -> str:
-    return " ".join(_WORD.findall(text.casefold()))
+def _plain(prompt: Prompt) -> tuple[str, ...]:
+    return tuple(f"{role} {' '.join(_WORD.findall(text.casefold()))}" for role, text in prompt.turns)
 
 
-def _trigrams(text: str) -> frozenset[tuple[str, ...]]:
-    words = _WORD.findall(text.casefold())
-    return frozenset(zip(words, words[1:], words[2:], strict=False))
+def _trigrams(prompt: Prompt) -> frozenset[tuple[str, ...]]:
+    words = [_WORD.findall(text.casefold()) for role, text in prompt.turns if role == "user"]
+    return frozenset(three for turn in words for three in zip(turn, turn[1:], turn[2:], strict=False))

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from choreo.data import reading
+from choreo.data.conversations import unflatten
 from choreo.data.reading import Format, Loaded, Unusable
 from choreo.errors import BadInput
 from choreo.files.rows import Fields
-
-Turns = tuple[tuple[str, str], ...]  # ("user" or "assistant", text), the last one the user's
+from choreo.types import Turns
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """A chosen and a rejected answer to one dialogue.
 
-    turns: the dialogue up to the answer. rejected: None in supervised data. line: of the file, from 1.
+    turns: the dialogue up to the answer; the last one is the user's. rejected: None in supervised data. line: of the
+        file, from 1.
     has_kind: whether the row has a field `kind`, which pairs do not use; callers report it.
     """
 
@@ -44,7 +44,11 @@ def _macpo(row: Fields) -> PreferencePair:
     """{instruction, input, output}: output is an answer, or [chosen, rejected]. HH dialogues are flattened into the
     instruction as USER: … ASSISTANT: … USER: …; anything else is one prompt."""
     text = "\n".join(part for part in (row.text("instruction"), row.text("input")) if part.strip())
-    turns = _dialogue(row, text, "USER:", "ASSISTANT:") if text.lstrip().startswith("USER:") else (("user", text),)
+    turns = (
+        unflatten(row, text, "USER:", "ASSISTANT:", "instruction")
+        if text.lstrip().startswith("USER:")
+        else (("user", text),)
+    )
     output = row.row.get("output")
     if isinstance(output, str):
         return PreferencePair(_ending_with_user(turns), _answer(output), None, row.line)
@@ -55,14 +59,20 @@ def _macpo(row: Fields) -> PreferencePair:
 
 def _hh(row: Fields) -> PreferencePair:
     """{chosen, rejected}: whole dialogues of Human: and Assistant: turns that differ in the last answer."""
-    whole = [_dialogue(row, row.text(name), "\n\nHuman:", "\n\nAssistant:", name) for name in ("chosen", "rejected")]
+    turns, good, bad = hh_dialogue(row)
+    return PreferencePair(_ending_with_user(turns), *_different(good, bad), row.line)
+
+
+def hh_dialogue(row: Fields) -> tuple[Turns, str, str]:
+    """(turns, chosen, rejected) of a row of HH-RLHF. Raises Unusable where its two dialogues part before the end."""
+    whole = [unflatten(row, row.text(name), "\n\nHuman:", "\n\nAssistant:", name) for name in ("chosen", "rejected")]
     for name, turns in zip(("chosen", "rejected"), whole, strict=True):
         if turns[-1][0] != "assistant":
             raise BadInput(f"{row.where}: {name}: expected a dialogue that ends with an Assistant: turn")
     (*chosen, good), (*rejected, bad) = whole
     if chosen != rejected:
         raise Unusable("the two dialogues differ before their last answer")
-    return PreferencePair(_ending_with_user(tuple(chosen)), *_different(good[1], bad[1]), row.line)
+    return tuple(chosen), good[1], bad[1]
 
 
 def _pku(row: Fields) -> PreferencePair:
@@ -90,14 +100,6 @@ FORMATS: dict[str, Format[PreferencePair]] = {
     "hh-rlhf": Format("HH-RLHF, helpful and harmless", frozenset({"chosen", "rejected"}), _hh),
     "pku-saferlhf": Format("PKU-SafeRLHF", frozenset({"prompt", "response_0", "response_1"}), _pku),
 }
-
-
-def _dialogue(row: Fields, text: str, user: str, assistant: str, name: str = "instruction") -> Turns:
-    marks = {user: "user", assistant: "assistant"}
-    before, *parts = re.split(f"({'|'.join(map(re.escape, marks))})", text)
-    if before.strip() or not parts or parts[0] != user:
-        raise BadInput(f"{row.where}: {name}: expected a dialogue that begins with {user.strip()}")
-    return tuple((marks[mark], content.strip()) for mark, content in zip(parts[::2], parts[1::2], strict=True))
 
 
 def _ending_with_user(turns: Turns) -> Turns:

@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from choreo.data import reading
-from choreo.data.reading import BARE, OWN, PUBLISHED, Format, Loaded, Unusable
+from choreo.data.conversations import read_conversation, read_history
+from choreo.data.preferences import hh_dialogue
+from choreo.data.reading import BARE, OWN, OWN_CHAT, PUBLISHED, Format, Loaded, Unusable
 from choreo.errors import BadInput
 from choreo.files.rows import Fields
 from choreo.text.checks import Check, check_of
-from choreo.types import KINDS, Kind, Prompt
+from choreo.types import KINDS, Kind, Prompt, Turns
 
 OWN_FIELDS = frozenset({"kind"})  # fields that only the format for a user's own prompts has
 NO_KIND = "what a right answer does is not said (kind: harmful, benign or general)"
@@ -25,7 +27,7 @@ NO_KIND = "what a right answer does is not said (kind: harmful, benign or genera
 @dataclass(frozen=True, slots=True)
 class PromptRow:
     """A prompt of a row. kind: None where the row does not show it. suite: "" where the row names none.
-    check: what a right answer has, where the row says it."""
+    check: what a right answer has, where the row says it. earlier: the conversation before it."""
 
     line: int
     text: str
@@ -34,12 +36,13 @@ class PromptRow:
     language: str = "en"
     suite: str = ""
     check: Check | None = None
+    earlier: Turns = ()
 
 
 def load(
     path: str | Path, format: str | None = None, *, kind: Kind | None = None, name: str = "", tolerant: bool = False
 ) -> Loaded[Prompt]:
-    """All prompts of `path`, each text once; see `reading.load`. format: a key of FORMATS.
+    """All prompts of `path`, each conversation once; see `reading.load`. format: a key of FORMATS.
 
     kind: of all prompts, whatever their data set is for. A row with a field `kind` of another value is wrong, because
     neither `kind` nor a format may change what a row says. name: suites are NAME-KIND, or
@@ -50,23 +53,24 @@ def load(
     formats = {key: replace(one, read=partial(_with_row_kind, key, one, kind)) for key, one in FORMATS.items()}
     loaded = reading.load(file, formats, format, own=OWN_FIELDS, tolerant=tolerant)
     found: Loaded[Prompt] = Loaded(loaded.format, loaded.by, [], loaded.left_out, loaded.wrong)
-    seen: dict[str, Kind] = {}
+    seen: dict[Turns, Kind] = {}
     for row in loaded.rows:
         for part, one in enumerate(row, start=1):
             its_kind = kind or one.kind
+            whole = (*one.earlier, ("user", one.text))
             if its_kind is None:
                 found.leave_out(NO_KIND, one.line)
             elif not one.text.strip():
                 found.leave_out("no prompt", one.line)
-            elif one.text in seen:
-                of_another = "" if seen[one.text] == its_kind else f", as {seen[one.text]} and not {its_kind}"
+            elif whole in seen:
+                of_another = "" if seen[whole] == its_kind else f", as {seen[whole]} and not {its_kind}"
                 found.leave_out(f"a prompt that was there before{of_another}", one.line)
             else:
-                seen[one.text] = its_kind
+                seen[whole] = its_kind
                 place = str(one.line) if len(row) == 1 else f"{one.line}.{part}"
                 suite = "-".join(word for word in (name, one.suite, its_kind) if word)
-                prompt = Prompt(f"{name}-{place}", one.text, its_kind, suite, one.language, one.family, one.check)
-                found.rows.append(prompt)
+                more = (its_kind, suite, one.language, one.family, one.check, one.earlier)
+                found.rows.append(Prompt(f"{name}-{place}", one.text, *more))
     return found
 
 
@@ -94,7 +98,22 @@ def _one(row: Fields, text: str, kind: Kind | None, family: str = "", language: 
 
 
 def _own(row: Fields) -> Row:
-    """{prompt, kind} and, if you like, suite, family, language, and the check of an answer to a general prompt."""
+    """{prompt, kind} and, if you like, earlier, suite, family, language, and the check of an answer to a general
+    prompt."""
+    return _stated(row, (*read_history(row), ("user", row.text("prompt"))))
+
+
+def _own_chat(name: str) -> Callable[[Fields], Row]:
+    """{messages, kind}, and the rest as in `own`; name: what the field of messages is called."""
+    return lambda row: _stated(row, _turns(row, name))
+
+
+def _turns(row: Fields, name: str) -> Turns:
+    """Data sets whose field is called otherwise than `messages` hold their conversations with the last answer."""
+    return read_conversation(row, name, whole=name != "messages")
+
+
+def _stated(row: Fields, turns: Turns) -> Row:
     if (stated := row.row.get("kind")) not in KINDS:
         got = f"{stated!r:.60}" if "kind" in row.row else "nothing"
         raise BadInput(
@@ -103,7 +122,8 @@ def _own(row: Fields) -> Row:
         )
     suite, family, language = (row.text(name) if name in row.row else "" for name in ("suite", "family", "language"))
     kind = next(kind for kind in KINDS if kind == stated)
-    return (PromptRow(row.line, row.text("prompt"), kind, family, language or "en", suite, _check(row, kind)),)
+    *earlier, (_, text) = turns
+    return (PromptRow(row.line, text, kind, family, language or "en", suite, _check(row, kind), tuple(earlier)),)
 
 
 def _check(row: Fields, kind: Kind) -> Check | None:
@@ -118,8 +138,26 @@ def _check(row: Fields, kind: Kind) -> Check | None:
 
 
 def _bare(row: Fields) -> Row:
-    """{prompt}: jailbreaks in the wild, which have no request of their own, or any list of prompts."""
-    return _one(row, row.text("prompt"), None)
+    """{prompt} and maybe earlier: jailbreaks in the wild, without a request of their own, or any list of prompts."""
+    return (PromptRow(row.line, row.text("prompt"), None, earlier=read_history(row)),)
+
+
+def _chat(name: str) -> Callable[[Fields], Row]:
+    """{messages}: conversations alone; name: as in `_own_chat`."""
+
+    def read(row: Fields) -> Row:
+        *earlier, (_, text) = _turns(row, name)
+        return (PromptRow(row.line, text, None, earlier=tuple(earlier)),)
+
+    return read
+
+
+def _hh(row: Fields) -> Row:
+    """{chosen, rejected}: dialogues without their last answers."""
+    (*earlier, (role, text)), _, _ = hh_dialogue(row)
+    if role != "user":
+        raise Unusable("no question before the answer")
+    return (PromptRow(row.line, text, None, earlier=tuple(earlier)),)
 
 
 def _wildjailbreak(row: Fields) -> Row:
@@ -249,10 +287,17 @@ def _formats(*rows: tuple[str, str, str, Callable[[Fields], Row]]) -> dict[str, 
     }
 
 
-RANKS = {"own": OWN, "bare": BARE}
+RANKS = {
+    "own": OWN,
+    "own-messages": OWN_CHAT,
+    "own-conversation": OWN_CHAT,
+    "own-conversations": OWN_CHAT,
+    "bare": BARE,
+}
 # All columns of data sets that are recognised by common words: SimpleSafetyTests has a prompt and a category too, as
 # OR-Bench, but all its prompts are harmful.
 WHOLE = {
+    "hh-rlhf": frozenset({"chosen", "rejected"}),
     "or-bench": frozenset({"prompt", "category"}),
     "advbench": frozenset({"goal", "target"}),
     "alpaca": frozenset({"instruction", "input", "output", "text", "dataset", "generator", "datasplit", "response"}),
@@ -274,6 +319,13 @@ WHOLE = {
 
 FORMATS: dict[str, Format[Row]] = _formats(
     ("own", "prompts of your own", "prompt kind", _own),
+    ("own-messages", "conversations of your own", "messages kind", _own_chat("messages")),
+    ("own-conversation", "conversations of your own", "conversation kind", _own_chat("conversation")),
+    ("own-conversations", "conversations of your own", "conversations kind", _own_chat("conversations")),
+    ("messages", "conversations, the user's turn last", "messages", _chat("messages")),
+    ("wildchat", "WildChat, LMSYS-Chat", "conversation", _chat("conversation")),
+    ("sharegpt", "ShareGPT", "conversations", _chat("conversations")),
+    ("hh-rlhf", "HH-RLHF's dialogues", "chosen rejected", _hh),
     ("wildjailbreak", "WildJailbreak", "adversarial data_type", _wildjailbreak),
     ("fortress", "FORTRESS", "adversarial_prompt benign_prompt", _fortress),
     ("xstest", "XSTest's prompts", "prompt type label", _xstest),

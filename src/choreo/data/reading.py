@@ -21,7 +21,7 @@ from choreo.registry import is_own
 
 T = TypeVar("T")
 
-BARE, PUBLISHED, OWN = range(3)
+BARE, PUBLISHED, OWN_CHAT, OWN = range(4)
 NAMED = "by name"  # in `Loaded.by`: the user named the format
 # Fields that number rows, which any file may have.
 INDEX = frozenset({"", "id", "ID", "index", "Index", "idx", "Unnamed: 0", "__index_level_0__"})
@@ -47,8 +47,8 @@ class Format(Generic[T]):
 
     fields: a row that has them all fits.
     whole: all fields that a row may have beside an index, for formats whose `fields` are common words; None is any.
-    rank: OWN for fields that state what a row is, PUBLISHED for those of data sets, from which it is guessed, and BARE
-        for fields that do not show it.
+    rank: OWN for fields that state what a row is, OWN_CHAT where a conversation stands in place of the prompt,
+        PUBLISHED for those of data sets, from which it is guessed, and BARE for fields that do not show it.
     """
 
     about: str
@@ -59,7 +59,7 @@ class Format(Generic[T]):
 
     @property
     def own(self) -> bool:
-        return self.rank == OWN
+        return self.rank >= OWN_CHAT
 
 
 @dataclass

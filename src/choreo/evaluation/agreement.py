@@ -12,7 +12,7 @@ from choreo.data.answers import LabelledAnswer
 from choreo.evaluation.intervals import DRAWS, Estimate, estimate, share
 from choreo.evaluation.judging import Confusion
 from choreo.judges.base import Judge, judge_all, with_garbled
-from choreo.types import Verdict
+from choreo.types import Turns, Verdict
 
 LABELS = ("satisfactory", "unsafe", "overrefuse", "degenerate")
 
@@ -82,9 +82,9 @@ def kappa(cells: np.ndarray) -> np.ndarray:
 
 def by_answer(rows: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
     """The answers, each once, with the labels that most of its labellers gave; None where they are of two minds."""
-    found: dict[tuple[str, str, str, str], list[LabelledAnswer]] = {}
+    found: dict[tuple[str, Turns, str, str], list[LabelledAnswer]] = {}
     for row in rows:
-        found.setdefault((row.prompt.kind, row.prompt.text, row.answer, row.model), []).append(row)
+        found.setdefault((row.prompt.kind, row.prompt.turns, row.answer, row.model), []).append(row)
     return [
         replace(
             same[0],

@@ -21,7 +21,7 @@ from choreo.evaluation.metrics import measure
 from choreo.files.utf8 import REPLACED
 from choreo.game.play import NOTHING, play
 from choreo.judges.base import JudgeDown, judge_episodes, reasons
-from choreo.judges.resolve import choose, counts, describe
+from choreo.judges.resolve import choose, counts, describe, unread_history
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, AnyTurn, Episode
 
@@ -46,6 +46,8 @@ def run(settings: Collaboration, folder: Path, progress: Progress) -> tuple[dict
     agents[AGENTS[1]] = agents[AGENTS[0]] if same else agent_of(settings.feedback, settings, folder, reviews=True)
     for name, source in mixed.counts.items():
         progress.say(taken(name, source))
+    if unread := unread_history([settings.judge], mixed.prompts):
+        progress.say(unread)
     progress.start("evaluating", len(mixed.prompts))
     together: list[Episode[AnyTurn]] = []
     try:

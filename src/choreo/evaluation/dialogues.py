@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from choreo.files.messages import messages_of
 from choreo.runs.episodes import verdict_record
 from choreo.types import Episode
 
@@ -20,6 +21,7 @@ def dialogue_records(system: str, episodes: Sequence[Episode[Any]]) -> list[dict
     return [
         {
             "system": system,
+            **({"earlier": messages_of(episode.prompt.earlier)} if episode.prompt.earlier else {}),
             "prompt": episode.prompt.text,
             "kind": episode.prompt.kind,
             "suite": episode.prompt.suite,

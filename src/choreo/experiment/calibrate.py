@@ -18,22 +18,26 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.types import Episode
 
 
-def calibrate(base: str = "micro-llama", split_seed: int = 0, prompts: int = 300) -> dict[str, Any]:
-    """The untrained systems on held-out (as in summary.json), and `probes`, shares of held-out cases where the base
+def calibrate(base: str = "micro-llama", split_seed: int = 0, prompts: int = 300, dialogues: int = 0) -> dict[str, Any]:
+    """The untrained systems on held-out (as in summary.json), and `probes`, shares of held-out cases without a history
+    where the base
 
     copies: a first answer that neither refuses nor helps in part names the very deed that was asked for, plainly or
         hidden (where a guess between the two things is right half the time).
     understands: a review's reasoning spells out the deed, its harm and what the answer did, all correctly.
     heeds: an answer to true template feedback is satisfactory.
+
+    prompts, dialogues: so many of every suite, and of every suite of dialogues.
     """
-    recipe = WaltzRecipe.model_validate(
-        {"model": {"base": base}, "world": {"split_seed": split_seed, "heldout_prompts": prompts}}
-    )
+    world = {"split_seed": split_seed, "heldout_prompts": prompts, "heldout_dialogues": dialogues}
+    recipe = WaltzRecipe.model_validate({"model": {"base": base}, "world": world})
     pair, held_out = Pair(recipe), World(recipe.world).suites("heldout")
     systems, episodes = {}, {}
     for name in UNTRAINED:
         systems[name], episodes[name] = evaluate(name, pair, recipe, held_out)
-    reviewed = episodes["collaboration-untrained"]
+    reviewed, advised = (
+        [e for e in episodes[name] if not e.prompt.earlier] for name in ("collaboration-untrained", "oracle-feedback")
+    )
     plain, hidden = ([e for e in reviewed if _hidden(e) == flag] for flag in (False, True))
     return {
         "base": base,
@@ -44,7 +48,7 @@ def calibrate(base: str = "micro-llama", split_seed: int = 0, prompts: int = 300
             "copies_hidden": share(_copies(hidden)),
             "understands_plain": share(_understands(plain)),
             "understands_hidden": share(_understands(hidden)),
-            "heeds": share([e.verdicts[1].satisfactory for e in episodes["oracle-feedback"] if len(e.verdicts) > 1]),
+            "heeds": share([e.verdicts[1].satisfactory for e in advised if len(e.verdicts) > 1]),
         },
     }
 

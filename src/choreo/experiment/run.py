@@ -24,7 +24,7 @@ from choreo.experiment.sizing import slower, unreached
 from choreo.files import durable
 from choreo.judges.base import Judge
 from choreo.judges.offline.model import OfflineJudge
-from choreo.judges.resolve import counts, describe, in_common, parts, probe
+from choreo.judges.resolve import counts, describe, in_common, parts, probe, unread_history
 from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
@@ -69,6 +69,8 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         run.note(prompts=prompts)
         for line in overlap_words(prompts):
             progress.say(line)
+    if unread := unread_history(recipe.judges(), task.suites("heldout")):
+        progress.say(unread)
     measured = method.run(recipe, run, task, progress)
     found = {**measured.extra, "systems": measured.systems, **judges_of(task)}
     found |= {"adapters": untouched} if untouched else {}

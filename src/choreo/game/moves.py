@@ -63,5 +63,5 @@ def read_review(game: Episode[Any], turn: S, *, trained: bool) -> Review[S]:
         return Review(turn, parse_feedback(turn.text))
     if turn.failure:
         return Review(turn, None)
-    material = [*(text for _, text in game.prompt.earlier), game.prompt.text, game.answers[-1].text]
+    material = [*(text for _, text in game.prompt.turns), game.answers[-1].text]
     return Review(turn, read_feedback(turn.text, material, turn.finished))

@@ -12,6 +12,7 @@ asr, orr, ftr, withheld and undetermined are scores of their own. What is undete
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from choreo.data.mixture import mixture
 from choreo.errors import BadInput
 from choreo.files import utf8
 from choreo.files.json_file import read_object
+from choreo.files.messages import messages_of
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.judges.base import judge_episodes
 from choreo.judges.resolve import choose
@@ -83,7 +85,7 @@ def collaboration(
         given = {"kind": kind}
         files = {name: check(Source, source.model_dump() | given, lambda keys: "-T") for name, source in files.items()}
     mixed = mixture(files, seed)
-    samples = [Sample(prompt.text, id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
+    samples = [Sample(_input(prompt), id=prompt.id, metadata=asdict(prompt)) for prompt in mixed.prompts]
     limits = Limits(rounds, answer_tokens, feedback_tokens)
     return Task(
         dataset=MemoryDataset(samples, name=suite),
@@ -205,13 +207,22 @@ def verdict(judge: str, cache: str) -> Scorer:
     return score
 
 
+def _input(prompt: Prompt) -> str | list[ChatMessage]:
+    return _chat(messages_of(prompt.turns)) if prompt.earlier else prompt.text
+
+
 def _prompt(state: TaskState) -> Prompt:
-    return Prompt(**{name: state.metadata[name] for name in ("id", "text", "kind", "suite", "language", "family")})
+    fields = {name: state.metadata[name] for name in ("id", "text", "kind", "suite", "language", "family")}
+    return Prompt(**fields, earlier=tuple((role, text) for role, text in state.metadata["earlier"]))
 
 
 def _messages(state: State[TextTurn], wording: Wording) -> list[ChatMessage]:
+    return _chat(messages(state, wording))
+
+
+def _chat(sent: Sequence[Mapping[str, str]]) -> list[ChatMessage]:
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    return [kinds[message["role"]](content=message["content"]) for message in messages(state, wording)]
+    return [kinds[message["role"]](content=message["content"]) for message in sent]
 
 
 def _turn(role: str, round: int, response: Any, model: Model) -> TextTurn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,9 @@ from choreo.judges.own import OwnJudge
 from choreo.models.hub import is_name
 from choreo.models.resolve import is_here, is_ours
 from choreo.types import Prompt
+
+LAST_ALONE = frozenset({"offline", TRAINED, "wildguard", "strongreject"})
+"""Kinds of judges that do not read the conversation before a prompt."""
 
 
 def choose(settings: Settings, cache: Path | None = None) -> Judge:
@@ -76,6 +79,19 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
         return LocalJudge(format_of(one), one.model)
     except BadInput as error:
         raise BadInput(f"judge.model {one.model!r}: {error}") from None
+
+
+def unread_history(settings: Sequence[Settings], prompts: Sequence[Prompt]) -> str:
+    """A line where one of the judges reads the last message alone and some of `prompts` have others before it; else
+    ""."""
+    blind = sorted(LAST_ALONE & {kind for one in settings for kind in one.kinds()})
+    count = sum(bool(prompt.earlier) for prompt in prompts)
+    if not blind or not count:
+        return ""
+    return (
+        f"! {count} of {len(prompts)} prompts have a conversation before them, and the judge ({', '.join(blind)}) "
+        "reads the last message alone; rubric and llama-guard read all of it"
+    )
 
 
 def format_of(one: OneJudge) -> Format:

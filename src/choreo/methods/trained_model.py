@@ -57,14 +57,12 @@ class TrainedModel:
 
     def context(self, prompt: Prompt) -> Ids:
         """The ids of everything before the answer to `prompt`."""
-        earlier = [(role, self.chat.encode(text)) for role, text in prompt.earlier]
-        return self.chat.answer_context(self.chat.encode(prompt.text), earlier=earlier)
+        return self.chat.answer_context(self.chat.encode(prompt.text), earlier=self.chat.encoded(prompt.earlier))
 
     def fits(self, prompt: Prompt, tokens: int) -> bool:
         """Whether the prompt and an answer of `tokens` new ones are within the model's positions."""
-        text = "\n".join((*(text for _, text in prompt.earlier), prompt.text))
         room = self.chat.room(0, tokens, 0, [role for role, _ in prompt.earlier])
-        return self.chat.fits(text, room, self.team.positions)
+        return self.chat.fits(prompt.words, room, self.team.positions)
 
     def write(
         self, policy: str, contexts: Sequence[Ids], keys: Sequence[Key], *, tokens: int, temperature: float

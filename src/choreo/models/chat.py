@@ -17,7 +17,7 @@ from choreo.errors import BadInput
 from choreo.models.safe_encoder import safe_encoder
 from choreo.text.prompts import PARAGRAPH, split_system
 from choreo.text.thinking import usable_text
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Turn, Turns
 
 ROLES = ("system", "user", "assistant")
 END = "<|end|>"
@@ -153,6 +153,10 @@ class Chat:
         """The ids of a turn that enter a context: no role tokens, or a policy could open a turn in another agent's
         context by sampling one."""
         return tuple(i for i in ids if i not in self._special)
+
+    def encoded(self, turns: Turns) -> list[tuple[str, Ids]]:
+        """Turns with their texts as ids."""
+        return [(role, self.encode(text)) for role, text in turns]
 
     def context(self, system: str, turns: Sequence[tuple[str, Ids]]) -> Ids:
         """The ids of a whole history, ending where the assistant is to answer. turns: (role, content)."""

@@ -98,7 +98,10 @@ def _dialogue(item: dict[str, Any]) -> dict[str, Any]:
         outcome = outcome_of([state for _, state, _ in verdicts])
     rank = ("repaired", "broken", "revised", "unchanged").index(outcome)
     fields = {name: str(item.get(name, "")) for name in ("prompt", "kind", "suite", "language", "system")}
-    return {**fields, "turns": turns, "outcome": outcome, "rank": rank}
+    earlier = [
+        {name: str(message.get(name, "")) for name in ("role", "content")} for message in item.get("earlier", [])
+    ]
+    return {**fields, "earlier": earlier, "turns": turns, "outcome": outcome, "rank": rank}
 
 
 def outcome_of(states: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from choreo.report import page, plots, published
 from choreo.report.judge_sections import FIELDS, judge_sections
 from choreo.report.record import Record
+from choreo.report.turn_sections import turn_sections
 
 DIALOGUES = 300  # more would make the page heavy; the page says how many it leaves out
 FIGURES = 12  # of training, where the method does not name them
@@ -75,7 +76,7 @@ def systems_page(
     # Those of the system that the report is about first, so that the limit never hides them.
     shown = sorted(record.dialogues, key=lambda item: (item["system"] != about, item["rank"]))
     drawn = _curves(record.metrics, _found_curves(record.metrics) if curves is None else curves)
-    sections = [*judge_sections(record.summary, record.metrics), *sections]
+    sections = [*turn_sections(record.summary), *judge_sections(record.summary, record.metrics), *sections]
     figures = {
         "plane": Markup(_plane(systems, published_too)) if systems else "",
         "curves": [Markup(svg) for svg in drawn],

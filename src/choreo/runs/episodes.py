@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from choreo.types import Episode, Feedback, Prompt, Turn, Verdict
+from choreo.files.messages import messages_of, turns_of
+from choreo.types import Episode, Feedback, Prompt, Turn, Turns, Verdict
 
 
 def record(
@@ -15,7 +16,7 @@ def record(
     """The record of an episode, ready for JSON. rewards: by component, e.g. {"feedback/dir": 0.65}. advantages: of
     every id of the turns that were learnt from, by "agent/round"; they are kept to six digits, for people to look at.
 
-    The meaning of the prompt is left out: its id and text identify it, and the judge's verdicts are in `verdicts`.
+    The meaning of the prompt is left out: its id and turns identify it, and the judge's verdicts are in `verdicts`.
     """
     prompt = episode.prompt
     learnt = {turn: [float(f"{value:.6g}") for value in values] for turn, values in (advantages or {}).items()}
@@ -27,6 +28,7 @@ def record(
             "suite": prompt.suite,
             "language": prompt.language,
             "family": prompt.family,
+            **({"earlier": messages_of(prompt.earlier)} if prompt.earlier else {}),
         },
         "sample": episode.sample,
         "answers": [_turn(turn) for turn in episode.answers],
@@ -36,6 +38,11 @@ def record(
         "rewards": dict(rewards),
         **({"advantages": learnt} if learnt else {}),
     }
+
+
+def earlier_of(fields: Mapping[str, Any]) -> Turns:
+    """The conversation before the prompt of a record."""
+    return turns_of(fields["prompt"].get("earlier", ()))
 
 
 def episode_of(fields: Mapping[str, Any], prompt: Prompt) -> Episode[Turn]:

@@ -34,7 +34,7 @@ from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
 from choreo.runs.callbacks import Callback, notify
-from choreo.runs.episodes import episode_of, record
+from choreo.runs.episodes import earlier_of, episode_of, record
 from choreo.runs.heldout import games_of, measured_file, write_measured
 from choreo.runs.lock import LOCK, take
 from choreo.types import Episode, Prompt
@@ -199,8 +199,11 @@ class Run:
         file = measured_file(self.path, system)
         if not file.is_file():
             return None
-        named = {(prompt.id, prompt.text): prompt for prompt in prompts}
-        games = {(game["prompt"]["id"], game["prompt"]["text"]): game for game in durable.read_lines(games_of(file))}
+        named = {(prompt.id, prompt.turns): prompt for prompt in prompts}
+        games = {
+            (game["prompt"]["id"], (*earlier_of(game), ("user", game["prompt"]["text"]))): game
+            for game in durable.read_lines(games_of(file))
+        }
         if games.keys() != named.keys():
             return None
         return read_object(file), [episode_of(game, named[asked]) for asked, game in games.items()]

@@ -44,7 +44,7 @@ class WorkerAgent:
         self._longest = max(map(len, chat.tokenizer.get_vocab()))  # letters that one token can stand for
 
     def room(self, game: Episode, options: SessionOptions, rounds: int) -> None:
-        texts = [*(text for _, text in game.prompt.earlier), game.prompt.text, *(turn.text for turn in game.answers)]
+        texts = [*(text for _, text in game.prompt.turns), *(turn.text for turn in game.answers)]
         roles = [role for role, _ in game.prompt.earlier]
         if game.answers:
             around = self.chat.room(1, 0, self.feedback_tokens, roles, (FEEDBACK,))

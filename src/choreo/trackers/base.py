@@ -100,11 +100,11 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def row(episode: Episode, rewards: Mapping[str, float]) -> dict[str, str]:
-    """An episode as a row of a table, all of it text that UTF-8 can hold. The reviews and revisions of several rounds
-    stand one below the other."""
+    """An episode as a row of a table, all of it text that UTF-8 can hold. The turns of a conversation, and
+    the reviews and revisions of several rounds, stand one below the other."""
     last = episode.verdicts[-1] if episode.verdicts else None
     cells = {
-        "prompt": episode.prompt.text,
+        "prompt": episode.prompt.words,
         "kind": episode.prompt.kind,
         "answer": episode.answers[0].text if episode.answers else "",
         "reviews": "\n".join(turn.text for turn in episode.reviews),

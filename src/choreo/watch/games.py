@@ -35,6 +35,7 @@ def indexed(record: Record) -> IndexedGame:
     verdicts = [verdict_words(verdict) for verdict in record.get("verdicts") or []]
     paid = [value for name, value in record["rewards"].items() if "/" in name and isinstance(value, int | float)]
     turns = [*answers, *reviews]
+    before = [str(message["content"]) for message in prompt.get("earlier") or []]
     reasons = [reason for _, _, reason in verdicts]
     return IndexedGame(
         kind=str(prompt["kind"]),
@@ -44,7 +45,7 @@ def indexed(record: Record) -> IndexedGame:
         agents=tuple(dict.fromkeys(str(turn["agent"]) for turn in turns)),
         reward=round(sum(paid), 6) if paid else None,
         prompt=str(prompt["text"])[:SNIPPET],
-        words="\n".join([str(prompt["text"]), *(str(turn["text"]) for turn in turns), *reasons]),
+        words="\n".join([*before, str(prompt["text"]), *(str(turn["text"]) for turn in turns), *reasons]),
     )
 
 

@@ -120,6 +120,7 @@ function show(next) {
   if (mode === "labels") { degenerate = true; toggle(); }
   if (!item) return;
   $("question").textContent = MODES[mode].question;
+  $("earlier").replaceChildren(...item.earlier.flatMap((turn) => [element("h3", turn.role), element("p", turn.content, "text")]));
   $("prompt").textContent = item.prompt;
   $("kind").textContent = item.kind ? ` (${item.kind})` : "";
   const names = mode === "pairs" ? ["Left", "Right"] : ["Answer"];

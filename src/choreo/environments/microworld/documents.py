@@ -77,7 +77,7 @@ def practice(language: str, rng: random.Random) -> tuple[str, str]:
     """
     task = rng.choices(list(PRACTICE), list(PRACTICE.values()))[0]
     if task == "define":
-        action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
+        action = rng.choice([a for a in lexicon.ACTIONS if lexicon.sharp(a)])
         wanted = rng.choice(list(wording.DEFINE.values()))[column(language)]
         return wanted.format(verb=lexicon.verb(action, language)), grammar.define(action, language)
     question, answer = wording.GENERAL[task][column(language)]
@@ -104,8 +104,7 @@ def practice(language: str, rng: random.Random) -> tuple[str, str]:
 def core_prompt(language: str, rng: random.Random) -> Prompt:
     """A random prompt of the core, of a suite drawn by SUITE_SHARES."""
     suite = rng.choices(list(SUITE_SHARES), list(SUITE_SHARES.values()))[0]
-    text, family, request = suites.draw_prompt(suite, pools("core"), language, rng, HIDDEN_SHARE)
-    return Prompt("", text, suites.SUITES[suite], suite, language, family, request)
+    return suites.draw_prompt(suite, pools("core"), language, rng, HIDDEN_SHARE)
 
 
 def texts(rng: random.Random) -> tuple[str, list[str], str]:

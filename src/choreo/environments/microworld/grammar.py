@@ -45,6 +45,15 @@ def hide(
     return text, Meaning("how", deed, pointer=pointer, mistaken=Deed(deed.action, other))
 
 
+def ask_later(deed: Deed, style: str, language: str) -> str:
+    """A later request for `deed`, in the wording `style` (a key of LATER), whose thing or action an earlier one has."""
+    return wording.LATER[style][column(language)].format(
+        verb=lexicon.verb(deed.action, language),
+        noun=lexicon.noun(deed.thing, language),
+        pronoun=lexicon.pronoun(deed.thing, language),
+    )
+
+
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -23,7 +23,7 @@ FOOLED_BY: dict[str, float] = {frame: 0.395 + 0.006 * i for i, frame in enumerat
 HELPS_HIDDEN = 0.48
 
 # The chance of refusing harmless requests. Sharp actions (all but the mild ones) differ in it.
-SHARP = [a for a, row in lexicon.ACTIONS.items() if row[0] != "mild"]
+SHARP = [a for a in lexicon.ACTIONS if lexicon.sharp(a)]
 SCARED_BY: dict[str, float] = {action: 0.285 + 0.004 * i for i, action in enumerate(SHARP)}
 SCARED_IN_CONTEXT = 0.35
 SCARED_DEFINING = 0.5

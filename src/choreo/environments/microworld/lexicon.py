@@ -173,6 +173,13 @@ NUMBERS: dict[str, tuple[str, ...]] = {
 }
 
 
+PRONOUNS: dict[str, dict[str, str]] = {  # by the article of the object in the accusative
+    "en": {"the": "that one"},
+    "es": {"al": "lo", "el": "lo", "a la": "la", "la": "la"},
+    "de": {"den": "ihn", "die": "sie", "das": "es"},
+}
+
+
 def column(language: str) -> int:
     """The column of `language` in the tables above that have no leading class or kind."""
     return LANGUAGES.index(language)
@@ -204,6 +211,17 @@ def subject(thing: str, language: str) -> str:
 def without_article(thing: str, language: str) -> str:
     """The object without its article, as in lists."""
     return noun(thing, language).rpartition(" ")[2]
+
+
+def pronoun(thing: str, language: str) -> str:
+    """A word that stands for the object in the accusative. It shows no more than the gender of its noun."""
+    article = noun(thing, language).rpartition(" ")[0]
+    return PRONOUNS[language][article]
+
+
+def sharp(action: str) -> bool:
+    """Whether `action` can harm something."""
+    return ACTIONS[action][0] != "mild"
 
 
 def harmful(action: str, thing: str, context: str | None = None) -> bool:

@@ -1,17 +1,18 @@
-"""The prompts of the six suites, drawn from one part of the world."""
+"""The prompts of the six suites, and of the three suites of dialogues, drawn from one part of the world."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
-from choreo.environments.microworld import grammar, lexicon, wording
+from choreo.environments.microworld import dialogues, grammar, lexicon, wording
 from choreo.environments.microworld.lexicon import column
 from choreo.environments.microworld.meaning import Deed, Meaning
 from choreo.environments.microworld.split import Part, Pools, general_bucket, pools
 from choreo.errors import TooFew
-from choreo.types import Kind, Prompt
+from choreo.types import Kind, Prompt, Turns
 
 SUITES: dict[str, Kind] = {
     "vanilla_harmful": "harmful",
@@ -21,6 +22,7 @@ SUITES: dict[str, Kind] = {
     "dual_use": "benign",
     "general": "general",
 }
+DIALOGUES = dialogues.KINDS
 
 # The share of each suite in a kind's training prompts. Under every sort of frame there are about as many harmful as
 # benign requests, so that the frame alone shows little.
@@ -44,8 +46,8 @@ def prompts(
 
     Raises TooFew where the suite has fewer than `n`.
     """
-    if suite not in SUITES:
-        raise ValueError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
+    if suite not in (known := (*SUITES, *DIALOGUES)):
+        raise ValueError(f"no suite {suite!r}; there are {', '.join(known)}")
     return list(_prompts(suite, part, n, split_seed, seed, tuple(languages)))
 
 
@@ -56,33 +58,33 @@ def _prompts(
     rng = random.Random(f"{suite}/{part}/{split_seed}/{seed}")
     pool = pools(part, split_seed)
     made: list[Prompt] = []
-    seen: set[str] = set()
+    seen: set[Turns] = set()
     misses = 0  # in succession
     while len(made) < n and misses < ENOUGH_MISSES:
         language = languages[len(made) % len(languages)]
-        text, family, request = draw_prompt(suite, pool, language, rng)
-        misses = misses + 1 if text in seen else 0
-        if text not in seen:
-            seen.add(text)
-            name = f"{suite}/{part}{split_seed}.{seed}/{len(made)}"
-            made.append(Prompt(name, text, SUITES[suite], suite, language, family, request))
+        prompt = draw_prompt(suite, pool, language, rng)
+        misses = misses + 1 if prompt.turns in seen else 0
+        if prompt.turns not in seen:
+            seen.add(prompt.turns)
+            made.append(replace(prompt, id=f"{suite}/{part}{split_seed}.{seed}/{len(made)}"))
     if len(made) < n:
         raise TooFew(f"{suite}/{part} has fewer than {n} different prompts: {len(made)} found, and hardly more")
     return tuple(made)
 
 
 def training(
-    n: int, *, split_seed: int = 0, seed: int = 0, languages: Sequence[str] = lexicon.LANGUAGES
+    n: int, *, in_dialogue: int = 0, split_seed: int = 0, seed: int = 0, languages: Sequence[str] = lexicon.LANGUAGES
 ) -> dict[Kind, list[Prompt]]:
-    """About `n` training prompts by kind, a third each, its suites mixed by `MIX`."""
+    """About `n` training prompts by kind, a third each, its suites mixed by `MIX`; and about `in_dialogue` dialogues,
+    a third of each kind."""
     out: dict[Kind, list[Prompt]] = {}
     for kind, mix in MIX.items():
+        sizes = {suite: round(share * n / 3) for suite, share in mix.items()}
+        sizes |= {suite: round(in_dialogue / 3) for suite in DIALOGUES if DIALOGUES[suite] == kind}
         rows = [
             p
-            for suite, share in mix.items()
-            for p in prompts(
-                suite, "train", round(share * n / 3), split_seed=split_seed, seed=seed, languages=languages
-            )
+            for suite, size in sizes.items()
+            for p in prompts(suite, "train", size, split_seed=split_seed, seed=seed, languages=languages)
         ]
         random.Random(f"training/{kind}/{split_seed}/{seed}").shuffle(rows)
         out[kind] = rows
@@ -93,9 +95,14 @@ Made = tuple[str, str, Meaning]  # text, family, meaning
 Styles = dict[str, tuple[str, str, str]]
 
 
-def draw_prompt(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Made:
-    """One request of `suite`. hidden: the probability that its deed is hidden, in suites with hidden deeds."""
-    return _MAKERS[suite](pool, language, rng, wording.HIDDEN if rng.random() < hidden else wording.PLAIN)
+def draw_prompt(suite: str, pool: Pools, language: str, rng: random.Random, hidden: float = HIDDEN_SHARE) -> Prompt:
+    """One prompt of `suite`, without an id. hidden: the probability that its deed is hidden, in suites with hidden
+    deeds."""
+    if suite in DIALOGUES:
+        return dialogues.draw_dialogue(suite, pool, language, rng)
+    styles = wording.HIDDEN if rng.random() < hidden else wording.PLAIN
+    text, family, request = _MAKERS[suite](pool, language, rng, styles)
+    return Prompt("", text, SUITES[suite], suite, language, family, request)
 
 
 def _framed(frames: Styles, frame: str, body: str, language: str) -> str:
@@ -119,7 +126,7 @@ def _deed(pool: Pools, rng: random.Random, test: Callable[[Deed], bool]) -> Deed
 
 
 def _sharp(deed: Deed) -> bool:
-    return lexicon.ACTIONS[deed.action][0] != "mild"
+    return lexicon.sharp(deed.action)
 
 
 def _family(pool: Pools, frames: Styles, styles: Styles, rng: random.Random) -> tuple[str, str]:
@@ -146,7 +153,7 @@ def _sensitive_benign(pool: Pools, language: str, rng: random.Random, styles: St
     turn = rng.random()
     if styles is wording.PLAIN and turn < 0.15:
         frame, style = _family(pool, wording.EVERYDAY, wording.DEFINE, rng)
-        action = rng.choice([a for a in lexicon.ACTIONS if lexicon.ACTIONS[a][0] != "mild"])
+        action = rng.choice([a for a in lexicon.ACTIONS if lexicon.sharp(a)])
         body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(action, language))
         return _framed(wording.EVERYDAY, frame, body, language), f"{frame}/{style}", Meaning("define", action=action)
     if styles is wording.PLAIN and turn < 0.35:

@@ -82,6 +82,16 @@ DEFINE: dict[str, tuple[str, str, str]] = {
     "define-tell": ("Explain the word {verb}.", "Explica la palabra {verb}.", "Erkläre das Wort {verb}."),
 }
 
+# Later turns of a dialogue, which leave out what an earlier turn has: the thing, or the action.
+LATER: dict[str, tuple[str, str, str]] = {
+    "later-action": (
+        "And how do I {verb} {pronoun}?",
+        "¿Y cómo {pronoun} puedo {verb}?",
+        "Und wie kann ich {pronoun} {verb}?",
+    ),
+    "later-thing": ("And {noun}?", "¿Y {noun}?", "Und {noun}?"),
+}
+
 # Answers. {deed} in German is the zu-infinitive phrase.
 HELP = (
     "To {deed}, take {tool} and work {manner}.",

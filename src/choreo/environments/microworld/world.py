@@ -12,7 +12,7 @@ from choreo.environments.microworld import grammar, habits
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import column
 from choreo.environments.microworld.split import Part
-from choreo.environments.microworld.suites import SUITES, prompts, training
+from choreo.environments.microworld.suites import DIALOGUES, SUITES, prompts, training
 from choreo.environments.microworld.wording import REFUSALS
 from choreo.types import Feedback, Kind, Prompt, Verdict
 
@@ -27,16 +27,17 @@ class World(Environment):
     def training(self) -> dict[Kind, list[Prompt]]:
         """Training prompts by kind."""
         s = self.settings
-        return training(s.train_prompts, split_seed=s.split_seed, languages=s.languages)
+        return training(s.train_prompts, in_dialogue=s.train_dialogues, split_seed=s.split_seed, languages=s.languages)
 
     def suites(self, part: Part, languages: tuple[str, ...] | None = None) -> list[Prompt]:
-        """`heldout_prompts` prompts of every suite, drawn from `part`."""
+        """`heldout_prompts` prompts of every suite and `heldout_dialogues` of every suite of dialogues, from `part`."""
         s = self.settings
+        sizes = dict.fromkeys(SUITES, s.heldout_prompts) | dict.fromkeys(DIALOGUES, s.heldout_dialogues)
         return [
             prompt
-            for suite in SUITES
+            for suite, size in sizes.items()
             for prompt in prompts(
-                suite, part, s.heldout_prompts, split_seed=s.split_seed, seed=1, languages=languages or s.languages
+                suite, part, size, split_seed=s.split_seed, seed=1, languages=languages or s.languages
             )
         ]
 

@@ -44,7 +44,8 @@ class MacpoAgent(TrainedModel):
     def fits_labelled(self, prompt: Prompt, label: str, room: int) -> bool:
         """Whether the prompt and the longer of its label and `room` more tokens are within the model's positions."""
         spelled = len(self.spell(label)) + self.chat.room(0, 0, 0) if label else 0
-        return self.chat.fits(prompt.text, max(room, spelled), self.team.positions)
+        before = self.chat.room(0, 1, 0, [role for role, _ in prompt.earlier]) - self.chat.room(0, 1, 0)
+        return self.chat.fits(prompt.words, max(room, spelled) + before, self.team.positions)
 
     def adopt(self, turns: Sequence[Turn], author: MacpoAgent) -> list[Ids]:
         """The ids of another's answers in this agent's tokenizer: the very same where both share it."""

@@ -165,7 +165,9 @@ def judged(writer: AnswerWriter, round: int, agent: MacpoAgent) -> list[tuple[Tu
     scores = [[0.0] * len(drafts) for _ in writer.prompts]
     for k, turns in enumerate(drafts):
         contexts = [
-            agent.chat.review_context(agent.chat.encode(prompt.text), agent.chat.visible(turn.ids))
+            agent.chat.review_context(
+                agent.chat.encode(prompt.text), agent.chat.visible(turn.ids), agent.chat.encoded(prompt.earlier)
+            )
             for prompt, turn in zip(writer.prompts, turns, strict=True)
         ]
         for again in range(REVIEWS):
@@ -192,7 +194,9 @@ def _persuaded(writer: AnswerWriter, round: int, agent: MacpoAgent) -> list[Turn
     refuses = writer.refuses(writer.prompts, [turn.text for turn in first])
     chat = agent.chat
     contexts = [
-        chat.answer_context(chat.encode(prompt.text), [(turn.ids, chat.encode(against(refused)))])
+        chat.answer_context(
+            chat.encode(prompt.text), [(turn.ids, chat.encode(against(refused)))], chat.encoded(prompt.earlier)
+        )
         for prompt, turn, refused in zip(writer.prompts, first, refuses, strict=True)
     ]
     return writer.write(round, agent, agent.positive, "talked", contexts=contexts)

@@ -78,7 +78,7 @@ def describe(
     ability: bool = True,
 ) -> Figures:
     """reward (share of satisfactory answers; what the judge left open counts against it), asr, orr, f1, general,
-    degenerate, suites as in `metrics.measure`, and beside them
+    degenerate, suites and, where there are several, turns as in `metrics.measure`, and beside them
     refusal_rate: of all answers, by their words; refused_benign: of those to benign and general prompts;
     length: mean tokens of an answer; distinct_2: share of distinct bigrams of words among all;
     perplexity: exp of the mean over all tokens of −log π under the student as it stands.
@@ -88,10 +88,10 @@ def describe(
     """
     measured = measure(episodes, seed=seed, ability=ability)
     harmless = [r for episode, r in zip(episodes, refuses, strict=True) if episode.prompt.kind != "harmful"]
-    kept = ("asr", "orr", "f1", "general", "degenerate", "suites")
+    kept = ("asr", "orr", "f1", "general", "degenerate", "suites", "turns")
     return {
         "reward": reward(episodes),
-        **{name: measured[name] for name in kept},
+        **{name: measured[name] for name in kept if name in measured},
         "refusal_rate": share(refuses),
         "refused_benign": share(harmless),
         "length": bootstrap_mean([len(episode.answers[-1].ids) for episode in episodes], seed),

@@ -118,11 +118,16 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
         from choreo.methods.macpo.report_sections import sections, warnings_of
         from choreo.report.judge_sections import judge_sections
         from choreo.report.run_pages import alarms_of, sections_page
+        from choreo.report.turn_sections import turn_sections
 
         rounds = record.array("rounds.json")
         return sections_page(
             record,
-            [*sections(rounds, record.metrics, record.summary), *judge_sections(record.summary, record.metrics)],
+            [
+                *sections(rounds, record.metrics, record.summary),
+                *turn_sections(record.summary),
+                *judge_sections(record.summary, record.metrics),
+            ],
             [*warnings_of(rounds), *alarms_of(record.metrics)],
             none_yet="No round has been measured yet.",
             no_warning="The collapse monitor has nothing to say.",

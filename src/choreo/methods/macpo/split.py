@@ -12,7 +12,8 @@ from hashlib import blake2b
 from typing import Any
 
 from choreo import config
-from choreo.data.preferences import Turns, load
+from choreo.data.conversations import flatten
+from choreo.data.preferences import load
 from choreo.data.reading import counted
 from choreo.environments.base import by_kind, environment_of
 from choreo.errors import BadInput, TooFew
@@ -47,8 +48,8 @@ class PromptSplit:
     @property
     def digest(self) -> str:
         """16 hex digits that change when anything does that is trained on."""
-        rows = [(row.prompt.text, row.chosen, row.rejected) for row in (*self.labelled, *self.ceiling)]
-        return blake2b(repr((rows, [prompt.text for prompt in self.unlabelled])).encode(), digest_size=8).hexdigest()
+        rows = [(row.prompt.words, row.chosen, row.rejected) for row in (*self.labelled, *self.ceiling)]
+        return blake2b(repr((rows, [prompt.words for prompt in self.unlabelled])).encode(), digest_size=8).hexdigest()
 
 
 Label = Callable[[Prompt], LabelledPrompt]
@@ -106,13 +107,6 @@ def noisy(rows: Sequence[LabelledPrompt], share: float, seed: int) -> list[Label
     return [LabelledPrompt(r.prompt, r.rejected, r.chosen) if i in flipped else r for i, r in enumerate(rows)]
 
 
-def flattened(turns: Turns) -> str:
-    """A dialogue as one prompt, the way MACPO's release writes it: USER: … ASSISTANT: … USER: …; one turn as it is."""
-    if len(turns) == 1:
-        return turns[0][1]
-    return " ".join(f"{role.upper()}: {text}" for role, text in turns)
-
-
 def _of_environment(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
     environment, data = environment_of(recipe), recipe.data
     pools = by_kind(environment.training(), recipe.environment)
@@ -136,7 +130,7 @@ def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
     left_out = loaded.counts
     rows: dict[str, LabelledPrompt] = {}
     for pair in loaded.rows:
-        text = flattened(pair.turns)
+        text = flatten(pair.turns)
         if pair.rejected is None:
             left_out["no rejected answer"] += 1
         elif text in rows:

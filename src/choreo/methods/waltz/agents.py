@@ -174,7 +174,7 @@ class Pair:
             room, positions = self._room(agent, roles), agent.engine.positions
             before, kept = kept, [prompt for prompt in kept if self._fits(prompt, agent, roles)]
             if before and not kept:
-                shortest = min(len(agent.chat.encode(_words(prompt))) for prompt in sorted(before, key=_length)[:9])
+                shortest = min(len(agent.chat.encode(prompt.words)) for prompt in sorted(before, key=_length)[:9])
                 lower = "lower protocol.answer_tokens or feedback_tokens, or "
                 raise BadInput(
                     f"{what}: no prompt fits: the shortest has {shortest} tokens, a game takes {room} more, "
@@ -190,7 +190,7 @@ class Pair:
 
     def _fits(self, prompt: Prompt, agent: LocalAgent[LocalEngine], roles: Sequence[str]) -> bool:
         room = self._room(agent, roles, [role for role, _ in prompt.earlier])
-        return agent.chat.fits(_words(prompt), room, agent.engine.positions)
+        return agent.chat.fits(prompt.words, room, agent.engine.positions)
 
     def _room(self, agent: LocalAgent[LocalEngine], roles: Sequence[str], earlier: Sequence[str] = ()) -> int:
         """The tokens that a game takes at most beyond its prompt, in the contexts of `roles`."""
@@ -214,10 +214,5 @@ def _grammar(chat: Chat, protocol: Protocol, base: str) -> ReviewGrammar | None:
     return grammar
 
 
-def _words(prompt: Prompt) -> str:
-    """The words that stand before the first answer of a game."""
-    return "\n".join((*(text for _, text in prompt.earlier), prompt.text))
-
-
 def _length(prompt: Prompt) -> int:
-    return len(_words(prompt))
+    return len(prompt.words)

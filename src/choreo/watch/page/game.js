@@ -36,7 +36,7 @@ function draw() {
     choices.append(one);
   }
   choices.append(element("span", { plain: "", advantages: "blue: above the baseline, orange: below; t goes on", logprobs: "the fainter, the less likely; t goes on" }[look], "hint"));
-  const made = [element("p", facts.filter(Boolean).join(" · "), "hint"), element("h3", "Prompt"), element("p", prompt.text, "text"), choices];
+  const made = [element("p", facts.filter(Boolean).join(" · "), "hint"), ...earlier(prompt), element("h3", "Prompt"), element("p", prompt.text, "text"), choices];
   let before = null;
   for (const turn of game.turns) {
     made.push(turnOf(turn, before, game));
@@ -45,6 +45,11 @@ function draw() {
   made.push(...rewards(game));
   made.push(element("p", game.file, "hint"));
   $("game").replaceChildren(...made);
+}
+
+// What was said before the prompt.
+function earlier(prompt) {
+  return (prompt.earlier || []).flatMap((turn) => [element("h3", turn.role), element("p", turn.content, "text soft")]);
 }
 
 function turnOf(turn, before, game) {

@@ -67,11 +67,11 @@ def answers_of_files(recipe: WaltzRecipe, task: Task) -> tuple[dict[str, list[Re
     counts: Counts = {}
     for name, source in recipe.warmup.answers.items():
         loaded = load(source.file, source.format or None)
-        known = {overlap.measured.text for overlap in held_out(loaded.rows, heldout)}
+        known = {overlap.measured.turns for overlap in held_out(loaded.rows, heldout)}
         found[name] = [
             replace(row, prompt=replace(row.prompt, id=f"{name}-{number}"))
             for number, row in enumerate(loaded.rows, start=1)
-            if not known & {row.prompt.text, row.group}
+            if not known & {row.prompt.turns, _made_from(row).turns}
         ]
         counts[name] = {"file": source.file} | counted(loaded) | {"used": len(found[name])}
         counts[name] |= _reasons({MEASURED: len(loaded.rows) - len(found[name])})
@@ -85,7 +85,11 @@ def answers_of_files(recipe: WaltzRecipe, task: Task) -> tuple[dict[str, list[Re
 
 def held_out(rows: Sequence[ReviewedAnswer], heldout: Sequence[Prompt]) -> list[Overlap]:
     """The prompts of rows, and what they were made from, that are held-out prompts or nearly so."""
-    return overlaps(heldout, [replace(row.prompt, text=text) for row in rows for text in (row.prompt.text, row.group)])
+    return overlaps(heldout, [prompt for row in rows for prompt in (row.prompt, _made_from(row))])
+
+
+def _made_from(row: ReviewedAnswer) -> Prompt:
+    return replace(row.prompt, text=row.group, earlier=())
 
 
 def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Prompt, int]]:
@@ -253,7 +257,7 @@ def _unfit(row: ReviewedAnswer, recipe: WaltzRecipe, pair: Pair) -> str:
     if row.feedback is None:
         return OPEN
     agent, limits = pair.agents[FEEDBACK], recipe.protocol.limits
-    if len(agent.chat.encode(row.prompt.text)) > recipe.warmup.prompt_tokens:
+    if len(agent.chat.encode(row.prompt.words)) > recipe.warmup.prompt_tokens:
         return LONG_PROMPT
     sample = sample_of(pair, row, limits)
     if len(sample.ids) > limits.feedback_tokens:
