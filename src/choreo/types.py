@@ -135,7 +135,8 @@ class Turn:
 
     context: token ids given (the whole rendered history).
     ids: token ids produced, the end-of-turn id included when `finished`.
-    logprobs: float32 log π_old of each id in `ids`, at temperature 1, from the sampling policy.
+    logprobs: float32 log π of each id in `ids`, at temperature 1, as who sampled it computed it: log π_old where the
+        engine is exact.
     version: the policy version (number of updates) that wrote it.
     text: decoded `ids` without the end-of-turn token.
     failure: as in `AnyTurn`.
@@ -260,7 +261,10 @@ class Preference:
 class Sample:
     """One action of one agent, ready for a learner: the single-agent view of an episode.
 
-    context, ids, logprobs, choices: as in `Turn`.
+    context, ids, choices: as in `Turn`.
+    logprobs: float32 log π_old per id: of the policy before its update, as the learner computes it.
+    sampler: float32 log π_sampler per id, as who sampled them computed it. With an exact engine it is the very object
+        that `logprobs` is. Empty for ids that nobody sampled.
     group: samples that answer the same state share it (group baselines).
     reward: scalar R of this action; parts: its components, for the record.
     reference: float32 log π_ref per id, same length as `ids` (empty until scored).
@@ -277,6 +281,7 @@ class Sample:
     reference: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
     choices: tuple[int, ...] = ()
+    sampler: tuple[float, ...] = ()
 
     @property
     def actions(self) -> Sequence[int]:

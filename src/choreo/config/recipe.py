@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -10,6 +10,7 @@ from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World
 from choreo.config.judge import Gold, Judge
 from choreo.config.parts import ENVIRONMENTS, EnvironmentName
 from choreo.config.prompts import HeldOut, suited
+from choreo.config.rollouts import Rollouts
 from choreo.config.track import Track
 from choreo.errors import BadInput
 from choreo.registry import made_by
@@ -23,6 +24,8 @@ class Recipe(Section):
     `prompts: Prompts = Prompts()`, which adds `[prompts.train.NAME]`.
     """
 
+    samples_remotely: ClassVar[bool] = False  # whether its method can learn from what a server samples
+
     method: str
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
@@ -35,6 +38,7 @@ class Recipe(Section):
     gold: Gold | None = Field(None, description="a second judge, which measures and gives no reward")
 
     track: Track = Track()
+    engine: Rollouts = Rollouts()
 
     def from_files(self) -> bool:
         """Whether its prompts come from files, and not from its environment."""
@@ -59,6 +63,13 @@ class Recipe(Section):
         elif value:
             raise ValueError("are of an environment of your own; the microworld's settings are in [world]")
         return bare_names(value)
+
+    @field_validator("engine")
+    @classmethod
+    def _sampled_here(cls, value: Rollouts, info: ValidationInfo) -> Rollouts:
+        if not (value.local or cls.samples_remotely):
+            raise ValueError(f'rollouts = "{value.rollouts}" is not for method = "{info.data.get("method")}" yet')
+        return value
 
     @field_validator("judge")
     @classmethod

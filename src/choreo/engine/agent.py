@@ -69,6 +69,7 @@ class Team:
         self.decoder = Decoder(model).eval().requires_grad_(False)
         self.agents = dict(agents)
         self.version = dict.fromkeys(agents, 0)
+        self.temperature = temperature
         self.layers: int = model.config.get_text_config().num_hidden_layers
         self.positions: int | None = _positions(model.config.get_text_config())
         self.full_attention = full_attention(model)

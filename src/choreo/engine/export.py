@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +26,7 @@ def export(
     as a whole model. base: the name of the base in an adapter's configuration; by default the folder that the base was
     loaded from. end_id: the token at which a whole model's `generate` stops; None leaves the base's own.
     """
-    from safetensors.torch import save_file
-
     folder, policy, model = Path(folder), team.agents[agent], team.decoder.model
-    folder.mkdir(parents=True, exist_ok=True)
     if merged or not isinstance(policy, LowRank):
         whole = copy.deepcopy(model)  # loading into the model itself, so that tied weights stay tied
         weights = policy.merged() if isinstance(policy, LowRank) else policy.weights()
@@ -36,8 +34,17 @@ def export(
             whole.load_state_dict(weights, strict=False)
         if end_id is not None and whole.generation_config is not None:
             whole.generation_config.eos_token_id = end_id
+        folder.mkdir(parents=True, exist_ok=True)
         whole.save_pretrained(str(folder))
-        return
+    else:
+        write_adapter(policy, model, folder, base)
+
+
+def write_adapter(policy: LowRank, model: Any, folder: Path, base: str = "") -> None:
+    """Writes an adapter on `model` into `folder`, in PEFT's format. base: as in `export`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = _named_for_peft(policy)
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
     # PEFT takes a linear layer of these names in such a model for an expert of an older transformers.

@@ -33,6 +33,11 @@ class LocalEngine:
         self.slots, self.micro_tokens = slots, micro_tokens
 
     @property
+    def exact(self) -> bool:
+        """See `Engine`."""
+        return True
+
+    @property
     def positions(self) -> int | None:
         """The most tokens of a context and its completion together; None is no limit."""
         return self.team.positions

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from types import MethodType
 from typing import Any
 
@@ -40,6 +41,17 @@ class LowRank:
             self.parameters[f"{layer.name}.lora_A"] = nn.Parameter(down.to(device))
             up = torch.zeros(*count, layer.outputs, rank, device=device)
             self.parameters[f"{layer.name}.lora_B"] = nn.Parameter(up)
+
+    def copied(self, disturbed: float = 0.0, seed: int = 0) -> LowRank:
+        """An adapter of the same weights, which does not learn. disturbed: the standard deviation of noise on B."""
+        other, generator = copy(self), torch.Generator().manual_seed(seed)
+        other.parameters = {}
+        for name, value in self.parameters.items():
+            own = value.detach().clone()
+            if disturbed and name.endswith("lora_B"):
+                own += disturbed * torch.randn(own.shape, generator=generator).to(own)
+            other.parameters[name] = nn.Parameter(own, requires_grad=False)
+        return other
 
     def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """A and B of a layer."""

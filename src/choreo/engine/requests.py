@@ -35,7 +35,7 @@ class Request:
 class Completion:
     """ids: the tokens produced, the end-of-turn id included when `finished`.
 
-    logprobs: log π of each id at temperature 1, computed in float32; 0 for a forced id.
+    logprobs: log π of each id at temperature 1, float32, as who sampled it computed it; 0 for a forced id.
     version: number of updates the policy had seen.
     choices: of a constrained completion, see `Choices`.
     """
@@ -50,11 +50,16 @@ class Completion:
 class Engine(Protocol):
     """Samples from policies and scores token ids.
 
+    exact: what it samples follows from the keys of the requests, to the bit on one machine, and the log-probabilities
+        of a completion are those of `score` to rounding. Otherwise π_old is what `score` says, not the completion's.
     positions: the most tokens of a context and its completion together; None is no limit.
     """
 
     end_id: int
     pad_id: int
+
+    @property
+    def exact(self) -> bool: ...
 
     @property
     def positions(self) -> int | None: ...

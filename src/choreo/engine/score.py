@@ -37,7 +37,14 @@ def score(
     masks: Tensor | None = None,
 ) -> list[tuple[float, ...]]:
     """log π(ids | context) per id for every (context, ids), in order; None is the reference. A forced id has 0."""
-    weights = team.weights(agent)
+    return score_under(team, team.weights(agent), pairs, micro_tokens, masks)
+
+
+@torch.no_grad()
+def score_under(
+    team: Team, weights: Weights, pairs: Sequence[Scorable], micro_tokens: int = 16384, masks: Tensor | None = None
+) -> list[tuple[float, ...]]:
+    """`score` of the policy that `weights` make of the base."""
     result: list[tuple[float, ...]] = [()] * len(pairs)
     units = [(pair,) for pair in pairs]
     for batch in pack(units, micro_tokens=micro_tokens, share=team.shares(units), device=team.device):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from choreo.agents.local import LocalAgent
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.local import Kept, LocalEngine, Untrained
+from choreo.engine.rollouts import sampler_of
 from choreo.errors import BadInput
 from choreo.game.play import play
 from choreo.methods.agents import Policy
@@ -56,6 +58,27 @@ class Pair:
             self.agents |= dict.fromkeys(roles, LocalAgent(chat, engine, writer, name=base, grammar=grammar))
         self.warms_up = recipe.warmup.on
         self.protocol, self.temperature = recipe.protocol, recipe.evaluation.temperature
+        self._rollouts = recipe.engine
+
+    @contextmanager
+    def rollouts(self) -> Iterator[Pair]:
+        """The pair as it samples what it learns from, by the engine that the recipe names: itself, where that is the
+        one of this process. Raises BadInput where a server cannot be used."""
+        if self._rollouts.local:
+            yield self
+            return
+        with ExitStack() as open_engines:
+            other = copy(self)
+            other.agents = {}
+            for agent, roles in self.models().items():
+                engine = open_engines.enter_context(sampler_of(self._rollouts, agent.engine))
+                other.agents |= dict.fromkeys(roles, replace(agent, engine=engine))
+            yield other
+
+    @property
+    def exact(self) -> bool:
+        """Whether the engines of all agents are exact (`Engine`)."""
+        return all(agent.engine.exact for agent in self.agents.values())
 
     @property
     def remarks(self) -> list[str]:

@@ -12,6 +12,8 @@ LEAST_ENTROPY = 0.002  # nats per token; reviews are mostly form, and a good fee
 DEGENERATE = 0.2
 CUT_OFF = 0.8  # a recipe may well train on beginnings of answers
 FLAT = 0.98
+UNLIKE = 0.05  # by which the mean of π_old / π_sampler is off 1; a thousand tokens in bfloat16 are off by some .003
+TRUNCATED = 0.02
 
 
 def refusal_share(episodes: Sequence[Episode]) -> float:
@@ -39,6 +41,10 @@ def alarms(figures: Mapping[str, float], grouped: bool = True) -> list[str]:
     for agent in AGENTS:
         if figures.get(f"entropy/{agent}", 1.0) < LEAST_ENTROPY:
             found.append(f"entropy of the {agent} agent below {LEAST_ENTROPY} nats a token: it has stopped exploring")
+        if abs(figures.get(f"sampler_ratio/{agent}", 1.0) - 1) > UNLIKE:
+            found.append(f"the server samples the {agent} agent from another policy than it is taken for")
+        if figures.get(f"truncated/{agent}", 0.0) > TRUNCATED:
+            found.append(f"more than {TRUNCATED:.0%} of the {agent} agent's importance weights are truncated")
     cut_off = figures.get("cut_off", 0.0)
     if figures.get("degenerate", 0.0) - cut_off > DEGENERATE:
         found.append(f"more than {DEGENERATE:.0%} of the answers say nothing, though they were not cut off")

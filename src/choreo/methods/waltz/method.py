@@ -71,7 +71,9 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
             answers_of_files(recipe, task)
             own_prompts(recipe, pair, task)
         if trains:
-            draw(training_prompts(pair, task, recipe.learning), recipe.learning, recipe.seed, 1, task.weights)
+            with pair.rollouts() as rollouts:
+                prompts = training_prompts(rollouts, task, recipe.learning)
+            draw(prompts, recipe.learning, recipe.seed, 1, task.weights)
         pair.fitting(task.suites("heldout"), "heldout")
 
     def run(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> Measurement:

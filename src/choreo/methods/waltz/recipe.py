@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -165,6 +165,8 @@ class Learning(Section):
 class WaltzRecipe(Recipe):
     """A conversation and a feedback agent, trained by reinforcement learning."""
 
+    samples_remotely: ClassVar[bool] = True
+
     method: Literal["waltz"] = "waltz"
     name: str = "waltz"
     prompts: Prompts = Prompts()
@@ -181,6 +183,26 @@ class WaltzRecipe(Recipe):
 
     def weights(self) -> Weights:
         return self.model
+
+    @field_validator("model")
+    @classmethod
+    def _servable(cls, value: Model, info: ValidationInfo) -> Model:
+        if "engine" not in info.data or info.data["engine"].local:
+            return value
+        if value.train == "full":
+            raise ValueError('train = "full": a vLLM server takes adapters, not whole models (engine.rollouts)')
+        if len(value.shared()) > 1:
+            raise ValueError("feedback_base: a vLLM server has one base, and the agents are on two (engine.rollouts)")
+        return value
+
+    @field_validator("protocol")
+    @classmethod
+    def _free(cls, value: Protocol, info: ValidationInfo) -> Protocol:
+        if value.constrained and "engine" in info.data and not info.data["engine"].local:
+            raise ValueError(
+                "constrained: a vLLM server does not give the log-probabilities of choreo's grammar (engine.rollouts)"
+            )
+        return value
 
     @field_validator("rewards")
     @classmethod

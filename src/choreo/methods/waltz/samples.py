@@ -138,4 +138,5 @@ def _sample(episode: Episode, turn: Turn, act: str, reward: float, parts: dict[s
     # Later states differ between the samples of one prompt. They share a group all the same: a baseline
     # is unbiased as long as it does not depend on the action, and a group of one has none.
     group = f"{episode.prompt.id}/{act}{turn.round}"
-    return Sample(turn.agent, turn.context, turn.ids, turn.logprobs, group, reward, parts, choices=turn.choices)
+    given = (turn.agent, turn.context, turn.ids, turn.logprobs, group, reward, parts)
+    return Sample(*given, choices=turn.choices, sampler=turn.logprobs)

@@ -4,18 +4,20 @@ A step is: a rollout, in which both agents play games together; verdicts on ever
 single-agent samples, each with its reward; advantages per agent; one policy-gradient update per learning agent.
 
 What a step does follows from (recipe, step, weights), so a run that is killed and resumed from a checkpoint repeats
-itself bit for bit. Asynchronous rollouts are left out on purpose: they would break that.
+itself bit for bit. Asynchronous rollouts are left out on purpose: they would break that. A server that samples breaks
+it too (docs/rollouts.md).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from choreo.algorithms.advantages import estimator
+from choreo.algorithms.importance import mismatch, truncated
 from choreo.algorithms.values import ValueBaseline
 from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
@@ -38,6 +40,7 @@ from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import FEEDBACK, Sample
 
+INEXACT = "a server samples: a run that is resumed is another run of the same distribution (docs/rollouts.md)"
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
 
 
@@ -45,9 +48,17 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
 
     Raises Interrupted, its state saved, when `progress` was interrupted, when a judge went away, or when the recipe
-    wants a stop where the judges part; BadInput, its state saved too, when a judge cannot be used.
+    wants a stop where the judges part; BadInput, its state saved too, when a judge or a sampling server cannot be used.
     """
-    pair, task, learning = Pair(recipe), task or Task(recipe, run.path), recipe.learning
+    pair = Pair(recipe)
+    with pair.rollouts() as rollouts:
+        _train(recipe, run, progress, task or Task(recipe, run.path), pair, rollouts)
+    return pair
+
+
+def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: Pair, rollouts: Pair) -> None:
+    """rollouts: the pair as it samples what it learns from."""
+    learning = recipe.learning
     learner_of = {
         agent: Learner(
             pair.team(agent),
@@ -91,23 +102,18 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             values.load_state_dict(saved["values"])
     elif recipe.warmup.on:
         warm_start(recipe, run, pair, task, progress)
-    for remark in pair.remarks:
+    for remark in [*pair.remarks, *([] if rollouts.exact else [INEXACT])]:
         progress.say(f"! {remark}")
     judge, watch = strict(task.judge), JudgeWatch(task, run)
-    prompts = training_prompts(pair, task, learning, progress)
+    prompts = training_prompts(rollouts, task, learning, progress)
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
         began = time.monotonic()
         key = (recipe.seed, step)
-        episodes = play(
-            pair.agents,
-            draw(prompts, learning, recipe.seed, step, task.weights),
-            recipe.protocol.limits,
-            key=key,
-        )
+        batch = draw(prompts, learning, recipe.seed, step, task.weights)
         try:
-            episodes = judge_episodes(judge, episodes)
+            episodes = judge_episodes(judge, play(rollouts.agents, batch, recipe.protocol.limits, key=key))
             asked = asked_of([verdict for episode in episodes for verdict in episode.verdicts])
             left_open = reasons(asked)
             # Where a judge by rule leaves everything open, the answers are at fault, and training may mend these.
@@ -121,10 +127,13 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
                 checkpoint.save(run.checkpoint(step - 1), state(step - 1))
             raise type(missing)(f"saved at step {step - 1}; {missing}") from None
         parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
-        samples = _advantages(parts.samples, learning, pair, values)
+        learnt = parts.samples if rollouts.exact else _with_old(pair, parts.samples)
+        samples = _advantages(learnt, learning, pair, values)
         figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
+        figures |= {} if rollouts.exact else mismatch(samples, recipe.engine.truncate)
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
+            own = own if rollouts.exact else truncated(own, recipe.engine.truncate)
             for _ in range(learning.epochs if own else 0):
                 updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
             if own:
@@ -148,7 +157,6 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
             checkpoint.save(run.checkpoint(step), state(step))
         if stop and step < learning.steps:
             raise watch.interruption(step)
-    return pair
 
 
 def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
@@ -193,16 +201,25 @@ def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
     return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
 
 
-def _reference(pair: Pair, engine: LocalEngine, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
-    """log π_ref of every id of the samples, which are of one base, in order."""
-    found: dict[int, tuple[float, ...]] = {}
-    policies = [pair.reference(sample.agent) for sample in samples]
-    for policy in dict.fromkeys(policies):
-        places = [i for i, own in enumerate(policies) if own == policy]
-        pairs = [(samples[i].context, samples[i].ids, samples[i].choices) for i in places]
-        scores = engine.score(policy, pairs, pair.masks(samples[0].agent))
-        found |= zip(places, scores, strict=True)
-    return [found[i] for i in range(len(samples))]
+def _scores(pair: Pair, samples: Sequence[Sample], policy: Callable[[str], str | None]) -> list[tuple[float, ...]]:
+    """log π of every id of the samples, in order, by the policy that `policy` names for the sample's agent."""
+
+    def score(engine: LocalEngine, own: Sequence[Sample]) -> list[tuple[float, ...]]:
+        found: dict[int, tuple[float, ...]] = {}
+        policies = [policy(sample.agent) for sample in own]
+        for name in dict.fromkeys(policies):
+            places = [i for i, used in enumerate(policies) if used == name]
+            pairs = [(own[i].context, own[i].ids, own[i].choices) for i in places]
+            found |= zip(places, engine.score(name, pairs, pair.masks(own[0].agent)), strict=True)
+        return [found[i] for i in range(len(own))]
+
+    return pair.of_each(samples, score)
+
+
+def _with_old(pair: Pair, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples of an engine that is not exact, with log π_old as the learner computes it."""
+    scores = _scores(pair, samples, lambda agent: agent)
+    return [replace(sample, logprobs=old) for sample, old in zip(samples, scores, strict=True)]
 
 
 def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
@@ -223,7 +240,7 @@ def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: V
     if not samples:
         return []
     if learning.beta:
-        scores = pair.of_each(samples, lambda engine, own: _reference(pair, engine, own))
+        scores = _scores(pair, samples, pair.reference)
         samples = [replace(sample, reference=score) for sample, score in zip(samples, scores, strict=True)]
     predicted = None
     if values:
