@@ -39,7 +39,8 @@ def test_ten_raters_at_once_rate_blind_and_apart(tmp_path):
         rater = Rater(server.url, secrets[name])
         state, seen, left = rater.next(), [], []
         while item := state["item"]:
-            assert set(item) == {"id", "prompt", "answers"} and (state["done"], state["total"]) == (len(seen), 13)
+            assert set(item) == {"id", "earlier", "prompt", "answers"}
+            assert (state["done"], state["total"]) == (len(seen), 13)
             side = "left" if item["answers"][0].startswith("ours") else "right"
             seen.append(item["prompt"])
             left.append(side)
