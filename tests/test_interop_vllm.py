@@ -101,7 +101,7 @@ def engine() -> LocalEngine:
 def test_a_training_samples_from_it_with_weights_in_sync(server, tmp_path):
     made = recipe(BASE, server, protocol={"answer_tokens": 40, "feedback_tokens": 96})
     rows = trained(made, tmp_path / "run")
-    assert [row["stage"] for row in rows] == [1, 2, 2, 2] and max(row["format_rate"] for row in rows) > 0.5
+    assert [row["stage"] for row in rows] == [1, 1, 2, 2] and max(row["format_rate"] for row in rows) > 0.5
     for row in rows:
         for agent in AGENTS if row["stage"] == 2 else [FEEDBACK]:
             assert row[f"ratio/{agent}"] == pytest.approx(0, abs=1e-4)
