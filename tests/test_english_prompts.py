@@ -53,7 +53,7 @@ def test_the_card_counts_what_is_there_and_every_row_is_short_and_licensed():
     assert len({row["id"] for row in every}) == len(every)
     assert all(len(row["prompt"].split()) <= (ATTACK_WORDS if row["suite"] in ATTACKS else WORDS) for row in every)
     shipped = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert sum(path.stat().st_size for path in shipped) < 2.5 * 2**20
+    assert sum(path.stat().st_size for path in shipped) < 3.5 * 2**20
 
 
 def test_held_out_prompts_attacks_and_types_are_not_trained_on():
