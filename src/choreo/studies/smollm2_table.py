@@ -20,9 +20,8 @@ from choreo.studies.shared.arms import Arm, Entry, Study
 from choreo.studies.shared.paired import contrast_section, contrasts, family
 from choreo.studies.shared.readers import by_readers
 
-# The rival learns as suits it best, by looks on training prompts that were taken before the study: three of its six
-# prompts are harmful, and with two it learnt less. Equal time of RL, in bfloat16 on one core beside another training: a
-# step of WaltzRL took about 28 s and one of single-agent RL about 9 s.
+# The rival as it learnt best in looks: three of its six prompts are harmful. A first one, with two, learnt less and was
+# replaced before WaltzRL was measured. Its time is about that of WaltzRL's RL; WaltzRL has its warm start besides.
 SINGLE_AGENT = (
     'stages.train="conversation"',
     "protocol.rounds=0",

@@ -2,7 +2,7 @@
 
 Every choice among rows is by a checksum of the row's id, so that the same data give the same files on every machine.
 Held-out prompts are chosen first. A row that comes near to one that was chosen before, by the measure of
-`choreo.data.overlap`, is dropped. So no training prompt is near to a held-out one, and no two of one side are alike.
+`choreo.data.overlap`, is dropped. That measure sees trigrams of words; DATA_CARD.md names what it has missed.
 """
 
 from __future__ import annotations
