@@ -65,8 +65,8 @@ def card(run: Run, name: str, step: int) -> str:
         "The feedback agent reviews every answer of the conversation agent, and what it does not pass is revised.",
         f"## Run it\n\n    choreo serve {name}\n    choreo eval {name}",
         "## How it was made\n\nEvery setting is in `recipe.toml`, but for the warm start, which left nothing here but "
-        f"what it made of the agents. It was trained and measured in {recipe.weights().dtype}. "
-        + method.learnt_from(recipe, run.info),
+        f"what it made of the agents. It was trained and measured in {recipe.weights().dtype}, "
+        "before its adapters were rounded. " + method.learnt_from(recipe, run.info),
         "## What it was measured to be worth\n\n" + figures(run.path),
         "## Limits\n\n" + limits(recipe),
         "## Licence\n\n" + " ".join(dict.fromkeys(licence_terms(licence_of(base)) for base in named)),
