@@ -13,6 +13,10 @@ from typing import Any
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+class Navigated(Exception):
+    """The page went to an address, or was loaded anew, before it had answered the call."""
+
+
 class Page:
     """One page of a browser of its own. complaints: what the page wrote to the console or threw."""
 
@@ -61,6 +65,8 @@ class Page:
             if answer.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
                 self.complaints.append(json.dumps(answer["params"])[:500])
             if answer.get("id") == self._number:
+                if "navigated or closed" in answer.get("error", {}).get("message", ""):
+                    raise Navigated(method)
                 assert "error" not in answer, answer
                 return answer["result"]
 
@@ -71,9 +77,15 @@ class Page:
 
     def wait(self, expression: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
-        while not self.js(expression):
+        while not self._holds(expression):
             assert time.monotonic() < deadline, f"never came: {expression}; {self.complaints}"
             time.sleep(0.1)
+
+    def _holds(self, expression: str) -> bool:
+        try:
+            return bool(self.js(expression))
+        except Navigated:  # the question was put to the page that left
+            return False
 
     def press(self, key: str, code: int, ctrl: bool = False, text: str = "") -> None:
         shared = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 2 if ctrl else 0}
