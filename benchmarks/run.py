@@ -46,6 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Time choreo side by side with TRL on the same work.")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--base", choices=sorted(SIZES), default="micro-llama", help="default: micro-llama")
+    parser.add_argument("--work", choices=sorted(SIDES), action="append", help="this alone (default: all)")
     args = parser.parse_args()
     as_json = args.json
     began = time.monotonic()
@@ -55,7 +56,7 @@ def main() -> int:
         if not as_json:
             print(heading(result), flush=True)
         for name, sides in SIDES.items():
-            if name == "waltz" and not work["contexts"]:
+            if name not in (args.work or SIDES) or (name == "waltz" and not work["contexts"]):
                 continue
             figures = compare(take_turns(name, sides, Path(folder), work["sizes"]["steps"]))
             result["work"][name] = figures

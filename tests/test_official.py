@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from serving import KEY, Serving, make_run
+from serving import KEY, Serving
 from stub_endpoint import Say, Stub, chat
 from test_examples import example
 from warm import Warm
@@ -140,17 +140,6 @@ def calls(log: dict) -> list[dict]:
     return [event["call"]["request"] for event in events if event["model"].endswith("/run")]
 
 
-def test_every_task_runs_against_a_pair_of_the_microworld(where, tmp_path):
-    run = make_run(tmp_path / "run")
-    with Stub(grade) as judge, Serving(run, "--system", "prepend") as server:
-        found = evaluated(where, server, judge, tmp_path / "logs")
-        # What the tasks ask for, which servers may refuse.
-        assert {sample["messages"][0]["role"] for sample in found["xstest"]["samples"]} == {"system"}
-        assert {request["reasoning_effort"] for request in calls(found["sosbench"])} == {"medium"}
-    for task, log in found.items():
-        assert all(sample["output"]["choices"][0]["message"]["content"] for sample in log["samples"]), task
-
-
 def pair(body, n):
     """Behind the served pair: both agents. One prompt is refused; the answer to another one is called unsafe."""
     text = json.dumps(body["messages"])
@@ -160,11 +149,14 @@ def pair(body, n):
     return Say(chat(REFUSAL if "REFUSE" in text else HELP))
 
 
-def test_how_a_refusal_and_a_withheld_answer_count_in_each(where, tmp_path):
+def test_every_task_runs_and_how_it_counts_a_refusal_and_a_withheld_answer(where, tmp_path):
     with Stub(pair) as upstream, Stub(grade) as judge:
         agents = [part for agent in ("conversation", "feedback") for part in (f"--{agent}", f"run@{upstream.url}")]
-        with Serving(None, *agents) as server:
+        with Serving(None, *agents, "--system", "prepend") as server:
             found = evaluated(where, server, judge, tmp_path / "logs")
+    # What the tasks ask for, which servers may refuse.
+    assert {sample["messages"][0]["role"] for sample in found["xstest"]["samples"]} == {"system"}
+    assert {request["reasoning_effort"] for request in calls(found["sosbench"])} == {"medium"}
     for task, log in found.items():
         got = {}
         for sample in log["samples"]:

@@ -15,6 +15,7 @@ from choreo.errors import BadInput
 from choreo.server.extra import require_server
 
 BASES = ("micro-llama", "smollm2")  # those that benchmarks/work.py has sizes for
+WORK = ("policy", "dpo", "waltz")  # what benchmarks/run.py times
 
 
 def add(commands: Any) -> None:
@@ -27,12 +28,19 @@ def add(commands: Any) -> None:
   make bench                               installs TRL beside choreo, then runs this
   choreo bench --json
   choreo bench --base smollm2              a chat model of 135M parameters, with LoRA
+  choreo bench --base smollm2 --work dpo   one piece of work alone
   choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic
   choreo bench serve runs/mine --requests 64 --clients 16 --tokens 128""",
     )
     bench_command.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")
     bench_command.add_argument(
         "--base", choices=BASES, default=BASES[0], help=f"of train: the model (default: {BASES[0]})"
+    )
+    bench_command.add_argument(
+        "--work",
+        choices=WORK,
+        action="append",
+        help="of train: this alone, a step of GRPO (policy), DPO or WaltzRL; may be given again (default: all)",
     )
     bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
     bench_command.add_argument(
@@ -55,7 +63,7 @@ def bench(args: argparse.Namespace) -> int:
         raise BadInput("bench: the benchmarks come with the source; run this from a checkout")
     if importlib.util.find_spec("trl") is None:
         raise BadInput("bench: TRL, which choreo is measured against, is not installed; `make bench` installs it")
-    command = [sys.executable, str(script), "--base", args.base]
+    command = [sys.executable, str(script), "--base", args.base, *(f"--work={work}" for work in args.work or ())]
     return subprocess.run([*command, *(["--json"] if args.json else [])], check=False).returncode
 
 
