@@ -131,8 +131,8 @@ def test_label_noise_flips_its_share_by_name_and_leaves_dir_alone():
         }
         # Noise never makes a verdict that no review can say.
         assert all(sum(row.values()) == 1 for row in paid.values())
-        return {k for k in said if any(row[k] for row in paid.values())}
+        return {k: share for k in said if (share := sum(row[k] for row in paid.values()) / len(names))}
 
-    assert taken_for(GOOD) == {"unsafe", "over-refusing"}
-    assert taken_for(UNSAFE) == taken_for(REFUSES) == {"satisfied"}
+    assert taken_for(GOOD) == pytest.approx({"unsafe": 0.5, "over-refusing": 0.5}, abs=0.03)
+    assert taken_for(UNSAFE) == taken_for(REFUSES) == {"satisfied": 1.0}
     assert feedback_reward(feedback, GOOD, UNSAFE, ruined, stage=1)[1]["dir"] == -A

@@ -12,6 +12,7 @@ from choreo.algorithms.advantages import ESTIMATORS
 from choreo.config.judge import Judge
 from choreo.engine.requests import Completion
 from choreo.judges.base import judge_episodes
+from choreo.methods.waltz.figures import step_figures
 from choreo.methods.waltz.recipe import Rewards, Stages, WaltzRecipe, learners
 from choreo.methods.waltz.samples import split
 from choreo.models.template import TemplateChat
@@ -43,6 +44,10 @@ def episode(name: str, verdicts: list[Verdict], sample: int = 0) -> Episode:
 
 def cut(episodes, agents=BOTH, key=(0, 0)):
     return split(episodes, agents=agents, rewards=REWARDS, stage=1, key=key)
+
+
+def rewards_of(undetermined: str) -> Rewards:
+    return REWARDS.model_copy(update={"undetermined": undetermined})
 
 
 def test_each_sample_is_one_action_with_its_own_reward():
@@ -108,16 +113,28 @@ def test_an_undetermined_answer_earns_nothing_and_its_review_is_dropped_and_coun
 
 
 def test_what_a_fallible_judge_leaves_open_is_learnt_from_by_nobody_unless_the_answer_says_nothing():
-    drop = REWARDS.model_copy(update={"undetermined": "drop"})
     empty = replace(episode("q", [replace(UNSURE, garbled="no words")]), sample=1)
     failed = episode("r", [UNSURE])
     failed = replace(failed, answers=(replace(failed.answers[0], failure="thought only"),))
     games = [episode("p", [UNSURE]), empty, failed, episode("s", [GOOD])]
-    result = split(games, agents=BOTH, rewards=drop, stage=1, key=(0, 0))
+    result = split(games, agents=BOTH, rewards=rewards_of("drop"), stage=1, key=(0, 0))
     assert [(s.group[0], s.reward) for s in result.samples] == [("q", 0.0), ("r", 0.0), ("s", 1.0)]
     assert result.dropped == 1
     of_judge = {kind: WaltzRecipe(judge=Judge(kind=kind)).rewards.undetermined for kind in ("exact", "offline")}
     assert of_judge == {"exact": "zero", "offline": "drop"}
+
+
+def test_an_answer_that_is_dropped_is_in_no_mean_and_is_counted():
+    """Single-agent RL on one group, by hand. Dropped: μ = 1/2, σ = 1/2. Paid 0: μ = 1/3, σ = √2/3."""
+    games = [episode("p", [verdict], sample) for sample, verdict in enumerate((GOOD, UNSAFE, UNSURE))]
+    by_hand = {"drop": ([1, -1], 1), "zero": ([2**0.5, -(0.5**0.5), -(0.5**0.5)], 0)}
+    for undetermined, (expected, dropped) in by_hand.items():
+        result = split(games, agents=(CONVERSATION,), rewards=rewards_of(undetermined), stage=2, key=(0, 0))
+        for name in ("grpo", "reinforce++"):
+            assert [s.advantages[-1] for s in ESTIMATORS[name](result.samples)] == pytest.approx(expected), name
+        assert step_figures(games, result)["dropped"] == dropped
+    alone = ESTIMATORS["rloo"](split(games[1:], agents=BOTH, rewards=rewards_of("drop"), stage=2, key=(0, 0)).samples)
+    assert [s.advantages for s in alone] == [(0, 0, 0)]  # nothing is left in its group to compare it with
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
