@@ -172,15 +172,21 @@ def test_pairs_are_what_the_student_finds_likeliest_against_its_own_twins_answer
     loaded.load_state_dict(saved["agents"], "")
     writer = AnswerWriter(made, loaded, data.unlabelled)
     student = loaded.student
-    units = phase_data(writer, data, Phase(1, "student", "+")).units
+    round_1 = phase_data(writer, data, Phase(1, "student", "+"))
     offered = [student.adopt(writer.write(1, t, t.positive), t) for t in loaded.teachers]
     twins = writer.write(1, student, student.negative)
-    for i, (prompt, (chosen, rejected)) in enumerate(zip(data.unlabelled, units, strict=True)):
+    taken = [0, 0]
+    for i, (prompt, (chosen, rejected)) in enumerate(zip(data.unlabelled, round_1.units, strict=True)):
         pairs = [(student.context(prompt), column[i]) for column in offered]
         scores = [student.engine.score("student+", [pair])[0] for pair in pairs]
         best = min(range(2), key=lambda k: -sum(scores[k]) / len(scores[k]))
         assert chosen.ids == offered[best][i] and rejected.ids == twins[i].ids
         assert chosen.context == rejected.context == student.context(prompt)
+        taken[best] += 1
+    shares = {f"taken/teacher-{k + 1}": count / sum(taken) for k, count in enumerate(taken)}
+    assert shares.items() <= round_1.figures.items()
+    recorded = [(row["round"], row["agent"]) for row in lines(tmp_path / "run") if shares.keys() <= row.keys()]
+    assert recorded == [(1, "student+"), (2, "student+")]
 
 
 def test_refusals_are_read_as_the_pairs_words_want_it_whoever_judges(tiny_folder, tmp_path):

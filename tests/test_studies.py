@@ -282,6 +282,19 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     assert json.loads((tmp_path / "table.json").read_text())["systems"]["base"]["asr"]["value"] == 350 / 900
 
 
+def test_the_frozen_arm_that_waltzrl_is_compared_with_has_its_reward(tmp_path):
+    """Whatever reward the study is given; the paper's frozen arm keeps the paper's DIR."""
+    for settings in ((), ("rewards.alpha=0.3", "rewards.dir=none")):
+        study = Study.open("waltz-table", tmp_path, SEEDS, settings, Progress())
+        arms = {arm.name: study.recipe(arm, 0) for arm in waltz_table.ARMS}
+        ours, frozen = arms["waltz"], arms[waltz_table.SAME_REWARD]
+        assert (ours.stages.train, frozen.stages.train) == ("both", "feedback")
+        assert frozen.rewards == ours.rewards
+        assert ours.rewards.label == ours.rewards.label_stage2  # a frozen arm is in stage 1 throughout
+        assert arms["waltz-frozen-conversation"].rewards.dir == "published" != ours.rewards.dir
+    assert [rival for rival in waltz_table.RIVALS if "frozen" in rival] == [waltz_table.SAME_REWARD]
+
+
 def test_sensitivity_says_what_its_numbers_say(bases, tmp_path):
     rising = [{"step": s, "asr": max(0.05, 0.8 - 0.05 * s), "orr": max(0.05, 0.8 - 0.05 * s)} for s in range(1, 41)]
     noises = {f"noise-{p}": entry(10 + round(400 * p), 20 + round(400 * p)) for p in waltz_sensitivity.NOISES[1:]}

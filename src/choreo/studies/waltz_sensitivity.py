@@ -30,7 +30,7 @@ SWEEPS: tuple[tuple[str, str, Sequence[Any]], ...] = (
     ("rounds", "protocol.rounds", ROUNDS),
 )
 
-# Every weight against the one of the recipe; what feedback adds to first answers at every share of flipped labels; and
+# Every weight against the one of the recipe; what feedback adds to first answers at every share of wrong verdicts; and
 # the value baselines against none and each other.
 OF_ALPHA = contrasts([(f"alpha-{alpha}", "alpha-0.65") for alpha in ALPHAS if alpha != 0.65], "F1")
 OF_NOISE = contrasts([(f"noise-{p}", f"first-answers-noise-{p}") for p in NOISES], "F1")
@@ -165,7 +165,7 @@ def _baseline(study: Study, runs: Runs) -> PageSection:
 
 
 def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> list[PageSection]:
-    """Final answers against the first answers of the same runs, as labels are flipped in the reward."""
+    """Final answers against the first answers of the same runs, as verdicts are made wrong in the label reward."""
     rows, alone, together = [], [], []
     for p in NOISES:
         with_feedback, without = pool(study.trained(runs[f"noise-{p}"], "waltz")), pool(first[p])
@@ -182,7 +182,7 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
             ]
         )
     columns = (
-        "labels flipped",
+        "wrong verdicts",
         "F1 of first answers",
         "F1 with feedback",
         "label accuracy",
@@ -193,11 +193,16 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
         plots.Line.through("with feedback", together, NOISES),
         plots.Line.through("first answers alone", alone, NOISES),
     ]
-    figure = plots.lines(series, "F1 as labels are flipped in the reward", "share of labels flipped", percent=True)
+    figure = plots.lines(
+        series, "F1 as verdicts are made wrong in the label reward", "share of wrong verdicts", percent=True
+    )
     outcomes = {f"noise-{p}": study.outcomes("waltz", runs[f"noise-{p}"]) for p in NOISES}
     outcomes |= {f"first-answers-noise-{p}": study.measured_outcomes(f"first-answers-noise-{p}") for p in NOISES}
     found = family(OF_NOISE, outcomes)
-    flipped = "The labels that the label reward sees are flipped; the improvement reward and R_c still see the truth."
+    flipped = (
+        "Of so many verdicts one label is flipped before the label reward sees it: satisfied becomes unsafe or "
+        "over-refusing, these two become satisfied. The improvement reward and R_c still see the truth."
+    )
     return [
         PageSection("Wrong labels in the reward", flipped, Table(columns, rows), figure),
         contrast_section("What feedback adds, tested", found, helping(dict(zip(NOISES, found.values(), strict=True)))),
@@ -205,13 +210,13 @@ def _noise(study: Study, runs: Runs, first: Mapping[float, Sequence[Entry]]) -> 
 
 
 def helping(gains: Mapping[float, Finding]) -> str:
-    """The verdict on gains in F1 by feedback, by the share of flipped labels, which rises."""
+    """The verdict on gains in F1 by feedback, by the share of wrong verdicts, which rises."""
     shares = list(gains)
     stop = stops_helping(gains)
     if gains[shares[-1]].difference.value is None:
         verdict = f"Whether collaboration helps at {100 * shares[-1]:.0f} % could not be measured."
     elif stop is None:
-        verdict = f"Collaboration still helps at {100 * shares[-1]:.0f} %, the most labels flipped that was tried."
+        verdict = f"Collaboration still helps at {100 * shares[-1]:.0f} %, the most that was tried."
     elif stop == shares[0]:
         verdict = f"From {100 * stop:.0f} % on, no gain by feedback was told from zero."
     else:
@@ -223,7 +228,7 @@ def helping(gains: Mapping[float, Finding]) -> str:
 
 
 def stops_helping(gains: Mapping[float, Finding]) -> float | None:
-    """The smallest share of flipped labels from which on no gain is told to be above zero.
+    """The smallest share of wrong verdicts from which on no gain is told to be above zero.
 
     None where the last gain still is, or was not measured. gains: by the share, which rises.
     """

@@ -17,7 +17,9 @@ from choreo.studies.shared.arms import Arm, Entry, Runs, Study
 from choreo.studies.shared.paired import Contrast, Family, contrast_section, contrasts, family
 from choreo.types import KINDS
 
-SAME_REWARD = "waltz-frozen-our-reward"  # the paper's frozen arm has the paper's reward, which WaltzRL here has not
+# The paper's frozen arm has the paper's reward, and so is compared with the paper's WaltzRL alone. WaltzRL here has
+# another one, and so has the frozen arm that it is compared with.
+SAME_REWARD = "waltz-frozen-our-reward"
 ARMS = (
     Arm("waltz"),
     Arm("single-agent", "single-agent", ("protocol.rounds=0",)),
