@@ -29,7 +29,11 @@ Two models play the protocol untrained: one answers, the other reviews. docs/eva
 ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and summary.json in the folder.""",
     )
     evaluate_command.add_argument(
-        "what", nargs="?", type=Path, metavar="WHAT", help="a run folder, or a TOML file of settings"
+        "what",
+        nargs="?",
+        type=Path,
+        metavar="WHAT",
+        help="a run folder, a shipped pair (smollm2), or a TOML file of settings",
     )
     evaluate_command.add_argument(
         "--suite",

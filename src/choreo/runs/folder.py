@@ -33,6 +33,7 @@ from choreo import config, parallel
 from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
+from choreo.runs import shipped
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.episodes import earlier_of, episode_of, record
 from choreo.runs.heldout import games_of, measured_file, write_measured
@@ -301,7 +302,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
     """run.json of the run at `path`. Raises BadInput when `path` is not a run folder."""
     path = Path(path)
     if not path.is_dir():
-        raise BadInput(f"{path}: no such run folder")
+        known = "" if len(path.parts) > 1 else f"; pairs that ship with choreo: {', '.join(shipped.pairs())}"
+        raise BadInput(f"{path}: no such run folder{known}")
     if not (path / "run.json").is_file():
         raise BadInput(f"{path}: not a run folder (it has no run.json)")
     return read_object(path / "run.json")

@@ -250,7 +250,7 @@ class ChatCall:
             return ApiError(400, str(error), param=self.asked.conversation, code="refused_upstream")
         if isinstance(error, Down):
             return ApiError(503, str(error), type="server_error", code="model_unavailable")
-        message = f"no answer within {self.server.settings.deadline:g} s"
+        message = f"no answer within {self.server.settings.deadline:g} s, this server's deadline (--deadline)"
         return ApiError(504, message, type="server_error", code="deadline_exceeded")
 
     def _unsuited(self, error: BadInput) -> ApiError:

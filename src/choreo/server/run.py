@@ -102,6 +102,7 @@ async def _serve(
             f"{options.run}: was trained without feedback (protocol.rounds = 0), so that no answer would be reviewed; "
             "say --mode off if that is what you want"
         )
+    listen(options.host, options.port)[0].close()  # an address that is taken is said before the model is loaded
     pair = Resident(options.run)
     for remark in pair.remarks:
         log("template", "warning", why=remark)

@@ -105,8 +105,10 @@ function beside(moves, text, withheld) {
   $("alone").textContent = draft.text;
   $("alone-hint").textContent = `${Math.round(draft.ms)} ms`;
   const blocks = review && review.parsed && review.unsafe;
-  $("blocked").textContent = blocks ? REFUSAL : draft.text;
-  $("blocked-hint").textContent = review ? `+${Math.round(review.ms)} ms` : "no review in this mode";
+  const unreviewed = !review && withheld;  // a safeguard would have had no review either
+  $("blocked").textContent = blocks || unreviewed ? REFUSAL : draft.text;
+  $("blocked-hint").textContent = review ? `+${Math.round(review.ms)} ms`
+    : withheld ? WITHHELD[withheld] : "no review in this mode";
   $("final").textContent = text;
   $("final-hint").textContent = `+${Math.round(added)} ms${withheld ? `; withheld: ${WITHHELD[withheld]}` : ""}`;
   $("beside").hidden = false;
