@@ -112,10 +112,12 @@ class Method(ABC, Generic[R, A]):
 
     # ---- before, and the whole ----------------------------------------------------------------------
 
-    def check(self, recipe: R, task: Task, trains: bool = True) -> None:
-        """Raises BadInput or TooFew for what would stop a run after it has begun: a base that is not there, or prompts
-        that do not fit. trains: False where the agents are only to be measured."""
-        agents = self.load(recipe)
+    def check(self, recipe: R, task: Task, agents: A, trains: bool = True) -> None:
+        """Raises BadInput or TooFew for what would stop a run after it has begun, such as prompts that do not fit.
+
+        agents: as `load` gives them; for `choreo plan` they have no weights, so nothing may be computed with them.
+        trains: False where the agents are only to be measured.
+        """
         if trains:
             task.training()
         agents.fitting(task.suites("heldout"), "heldout")

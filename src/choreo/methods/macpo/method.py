@@ -40,11 +40,10 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
         *_, (_, agents) = train(recipe, run, progress, task=task)
         return agents
 
-    def check(self, recipe: MacpoRecipe, task: Task, trains: bool = True) -> None:
+    def check(self, recipe: MacpoRecipe, task: Task, agents: MacpoAgents, trains: bool = True) -> None:
         from choreo.methods.macpo.split import split_prompts
         from choreo.methods.macpo.trainer import without_overflow
 
-        agents = self.load(recipe)
         if trains:
             without_overflow(recipe, split_prompts(recipe), agents)
         agents.fitting(task.suites("heldout"), "heldout")
