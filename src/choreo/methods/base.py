@@ -24,6 +24,7 @@ from choreo.config.recipe import Recipe
 from choreo.errors import Interrupted
 from choreo.methods import cards
 from choreo.methods.agents import Agents
+from choreo.methods.passes import Lengths, Pass
 from choreo.types import Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
@@ -186,6 +187,10 @@ class Method(ABC, Generic[R, A]):
     def work(self, recipe: R) -> Work:
         """What training takes; what is measured is not in it."""
         return Work()
+
+    def passes(self, recipe: R, lengths: Lengths) -> list[Pass]:
+        """What training computes, for its time; empty where the method does not say. lengths: of contexts."""
+        return []
 
     # ---- `choreo export` ----------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ from choreo.files.json_file import read_object
 from choreo.methods.agents import Unread
 from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
+from choreo.methods.passes import Lengths, Pass
 from choreo.methods.waltz.recipe import WaltzRecipe, learners
+from choreo.methods.waltz.work import passes, whose
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -118,7 +120,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         learn = {*learners(recipe.stages, stage=2)}
         return [
             PlannedModel(
-                whose="both" if len(agents) > 1 else agents[0],
+                whose=whose(agents),
                 base=base,
                 template=template,
                 policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),
@@ -138,6 +140,9 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch) if learns else 0
         own = warmup.own * protocol.answer_tokens if learns else 0
         return Work(learning.steps + updates, learning.steps * learning.prompts * learning.samples * game + own)
+
+    def passes(self, recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
+        return passes(recipe, lengths)
 
     def exported(self, recipe: WaltzRecipe, agents: Pair) -> Sequence[str]:
         return learners(recipe.stages, stage=2)
