@@ -25,7 +25,7 @@ from choreo.types import Prompt
 
 READ = 256  # prompts whose tokens are counted
 LETTERS = 4  # in a token, where the tokenizer is not here to count
-BESIDE = "judging, measuring, checkpoints and a warm start are not in it"
+BESIDE = "judging, measuring and checkpoints are not in it"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def plan(recipe: Recipe, place: Place) -> dict[str, Any]:
         )
     method = method_of(recipe)
     prompts = list(method.further_prompts(recipe)) or [one for some in task.training().values() for one in some]
-    return found | {"cost": costs(recipe, place, lengths(prompts, agents, place.written))}
+    told = costs(recipe, place, lengths(prompts, agents, place.written))
+    return found | {"cost": told if found["fits"] is not False else told | {"seconds": None, "money": None}}
 
 
 def costs(recipe: Recipe, place: Place, lengths: Lengths) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def costs(recipe: Recipe, place: Place, lengths: Lengths) -> dict[str, Any]:
 
     devices: that train, sample and judge. operations: FLOP, of all together. seconds: of a rank, by what they are
     spent on; None where the method does not say what it computes, or nobody what the device does. traffic: bytes,
-    "gradients" that each rank sends and "adapters" that go to samplers, in a run. money: for all devices.
+    "gradients": what each rank sends of them, "adapters": what goes to samplers, in a run. money: for all devices.
     """
     how, method = recipe.weights(), method_of(recipe)
     shapes = {use.whose: sizing.shape(sizing.Model.read(use.base, how), how) for use in method.models(recipe)}
@@ -124,10 +125,10 @@ def lengths(prompts: Sequence[Prompt], agents: Any, written: float = 1.0) -> Len
 
 def tell(found: dict[str, Any]) -> str:
     """The plan in words."""
-    return "\n".join([sizing.tell(found), *_cost_lines(found["cost"])])
+    return "\n".join([sizing.tell(found), *_cost_lines(found["cost"], found["fits"])])
 
 
-def _cost_lines(told: dict[str, Any]) -> list[str]:
+def _cost_lines(told: dict[str, Any], fits: bool | None) -> list[str]:
     devices, machines = told["devices"], told["machines"]
     parts = [f"{devices[name]} that {name}{'s' if devices[name] == 1 else ''}" for name in devices if devices[name]]
     on = f"{machines} machines" if machines > 1 else "one machine"
@@ -139,8 +140,10 @@ def _cost_lines(told: dict[str, Any]) -> list[str]:
         f"  computing: {told['operations']:.3g} FLOP, by prompts of {prompt:.0f} tokens and turns of {written:.0%} of "
         "their most tokens"
     )
-    sent = [f"{sizing.size(value)} of {name}" for name, value in told["traffic"].items() if value]
-    lines.append(f"  traffic: {', '.join(sent)} in all, from each rank that trains" if sent else "  traffic: none")
+    sent = [f"{name} {sizing.size(value)}" for name, value in told["traffic"].items() if value]
+    lines.append(f"  traffic: {', '.join(sent)}, in the whole run" if sent else "  traffic: none")
+    if fits is False:
+        return [*lines, "  time: none is said of what does not fit"]
     if told["seconds"] is None:
         return [*lines, "  time: not known; give --machine FILE, or --peak, --utilisation and --bandwidth"]
     spent = {name: value for name, value in told["seconds"].items() if value}

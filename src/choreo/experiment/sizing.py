@@ -298,7 +298,7 @@ def tell(found: dict[str, Any]) -> str:
 def _advice() -> str:
     return (
         '; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
-        "model. A run is not spread over devices."
+        "model. A model is not spread over devices: FSDP2 is not built."
     )
 
 

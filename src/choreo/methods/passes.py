@@ -39,8 +39,8 @@ class Lengths:
     and the feedback. written: the share of the most tokens that a turn has.
     """
 
-    prompt: float
-    answer: float
-    review: float
-    revise: float
+    prompt: float = 0.0
+    answer: float = 0.0
+    review: float = 0.0
+    revise: float = 0.0
     written: float = 1.0

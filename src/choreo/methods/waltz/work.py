@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from choreo.methods.passes import Lengths, Pass
 from choreo.methods.waltz.recipe import WaltzRecipe, learners, stage1_steps
 from choreo.types import CONVERSATION, FEEDBACK
+
+PART = 32  # games of a warm start that are one batch
 
 
 def whose(roles: Sequence[str]) -> str:
@@ -15,7 +18,7 @@ def whose(roles: Sequence[str]) -> str:
 
 
 def passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
-    """The passes of all steps, without the warm start, where every review asks for a revision.
+    """The passes of the warm start and of all steps, where every review asks for a revision.
 
     An answer has the prompt before it; a review the prompt and the answer; the revision in round t the prompt and t
     rounds of answer and feedback. Each learning agent has one sample a game: the first answer and the last revision
@@ -44,6 +47,12 @@ def passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
         for kind, often in (("score", scored), ("learn", learning.epochs)):
             if often:
                 found.append(Pass(on[role], kind, games, contexts[role], new, times * often, None, written))
+    warmup = recipe.warmup
+    if warmup.on and not warmup.run:
+        updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch)
+        found.append(Pass(on[FEEDBACK], "learn", warmup.batch, reviewed, review, updates, None, written))
+        if warmup.own:
+            found.append(Pass(on[CONVERSATION], "sample", PART, first, answer, warmup.own / PART, None, written))
     return found
 
 
