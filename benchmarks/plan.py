@@ -25,9 +25,9 @@ import choreo
 from choreo import api, config
 from choreo.experiment import machine
 
-SEEDS, STEPS = (0, 1, 2), 5
+SEEDS = (0, 1, 2)
 SMALL = (
-    f"learning.steps={STEPS}",
+    "learning.steps=5",
     "learning.prompts=16",
     "stages.stage1_share=0",
     "world.train_prompts=300",
@@ -38,7 +38,24 @@ RECIPES = {
     "waltz, whole models, width 128": ('model.train="full"',),
     "waltz, adapters, width 32": ('model.base="nano-llama"',),
     "single-agent, width 128": ("RECIPE=single-agent",),
+    "waltz, adapters, width 512": ('model.base="WIDE"', "learning.prompts=4", "learning.steps=3"),
 }
+
+
+def wide(folder: Path) -> Path:
+    """A Llama of 8 layers of width 512 (25M weights in them), at random, with the tokenizer of the shipped base."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from choreo.models.resolve import base_folder
+
+    shipped = base_folder(machine.BASE)
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(shipped)
+    config.update({"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "head_dim": 64})
+    config.update({"num_attention_heads": 8, "num_key_value_heads": 8})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(shipped).save_pretrained(folder)
+    return folder
 
 
 class Watch(choreo.Callback):
@@ -64,18 +81,19 @@ class Watch(choreo.Callback):
 def trial(settings: Sequence[str], seed: int, constants: Path, folder: Path) -> dict[str, float]:
     """Seconds a step, measured and planned."""
     name = next((one.removeprefix("RECIPE=") for one in settings if one.startswith("RECIPE=")), "waltz")
-    settings = [*(one for one in settings if not one.startswith("RECIPE=")), *SMALL, f"seed={seed}"]
+    settings = [*SMALL, *(one for one in settings if not one.startswith("RECIPE=")), f"seed={seed}"]
     recipe = config.load(name, settings)
     watch = Watch(recipe)
     api.train(recipe, folder, [watch])
-    written = sum(watch.written[1:]) / (STEPS - 1)
+    steps = recipe.learning.steps
+    written = sum(watch.written[1:]) / (steps - 1)
 
     def planned(share: float) -> float:
         found = api.plan(recipe, machine=constants, written=share)
-        return float(sum(found["cost"]["seconds"].values())) / STEPS
+        return float(sum(found["cost"]["seconds"].values())) / steps
 
     return {
-        "measured": sum(watch.seconds[1:]) / (STEPS - 1),
+        "measured": sum(watch.seconds[1:]) / (steps - 1),
         "planned": planned(written),
         "at most": planned(1.0),
         "written": written,
@@ -89,10 +107,12 @@ def main() -> int:
     found: dict[str, Any] = {"recipes": {}}
     with tempfile.TemporaryDirectory() as place:
         constants = Path(place, "machine.json")
-        found["machine"] = machine.measure(time.process_time)
+        found["machine"] = machine.measure_machine(time.process_time)
         machine.write(found["machine"], constants)
         print(machine.tell(found["machine"]), file=sys.stderr)
-        for number, (name, settings) in enumerate(RECIPES.items()):
+        base = wide(Path(place, "wide"))
+        for number, (name, words) in enumerate(RECIPES.items()):
+            settings = [one.replace("WIDE", str(base)) for one in words]
             rows = [trial(settings, seed, constants, Path(place, f"{number}-{seed}")) for seed in SEEDS]
             found["recipes"][name] = rows
             middle = {key: median(row[key] for row in rows) for key in rows[0]}
@@ -103,7 +123,8 @@ def main() -> int:
                 f"turns of {middle['written']:.0%} of their most tokens",
                 file=sys.stderr,
             )
-    print(json.dumps(found)) if "--json" in sys.argv else None
+    if "--json" in sys.argv:
+        print(json.dumps(found))
     return 0
 
 

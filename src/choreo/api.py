@@ -288,8 +288,8 @@ def plan(
     made = _recipe(recipe, overrides)
     if isinstance(machine, str | Path):
         machine = machines.read(machine, made.weights().dtype, link * 1e9 if link else None)
-    place = planning.Place(memory * sizing.GIB if memory else None, gpus, nodes, machine, price, written)
-    return planning.plan(made, place)
+    site = planning.Site(memory * sizing.GIB if memory else None, gpus, nodes, machine, price, written)
+    return planning.plan(made, site)
 
 
 def export(

@@ -80,7 +80,7 @@ def _bench_machine(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         machine.check_new(args.out)
-    found = machine.measure()
+    found = machine.measure_machine()
     if args.out is not None:
         machine.write(found, args.out)
     print_json(found) if args.json else print(machine.tell(found))

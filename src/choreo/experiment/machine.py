@@ -46,7 +46,7 @@ def said(peak: float, utilisation: float, bandwidth: float, link: float | None =
     return Machine({1: peak}, utilisation, bandwidth, link=link, about="a card as it was described")
 
 
-def measure(clock: Clock = time.perf_counter) -> dict[str, Any]:
+def measure_machine(clock: Clock = time.perf_counter) -> dict[str, Any]:
     """What `read` reads, of this CPU with PyTorch's number of threads. Takes about ten seconds.
 
     clock: `time.process_time` on one thread, where others use the machine too.

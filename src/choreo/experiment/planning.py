@@ -29,7 +29,7 @@ BESIDE = "judging, measuring and checkpoints are not in it"
 
 
 @dataclass(frozen=True)
-class Place:
+class Site:
     """Where a recipe is to run.
 
     memory: of a device, in bytes; None looks at the one here. gpus: devices that train, of each machine; nodes:
@@ -49,12 +49,12 @@ class Place:
         return self.gpus * self.nodes
 
 
-def plan(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """`sizing.plan`, and what the recipe costs at `place`. Raises BadInput for what training refuses, as far as it can
+def plan(recipe: Recipe, site: Site) -> dict[str, Any]:
+    """`sizing.plan`, and what the recipe costs at `site`. Raises BadInput for what training refuses, as far as it can
     be told without weights and servers (`run.check_unloaded`)."""
-    if place.price is not None and place.machine is None:
+    if site.price is not None and site.machine is None:
         raise BadInput("plan: --price needs a time: give --machine FILE, or --peak, --utilisation and --bandwidth")
-    found = sizing.plan(recipe, place.memory)
+    found = sizing.plan(recipe, site.memory)
     task, agents = check_unloaded(recipe)
     if isinstance(agents, Unread):
         found["remarks"].append(
@@ -62,12 +62,12 @@ def plan(recipe: Recipe, place: Place) -> dict[str, Any]:
         )
     method = method_of(recipe)
     prompts = list(method.further_prompts(recipe)) or [one for some in task.training().values() for one in some]
-    told = costs(recipe, place, lengths(prompts, agents, place.written))
+    told = costs(recipe, site, lengths(prompts, agents, site.written))
     return found | {"cost": told if found["fits"] is not False else told | {"seconds": None, "money": None}}
 
 
-def costs(recipe: Recipe, place: Place, lengths: Lengths) -> dict[str, Any]:
-    """What training takes at `place`.
+def costs(recipe: Recipe, site: Site, lengths: Lengths) -> dict[str, Any]:
+    """What training takes at `site`.
 
     devices: that train, sample and judge. operations: FLOP, of all together. seconds: of a rank, by what they are
     spent on; None where the method does not say what it computes, or nobody what the device does. traffic: bytes,
@@ -78,34 +78,34 @@ def costs(recipe: Recipe, place: Place, lengths: Lengths) -> dict[str, Any]:
     work = method.passes(recipe, lengths)
     samplers = len(recipe.engine.url)
     judges = {one.url for settings in recipe.judges() for one in settings.of.values() or [settings] if one.url}
-    devices = {"train": place.ranks, "sample": samplers, "judge": len(judges)}
+    devices = {"train": site.ranks, "sample": samplers, "judge": len(judges)}
     learning = [one for one in work if one.kind == "learn"]
     traffic = {
-        "gradients": sum(one.times * all_reduce_bytes(shapes[one.whose].learnt, place.ranks) for one in learning),
+        "gradients": sum(one.times * all_reduce_bytes(shapes[one.whose].learnt, site.ranks) for one in learning),
         "adapters": sum(samplers * one.times * gradient_bytes(shapes[one.whose].learnt) for one in learning),
     }
     told: dict[str, Any] = {
         "devices": devices,
-        "machines": place.nodes,
+        "machines": site.nodes,
         "lengths": {"prompt": lengths.prompt, "written": lengths.written},
         "operations": sum(operations(one, shapes[one.whose]) for one in work) or None,
         "traffic": traffic if work else None,
         "seconds": None,
         "money": None,
     }
-    if not work or place.machine is None:
+    if not work or site.machine is None:
         return told
 
     def of(kind: str) -> tuple[int, float]:
-        return (samplers, float("inf")) if kind == "sample" and samplers else (place.ranks, float(SLOTS))
+        return (samplers, float("inf")) if kind == "sample" and samplers else (site.ranks, float(SLOTS))
 
-    spent = totals([cost(one, shapes[one.whose], place.machine, *of(one.kind)) for one in work])
+    spent = totals([cost(one, shapes[one.whose], site.machine, *of(one.kind)) for one in work])
     hours = sum(spent.values()) / 3600
     return told | {
         "seconds": spent,
-        "device": {"about": place.machine.about, "measured": place.machine.measured},
-        "link_known": place.machine.link is not None or place.ranks == 1,
-        "money": None if place.price is None else place.price * hours * sum(devices.values()),
+        "device": {"about": site.machine.about, "measured": site.machine.measured},
+        "link_known": site.machine.link is not None or site.ranks == 1,
+        "money": None if site.price is None else site.price * hours * sum(devices.values()),
     }
 
 

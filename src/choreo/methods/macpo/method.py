@@ -11,7 +11,7 @@ from choreo.methods.base import Method, PlannedModel, Work
 from choreo.methods.cards import environment, gold_of, judge_of, of_files
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import ceiling_of, schedule
-from choreo.methods.macpo.sizing import passes, steps_of, written
+from choreo.methods.macpo.sizing import macpo_passes, steps_of, written
 from choreo.methods.passes import Lengths, Pass
 from choreo.types import Episode, Prompt
 
@@ -101,7 +101,7 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
 
     def passes(self, recipe: MacpoRecipe, lengths: Lengths) -> list[Pass]:
         runs = [recipe, *([ceiling_of(recipe)] if recipe.ceiling else [])]
-        return [one for run in runs for one in passes(run, lengths)]
+        return [one for run in runs for one in macpo_passes(run, lengths)]
 
     def exported(self, recipe: MacpoRecipe, agents: MacpoAgents) -> Sequence[str]:
         return [agents.student.positive]

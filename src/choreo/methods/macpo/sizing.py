@@ -27,7 +27,7 @@ def written(recipe: MacpoRecipe) -> int:
     return round(sum(one.rows * one.new * one.times for one in writing(recipe, Lengths())))
 
 
-def passes(recipe: MacpoRecipe, lengths: Lengths) -> list[Pass]:
+def macpo_passes(recipe: MacpoRecipe, lengths: Lengths) -> list[Pass]:
     """The passes of all phases, if every prompt has something to learn from. Labels count as answers do."""
     found = writing(recipe, lengths)
     for phase in schedule(recipe):

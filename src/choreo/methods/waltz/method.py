@@ -14,7 +14,7 @@ from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
 from choreo.methods.passes import Lengths, Pass
 from choreo.methods.waltz.recipe import WaltzRecipe, learners
-from choreo.methods.waltz.work import passes, whose
+from choreo.methods.waltz.work import in_words, waltz_passes
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -120,7 +120,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         learn = {*learners(recipe.stages, stage=2)}
         return [
             PlannedModel(
-                whose=whose(agents),
+                whose=in_words(agents),
                 base=base,
                 template=template,
                 policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),
@@ -142,7 +142,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return Work(learning.steps + updates, learning.steps * learning.prompts * learning.samples * game + own)
 
     def passes(self, recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
-        return passes(recipe, lengths)
+        return waltz_passes(recipe, lengths)
 
     def exported(self, recipe: WaltzRecipe, agents: Pair) -> Sequence[str]:
         return learners(recipe.stages, stage=2)

@@ -12,12 +12,12 @@ from choreo.types import CONVERSATION, FEEDBACK
 PART = 32  # games of a warm start that are one batch
 
 
-def whose(roles: Sequence[str]) -> str:
+def in_words(roles: Sequence[str]) -> str:
     """The agents on one model, in words."""
     return "both" if len(roles) > 1 else roles[0]
 
 
-def passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
+def waltz_passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
     """The passes of the warm start and of all steps, where every review asks for a revision.
 
     An answer has the prompt before it; a review the prompt and the answer; the revision in round t the prompt and t
@@ -26,7 +26,7 @@ def passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
     Stage 1, in which the feedback agent learns alone, is taken to last as long as it may.
     """
     protocol, learning = recipe.protocol, recipe.learning
-    on = {role: whose(roles) for roles in recipe.model.shared().values() for role in roles}
+    on = {role: in_words(roles) for roles in recipe.model.shared().values() for role in roles}
     games, steps, written = learning.prompts * learning.samples, learning.steps, lengths.written
     answer, review = float(protocol.answer_tokens), float(protocol.feedback_tokens)
     first = lengths.answer + lengths.prompt
