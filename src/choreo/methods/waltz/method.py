@@ -14,7 +14,7 @@ from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
 from choreo.methods.passes import Lengths, Pass
 from choreo.methods.waltz.recipe import WaltzRecipe, learners
-from choreo.methods.waltz.work import in_words, waltz_passes
+from choreo.methods.waltz.work import agents_on, waltz_passes
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -120,7 +120,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         learn = {*learners(recipe.stages, stage=2)}
         return [
             PlannedModel(
-                whose=in_words(agents),
+                whose=agents_on(agents),
                 base=base,
                 template=template,
                 policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),

@@ -12,7 +12,7 @@ from choreo.types import CONVERSATION, FEEDBACK
 PART = 32  # games of a warm start that are one batch
 
 
-def in_words(roles: Sequence[str]) -> str:
+def agents_on(roles: Sequence[str]) -> str:
     """The agents on one model, in words."""
     return "both" if len(roles) > 1 else roles[0]
 
@@ -26,7 +26,7 @@ def waltz_passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
     Stage 1, in which the feedback agent learns alone, is taken to last as long as it may.
     """
     protocol, learning = recipe.protocol, recipe.learning
-    on = {role: in_words(roles) for roles in recipe.model.shared().values() for role in roles}
+    on = {role: agents_on(roles) for roles in recipe.model.shared().values() for role in roles}
     games, steps, written = learning.prompts * learning.samples, learning.steps, lengths.written
     answer, review = float(protocol.answer_tokens), float(protocol.feedback_tokens)
     first = lengths.answer + lengths.prompt
