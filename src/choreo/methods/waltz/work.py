@@ -44,9 +44,9 @@ def waltz_passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
         if role == FEEDBACK and not protocol.rounds:
             continue
         new = answer if role == CONVERSATION else review
-        for kind, often in (("score", scored), ("learn", learning.epochs)):
-            if often:
-                found.append(Pass(on[role], kind, games, contexts[role], new, times * often, None, written))
+        if scored:
+            found.append(Pass(on[role], "score", games, contexts[role], new, times * scored, None, written))
+        found.append(Pass(on[role], "learn", games, contexts[role], new, times * learning.epochs, None, written))
     warmup = recipe.warmup
     if warmup.on and not warmup.run:
         updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch)
