@@ -58,7 +58,7 @@ def test_a_method_is_what_the_rest_asks_for(name, tiny_folder):
     assert sum(model.policies for model in models) == len(policies)
     assert {*method.exported(recipe, agents)} <= {*policies}
     assert list(method.systems(recipe).values()).count(True) == 1
-    method.check(recipe, Task(recipe))
+    method.check(recipe, Task(recipe), agents)
     assert hasattr(agents, "protocol") == method.has_pair
 
 

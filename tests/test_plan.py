@@ -35,13 +35,24 @@ def eight(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> list[str]:
+    """The settings that name files of prompts in place of those of waltz-8b."""
+    folder, settings = tmp_path_factory.mktemp("prompts"), []
+    for kind in ("harmful", "benign", "general"):
+        rows = [json.dumps({"prompt": f"{kind} prompt number {i}", "kind": kind}) for i in range(60)]
+        (folder / f"{kind}.jsonl").write_text("\n".join(rows))
+        settings += ["--set", f"prompts.train.{kind}.file={folder / kind}.jsonl"]
+    return settings
+
+
 def planned(capsys, *command: str) -> dict:
     assert main(["plan", *command, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_an_8b_pair_of_adapters_fits_where_whole_models_do_not(eight, capsys):
-    base = ("waltz-8b", "--set", f"model.base={eight}", "--memory", "80")
+def test_an_8b_pair_of_adapters_fits_where_whole_models_do_not(eight, prompts, capsys):
+    base = ("waltz-8b", *prompts, "--set", f"model.base={eight}", "--memory", "80")
     adapters, whole = planned(capsys, *base), planned(capsys, *base, "--set", "model.train=full")
     [model] = adapters["models"]
     assert model["parameters"] == 8_030_261_248 and model["trained_per_agent"] == 41_943_040
@@ -52,8 +63,8 @@ def test_an_8b_pair_of_adapters_fits_where_whole_models_do_not(eight, capsys):
     assert adapters["steps"] == 200 and adapters["tokens"] == 200 * 32 * (512 + 256 + 512)
 
 
-def test_a_judge_in_this_process_takes_its_place(eight, capsys):
-    base = ("waltz-8b", "--set", f"model.base={eight}", "--memory", "80", "--set", "judge.kind=wildguard")
+def test_a_judge_in_this_process_takes_its_place(eight, prompts, capsys):
+    base = ("waltz-8b", *prompts, "--set", f"model.base={eight}", "--memory", "80", "--set", "judge.kind=wildguard")
     here, there = (
         planned(capsys, *base, "--set", f"judge.model={eight}", "--set", f"judge.url={url}")
         for url in ("", "http://localhost:8000/v1")
@@ -62,8 +73,8 @@ def test_a_judge_in_this_process_takes_its_place(eight, capsys):
     assert here["memory"]["needed"] - there["memory"]["needed"] == 4 * 8_030_261_248
 
 
-def test_a_plan_says_so_in_words(eight, capsys):
-    assert main(["plan", "waltz-8b", "--set", f"model.base={eight}", "--memory", "16"]) == 0
+def test_a_plan_says_so_in_words(eight, prompts, capsys):
+    assert main(["plan", "waltz-8b", *prompts, "--set", f"model.base={eight}", "--memory", "16"]) == 0
     told = capsys.readouterr().out
     assert "8.03G parameters" in told and "does not fit; what helps" in told and "200" in told
 
@@ -169,3 +180,89 @@ def test_bfloat16_is_advised_where_the_cpu_has_it_and_the_model_is_large():
     assert sizing.quicker("m", 135_000_000, Weights(), unable) == ""
     assert sizing.quicker("m", 3_000_000, Weights(), able) == ""
     assert sizing.quicker("m", 135_000_000, Weights(dtype="bfloat16"), able) == ""
+
+
+CARD = ("--peak", "1000", "--utilisation", "0.5", "--bandwidth", "2000", "--link", "100")
+
+
+def test_a_pair_on_a_card_on_four_and_what_does_not_fit(eight, prompts, capsys):
+    base = ("waltz-8b", *prompts, "--set", f"model.base={eight}", "--memory", "80", *CARD, "--price", "2")
+    one = planned(capsys, *base)["cost"]
+    assert one["devices"] == {"train": 1, "sample": 0, "judge": 1} and one["traffic"]["gradients"] == 0
+    assert one["money"] == pytest.approx(2 * 2 * sum(one["seconds"].values()) / 3600)
+    assert one["device"]["measured"] is False
+    served = ("--set", "engine.rollouts=vllm", "--set", 'engine.url=["http://a:1","http://b:1","http://c:1"]')
+    four = planned(capsys, *base, *served, "--gpus", "2", "--nodes", "2")["cost"]
+    assert four["devices"] == {"train": 4, "sample": 3, "judge": 1}
+    updates = 200 + 170  # the conversation agent does not learn in stage 1
+    assert four["traffic"]["gradients"] == pytest.approx(updates * 1.5 * 4 * 41_943_040)
+    assert four["traffic"]["adapters"] == updates * 3 * 4 * 41_943_040
+    assert four["seconds"]["learn"] < one["seconds"]["learn"] / 3
+    whole = planned(capsys, *base, "--set", "model.train=full")
+    assert whole["fits"] is False and whole["cost"]["seconds"] is None and whole["cost"]["money"] is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("learning.prompts=200", "world.train_prompts=20"),
+        ("protocol.answer_tokens=600",),
+        ('prompts.train={"mine": {"file": "HARMFUL"}}', "judge.kind=offline"),
+        ("judge.kind=offline", "judge.weights=nothing.json"),
+        ("model.base=nothing",),
+        ("prompts.train.mine.file=nothing.jsonl", "judge.kind=offline"),
+    ],
+)
+def test_a_plan_refuses_what_training_refuses(settings, prompts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    harmful = prompts[1].partition("=")[2]
+    words = [word for setting in settings for word in ("--set", setting.replace("HARMFUL", harmful))]
+    said = []
+    for command in ("plan", "train"):
+        assert main([command, "waltz", *words]) == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1] != ""
+
+
+def test_a_plan_loads_no_weights(tmp_path, capsys):
+    """Half of a file of weights is missing: its header is there, which is all that a plan reads."""
+    folder = make("llama", tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(len(whole) // 2)
+        file.write(b"\xff" * (len(whole) - len(whole) // 2))  # numbers that are not finite
+    words = ["waltz", "--set", f"model.base={folder}", "--set", "model.rank=2"]
+    assert planned(capsys, *words)["fits"] is True
+    assert main(["train", *words, "--run", str(tmp_path / "run")]) == 2
+    assert "not finite" in capsys.readouterr().err
+
+
+def test_constants_are_measured_and_read(tmp_path, capsys):
+    file = tmp_path / "machine.json"
+    assert main(["bench", "machine", "--out", str(file)]) == 0
+    assert "GFLOP/s by width" in capsys.readouterr().out
+    found = planned(capsys, "waltz", "--machine", str(file))["cost"]
+    assert found["device"]["measured"] is True and 0 < found["seconds"]["learn"] < 1e6
+    half = planned(capsys, "waltz", "--machine", str(file), "--written", "0.5")["cost"]
+    assert half["seconds"]["learn"] < found["seconds"]["learn"]
+    assert main(["bench", "machine", "--out", str(file)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    file.write_text("{}")
+    assert main(["plan", "waltz", "--machine", str(file)]) == 2
+    assert f"{file}: not what" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--peak", "989"), "--peak goes with --utilisation; nothing is assumed"),
+        (("--price", "2"), "--price needs a time"),
+        (("--link", "2"), "--link goes with"),
+        ((*CARD, "--machine", "m.json"), "give one of them"),
+        (("--written", "2"), "--written: expected a share"),
+        (("--gpus", "0"), "--gpus: expected a whole number"),
+    ],
+)
+def test_a_card_is_described_whole_or_not(words, said, capsys):
+    assert main(["plan", "waltz", *words]) == 2
+    assert said in capsys.readouterr().err

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from choreo import config, parallel
 from choreo.config.collaboration import Collaboration, collaboration, sources
@@ -23,6 +23,9 @@ from choreo.runs.folder import Run, checkpoints, new_folder
 from choreo.runs.progress import Progress
 from choreo.runs.shipped import placed
 from choreo.types import Episode, Prompt
+
+if TYPE_CHECKING:
+    from choreo.experiment.costs import Machine
 
 PARTS = ("heldout", "train")  # what of a run's own prompts can be measured on
 
@@ -262,14 +265,31 @@ def plan(
     memory: float | None = None,
     *,
     overrides: Sequence[str] = (),
+    gpus: int = 1,
+    nodes: int = 1,
+    machine: str | Path | Machine | None = None,
+    link: float | None = None,
+    price: float | None = None,
+    written: float = 1.0,
 ) -> dict[str, Any]:
-    """What a recipe takes: parameters, memory, steps, tokens, and whether it fits. No weights are loaded.
+    """What a recipe takes: parameters, memory, steps, tokens, and whether it fits; operations, traffic, time and money.
+    No weights are loaded, and no server is asked.
 
-    memory: of the device, in GiB; by default that of the device here.
+    memory: of the device, in GiB; by default that of the device here. gpus: devices of each of `nodes` machines that
+    train. machine: what a device does: a file that `choreo bench machine` wrote, or a
+    `choreo.experiment.costs.Machine`; None says no time. link: of a file, GB/s between ranks. price: of a device and
+    hour. written: how much of the most tokens turns have, on average.
+
+    Raises BadInput for what training refuses.
     """
-    from choreo.experiment import sizing
+    from choreo.experiment import machine as machines
+    from choreo.experiment import planning, sizing
 
-    return sizing.plan(_recipe(recipe, overrides), memory * sizing.GIB if memory else None)
+    made = _recipe(recipe, overrides)
+    if isinstance(machine, str | Path):
+        machine = machines.read(machine, made.weights().dtype, link * 1e9 if link else None)
+    site = planning.Site(memory * sizing.GIB if memory else None, gpus, nodes, machine, price, written)
+    return planning.plan(made, site)
 
 
 def export(

@@ -111,6 +111,20 @@ def seconds(text: str) -> float:
     return value
 
 
+def above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and at most 1, got {text!r}")
+    return value
+
+
 def port(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**16:
@@ -120,3 +134,4 @@ def port(text: str) -> int:
 
 # What argparse calls a value that it cannot read.
 seeds.__name__, count.__name__, natural.__name__ = "list of seeds", "whole number", "whole number"
+above_zero.__name__, share.__name__ = "number", "share"

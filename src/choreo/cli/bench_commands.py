@@ -1,4 +1,4 @@
-"""`choreo bench`: times training beside a reference library, or a server."""
+"""`choreo bench`: times training beside a reference library, a server, or this machine's processor."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         bench,
-        "Time choreo side by side with TRL on the same work, or time a server",
+        "Time choreo side by side with TRL on the same work, or time a server, or this CPU",
         """\
   make bench                               installs TRL beside choreo, then runs this
   choreo bench --json
   choreo bench --base smollm2              a chat model of 135M parameters, with LoRA
   choreo bench --base smollm2 --work dpo   one piece of work alone
   choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic
-  choreo bench serve runs/mine --requests 64 --clients 16 --tokens 128""",
+  choreo bench serve runs/mine --requests 64 --clients 16 --tokens 128
+  choreo bench machine --out machine.json  what choreo plan --machine reads: this CPU's rates, in about ten seconds""",
     )
-    bench_command.add_argument("what", nargs="?", choices=("train", "serve"), default="train", help="default: train")
+    bench_command.add_argument(
+        "what", nargs="?", choices=("train", "serve", "machine"), default="train", help="default: train"
+    )
     bench_command.add_argument(
         "--base", choices=BASES, default=BASES[0], help=f"of train: the model (default: {BASES[0]})"
     )
@@ -50,14 +53,19 @@ def add(commands: Any) -> None:
         "--tokens", type=count, metavar="N", help="of serve: the most of an answer (default: as the run was trained)"
     )
     bench_command.add_argument("--clients", type=count, default=32, metavar="N", help="of serve, at once (default: 32)")
+    bench_command.add_argument("--out", type=Path, metavar="FILE", help="of machine: a new file for what was measured")
     json_option(bench_command)
 
 
 def bench(args: argparse.Namespace) -> int:
+    if args.out is not None and args.what != "machine":
+        raise BadInput(f"bench {args.what}: --out is of bench machine")
     if args.what == "serve":
         return _bench_server(args)
     if args.run is not None:
-        raise BadInput("bench train: takes no run; it trains runs of its own")
+        raise BadInput(f"bench {args.what}: takes no run; it works on its own")
+    if args.what == "machine":
+        return _bench_machine(args)
     script = Path(__file__).resolve().parents[3] / "benchmarks" / "run.py"
     if not script.is_file():
         raise BadInput("bench: the benchmarks come with the source; run this from a checkout")
@@ -65,6 +73,18 @@ def bench(args: argparse.Namespace) -> int:
         raise BadInput("bench: TRL, which choreo is measured against, is not installed; `make bench` installs it")
     command = [sys.executable, str(script), "--base", args.base, *(f"--work={work}" for work in args.work or ())]
     return subprocess.run([*command, *(["--json"] if args.json else [])], check=False).returncode
+
+
+def _bench_machine(args: argparse.Namespace) -> int:
+    from choreo.experiment import machine
+
+    if args.out is not None:
+        machine.check_new(args.out)
+    found = machine.measure_machine()
+    if args.out is not None:
+        machine.write(found, args.out)
+    print_json(found) if args.json else print(machine.tell(found))
+    return 0
 
 
 def _bench_server(args: argparse.Namespace) -> int:

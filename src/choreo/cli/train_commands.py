@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import add_command, count, json_option, list_parts, set_option
+from choreo.cli.arguments import above_zero, add_command, count, json_option, list_parts, set_option, share
 from choreo.cli.output import print_result, say
 from choreo.errors import BadInput, Interrupted, Terminated
 
@@ -56,15 +56,40 @@ absolute paths, and can be trained again.""",
         plan,
         "Say what a recipe takes, before anything is loaded",
         """\
-  choreo plan waltz-8b                            parameters, memory, steps, tokens, and whether it fits
-  choreo plan waltz-8b --memory 80                on a device with 80 GiB, which need not be here
+  choreo plan mine.toml                           parameters, memory, steps, tokens, and whether it fits
+  choreo plan mine.toml --memory 80               on a device with 80 GiB, which need not be here
   choreo plan mine.toml --set model.train=full
+  choreo bench machine --out machine.json; choreo plan mine.toml --machine machine.json      and how long, on this CPU
+  choreo plan mine.toml --gpus 4 --memory 80 --peak 989 --bandwidth 3350 --utilisation .4 --link 450 --price 2
+What train refuses is refused here, but for what only weights or servers say. Nothing is assumed of a card: without its
+figures no time is said. Servers that the recipe names count as one card each, beside those that train.
 A model's configuration is enough: a folder with a config.json, or a name on the hub. A GGUF file, or smollm2, is
 converted first, once.""",
     )
     plan_command.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     set_option(plan_command)
-    plan_command.add_argument("--memory", type=float, metavar="GIB", help="of the device (default: of the one here)")
+    add = plan_command.add_argument
+    add("--memory", type=above_zero, metavar="GIB", help="of the device (default: of the one here)")
+    add("--gpus", type=count, default=1, metavar="N", help="that train, of each machine: its ranks (default: 1)")
+    add("--nodes", type=count, default=1, metavar="M", help="machines (default: 1)")
+    add("--machine", type=Path, metavar="FILE", help="what a device does: as choreo bench machine measured it")
+    add(
+        "--peak",
+        type=above_zero,
+        metavar="TFLOPS",
+        help="of a card: its matrix products in the recipe's dtype, 10^12/s",
+    )
+    add("--utilisation", type=share, metavar="SHARE", help="of that peak, what a pass reaches: your figure, in (0, 1]")
+    add("--bandwidth", type=above_zero, metavar="GB/S", help="at which a card reads its memory; it bounds sampling")
+    add("--link", type=above_zero, metavar="GB/S", help="at which a rank sends to the others; the slowest hop counts")
+    add("--price", type=above_zero, metavar="PRICE", help="of a device and hour, in any currency; none is assumed")
+    add(
+        "--written",
+        type=share,
+        default=1.0,
+        metavar="SHARE",
+        help="of the most tokens of a turn, what turns have on average, in (0, 1] (default: 1, the most)",
+    )
     json_option(plan_command)
     list_parts(plan_command)
 
@@ -181,10 +206,33 @@ def _train(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     from choreo import api
-    from choreo.experiment import sizing
+    from choreo.experiment import machine, planning
 
-    found = api.plan(args.recipe, args.memory, overrides=args.set)
-    print(json.dumps(found) if args.json else sizing.tell(found))
+    card = {"--peak": args.peak, "--utilisation": args.utilisation, "--bandwidth": args.bandwidth}
+    given = [name for name, value in card.items() if value is not None]
+    if args.machine and given:
+        raise BadInput(f"plan: --machine was measured, and {given[0]} is said; give one of them")
+    if given and len(given) < len(card):
+        missing = next(name for name in card if name not in given)
+        raise BadInput(f"plan: {given[0]} goes with {missing}; nothing is assumed of a card")
+    if args.link and not (given or args.machine):
+        raise BadInput("plan: --link goes with --machine, or with --peak, --utilisation and --bandwidth")
+    described: Any = args.machine
+    if given:
+        link = args.link * 1e9 if args.link else None
+        described = machine.said(args.peak * 1e12, args.utilisation, args.bandwidth * 1e9, link)
+    found = api.plan(
+        args.recipe,
+        args.memory,
+        overrides=args.set,
+        gpus=args.gpus,
+        nodes=args.nodes,
+        machine=described,
+        link=args.link,
+        price=args.price,
+        written=args.written,
+    )
+    print(json.dumps(found) if args.json else planning.tell(found))
     return 0
 
 

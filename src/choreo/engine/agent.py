@@ -34,7 +34,8 @@ from choreo.engine.requests import Scorable
 from choreo.errors import BadInput, Unsupported
 from choreo.models import model_folder
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
+Device = Literal["auto", "cpu", "cuda", "mps", "meta"]
+"""meta: shapes without weights, for what is checked before anything is loaded. Such a team computes nothing."""
 BESIDE = 256  # width of a wide model: in float32 too, A and B stay beside W, and rows share a beginning (prefill)
 
 
@@ -103,7 +104,12 @@ class Team:
         Raises Unsupported for a model whose layers are not all attention, or that changes its logits in a way that
         `Head` does not know; BadInput for a device that is not there, and for a folder without a whole model.
         """
-        model: Any = model_folder.load(folder, getattr(torch, dtype), device_of(device)).requires_grad_(False)
+        place = device_of(device)
+        if place.type == "meta":
+            model: Any = model_folder.blank(folder, model_folder.configuration(folder))
+        else:
+            model = model_folder.load(folder, getattr(torch, dtype), place)
+        model.requires_grad_(False)
         policies: dict[str, LowRank | Full] = {}
         if train == "full":
             policies = {name: Full(model) for name in agents}
@@ -176,6 +182,8 @@ class Team:
 
 def device_of(name: Device) -> torch.device:
     """The device of that name; "auto" is the best one there is. Raises BadInput where this machine lacks it."""
+    if name == "meta":
+        return torch.device(name)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     found = next(kind for kind, here in there.items() if here) if name == "auto" else name
     if not there[found]:
@@ -216,8 +224,12 @@ def _window(model: Any) -> int | None:
 
 
 def _check_head(decoder: Decoder) -> None:
-    """Raises Unsupported where the model changes its logits in a way that `Head` does not know."""
-    ids = torch.arange(4, device=next(decoder.parameters()).device)[None]
+    """Raises Unsupported where the model changes its logits in a way that `Head` does not know. A model without weights
+    cannot be asked."""
+    device = next(decoder.parameters()).device
+    if device.type == "meta":
+        return
+    ids = torch.arange(4, device=device)[None]
     with torch.inference_mode():
         hidden, head = decoder({"input_ids": ids, "use_cache": False})
         whole = decoder.model(input_ids=ids, use_cache=False).logits[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from choreo import config
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts, Source
+from choreo.config.rollouts import Rollouts
 from choreo.data.answers import LabelledAnswer, load
 from choreo.data.reading import taken
 from choreo.environments.task import Task
@@ -24,9 +25,10 @@ from choreo.experiment.sizing import slower, unreached
 from choreo.files import durable
 from choreo.judges.base import Judge
 from choreo.judges.offline.model import OfflineJudge
-from choreo.judges.resolve import counts, describe, in_common, parts, probe, unread_history
+from choreo.judges.resolve import counts, describe, in_common, local, parts, probe, unread_history
+from choreo.methods.agents import Unread
 from choreo.methods.base import method_of
-from choreo.models.hub import fingerprint
+from choreo.models.hub import fingerprint, is_whole
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
@@ -91,6 +93,31 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     """
     task = Task(recipe)
     _ = task.judges
+    _check(recipe, task, lambda: method_of(recipe).load(recipe), trains)
+    gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
+    for settings in recipe.judges():
+        probe(settings)
+
+
+def check_unloaded(recipe: config.Recipe) -> tuple[Task, Any]:
+    """The same for `choreo plan`, which loads no weights and asks no server. Returns the task and the agents, without
+    weights; `Unread` where a base has no tokenizer here.
+
+    What training refuses beside is what weights or servers say: files of weights whose numbers are not finite, a model
+    whose logits are not known, a server that is not there or serves something else.
+    """
+    task = Task(recipe)
+    if not local(recipe.judge):
+        _ = task.judge
+    if recipe.gold and not local(recipe.gold):
+        _ = task.gold
+    agents = unloaded(recipe)
+    _check(recipe, task, lambda: agents, trains=True)
+    return task, agents
+
+
+def _check(recipe: config.Recipe, task: Task, agents: Callable[[], Any], trains: bool) -> None:
+    """What both refuse. agents: gives them, once all is checked that takes none."""
     if trains:
         require_trackers(recipe.track.to)
     if recipe.gold and recipe.gold.labels:
@@ -98,12 +125,23 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     try:
         if not task.suites("heldout"):
             raise BadInput("prompts: there are no prompts to measure on; name a file in [prompts.heldout.NAME]")
-        method_of(recipe).check(recipe, task, trains)
+        method_of(recipe).check(recipe, task, agents(), trains)
     except TooFew as error:
         raise BadInput(f"{'prompts' if task.weights else task.place}: {error}") from None
-    gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
-    for settings in recipe.judges():
-        probe(settings)
+
+
+def unloaded(recipe: config.Recipe) -> Any:
+    """The agents of a recipe without their weights, as its method loads them on PyTorch's meta device. `Unread` where a
+    base is not whole here, or the method computes with weights while it loads them."""
+    how = recipe.weights()
+    section = next((name for name, value in recipe if value is how), None)
+    if section is None or not all(is_whole(base_folder(base, config_only=True)) for base in recipe.bases()):
+        return Unread()
+    without = recipe.model_copy(update={section: how.model_copy(update={"device": "meta"}), "engine": Rollouts()})
+    try:
+        return method_of(recipe).load(without)
+    except NotImplementedError:  # what PyTorch raises where a tensor without data is computed with
+        return Unread()
 
 
 def unread_base(recipe: config.Recipe) -> str | None:

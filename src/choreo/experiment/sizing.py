@@ -18,9 +18,11 @@ from typing import Any
 from choreo.config import Recipe
 from choreo.config.common import Weights
 from choreo.config.judge import TRAINED, OneJudge
+from choreo.engine.agent import BESIDE
 from choreo.engine.layers import Layer, Reach, chosen, layers_of, reach
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput, Unsupported
+from choreo.experiment.costs import FLOAT32, Shape, cache_bytes, gradient_bytes, optimiser_bytes
 from choreo.judges.resolve import local
 from choreo.judges.trained import folder
 from choreo.methods.base import method_of
@@ -30,8 +32,6 @@ from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 
 GIB = 2**30
-FLOAT32 = 4
-ADAM = 8  # bytes per parameter: two moments in float32
 # Numbers kept per token for the backward pass, per input and output of a linear layer: norms, rotations, attention and
 # activations keep their own beside.
 ACTIVATIONS = 1.5
@@ -56,6 +56,7 @@ class Model:
     layers: int
     width: int
     keys: int  # numbers per token and layer in the cache, keys and values
+    head: int  # weights of the output layer
     positions: int | None
     bytes: int  # per parameter, in the precision that its configuration names
 
@@ -96,6 +97,7 @@ class Model:
             text.num_hidden_layers,
             text.hidden_size,
             2 * heads * head,
+            model.get_output_embeddings().weight.numel(),
             getattr(text, "max_position_embeddings", None),
             (config.dtype or torch.float32).itemsize,
         )
@@ -108,13 +110,35 @@ def trainable(model: Model, how: Weights) -> int:
     return sum(layer.parameters(how.rank) for layer in model.adapted)
 
 
+def beside(model: Model, how: Weights) -> bool:
+    """Whether adapters stand beside the weights in an update, instead of being laid over them (`engine.policies`)."""
+    return how.train == "lora" and (how.dtype != "float32" or model.width >= BESIDE)
+
+
+def shape(model: Model, how: Weights) -> Shape:
+    """What of the model costs time."""
+    return Shape(
+        matrix=sum(one.used * one.inputs * one.outputs for one in model.adaptable),
+        head=model.head,
+        stored=model.parameters,
+        layers=model.layers,
+        width=model.width,
+        keys=model.keys,
+        size=_bytes(how),
+        learnt=trainable(model, how),
+        full=how.train == "full",
+        beside=beside(model, how),
+        recompute=how.recompute,
+    )
+
+
 def standing(model: Model, how: Weights, policies: int, optimisers: int) -> dict[str, float]:
     """Bytes that a model and its agents take throughout."""
     own = trainable(model, how)
     return {
         "base": model.parameters * _bytes(how),
         "agents": policies * own * FLOAT32,
-        "optimisers": optimisers * own * ADAM,
+        "optimisers": optimisers * optimiser_bytes(own),
     }
 
 
@@ -123,20 +147,21 @@ def updating(model: Model, how: Weights, micro_tokens: int) -> float:
     size, own = _bytes(how), trainable(model, how)
     if how.train == "full":
         laid_over = 2 * model.parameters * size if size < FLOAT32 else 0  # a copy and its gradient
-    elif size < FLOAT32:
+    elif beside(model, how):
         laid_over = 0
     else:
         laid_over = 2 * FLOAT32 * sum(layer.size for layer in model.adapted)
     kept = ACTIVATIONS * micro_tokens * size * sum(one.used * (one.inputs + one.outputs) for one in model.adaptable)
     if how.recompute:
         kept = kept / model.layers + model.layers * micro_tokens * model.width * size
-    return own * FLOAT32 + laid_over + kept
+    return gradient_bytes(own) + laid_over + kept
 
 
 def sampling(model: Model, how: Weights) -> float:
     """Bytes of the cache, and of its copy while finished rows are taken out."""
     laid_over = FLOAT32 * sum(layer.size for layer in model.adapted) if how.train == "lora" else 0
-    return 2 * SLOTS * model.layers * model.keys * _bytes(how) + (laid_over if _bytes(how) == FLOAT32 else 0)
+    cache = cache_bytes(model.layers, model.keys, _bytes(how))
+    return 2 * SLOTS * cache + (laid_over if _bytes(how) == FLOAT32 else 0)
 
 
 def judging(one: OneJudge) -> float:
@@ -254,18 +279,18 @@ def tell(found: dict[str, Any]) -> str:
             f"{_count(model['parameters'])} parameters), "
             + (f"{agents} agents that learn {each} each" if agents > 1 else f"an agent that learns {each}")
         )
-        parts = [f"{name} {_size(value)}" for name, value in model["memory"].items()]
-        lines.append(f"    {', '.join(parts)}; updating {_size(model['update'])}, sampling {_size(model['sampling'])}")
+        parts = [f"{name} {size(value)}" for name, value in model["memory"].items()]
+        lines.append(f"    {', '.join(parts)}; updating {size(model['update'])}, sampling {size(model['sampling'])}")
         if adapters := model.get("adapters"):
             lines.append(f"    {adapters['said']}")
-    lines += [f"  judge: {name}, {_size(size)}" for name, size in found["judges"]]
+    lines += [f"  judge: {name}, {size(taken)}" for name, taken in found["judges"]]
     lines += [f"  ! {remark}" for remark in found["remarks"]]
     steps = "not known" if found["steps"] is None else f"{found['steps']:,}"
     tokens = "not known" if found["tokens"] is None else _count(found["tokens"])
     lines.append(f"  steps: {steps}; tokens written, at most: {tokens}; measuring comes on top")
     memory = found["memory"]
-    there = f"{_size(memory['there'])} on {memory['device']}" if memory["there"] else f"unknown on {memory['device']}"
-    lines.append(f"  memory: about {_size(memory['needed'])}, of {there}")
+    there = f"{size(memory['there'])} on {memory['device']}" if memory["there"] else f"unknown on {memory['device']}"
+    lines.append(f"  memory: about {size(memory['needed'])}, of {there}")
     answer = {True: "fits", False: "does not fit", None: "cannot be told"}[found["fits"]]
     return "\n".join([*lines, f"  {answer}" + ("" if found["fits"] is not False else _advice())])
 
@@ -273,7 +298,7 @@ def tell(found: dict[str, Any]) -> str:
 def _advice() -> str:
     return (
         '; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
-        "model. A run is not spread over devices."
+        "model. A model is not spread over devices: FSDP2 is not built."
     )
 
 
@@ -288,8 +313,9 @@ def _bytes(how: Weights) -> int:
     return 2 if how.dtype == "bfloat16" else FLOAT32
 
 
-def _size(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+def size(number: float) -> str:
+    """Bytes in words."""
+    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"
 
 
 def _count(number: float) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from choreo.types import Episode, Prompt
 
@@ -58,3 +59,18 @@ class Agents(Protocol):
         The noise follows from (seed, prompt id). temperature: None is that of the recipe's evaluation; 0 is greedy.
         """
         ...
+
+
+class Unread:
+    """Stands for agents of whose models no more than a configuration is here, where a recipe is checked for `choreo
+    plan`: what needs a tokenizer cannot be told, and every prompt is taken to fit."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
+        return list(prompts)
+
+    @contextmanager
+    def rollouts(self) -> Iterator[Self]:
+        yield self

@@ -24,6 +24,7 @@ from choreo.config.recipe import Recipe
 from choreo.errors import Interrupted
 from choreo.methods import cards
 from choreo.methods.agents import Agents
+from choreo.methods.passes import Lengths, Pass
 from choreo.types import Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
@@ -112,10 +113,12 @@ class Method(ABC, Generic[R, A]):
 
     # ---- before, and the whole ----------------------------------------------------------------------
 
-    def check(self, recipe: R, task: Task, trains: bool = True) -> None:
-        """Raises BadInput or TooFew for what would stop a run after it has begun: a base that is not there, or prompts
-        that do not fit. trains: False where the agents are only to be measured."""
-        agents = self.load(recipe)
+    def check(self, recipe: R, task: Task, agents: A, trains: bool = True) -> None:
+        """Raises BadInput or TooFew for what would stop a run after it has begun, such as prompts that do not fit.
+
+        agents: as `load` gives them; for `choreo plan` they have no weights, so nothing may be computed with them.
+        trains: False where the agents are only to be measured.
+        """
         if trains:
             task.training()
         agents.fitting(task.suites("heldout"), "heldout")
@@ -184,6 +187,10 @@ class Method(ABC, Generic[R, A]):
     def work(self, recipe: R) -> Work:
         """What training takes; what is measured is not in it."""
         return Work()
+
+    def passes(self, recipe: R, lengths: Lengths) -> list[Pass]:
+        """What training computes, for its time; empty where the method does not say. lengths: of contexts."""
+        return []
 
     # ---- `choreo export` ----------------------------------------------------------------------------
 

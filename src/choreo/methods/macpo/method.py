@@ -11,7 +11,8 @@ from choreo.methods.base import Method, PlannedModel, Work
 from choreo.methods.cards import environment, gold_of, judge_of, of_files
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import ceiling_of, schedule
-from choreo.methods.macpo.sizing import steps_of, written
+from choreo.methods.macpo.sizing import macpo_passes, steps_of, written
+from choreo.methods.passes import Lengths, Pass
 from choreo.types import Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -40,11 +41,10 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
         *_, (_, agents) = train(recipe, run, progress, task=task)
         return agents
 
-    def check(self, recipe: MacpoRecipe, task: Task, trains: bool = True) -> None:
+    def check(self, recipe: MacpoRecipe, task: Task, agents: MacpoAgents, trains: bool = True) -> None:
         from choreo.methods.macpo.split import split_prompts
         from choreo.methods.macpo.trainer import without_overflow
 
-        agents = self.load(recipe)
         if trains:
             without_overflow(recipe, split_prompts(recipe), agents)
         agents.fitting(task.suites("heldout"), "heldout")
@@ -98,6 +98,10 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
         """Of the run and, where it trains one, of its strong ceiling."""
         runs = [recipe, *([ceiling_of(recipe)] if recipe.ceiling else [])]
         return Work(sum(steps_of(run, phase) for run in runs for phase in schedule(run)), sum(map(written, runs)))
+
+    def passes(self, recipe: MacpoRecipe, lengths: Lengths) -> list[Pass]:
+        runs = [recipe, *([ceiling_of(recipe)] if recipe.ceiling else [])]
+        return [one for run in runs for one in macpo_passes(run, lengths)]
 
     def exported(self, recipe: MacpoRecipe, agents: MacpoAgents) -> Sequence[str]:
         return [agents.student.positive]

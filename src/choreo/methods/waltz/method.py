@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from choreo.files.json_file import read_object
+from choreo.methods.agents import Unread
 from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
+from choreo.methods.passes import Lengths, Pass
 from choreo.methods.waltz.recipe import WaltzRecipe, learners
+from choreo.methods.waltz.work import agents_on, waltz_passes
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -59,22 +62,22 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
         return train(recipe, run, progress, task)
 
-    def check(self, recipe: WaltzRecipe, task: Task, trains: bool = True) -> None:
+    def check(self, recipe: WaltzRecipe, task: Task, agents: Pair, trains: bool = True) -> None:
         from choreo.methods.waltz.batches import draw, training_prompts
         from choreo.methods.waltz.warmup.answers import answers_of_files, own_prompts
         from choreo.methods.waltz.warmup.train import finished
 
-        pair = self.load(recipe)
         if trains and recipe.warmup.on and recipe.warmup.run:
-            finished(recipe, pair, task)
+            if not isinstance(agents, Unread):
+                finished(recipe, agents, task)
         elif trains and recipe.warmup.on:
             answers_of_files(recipe, task)
-            own_prompts(recipe, pair, task)
+            own_prompts(recipe, agents, task)
         if trains:
-            with pair.rollouts() as rollouts:
+            with agents.rollouts() as rollouts:
                 prompts = training_prompts(rollouts, task, recipe.learning)
             draw(prompts, recipe.learning, recipe.seed, 1, task.weights)
-        pair.fitting(task.suites("heldout"), "heldout")
+        agents.fitting(task.suites("heldout"), "heldout")
 
     def run(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> Measurement:
         from choreo.methods.waltz.warmup.report import FOLDER
@@ -117,7 +120,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         learn = {*learners(recipe.stages, stage=2)}
         return [
             PlannedModel(
-                whose="both" if len(agents) > 1 else agents[0],
+                whose=agents_on(agents),
                 base=base,
                 template=template,
                 policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),
@@ -137,6 +140,9 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch) if learns else 0
         own = warmup.own * protocol.answer_tokens if learns else 0
         return Work(learning.steps + updates, learning.steps * learning.prompts * learning.samples * game + own)
+
+    def passes(self, recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
+        return waltz_passes(recipe, lengths)
 
     def exported(self, recipe: WaltzRecipe, agents: Pair) -> Sequence[str]:
         return learners(recipe.stages, stage=2)

@@ -235,3 +235,8 @@ class WaltzRecipe(Recipe):
         if value.train != "conversation" and "protocol" in info.data and info.data["protocol"].rounds == 0:
             raise ValueError(f'train = "{value.train}" needs feedback, and protocol.rounds = 0 plays without')
         return value
+
+
+def stage1_steps(recipe: WaltzRecipe) -> int:
+    """How many steps stage 1 takes at most."""
+    return round(recipe.stages.stage1_share * recipe.learning.steps)

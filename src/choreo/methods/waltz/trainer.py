@@ -33,7 +33,7 @@ from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms
 from choreo.methods.waltz.batches import draw, training_prompts
 from choreo.methods.waltz.figures import shown_figures, step_figures
-from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners
+from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners, stage1_steps
 from choreo.methods.waltz.samples import split
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.runs.folder import Run
@@ -186,11 +186,6 @@ def rate(learning: Learning, agent: str, step: int) -> float:
     """The agent's learning rate in `step` (1, 2, …): constant, or falling linearly, to nothing after the last step."""
     left = 1.0 if learning.schedule == "constant" else 1 - (step - 1) / learning.steps
     return ((agent == FEEDBACK and learning.feedback_lr) or learning.lr) * left
-
-
-def stage1_steps(recipe: WaltzRecipe) -> int:
-    """How many steps stage 1 takes at most."""
-    return round(recipe.stages.stage1_share * recipe.learning.steps)
 
 
 def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:

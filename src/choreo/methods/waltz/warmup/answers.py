@@ -25,6 +25,7 @@ from choreo.judges.resolve import strict
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.batches import draw, training_prompts
 from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.work import PART
 from choreo.runs.progress import Progress
 from choreo.text.feedback import render_feedback
 from choreo.text.made_reviews import made_review
@@ -40,8 +41,6 @@ from choreo.types import (
     Turn,
     Verdict,
 )
-
-PART = 32  # games between two looks at the progress
 
 UNCUT = 2**31  # tokens that no review has
 
