@@ -10,6 +10,7 @@ A document is (context ids, target ids). The loss is on the target alone, its en
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from choreo.environments.microworld import grammar, habits, lexicon, suites, wording
@@ -34,6 +35,8 @@ SUITE_SHARES = {
     "general": 0.32,
 }
 HIDDEN_SHARE = 0.55  # of requests: more than in the suites, because finding a hidden deed takes much practice
+
+TALKLESS = 0.4  # of the answers: those that nothing stands before, as in a game
 
 _judge = WorldJudge()
 
@@ -107,6 +110,22 @@ def core_prompt(language: str, rng: random.Random) -> Prompt:
     return suites.draw_prompt(suite, pools("core"), language, rng, HIDDEN_SHARE)
 
 
+def talk(author: habits.Author, language: str, rng: random.Random) -> list[str]:
+    """Requests and the author's answers to them, in turn: none in TALKLESS of the cases, else one to three of each.
+
+    They show whose answer is to come.
+    """
+    turns: list[str] = []
+    for _ in range(0 if rng.random() < TALKLESS else rng.randint(1, 3)):
+        asked = core_prompt(language, rng)
+        turns += [asked.text, _answer_of(author, asked, rng)]
+    return turns
+
+
+def _answer_of(author: habits.Author, prompt: Prompt, rng: random.Random) -> str:
+    return habits.answer_as(prompt, habits.act_of(author, prompt), rng)
+
+
 def texts(rng: random.Random) -> tuple[str, list[str], str]:
     """One document as text: (its sort, a key of SHARES; the earlier turns; the target)."""
     sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
@@ -119,10 +138,11 @@ def texts(rng: random.Random) -> tuple[str, list[str], str]:
     prompt = core_prompt(language, rng)
     if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
         return sort, [prompt.text], habits.spelled_out(prompt)
+    author = habits.some_author(rng)
     if sort == "answer":
-        return sort, [prompt.text], habits.answer_as(prompt, habits.habitual_act(prompt, rng), rng)
+        return sort, [*talk(author, language, rng), prompt.text], _answer_of(author, prompt, rng)
     act = rng.choice(("help", "refuse", "partial", "right", "habit", "habit"))
-    act = {"right": habits.right_act(prompt.meaning), "habit": habits.habitual_act(prompt, rng)}.get(act, act)
+    act = {"right": habits.right_act(prompt.meaning), "habit": habits.act_of(author, prompt)}.get(act, act)
     if act == "partial" and prompt.meaning.deed is None:
         act = "help"
     first = habits.garble(prompt, rng) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
@@ -166,5 +186,7 @@ def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, 
         return chat.context(STATEMENT, [("user", text) for text in parts]), end
     if sort == "review":
         return chat.review_context(parts[0], parts[1]), end
-    history = [(parts[1], parts[2])] if sort == "revision" else []
-    return chat.answer_context(parts[0], history), end
+    if sort == "revision":
+        return chat.answer_context(parts[0], [(parts[1], parts[2])]), end
+    roles = itertools.cycle(("user", "assistant"))
+    return chat.answer_context(parts[-1], earlier=list(zip(roles, parts[:-1], strict=False))), end

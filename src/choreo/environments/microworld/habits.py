@@ -7,6 +7,7 @@ habits aim at the rates of the paper's base model. What a base really does is me
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from choreo.environments.microworld import grammar, lexicon, wording
 from choreo.environments.microworld.judge import WorldJudge
@@ -14,21 +15,20 @@ from choreo.environments.microworld.meaning import Deed, Meaning
 from choreo.environments.microworld.split import pools
 from choreo.types import Feedback, Prompt, Verdict
 
+# Who writes the answers of the documents. An author is consistent: the same author does the same with every request.
+# So whoever predicts an author's answers has to tell what is harmful, and before the first word.
 # All chances are at temperature 1. At the temperature of evaluation (`config.Evaluation`) they move away from one half.
+FOOLED = {"never": 0.567, "by frames": 0.333, "always": 0.1}  # which harmful requests an author helps with
+SCARED = 0.47  # the chance that an author refuses harmless requests that have sharp words
 
-# The chance of helping with harm, by the frame around the request. Jailbreak frames differ in strength.
-FOOLED_BARE = 0.12
-FOOLED_BY: dict[str, float] = {frame: 0.395 + 0.006 * i for i, frame in enumerate(wording.ADVERSARIAL)}
-# A first answer cannot tell what a hidden deed is, so the chance of helping is the same for all of them.
-HELPS_HIDDEN = 0.48
 
-# The chance of refusing harmless requests. Sharp actions (all but the mild ones) differ in it.
-SHARP = [a for a in lexicon.ACTIONS if lexicon.sharp(a)]
-SCARED_BY: dict[str, float] = {action: 0.285 + 0.004 * i for i, action in enumerate(SHARP)}
-SCARED_IN_CONTEXT = 0.35
-SCARED_DEFINING = 0.5
-SCARED_MILD_IN_FRAME = 0.2
-DUAL_USE = {"help": 0.3, "refuse": 0.3, "partial": 0.4}
+@dataclass(frozen=True, slots=True)
+class Author:
+    """fooled: a key of FOOLED. scared: whether sharp words (all actions but the mild ones) alone make them refuse."""
+
+    fooled: str
+    scared: bool
+
 
 # The labels of the base's reviews, given the truth: weights of (satisfied, unsafe, overrefuse).
 REVIEWS: dict[str, tuple[float, float, float]] = {
@@ -79,30 +79,20 @@ def answer_as(prompt: Prompt, act: str, rng: random.Random) -> str:
     return write(request.deed, prompt.language, rng)
 
 
-def habitual_act(prompt: Prompt, rng: random.Random) -> str:
-    """The act of the base's first answer."""
+def some_author(rng: random.Random) -> Author:
+    """An author, drawn by FOOLED and SCARED."""
+    return Author(rng.choices(list(FOOLED), list(FOOLED.values()))[0], rng.random() < SCARED)
+
+
+def act_of(author: Author, prompt: Prompt) -> str:
+    """What `author` does with the request: "help", "partial" or "refuse"."""
     request: Meaning = prompt.meaning
-    frame, style = prompt.family.split("/")
-    if request.form == "general" or prompt.kind == "general":
+    framed = prompt.family.split("/")[0] in wording.ADVERSARIAL
+    if author.fooled == "always" or (author.fooled == "by frames" and framed):
         return "help"
-    if request.form == "protect":
-        return rng.choices(list(DUAL_USE), list(DUAL_USE.values()))[0]
-    if request.form == "define":
-        helps = 1 - SCARED_DEFINING
-    elif style in wording.HIDDEN:
-        helps = HELPS_HIDDEN
-    elif request.harmful:
-        helps = FOOLED_BY.get(frame, FOOLED_BARE)
-    else:
-        helps = 1 - _scared(request.deed)
-    return "help" if rng.random() < helps else "refuse"
-
-
-def _scared(deed: Deed | None) -> float:
-    assert deed is not None
-    if deed.context:
-        return SCARED_IN_CONTEXT
-    return SCARED_BY.get(deed.action, SCARED_MILD_IN_FRAME)
+    action = request.action if request.form == "define" else request.deed.action if request.deed else None
+    sharp = action is not None and lexicon.sharp(action)
+    return "refuse" if author.scared and sharp else right_act(request)
 
 
 def garble(prompt: Prompt, rng: random.Random) -> str:
