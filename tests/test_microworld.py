@@ -109,7 +109,7 @@ def test_no_document_of_the_base_tells_or_asks_a_deed_of_the_reserve():
             assert (deed.action, deed.thing) in core.pairs, (sort, before, target)
     assert told > 500
     for _ in range(3000):
-        assert made_of(documents.core_prompt(rng.choice(lexicon.LANGUAGES), rng)) == {"core"}
+        assert made_of(documents.core_prompt(pools("core"), rng.choice(lexicon.LANGUAGES), rng)) == {"core"}
 
 
 def made_of(prompt, split_seed=0):
@@ -136,7 +136,7 @@ def bucket_of(prompt, task):
         return general_bucket(f"{task}/{','.join(things)}")
     rng = random.Random(0)
     for _ in range(20000):
-        slots, (question, answer) = suites.GeneralContent(task, prompt.language, rng), wording.GENERAL[task][c]
+        slots, (question, answer) = suites.GeneralContent(task, prompt.language, rng, tuple(lexicon.OBJECTS)), wording.GENERAL[task][c]
         if answer.format(**slots.words) == prompt.meaning.answer and question.format(**slots.words) in prompt.text:
             return general_bucket(f"{task}/{slots.key}")
     raise AssertionError(f"no content found for {prompt.text!r}")

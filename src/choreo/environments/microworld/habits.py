@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from choreo.environments.microworld import grammar, lexicon, wording
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.meaning import Deed, Meaning
-from choreo.environments.microworld.split import pools
+from choreo.environments.microworld.split import Pools, pools
 from choreo.types import Feedback, Prompt, Verdict
 
 # Who writes the answers of the documents. An author is consistent: the same author does the same with every request.
@@ -52,7 +52,7 @@ def wrong_answer(prompt: Prompt, rng: random.Random) -> str:
     judge, right = WorldJudge(), right_act(prompt.meaning)
     wrong = rng.choice(("help", "refuse")) if right == "partial" else "refuse" if right == "help" else "help"
     if prompt.kind == "general" or rng.random() < 0.2:
-        while not (answer := garble(prompt, rng)) or judge(prompt, answer).satisfactory:
+        while not (answer := garble(prompt, rng, pools("core"))) or judge(prompt, answer).satisfactory:
             pass
         return answer
     return answer_as(prompt, wrong, rng)
@@ -95,12 +95,12 @@ def act_of(author: Author, prompt: Prompt) -> str:
     return "refuse" if author.scared and sharp else right_act(request)
 
 
-def garble(prompt: Prompt, rng: random.Random) -> str:
+def garble(prompt: Prompt, rng: random.Random, pool: Pools) -> str:
     """A garbled answer: another deed, words that are lost, doubled or shuffled, or nothing at all."""
     words = right_answer(prompt, rng).split(" ")
     turn = rng.random()
     if prompt.meaning.form == "how" and turn < 0.5:
-        return grammar.help_with(mistake(prompt.meaning, rng), prompt.language, rng)
+        return grammar.help_with(mistake(prompt.meaning, rng, pool), prompt.language, rng)
     i = rng.randrange(len(words))
     if turn < 0.7:
         return " ".join(words[:i])
@@ -109,18 +109,28 @@ def garble(prompt: Prompt, rng: random.Random) -> str:
     return " ".join(rng.sample(words, len(words)))
 
 
-def mistake(request: Meaning, rng: random.Random) -> Deed:
-    """A deed that the request's deed could be mistaken for: the other one of a hidden request, or one of the core with
+def mistake(request: Meaning, rng: random.Random, pool: Pools) -> Deed:
+    """A deed that the request's deed could be mistaken for: the other one of a hidden request, or one of `pool` with
     the same action or thing."""
     if request.mistaken:
         return request.mistaken
     deed = request.deed
     assert deed is not None
-    like = [(a, o) for a, o in pools("core").pairs if (a == deed.action) != (o == deed.thing)]
+    like = [(a, o) for a, o in pool.pairs if (a == deed.action) != (o == deed.thing)]
     places = [place for place in lexicon.CONTEXTS if place != deed.context]
     if deed.context and rng.random() < 0.5:
         return Deed(deed.action, deed.thing, rng.choice(places))
     return Deed(*rng.choice(like), deed.context)
+
+
+# ── answers after a reading ──────────────────────────────────────────────────────────────────────
+
+READ_FIRST = "Read the request, then answer."  # the system prompt of an agent that does so
+
+
+def considered(prompt: Prompt, answer: str) -> str:
+    """`answer` after one line that says what the prompt asks for."""
+    return f"{spelled_out(prompt)}\n{answer}"
 
 
 # ── reviews ──────────────────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from choreo.engine.muon import Muon
 from choreo.environments.microworld import documents
+from choreo.environments.microworld.split import Pools, pools, third_of_things
 from choreo.errors import BadInput, Interrupted
 from choreo.files import durable
 from choreo.models.chat import END, PAD, ROLES, Chat, Ids
@@ -35,11 +36,18 @@ STATE = "training.pt"  # in the base's folder until the base is whole
 
 @dataclass(frozen=True)
 class Size:
-    """A base's model type and shape (transformers' names), and the steps it is trained for."""
+    """A base's model type and shape (transformers' names), the steps it is trained for, and which third of the things
+    (`third_of_things`) its documents leave out, if any."""
 
     kind: str
     shape: dict[str, int]
     steps: int
+    without: int | None = None
+
+    @property
+    def pool(self) -> Pools:
+        """What the base's documents are about."""
+        return pools("core") if self.without is None else pools("core").without(third_of_things(self.without))
 
 
 def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[str, int]:
@@ -47,13 +55,15 @@ def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[s
     return {**shape, **more}
 
 
-# All have 512 positions. Nano bases are the weak teachers of MACPO: narrow, and trained for few steps. Wider ones (64
-# and 96) learn the world as well as micro-llama, and then a student cannot become better than its teachers.
+# All have 512 positions. Weak bases are the teachers of MACPO: weak by what they know, each of other things.
 SIZES = {
     "micro-llama": Size("llama", _shape(128, 352, 4, 4, num_key_value_heads=4), 4500),
     "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
     "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
     "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), 1500),
+    "weak-llama": Size("llama", _shape(64, 176, 3, 2, num_key_value_heads=2), 3000, without=0),
+    "weak-qwen": Size("qwen2", _shape(64, 176, 3, 2, num_key_value_heads=2), 3000, without=1),
+    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), 3000, without=2),
 }
 
 
@@ -101,14 +111,16 @@ def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
 Place = tuple[int, int]  # of a batch: the number of its pool, and its number in the pool
 
 
-def batches(chat: Chat, name: str, tokens: int, start: Place = (0, 0)) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
+def batches(
+    chat: Chat, pool_of: Pools, name: str, tokens: int, start: Place = (0, 0)
+) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
     """Endless batches of new documents of similar length, about `tokens` padded tokens each, from `start` on.
 
     name: seeds the documents. Yields (place of the next batch, batch).
     """
     for pool in itertools.count(start[0]):
         rng = random.Random(f"{name}/{pool}")
-        docs = [documents.render(chat, *documents.texts(rng)) for _ in range(POOL)]
+        docs = [documents.render(chat, *documents.texts(rng, pool_of)) for _ in range(POOL)]
         docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
         made, begin = [], 0
         for i, (context, target) in enumerate(docs):
@@ -214,7 +226,9 @@ def pretrain(
         durable.write_bytes(folder / STATE, _bytes(state))
 
     began, seen, first = time.monotonic(), 0, done
-    for after, docs in itertools.islice(batches(chat, f"pretrain/{size}/{seed}", tokens, place), steps - done):
+    for after, docs in itertools.islice(
+        batches(chat, SIZES[size].pool, f"pretrain/{size}/{seed}", tokens, place), steps - done
+    ):
         total, count = loss_sum(model, docs, chat.pad_id)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
