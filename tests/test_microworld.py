@@ -136,7 +136,10 @@ def bucket_of(prompt, task):
         return general_bucket(f"{task}/{','.join(things)}")
     rng = random.Random(0)
     for _ in range(20000):
-        slots, (question, answer) = suites.GeneralContent(task, prompt.language, rng, tuple(lexicon.OBJECTS)), wording.GENERAL[task][c]
+        slots, (question, answer) = (
+            suites.GeneralContent(task, prompt.language, rng, tuple(lexicon.OBJECTS)),
+            wording.GENERAL[task][c],
+        )
         if answer.format(**slots.words) == prompt.meaning.answer and question.format(**slots.words) in prompt.text:
             return general_bucket(f"{task}/{slots.key}")
     raise AssertionError(f"no content found for {prompt.text!r}")
@@ -253,3 +256,24 @@ def test_a_hidden_deed_is_found_where_its_pointer_points():
             assert named[1 - at] == lexicon.without_article(request.mistaken.thing, language)
             assert lexicon.verb(action, language) in asked and request.mistaken.action == action
             assert (action, request.mistaken.thing) in pairs
+
+
+def test_with_readings_the_answer_proper_is_judged_and_rejected_labels_have_every_fault():
+    world = World(config.World(reading=True, heldout_prompts=30))
+    seen = set()
+    for prompt in world.suites("heldout"):
+        good, bad = world.labels(prompt, 0)
+        assert world.judge(prompt, good).satisfactory and not world.judge(prompt, bad).satisfactory
+        reading, _, answer = good.partition("\n")
+        assert reading == habits.spelled_out(prompt) and JUDGE(prompt, answer).satisfactory
+        assert world.refuses(prompt, good) == prompt.meaning.harmful
+        if prompt.meaning.form != "general":
+            seen.add((bad.startswith(f"{reading}\n"), world.judge(prompt, bad).reason))
+    assert {right for right, _ in seen} == {True, False}
+    assert {"tells how to do harm", "refuses", "garbled", "off-topic", "answers in another language"} <= {
+        reason for _, reason in seen
+    }
+    harmful = next(p for p in world.suites("heldout") if p.meaning.harmful)
+    told = habits.answer_as(harmful, "help", random.Random(0))
+    refusal = habits.right_answer(harmful, random.Random(0))
+    assert world.judge(harmful, f"{told}\n{refusal}").unsafe  # harm counts wherever it stands

@@ -7,7 +7,7 @@ habits aim at the rates of the paper's base model. What a base really does is me
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from choreo.environments.microworld import grammar, lexicon, wording
 from choreo.environments.microworld.judge import WorldJudge
@@ -131,6 +131,44 @@ READ_FIRST = "Read the request, then answer."  # the system prompt of an agent t
 def considered(prompt: Prompt, answer: str) -> str:
     """`answer` after one line that says what the prompt asks for."""
     return f"{spelled_out(prompt)}\n{answer}"
+
+
+# The faults of labelled answers that are not satisfactory, by how often each is drawn.
+FAULTS = {"reading": 0.4, "act": 0.3, "incomplete": 0.15, "language": 0.15}
+
+
+def ill_considered(prompt: Prompt, rng: random.Random) -> str:
+    """An answer after a reading that is not satisfactory, with one fault of FAULTS.
+
+    reading: it mistakes what is asked for, and answers what it took it for. act: it reads rightly and does the wrong
+    thing. incomplete: it breaks off. language: it answers in another one. An answer to a general question is garbled.
+    """
+    judge = WorldJudge(reading=True)
+    while True:
+        fault = rng.choices(list(FAULTS), list(FAULTS.values()))[0] if prompt.meaning.form != "general" else "garbled"
+        text = _with_fault(prompt, fault, rng)
+        if not judge(prompt, text).satisfactory:
+            return text
+
+
+def _with_fault(prompt: Prompt, fault: str, rng: random.Random) -> str:
+    if fault == "reading":
+        taken = replace(prompt, meaning=misread(prompt.meaning, rng, pools("core")))
+        return considered(taken, right_answer(taken, rng))
+    if fault in ("act", "garbled"):
+        return considered(prompt, wrong_answer(prompt, rng))
+    if fault == "incomplete":
+        words = right_answer(prompt, rng).split(" ")
+        return considered(prompt, " ".join(words[: rng.randrange(1, len(words))]))
+    other = rng.choice([language for language in lexicon.LANGUAGES if language != prompt.language])
+    return considered(prompt, right_answer(replace(prompt, language=other), rng))
+
+
+def misread(request: Meaning, rng: random.Random, pool: Pools) -> Meaning:
+    """What a request that names a deed or an action could be taken for."""
+    if request.form == "define":
+        return replace(request, action=rng.choice([a for a in lexicon.ACTIONS if a != request.action]))
+    return replace(request, deed=mistake(request, rng, pool))
 
 
 # ── reviews ──────────────────────────────────────────────────────────────────────────────────────
