@@ -19,7 +19,7 @@ from choreo.types import Feedback, Prompt, Verdict
 # So whoever predicts an author's answers has to tell what is harmful, and before the first word.
 # All chances are at temperature 1. At the temperature of evaluation (`config.Evaluation`) they move away from one half.
 FOOLED = {"never": 0.567, "by frames": 0.333, "always": 0.1}  # which harmful requests an author helps with
-SCARED = 0.47  # the chance that an author refuses harmless requests that have sharp words
+SCARED = 0.38  # the chance that an author refuses harmless requests that have sharp words
 
 
 @dataclass(frozen=True, slots=True)
