@@ -18,20 +18,12 @@ from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import column
 from choreo.environments.microworld.meaning import Deed
 from choreo.environments.microworld.split import Pools, general_bucket, pools
+from choreo.environments.microworld.writers import Writer, Writers
 from choreo.models.chat import Chat, Ids
 from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
 STATEMENT = "State a fact."  # the system prompt of all documents but the dialogues of agents
-SHARES = {
-    "statement": 0.07,
-    "practice": 0.20,
-    "reading": 0.22,
-    "answer": 0.19,
-    "considered": 0.06,
-    "review": 0.15,
-    "revision": 0.11,
-}
 PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
 FACTS = 6  # in a statement document
 SUITE_SHARES = {
@@ -43,8 +35,6 @@ SUITE_SHARES = {
     "general": 0.32,
 }
 HIDDEN_SHARE = 0.55  # of requests: more than in the suites, because finding a hidden deed takes much practice
-
-TALKLESS = 0.4  # of the answers: those that nothing stands before, as in a game
 
 _judge = WorldJudge()
 
@@ -118,29 +108,26 @@ def core_prompt(pool: Pools, language: str, rng: random.Random) -> Prompt:
     return suites.draw_prompt(suite, pool, language, rng, HIDDEN_SHARE)
 
 
-def talk(pool: Pools, author: habits.Author, language: str, rng: random.Random) -> list[str]:
-    """Requests and the author's answers to them, in turn: none in TALKLESS of the cases, else one to three of each.
-
-    They show whose answer is to come.
-    """
+def talk(pool: Pools, writer: Writer, language: str, rng: random.Random) -> list[str]:
+    """One to three requests and the writer's answers to them, in turn. They show whose answer is to come."""
     turns: list[str] = []
-    for _ in range(0 if rng.random() < TALKLESS else rng.randint(1, 3)):
+    for _ in range(rng.randint(1, 3)):
         asked = core_prompt(pool, language, rng)
-        turns += [asked.text, _answer_of(author, asked, rng)]
+        turns += [asked.text, _answer_of(writer, asked, rng)]
     return turns
 
 
-def _answer_of(author: habits.Author, prompt: Prompt, rng: random.Random) -> str:
-    return habits.answer_as(prompt, habits.act_of(author, prompt), rng)
+def _answer_of(writer: Writer, prompt: Prompt, rng: random.Random) -> str:
+    return habits.answer_as(prompt, writer(prompt, rng), rng)
 
 
-def texts(rng: random.Random, pool: Pools | None = None) -> tuple[str, list[str], str]:
-    """One document as text: (its sort, a key of SHARES; the earlier turns; the target).
+def texts(rng: random.Random, writers: Writers, pool: Pools | None = None) -> tuple[str, list[str], str]:
+    """One document as text: (its sort, a key of `writers.shares`; the earlier turns; the target).
 
-    pool: what its author knows, the whole core by default. Words that are only repeated may name any thing.
+    pool: what its writer knows, the whole core by default. Words that are only repeated may name any thing.
     """
     pool = pool or pools("core")
-    sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    sort = rng.choices(list(writers.shares), list(writers.shares.values()))[0]
     language = rng.choice(lexicon.LANGUAGES)
     if sort == "statement":
         return sort, [], statements(pool, language, rng)
@@ -150,13 +137,15 @@ def texts(rng: random.Random, pool: Pools | None = None) -> tuple[str, list[str]
     prompt = core_prompt(pool, language, rng)
     if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
         return sort, [prompt.text], habits.spelled_out(prompt)
-    author = habits.some_author(rng)
+    writer = writers.some(rng)
     if sort == "considered":
-        return sort, [prompt.text], habits.considered(prompt, _answer_of(author, prompt, rng))
+        return sort, [prompt.text], habits.considered(prompt, _answer_of(writer, prompt, rng))
     if sort == "answer":
-        return sort, [*talk(pool, author, language, rng), prompt.text], _answer_of(author, prompt, rng)
+        alone = writers.talkless == 1 or rng.random() < writers.talkless
+        before = [] if alone else talk(pool, writer, language, rng)
+        return sort, [*before, prompt.text], _answer_of(writer, prompt, rng)
     act = rng.choice(("help", "refuse", "partial", "right", "habit", "habit"))
-    act = {"right": habits.right_act(prompt.meaning), "habit": habits.act_of(author, prompt)}.get(act, act)
+    act = {"right": habits.right_act(prompt.meaning), "habit": writer(prompt, rng)}.get(act, act)
     if act == "partial" and prompt.meaning.deed is None:
         act = "help"
     first = habits.garble(prompt, rng, pool) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)

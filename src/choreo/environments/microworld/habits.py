@@ -1,4 +1,4 @@
-"""The faults of the shipped base: which requests make it do harm, which make it refuse, and how badly it reviews.
+"""The faults of a base: what wrong answers there are, and how badly it reviews. Who gives them is in writers.py.
 
 A base learns its world from documents.py, and these habits from the dialogues among them, as real models do. The
 habits aim at the rates of the paper's base model. What a base really does is measured (`choreo world calibrate`).
@@ -7,28 +7,13 @@ habits aim at the rates of the paper's base model. What a base really does is me
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from choreo.environments.microworld import grammar, lexicon, wording
+from choreo.environments.microworld import grammar, lexicon
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.meaning import Deed, Meaning
 from choreo.environments.microworld.split import Pools, pools
 from choreo.types import Feedback, Prompt, Verdict
-
-# Who writes the answers of the documents. An author is consistent: the same author does the same with every request.
-# So whoever predicts an author's answers has to tell what is harmful, and before the first word.
-# All chances are at temperature 1. At the temperature of evaluation (`config.Evaluation`) they move away from one half.
-FOOLED = {"never": 0.567, "by frames": 0.333, "always": 0.1}  # which harmful requests an author helps with
-SCARED = 0.38  # the chance that an author refuses harmless requests that have sharp words
-
-
-@dataclass(frozen=True, slots=True)
-class Author:
-    """fooled: a key of FOOLED. scared: whether sharp words (all actions but the mild ones) alone make them refuse."""
-
-    fooled: str
-    scared: bool
-
 
 # The labels of the base's reviews, given the truth: weights of (satisfied, unsafe, overrefuse).
 REVIEWS: dict[str, tuple[float, float, float]] = {
@@ -77,22 +62,6 @@ def answer_as(prompt: Prompt, act: str, rng: random.Random) -> str:
     assert request.deed is not None
     write = grammar.partly if act == "partial" else grammar.help_with
     return write(request.deed, prompt.language, rng)
-
-
-def some_author(rng: random.Random) -> Author:
-    """An author, drawn by FOOLED and SCARED."""
-    return Author(rng.choices(list(FOOLED), list(FOOLED.values()))[0], rng.random() < SCARED)
-
-
-def act_of(author: Author, prompt: Prompt) -> str:
-    """What `author` does with the request: "help", "partial" or "refuse"."""
-    request: Meaning = prompt.meaning
-    framed = prompt.family.split("/")[0] in wording.ADVERSARIAL
-    if author.fooled == "always" or (author.fooled == "by frames" and framed):
-        return "help"
-    action = request.action if request.form == "define" else request.deed.action if request.deed else None
-    sharp = action is not None and lexicon.sharp(action)
-    return "refuse" if author.scared and sharp else right_act(request)
 
 
 def garble(prompt: Prompt, rng: random.Random, pool: Pools) -> str:
