@@ -18,6 +18,7 @@ from warm import Warm
 
 from choreo.config import load
 from choreo.engine import checkpoint
+from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.methods.macpo.agents import MacpoAgents
@@ -56,7 +57,7 @@ def test_both_sides_share_no_prompt_and_noise_grows_by_the_same_rows(tiny_folder
     both = split_prompts(recipe(tiny_folder))
     assert len(both.labelled) == len(both.unlabelled) == 6 and not both.ceiling
     assert not {row.prompt.id for row in both.labelled} & {prompt.id for prompt in both.unlabelled}
-    judge = World.judge
+    judge = WorldJudge()
     assert all(
         judge(r.prompt, r.chosen).satisfactory and not judge(r.prompt, r.rejected).satisfactory for r in both.labelled
     )
@@ -102,14 +103,14 @@ def test_labels_of_the_unlabelled_prompts_reach_nothing_but_the_ceiling(tiny_fol
     asked: set[str] = set()
     labels = World.labels
 
-    def watched(prompt: Prompt, seed: int) -> tuple[str, str]:
+    def watched(world: World, prompt: Prompt, seed: int) -> tuple[str, str]:
         asked.add(prompt.id)
-        return labels(prompt, seed)
+        return labels(world, prompt, seed)
 
     def never(self, prompt, answer):
         raise AssertionError("training asked the judge")
 
-    monkeypatch.setattr(World, "labels", staticmethod(watched))
+    monkeypatch.setattr(World, "labels", watched)
     monkeypatch.setattr("choreo.environments.microworld.judge.WorldJudge.__call__", never)
     monkeypatch.setattr(
         "choreo.environments.microworld.habits.wrong_answer", lambda prompt, rng: "no"

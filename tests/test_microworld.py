@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 
 from choreo import config
-from choreo.environments.microworld import documents, grammar, habits, lexicon, suites, wording
+from choreo.environments.microworld import documents, grammar, habits, lexicon, suites, wording, writers
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.meaning import Deed, Meaning
-from choreo.environments.microworld.split import PARTS, general_bucket, pools
+from choreo.environments.microworld.split import PARTS, general_bucket, pools, third_of_things
 from choreo.environments.microworld.world import World
 from choreo.types import Prompt
 
@@ -95,21 +95,22 @@ def test_wrong_is_not_degenerate():
     assert [text for text, bad in degenerate.items() if bad] == ["is is six", ""]
 
 
-def test_no_document_of_the_base_tells_or_asks_a_deed_of_the_reserve():
+@pytest.mark.parametrize("writers", [writers.AUTHORS, writers.COINS], ids=["authors", "coins"])
+def test_no_document_of_a_base_tells_or_asks_a_deed_of_the_reserve(writers):
     seed = 11
     print("seed", seed)
     rng, core = random.Random(seed), pools("core")
     reserve = {p.text for s in suites.SUITES for part in ("train", "heldout") for p in suites.prompts(s, part, 300)}
     told = 0
     for _ in range(4000):
-        sort, before, target = documents.texts(rng)
+        sort, before, target = documents.texts(rng, writers)
         assert not reserve.intersection(before)
         for deed in (deed for text in (*before, target) for deed in grammar.deeds_explained(text)):
             told += 1
             assert (deed.action, deed.thing) in core.pairs, (sort, before, target)
     assert told > 500
     for _ in range(3000):
-        assert made_of(documents.core_prompt(rng.choice(lexicon.LANGUAGES), rng)) == {"core"}
+        assert made_of(documents.core_prompt(pools("core"), rng.choice(lexicon.LANGUAGES), rng)) == {"core"}
 
 
 def made_of(prompt, split_seed=0):
@@ -136,7 +137,10 @@ def bucket_of(prompt, task):
         return general_bucket(f"{task}/{','.join(things)}")
     rng = random.Random(0)
     for _ in range(20000):
-        slots, (question, answer) = suites.GeneralContent(task, prompt.language, rng), wording.GENERAL[task][c]
+        slots, (question, answer) = (
+            suites.GeneralContent(task, prompt.language, rng, tuple(lexicon.OBJECTS)),
+            wording.GENERAL[task][c],
+        )
         if answer.format(**slots.words) == prompt.meaning.answer and question.format(**slots.words) in prompt.text:
             return general_bucket(f"{task}/{slots.key}")
     raise AssertionError(f"no content found for {prompt.text!r}")
@@ -253,3 +257,46 @@ def test_a_hidden_deed_is_found_where_its_pointer_points():
             assert named[1 - at] == lexicon.without_article(request.mistaken.thing, language)
             assert lexicon.verb(action, language) in asked and request.mistaken.action == action
             assert (action, request.mistaken.thing) in pairs
+
+
+def test_with_readings_the_answer_proper_is_judged_and_rejected_labels_have_every_fault():
+    world = World(config.World(reading=True, heldout_prompts=30))
+    seen = set()
+    for prompt in world.suites("heldout"):
+        good, bad = world.labels(prompt, 0)
+        assert world.judge(prompt, good).satisfactory and not world.judge(prompt, bad).satisfactory
+        reading, _, answer = good.partition("\n")
+        assert reading == habits.spelled_out(prompt) and JUDGE(prompt, answer).satisfactory
+        assert world.refuses(prompt, good) == prompt.meaning.harmful
+        if prompt.meaning.form != "general":
+            seen.add((bad.startswith(f"{reading}\n"), world.judge(prompt, bad).reason))
+    assert {right for right, _ in seen} == {True, False}
+    assert {"tells how to do harm", "refuses", "garbled", "off-topic", "answers in another language"} <= {
+        reason for _, reason in seen
+    }
+    harmful = next(p for p in world.suites("heldout") if p.meaning.harmful)
+    told = habits.answer_as(harmful, "help", random.Random(0))
+    refusal = habits.right_answer(harmful, random.Random(0))
+    assert world.judge(harmful, f"{told}\n{refusal}").unsafe  # harm counts wherever it stands
+
+
+def test_an_author_does_the_same_with_every_request_and_a_third_of_the_things_is_never_heard_of():
+    rng = random.Random(5)
+    asked = [p for suite in suites.SUITES for p in suites.prompts(suite, "train", 40)]
+    for fooled in writers.FOOLED:
+        for scared in (False, True):
+            author = writers.Author(fooled, scared)
+            assert [author(p, rng) for p in asked] == [author(p, random.Random(1)) for p in asked]
+            for prompt in asked:
+                if prompt.meaning.harmful and fooled == "never":
+                    assert author(prompt, rng) == "refuse"
+                if fooled == "always":
+                    assert author(prompt, rng) == "help"
+    thirds = [third_of_things(i) for i in range(3)]
+    assert not thirds[0] & thirds[1] and set().union(*thirds) == set(lexicon.OBJECTS)
+    known = pools("core").without(thirds[0])
+    for _ in range(2000):
+        sort, before, target = documents.texts(rng, writers.AUTHORS, known)
+        if sort not in ("practice", "statement"):  # words that are only repeated may name any thing
+            for deed in (deed for text in (*before, target) for deed in grammar.deeds_explained(text)):
+                assert deed.thing not in thirds[0], (sort, before, target)

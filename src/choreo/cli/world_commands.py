@@ -45,7 +45,9 @@ def add(commands: Any) -> None:
   choreo train waltz --set model.base=bases/mine""",
     )
     pretrain_command.add_argument(
-        "--size", metavar="NAME", help="micro-llama (default), nano-llama, nano-qwen or nano-neox"
+        "--size",
+        metavar="NAME",
+        help="micro-llama (default), nano-llama, nano-qwen, nano-neox; author-llama, weak-llama, weak-qwen, weak-neox",
     )
     pretrain_command.add_argument("--seed", type=int, help="another seed makes another base (default: 0)")
     pretrain_command.add_argument("--steps", type=count, help="batches of about 7,000 tokens (default: as shipped)")

@@ -71,6 +71,11 @@ class World(Section):
     heldout_dialogues: Annotated[int, Field(ge=0)] = Field(
         0, description="dialogues per held-out suite of dialogues; 0 measures on none"
     )
+    reading: bool = Field(
+        False,
+        description="an answer is one line that says what the prompt asks for, and then the answer proper, which is "
+        "judged; labels are of this form",
+    )
 
 
 class Evaluation(Section):

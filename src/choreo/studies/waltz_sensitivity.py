@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from choreo.environments.microworld.pretrain import SIZES
+from choreo.environments.microworld.pretrain import SIZES, Size
 from choreo.errors import BadInput
 from choreo.evaluation.intervals import Estimate
 from choreo.evaluation.metrics import pool
@@ -88,8 +88,8 @@ def _bases(study: Study) -> tuple[dict[str, str], str]:
     """The arm of each base: the recipe's own, and every shipped size of its architecture. And a note on absent ones."""
     own, *_ = study.recipe(Arm("waltz"), study.seeds[0]).bases()
     bases, absent = {own: "waltz"}, []
-    kind = SIZES[own].kind if own in SIZES else ""  # another architecture would be compared as if it were a size
-    for name in (name for name, size in SIZES.items() if size.kind == kind):
+    # Another architecture, or another pretraining, would be compared as if it were a size.
+    for name in (name for name, size in SIZES.items() if own in SIZES and _differ_in_size(size, SIZES[own])):
         try:
             base_folder(name)
         except BadInput:
@@ -249,6 +249,10 @@ def _rounds(study: Study, runs: Runs) -> PageSection:
     verdict = grown("tokens added per prompt", between, *(e["tokens_added"] for e in ends))
     verdict += " " + grown("milliseconds added per prompt", "the same rounds", *(_milliseconds(e) for e in ends))
     return PageSection("The cost of rounds", f"{verdict} {TIMED}", Table(("rounds at most", *COST), rows), figure)
+
+
+def _differ_in_size(one: Size, other: Size) -> bool:
+    return (one.kind, one.writers, one.without) == (other.kind, other.writers, other.without)
 
 
 def _sizes(study: Study, runs: Runs, bases: Mapping[str, str], absent: str) -> list[PageSection]:

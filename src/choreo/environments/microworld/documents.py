@@ -3,26 +3,27 @@
 - statements: facts about the world
 - practice: general questions with any content
 - readings: a request from the core, alone or with an answer, and in plain words what it asks for
-- dialogues from the core: answers, reviews and revisions
+- dialogues from the core: answers, answers after a reading, reviews and revisions
 
 A document is (context ids, target ids). The loss is on the target alone, its end-of-turn token included.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from choreo.environments.microworld import grammar, habits, lexicon, suites, wording
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import column
 from choreo.environments.microworld.meaning import Deed
-from choreo.environments.microworld.split import general_bucket, pools
+from choreo.environments.microworld.split import Pools, general_bucket, pools
+from choreo.environments.microworld.writers import Writer, Writers
 from choreo.models.chat import Chat, Ids
 from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
-STATEMENT = "State a fact."  # the system prompt of all documents but the dialogues of the two agents
-SHARES = {"statement": 0.07, "practice": 0.22, "reading": 0.26, "answer": 0.19, "review": 0.15, "revision": 0.11}
+STATEMENT = "State a fact."  # the system prompt of all documents but the dialogues of agents
 PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
 FACTS = 6  # in a statement document
 SUITE_SHARES = {
@@ -38,28 +39,28 @@ HIDDEN_SHARE = 0.55  # of requests: more than in the suites, because finding a h
 _judge = WorldJudge()
 
 
-def statements(language: str, rng: random.Random) -> str:
+def statements(pool: Pools, language: str, rng: random.Random) -> str:
     """A few facts about the world: the kinds of things, and whether deeds (of the core, or of kinds) do harm.
 
     Several in one document, because with one fact in each the base takes many times as long to learn them.
     """
     fact = rng.choice((_kind_of_thing, _harm_of_kind, _harm_of_deed))
-    return " ".join(f"{fact(language, rng)}." for _ in range(FACTS))
+    return " ".join(f"{fact(pool, language, rng)}." for _ in range(FACTS))
 
 
-def _kind_of_thing(language: str, rng: random.Random) -> str:
-    thing = rng.choice(list(lexicon.OBJECTS))
+def _kind_of_thing(pool: Pools, language: str, rng: random.Random) -> str:
+    thing = rng.choice(pool.things)
     return f"{lexicon.subject(thing, language)}: {lexicon.KINDS_OF_THING[lexicon.OBJECTS[thing][0]][column(language)]}"
 
 
-def _harm_of_kind(language: str, rng: random.Random) -> str:
+def _harm_of_kind(pool: Pools, language: str, rng: random.Random) -> str:
     action, kind = rng.choice(list(lexicon.ACTIONS)), rng.choice(list(lexicon.KINDS_OF_THING))
     harm = kind in lexicon.HARMS[lexicon.ACTIONS[action][0]]
     return f"{lexicon.verb(action, language)} {lexicon.KINDS_OF_THING[kind][column(language)]}: {_worth(harm)}"
 
 
-def _harm_of_deed(language: str, rng: random.Random) -> str:
-    action, thing = rng.choice(pools("core").pairs)
+def _harm_of_deed(pool: Pools, language: str, rng: random.Random) -> str:
+    action, thing = rng.choice(pool.pairs)
     deed = Deed(action, thing, rng.choice(list(lexicon.CONTEXTS)) if rng.random() < 0.4 else None)
     return f"{deed.phrase(language)}: {_worth(deed.harmful)}"
 
@@ -68,7 +69,7 @@ def _worth(harm: bool) -> str:
     return "harmful" if harm else "harmless"
 
 
-def practice(language: str, rng: random.Random) -> tuple[str, str]:
+def practice(pool: Pools, language: str, rng: random.Random) -> tuple[str, str]:
     """A question and its answer: a general question with any content, or one for the meaning of a word.
 
     Lists of up to 6 words, to be repeated or reversed, teach the base to look things up in its context; without them it
@@ -93,42 +94,64 @@ def practice(language: str, rng: random.Random) -> tuple[str, str]:
         asked, answered = {"a": a, "b": b, "c": " ".join(rest)}, {"a": a, "b": b, "c": " ".join(last)}
         core = True
     else:
-        slots = suites.GeneralContent(task, language, rng)
+        slots = suites.GeneralContent(task, language, rng, pool.things)
         asked = answered = slots.words
-        core = general_bucket(f"{task}/{slots.key}") in pools("core").buckets
+        core = general_bucket(f"{task}/{slots.key}") in pool.buckets
     frame = rng.choice(list(wording.EVERYDAY.values()))[column(language)]
     question = question.format(**asked)
     return f"{frame} {question}" if core and rng.random() < 0.5 else question, answer.format(**answered)
 
 
-def core_prompt(language: str, rng: random.Random) -> Prompt:
-    """A random prompt of the core, of a suite drawn by SUITE_SHARES."""
+def core_prompt(pool: Pools, language: str, rng: random.Random) -> Prompt:
+    """A random prompt of `pool`, of a suite drawn by SUITE_SHARES."""
     suite = rng.choices(list(SUITE_SHARES), list(SUITE_SHARES.values()))[0]
-    return suites.draw_prompt(suite, pools("core"), language, rng, HIDDEN_SHARE)
+    return suites.draw_prompt(suite, pool, language, rng, HIDDEN_SHARE)
 
 
-def texts(rng: random.Random) -> tuple[str, list[str], str]:
-    """One document as text: (its sort, a key of SHARES; the earlier turns; the target)."""
-    sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
+def talk(pool: Pools, writer: Writer, language: str, rng: random.Random) -> list[str]:
+    """One to three requests and the writer's answers to them, in turn. They show whose answer is to come."""
+    turns: list[str] = []
+    for _ in range(rng.randint(1, 3)):
+        asked = core_prompt(pool, language, rng)
+        turns += [asked.text, _answer_of(writer, asked, rng)]
+    return turns
+
+
+def _answer_of(writer: Writer, prompt: Prompt, rng: random.Random) -> str:
+    return habits.answer_as(prompt, writer(prompt, rng), rng)
+
+
+def texts(rng: random.Random, writers: Writers, pool: Pools | None = None) -> tuple[str, list[str], str]:
+    """One document as text: (its sort, a key of `writers.shares`; the earlier turns; the target).
+
+    pool: what its writer knows, the whole core by default. Words that are only repeated may name any thing.
+    """
+    pool = pool or pools("core")
+    sort = rng.choices(list(writers.shares), list(writers.shares.values()))[0]
     language = rng.choice(lexicon.LANGUAGES)
     if sort == "statement":
-        return sort, [], statements(language, rng)
+        return sort, [], statements(pool, language, rng)
     if sort == "practice":
-        question, answer = practice(language, rng)
+        question, answer = practice(pool, language, rng)
         return sort, [question], answer
-    prompt = core_prompt(language, rng)
+    prompt = core_prompt(pool, language, rng)
     if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
         return sort, [prompt.text], habits.spelled_out(prompt)
+    writer = writers.some(rng)
+    if sort == "considered":
+        return sort, [prompt.text], habits.considered(prompt, _answer_of(writer, prompt, rng))
     if sort == "answer":
-        return sort, [prompt.text], habits.answer_as(prompt, habits.habitual_act(prompt, rng), rng)
+        alone = writers.talkless == 1 or rng.random() < writers.talkless
+        before = [] if alone else talk(pool, writer, language, rng)
+        return sort, [*before, prompt.text], _answer_of(writer, prompt, rng)
     act = rng.choice(("help", "refuse", "partial", "right", "habit", "habit"))
-    act = {"right": habits.right_act(prompt.meaning), "habit": habits.habitual_act(prompt, rng)}.get(act, act)
+    act = {"right": habits.right_act(prompt.meaning), "habit": writer(prompt, rng)}.get(act, act)
     if act == "partial" and prompt.meaning.deed is None:
         act = "help"
-    first = habits.garble(prompt, rng) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
+    first = habits.garble(prompt, rng, pool) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
     if act == "help" and prompt.meaning.mistaken and rng.random() < 0.5:
         # The answer may name another deed than the prompt, so that reviews must look at the prompt and not at it.
-        first = grammar.help_with(habits.mistake(prompt.meaning, rng), language, rng)
+        first = grammar.help_with(habits.mistake(prompt.meaning, rng, pool), language, rng)
     verdict = _judge(prompt, first)
     if verdict.undetermined:  # a harmful request with half an answer, from which nothing can be taught
         first, verdict = (refusal := grammar.refuse(language, rng)), _judge(prompt, refusal)
@@ -162,9 +185,13 @@ def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, 
     """The document as ids (context, target), in the same format as the turns of a game."""
     parts = [chat.encode(text) for text in before]
     end = (*chat.encode(target), chat.end_id)
+    if sort == "considered":
+        return chat.context(habits.READ_FIRST, [("user", parts[0])]), end
     if sort in ("statement", "practice", "reading"):
         return chat.context(STATEMENT, [("user", text) for text in parts]), end
     if sort == "review":
         return chat.review_context(parts[0], parts[1]), end
-    history = [(parts[1], parts[2])] if sort == "revision" else []
-    return chat.answer_context(parts[0], history), end
+    if sort == "revision":
+        return chat.answer_context(parts[0], [(parts[1], parts[2])]), end
+    roles = itertools.cycle(("user", "assistant"))
+    return chat.answer_context(parts[-1], earlier=list(zip(roles, parts[:-1], strict=False))), end

@@ -187,6 +187,11 @@ def is_general(text: str) -> bool:
     return _general_answers().fullmatch(text.strip()) is not None
 
 
+def after_reading(text: str) -> str:
+    """The answer proper: what follows the first line of `text`; all of it where it is one line."""
+    return text.partition("\n")[2].strip() or text
+
+
 def parse(text: str) -> ParsedAnswer:
     """The meaning of `text` if all of it is one well-formed answer; else an answer with act "none"."""
     text = text.strip()

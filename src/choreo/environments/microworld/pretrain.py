@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from choreo.engine.muon import Muon
 from choreo.environments.microworld import documents
+from choreo.environments.microworld.split import Pools, pools, third_of_things
+from choreo.environments.microworld.writers import AUTHORS, COINS, Writers
 from choreo.errors import BadInput, Interrupted
 from choreo.files import durable
 from choreo.models.chat import END, PAD, ROLES, Chat, Ids
@@ -35,11 +37,19 @@ STATE = "training.pt"  # in the base's folder until the base is whole
 
 @dataclass(frozen=True)
 class Size:
-    """A base's model type and shape (transformers' names), and the steps it is trained for."""
+    """A base's model type and shape (transformers' names), the steps it is trained for, who writes the answers of its
+    documents, and which third of the things (`third_of_things`) these leave out, if any."""
 
     kind: str
     shape: dict[str, int]
     steps: int
+    writers: Writers = COINS
+    without: int | None = None
+
+    @property
+    def pool(self) -> Pools:
+        """What the base's documents are about."""
+        return pools("core") if self.without is None else pools("core").without(third_of_things(self.without))
 
 
 def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[str, int]:
@@ -47,24 +57,29 @@ def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[s
     return {**shape, **more}
 
 
-# All have 512 positions. Nano bases are the weak teachers of MACPO: narrow, and trained for few steps. Wider ones (64
-# and 96) learn the world as well as micro-llama, and then a student cannot become better than its teachers.
+MICRO = _shape(128, 352, 4, 4, num_key_value_heads=4)
+# All have 512 positions. The shipped ones are micro and nano. Weak bases are teachers for MACPO that are weak by what
+# they know, each of other things.
 SIZES = {
-    "micro-llama": Size("llama", _shape(128, 352, 4, 4, num_key_value_heads=4), 4500),
+    "micro-llama": Size("llama", MICRO, 4500),
+    "author-llama": Size("llama", MICRO, 4500, AUTHORS),
     "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
     "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
     "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), 1500),
+    "weak-llama": Size("llama", _shape(64, 176, 3, 2, num_key_value_heads=2), 3000, AUTHORS, without=0),
+    "weak-qwen": Size("qwen2", _shape(64, 176, 3, 2, num_key_value_heads=2), 3000, AUTHORS, without=1),
+    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), 3000, AUTHORS, without=2),
 }
 
 
-def make_tokenizer(seed: int = 0, samples: int = 20000) -> PreTrainedTokenizerFast:
+def make_tokenizer(seed: int = 0, samples: int = 20000, writers: Writers = COINS) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the world's own documents."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     rng = random.Random(f"tokenizer/{seed}")
     lines = []
     for _ in range(samples):
-        _, before, target = documents.texts(rng)
+        _, before, target = documents.texts(rng, writers)
         lines += [*before, target]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -101,14 +116,16 @@ def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
 Place = tuple[int, int]  # of a batch: the number of its pool, and its number in the pool
 
 
-def batches(chat: Chat, name: str, tokens: int, start: Place = (0, 0)) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
+def batches(
+    chat: Chat, size: Size, name: str, tokens: int, start: Place = (0, 0)
+) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
     """Endless batches of new documents of similar length, about `tokens` padded tokens each, from `start` on.
 
     name: seeds the documents. Yields (place of the next batch, batch).
     """
     for pool in itertools.count(start[0]):
         rng = random.Random(f"{name}/{pool}")
-        docs = [documents.render(chat, *documents.texts(rng)) for _ in range(POOL)]
+        docs = [documents.render(chat, *documents.texts(rng, size.writers, size.pool)) for _ in range(POOL)]
         docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
         made, begin = [], 0
         for i, (context, target) in enumerate(docs):
@@ -184,7 +201,7 @@ def pretrain(
     steps = steps or SIZES[size].steps
     if saved:
         size, steps, tokens, seed = (saved["origin"]["made"][name] for name in ("size", "steps", "tokens", "seed"))
-    chat = Chat(make_tokenizer(seed))
+    chat = Chat(make_tokenizer(seed, writers=SIZES[size].writers))
     made = {"size": size, "seed": seed, "tokens": tokens, "steps": steps, "torch": str(torch.__version__)}
     origin = {"made": made, "tokenizer": chat.tokenizer.backend_tokenizer.to_str()}
     if saved and saved["origin"] != origin:
@@ -214,7 +231,9 @@ def pretrain(
         durable.write_bytes(folder / STATE, _bytes(state))
 
     began, seen, first = time.monotonic(), 0, done
-    for after, docs in itertools.islice(batches(chat, f"pretrain/{size}/{seed}", tokens, place), steps - done):
+    for after, docs in itertools.islice(
+        batches(chat, SIZES[size], f"pretrain/{size}/{seed}", tokens, place), steps - done
+    ):
         total, count = loss_sum(model, docs, chat.pad_id)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

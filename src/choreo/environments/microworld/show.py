@@ -7,6 +7,7 @@ import random
 from choreo.environments.microworld import habits, suites
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import LANGUAGES
+from choreo.environments.microworld.split import pools
 from choreo.types import Prompt, Verdict
 
 DESCRIPTIONS = {
@@ -39,7 +40,7 @@ def _one(prompt: Prompt, rng: random.Random) -> str:
     answers = {act: habits.answer_as(prompt, act, rng) for act in ("help", "refuse")}
     if prompt.meaning.deed is not None:
         answers["partial"] = habits.answer_as(prompt, "partial", rng)
-    answers["garbled"] = habits.garble(prompt, rng)
+    answers["garbled"] = habits.garble(prompt, rng, pools("core"))
     lines = [f"  [{prompt.language}] {role}: {text}" for role, text in prompt.earlier]
     lines += [f"  [{prompt.language}] {prompt.text}"]
     lines += [

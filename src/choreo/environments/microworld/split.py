@@ -7,8 +7,8 @@ action with a kind of thing; a wording) keep the parts similar for any seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from typing import Literal
@@ -25,13 +25,19 @@ class Pools:
     """The material of one part.
 
     pairs: (action, thing). adversarial, everyday: wrapper families (frame, wording style), by the sort of their frames.
-    buckets: of the content of general requests, 0…39 by hash (`general_bucket`).
+    buckets: of the content of general requests, 0…39 by hash (`general_bucket`). things: what facts are about.
     """
 
     pairs: tuple[tuple[str, str], ...]
     adversarial: tuple[tuple[str, str], ...]
     everyday: tuple[tuple[str, str], ...]
     buckets: frozenset[int]
+    things: tuple[str, ...] = tuple(lexicon.OBJECTS)
+
+    def without(self, unknown: Collection[str]) -> Pools:
+        """This part as somebody knows it who has never heard of the things in `unknown`."""
+        pairs = tuple(pair for pair in self.pairs if pair[1] not in unknown)
+        return replace(self, pairs=pairs, things=tuple(thing for thing in self.things if thing not in unknown))
 
 
 def _rank(*parts: object) -> int:
@@ -66,6 +72,12 @@ def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple
     # A hidden request has the words of a plain one, so it belongs to the same part.
     hides = dict(zip(wording.PLAIN, wording.HIDDEN, strict=True))
     return (*members, *((frame, hides[style]) for frame, style in members if style in hides))
+
+
+def third_of_things(number: int) -> frozenset[str]:
+    """A third of the things, by chance, and about a third of every kind. Thirds 0, 1 and 2 share no thing."""
+    ranked = sorted(lexicon.OBJECTS, key=lambda thing: (lexicon.OBJECTS[thing][0], _rank("third", thing)))
+    return frozenset(ranked[number::3])
 
 
 @cache

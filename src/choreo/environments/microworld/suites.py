@@ -177,7 +177,7 @@ def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> 
         return _framed_deed(pool, wording.EVERYDAY, language, rng, wording.PLAIN, deed)
     while True:
         task = rng.choice(list(wording.GENERAL))
-        slots = GeneralContent(task, language, rng)
+        slots = GeneralContent(task, language, rng, pool.things)
         if general_bucket(f"{task}/{slots.key}") in pool.buckets:
             break
     question, answer = (text.format(**slots.words) for text in wording.GENERAL[task][column(language)])
@@ -188,7 +188,7 @@ def _general(pool: Pools, language: str, rng: random.Random, styles: Styles) -> 
 class GeneralContent:
     """The content of a general request: `words` fill its template, `key` names the content in any language."""
 
-    def __init__(self, task: str, language: str, rng: random.Random):
+    def __init__(self, task: str, language: str, rng: random.Random, things: Sequence[str]):
         numbers, c = lexicon.NUMBERS[language], column(language)
         if task in ("sum", "difference"):
             low, m = rng.choice([(low, m) for m in (1, 2) for low in range(len(numbers) - m)])
@@ -196,12 +196,12 @@ class GeneralContent:
             self.key = f"{n},{m}"
             self.words = {"n": numbers[n], "m": numbers[m], "k": numbers[k]}
         elif task == "fact":
-            thing = rng.choice(list(lexicon.OBJECTS))
+            thing = rng.choice(things)
             self.key = thing
             kind = lexicon.KINDS_OF_THING[lexicon.OBJECTS[thing][0]][c]
             self.words = {"subject": lexicon.subject(thing, language), "kind": kind}
         else:
-            things = rng.sample(list(lexicon.OBJECTS), 1 if task == "format" else 3)
+            things = rng.sample(things, 1 if task == "format" else 3)
             self.key = ",".join(things)
             self.words = dict(zip("abc", (lexicon.without_article(o, language) for o in things), strict=False))
 

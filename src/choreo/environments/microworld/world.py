@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import ClassVar
 
 from choreo import config
 from choreo.environments.base import Environment
@@ -22,7 +21,10 @@ class World(Environment):
     """The microworld with the split of `settings`: prompts, judge, labels and fixed texts."""
 
     settings: config.World
-    judge: ClassVar[WorldJudge] = WorldJudge()  # type: ignore[misc]  # of the class: it knows every split
+
+    @property
+    def judge(self) -> WorldJudge:
+        return WorldJudge(self.settings.reading)
 
     def training(self) -> dict[Kind, list[Prompt]]:
         """Training prompts by kind."""
@@ -41,19 +43,21 @@ class World(Environment):
             )
         ]
 
-    @staticmethod
-    def labels(prompt: Prompt, seed: int) -> tuple[str, str]:
+    def labels(self, prompt: Prompt, seed: int) -> tuple[str, str]:
         """(chosen, rejected): what a person would label for `prompt`, a satisfactory answer and one that is not.
 
-        The rejected answer is mostly the wrong act in a well-formed answer, and now and then a garbled one.
+        The rejected answer is mostly the wrong act in a well-formed answer, and now and then a garbled one. With
+        readings it has one of several faults: see `habits.ill_considered`.
         """
         rng = random.Random(f"labels/{seed}/{prompt.id}")
+        if self.settings.reading:
+            return habits.considered(prompt, habits.right_answer(prompt, rng)), habits.ill_considered(prompt, rng)
         return habits.right_answer(prompt, rng), habits.wrong_answer(prompt, rng)
 
-    @staticmethod
-    def refuses(prompt: Prompt, answer: str) -> bool:
+    def refuses(self, prompt: Prompt, answer: str) -> bool:
         """Whether `answer` is a refusal, by its words alone."""
-        return grammar.parse(answer).act == "refuse"
+        said = grammar.after_reading(answer) if self.settings.reading else answer
+        return grammar.parse(said).act == "refuse"
 
     @staticmethod
     def refusal(prompt: Prompt) -> str:
