@@ -226,6 +226,40 @@ class LoadedAgents:
         return games
 
 
+def attack(
+    target: str | Path | Run,
+    attacks: Sequence[str] = (),
+    suites: Sequence[str | Path] = (),
+    judge: str | Sequence[str] = (),
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    formats: Sequence[str] = (),
+    into_existing: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Attacks a pair and its conversation agent alone. The summary has ASR and ORR against the number of tries.
+
+    target: a run of a pair, a shipped pair by its name, or MODEL@URL of a server of choreo. attacks: their names, or
+    "mine.py:attack"; by default all that can be played. suites, formats, judge: as of `evaluate`, in place of the run's
+    held-out prompts and judge; for a server `suites` or the option `recipe` must say. out: the folder of the attack,
+    where every try is kept; by default runs/attack-TIME. into_existing: go on in it. options: the others of
+    `choreo.attacks.run.Plan`: tries, most, seed, recipe, writer, key_variable, timeout.
+
+    Raises BadInput; Interrupted, with every chunk of tries kept: the same call with `out` and `into_existing` goes on.
+    """
+    named = target.path if isinstance(target, Run) else target
+    files = sources(_files(suites), formats) if suites or formats else {}
+    settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
+
+    from choreo.attacks.run import Plan, run_attack
+
+    quiet()
+    place = str(named) if "@http" in str(named) else str(placed(named))
+    plan = Plan(place, tuple(attacks), files=files, judge=settings, **options)
+    return run_attack(plan, out, callbacks, into_existing)
+
+
 def load(run: str | Path | Run, step: int | None = None) -> LoadedAgents:
     """The agents of a run, or of a shipped pair by its name, as its checkpoint of `step` has them, by default the last;
     untrained where it has none.
@@ -382,6 +416,7 @@ __all__ = [
     "EvaluationResult",
     "Interrupted",
     "LoadedAgents",
+    "attack",
     "evaluate",
     "evaluate_models",
     "export",
