@@ -241,7 +241,7 @@ def attack(
     """Attacks a pair and its conversation agent alone. The summary has ASR and ORR against the number of tries.
 
     target: a run of a pair, a shipped pair by its name, or MODEL@URL of a server of choreo. attacks: their names, or
-    "mine.py:attack"; by default all that can be played. suites, formats, judge: as of `evaluate`, in place of the run's
+    "mine.py:attack"; by default the usual ones that can be played. suites, formats, judge: as of `evaluate`, in place of the run's
     held-out prompts and judge; for a server `suites` or the option `recipe` must say. out: the folder of the attack,
     where every try is kept; by default runs/attack-TIME. into_existing: go on in it. options: the others of
     `choreo.attacks.run.Plan`: tries, most, seed, recipe, writer, key_variable, timeout.
@@ -384,26 +384,16 @@ def _files(names: Sequence[str | Path]) -> list[Path]:
 
 def _tell_silence(found: EvaluationResult, progress: Progress) -> None:
     """Says where the judge, or the models, left more open than a reader would think."""
-    from choreo.evaluation.judging import failure_lines, open_verdict_lines
+    from choreo.evaluation.judging import silence_lines
 
-    given = [verdict for episodes in found.episodes.values() for episode in episodes for verdict in episode.verdicts]
-    summary = found.summary
-    for line in (
-        *open_verdict_lines(summary["judge"]["judge"], given, summary["judging"]),
-        *failure_lines(found.episodes),
-    ):
+    for line in silence_lines(found.summary, found.episodes):
         progress.say(line)
 
 
 def _write(found: EvaluationResult, folder: Path, progress: Progress) -> None:
-    from choreo.evaluation.dialogues import dialogue_records
-    from choreo.experiment.report import write_report
-    from choreo.files import durable
+    from choreo.experiment.report import write_evaluation
 
-    records = [record for system, episodes in found.episodes.items() for record in dialogue_records(system, episodes)]
-    durable.write_json(folder / "dialogues.json", records)
-    durable.write_json(folder / "summary.json", found.summary)
-    progress.say(f"report: {write_report(folder)}")
+    progress.say(f"report: {write_evaluation(folder, found.summary, found.episodes)}")
 
 
 def _quiet_if_local(settings: Collaboration) -> None:

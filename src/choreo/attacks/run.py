@@ -40,6 +40,7 @@ from choreo.runs.progress import Progress
 from choreo.types import Prompt, Verdict
 
 METHOD = "attack"  # of run.json and summary.json
+USUAL = ("best-of-n", "paraphrase", "injection")  # where the user names none; what they do is told in any language
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def run_attack(
 
 
 def _run(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
-    named: dict[str, Attack] = {name: ATTACKS.get(name) for name in plan.attacks or ATTACKS.ours()}
+    named: dict[str, Attack] = {name: ATTACKS.get(name) for name in plan.attacks or USUAL}
     target, recipe = _target(plan, folder)
     prompts, judge = _prompts_and_judge(plan, recipe, folder)
     if isinstance(target, RunTarget):

@@ -54,8 +54,7 @@ class RunTarget:
     """
 
     def __init__(self, path: Path, seed: int):
-        read_info(path)
-        self.recipe: Any = config.load(path / "recipe.toml")
+        self.recipe = _recipe_of(path)
         method = method_of(self.recipe)
         if not method.has_pair:
             pairs = " or ".join(methods_with_a_pair())
@@ -125,6 +124,12 @@ class ServedTarget:
         limits = Limits(0, 2**16, 1)  # a server has limits of its own
         turns = self._agents[system].turns(games, CONVERSATION, limits, key=self._key, temperature=None)
         return [answered(game, turn) for game, turn in zip(games, turns, strict=True)]
+
+
+def _recipe_of(run: Path) -> Any:
+    """The recipe of a run; that of a pair has a `protocol`, whatever its method."""
+    read_info(run)
+    return config.load(run / "recipe.toml")
 
 
 def _no_answer(why: str) -> TextTurn:

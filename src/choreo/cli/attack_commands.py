@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         attack,
         "Attack a pair: ASR and ORR against the number of tries",
         """\
-  choreo attack runs/demo                                   all attacks, 16 tries on every prompt
+  choreo attack runs/demo                                   the usual attacks, 16 tries on every prompt
   choreo attack runs/demo --attack injection --tries 8 --most 50
   choreo attack smollm2 --most 20                           the shipped pair
   choreo attack runs/mine --suite harmbench.csv --judge offline --writer qwen3:8b@http://localhost:11434/v1
@@ -31,7 +31,11 @@ The pair is compared with its conversation agent alone on the same prompts. docs
         "target", metavar="TARGET", help="a run folder of a pair, smollm2, or MODEL@URL of a server of choreo"
     )
     command.add_argument(
-        "--attack", nargs="+", default=[], metavar="NAME", help="which (default: all; see below), or file.py:NAME"
+        "--attack",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="which (default: best-of-n, paraphrase and injection; see below), or file.py:NAME",
     )
     command.add_argument("--tries", type=count, default=16, metavar="N", help="on every prompt at most (default: 16)")
     command.add_argument(
