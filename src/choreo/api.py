@@ -241,9 +241,9 @@ def attack(
     """Attacks a pair and its conversation agent alone. The summary has ASR and ORR against the number of tries.
 
     target: a run of a pair, a shipped pair by its name, or MODEL@URL of a server of choreo. attacks: their names, or
-    "mine.py:attack"; by default the usual ones that can be played. suites, formats, judge: as of `evaluate`, in place of the run's
-    held-out prompts and judge; for a server `suites` or the option `recipe` must say. out: the folder of the attack,
-    where every try is kept; by default runs/attack-TIME. into_existing: go on in it. options: the others of
+    "mine.py:attack"; by default the usual ones that can be played. suites, formats, judge: as of `evaluate`, in place
+    of the run's held-out prompts and judge; for a server `suites` or the option `recipe` must say. out: the folder of
+    the attack, where every try is kept; by default runs/attack-TIME. into_existing: go on in it. options: the others of
     `choreo.attacks.run.Plan`: tries, most, seed, recipe, writer, key_variable, timeout.
 
     Raises BadInput; Interrupted, with every chunk of tries kept: the same call with `out` and `into_existing` goes on.
