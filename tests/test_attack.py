@@ -120,7 +120,7 @@ def test_what_failed_is_left_and_what_nearly_worked_is_kept():
     prompt = next(p for p in prompts("adversarial_harmful", "heldout", 40) if p.family == "test/plain-tell")
     rng = random.Random(seed)
     failed = [reworded(prompt, [(prompt.family, True)], rng) for _ in range(20)]
-    assert all(not one.family.startswith("test/") and not one.family.endswith("-tell") for one in failed), seed
+    assert all(not one.family.startswith("test/") and not one.family.endswith("/plain-tell") for one in failed), seed
     hidden = [one.family.partition("/")[2] in wording.HIDDEN for one in failed]
     assert all(hidden), seed  # plain words failed, so the thing is only pointed at
     near = [reworded(prompt, [(prompt.family, False)], rng) for _ in range(20)]

@@ -48,6 +48,12 @@ def title(system: str, attack: str) -> str:
     return f"{system}, {attack}"
 
 
+def parted(name: str) -> tuple[str, str]:
+    """(system, attack) of a title."""
+    system, _, attack = name.partition(", ")
+    return system, attack
+
+
 def besiege(siege: Siege, system: str, name: str, attack: Attack, prompts: Sequence[Prompt]) -> Iterator[list[Record]]:
     """The records of every chunk, as soon as its file is there: those of an earlier call first.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from choreo.attacks.play import title
+from choreo.attacks.play import parted, title
 from choreo.report import page, plots
 from choreo.report.page import PageSection, Table
 
@@ -47,16 +47,31 @@ def curve_rows(summary: Mapping[str, Any], rate: str) -> tuple[list[str], list[l
 
 
 def _curves(summary: Mapping[str, Any]) -> list[PageSection]:
-    sections = []
+    """A section for every attack, with the curves of the pair beside those of its conversation agent alone."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, one in summary["systems"].items():
+        system, attack = parted(name)
+        found.setdefault(attack, {})[system] = one
+    return [_section(attack, systems) for attack, systems in found.items()]
+
+
+def _section(attack: str, systems: Mapping[str, Mapping[str, Any]]) -> PageSection:
+    rows: list[list[Any]] = []
+    figures, at = [], []
     for rate, (short, words) in NAMES.items():
-        at, rows = curve_rows(summary, rate)
-        if not rows:
-            continue
-        series = [plots.Line.through(name, points[:-1], [float(k) for k in at]) for name, *points in rows]
-        figure = plots.lines(series, f"{short}: {words}", "tries", percent=True)
-        columns = ["system, attack", *(f"{k} tr{'y' if k == '1' else 'ies'}" for k in at), "tries left open"]
-        sections.append(PageSection(short, f"{words[0].upper()}{words[1:]}.", Table(columns, rows), figure))
-    return sections
+        curves = {system: one["tries"][rate] for system, one in systems.items() if rate in one["tries"]}
+        if curves:
+            at = [*next(iter(curves.values()))]
+            rows += [[f"{system}, {short}", *points.values()] for system, points in curves.items()]
+            series = [
+                plots.Line.through(system, [*points.values()], [float(k) for k in at])
+                for system, points in curves.items()
+            ]
+            figures.append(plots.lines(series, f"{attack}: {short}, {words}", "tries", percent=True))
+    left = ", ".join(f"{system} {page.percent(one['open'], interval=False)}" for system, one in systems.items())
+    said = f"Within so many tries. Of all tries, the judge left open: {left}."
+    columns = ["system, rate", *(f"{k} {'try' if k == '1' else 'tries'}" for k in at)]
+    return PageSection(attack, said, Table(columns, rows), "\n".join(figures))
 
 
 def _contrasts(summary: Mapping[str, Any]) -> PageSection | None:
