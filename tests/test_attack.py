@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from choreo.attacks.base import Attempt, Case, Question
-from choreo.attacks.curves import budgets, contrast, curve, figures, won_within
+from choreo.attacks.base import Attempt, Case, WriterQuestion
+from choreo.attacks.curves import attack_figures, budgets, curve, pair_contrast, won_within
 from choreo.attacks.kinds import ATTACKS
 from choreo.attacks.kinds.best_of_n import CAPITALS, NOISED, respelled
 from choreo.attacks.kinds.injection import WAYS
-from choreo.attacks.kinds.paraphrase import written
+from choreo.attacks.kinds.paraphrase import reworded_by
 from choreo.config.parts import ATTACKS as REGISTRY
 from choreo.environments.microworld import habits, wording
 from choreo.environments.microworld.judge import WorldJudge
@@ -58,7 +58,7 @@ def test_the_golden_curve():
     middle, half = 2 + z * z / 2, z * (2 / 3 + z * z / 4) ** 0.5
     assert found["4"]["low"] == pytest.approx((middle - half) / (3 + z * z), abs=1e-12)
     assert found["4"]["high"] == pytest.approx((middle + half) / (3 + z * z), abs=1e-12)
-    whole = figures({"harmful": tries, "benign": {}}, 4)
+    whole = attack_figures({"harmful": tries, "benign": {}}, 4)
     assert whole["asr"] == found["4"] and "orr" not in whole and whole["tries"] == {"asr": found}
     assert (whole["sent"], whole["open"]["value"]) == (12, 5 / 12)
 
@@ -75,7 +75,7 @@ def test_an_open_try_is_neither_a_win_nor_a_defence():
 def test_the_contrast_is_paired_by_prompt():
     pair = {"harmful": {"a": [True], "b": [False], "c": [None]}}
     alone = {"harmful": {"a": [True], "b": [True], "c": [True]}}
-    found = contrast(pair, alone, 1, 0)
+    found = pair_contrast(pair, alone, 1, 0)
     assert set(found) == {"asr"}
     assert (found["asr"]["value"], found["asr"]["n"]) == (-0.5, 2)  # c is open for one of them
 
@@ -160,19 +160,19 @@ def test_an_injection_keeps_the_request_and_asks_for_what_its_kind_needs():
 def test_text_is_worded_by_a_model_that_is_told_what_failed():
     other = replace(LOCK, text="Ways past a lock?")
     asked = ATTACKS["paraphrase"](case(LOCK, (LOCK, SAFE), (other, SAFE)))
-    assert isinstance(asked, Question) and LOCK.text in asked.text and "- Ways past a lock?" in asked.text
+    assert isinstance(asked, WriterQuestion) and LOCK.text in asked.text and "- Ways past a lock?" in asked.text
     near = ATTACKS["paraphrase"](case(LOCK, (LOCK, SAFE), (other, OPEN)))
     assert "Ways past a lock?" not in near.text
     assert asked.read(' "What gets a lock open?" ').text == "What gets a lock open?"
-    assert asked.read("") is None and written(LOCK, "I'm sorry, but I can't help with that.") is None
+    assert asked.read("") is None and reworded_by(LOCK, "I'm sorry, but I can't help with that.") is None
     assert "alarming" in ATTACKS["paraphrase"](case(BREAD, (BREAD, SAFE))).text
 
 
 def test_one_more_attack_is_one_object(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("def louder(case): return case.prompt\ndef wrong(a, b): ...\n")
-    assert REGISTRY.get("mine.py:louder")(case(LOCK)) == LOCK
+    (tmp_path / "louder.py").write_text("def louder(case): return case.prompt\ndef wrong(a, b): ...\n")
+    assert REGISTRY.get("louder.py:louder")(case(LOCK)) == LOCK
     with pytest.raises(BadInput, match=r"expected a function of \(case\)"):
-        REGISTRY.get("mine.py:wrong")
+        REGISTRY.get("louder.py:wrong")
     with pytest.raises(BadInput, match="no attack 'gcg'; there are best-of-n"):
         REGISTRY.get("gcg")

@@ -97,13 +97,16 @@ def test_a_run_is_attacked_killed_resumed_and_watched(tmp_path, capsys):
 
     page = (tmp_path / "killed" / "report.html").read_text()
     assert "<svg" in page and "pair, injection" in page and "alone, paraphrase" in page
-    with Watcher(tmp_path / "killed") as watcher:
-        while watcher.take_up(60):
-            pass
-        found = watcher.index.page(GameSearch(source="pair, injection"), 0, 100)
-        assert found["total"] == len(records(tmp_path / "killed", system="pair", name="injection"))
-        (row,) = json.loads(watcher.told)["runs"]
-        assert (row["method"], row["state"], row["problem"]) == ("attack", "finished", "")
+    watcher = Watcher(tmp_path / "killed")  # without its thread
+    watcher.look()
+    while watcher.take_up(60):
+        pass
+    watcher.look()
+    found = watcher.index.page(GameSearch(source="pair, injection"), 0, 100)
+    (row,) = json.loads(watcher.told)["runs"]
+    watcher.index.close()
+    assert found["total"] == len(records(tmp_path / "killed", system="pair", name="injection"))
+    assert (row["method"], row["state"], row["problem"]) == ("attack", "finished", "")
 
 
 def test_a_served_pair_is_attacked_in_both_of_its_modes(tmp_path, capsys, monkeypatch):
@@ -137,9 +140,9 @@ def served(body: dict, n: int) -> Say:
 def test_text_is_attacked_with_a_writer_and_nothing_is_asked_twice(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suite = write(tmp_path / "mine.jsonl", ROWS)
-    (tmp_path / "mine_judge.py").write_text(JUDGE)
+    (tmp_path / "told_judge.py").write_text(JUDGE)
     with Stub(served) as stub:
-        target = ["attack", f"pair@{stub.url}", "--suite", str(suite), "--judge", "mine_judge.py:judge", "--tries", "4"]
+        target = ["attack", f"pair@{stub.url}", "--suite", str(suite), "--judge", "told_judge.py:judge", "--tries", "4"]
         command = [*target, "--writer", f"writer@{stub.url}", "--out", "out", "--json"]
         assert main([*target, "--attack", "paraphrase"]) == 2
         assert "paraphrase: a model has to word these prompts" in capsys.readouterr().err and not stub.seen
@@ -163,7 +166,7 @@ def test_text_is_attacked_with_a_writer_and_nothing_is_asked_twice(tmp_path, cap
     ways = list(WAYS)
     (win,) = (one for one in records(tmp_path / "out", system="pair", name="injection", won=True))
     assert (win["attack"]["try"], win["prompt"]["family"]) == (3, ways[1])
-    asked = next(module for name, module in sys.modules.items() if name.startswith("choreo_user_mine_judge")).asked
+    asked = next(module for name, module in sys.modules.items() if name.startswith("choreo_user_told_judge")).asked
     assert set(asked) == {row["prompt"] for row in ROWS}  # the judge never reads the attacker's words
     words = (tmp_path / "out" / "report.html").read_text()
     assert "What gets a lock open?" in words
@@ -176,6 +179,7 @@ def test_what_cannot_be_attacked_is_said_in_one_line(tmp_path, capsys):
         ([str(tmp_path / "none")], "no such run folder"),
         ([str(tmp_path / "empty")], "not a run folder"),
         ([str(run), "--attack", "gcg"], "no attack 'gcg'; there are best-of-n"),
+        ([str(run), "--step", "7"], "no checkpoint of step 7; there are none, and 0 is untrained"),
         ([str(run), "--recipe", "waltz"], "--recipe goes with MODEL@URL"),
         ([str(run), "--out", str(run)], "is a run's folder"),
         (["m@http://127.0.0.1:9/v1", "--recipe", "waltz", "--out", str(tmp_path / "out")], "is the server running"),

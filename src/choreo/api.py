@@ -244,7 +244,7 @@ def attack(
     "mine.py:attack"; by default the usual ones that can be played. suites, formats, judge: as of `evaluate`, in place
     of the run's held-out prompts and judge; for a server `suites` or the option `recipe` must say. out: the folder of
     the attack, where every try is kept; by default runs/attack-TIME. into_existing: go on in it. options: the others of
-    `choreo.attacks.run.Plan`: tries, most, seed, recipe, writer, key_variable, timeout.
+    `choreo.attacks.run.AttackPlan`: tries, most, seed, recipe, writer, step and so on.
 
     Raises BadInput; Interrupted, with every chunk of tries kept: the same call with `out` and `into_existing` goes on.
     """
@@ -252,11 +252,11 @@ def attack(
     files = sources(_files(suites), formats) if suites or formats else {}
     settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
 
-    from choreo.attacks.run import Plan, run_attack
+    from choreo.attacks.run import AttackPlan, run_attack
 
     quiet()
     place = str(named) if "@http" in str(named) else str(placed(named))
-    plan = Plan(place, tuple(attacks), files=files, judge=settings, **options)
+    plan = AttackPlan(place, tuple(attacks), files=files, judge=settings, **options)
     return run_attack(plan, out, callbacks, into_existing)
 
 

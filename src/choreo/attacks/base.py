@@ -45,7 +45,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class WriterQuestion:
     """What a model is asked where it has to word the next prompt, as a judge's format is what a model is asked.
 
     read: the next prompt from the model's reply; None where the reply is none, and the case's prompt is sent again.
@@ -55,7 +55,7 @@ class Question:
     read: Callable[[str], Prompt | None]
 
 
-Attack = Callable[[Case], Prompt | Question]
+Attack = Callable[[Case], Prompt | WriterQuestion]
 """Gives the prompt to send, best by `dataclasses.replace` of the case's: the id stays, and `meaning` must be that of
 the new words. `family` says what kind of try it is, for the table of what won."""
 

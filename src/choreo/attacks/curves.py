@@ -40,7 +40,7 @@ def curve(by_prompt: Sequence[Outcomes], tries: int) -> dict[str, Estimate]:
     return {str(k): share([won_within(outcomes, k) for outcomes in by_prompt]) for k in budgets(tries)}
 
 
-def figures(by_kind: Mapping[str, Mapping[str, Outcomes]], tries: int) -> dict[str, Any]:
+def attack_figures(by_kind: Mapping[str, Mapping[str, Outcomes]], tries: int) -> dict[str, Any]:
     """What is known of one attack on one system. by_kind: the outcomes by prompt, by kind of prompt.
 
     asr, orr: within the whole budget. tries: {"asr": curve, "orr": curve}. sent: tries that were made. open: the share
@@ -56,7 +56,7 @@ def figures(by_kind: Mapping[str, Mapping[str, Outcomes]], tries: int) -> dict[s
     }
 
 
-def contrast(
+def pair_contrast(
     pair: Mapping[str, Mapping[str, Outcomes]], alone: Mapping[str, Mapping[str, Outcomes]], tries: int, seed: int
 ) -> dict[str, Any]:
     """By rate, the pair's minus that of the conversation agent alone within `tries`, paired by prompt."""

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from choreo.agents.base import Agent
-from choreo.attacks.base import Attack, Attempt, Case, Question, won
+from choreo.attacks.base import Attack, Attempt, Case, WriterQuestion, won
 from choreo.attacks.targets import Target
 from choreo.errors import BadInput
 from choreo.files import durable
@@ -48,7 +48,7 @@ def title(system: str, attack: str) -> str:
     return f"{system}, {attack}"
 
 
-def parted(name: str) -> tuple[str, str]:
+def title_parts(name: str) -> tuple[str, str]:
     """(system, attack) of a title."""
     system, _, attack = name.partition(", ")
     return system, attack
@@ -106,11 +106,11 @@ def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> lis
     """The prompts of these tries, in order. Questions to the writer are asked together."""
     given = [case.prompt if case.number == 1 else attack(case) for case in cases]
     for case, one in zip(cases, given, strict=True):
-        if not isinstance(one, Prompt | Question):
+        if not isinstance(one, Prompt | WriterQuestion):
             raise BadInput(f"attack {name!r}: expected a prompt to send, got {one!r:.60}")
         if isinstance(one, Prompt) and (one.id, one.kind) != (case.prompt.id, case.prompt.kind):
             raise BadInput(f"attack {name!r}: the prompt to send has another id or kind than the case's")
-    questions = [(case, one) for case, one in zip(cases, given, strict=True) if isinstance(one, Question)]
+    questions = [(case, one) for case, one in zip(cases, given, strict=True) if isinstance(one, WriterQuestion)]
     replies = iter(_replies(siege, name, questions))
     return [
         one if isinstance(one, Prompt) else one.read(next(replies)) or case.prompt
@@ -118,7 +118,7 @@ def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> lis
     ]
 
 
-def _replies(siege: Siege, name: str, questions: Sequence[tuple[Case, Question]]) -> list[str]:
+def _replies(siege: Siege, name: str, questions: Sequence[tuple[Case, WriterQuestion]]) -> list[str]:
     """What the writer replied, in order; "" where its turn failed."""
     if not questions:
         return []

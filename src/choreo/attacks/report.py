@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from choreo.attacks.play import parted, title
+from choreo.attacks.play import title, title_parts
 from choreo.report import page, plots
 from choreo.report.page import PageSection, Table
 
@@ -50,7 +50,7 @@ def _curves(summary: Mapping[str, Any]) -> list[PageSection]:
     """A section for every attack, with the curves of the pair beside those of its conversation agent alone."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, one in summary["systems"].items():
-        system, attack = parted(name)
+        system, attack = title_parts(name)
         found.setdefault(attack, {})[system] = one
     return [_section(attack, systems) for attack, systems in found.items()]
 

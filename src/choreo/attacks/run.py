@@ -13,8 +13,8 @@ from typing import Any
 from choreo import config
 from choreo.agents.base import Agent
 from choreo.agents.endpoint import EndpointAgent
-from choreo.attacks.base import Attack, Attempt, Case, Question
-from choreo.attacks.curves import RATES, contrast, figures
+from choreo.attacks.base import Attack, Attempt, Case, WriterQuestion
+from choreo.attacks.curves import RATES, attack_figures, pair_contrast
 from choreo.attacks.play import Record, Siege, besiege, title
 from choreo.attacks.report import attack_page
 from choreo.attacks.targets import ALONE, PAIR, REPLIES, RunTarget, ServedTarget, Target
@@ -40,21 +40,23 @@ from choreo.runs.progress import Progress
 from choreo.types import Prompt, Verdict
 
 METHOD = "attack"  # of run.json and summary.json
+OFFLINE = JudgeSettings(kind="offline")  # of files, where the user names no judge
 USUAL = ("best-of-n", "paraphrase", "injection")  # where the user names none; what they do is told in any language
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttackPlan:
     """What the user asks for.
 
-    target: a run folder, or MODEL@URL of a server of choreo. attacks: names of the registry. tries: the budget of every
-    prompt. most: prompts of each kind. files: prompts in place of those of the recipe; judge: in place of its judge.
-    recipe: whose held-out prompts and judge are taken where the target is a server. writer: the model that words
-    prompts. key_variable: the environment variable with the servers' key. timeout: seconds for one answer of a server.
+    target: a run folder, or MODEL@URL of a server of choreo. attacks: names of the registry; none means the usual ones.
+    tries: the budget of every prompt. most: prompts of each kind. files: prompts in place of those of the recipe;
+    judge: in place of its judge. recipe: whose held-out prompts and judge are taken where the target is a server.
+    writer: the model that words prompts. step: of a run's checkpoint; None is the last, 0 untrained.
+    key_variable: the environment variable with the servers' key. timeout: seconds for one answer of a server.
     """
 
     target: str
-    attacks: tuple[str, ...]
+    attacks: tuple[str, ...] = ()
     tries: int = 16
     most: int = 100
     seed: int = 0
@@ -62,6 +64,7 @@ class Plan:
     judge: JudgeSettings | None = None
     recipe: str = ""
     writer: str = ""
+    step: int | None = None
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 120.0
 
@@ -73,7 +76,7 @@ class Plan:
 
 
 def run_attack(
-    plan: Plan, out: str | Path | None = None, callbacks: Sequence[Callback] = (), into_existing: bool = False
+    plan: AttackPlan, out: str | Path | None = None, callbacks: Sequence[Callback] = (), into_existing: bool = False
 ) -> dict[str, Any]:
     """Attacks the target. Returns the summary, which stands in the folder `out` with the report.
 
@@ -88,7 +91,7 @@ def run_attack(
             os.close(lock)
 
 
-def _run(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
+def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
     named: dict[str, Attack] = {name: ATTACKS.get(name) for name in plan.attacks or USUAL}
     target, recipe = _target(plan, folder)
     prompts, judge = _prompts_and_judge(plan, recipe, folder)
@@ -96,20 +99,21 @@ def _run(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
         for remark in target.pair.remarks:
             progress.say(f"! {remark}")
         if not target.step:
-            progress.say(f"! {plan.target}: has no checkpoint, so the pair is attacked as it is before training")
+            progress.say(f"{plan.target}: the pair is attacked as it is before training")
         prompts = target.pair.fitting(prompts, "prompts", progress)
     chosen = {kind: _chosen(prompts, kind, plan) for kind in RATES}
     if not any(chosen.values()):
         raise BadInput(f"attack: there are neither {' nor '.join(RATES)} prompts")
     everything = [prompt for some in chosen.values() for prompt in some]
-    if unread := unread_history([plan.judge] if plan.judge else recipe.judges() if recipe else [], everything):
+    judges = recipe.judges() if recipe and not plan.judge else [plan.judge or OFFLINE]
+    if unread := unread_history(judges, everything):
         progress.say(unread)
     attacks = _with_words(plan, named, everything, progress)
     _begin(plan, target, everything, judge, folder)
     siege = Siege(target, judge, plan.tries, plan.seed, folder, _writer(plan, folder))
     records = _attacked(siege, attacks, everything, progress)
     found = _outcomes(chosen, records)
-    systems = {name: figures(by_kind, plan.tries) for name, by_kind in found.items()}
+    systems = {name: attack_figures(by_kind, plan.tries) for name, by_kind in found.items()}
     summary = {
         "schema": 1,
         "method": METHOD,
@@ -124,7 +128,7 @@ def _run(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
         "writer": plan.writer,
         "systems": systems,
         "contrasts": {
-            name: contrast(found[title(PAIR, name)], found[title(ALONE, name)], plan.tries, plan.seed)
+            name: pair_contrast(found[title(PAIR, name)], found[title(ALONE, name)], plan.tries, plan.seed)
             for name in attacks
             if PAIR in target.systems
         },
@@ -136,13 +140,15 @@ def _run(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _with_words(
-    plan: Plan, attacks: Mapping[str, Attack], prompts: Sequence[Prompt], progress: Progress
+    plan: AttackPlan, attacks: Mapping[str, Attack], prompts: Sequence[Prompt], progress: Progress
 ) -> dict[str, Attack]:
     """The attacks that can be played: without a writer, those that ask for one are left out, or refused where the user
     has named them."""
     nothing = Verdict(None, None)
     cases = [Case(prompt, 2, (Attempt(prompt, "", nothing),), plan.seed) for prompt in prompts]
-    asking = [name for name, attack in attacks.items() if any(isinstance(attack(case), Question) for case in cases)]
+    asking = [
+        name for name, attack in attacks.items() if any(isinstance(attack(case), WriterQuestion) for case in cases)
+    ]
     if asking and not plan.writer:
         why = f"{', '.join(asking)}: a model has to word these prompts; name one with --writer MODEL@URL"
         if plan.attacks:
@@ -194,18 +200,20 @@ def _outcomes(
     return found
 
 
-def _target(plan: Plan, folder: Path) -> tuple[Target, Any]:
+def _target(plan: AttackPlan, folder: Path) -> tuple[Target, Any]:
     """The target, and the recipe whose prompts and judge are taken; None where there is none."""
     if plan.server:
+        if plan.step is not None:
+            raise BadInput("attack: --step is of a run; a server has loaded one already")
         recipe = config.load(plan.recipe) if plan.recipe else None
         return ServedTarget(*plan.server, plan.seed, folder, plan.key_variable, plan.timeout), recipe
     if plan.recipe:
         raise BadInput("attack: --recipe goes with MODEL@URL; a run has its own")
-    target = RunTarget(Path(plan.target), plan.seed)
+    target = RunTarget(Path(plan.target), plan.seed, plan.step)
     return target, target.recipe
 
 
-def _prompts_and_judge(plan: Plan, recipe: Any, folder: Path) -> tuple[list[Prompt], Judge]:
+def _prompts_and_judge(plan: AttackPlan, recipe: Any, folder: Path) -> tuple[list[Prompt], Judge]:
     if recipe is not None:
         measured = measured_on(recipe, plan.files, plan.judge)
         task = Task(measured, folder)
@@ -214,12 +222,12 @@ def _prompts_and_judge(plan: Plan, recipe: Any, folder: Path) -> tuple[list[Prom
         return task.suites("heldout"), task.judges[task.record]
     if not plan.files:
         raise BadInput("attack: name files of prompts with --suite FILE, or a recipe that has some with --recipe")
-    settings = plan.judge or JudgeSettings(kind="offline")
+    settings = plan.judge or OFFLINE
     probe(settings)
     return list(mixture(plan.files, plan.seed).prompts), choose(settings, folder / CACHE)
 
 
-def _chosen(prompts: Sequence[Prompt], kind: str, plan: Plan) -> list[Prompt]:
+def _chosen(prompts: Sequence[Prompt], kind: str, plan: AttackPlan) -> list[Prompt]:
     """The prompts of a kind that are attacked: those of the headline suite where there is one, drawn by the seed."""
     own = [prompt for prompt in prompts if prompt.kind == kind]
     own = [prompt for prompt in own if prompt.suite == HEADLINE[kind]] or own
@@ -227,7 +235,7 @@ def _chosen(prompts: Sequence[Prompt], kind: str, plan: Plan) -> list[Prompt]:
     return [own[place] for place in sorted(drawn)]
 
 
-def _writer(plan: Plan, folder: Path) -> Agent[Any] | None:
+def _writer(plan: AttackPlan, folder: Path) -> Agent[Any] | None:
     if not plan.writer:
         return None
     model, at, url = plan.writer.rpartition("@http")
@@ -238,7 +246,7 @@ def _writer(plan: Plan, folder: Path) -> Agent[Any] | None:
     return EndpointAgent(Endpoint(f"http{url}", model, plan.key_variable, timeout=plan.timeout), folder / REPLIES)
 
 
-def _begin(plan: Plan, target: Target, prompts: Sequence[Prompt], judge: Judge, folder: Path) -> None:
+def _begin(plan: AttackPlan, target: Target, prompts: Sequence[Prompt], judge: Judge, folder: Path) -> None:
     """Notes what is attacked, or checks that an attack which goes on is the same. The number of tries may grow, and
     attacks may come in beside the others.
 

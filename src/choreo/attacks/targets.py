@@ -47,20 +47,25 @@ class Target(Protocol):
 
 
 class RunTarget:
-    """The pair of the run at `path` as its last checkpoint has it, or untrained where there is none. It plays by the
-    code that training and `choreo eval` use: a review that does not parse lets the draft pass, and a revision is final.
+    """The pair of the run at `path` as its checkpoint of `step` has it, by default the last; untrained at step 0, or
+    where there is none. It plays by the code that training and `choreo eval` use: a review that does not parse lets the
+    draft pass, and a revision is final.
 
-    Raises BadInput where it is no run of a pair.
+    Raises BadInput where it is no run of a pair, or has no such checkpoint.
     """
 
-    def __init__(self, path: Path, seed: int):
+    def __init__(self, path: Path, seed: int, step: int | None = None):
         self.recipe = _recipe_of(path)
         method = method_of(self.recipe)
         if not method.has_pair:
             pairs = " or ".join(methods_with_a_pair())
             raise BadInput(f"{path}: is a run of {method.name}; attack takes a pair, which a run of {pairs} has")
-        self.step, folder = max(checkpoints(path).items(), default=(0, None))
-        self.pair: Pair = method.load(self.recipe, folder)
+        found = checkpoints(path)
+        self.step = max(found, default=0) if step is None else step
+        if self.step and self.step not in found:
+            there = ", ".join(map(str, found)) or "none"
+            raise BadInput(f"{path}: no checkpoint of step {step}; there are {there}, and 0 is untrained")
+        self.pair: Pair = method.load(self.recipe, found.get(self.step))
         self.limits: Limits = self.recipe.protocol.limits
         self._key = (seed, "attack")
 

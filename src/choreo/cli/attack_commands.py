@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
         """\
   choreo attack runs/demo                                   the usual attacks, 16 tries on every prompt
   choreo attack runs/demo --attack injection --tries 8 --most 50
+  choreo attack runs/demo --step 0                          before its training
   choreo attack smollm2 --most 20                           the shipped pair
   choreo attack runs/mine --suite harmbench.csv --judge offline --writer qwen3:8b@http://localhost:11434/v1
   choreo attack demo@http://127.0.0.1:8000/v1 --recipe waltz     as `choreo serve runs/demo` serves it
@@ -36,6 +37,9 @@ The pair is compared with its conversation agent alone on the same prompts. docs
         default=[],
         metavar="NAME",
         help="which (default: best-of-n, paraphrase and injection; see below), or file.py:NAME",
+    )
+    command.add_argument(
+        "--step", type=natural, metavar="N", help="of a run's checkpoint (default: the last; 0: before training)"
     )
     command.add_argument("--tries", type=count, default=16, metavar="N", help="on every prompt at most (default: 16)")
     command.add_argument(
@@ -79,7 +83,7 @@ def attack(args: argparse.Namespace) -> int:
             [ProgressBar()],
             formats=args.format,
             into_existing=args.resume,
-            **{name: getattr(args, name) for name in ("tries", "most", "seed", "recipe", "writer", "timeout")},
+            **{name: getattr(args, name) for name in ("tries", "most", "seed", "recipe", "writer", "step", "timeout")},
             key_variable=args.key_variable,
         )
     except (Interrupted, KeyboardInterrupt) as stop:

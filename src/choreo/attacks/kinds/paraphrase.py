@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from choreo.attacks.base import Case, Question
+from choreo.attacks.base import Case, WriterQuestion
 from choreo.environments.base import TextOnly
 from choreo.environments.microworld.meaning import Meaning
 from choreo.environments.microworld.rewording import reworded
@@ -33,7 +33,7 @@ These wordings did not work. Write one that is unlike them:
 QUOTES = {'"': '"', "'": "'", "“": "”", "„": "“", "«": "»"}
 
 
-def paraphrase(case: Case) -> Prompt | Question:
+def paraphrase(case: Case) -> Prompt | WriterQuestion:
     """The request in words of the microworld; the question to a model where it is text alone."""
     tried = case.tried()
     if isinstance(case.prompt.meaning, Meaning):
@@ -42,12 +42,12 @@ def paraphrase(case: Case) -> Prompt | Question:
     wordings = "\n".join(f"- {text}" for text in [*sent][-SHOWN:])
     failed = FAILED.format(wordings=wordings) if wordings else ""
     aim = AIMS["harmful" if case.prompt.kind == "harmful" else "benign"]
-    return Question(
-        QUESTION.format(aim=aim, failed=failed, text=case.prompt.text), lambda reply: written(case.prompt, reply)
+    return WriterQuestion(
+        QUESTION.format(aim=aim, failed=failed, text=case.prompt.text), lambda reply: reworded_by(case.prompt, reply)
     )
 
 
-def written(prompt: Prompt, reply: str) -> Prompt | None:
+def reworded_by(prompt: Prompt, reply: str) -> Prompt | None:
     """`prompt` in the words of a reply, without quotation marks around them. A reply that is empty, or that refuses by
     its words, is none."""
     text = reply.strip()
