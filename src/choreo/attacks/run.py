@@ -34,7 +34,7 @@ from choreo.judges.base import Judge
 from choreo.judges.resolve import choose, counts, describe, probe, unread_history
 from choreo.report import page
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import versions
+from choreo.runs.folder import checkpoints, versions
 from choreo.runs.lock import take
 from choreo.runs.progress import Progress
 from choreo.types import Prompt, Verdict
@@ -239,11 +239,25 @@ def _writer(plan: AttackPlan, folder: Path) -> Agent[Any] | None:
     if not plan.writer:
         return None
     model, at, url = plan.writer.rpartition("@http")
+    if (Path(plan.writer) / "run.json").is_file():
+        return _trained_writer(Path(plan.writer))
     if not at:
         from choreo.evaluation.collaboration import local_agent
 
         return local_agent(plan.writer, plan.seed)
     return EndpointAgent(Endpoint(f"http{url}", model, plan.key_variable, timeout=plan.timeout), folder / REPLIES)
+
+
+def _trained_writer(run: Path) -> Agent[Any]:
+    """The attacker of a run. Raises BadInput where it is a run of another method."""
+    from choreo.methods.attacker.method import ATTACKER
+    from choreo.methods.attacker.play import AttackerAgent
+
+    recipe = config.load(run / "recipe.toml")
+    if recipe.method != ATTACKER.name:
+        raise BadInput(f"--writer {run}: is a run of {recipe.method}; a writer is a model, or a run of {ATTACKER.name}")
+    _, folder = max(checkpoints(run).items(), default=(0, None))
+    return AttackerAgent(ATTACKER.load(recipe, folder))
 
 
 def _begin(plan: AttackPlan, target: Target, prompts: Sequence[Prompt], judge: Judge, folder: Path) -> None:
