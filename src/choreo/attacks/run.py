@@ -32,6 +32,9 @@ from choreo.files import durable
 from choreo.files.json_file import read_object
 from choreo.judges.base import Judge
 from choreo.judges.resolve import choose, counts, describe, probe, unread_history
+from choreo.methods.attacker.method import ATTACKER
+from choreo.methods.attacker.play import AttackerAgent
+from choreo.methods.base import method_of
 from choreo.report import page
 from choreo.runs.callbacks import Callback
 from choreo.runs.folder import checkpoints, versions
@@ -250,14 +253,11 @@ def _writer(plan: AttackPlan, folder: Path) -> Agent[Any] | None:
 
 def _trained_writer(run: Path) -> Agent[Any]:
     """The attacker of a run. Raises BadInput where it is a run of another method."""
-    from choreo.methods.attacker.method import ATTACKER
-    from choreo.methods.attacker.play import AttackerAgent
-
-    recipe = config.load(run / "recipe.toml")
-    if recipe.method != ATTACKER.name:
-        raise BadInput(f"--writer {run}: is a run of {recipe.method}; a writer is a model, or a run of {ATTACKER.name}")
+    method = method_of(recipe := config.load(run / "recipe.toml"))
+    if method is not ATTACKER:
+        raise BadInput(f"--writer {run}: is a run of {method.name}; a writer is a model, or a run of {ATTACKER.name}")
     _, folder = max(checkpoints(run).items(), default=(0, None))
-    return AttackerAgent(ATTACKER.load(recipe, folder))
+    return AttackerAgent(method.load(recipe, folder))
 
 
 def _begin(plan: AttackPlan, target: Target, prompts: Sequence[Prompt], judge: Judge, folder: Path) -> None:
