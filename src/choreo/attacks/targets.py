@@ -8,16 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from choreo import config
 from choreo.agents.endpoint import EndpointAgent
 from choreo.agents.local import TOO_LONG
 from choreo.clients.http import Endpoint
-from choreo.errors import BadInput
 from choreo.game.moves import answered
 from choreo.game.play import play
-from choreo.methods.base import method_of, methods_with_a_pair
+from choreo.methods.base import load_pair
 from choreo.methods.waltz.agents import Pair
-from choreo.runs.folder import checkpoints, read_info
 from choreo.types import CONVERSATION, Episode, Limits, Prompt, TextTurn
 
 PAIR, ALONE = "pair", "alone"
@@ -55,17 +52,8 @@ class RunTarget:
     """
 
     def __init__(self, path: Path, seed: int, step: int | None = None):
-        self.recipe = _recipe_of(path)
-        method = method_of(self.recipe)
-        if not method.has_pair:
-            pairs = " or ".join(methods_with_a_pair())
-            raise BadInput(f"{path}: is a run of {method.name}; attack takes a pair, which a run of {pairs} has")
-        found = checkpoints(path)
-        self.step = max(found, default=0) if step is None else step
-        if self.step and self.step not in found:
-            there = ", ".join(map(str, found)) or "none"
-            raise BadInput(f"{path}: no checkpoint of step {step}; there are {there}, and 0 is untrained")
-        self.pair: Pair = method.load(self.recipe, found.get(self.step))
+        self.pair: Pair
+        self.recipe, self.pair, self.step = load_pair(path, step)
         self.limits: Limits = self.recipe.protocol.limits
         self._key = (seed, "attack")
 
@@ -129,12 +117,6 @@ class ServedTarget:
         limits = Limits(0, 2**16, 1)  # a server has limits of its own
         turns = self._agents[system].turns(games, CONVERSATION, limits, key=self._key, temperature=None)
         return [answered(game, turn) for game, turn in zip(games, turns, strict=True)]
-
-
-def _recipe_of(run: Path) -> Any:
-    """The recipe of a run; that of a pair has a `protocol`, whatever its method."""
-    read_info(run)
-    return config.load(run / "recipe.toml")
 
 
 def _no_answer(why: str) -> TextTurn:

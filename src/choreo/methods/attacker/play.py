@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from choreo import config
 from choreo.agents.base import Key
 from choreo.errors import BadInput
 from choreo.game.play import play
-from choreo.methods.base import method_of
+from choreo.methods.base import load_pair
 from choreo.methods.one_model import OneModel
 from choreo.methods.waltz.agents import Pair
-from choreo.runs.folder import checkpoints, read_info
 from choreo.types import Episode, Limits, Prompt, TextTurn, Turn
 
 
@@ -31,13 +29,7 @@ class AttackedPair:
         """Raises BadInput where `run` is no run of a pair."""
         if not run:
             raise BadInput("target: the run of the pair that is attacked must be named (--set target=RUN)")
-        read_info(run)
-        recipe: Any = config.load(Path(run) / "recipe.toml")
-        method = method_of(recipe)
-        if not method.has_pair:
-            raise BadInput(f"target: {run}: is a run of {method.name}, which has no pair")
-        _, folder = max(checkpoints(run).items(), default=(0, None))
-        pair: Pair = method.load(recipe, folder)
+        recipe, pair, _ = load_pair(Path(run))
         return cls(pair, recipe.protocol.limits, recipe.evaluation.temperature)
 
     def answer(self, sent: Sequence[tuple[Prompt, int]], key: Key) -> list[Episode]:
