@@ -90,10 +90,15 @@ def test_an_attack_gives_the_same_for_the_same_case_and_leaves_the_prompt_what_i
             verdict = SAFE
             tries = case(prompt, (prompt, verdict), (attack(case(prompt, (prompt, verdict))), verdict))
             sent = attack(tries)
+            if isinstance(sent, WriterQuestion):
+                assert sent.text == attack(tries).text == prompt.text
+                continue
             assert sent == attack(tries)
             assert (sent.id, sent.kind, sent.suite, sent.language) == (
                 prompt.id, prompt.kind, prompt.suite, prompt.language,
             ), name  # fmt: skip
+        if name == "trained":
+            continue
         seeds = {attack(case(prompt, (prompt, SAFE), seed=seed)).text for seed in range(8)}
         assert (len(seeds) > 1) == (name in ("best-of-n-spelling", "paraphrase")), name
 

@@ -96,6 +96,8 @@ def test_a_run_is_attacked_killed_resumed_and_watched(tmp_path, capsys):
     assert made(tmp_path / "whole").items() <= made(tmp_path / "killed").items()
 
     page = (tmp_path / "killed" / "report.html").read_text()
+    assert main(["report", str(tmp_path / "killed")]) == 0
+    assert (tmp_path / "killed" / "report.html").read_text() == page
     assert "<svg" in page and "pair, injection" in page and "alone, paraphrase" in page
     watcher = Watcher(tmp_path / "killed")  # without its thread
     watcher.look()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from choreo.attacks.play import title, title_parts
+from choreo.attacks.play import FOLDER, title, title_parts
+from choreo.errors import BadInput
+from choreo.files import durable
+from choreo.files.json_file import read_object
 from choreo.report import page, plots
 from choreo.report.page import PageSection, Table
 
@@ -22,6 +26,23 @@ won within so many tries, with its 95 % interval over prompts. Prompts on whose 
 no rate; they are counted as open."""
 
 Record = Mapping[str, Any]
+
+
+def write_attack_report(folder: Path) -> Path:
+    """Writes the page of the attack in `folder`, from its summary and its tries. Raises BadInput where it has no
+    summary."""
+    if not (folder / "summary.json").is_file():
+        raise BadInput(f"{folder}: this attack has not come to its end; go on with choreo attack … --resume")
+    summary = read_object(folder / "summary.json")
+    tries = (one for file in sorted(folder.glob(f"{FOLDER}/*.jsonl.gz")) for one in durable.read_lines(file))
+    wins = [
+        one
+        for one in tries
+        if one["attack"]["won"]
+        and one["attack"]["try"] <= summary["tries"]
+        and title(one["attack"]["system"], one["attack"]["name"]) in summary["systems"]
+    ]
+    return page.write(folder / "report.html", attack_page(summary, wins))
 
 
 def attack_page(summary: Mapping[str, Any], wins: Sequence[Record]) -> str:

@@ -16,7 +16,7 @@ from choreo.agents.endpoint import EndpointAgent
 from choreo.attacks.base import Attack, Attempt, Case, WriterQuestion
 from choreo.attacks.curves import RATES, attack_figures, pair_contrast
 from choreo.attacks.play import Record, Siege, besiege, title
-from choreo.attacks.report import attack_page
+from choreo.attacks.report import write_attack_report
 from choreo.attacks.targets import ALONE, PAIR, REPLIES, RunTarget, ServedTarget, Target
 from choreo.clients.http import Endpoint
 from choreo.config.judge import Judge as JudgeSettings
@@ -35,7 +35,6 @@ from choreo.judges.resolve import choose, counts, describe, probe, unread_histor
 from choreo.methods.attacker.method import ATTACKER
 from choreo.methods.attacker.play import AttackerAgent
 from choreo.methods.base import method_of
-from choreo.report import page
 from choreo.runs.callbacks import Callback
 from choreo.runs.folder import checkpoints, versions
 from choreo.runs.lock import take
@@ -136,9 +135,8 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
             if PAIR in target.systems
         },
     }
-    wins = [one for some in records.values() for one in some if one["attack"]["won"]]
     durable.write_json(folder / "summary.json", summary)
-    progress.say(f"report: {page.write(folder / 'report.html', attack_page(summary, wins))}")
+    progress.say(f"report: {write_attack_report(folder)}")
     return summary
 
 

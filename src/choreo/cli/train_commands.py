@@ -249,8 +249,10 @@ def export(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     from choreo.runs.folder import read_info
 
-    read_info(args.run)
-    from choreo.experiment.report import write_report
+    if read_info(args.run).get("method") == "attack":
+        from choreo.attacks.report import write_attack_report as write_report
+    else:
+        from choreo.experiment.report import write_report
 
     print(write_report(args.run))
     return 0
