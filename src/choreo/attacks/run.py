@@ -252,7 +252,7 @@ def _writer(plan: AttackPlan, folder: Path) -> Agent[Any] | None:
 def _trained_writer(run: Path) -> Agent[Any]:
     """The attacker of a run. Raises BadInput where it is a run of another method."""
     method = method_of(recipe := config.load(run / "recipe.toml"))
-    if method is not ATTACKER:
+    if method.name != ATTACKER.name:
         raise BadInput(f"--writer {run}: is a run of {method.name}; a writer is a model, or a run of {ATTACKER.name}")
     _, folder = max(checkpoints(run).items(), default=(0, None))
     return AttackerAgent(method.load(recipe, folder))

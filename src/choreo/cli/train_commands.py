@@ -250,9 +250,11 @@ def report(args: argparse.Namespace) -> int:
     from choreo.runs.folder import read_info
 
     if read_info(args.run).get("method") == "attack":
-        from choreo.attacks.report import write_attack_report as write_report
-    else:
-        from choreo.experiment.report import write_report
+        from choreo.attacks.report import write_attack_report
+
+        print(write_attack_report(args.run))
+        return 0
+    from choreo.experiment.report import write_report
 
     print(write_report(args.run))
     return 0
