@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from choreo import config, parallel
-from choreo.config.collaboration import Collaboration, collaboration, sources
+from choreo.config.collaboration import collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
 from choreo.errors import BadInput, Interrupted, Terminated
@@ -136,6 +136,7 @@ def evaluate(
     named = sources(files, formats) if files else {}
     settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
 
+    from choreo.experiment.report import tell_evaluation
     from choreo.experiment.run import evaluate_run
 
     quiet()
@@ -145,9 +146,7 @@ def evaluate(
         summary, episodes = evaluate_run(path, part, bar, named, settings, folder)
         found = EvaluationResult({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
         bar.say(f"{path}, as it was after step {summary['step']}, on {found.summary['suite']}")
-        _tell_silence(found, bar)
-        if folder:
-            _write(found, folder, bar)
+        tell_evaluation(found.summary, found.episodes, folder, bar)
     return found
 
 
@@ -185,15 +184,16 @@ def evaluate_models(
     settings = collaboration(Path(file) if file else None, given, overrides)
 
     from choreo.evaluation import collaboration as playing
+    from choreo.experiment.report import tell_evaluation
     from choreo.files import durable, toml
 
-    _quiet_if_local(settings)
+    if any(model and "@http" not in model for model in (settings.conversation, settings.feedback)):
+        quiet()  # transformers takes seconds to load, which two servers should not cost
     with evaluation_folder(out, into_existing) as folder, Progress(callbacks) as progress:
         summary, episodes = playing.run(settings, folder, progress)
         durable.write_text(folder / "eval.toml", toml.dumps(settings.model_dump()))
         found = EvaluationResult(summary, episodes, folder)
-        _tell_silence(found, progress)
-        _write(found, folder, progress)
+        tell_evaluation(summary, episodes, folder, progress)
     return found
 
 
@@ -380,26 +380,6 @@ def _files(names: Sequence[str | Path]) -> list[Path]:
         if not columns.is_on_hub(name) and not shipped.place(Path(name)).exists():
             raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file or folder")
     return [Path(name) for name in names]
-
-
-def _tell_silence(found: EvaluationResult, progress: Progress) -> None:
-    """Says where the judge, or the models, left more open than a reader would think."""
-    from choreo.evaluation.judging import silence_lines
-
-    for line in silence_lines(found.summary, found.episodes):
-        progress.say(line)
-
-
-def _write(found: EvaluationResult, folder: Path, progress: Progress) -> None:
-    from choreo.experiment.report import write_evaluation
-
-    progress.say(f"report: {write_evaluation(folder, found.summary, found.episodes)}")
-
-
-def _quiet_if_local(settings: Collaboration) -> None:
-    """transformers takes seconds to load, which two servers should not cost."""
-    if any(model and "@http" not in model for model in (settings.conversation, settings.feedback)):
-        quiet()
 
 
 __all__ = [

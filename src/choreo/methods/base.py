@@ -25,11 +25,8 @@ from choreo.config.recipe import Recipe
 from choreo.errors import BadInput, Interrupted
 from choreo.methods import cards
 from choreo.methods.agents import Agents
-<<<<<<< HEAD
 from choreo.methods.passes import Lengths, Pass
-=======
 from choreo.runs.folder import checkpoints, read_info
->>>>>>> deeb48a (One way to load a pair that is attacked; what was measured of the SmolLM2 pair under attack)
 from choreo.types import Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
