@@ -13,7 +13,7 @@ from choreo.agents.local import TOO_LONG
 from choreo.clients.http import Endpoint
 from choreo.game.moves import answered
 from choreo.game.play import play
-from choreo.methods.base import load_pair
+from choreo.methods.base import method_of, run_of_a_pair
 from choreo.methods.waltz.agents import Pair
 from choreo.types import CONVERSATION, Episode, Limits, Prompt, TextTurn
 
@@ -52,8 +52,8 @@ class RunTarget:
     """
 
     def __init__(self, path: Path, seed: int, step: int | None = None):
-        self.pair: Pair
-        self.recipe, self.pair, self.step = load_pair(path, step)
+        self.recipe, self.step, checkpoint = run_of_a_pair(path, step)
+        self.pair: Pair = method_of(self.recipe).load(self.recipe, checkpoint)
         self.limits: Limits = self.recipe.protocol.limits
         self._key = (seed, "attack")
 

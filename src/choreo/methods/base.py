@@ -235,9 +235,9 @@ def method_of(recipe: Recipe) -> Method:
     return found
 
 
-def load_pair(run: Path, step: int | None = None) -> tuple[Any, Any, int]:
-    """(recipe, pair, step) of a run of a pair, as its checkpoint of `step` has it: by default the last; untrained at
-    step 0, or where there is none.
+def run_of_a_pair(run: Path, step: int | None = None) -> tuple[Any, int, Path | None]:
+    """(recipe, step, checkpoint) of a run of a pair, whose recipe has a `protocol`, whatever its method. step: of the
+    checkpoint, by default the last; 0 where there is none, and then the pair is untrained.
 
     Raises BadInput where it is no run of a pair, or has no such checkpoint.
     """
@@ -252,7 +252,7 @@ def load_pair(run: Path, step: int | None = None) -> tuple[Any, Any, int]:
     if chosen and chosen not in found:
         there = ", ".join(map(str, found)) or "none"
         raise BadInput(f"{run}: no checkpoint of step {step}; there are {there}, and 0 is untrained")
-    return recipe, method.load(recipe, found.get(chosen)), chosen
+    return recipe, chosen, found.get(chosen)
 
 
 def methods_with_a_pair() -> list[str]:

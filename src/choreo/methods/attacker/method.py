@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from choreo import config
 from choreo.errors import BadInput
 from choreo.methods.attacker.recipe import AttackerRecipe
-from choreo.methods.base import Method, Work
+from choreo.methods.base import Method, Work, run_of_a_pair
 from choreo.types import Episode, Prompt, Sample
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -39,13 +39,13 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
         agents = OneModel.load(recipe, answer_tokens=recipe.prompt_tokens, policies=(POLICY,))
         return agents.restored(checkpoint)
 
-    def check(self, recipe: AttackerRecipe, task: Task, trains: bool = True) -> None:
-        from choreo.methods.attacker.play import AttackedPair
-
+    def check(self, recipe: AttackerRecipe, task: Task, agents: OneModel, trains: bool = True) -> None:
         if recipe.environment != config.MICROWORLD or recipe.from_files():
             raise BadInput("attacker: trains in the microworld alone")
-        AttackedPair.load(recipe.target)
-        super().check(recipe, task, trains)
+        if not recipe.target:
+            raise BadInput("target: the run of the pair that is attacked must be named (--set target=RUN)")
+        run_of_a_pair(Path(recipe.target))
+        super().check(recipe, task, agents, trains)
         harmful = task.training()["harmful"]
         if trains and len(harmful) < recipe.intents:
             raise BadInput(f"intents = {recipe.intents}: there are {len(harmful)} harmful prompts to train on")

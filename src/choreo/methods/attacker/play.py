@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from choreo.agents.base import Key
-from choreo.errors import BadInput
 from choreo.game.play import play
-from choreo.methods.base import load_pair
+from choreo.methods.base import method_of, run_of_a_pair
 from choreo.methods.one_model import OneModel
 from choreo.methods.waltz.agents import Pair
 from choreo.types import Episode, Limits, Prompt, TextTurn, Turn
@@ -27,9 +26,8 @@ class AttackedPair:
     @classmethod
     def load(cls, run: str) -> AttackedPair:
         """Raises BadInput where `run` is no run of a pair."""
-        if not run:
-            raise BadInput("target: the run of the pair that is attacked must be named (--set target=RUN)")
-        recipe, pair, _ = load_pair(Path(run))
+        recipe, _, checkpoint = run_of_a_pair(Path(run))
+        pair: Pair = method_of(recipe).load(recipe, checkpoint)
         return cls(pair, recipe.protocol.limits, recipe.evaluation.temperature)
 
     def answer(self, sent: Sequence[tuple[Prompt, int]], key: Key) -> list[Episode]:
