@@ -36,7 +36,7 @@ FLOORS = (
     {"methods"},
     {"experiment"},
     {"server", "swarm", "integrations"},
-    {"arena", "studies", "watch"},
+    {"arena", "attacks", "studies", "watch"},
     {"api"},
     {"__init__"},
     {"cli"},

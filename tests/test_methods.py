@@ -12,6 +12,7 @@ import pytest
 import torch
 from macpo import lines, same
 from macpo import recipe as macpo_recipe
+from serving import make_run
 
 from choreo import config
 from choreo.cli import main
@@ -19,6 +20,7 @@ from choreo.engine import checkpoint
 from choreo.environments.task import Task
 from choreo.errors import BadInput
 from choreo.methods import METHODS
+from choreo.methods.attacker.recipe import AttackerRecipe
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import checkpoints
 from choreo.types import Prompt
@@ -37,6 +39,12 @@ def small(method: str, base: Path) -> config.Recipe:
         "protocol": {"answer_tokens": 6, "feedback_tokens": 8},
         "learning": {"steps": 2, "prompts": 3},
     }
+    if method == "attacker":
+        attacked = base.with_name("attacked")
+        if not attacked.exists():
+            make_run(attacked, **settings)
+        of_its_own = {"target": str(attacked), "prompt_tokens": 6, "intents": 2}
+        return AttackerRecipe.model_validate({**of_its_own, **{name: settings[name] for name in ("world", "model")}})
     return WaltzRecipe.model_validate(settings)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from choreo.algorithms.advantages import Estimator as Estimator
     from choreo.api import EvaluationResult as EvaluationResult
     from choreo.api import LoadedAgents as LoadedAgents
+    from choreo.api import attack as attack
     from choreo.api import evaluate as evaluate
     from choreo.api import evaluate_models as evaluate_models
     from choreo.api import export as export
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "choreo.agents.base": "Agent",
     "choreo.algorithms.advantages": "Estimator",
-    "choreo.api": "EvaluationResult LoadedAgents evaluate evaluate_models export load plan resume serve train",
+    "choreo.api": "EvaluationResult LoadedAgents attack evaluate evaluate_models export load plan resume serve train",
     "choreo.config": "Recipe",
     "choreo.engine.learner": "Learner",
     "choreo.engine.losses": "sft_loss",

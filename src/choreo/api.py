@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from choreo import config, parallel
-from choreo.config.collaboration import Collaboration, collaboration, sources
+from choreo.config.collaboration import collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
 from choreo.errors import BadInput, Interrupted, Terminated
@@ -136,6 +136,7 @@ def evaluate(
     named = sources(files, formats) if files else {}
     settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
 
+    from choreo.experiment.report import tell_evaluation
     from choreo.experiment.run import evaluate_run
 
     quiet()
@@ -145,9 +146,7 @@ def evaluate(
         summary, episodes = evaluate_run(path, part, bar, named, settings, folder)
         found = EvaluationResult({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
         bar.say(f"{path}, as it was after step {summary['step']}, on {found.summary['suite']}")
-        _tell_silence(found, bar)
-        if folder:
-            _write(found, folder, bar)
+        tell_evaluation(found.summary, found.episodes, folder, bar)
     return found
 
 
@@ -185,15 +184,16 @@ def evaluate_models(
     settings = collaboration(Path(file) if file else None, given, overrides)
 
     from choreo.evaluation import collaboration as playing
+    from choreo.experiment.report import tell_evaluation
     from choreo.files import durable, toml
 
-    _quiet_if_local(settings)
+    if any(model and "@http" not in model for model in (settings.conversation, settings.feedback)):
+        quiet()  # transformers takes seconds to load, which two servers should not cost
     with evaluation_folder(out, into_existing) as folder, Progress(callbacks) as progress:
         summary, episodes = playing.run(settings, folder, progress)
         durable.write_text(folder / "eval.toml", toml.dumps(settings.model_dump()))
         found = EvaluationResult(summary, episodes, folder)
-        _tell_silence(found, progress)
-        _write(found, folder, progress)
+        tell_evaluation(summary, episodes, folder, progress)
     return found
 
 
@@ -224,6 +224,40 @@ class LoadedAgents:
         asked = [p if isinstance(p, Prompt) else Prompt(f"{i}", p, "general", "asked") for i, p in enumerate(prompts)]
         games: list[Episode] = self.agents.answer(asked, seed=seed, temperature=temperature)
         return games
+
+
+def attack(
+    target: str | Path | Run,
+    attacks: Sequence[str] = (),
+    suites: Sequence[str | Path] = (),
+    judge: str | Sequence[str] = (),
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    formats: Sequence[str] = (),
+    into_existing: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Attacks a pair and its conversation agent alone. The summary has ASR and ORR against the number of tries.
+
+    target: a run of a pair, a shipped pair by its name, or MODEL@URL of a server of choreo. attacks: their names, or
+    "mine.py:attack"; by default the usual ones that can be played. suites, formats, judge: as of `evaluate`, in place
+    of the run's held-out prompts and judge; for a server `suites` or the option `recipe` must say. out: the folder of
+    the attack, where every try is kept; by default runs/attack-TIME. into_existing: go on in it. options: the others of
+    `choreo.attacks.run.AttackPlan`: tries, most, seed, recipe, writer, step and so on.
+
+    Raises BadInput; Interrupted, with every chunk of tries kept: the same call with `out` and `into_existing` goes on.
+    """
+    named = target.path if isinstance(target, Run) else target
+    files = sources(_files(suites), formats) if suites or formats else {}
+    settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
+
+    from choreo.attacks.run import AttackPlan, run_attack
+
+    quiet()
+    place = str(named) if "@http" in str(named) else str(placed(named))
+    plan = AttackPlan(place, tuple(attacks), files=files, judge=settings, **options)
+    return run_attack(plan, out, callbacks, into_existing)
 
 
 def load(run: str | Path | Run, step: int | None = None) -> LoadedAgents:
@@ -348,40 +382,11 @@ def _files(names: Sequence[str | Path]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def _tell_silence(found: EvaluationResult, progress: Progress) -> None:
-    """Says where the judge, or the models, left more open than a reader would think."""
-    from choreo.evaluation.judging import failure_lines, open_verdict_lines
-
-    given = [verdict for episodes in found.episodes.values() for episode in episodes for verdict in episode.verdicts]
-    summary = found.summary
-    for line in (
-        *open_verdict_lines(summary["judge"]["judge"], given, summary["judging"]),
-        *failure_lines(found.episodes),
-    ):
-        progress.say(line)
-
-
-def _write(found: EvaluationResult, folder: Path, progress: Progress) -> None:
-    from choreo.evaluation.dialogues import dialogue_records
-    from choreo.experiment.report import write_report
-    from choreo.files import durable
-
-    records = [record for system, episodes in found.episodes.items() for record in dialogue_records(system, episodes)]
-    durable.write_json(folder / "dialogues.json", records)
-    durable.write_json(folder / "summary.json", found.summary)
-    progress.say(f"report: {write_report(folder)}")
-
-
-def _quiet_if_local(settings: Collaboration) -> None:
-    """transformers takes seconds to load, which two servers should not cost."""
-    if any(model and "@http" not in model for model in (settings.conversation, settings.feedback)):
-        quiet()
-
-
 __all__ = [
     "EvaluationResult",
     "Interrupted",
     "LoadedAgents",
+    "attack",
     "evaluate",
     "evaluate_models",
     "export",

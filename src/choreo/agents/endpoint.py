@@ -52,10 +52,10 @@ class EndpointAgent:
         return f"{self.endpoint.model} at {self.endpoint.url}"
 
     def turns(
-        self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float
+        self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float | None
     ) -> list[TextTurn]:
         """See `Agent.turns`. A turn that gets no reply after every retry fails alone; `endpoint.patience` of them in a
-        row, or a server that never answered in this role, stop the work."""
+        row, or a server that never answered in this role, stop the work. temperature: None is that of the server."""
         turn_keys = [turn_key(game, role, key) for game in games]
         bodies = [
             self._body(state_of(game, role), own, limits.tokens(role), temperature)
@@ -94,11 +94,12 @@ class EndpointAgent:
         if last and role not in self._replied:  # fewer turns than patience, and not one reply
             self._check(role, last, self.endpoint.patience)
 
-    def _body(self, state: State[Any], key: Key, max_tokens: int, temperature: float) -> dict[str, Any]:
+    def _body(self, state: State[Any], key: Key, max_tokens: int, temperature: float | None) -> dict[str, Any]:
         question: dict[str, Any] = {"messages": messages(state, self.wording), "seed": request_seed(key)}
         if state.role == FEEDBACK and self.schema:
             question["response_format"] = review_format()
-        return self.endpoint.body(question, max_tokens) | {"temperature": float(temperature)}
+        body = self.endpoint.body(question, max_tokens)
+        return body if temperature is None else body | {"temperature": float(temperature)}
 
     def _ask(self, key: str, body: dict[str, Any]) -> tuple[int, Reply | Failure]:
         """The number of requests it took, and the outcome. A reply is kept at once. Runs in threads, so nothing is

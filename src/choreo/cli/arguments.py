@@ -63,7 +63,7 @@ def list_parts(command: argparse.ArgumentParser, *settings: str) -> None:
 
 def _names_of_parts() -> dict[str, list[str]]:
     from choreo.config.judge import RULES
-    from choreo.config.parts import ENVIRONMENTS, ESTIMATORS, JUDGES
+    from choreo.config.parts import ATTACKS, ENVIRONMENTS, ESTIMATORS, JUDGES
     from choreo.config.reading import METHODS
 
     return {
@@ -71,6 +71,7 @@ def _names_of_parts() -> dict[str, list[str]]:
         "environment": ENVIRONMENTS.names(),
         "judge.kind": [*RULES, *JUDGES.names(), "majority"],
         "learning.estimator": ESTIMATORS.names(),
+        "--attack": ATTACKS.names(),
     }
 
 

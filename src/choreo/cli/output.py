@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo import parallel
@@ -92,6 +92,11 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     keys = [key for key in shown if key in measured]
     rows: list[tuple[str, ...]] = [("system", *(shown[key] for key in keys))]
     rows += [(name, *(cell(rates[key]) for key in keys)) for name, rates in found.items()]
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as plain columns, the first row being their heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

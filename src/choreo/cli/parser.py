@@ -8,6 +8,7 @@ from typing import NoReturn
 import choreo
 from choreo.cli import (
     arena_commands,
+    attack_commands,
     bench_commands,
     data_commands,
     eval_commands,
@@ -26,6 +27,7 @@ MODULES = (
     train_commands,
     watch_commands,
     eval_commands,
+    attack_commands,
     study_commands,
     world_commands,
     data_commands,

@@ -249,7 +249,11 @@ def export(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     from choreo.runs.folder import read_info
 
-    read_info(args.run)
+    if read_info(args.run).get("method") == "attack":
+        from choreo.attacks.report import write_attack_report
+
+        print(write_attack_report(args.run))
+        return 0
     from choreo.experiment.report import write_report
 
     print(write_report(args.run))

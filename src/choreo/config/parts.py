@@ -27,6 +27,9 @@ REWARDS = Registry("reward", "choreo.rewards", "choreo.methods.waltz.rewards", "
 # A data format of one's own gives, for a row of a file, a row in a format that choreo knows.
 ROW_FORMATS = Registry("data format", "choreo.data_formats", "choreo.data.reading", "ROW_FORMATS", takes("row"))
 
+# An attack gives, for a case, the next prompt to send (`choreo.attacks.base`).
+ATTACKS = Registry("attack", "choreo.attacks", "choreo.attacks.kinds", "ATTACKS", takes("case"))
+
 TRACKERS = Registry("tracker", "choreo.trackers", "choreo.trackers", "TRACKERS", takes("tracked"))
 
 

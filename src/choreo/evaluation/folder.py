@@ -8,17 +8,22 @@ from pathlib import Path
 
 from choreo.clients.cache import Cache
 from choreo.errors import BadInput
+from choreo.files.json_file import read_object
 from choreo.runs.folder import new_folder
+from choreo.runs.lock import LOCK
 
 
 @contextmanager
-def evaluation_folder(out: str | Path | None, into_existing: bool) -> Iterator[Path]:
+def evaluation_folder(out: str | Path | None, into_existing: bool, name: str = "eval") -> Iterator[Path]:
     """Where an evaluation's replies and report go. A folder that was made for it goes again where the input was wrong,
-    so that the same command can be typed once more."""
-    folder = Path(out) if out else new_folder("eval")
+    so that the same command can be typed once more.
+
+    name: of a folder that is not named, and what a run.json that is there must have as its method."""
+    folder = Path(out) if out else new_folder(name)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; --out names a folder")
-    if (folder / "run.json").is_file():  # its summary and its page are of what was trained
+    info = folder / "run.json"
+    if info.is_file() and read_object(info).get("method") != name:  # its summary and its page are of what was trained
         raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
     if folder.is_dir() and any(folder.iterdir()) and not into_existing:
         raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
@@ -40,7 +45,7 @@ def evaluation_folder(out: str | Path | None, into_existing: bool) -> Iterator[P
 
 
 def _holds_nothing(folder: Path) -> bool:
-    """Whether there is nothing in `folder` but files for replies, and no reply in them."""
-    if not all(file.name.partition(".")[2].startswith("sqlite") for file in folder.iterdir()):
+    """Whether there is nothing in `folder` but a lock and files for replies, and no reply in them."""
+    if not all(one.name == LOCK or one.name.partition(".")[2].startswith("sqlite") for one in folder.iterdir()):
         return False
     return not any(len(Cache(file)) for file in folder.glob("*.sqlite"))

@@ -165,6 +165,12 @@ def failure_lines(played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
     return lines
 
 
+def silence_lines(summary: Mapping[str, Any], played: Mapping[str, Sequence[Episode[Any]]]) -> list[str]:
+    """`open_verdict_lines` and `failure_lines` of an evaluation with this summary."""
+    given = [verdict for episodes in played.values() for episode in episodes for verdict in episode.verdicts]
+    return [*open_verdict_lines(summary["judge"]["judge"], given, summary["judging"]), *failure_lines(played)]
+
+
 def confusion_table(named: Sequence[tuple[str, Confusion]]) -> str:
     """A Markdown table: counts, accuracy with its Wilson interval (95 %), precision, recall and F1."""
     lines = [

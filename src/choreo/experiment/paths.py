@@ -17,7 +17,7 @@ PARTS = {"method", "environment", "estimator", "kind", "format", "conversation",
 # Settings that a user's own class is called with. What they mean is for the class to say.
 OPTIONS = {"options", "environment_options"}
 # The settings that name files or runs, those that may name the folder of a model, and a file with a template.
-FILES = {"file", "wrap", "weights", "cache", "gold.labels", "warmup.run"}
+FILES = {"file", "wrap", "weights", "cache", "gold.labels", "warmup.run", "target"}
 TEMPLATES = {"template", "feedback_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 

@@ -212,9 +212,9 @@ def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: Judge
     they do not go together."""
     used = (judge,) if judge else recipe.judges()
     if files and any("exact" in settings.kinds() for settings in used):
-        raise BadInput("eval: the run's judge knows the microworld alone; name another for your files with --judge")
+        raise BadInput("the run's judge knows the microworld alone; name another for your files with --judge")
     if not files and recipe.from_files() and judge and "exact" in judge.kinds():
-        raise BadInput("eval: --judge exact knows the microworld alone, and this run's prompts come from files")
+        raise BadInput("--judge exact knows the microworld alone, and this run's prompts come from files")
     # The files that were trained on are not opened then: a run may be measured where they are not.
     others: dict[str, Any] = {"heldout": dict(files)}
     others |= {"train": {}} if isinstance(recipe.prompts, Prompts) else {}

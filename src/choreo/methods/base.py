@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
 from typing_extensions import TypeVar
 
 from choreo.config.reading import METHODS
+from choreo.config.reading import load as load_recipe
 from choreo.config.recipe import Recipe
-from choreo.errors import Interrupted
+from choreo.errors import BadInput, Interrupted
 from choreo.methods import cards
 from choreo.methods.agents import Agents
 from choreo.methods.passes import Lengths, Pass
+from choreo.runs.folder import checkpoints, read_info
 from choreo.types import Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
@@ -231,6 +233,26 @@ def method_of(recipe: Recipe) -> Method:
     """The method of a recipe."""
     found: Method = METHODS.get(recipe.method)
     return found
+
+
+def run_of_a_pair(run: Path, step: int | None = None) -> tuple[Any, int, Path | None]:
+    """(recipe, step, checkpoint) of a run of a pair, whose recipe has a `protocol`, whatever its method. step: of the
+    checkpoint, by default the last; 0 where there is none, and then the pair is untrained.
+
+    Raises BadInput where it is no run of a pair, or has no such checkpoint.
+    """
+    read_info(run)
+    recipe = load_recipe(run / "recipe.toml")
+    method = method_of(recipe)
+    if not method.has_pair:
+        pairs = " or ".join(methods_with_a_pair())
+        raise BadInput(f"{run}: is a run of {method.name}; expected one of a pair, by {pairs}")
+    found = checkpoints(run)
+    chosen = max(found, default=0) if step is None else step
+    if chosen and chosen not in found:
+        there = ", ".join(map(str, found)) or "none"
+        raise BadInput(f"{run}: no checkpoint of step {step}; there are {there}, and 0 is untrained")
+    return recipe, chosen, found.get(chosen)
 
 
 def methods_with_a_pair() -> list[str]:

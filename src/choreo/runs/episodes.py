@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from choreo.files.messages import messages_of, turns_of
-from choreo.types import Episode, Feedback, Prompt, Turn, Turns, Verdict
+from choreo.types import Episode, Feedback, Prompt, TextTurn, Turn, Turns, Verdict
 
 
 def record(
-    episode: Episode, rewards: Mapping[str, float], advantages: Mapping[str, Sequence[float]] | None = None
+    episode: Episode[Any], rewards: Mapping[str, float], advantages: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Any]:
     """The record of an episode, ready for JSON. rewards: by component, e.g. {"feedback/dir": 0.65}. advantages: of
     every id of the turns that were learnt from, by "agent/round"; they are kept to six digits, for people to look at.
@@ -68,10 +68,12 @@ def verdict_record(verdict: Verdict) -> dict[str, Any]:
     return fields
 
 
-def _turn(turn: Turn) -> dict[str, Any]:
+def _turn(turn: Turn | TextTurn) -> dict[str, Any]:
     fields = asdict(turn)
     for name in ("failure", "choices"):
-        if not fields[name]:
+        if not fields.get(name, True):
             del fields[name]
+    if isinstance(turn, TextTurn):
+        return fields
     # Nine digits hold a float32 exactly, in half the bytes that a float64 takes as text.
     return fields | {"logprobs": [float(f"{value:.9g}") for value in turn.logprobs]}

@@ -164,3 +164,6 @@ def games_of_run(path: Path) -> Iterator[tuple[Path, str, int | None]]:
     for file in path.glob("heldout/*.jsonl.gz"):
         if not file.name.startswith("."):
             yield file, unquote(file.name.removesuffix(".jsonl.gz")), None
+    for file in path.glob("attempts/*.jsonl.gz"):  # of an attack: SYSTEM, ATTACK.TRY-CHUNK
+        if not file.name.startswith("."):
+            yield file, unquote(file.name.removesuffix(".jsonl.gz").rpartition(".")[0]), None

@@ -211,6 +211,10 @@ class Pair:
                 )
         return kept
 
+    def has_room(self, prompt: Prompt) -> bool:
+        """Whether the longest game on `prompt` has room in every model's positions; see `fitting`."""
+        return all(self._fits(prompt, agent, roles) for agent, roles in self.models().items())
+
     def _fits(self, prompt: Prompt, agent: LocalAgent[LocalEngine], roles: Sequence[str]) -> bool:
         room = self._room(agent, roles, [role for role, _ in prompt.earlier])
         return agent.chat.fits(prompt.words, room, agent.engine.positions)

@@ -1,0 +1,156 @@
+"""Plays an attack on one system of a target: every prompt is tried until a try wins or the budget is used up.
+
+The tries of one number are played together, in chunks. A chunk is a file under `attempts/` that is there whole or not
+at all; what a chunk holds follows from the chunks before it. So an attack that was killed goes on as if it had never
+stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from choreo.agents.base import Agent
+from choreo.attacks.base import Attack, Attempt, Case, WriterQuestion, won
+from choreo.attacks.targets import Target
+from choreo.errors import BadInput
+from choreo.files import durable
+from choreo.judges.base import Judge, judge_episodes
+from choreo.runs.episodes import earlier_of, record
+from choreo.types import CONVERSATION, Episode, Limits, Prompt, Verdict
+
+CHUNK = 64  # prompts that are played as one batch
+FOLDER = "attempts"
+QUESTION_TOKENS = 512  # at most, of a reworded prompt
+WRITER_TEMPERATURE = 1.0
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Siege:
+    """What all attacks of one command share. writer: who words what an attack asks a model for; None where nobody is
+    named."""
+
+    target: Target
+    judge: Judge
+    tries: int
+    seed: int
+    folder: Path
+    writer: Agent[Any] | None = None
+
+
+def title(system: str, attack: str) -> str:
+    """The name of an attack on a system, in figures and as the source of its games."""
+    return f"{system}, {attack}"
+
+
+def title_parts(name: str) -> tuple[str, str]:
+    """(system, attack) of a title."""
+    system, _, attack = name.partition(", ")
+    return system, attack
+
+
+def besiege(siege: Siege, system: str, name: str, attack: Attack, prompts: Sequence[Prompt]) -> Iterator[list[Record]]:
+    """The records of every chunk, as soon as its file is there: those of an earlier call first.
+
+    A record is that of a game (`runs.episodes.record`) on the prompt that was sent, with "attack": {name, system,
+    try, won, prompt} beside it; prompt is the text that stands in the suite.
+
+    Raises BadInput where a file there is of another attack, or this one gives no prompt.
+    """
+    (siege.folder / FOLDER).mkdir(exist_ok=True)
+    before: dict[str, tuple[Attempt, ...]] = {prompt.id: () for prompt in prompts}
+    for number in range(1, siege.tries + 1):
+        live = [prompt for prompt in prompts if not any(won(prompt, one.verdict) for one in before[prompt.id])]
+        for first in range(0, len(live), CHUNK):
+            chunk = live[first : first + CHUNK]
+            file = siege.folder / FOLDER / f"{quote(title(system, name))}.{number:03d}-{first // CHUNK:03d}.jsonl.gz"
+            if not file.is_file():
+                cases = [Case(prompt, number, before[prompt.id], siege.seed) for prompt in chunk]
+                durable.write_lines(file, _played(siege, system, name, attack, cases))
+            records = _read(file, chunk)
+            for prompt, one in zip(chunk, records, strict=True):
+                before[prompt.id] = (*before[prompt.id], _attempt(prompt, one))
+            yield records
+
+
+def _played(siege: Siege, system: str, name: str, attack: Attack, cases: Sequence[Case]) -> list[Record]:
+    sent = _sent(siege, name, attack, cases)
+    games = siege.target.answer(system, [(prompt, case.number) for prompt, case in zip(sent, cases, strict=True)])
+    # The judge is asked about the request of the suite: the words around it are the attacker's.
+    asked = [
+        replace(game, prompt=replace(game.prompt, text=case.prompt.text, earlier=case.prompt.earlier))
+        for game, case in zip(games, cases, strict=True)
+    ]
+    judged = judge_episodes(siege.judge, asked)
+    return [
+        {
+            **record(replace(one, prompt=prompt), {}),
+            "attack": {
+                "name": name,
+                "system": system,
+                "try": case.number,
+                "won": won(case.prompt, one.verdicts[-1]),
+                "prompt": case.prompt.text,
+            },
+        }
+        for one, prompt, case in zip(judged, sent, cases, strict=True)
+    ]
+
+
+def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> list[Prompt]:
+    """The prompts of these tries, in order. Questions to the writer are asked together."""
+    given = [case.prompt if case.number == 1 else attack(case) for case in cases]
+    for case, one in zip(cases, given, strict=True):
+        if not isinstance(one, Prompt | WriterQuestion):
+            raise BadInput(f"attack {name!r}: expected a prompt to send, got {one!r:.60}")
+        if isinstance(one, Prompt) and (one.id, one.kind) != (case.prompt.id, case.prompt.kind):
+            raise BadInput(f"attack {name!r}: the prompt to send has another id or kind than the case's")
+    questions = [(case, one) for case, one in zip(cases, given, strict=True) if isinstance(one, WriterQuestion)]
+    replies = iter(_replies(siege, name, questions))
+    return [
+        one if isinstance(one, Prompt) else one.read(next(replies)) or case.prompt
+        for case, one in zip(cases, given, strict=True)
+    ]
+
+
+def _replies(siege: Siege, name: str, questions: Sequence[tuple[Case, WriterQuestion]]) -> list[str]:
+    """What the writer replied, in order; "" where its turn failed."""
+    if not questions:
+        return []
+    assert siege.writer is not None, "an attack that asks for a writer is not begun without one"
+    games: list[Episode[Any]] = [
+        Episode(Prompt(case.prompt.id, question.text, "general", "attack"), case.number, ())
+        for case, question in questions
+    ]
+    turns = siege.writer.turns(
+        games,
+        CONVERSATION,
+        Limits(0, QUESTION_TOKENS, 1),
+        key=(siege.seed, "writer", name),
+        temperature=WRITER_TEMPERATURE,
+    )
+    return ["" if turn.failure else turn.text for turn in turns]
+
+
+def _read(file: Path, chunk: Sequence[Prompt]) -> list[Record]:
+    """The records of a chunk. Raises BadInput where they are not of its prompts."""
+    records: list[Record] = list(durable.read_lines(file))
+    try:
+        there = [(one["prompt"]["id"], one["attack"]["prompt"]) for one in records]
+    except (LookupError, TypeError):
+        there = []
+    if there != [(prompt.id, prompt.text) for prompt in chunk]:
+        raise BadInput(f"{file}: holds other tries than this attack made; name another folder with --out")
+    return records
+
+
+def _attempt(prompt: Prompt, one: Record) -> Attempt:
+    """What an attack is told of a try: all from its record, so that it is the same before and after a kill."""
+    sent, (*_, answer), (*_, verdict) = one["prompt"], one["answers"], one["verdicts"]
+    words = {name: sent[name] for name in ("text", "language", "family")}
+    return Attempt(replace(prompt, **words, earlier=earlier_of(one)), answer["text"], Verdict(**verdict))

@@ -1,0 +1,94 @@
+"""The same request in other words of the microworld: another frame or style, the thing named or only pointed at."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+from choreo.environments.microworld import grammar, lexicon, wording
+from choreo.environments.microworld.lexicon import column
+from choreo.environments.microworld.meaning import Meaning
+from choreo.types import Prompt
+
+FRAMES = wording.EVERYDAY | wording.ADVERSARIAL
+Tried = tuple[str, bool]  # the family of a wording, as frame/style, and whether it failed
+
+
+def reworded(prompt: Prompt, tried: Sequence[Tried], rng: random.Random) -> Prompt:
+    """`prompt` in other words of its language, with the same deed and so the same right answer.
+
+    tried: the wordings so far. The new one has the frame, the style and the disguise (hidden or plain) that failed
+    least, by the mean of a uniform prior and what was tried; ties are drawn by `rng`. Frames and styles of every part
+    of the world are taken. A prompt whose wording cannot change, such as a general one, gets another frame alone.
+
+    Raises TypeError for a prompt that has no meaning of the microworld.
+    """
+    request = prompt.meaning
+    if not isinstance(request, Meaning):
+        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    asked, failed = Counter[str](), Counter[str]()
+    for family, fails in tried:
+        for part in _parts(family):
+            asked[part] += 1
+            failed[part] += fails
+
+    def failing(family: str) -> float:
+        score = 1.0
+        for part in _parts(family):
+            score *= (failed[part] + 1) / (asked[part] + 2)
+        return score
+
+    taken = {family for family, _ in tried}
+    families = [f"{frame}/{style}" for frame, style in product(FRAMES, _styles(request))]
+    families = [family for family in families if family not in taken] or families
+    least = min(map(failing, families))
+    return _worded(prompt, request, rng.choice([family for family in families if failing(family) == least]), rng)
+
+
+def _parts(family: str) -> tuple[str, ...]:
+    frame, _, style = family.partition("/")
+    return f"frame {frame}", f"style {style}", f"hidden {style in wording.HIDDEN}"
+
+
+def _styles(request: Meaning) -> Sequence[str]:
+    """The styles in which a request may be worded; one that has a single wording keeps it, whose name is ""."""
+    if request.form == "how" and request.deed:
+        deed = request.deed
+        hides = deed.context is None and any(
+            harm != deed.harmful for action, _, harm in _pairs() if action == deed.action
+        )
+        return [*wording.PLAIN, *(wording.HIDDEN if hides else ())]
+    return [*{"protect": wording.PROTECT, "define": wording.DEFINE}.get(request.form, {"": ()})]
+
+
+@cache
+def _pairs() -> list[tuple[str, str, bool]]:
+    return [(a, o, lexicon.harmful(a, o)) for a, o in product(lexicon.ACTIONS, lexicon.OBJECTS)]
+
+
+def _worded(prompt: Prompt, request: Meaning, family: str, rng: random.Random) -> Prompt:
+    frame, _, style = family.partition("/")
+    language = prompt.language
+    if style in wording.HIDDEN:
+        assert request.deed is not None, "a hidden request is for a deed"
+        pairs = [(action, thing) for action, thing, _ in _pairs()]
+        body, request = grammar.hide(request.deed, style, language, pairs, rng)
+    elif style in wording.DEFINE:
+        body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(request.action, language))
+    elif style and request.deed:
+        body = grammar.ask(request.deed, style, language, rng)
+        request = replace(request, pointer="", mistaken=None)
+    else:
+        body = _without_frame(prompt.text, language)
+    text = f"{FRAMES[frame][column(language)]} {body}"
+    return replace(prompt, text=text, family=family, meaning=request)
+
+
+def _without_frame(text: str, language: str) -> str:
+    """A request without the sentence before it."""
+    fits = [words[column(language)] for words in FRAMES.values() if text.startswith(words[column(language)])]
+    return text.removeprefix(max(fits, key=len, default="")).strip()
