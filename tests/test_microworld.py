@@ -262,8 +262,8 @@ def test_a_hidden_deed_is_found_where_its_pointer_points():
 def test_with_readings_the_answer_proper_is_judged_and_rejected_labels_have_every_fault():
     world = World(config.World(reading=True, heldout_prompts=30))
     seen = set()
-    for prompt in world.suites("heldout"):
-        good, bad = world.labels(prompt, 0)
+    for prompt, seed in itertools.product(world.suites("heldout"), range(5)):
+        good, bad = world.labels(prompt, seed)
         assert world.judge(prompt, good).satisfactory and not world.judge(prompt, bad).satisfactory
         reading, _, answer = good.partition("\n")
         assert reading == habits.spelled_out(prompt) and JUDGE(prompt, answer).satisfactory
