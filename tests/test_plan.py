@@ -197,6 +197,9 @@ def test_a_pair_on_a_card_on_four_and_what_does_not_fit(eight, prompts, capsys):
     updates = 200 + 170  # the conversation agent does not learn in stage 1
     assert four["traffic"]["gradients"] == pytest.approx(updates * 1.5 * 4 * 41_943_040)
     assert four["traffic"]["adapters"] == updates * 3 * 4 * 41_943_040
+    twice = planned(capsys, *base, *served, "--gpus", "2", "--nodes", "2", "--set", "learning.epochs=2")["cost"]
+    assert twice["traffic"]["gradients"] == pytest.approx(2 * four["traffic"]["gradients"])
+    assert twice["traffic"]["adapters"] <= 2 * 200 * 3 * 4 * 41_943_040  # once a step, not once an update
     assert four["seconds"]["learn"] < one["seconds"]["learn"] / 3
     whole = planned(capsys, *base, "--set", "model.train=full")
     assert whole["fits"] is False and whole["cost"]["seconds"] is None and whole["cost"]["money"] is None

@@ -71,7 +71,8 @@ def costs(recipe: Recipe, site: Site, lengths: Lengths) -> dict[str, Any]:
 
     devices: that train, sample and judge. operations: FLOP, of all together. seconds: of a rank, by what they are
     spent on; None where the method does not say what it computes, or nobody what the device does. traffic: bytes,
-    "gradients": what each rank sends of them, "adapters": what goes to samplers, in a run. money: for all devices.
+    "gradients": what each rank sends of them, "adapters": what goes to samplers, at most once a step, in a run.
+    money: for all devices.
     """
     how, method = recipe.weights(), method_of(recipe)
     shapes = {use.whose: sizing.shape(sizing.Model.read(use.base, how), how) for use in method.models(recipe)}
@@ -80,9 +81,12 @@ def costs(recipe: Recipe, site: Site, lengths: Lengths) -> dict[str, Any]:
     judges = {one.url for settings in recipe.judges() for one in settings.of.values() or [settings] if one.url}
     devices = {"train": site.ranks, "sample": samplers, "judge": len(judges)}
     learning = [one for one in work if one.kind == "learn"]
+    steps = max((one.times for one in work if one.kind == "sample"), default=0.0)
     traffic = {
         "gradients": sum(one.times * all_reduce_bytes(shapes[one.whose].learnt, site.ranks) for one in learning),
-        "adapters": sum(samplers * one.times * gradient_bytes(shapes[one.whose].learnt) for one in learning),
+        "adapters": sum(
+            samplers * min(one.times, steps) * gradient_bytes(shapes[one.whose].learnt) for one in learning
+        ),
     }
     told: dict[str, Any] = {
         "devices": devices,

@@ -38,12 +38,13 @@ class Writers:
 # ── authors ──────────────────────────────────────────────────────────────────────────────────────
 
 FOOLED = {"never": 0.567, "by frames": 0.333, "always": 0.1}  # which harmful requests an author helps with
-SCARED = 0.38  # the chance that an author refuses harmless requests that have sharp words
+SCARED = 0.38  # the chance that an author is scared by sharp words; one who is fooled by a request helps all the same
 
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """fooled: a key of FOOLED. scared: whether sharp words (all actions but the mild ones) alone make them refuse."""
+    """fooled: a key of FOOLED. scared: whether sharp words (all actions but the mild ones) make them refuse what they
+    are not fooled by."""
 
     fooled: str
     scared: bool
