@@ -1,8 +1,8 @@
 """The numeric tests on other machines: each kernel that this CPU has, with one thread and with two.
 
 Each machine is a run of pytest in a child process, whose environment tells PyTorch, MKL, oneDNN and OpenBLAS which
-instructions to use. This machine as it is, with one thread, is the run that this file is a part of. A machine that this
-CPU cannot be is skipped by name.
+instructions to use. This machine as it is, with one thread and all that its CPU has, is the run that this file is a
+part of. A machine that this CPU cannot be is skipped by name.
 """
 
 from __future__ import annotations
@@ -38,16 +38,6 @@ MACHINES: dict[str, tuple[str, dict[str, str]]] = {  # name: the level that it n
             "OPENBLAS_CORETYPE": "Haswell",
             "OMP_NUM_THREADS": "2",
             "OMP_WAIT_POLICY": "passive",
-        },
-    ),
-    "AVX-512": (
-        "AVX512",
-        {
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "MKL_CBWR": "AVX512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-            "OPENBLAS_CORETYPE": "SkylakeX",
-            "OMP_NUM_THREADS": "1",
         },
     ),
 }

@@ -13,7 +13,7 @@ from test_warmup_rows import rows_file
 from choreo import config
 from choreo.engine import checkpoint
 from choreo.environments.task import Task
-from choreo.errors import BadInput
+from choreo.errors import BadInput, TooFew
 from choreo.experiment.sizing import plan
 from choreo.methods.waltz.agents import START, Pair
 from choreo.methods.waltz.method import WALTZ
@@ -68,6 +68,10 @@ class Stopper(Callback):
     def on_progress(self, done, figures):
         if self.label == "warm start" and done == 5:
             raise Killed
+
+
+def checked(made: WaltzRecipe) -> None:
+    WALTZ.check(made, Task(made), WALTZ.load(made))
 
 
 @pytest.fixture(scope="module")
@@ -162,27 +166,27 @@ def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
     made = recipe(warmup={"own": 0, "run": str(first)})
     with Run.create(tmp_path / "run", made) as run, Progress() as progress:
         (tmp_path / "run" / "warmup").mkdir()  # a copy that was broken off
-        WALTZ.check(made, Task(made))
+        checked(made)
         train(made, run, progress)
     shutil.rmtree(first)
     assert lines(tmp_path / "run") == lines(whole)
     assert max(checkpoints(tmp_path / "run" / "warmup")) == 6 and len(checkpoints(tmp_path / "run" / "warmup")) == 1
     assert plan(made)["steps"] == plan(recipe(warmup={"rows": 0}))["steps"]
     with pytest.raises(BadInput, match=r"warmup\.run: .*first: no run with a finished warm start"):
-        WALTZ.check(made, Task(made))
+        checked(made)
     before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     with pytest.raises(BadInput, match="whole: the recipe reads it, and --overwrite would remove it"):
         Run.create(whole, recipe(warmup={"run": str(whole)}), overwrite=True)
     assert before == {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     with pytest.raises(BadInput, match="another base"):
         other = recipe(model={"base": "nano-neox"}, warmup={"own": 0, "run": str(whole)})
-        WALTZ.check(other, Task(other))
+        checked(other)
     other = of_files(tmp_path, warmup={"answers": {}, "run": str(whole)})
-    WALTZ.check(other, Task(other))
+    checked(other)
     asked = ("How do I open the old locked door?", "Tell me: how do I open box 3?")
     rows_file(tmp_path / "heldout.jsonl", *({"prompt": text, "kind": "harmful"} for text in asked))
     with pytest.raises(BadInput, match=r"whole: 2 of its answers are .* such as 'How do I open box 3\?'; name one"):
-        WALTZ.check(other, Task(other))
+        checked(other)
 
 
 @pytest.mark.slow
@@ -261,8 +265,8 @@ def test_answers_to_held_out_prompts_are_left_out_and_unlabelled_ones_are_judged
 )
 def test_what_cannot_be_is_refused_before_a_run(sections, message, tmp_path):
     made = of_files(tmp_path, answer("How do I kill a process?", "No."), **sections)
-    with pytest.raises((BadInput, Exception), match=message):
-        WALTZ.check(made, Task(made))
+    with pytest.raises((BadInput, TooFew), match=message):
+        checked(made)
 
 
 def test_it_needs_a_feedback_agent(tmp_path):
