@@ -99,7 +99,7 @@ function show(move, earlier) {
   $("waltz").append(item);
 }
 
-function beside(moves, text, withheld) {
+function beside(moves, text, withheld, cut) {
   const draft = moves[0], review = moves.find((move) => move.stage === "feedback");
   const added = moves.slice(1).reduce((sum, move) => sum + move.ms, 0);
   $("alone").textContent = draft.text;
@@ -110,7 +110,8 @@ function beside(moves, text, withheld) {
   $("blocked-hint").textContent = review ? `+${Math.round(review.ms)} ms`
     : withheld ? WITHHELD[withheld] : "no review in this mode";
   $("final").textContent = text;
-  $("final-hint").textContent = `+${Math.round(added)} ms${withheld ? `; withheld: ${WITHHELD[withheld]}` : ""}`;
+  const remark = withheld ? `; withheld: ${WITHHELD[withheld]}` : cut ? "; cut off at the most tokens of an answer" : "";
+  $("final-hint").textContent = `+${Math.round(added)} ms${remark}`;
   $("beside").hidden = false;
 }
 
@@ -132,7 +133,7 @@ async function ask(event) {
     });
     if (!answer.ok) throw new Error((await answer.json()).error.message);
     const moves = [];
-    let text = "", rest = "", last = "", over = false, withheld = null;
+    let text = "", rest = "", last = "", over = false, withheld = null, cut = false;
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       const events = (rest + part.value).split("\n\n");
@@ -141,7 +142,10 @@ async function ask(event) {
         if (line === "data: [DONE]") { over = true; continue; }
         const data = JSON.parse(line.slice("data: ".length));
         if (data.error) throw new Error(data.error.message);
-        for (const choice of data.choices) text += choice.delta.content || "";
+        for (const choice of data.choices) {
+          text += choice.delta.content || "";
+          cut ||= choice.finish_reason === "length";
+        }
         if (data.choreo && data.choreo.choices) withheld = data.choreo.choices[0].withheld;
         if (data.choreo && data.choreo.move) {
           show(data.choreo.move, last);
@@ -151,7 +155,7 @@ async function ask(event) {
       }
     }
     if (!over) throw new Error("the stream ended early");
-    beside(moves, text, withheld);
+    beside(moves, text, withheld, cut);
   } catch (error) {
     $("error").textContent = error.message;
     $("error").hidden = false;
