@@ -136,7 +136,9 @@ def _with_fault(prompt: Prompt, fault: str, rng: random.Random) -> str:
 def misread(request: Meaning, rng: random.Random, pool: Pools) -> Meaning:
     """What a request that names a deed or an action could be taken for."""
     if request.form == "define":
-        return replace(request, action=rng.choice([a for a in lexicon.ACTIONS if lexicon.sharp(a) and a != request.action]))
+        return replace(
+            request, action=rng.choice([a for a in lexicon.ACTIONS if lexicon.sharp(a) and a != request.action])
+        )
     return replace(request, deed=mistake(request, rng, pool))
 
 

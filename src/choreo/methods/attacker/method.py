@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,29 +18,32 @@ from choreo import config
 from choreo.errors import BadInput
 from choreo.methods.attacker.recipe import AttackerRecipe
 from choreo.methods.base import Method, Work, run_of_a_pair
+from choreo.runs.folder import read_info
 from choreo.types import Episode, Prompt, Sample
 
 if TYPE_CHECKING:  # these load PyTorch
     from choreo.environments.task import Task
-    from choreo.methods.one_model import OneModel
+    from choreo.methods.attacker.play import AttackerModel
     from choreo.runs.folder import Run
     from choreo.runs.progress import Progress
 
 PLAIN = "plain"  # the pair's answers to the prompts as they are
 POLICY = "policy"
+BEGUN = "target"  # in run.json: the pair that the run began with
 
 
-class Attacker(Method[AttackerRecipe, "OneModel"]):
+class Attacker(Method[AttackerRecipe, "AttackerModel"]):
     name, title = "attacker", "a trained attacker"
     recipe = AttackerRecipe
 
-    def load(self, recipe: AttackerRecipe, checkpoint: Path | None = None) -> OneModel:
-        from choreo.methods.one_model import OneModel
+    def load(self, recipe: AttackerRecipe, checkpoint: Path | None = None) -> AttackerModel:
+        from choreo.methods.attacker.play import AttackerModel
 
-        agents = OneModel.load(recipe, answer_tokens=recipe.prompt_tokens, policies=(POLICY,))
-        return agents.restored(checkpoint)
+        agents = AttackerModel.load(recipe, answer_tokens=recipe.prompt_tokens, policies=(POLICY,))
+        begun = read_info(checkpoint.parents[1]).get(BEGUN) if checkpoint else None
+        return replace(agents.restored(checkpoint), begun=begun)
 
-    def check(self, recipe: AttackerRecipe, task: Task, agents: OneModel, trains: bool = True) -> None:
+    def check(self, recipe: AttackerRecipe, task: Task, agents: AttackerModel, trains: bool = True) -> None:
         if recipe.environment != config.MICROWORLD or recipe.from_files():
             raise BadInput("attacker: trains in the microworld alone")
         if not recipe.target:
@@ -50,12 +54,15 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
         if trains and len(harmful) < recipe.intents:
             raise BadInput(f"intents = {recipe.intents}: there are {len(harmful)} harmful prompts to train on")
 
-    def train(self, recipe: AttackerRecipe, run: Run, task: Task, progress: Progress) -> OneModel:
+    def train(self, recipe: AttackerRecipe, run: Run, task: Task, progress: Progress) -> AttackerModel:
         from choreo.engine.learner import Learner
         from choreo.methods.attacker.play import AttackedPair
         from choreo.methods.one_model import training_loop
 
-        agents, target = self.load(recipe), AttackedPair.load(recipe.target)
+        # The pair is that of the run's start, though the target may have been trained further since.
+        target = AttackedPair.load(recipe.target, begun=run.info.get(BEGUN))
+        run.note(**{BEGUN: target.about})
+        agents = replace(self.load(recipe), begun=target.about)
         learner = Learner(agents.model.team, POLICY, lr=recipe.lr)
         harmful = target.pair.fitting(task.training()["harmful"], "harmful, training", progress)
         steps = recipe.warmup_steps + recipe.steps
@@ -83,7 +90,7 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
         self,
         system: str,
         recipe: AttackerRecipe,
-        agents: OneModel,
+        agents: AttackerModel,
         prompts: Sequence[Prompt],
         task: Task,
         on_progress: Callable[[int], None] = lambda done: None,
@@ -94,7 +101,7 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
         from choreo.methods.measuring import figures_of, judged_by_all
 
         asked = [prompt for prompt in prompts if prompt.kind == "harmful"]
-        target = AttackedPair.load(recipe.target)
+        target = AttackedPair.load(recipe.target, begun=agents.begun)
         if system != PLAIN:
             written = agents.answer(asked, seed=recipe.seed)
             asked = [rewritten(prompt, one.answers[-1].text) for prompt, one in zip(asked, written, strict=True)]
@@ -106,7 +113,7 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
 
 
 def _warm(
-    recipe: AttackerRecipe, agents: OneModel, learner: Any, harmful: Sequence[Prompt], rng: random.Random
+    recipe: AttackerRecipe, agents: AttackerModel, learner: Any, harmful: Sequence[Prompt], rng: random.Random
 ) -> dict[str, Any]:
     """Learns the prompts in other words."""
     from choreo.engine.losses import sft_loss
@@ -123,7 +130,7 @@ def _warm(
 
 
 def _rollout(
-    recipe: AttackerRecipe, agents: OneModel, target: Any, task: Task, drawn: Sequence[Prompt], step: int
+    recipe: AttackerRecipe, agents: AttackerModel, target: Any, task: Task, drawn: Sequence[Prompt], step: int
 ) -> tuple[list[Episode], list[Sample]]:
     """The pair's judged games on what the attacker wrote, and the attacker's samples, in the same order."""
     from choreo.judges.base import judge_episodes
