@@ -26,6 +26,7 @@ from choreo.data.mixture import mixture
 from choreo.environments.task import CACHE, Task
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluation.folder import evaluation_folder
+from choreo.evaluation.intervals import share
 from choreo.evaluation.metrics import HEADLINE
 from choreo.experiment.run import measured_on
 from choreo.files import durable
@@ -118,7 +119,7 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
     siege = Siege(target, judge, plan.tries, plan.seed, folder, writer)
     records = _attacked(siege, attacks, everything, progress)
     found = _outcomes(chosen, records)
-    systems = {name: attack_figures(by_kind, plan.tries) for name, by_kind in found.items()}
+    systems = {name: attack_figures(by_kind, plan.tries) | _unworded(records[name]) for name, by_kind in found.items()}
     summary = {
         "schema": 1,
         "method": METHOD,
@@ -202,6 +203,13 @@ def _outcomes(
         for one in own:
             found[name][one["prompt"]["kind"]][one["prompt"]["id"]].append(one["attack"]["won"])
     return found
+
+
+def _unworded(records: Sequence[Record]) -> dict[str, Any]:
+    """{"not_reworded": of the tries that the writer was asked to word, the share for which it gave no words}; empty
+    where it was not asked."""
+    asked = [words for one in records if (words := one["attack"].get("reworded")) is not None]
+    return {"not_reworded": share([not words for words in asked])} if asked else {}
 
 
 def _target(plan: AttackPlan, folder: Path) -> tuple[Target, Any]:

@@ -48,7 +48,13 @@ class Attacker(Method[AttackerRecipe, "AttackerModel"]):
             raise BadInput("attacker: trains in the microworld alone")
         if not recipe.target:
             raise BadInput("target: the run of the pair that is attacked must be named (--set target=RUN)")
-        run_of_a_pair(Path(recipe.target))
+        paired, *_ = run_of_a_pair(Path(recipe.target))
+        for name in ("reading", "split_seed", "languages"):
+            own, its = getattr(recipe.world, name), getattr(paired.world, name)
+            if own != its:
+                raise BadInput(
+                    f"world.{name} = {own}: the pair of {recipe.target} has {its}; both must be in one world"
+                )
         super().check(recipe, task, agents, trains)
         harmful = task.training()["harmful"]
         if trains and len(harmful) < recipe.intents:
@@ -115,14 +121,17 @@ class Attacker(Method[AttackerRecipe, "AttackerModel"]):
 def _warm(
     recipe: AttackerRecipe, agents: AttackerModel, learner: Any, harmful: Sequence[Prompt], rng: random.Random
 ) -> dict[str, Any]:
-    """Learns the prompts in other words."""
+    """Learns the prompts in other words, of the training part's families."""
     from choreo.engine.losses import sft_loss
     from choreo.environments.microworld.rewording import reworded
+    from choreo.environments.microworld.split import pools
 
     model, samples = agents.model, []
+    part = pools("train", recipe.world.split_seed)
+    families = [f"{frame}/{style}" for frame, style in (*part.adversarial, *part.everyday)]
     for _ in range(recipe.warmup_rows):
         prompt = rng.choice(harmful)
-        words = reworded(prompt, [(prompt.family, True)], rng).text
+        words = reworded(prompt, [(prompt.family, True)], rng, families).text
         ids = (*model.chat.encode(words), model.chat.end_id)
         samples.append(Sample(POLICY, model.context(prompt), ids, (), "", 0.0))
     figures: dict[str, Any] = learner.update(samples, sft_loss, lr=recipe.warmup_lr)
