@@ -23,7 +23,7 @@ from choreo.types import Episode, Prompt, Sample
 
 if TYPE_CHECKING:  # these load PyTorch
     from choreo.environments.task import Task
-    from choreo.methods.attacker.play import AttackerModel
+    from choreo.methods.attacker.play import Rewriter
     from choreo.runs.folder import Run
     from choreo.runs.progress import Progress
 
@@ -32,18 +32,18 @@ POLICY = "policy"
 BEGUN = "target"  # in run.json: the pair that the run began with
 
 
-class Attacker(Method[AttackerRecipe, "AttackerModel"]):
+class Attacker(Method[AttackerRecipe, "Rewriter"]):
     name, title = "attacker", "a trained attacker"
     recipe = AttackerRecipe
 
-    def load(self, recipe: AttackerRecipe, checkpoint: Path | None = None) -> AttackerModel:
-        from choreo.methods.attacker.play import AttackerModel
+    def load(self, recipe: AttackerRecipe, checkpoint: Path | None = None) -> Rewriter:
+        from choreo.methods.attacker.play import Rewriter
 
-        agents = AttackerModel.load(recipe, answer_tokens=recipe.prompt_tokens, policies=(POLICY,))
+        agents = Rewriter.load(recipe, answer_tokens=recipe.prompt_tokens, policies=(POLICY,))
         begun = read_info(checkpoint.parents[1]).get(BEGUN) if checkpoint else None
         return replace(agents.restored(checkpoint), begun=begun)
 
-    def check(self, recipe: AttackerRecipe, task: Task, agents: AttackerModel, trains: bool = True) -> None:
+    def check(self, recipe: AttackerRecipe, task: Task, agents: Rewriter, trains: bool = True) -> None:
         if recipe.environment != config.MICROWORLD or recipe.from_files():
             raise BadInput("attacker: trains in the microworld alone")
         if not recipe.target:
@@ -60,7 +60,7 @@ class Attacker(Method[AttackerRecipe, "AttackerModel"]):
         if trains and len(harmful) < recipe.intents:
             raise BadInput(f"intents = {recipe.intents}: there are {len(harmful)} harmful prompts to train on")
 
-    def train(self, recipe: AttackerRecipe, run: Run, task: Task, progress: Progress) -> AttackerModel:
+    def train(self, recipe: AttackerRecipe, run: Run, task: Task, progress: Progress) -> Rewriter:
         from choreo.engine.learner import Learner
         from choreo.methods.attacker.play import AttackedPair
         from choreo.methods.one_model import training_loop
@@ -96,7 +96,7 @@ class Attacker(Method[AttackerRecipe, "AttackerModel"]):
         self,
         system: str,
         recipe: AttackerRecipe,
-        agents: AttackerModel,
+        agents: Rewriter,
         prompts: Sequence[Prompt],
         task: Task,
         on_progress: Callable[[int], None] = lambda done: None,
@@ -119,7 +119,7 @@ class Attacker(Method[AttackerRecipe, "AttackerModel"]):
 
 
 def _warm(
-    recipe: AttackerRecipe, agents: AttackerModel, learner: Any, harmful: Sequence[Prompt], rng: random.Random
+    recipe: AttackerRecipe, agents: Rewriter, learner: Any, harmful: Sequence[Prompt], rng: random.Random
 ) -> dict[str, Any]:
     """Learns the prompts in other words, of the training part's families."""
     from choreo.engine.losses import sft_loss
@@ -139,7 +139,7 @@ def _warm(
 
 
 def _rollout(
-    recipe: AttackerRecipe, agents: AttackerModel, target: Any, task: Task, drawn: Sequence[Prompt], step: int
+    recipe: AttackerRecipe, agents: Rewriter, target: Any, task: Task, drawn: Sequence[Prompt], step: int
 ) -> tuple[list[Episode], list[Sample]]:
     """The pair's judged games on what the attacker wrote, and the attacker's samples, in the same order."""
     from choreo.judges.base import judge_episodes

@@ -60,7 +60,7 @@ class AttackedPair:
 
 
 @dataclass(frozen=True)
-class AttackerModel(OneModel):
+class Rewriter(OneModel):
     """The attacker's model. begun: what its run found of the pair when it began, as `AttackedPair.about`; None before
     that."""
 
