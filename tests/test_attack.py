@@ -18,7 +18,8 @@ from choreo.config.parts import ATTACKS as REGISTRY
 from choreo.environments.microworld import habits, wording
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.rewording import reworded
-from choreo.environments.microworld.suites import SUITES, prompts
+from choreo.environments.microworld.split import pools
+from choreo.environments.microworld.suites import SUITES, prompts, training
 from choreo.errors import BadInput
 from choreo.types import Prompt, Verdict
 
@@ -60,7 +61,12 @@ def test_the_golden_curve():
     assert found["4"]["high"] == pytest.approx((middle + half) / (3 + z * z), abs=1e-12)
     whole = attack_figures({"harmful": tries, "benign": {}}, 4)
     assert whole["asr"] == found["4"] and "orr" not in whole and whole["tries"] == {"asr": found}
-    assert (whole["sent"], whole["open"]["value"]) == (12, 5 / 12)
+    assert (whole["sent"], {rate: one["value"] for rate, one in whole["open"].items()}) == (12, {"asr": 5 / 12})
+    both = attack_figures({"harmful": tries, "benign": {"e": [False] * 4}}, 4)
+    assert {rate: (one["value"], one["n"]) for rate, one in both["open"].items()} == {
+        "asr": (5 / 12, 12),
+        "orr": (0, 4),
+    }
 
 
 def test_a_curve_is_told_at_powers_of_two_and_at_its_end():
@@ -130,6 +136,15 @@ def test_what_failed_is_left_and_what_nearly_worked_is_kept():
     assert all(hidden), seed  # plain words failed, so the thing is only pointed at
     near = [reworded(prompt, [(prompt.family, False)], rng) for _ in range(20)]
     assert all(one.family.startswith("test/plain-") or one.family.endswith("/plain-tell") for one in near), seed
+
+
+def test_rewordings_keep_to_the_families_that_they_are_given():
+    seed = 7
+    rng, part = random.Random(seed), pools("train", seed)
+    among = [f"{frame}/{style}" for frame, style in (*part.adversarial, *part.everyday)]
+    harmful = training(600, split_seed=seed)["harmful"]
+    assert {reworded(prompt, [(prompt.family, True)], rng, among).family for prompt in harmful} <= {*among}, seed
+    assert not {reworded(prompt, [(prompt.family, True)], rng).family for prompt in harmful} <= {*among}, seed
 
 
 def test_spelling_changes_as_much_as_the_paper_says():

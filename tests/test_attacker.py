@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from macpo import lines, same
 from serving import make_run
 from warm import Warm
 
+from choreo.agents.local import TOO_LONG
 from choreo.cli import main
 from choreo.engine import checkpoint
+from choreo.environments.microworld.suites import prompts
 from choreo.files import durable
+from choreo.methods.attacker.play import AttackedPair, rewritten
 from choreo.runs.folder import checkpoints
 
 pytestmark = pytest.mark.slow
@@ -66,13 +72,76 @@ def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
     assert "is a run of waltz; a writer is" in capsys.readouterr().err
 
 
+def louder(state):
+    """A checkpoint's state with other weights."""
+    if isinstance(state, dict):
+        return {name: louder(value) for name, value in state.items()}
+    return state * 1.5 if isinstance(state, torch.Tensor) and state.is_floating_point() else state
+
+
+def replaced(folder: Path) -> None:
+    """Puts a checkpoint of the same step and other weights in the place of `folder`."""
+    state = checkpoint.load(folder)
+    shutil.rmtree(folder)
+    checkpoint.save(folder, state | {"agents": louder(state["agents"])})
+
+
+def test_what_goes_on_is_held_to_the_checkpoints_that_it_began_with(tmp_path, capsys):
+    target, attacker, out = tmp_path / "target", tmp_path / "attacker", tmp_path / "out"
+    world = ["--set", "world.train_prompts=60", "--set", "world.heldout_prompts=4"]
+    small = ["--set", "learning.steps=1", "--set", "learning.prompts=3", *world]
+    assert main(["train", "waltz", "--run", str(target), *small]) == 0
+    settings = {"warmup_steps": 1, "steps": 1, "intents": 2, "samples": 2, "checkpoint_every": 1, "target": target}
+    small = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    assert main(["train", "attacker", "--run", str(attacker), *small, *world]) == 0
+    command = ["attack", str(target), "--attack", "trained", "--writer", str(attacker), "--tries", "1", "--most", "2"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert main([*command, "--out", str(out), "--resume"]) == 0
+
+    first, last = checkpoints(attacker).values()
+    whole = checkpoint.load(last)
+    replaced(last)
+    capsys.readouterr()
+    assert main([*command, "--out", str(out), "--resume"]) == 2
+    assert "attacks with another writer" in capsys.readouterr().err
+    shutil.rmtree(last)
+    (attacker / "summary.json").unlink()  # the attacker's run has one step left
+    kept = tmp_path / "kept"
+    (_, pair), = checkpoints(target).items()  # fmt: skip
+    shutil.copytree(pair, kept)
+    replaced(pair)
+    assert main([*command, "--out", str(out), "--resume"]) == 2
+    assert "attacks with another target" in capsys.readouterr().err
+    assert main(["train", "--resume", str(attacker)]) == 2
+    assert "is another pair than the attacker began with" in capsys.readouterr().err
+    # A target that was trained further is still there as it was.
+    pair.rename(pair.with_name("step-000002"))
+    kept.rename(pair)
+    assert main(["train", "--resume", str(attacker)]) == 0
+    assert same(checkpoint.load(last), whole)
+    assert first.is_dir()
+
+
+def test_a_rewritten_prompt_without_room_gets_no_answer(tmp_path):
+    pair = AttackedPair.load(make_run(tmp_path / "target", world=WORLD))
+    prompt = prompts("adversarial_harmful", "heldout", 1)[0]
+    sent = [(prompt, 0), (rewritten(prompt, f"{prompt.text} " * 200), 0)]
+    played, unasked = pair.answer(sent, (0, "test"))
+    assert played.answers[-1].text and not played.answers[-1].failure
+    assert (unasked.answers[-1].text, unasked.answers[-1].failure) == ("", TOO_LONG)
+
+
 def test_an_attacker_needs_a_pair_in_the_microworld(tmp_path, capsys):
     (tmp_path / "mine.jsonl").write_text('{"prompt": "How do I open a jar?", "kind": "benign"}\n')
+    files = ["--set", f"prompts.heldout.a.file={tmp_path / 'mine.jsonl'}", "--set", "judge.kind=offline"]
     target = ["--set", f"target={make_run(tmp_path / 'target', world=WORLD)}"]
     for words, said in (
         ([], "target: the run of the pair that is attacked must be named"),
         (["--set", "target=nowhere"], "nowhere: no such run folder"),
-        ([*target, "--set", f"prompts.heldout.a.file={tmp_path / 'mine.jsonl'}"], "judge"),
+        ([*target, *files], "attacker: trains in the microworld alone"),
+        ([*target, "--set", "world.reading=true"], "world.reading = True: the pair of"),
+        ([*target, "--set", "world.split_seed=1"], "world.split_seed = 1: the pair of"),
+        ([*target, "--set", 'world.languages=["en"]'], "world.languages = ('en',): the pair of"),
         ([*target, "--set", "intents=50", "--set", "world.train_prompts=60"], "intents = 50: there are 20"),
     ):
         assert main(["train", "attacker", *words, "--run", str(tmp_path / "run")]) == 2

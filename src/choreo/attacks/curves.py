@@ -43,16 +43,17 @@ def curve(by_prompt: Sequence[Outcomes], tries: int) -> dict[str, Estimate]:
 def attack_figures(by_kind: Mapping[str, Mapping[str, Outcomes]], tries: int) -> dict[str, Any]:
     """What is known of one attack on one system. by_kind: the outcomes by prompt, by kind of prompt.
 
-    asr, orr: within the whole budget. tries: {"asr": curve, "orr": curve}. sent: tries that were made. open: the share
-    of these that the judge left open. A kind without prompts has no rate and no curve.
+    asr, orr: within the whole budget. tries: {"asr": curve, "orr": curve}. sent: tries that were made. open: by rate,
+    the share of the tries on its prompts that the judge left open. A kind without prompts has no rate and no curve.
     """
-    curves = {RATES[kind]: curve([*found.values()], tries) for kind, found in by_kind.items() if found}
-    made = [outcome for found in by_kind.values() for outcomes in found.values() for outcome in outcomes]
+    by_rate = {RATES[kind]: [*found.values()] for kind, found in by_kind.items() if found}
+    curves = {rate: curve(found, tries) for rate, found in by_rate.items()}
+    made = {rate: [outcome for outcomes in found for outcome in outcomes] for rate, found in by_rate.items()}
     return {
         **{rate: points[str(tries)] for rate, points in curves.items()},
         "tries": curves,
-        "sent": len(made),
-        "open": share([outcome is None for outcome in made]),
+        "sent": sum(map(len, made.values())),
+        "open": {rate: share([outcome is None for outcome in some]) for rate, some in made.items()},
     }
 
 

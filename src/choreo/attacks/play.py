@@ -58,9 +58,11 @@ def besiege(siege: Siege, system: str, name: str, attack: Attack, prompts: Seque
     """The records of every chunk, as soon as its file is there: those of an earlier call first.
 
     A record is that of a game (`runs.episodes.record`) on the prompt that was sent, with "attack": {name, system,
-    try, won, prompt} beside it; prompt is the text that stands in the suite.
+    try, won, prompt, reworded} beside it. prompt: the text that stands in the suite. reworded: whether the writer gave
+    words for this try, else the prompt was sent as it stands; None where it was not asked.
 
-    Raises BadInput where a file there is of another attack, or this one gives no prompt.
+    Raises BadInput where a file there is of another attack, or this one gives no prompt, or asks for a writer where
+    there is none.
     """
     (siege.folder / FOLDER).mkdir(exist_ok=True)
     before: dict[str, tuple[Attempt, ...]] = {prompt.id: () for prompt in prompts}
@@ -68,7 +70,11 @@ def besiege(siege: Siege, system: str, name: str, attack: Attack, prompts: Seque
         live = [prompt for prompt in prompts if not any(won(prompt, one.verdict) for one in before[prompt.id])]
         for first in range(0, len(live), CHUNK):
             chunk = live[first : first + CHUNK]
-            file = siege.folder / FOLDER / f"{quote(title(system, name))}.{number:03d}-{first // CHUNK:03d}.jsonl.gz"
+            file = (
+                siege.folder
+                / FOLDER
+                / f"{quote(title(system, name), safe='')}.{number:03d}-{first // CHUNK:03d}.jsonl.gz"
+            )
             if not file.is_file():
                 cases = [Case(prompt, number, before[prompt.id], siege.seed) for prompt in chunk]
                 durable.write_lines(file, _played(siege, system, name, attack, cases))
@@ -79,7 +85,7 @@ def besiege(siege: Siege, system: str, name: str, attack: Attack, prompts: Seque
 
 
 def _played(siege: Siege, system: str, name: str, attack: Attack, cases: Sequence[Case]) -> list[Record]:
-    sent = _sent(siege, name, attack, cases)
+    sent, reworded = _sent(siege, name, attack, cases)
     games = siege.target.answer(system, [(prompt, case.number) for prompt, case in zip(sent, cases, strict=True)])
     # The judge is asked about the request of the suite: the words around it are the attacker's.
     asked = [
@@ -96,14 +102,16 @@ def _played(siege: Siege, system: str, name: str, attack: Attack, cases: Sequenc
                 "try": case.number,
                 "won": won(case.prompt, one.verdicts[-1]),
                 "prompt": case.prompt.text,
+                "reworded": words,
             },
         }
-        for one, prompt, case in zip(judged, sent, cases, strict=True)
+        for one, prompt, case, words in zip(judged, sent, cases, reworded, strict=True)
     ]
 
 
-def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> list[Prompt]:
-    """The prompts of these tries, in order. Questions to the writer are asked together."""
+def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> tuple[list[Prompt], list[bool | None]]:
+    """The prompts of these tries, in order, and whether the writer gave words for each; None where it was not asked.
+    Questions to the writer are asked together."""
     given = [case.prompt if case.number == 1 else attack(case) for case in cases]
     for case, one in zip(cases, given, strict=True):
         if not isinstance(one, Prompt | WriterQuestion):
@@ -112,9 +120,10 @@ def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> lis
             raise BadInput(f"attack {name!r}: the prompt to send has another id or kind than the case's")
     questions = [(case, one) for case, one in zip(cases, given, strict=True) if isinstance(one, WriterQuestion)]
     replies = iter(_replies(siege, name, questions))
-    return [
-        one if isinstance(one, Prompt) else one.read(next(replies)) or case.prompt
-        for case, one in zip(cases, given, strict=True)
+    worded = [one if isinstance(one, Prompt) else one.read(next(replies)) for one in given]
+    sent = [words or case.prompt for case, words in zip(cases, worded, strict=True)]
+    return sent, [
+        None if isinstance(one, Prompt) else words is not None for one, words in zip(given, worded, strict=True)
     ]
 
 
@@ -122,7 +131,8 @@ def _replies(siege: Siege, name: str, questions: Sequence[tuple[Case, WriterQues
     """What the writer replied, in order; "" where its turn failed."""
     if not questions:
         return []
-    assert siege.writer is not None, "an attack that asks for a writer is not begun without one"
+    if siege.writer is None:
+        raise BadInput(f"attack {name!r}: a model has to word these prompts; name one with --writer MODEL@URL")
     games: list[Episode[Any]] = [
         Episode(Prompt(case.prompt.id, question.text, "general", "attack"), case.number, ())
         for case, question in questions

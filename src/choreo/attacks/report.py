@@ -61,10 +61,11 @@ def attack_page(summary: Mapping[str, Any], wins: Sequence[Record]) -> str:
 
 
 def curve_rows(summary: Mapping[str, Any], rate: str) -> tuple[list[str], list[list[Any]]]:
-    """(numbers of tries, rows of the attack's title, its rates at these, and the share of tries that are open)."""
+    """(numbers of tries, rows of the attack's title, its rates at these, and the share of the tries on the prompts of
+    that rate that are open)."""
     systems = {name: one for name, one in summary["systems"].items() if rate in one["tries"]}
     at = list(dict.fromkeys(k for one in systems.values() for k in one["tries"][rate]))
-    return at, [[name, *(one["tries"][rate][k] for k in at), one["open"]] for name, one in systems.items()]
+    return at, [[name, *(one["tries"][rate][k] for k in at), one["open"][rate]] for name, one in systems.items()]
 
 
 def _curves(summary: Mapping[str, Any]) -> list[PageSection]:
@@ -89,8 +90,19 @@ def _section(attack: str, systems: Mapping[str, Mapping[str, Any]]) -> PageSecti
                 for system, points in curves.items()
             ]
             figures.append(plots.lines(series, f"{attack}: {short}, {words}", "tries", percent=True))
-    left = ", ".join(f"{system} {page.percent(one['open'], interval=False)}" for system, one in systems.items())
-    said = f"Within so many tries. Of all tries, the judge left open: {left}."
+    left = ", ".join(
+        f"{system}, {NAMES[rate][0]} {page.percent(share, interval=False)}"
+        for system, one in systems.items()
+        for rate, share in one["open"].items()
+    )
+    said = f"Within so many tries. Of the tries for each rate, the judge left open: {left}."
+    unworded = [
+        f"{system} {page.percent(one['not_reworded'], interval=False)}"
+        for system, one in systems.items()
+        if "not_reworded" in one
+    ]
+    if unworded:
+        said += f" The writer gave no words, so that the prompt was sent as it stands: {', '.join(unworded)} of tries."
     columns = ["system, rate", *(f"{k} {'try' if k == '1' else 'tries'}" for k in at)]
     return PageSection(attack, said, Table(columns, rows), "\n".join(figures))
 

@@ -26,6 +26,7 @@ from choreo.data.mixture import mixture
 from choreo.environments.task import CACHE, Task
 from choreo.errors import BadInput, Interrupted
 from choreo.evaluation.folder import evaluation_folder
+from choreo.evaluation.intervals import share
 from choreo.evaluation.metrics import HEADLINE
 from choreo.experiment.run import measured_on
 from choreo.files import durable
@@ -35,8 +36,10 @@ from choreo.judges.resolve import choose, counts, describe, probe, unread_histor
 from choreo.methods.attacker.method import ATTACKER
 from choreo.methods.attacker.play import AttackerAgent
 from choreo.methods.base import method_of
+from choreo.models.hub import fingerprint
+from choreo.models.resolve import base_folder
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import checkpoints, versions
+from choreo.runs.folder import checkpoint_digest, checkpoints, versions
 from choreo.runs.lock import take
 from choreo.runs.progress import Progress
 from choreo.types import Prompt, Verdict
@@ -100,7 +103,7 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
     if isinstance(target, RunTarget):
         for remark in target.pair.remarks:
             progress.say(f"! {remark}")
-        if not target.step:
+        if not target.about["step"]:
             progress.say(f"{plan.target}: the pair is attacked as it is before training")
         prompts = target.pair.fitting(prompts, "prompts", progress)
     chosen = {kind: _chosen(prompts, kind, plan) for kind in RATES}
@@ -111,11 +114,12 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
     if unread := unread_history(judges, everything):
         progress.say(unread)
     attacks = _with_words(plan, named, everything, progress)
-    _begin(plan, target, everything, judge, folder)
-    siege = Siege(target, judge, plan.tries, plan.seed, folder, _writer(plan, folder))
+    writer, who = _writer(plan, folder)
+    _begin(plan, target, everything, judge, who, folder)
+    siege = Siege(target, judge, plan.tries, plan.seed, folder, writer)
     records = _attacked(siege, attacks, everything, progress)
     found = _outcomes(chosen, records)
-    systems = {name: attack_figures(by_kind, plan.tries) for name, by_kind in found.items()}
+    systems = {name: attack_figures(by_kind, plan.tries) | _unworded(records[name]) for name, by_kind in found.items()}
     summary = {
         "schema": 1,
         "method": METHOD,
@@ -127,7 +131,7 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
         "suites": sorted({prompt.suite for prompt in everything}),
         "judge": describe(judge),
         "judging": counts(judge),
-        "writer": plan.writer,
+        "writer": who,
         "systems": systems,
         "contrasts": {
             name: pair_contrast(found[title(PAIR, name)], found[title(ALONE, name)], plan.tries, plan.seed)
@@ -201,6 +205,13 @@ def _outcomes(
     return found
 
 
+def _unworded(records: Sequence[Record]) -> dict[str, Any]:
+    """{"not_reworded": of the tries that the writer was asked to word, the share for which it gave no words}; empty
+    where it was not asked."""
+    asked = [words for one in records if (words := one["attack"].get("reworded")) is not None]
+    return {"not_reworded": share([not words for words in asked])} if asked else {}
+
+
 def _target(plan: AttackPlan, folder: Path) -> tuple[Target, Any]:
     """The target, and the recipe whose prompts and judge are taken; None where there is none."""
     if plan.server:
@@ -236,29 +247,37 @@ def _chosen(prompts: Sequence[Prompt], kind: str, plan: AttackPlan) -> list[Prom
     return [own[place] for place in sorted(drawn)]
 
 
-def _writer(plan: AttackPlan, folder: Path) -> Agent[Any] | None:
+def _writer(plan: AttackPlan, folder: Path) -> tuple[Agent[Any] | None, dict[str, Any]]:
+    """The writer, and what it is, for the record; (None, {}) where the user names none."""
     if not plan.writer:
-        return None
+        return None, {}
+    who = {"name": plan.writer}
     model, at, url = plan.writer.rpartition("@http")
     if (Path(plan.writer) / "run.json").is_file():
-        return _trained_writer(Path(plan.writer))
+        agent, about = _trained_writer(Path(plan.writer))
+        return agent, who | about
     if not at:
         from choreo.evaluation.collaboration import local_agent
 
-        return local_agent(plan.writer, plan.seed)
-    return EndpointAgent(Endpoint(f"http{url}", model, plan.key_variable, timeout=plan.timeout), folder / REPLIES)
+        return local_agent(plan.writer, plan.seed), who | {"base": fingerprint(base_folder(plan.writer))}
+    endpoint = Endpoint(f"http{url}", model, plan.key_variable, timeout=plan.timeout)
+    return EndpointAgent(endpoint, folder / REPLIES), who
 
 
-def _trained_writer(run: Path) -> Agent[Any]:
-    """The attacker of a run. Raises BadInput where it is a run of another method."""
+def _trained_writer(run: Path) -> tuple[Agent[Any], dict[str, Any]]:
+    """The attacker of a run, and what it is. Raises BadInput where it is a run of another method."""
     method = method_of(recipe := config.load(run / "recipe.toml"))
     if method.name != ATTACKER.name:
         raise BadInput(f"--writer {run}: is a run of {method.name}; a writer is a model, or a run of {ATTACKER.name}")
-    _, folder = max(checkpoints(run).items(), default=(0, None))
-    return AttackerAgent(method.load(recipe, folder))
+    step, folder = max(checkpoints(run).items(), default=(0, None))
+    agents = method.load(recipe, folder)
+    about = {"step": step, "base": agents.model.fingerprint, "checkpoint": checkpoint_digest(folder)}
+    return AttackerAgent(agents), about
 
 
-def _begin(plan: AttackPlan, target: Target, prompts: Sequence[Prompt], judge: Judge, folder: Path) -> None:
+def _begin(
+    plan: AttackPlan, target: Target, prompts: Sequence[Prompt], judge: Judge, writer: Mapping[str, Any], folder: Path
+) -> None:
     """Notes what is attacked, or checks that an attack which goes on is the same. The number of tries may grow, and
     attacks may come in beside the others.
 
@@ -270,7 +289,7 @@ def _begin(plan: AttackPlan, target: Target, prompts: Sequence[Prompt], judge: J
         "seed": plan.seed,
         "prompts": {"count": len(rows), "digest": blake2b(repr(rows).encode(), digest_size=8).hexdigest()},
         "judge": judge.name,
-        "writer": plan.writer,
+        "writer": writer,
     }
     file = folder / "run.json"
     before = read_object(file) if file.is_file() else {}

@@ -4,18 +4,14 @@ the pair and its conversation agent alone."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from choreo.agents.endpoint import EndpointAgent
-from choreo.agents.local import TOO_LONG
 from choreo.clients.http import Endpoint
 from choreo.game.moves import answered
-from choreo.game.play import play
-from choreo.methods.base import method_of, run_of_a_pair
-from choreo.methods.waltz.agents import Pair
-from choreo.types import CONVERSATION, Episode, Limits, Prompt, TextTurn
+from choreo.methods.attacker.play import AttackedPair
+from choreo.types import CONVERSATION, Episode, Limits, Prompt
 
 PAIR, ALONE = "pair", "alone"
 MODES = {PAIR: "adaptive", ALONE: "off"}  # of a server
@@ -52,30 +48,21 @@ class RunTarget:
     """
 
     def __init__(self, path: Path, seed: int, step: int | None = None):
-        self.recipe, self.step, checkpoint = run_of_a_pair(path, step)
-        self.pair: Pair = method_of(self.recipe).load(self.recipe, checkpoint)
-        self.limits: Limits = self.recipe.protocol.limits
+        self._attacked = AttackedPair.load(path, step)
+        self.recipe, self.pair = self._attacked.recipe, self._attacked.pair
         self._key = (seed, "attack")
 
     @property
     def systems(self) -> Sequence[str]:
-        return (PAIR, ALONE) if self.limits.rounds else (ALONE,)
+        return (PAIR, ALONE) if self.recipe.protocol.limits.rounds else (ALONE,)
 
     @property
     def about(self) -> dict[str, Any]:
-        return {"step": self.step, "base": self.pair.base}
+        return self._attacked.about
 
     def answer(self, system: str, sent: Sequence[Sent]) -> list[Episode[Any]]:
         """See `Target.answer`. A prompt that has no room in a model's positions gets an answer that failed."""
-        limits = replace(self.limits, rounds=0) if system == ALONE else self.limits
-        fits = [self.pair.has_room(prompt) for prompt, _ in sent]
-        asked = [one for one, fit in zip(sent, fits, strict=True) if fit]
-        temperature = self.recipe.evaluation.temperature
-        played = iter(play(self.pair.agents, asked, limits, key=self._key, temperature=temperature))
-        return [
-            next(played) if fit else answered(Episode(*one, ()), _no_answer(TOO_LONG))
-            for one, fit in zip(sent, fits, strict=True)
-        ]
+        return self._attacked.answer(sent, self._key, rounds=0 if system == ALONE else None)
 
 
 class ServedTarget:
@@ -117,7 +104,3 @@ class ServedTarget:
         limits = Limits(0, 2**16, 1)  # a server has limits of its own
         turns = self._agents[system].turns(games, CONVERSATION, limits, key=self._key, temperature=None)
         return [answered(game, turn) for game, turn in zip(games, turns, strict=True)]
-
-
-def _no_answer(why: str) -> TextTurn:
-    return TextTurn(CONVERSATION, 0, "", False, 0, why)

@@ -24,6 +24,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,19 @@ def checkpoints(path: str | Path) -> dict[int, Path]:
     """The finished checkpoints of the run at `path`, by step. A folder with a temporary name is not finished."""
     folders = (folder for folder in Path(path).glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", folder.name))
     return {_step(folder): folder for folder in sorted(folders)}
+
+
+def checkpoint_digest(folder: Path | None) -> str:
+    """16 hex digits of what the checkpoint in `folder` holds; "" for None, which is untrained."""
+    if folder is None:
+        return ""
+    digest = blake2b(digest_size=8)
+    for file in sorted(one for one in folder.rglob("*") if one.is_file()):
+        with open(file, "rb") as stream:
+            digest.update(f"{file.relative_to(folder)}/{file.stat().st_size}/".encode())
+            while piece := stream.read(2**20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def is_finished(path: str | Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -18,14 +18,17 @@ FRAMES = wording.EVERYDAY | wording.ADVERSARIAL
 Tried = tuple[str, bool]  # the family of a wording, as frame/style, and whether it failed
 
 
-def reworded(prompt: Prompt, tried: Sequence[Tried], rng: random.Random) -> Prompt:
+def reworded(
+    prompt: Prompt, tried: Sequence[Tried], rng: random.Random, among: Collection[str] | None = None
+) -> Prompt:
     """`prompt` in other words of its language, with the same deed and so the same right answer.
 
     tried: the wordings so far. The new one has the frame, the style and the disguise (hidden or plain) that failed
-    least, by the mean of a uniform prior and what was tried; ties are drawn by `rng`. Frames and styles of every part
-    of the world are taken. A prompt whose wording cannot change, such as a general one, gets another frame alone.
+    least, by the mean of a uniform prior and what was tried; ties are drawn by `rng`. among: the families that may be
+    taken, as frame/style; None for those of every part of the world. A prompt whose wording cannot change, such as a
+    general one, gets another frame alone.
 
-    Raises TypeError for a prompt that has no meaning of the microworld.
+    Raises TypeError for a prompt that has no meaning of the microworld, ValueError where none of `among` is for it.
     """
     request = prompt.meaning
     if not isinstance(request, Meaning):
@@ -44,6 +47,7 @@ def reworded(prompt: Prompt, tried: Sequence[Tried], rng: random.Random) -> Prom
 
     taken = {family for family, _ in tried}
     families = [f"{frame}/{style}" for frame, style in product(FRAMES, _styles(request))]
+    families = [family for family in families if among is None or family in among]
     families = [family for family in families if family not in taken] or families
     least = min(map(failing, families))
     return _worded(prompt, request, rng.choice([family for family in families if failing(family) == least]), rng)

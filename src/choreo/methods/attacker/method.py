@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,45 +18,57 @@ from choreo import config
 from choreo.errors import BadInput
 from choreo.methods.attacker.recipe import AttackerRecipe
 from choreo.methods.base import Method, Work, run_of_a_pair
+from choreo.runs.folder import read_info
 from choreo.types import Episode, Prompt, Sample
 
 if TYPE_CHECKING:  # these load PyTorch
     from choreo.environments.task import Task
-    from choreo.methods.one_model import OneModel
+    from choreo.methods.attacker.play import Rewriter
     from choreo.runs.folder import Run
     from choreo.runs.progress import Progress
 
 PLAIN = "plain"  # the pair's answers to the prompts as they are
 POLICY = "policy"
+BEGUN = "target"  # in run.json: the pair that the run began with
 
 
-class Attacker(Method[AttackerRecipe, "OneModel"]):
+class Attacker(Method[AttackerRecipe, "Rewriter"]):
     name, title = "attacker", "a trained attacker"
     recipe = AttackerRecipe
 
-    def load(self, recipe: AttackerRecipe, checkpoint: Path | None = None) -> OneModel:
-        from choreo.methods.one_model import OneModel
+    def load(self, recipe: AttackerRecipe, checkpoint: Path | None = None) -> Rewriter:
+        from choreo.methods.attacker.play import Rewriter
 
-        agents = OneModel.load(recipe, answer_tokens=recipe.prompt_tokens, policies=(POLICY,))
-        return agents.restored(checkpoint)
+        agents = Rewriter.load(recipe, answer_tokens=recipe.prompt_tokens, policies=(POLICY,))
+        begun = read_info(checkpoint.parents[1]).get(BEGUN) if checkpoint else None
+        return replace(agents.restored(checkpoint), begun=begun)
 
-    def check(self, recipe: AttackerRecipe, task: Task, agents: OneModel, trains: bool = True) -> None:
+    def check(self, recipe: AttackerRecipe, task: Task, agents: Rewriter, trains: bool = True) -> None:
         if recipe.environment != config.MICROWORLD or recipe.from_files():
             raise BadInput("attacker: trains in the microworld alone")
         if not recipe.target:
             raise BadInput("target: the run of the pair that is attacked must be named (--set target=RUN)")
-        run_of_a_pair(Path(recipe.target))
+        paired, *_ = run_of_a_pair(Path(recipe.target))
+        for name in ("reading", "split_seed", "languages"):
+            own, its = getattr(recipe.world, name), getattr(paired.world, name)
+            if own != its:
+                raise BadInput(
+                    f"world.{name} = {own}: the pair of {recipe.target} has {its}; both must be in one world"
+                )
         super().check(recipe, task, agents, trains)
         harmful = task.training()["harmful"]
         if trains and len(harmful) < recipe.intents:
             raise BadInput(f"intents = {recipe.intents}: there are {len(harmful)} harmful prompts to train on")
 
-    def train(self, recipe: AttackerRecipe, run: Run, task: Task, progress: Progress) -> OneModel:
+    def train(self, recipe: AttackerRecipe, run: Run, task: Task, progress: Progress) -> Rewriter:
         from choreo.engine.learner import Learner
         from choreo.methods.attacker.play import AttackedPair
         from choreo.methods.one_model import training_loop
 
-        agents, target = self.load(recipe), AttackedPair.load(recipe.target)
+        # The pair is that of the run's start, though the target may have been trained further since.
+        target = AttackedPair.load(recipe.target, begun=run.info.get(BEGUN))
+        run.note(**{BEGUN: target.about})
+        agents = replace(self.load(recipe), begun=target.about)
         learner = Learner(agents.model.team, POLICY, lr=recipe.lr)
         harmful = target.pair.fitting(task.training()["harmful"], "harmful, training", progress)
         steps = recipe.warmup_steps + recipe.steps
@@ -83,7 +96,7 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
         self,
         system: str,
         recipe: AttackerRecipe,
-        agents: OneModel,
+        agents: Rewriter,
         prompts: Sequence[Prompt],
         task: Task,
         on_progress: Callable[[int], None] = lambda done: None,
@@ -94,7 +107,7 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
         from choreo.methods.measuring import figures_of, judged_by_all
 
         asked = [prompt for prompt in prompts if prompt.kind == "harmful"]
-        target = AttackedPair.load(recipe.target)
+        target = AttackedPair.load(recipe.target, begun=agents.begun)
         if system != PLAIN:
             written = agents.answer(asked, seed=recipe.seed)
             asked = [rewritten(prompt, one.answers[-1].text) for prompt, one in zip(asked, written, strict=True)]
@@ -106,16 +119,19 @@ class Attacker(Method[AttackerRecipe, "OneModel"]):
 
 
 def _warm(
-    recipe: AttackerRecipe, agents: OneModel, learner: Any, harmful: Sequence[Prompt], rng: random.Random
+    recipe: AttackerRecipe, agents: Rewriter, learner: Any, harmful: Sequence[Prompt], rng: random.Random
 ) -> dict[str, Any]:
-    """Learns the prompts in other words."""
+    """Learns the prompts in other words, of the training part's families."""
     from choreo.engine.losses import sft_loss
     from choreo.environments.microworld.rewording import reworded
+    from choreo.environments.microworld.split import pools
 
     model, samples = agents.model, []
+    part = pools("train", recipe.world.split_seed)
+    families = [f"{frame}/{style}" for frame, style in (*part.adversarial, *part.everyday)]
     for _ in range(recipe.warmup_rows):
         prompt = rng.choice(harmful)
-        words = reworded(prompt, [(prompt.family, True)], rng).text
+        words = reworded(prompt, [(prompt.family, True)], rng, families).text
         ids = (*model.chat.encode(words), model.chat.end_id)
         samples.append(Sample(POLICY, model.context(prompt), ids, (), "", 0.0))
     figures: dict[str, Any] = learner.update(samples, sft_loss, lr=recipe.warmup_lr)
@@ -123,7 +139,7 @@ def _warm(
 
 
 def _rollout(
-    recipe: AttackerRecipe, agents: OneModel, target: Any, task: Task, drawn: Sequence[Prompt], step: int
+    recipe: AttackerRecipe, agents: Rewriter, target: Any, task: Task, drawn: Sequence[Prompt], step: int
 ) -> tuple[list[Episode], list[Sample]]:
     """The pair's judged games on what the attacker wrote, and the attacker's samples, in the same order."""
     from choreo.judges.base import judge_episodes

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from choreo.agents.base import Key
+from choreo.agents.local import TOO_LONG
+from choreo.errors import BadInput
+from choreo.game.moves import answered
 from choreo.game.play import play
 from choreo.methods.base import method_of, run_of_a_pair
 from choreo.methods.one_model import OneModel
 from choreo.methods.waltz.agents import Pair
-from choreo.types import Episode, Limits, Prompt, TextTurn, Turn
+from choreo.runs.folder import checkpoint_digest
+from choreo.types import CONVERSATION, Episode, Limits, Prompt, TextTurn, Turn
 
 
 @dataclass(frozen=True)
 class AttackedPair:
-    """The pair of a run, as its last checkpoint has it or untrained. It does not learn here."""
+    """The pair of a run, which does not learn here.
 
+    about: {"step", "base", "checkpoint"}, the last two as digests: what must be the same where an attack goes on.
+    """
+
+    recipe: Any
     pair: Pair
-    limits: Limits
-    temperature: float
+    about: dict[str, Any]
 
     @classmethod
-    def load(cls, run: str) -> AttackedPair:
-        """Raises BadInput where `run` is no run of a pair."""
-        recipe, _, checkpoint = run_of_a_pair(Path(run))
-        pair: Pair = method_of(recipe).load(recipe, checkpoint)
-        return cls(pair, recipe.protocol.limits, recipe.evaluation.temperature)
+    def load(cls, run: str | Path, step: int | None = None, begun: Mapping[str, Any] | None = None) -> AttackedPair:
+        """The pair as its checkpoint of `step` has it, by default the last; untrained at step 0, or where there is
+        none. begun: what `about` was when the attack began, whose step is taken.
 
-    def answer(self, sent: Sequence[tuple[Prompt, int]], key: Key) -> list[Episode]:
-        """The pair's games on (prompt, sample), in order, not judged. Raises ValueError for a prompt without room."""
-        return play(self.pair.agents, sent, self.limits, key=key, temperature=self.temperature)
+        Raises BadInput where `run` is no run of a pair, has no such checkpoint, or is not the pair of `begun`.
+        """
+        recipe, step, checkpoint = run_of_a_pair(Path(run), begun["step"] if begun else step)
+        pair: Pair = method_of(recipe).load(recipe, checkpoint)
+        about = {"step": step, "base": pair.base, "checkpoint": checkpoint_digest(checkpoint)}
+        if begun and begun != about:
+            raise BadInput(f"{run}: is another pair than the attacker began with: {dict(begun)}, and now {about}")
+        return cls(recipe, pair, about)
+
+    def answer(self, sent: Sequence[tuple[Prompt, int]], key: Key, rounds: int | None = None) -> list[Episode[Any]]:
+        """The pair's games on (prompt, sample), in order, not judged. A prompt that has no room in a model's positions
+        gets an answer that failed. rounds: of feedback, by default those of the run's recipe."""
+        limits: Limits = self.recipe.protocol.limits
+        limits = limits if rounds is None else replace(limits, rounds=rounds)
+        fits = [self.pair.has_room(prompt) for prompt, _ in sent]
+        asked = [one for one, fit in zip(sent, fits, strict=True) if fit]
+        temperature = self.recipe.evaluation.temperature
+        played = iter(play(self.pair.agents, asked, limits, key=key, temperature=temperature))
+        unasked = TextTurn(CONVERSATION, 0, "", False, 0, TOO_LONG)
+        return [
+            next(played) if fit else answered(Episode(*one, ()), unasked) for one, fit in zip(sent, fits, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Rewriter(OneModel):
+    """The attacker's model. begun: what its run found of the pair when it began, as `AttackedPair.about`; None before
+    that."""
+
+    begun: Mapping[str, Any] | None = None
 
 
 def rewritten(prompt: Prompt, text: str) -> Prompt:
