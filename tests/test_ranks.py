@@ -24,7 +24,7 @@ from choreo.runs.progress import Progress
 
 pytestmark = pytest.mark.slow
 
-STEPS = 12
+STEPS = 10
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -63,18 +63,10 @@ def test_two_ranks_are_one_process_though_one_is_killed_and_all_are_stopped(tmp_
 
     process = in_ranks("--resume", run, ranks=3)
     until_step(run, 6, process)
-    process.send_signal(signal.SIGINT)  # as Ctrl-C
-    out, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and "interrupted" in said and f"--resume {run}" in said, (out, said)
-    assert said.count("stopping as soon as nothing is lost") == 1
-    assert max(checkpoints(run)) == len(lines(run)) < STEPS  # the step in hand was finished and saved
-
-    process = in_ranks("--resume", run)
-    until_step(run, 8, process)
-    process.send_signal(signal.SIGTERM)  # as Slurm and Kubernetes
+    process.send_signal(signal.SIGTERM)  # as Slurm and Kubernetes; Ctrl-C goes the same way (test_runs.py)
     out, said = process.communicate(timeout=120)
     assert process.returncode == 75 and said.count("terminated") == 1 and f"--resume {run}" in said, (out, said)
-    assert max(checkpoints(run)) == len(lines(run)) < STEPS
+    assert max(checkpoints(run)) == len(lines(run)) < STEPS  # the step in hand was finished and saved
 
     process = in_ranks("--resume", run, "--json")
     out, said = process.communicate(timeout=300)
