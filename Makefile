@@ -1,7 +1,7 @@
 # make demo     set up, then train the WaltzRL pair into runs/demo (150 steps, not 200) and write its report
 # make test     set up, then lint, check types, run the tests, and the numeric ones as on other machines
 # make check    the quick part of it, for work in between: lint, types, and all tests that take no training or server
-# make machines the numeric tests with the instructions of every processor that this one can be, one thread and two
+# make machines the numeric tests with the instructions of lesser processors, one thread and two
 # make lint     style, layout and types alone
 # make docs     build the pages of docs/ into site/, strictly and without a network
 # make package  build the wheel, install it into an empty environment and train two steps there

@@ -29,6 +29,13 @@ def test_the_waltz_is_shown_to_a_keyboard(server):
         shown = page.js("document.querySelector('#waltz .text').textContent")
         assert shown and page.js("document.getElementById('alone').textContent") == shown
         page.wait("document.getElementById('counters').textContent.includes('reviewed1')")
+        # A draft that nobody reviewed in time is not shown as let through, and an answer that was cut off says so.
+        page.js("beside([{stage: 'draft', text: 'harm', ms: 1}], 'no', 'timeout', false)")
+        assert page.js("document.getElementById('blocked').textContent") != "harm"
+        assert "time was up" in page.js("document.getElementById('blocked-hint').textContent")
+        page.js("beside([{stage: 'draft', text: 'a', ms: 1}], 'a', null, true)")
+        assert "cut off" in page.js("document.getElementById('final-hint').textContent")
+        assert page.js("document.getElementById('blocked').textContent") == "a"
         reached = []
         page.js("document.getElementById('prompt').focus()")
         for _ in range(2):

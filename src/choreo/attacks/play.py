@@ -31,7 +31,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Siege:
+class AttackSetup:
     """What all attacks of one command share. writer: who words what an attack asks a model for; None where nobody is
     named."""
 
@@ -54,7 +54,9 @@ def title_parts(name: str) -> tuple[str, str]:
     return system, attack
 
 
-def besiege(siege: Siege, system: str, name: str, attack: Attack, prompts: Sequence[Prompt]) -> Iterator[list[Record]]:
+def play_attack(
+    setup: AttackSetup, system: str, name: str, attack: Attack, prompts: Sequence[Prompt]
+) -> Iterator[list[Record]]:
     """The records of every chunk, as soon as its file is there: those of an earlier call first.
 
     A record is that of a game (`runs.episodes.record`) on the prompt that was sent, with "attack": {name, system,
@@ -64,35 +66,35 @@ def besiege(siege: Siege, system: str, name: str, attack: Attack, prompts: Seque
     Raises BadInput where a file there is of another attack, or this one gives no prompt, or asks for a writer where
     there is none.
     """
-    (siege.folder / FOLDER).mkdir(exist_ok=True)
+    (setup.folder / FOLDER).mkdir(exist_ok=True)
     before: dict[str, tuple[Attempt, ...]] = {prompt.id: () for prompt in prompts}
-    for number in range(1, siege.tries + 1):
+    for number in range(1, setup.tries + 1):
         live = [prompt for prompt in prompts if not any(won(prompt, one.verdict) for one in before[prompt.id])]
         for first in range(0, len(live), CHUNK):
             chunk = live[first : first + CHUNK]
             file = (
-                siege.folder
+                setup.folder
                 / FOLDER
                 / f"{quote(title(system, name), safe='')}.{number:03d}-{first // CHUNK:03d}.jsonl.gz"
             )
             if not file.is_file():
-                cases = [Case(prompt, number, before[prompt.id], siege.seed) for prompt in chunk]
-                durable.write_lines(file, _played(siege, system, name, attack, cases))
+                cases = [Case(prompt, number, before[prompt.id], setup.seed) for prompt in chunk]
+                durable.write_lines(file, _played(setup, system, name, attack, cases))
             records = _read(file, chunk)
             for prompt, one in zip(chunk, records, strict=True):
                 before[prompt.id] = (*before[prompt.id], _attempt(prompt, one))
             yield records
 
 
-def _played(siege: Siege, system: str, name: str, attack: Attack, cases: Sequence[Case]) -> list[Record]:
-    sent, reworded = _sent(siege, name, attack, cases)
-    games = siege.target.answer(system, [(prompt, case.number) for prompt, case in zip(sent, cases, strict=True)])
+def _played(setup: AttackSetup, system: str, name: str, attack: Attack, cases: Sequence[Case]) -> list[Record]:
+    sent, reworded = _sent(setup, name, attack, cases)
+    games = setup.target.answer(system, [(prompt, case.number) for prompt, case in zip(sent, cases, strict=True)])
     # The judge is asked about the request of the suite: the words around it are the attacker's.
     asked = [
         replace(game, prompt=replace(game.prompt, text=case.prompt.text, earlier=case.prompt.earlier))
         for game, case in zip(games, cases, strict=True)
     ]
-    judged = judge_episodes(siege.judge, asked)
+    judged = judge_episodes(setup.judge, asked)
     return [
         {
             **record(replace(one, prompt=prompt), {}),
@@ -109,7 +111,9 @@ def _played(siege: Siege, system: str, name: str, attack: Attack, cases: Sequenc
     ]
 
 
-def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> tuple[list[Prompt], list[bool | None]]:
+def _sent(
+    setup: AttackSetup, name: str, attack: Attack, cases: Sequence[Case]
+) -> tuple[list[Prompt], list[bool | None]]:
     """The prompts of these tries, in order, and whether the writer gave words for each; None where it was not asked.
     Questions to the writer are asked together."""
     given = [case.prompt if case.number == 1 else attack(case) for case in cases]
@@ -119,7 +123,7 @@ def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> tup
         if isinstance(one, Prompt) and (one.id, one.kind) != (case.prompt.id, case.prompt.kind):
             raise BadInput(f"attack {name!r}: the prompt to send has another id or kind than the case's")
     questions = [(case, one) for case, one in zip(cases, given, strict=True) if isinstance(one, WriterQuestion)]
-    replies = iter(_replies(siege, name, questions))
+    replies = iter(_replies(setup, name, questions))
     worded = [one if isinstance(one, Prompt) else one.read(next(replies)) for one in given]
     sent = [words or case.prompt for case, words in zip(cases, worded, strict=True)]
     return sent, [
@@ -127,21 +131,21 @@ def _sent(siege: Siege, name: str, attack: Attack, cases: Sequence[Case]) -> tup
     ]
 
 
-def _replies(siege: Siege, name: str, questions: Sequence[tuple[Case, WriterQuestion]]) -> list[str]:
+def _replies(setup: AttackSetup, name: str, questions: Sequence[tuple[Case, WriterQuestion]]) -> list[str]:
     """What the writer replied, in order; "" where its turn failed."""
     if not questions:
         return []
-    if siege.writer is None:
+    if setup.writer is None:
         raise BadInput(f"attack {name!r}: a model has to word these prompts; name one with --writer MODEL@URL")
     games: list[Episode[Any]] = [
         Episode(Prompt(case.prompt.id, question.text, "general", "attack"), case.number, ())
         for case, question in questions
     ]
-    turns = siege.writer.turns(
+    turns = setup.writer.turns(
         games,
         CONVERSATION,
         Limits(0, QUESTION_TOKENS, 1),
-        key=(siege.seed, "writer", name),
+        key=(setup.seed, "writer", name),
         temperature=WRITER_TEMPERATURE,
     )
     return ["" if turn.failure else turn.text for turn in turns]

@@ -46,7 +46,7 @@ def write_attack_report(folder: Path) -> Path:
 
 
 def attack_page(summary: Mapping[str, Any], wins: Sequence[Record]) -> str:
-    """The page's HTML. wins: the records of tries that won (`play.besiege`)."""
+    """The page's HTML. wins: the records of tries that won (`play.play_attack`)."""
     sections = [*_curves(summary), _contrasts(summary), _ways(summary, wins), _examples(wins)]
     shown = [section for section in sections if section]
     target, judge = summary["target"]["name"], summary["judge"]["judge"]

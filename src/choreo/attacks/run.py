@@ -15,7 +15,7 @@ from choreo.agents.base import Agent
 from choreo.agents.endpoint import EndpointAgent
 from choreo.attacks.base import Attack, Attempt, Case, WriterQuestion
 from choreo.attacks.curves import RATES, attack_figures, pair_contrast
-from choreo.attacks.play import Record, Siege, besiege, title
+from choreo.attacks.play import AttackSetup, Record, play_attack, title
 from choreo.attacks.report import write_attack_report
 from choreo.attacks.targets import ALONE, PAIR, REPLIES, RunTarget, ServedTarget, Target
 from choreo.clients.http import Endpoint
@@ -116,8 +116,8 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
     attacks = _with_words(plan, named, everything, progress)
     writer, who = _writer(plan, folder)
     _begin(plan, target, everything, judge, who, folder)
-    siege = Siege(target, judge, plan.tries, plan.seed, folder, writer)
-    records = _attacked(siege, attacks, everything, progress)
+    setup = AttackSetup(target, judge, plan.tries, plan.seed, folder, writer)
+    records = _attacked(setup, attacks, everything, progress)
     found = _outcomes(chosen, records)
     systems = {name: attack_figures(by_kind, plan.tries) | _unworded(records[name]) for name, by_kind in found.items()}
     summary = {
@@ -164,18 +164,18 @@ def _with_words(
 
 
 def _attacked(
-    siege: Siege, attacks: Mapping[str, Attack], prompts: Sequence[Prompt], progress: Progress
+    setup: AttackSetup, attacks: Mapping[str, Attack], prompts: Sequence[Prompt], progress: Progress
 ) -> dict[str, list[Record]]:
     """All records, by attack and system. The progress counts a prompt's whole budget once it is won."""
     records: dict[str, list[Record]] = {}
     for name, attack in attacks.items():
-        for system in siege.target.systems:
+        for system in setup.target.systems:
             label = title(system, name)
             own = records.setdefault(label, [])
-            progress.start(label, len(prompts) * siege.tries)
-            for chunk in besiege(siege, system, name, attack, prompts):
+            progress.start(label, len(prompts) * setup.tries)
+            for chunk in play_attack(setup, system, name, attack, prompts):
                 own += chunk
-                progress.advance(*_so_far(own, siege.tries))
+                progress.advance(*_so_far(own, setup.tries))
                 if progress.interrupted:
                     raise Interrupted("stopped")
     return records
