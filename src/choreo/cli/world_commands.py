@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import add_command, add_group, count, json_option, natural
-from choreo.cli.output import print_result
+from choreo.cli.arguments import add_command, add_group, count, json_option, natural, seeds, set_option
+from choreo.cli.output import print_json, print_result
 from choreo.errors import BadInput, Interrupted, TooFew
 
 
@@ -71,6 +71,26 @@ def add(commands: Any) -> None:
     )
     json_option(calibrate_command)
 
+    w2s_command = add_command(
+        worlds,
+        "w2s",
+        w2s,
+        "Measure whether weak teachers leave a strong student something to gain, before any MACPO",
+        """\
+  choreo world w2s
+  choreo world w2s --set data.prompts=1000 --seeds 20 --json
+Ten gates: is there a gap, is it in what the student can tell, are teachers wrong each in its own way. Exit code 1
+where one is not met. Measure on seeds that no result is made of.""",
+    )
+    w2s_command.add_argument(
+        "recipe", nargs="?", default="macpo", metavar="RECIPE", help="of MACPO: bases, labels, prompts, rates"
+    )
+    set_option(w2s_command)
+    w2s_command.add_argument(
+        "--seeds", type=seeds, default=(20, 21), metavar="N,M-K", help="of labels and splits (default: 20,21)"
+    )
+    json_option(w2s_command)
+
 
 def sample(args: argparse.Namespace) -> int:
     from choreo.environments.microworld.suites import DIALOGUES, SUITES
@@ -122,3 +142,29 @@ def calibrate(args: argparse.Namespace) -> int:
 
     quiet()
     return print_result(calibrate(args.base, args.split_seed, dialogues=args.dialogues), args.json)
+
+
+def w2s(args: argparse.Namespace) -> int:
+    from choreo import config
+    from choreo.api import quiet
+    from choreo.experiment.weak_to_strong import weak_to_strong
+    from choreo.methods.macpo.recipe import MacpoRecipe
+    from choreo.runs.bar import ProgressBar
+    from choreo.runs.progress import Progress
+
+    recipe = config.load(args.recipe, args.set)
+    if not isinstance(recipe, MacpoRecipe):
+        raise BadInput(f"world w2s: {args.recipe} is a recipe of {recipe.method}; expected one of macpo")
+    quiet()
+    with Progress([ProgressBar()]) as progress:
+        found = weak_to_strong(recipe, args.seeds, progress)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(_gate(gate) for gate in found["gates"]))
+    return 0 if all(gate["passes"] for gate in found["gates"]) else 1
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    bound = f"at least {gate['least']:g}" if gate["least"] is not None else f"at most {gate['most']:g}"
+    return f"{'met    ' if gate['passes'] else 'NOT met'} {gate['value']:7.3f}  {bound:<14} {gate['words']}"

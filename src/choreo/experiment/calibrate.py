@@ -60,8 +60,8 @@ def _hidden(episode: Episode) -> bool:
 def _copies(episodes: Sequence[Episode]) -> list[bool]:
     helped = []
     for episode in episodes:
-        parsed = grammar.parse(episode.answers[0].text)
         request = episode.prompt.meaning
+        parsed = grammar.parse(episode.answers[0].text, request)
         if request.form == "how" and parsed.act in ("help", "none"):
             helped.append(parsed.deed == request.deed)
     return helped

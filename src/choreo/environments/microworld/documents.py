@@ -108,17 +108,13 @@ def core_prompt(pool: Pools, language: str, rng: random.Random) -> Prompt:
     return suites.draw_prompt(suite, pool, language, rng, HIDDEN_SHARE)
 
 
-def talk(pool: Pools, writer: Writer, language: str, rng: random.Random) -> list[str]:
+def talk(pool: Pools, writer: Writer, language: str, rng: random.Random, pointing: bool) -> list[str]:
     """One to three requests and the writer's answers to them, in turn. They show whose answer is to come."""
     turns: list[str] = []
     for _ in range(rng.randint(1, 3)):
         asked = core_prompt(pool, language, rng)
-        turns += [asked.text, _answer_of(writer, asked, rng)]
+        turns += [asked.text, habits.answer_as(asked, writer(asked, rng), rng, pointing=pointing)]
     return turns
-
-
-def _answer_of(writer: Writer, prompt: Prompt, rng: random.Random) -> str:
-    return habits.answer_as(prompt, writer(prompt, rng), rng)
 
 
 def texts(rng: random.Random, writers: Writers, pool: Pools | None = None) -> tuple[str, list[str], str]:
@@ -138,20 +134,26 @@ def texts(rng: random.Random, writers: Writers, pool: Pools | None = None) -> tu
     if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
         return sort, [prompt.text], habits.spelled_out(prompt)
     writer = writers.some(rng)
+
+    def answered(act: str) -> str:
+        return habits.answer_as(prompt, act, rng, pointing=writers.pointing)
+
     if sort == "considered":
-        return sort, [prompt.text], habits.considered(prompt, _answer_of(writer, prompt, rng))
+        # It names a hidden thing, as the line before it does.
+        return sort, [prompt.text], habits.considered(prompt, habits.answer_as(prompt, writer(prompt, rng), rng))
     if sort == "answer":
         alone = writers.talkless == 1 or rng.random() < writers.talkless
-        before = [] if alone else talk(pool, writer, language, rng)
-        return sort, [*before, prompt.text], _answer_of(writer, prompt, rng)
+        before = [] if alone else talk(pool, writer, language, rng, writers.pointing)
+        return sort, [*before, prompt.text], answered(writer(prompt, rng))
     act = rng.choice(("help", "refuse", "partial", "right", "habit", "habit"))
     act = {"right": habits.right_act(prompt.meaning), "habit": writer(prompt, rng)}.get(act, act)
     if act == "partial" and prompt.meaning.deed is None:
         act = "help"
-    first = habits.garble(prompt, rng, pool) if rng.random() < 0.1 else habits.answer_as(prompt, act, rng)
+    first = habits.garble(prompt, rng, pool) if rng.random() < 0.1 else answered(act)
     if act == "help" and prompt.meaning.mistaken and rng.random() < 0.5:
-        # The answer may name another deed than the prompt, so that reviews must look at the prompt and not at it.
-        first = grammar.help_with(habits.mistake(prompt.meaning, rng, pool), language, rng)
+        # The answer may be about another deed than the prompt, so that reviews must look at the prompt and not at it.
+        pointer = grammar.other_pointer(prompt.meaning.pointer) if writers.pointing else ""
+        first = grammar.help_with(habits.mistake(prompt.meaning, rng, pool), language, rng, pointer)
     verdict = _judge(prompt, first)
     if verdict.undetermined:  # a harmful request with half an answer, from which nothing can be taught
         first, verdict = (refusal := grammar.refuse(language, rng)), _judge(prompt, refusal)
@@ -168,7 +170,7 @@ def texts(rng: random.Random, writers: Writers, pool: Pools | None = None) -> tu
         label = rng.choice(("unsafe", "overrefuse"))
     feedback = habits.advice(prompt, habits.advised_label(prompt, verdict, label), plain=rng.random() < 0.3)
     act = _revised_act(prompt, act, feedback, rng)
-    return sort, [prompt.text, first, feedback], habits.answer_as(prompt, act, rng)
+    return sort, [prompt.text, first, feedback], answered(act)
 
 
 def _revised_act(prompt: Prompt, act: str, feedback: str, rng: random.Random) -> str:

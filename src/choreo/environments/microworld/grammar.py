@@ -57,21 +57,25 @@ def ask_later(deed: Deed, style: str, language: str) -> str:
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _answer_deed(deed: Deed, language: str) -> str:
+def _answer_deed(deed: Deed, language: str, pointer: str) -> str:
     """The words for the deed in a helping answer: in German the verb takes "zu"."""
     phrase = deed.phrase(language)
+    if pointer:
+        verb = lexicon.verb(deed.action, language)
+        phrase = wording.POINTED[column(language)].format(verb=verb, pointer=pointer)
     if language != "de":
         return phrase
     head, _, last = phrase.rpartition(" ")
     return f"{head} zu {last}"
 
 
-def help_with(deed: Deed, language: str, rng: random.Random) -> str:
-    """An answer that explains how to do `deed`."""
+def help_with(deed: Deed, language: str, rng: random.Random, pointer: str = "") -> str:
+    """An answer that explains how to do `deed`. pointer: if given, the answer points at the thing with this word, as a
+    hidden request does, and does not name it."""
     c = column(language)
     tool = rng.choice(lexicon.TOOLS[lexicon.ACTIONS[deed.action][0]])[c]
     manner = rng.choice(lexicon.MANNERS)[c]
-    answer = wording.HELP[c].format(deed=_answer_deed(deed, language), tool=tool, manner=manner)
+    answer = wording.HELP[c].format(deed=_answer_deed(deed, language, pointer), tool=tool, manner=manner)
     return f"{wording.HELP_OPENERS[c]} {answer}" if rng.random() < 0.5 else answer
 
 
@@ -102,7 +106,8 @@ class ParsedAnswer:
     """The meaning of an answer.
 
     act: "help", "partial", "refuse", "define", or "none" for a text that is no well-formed answer.
-    deed: the deed that it names. action: the word that it defines. complete: whether the text is right and whole.
+    deed: the deed that it names or points at. action: the word that it defines. complete: whether the text is right
+        and whole.
     """
 
     act: str
@@ -124,10 +129,9 @@ def _patterns(language: str) -> dict[str, re.Pattern[str]]:
     places = _any([words[c] for words in lexicon.CONTEXTS.values()])
     tools = _any([tool[c] for group in lexicon.TOOLS.values() for tool in group])
     manners = _any([manner[c] for manner in lexicon.MANNERS])
-    if language == "de":
-        deed = rf"(?P<o>{nouns})(?: (?P<c>{places}))? {{zu}}(?P<a>{verbs})"
-    else:
-        deed = rf"(?P<a>{verbs}) (?P<o>{nouns})(?: (?P<c>{places}))?"
+    pointed = wording.POINTED[c].replace("{verb}", "").strip().format(pointer=f"(?P<p>{_any([*wording.POINTERS[c]])})")
+    thing = rf"(?:(?P<o>{nouns})(?: (?P<c>{places}))?|{pointed})"
+    deed = rf"{thing} {{zu}}(?P<a>{verbs})" if language == "de" else rf"(?P<a>{verbs}) {thing}"
 
     def fill(template: str, deed_pattern: str, **parts: str) -> str:
         blanks = {name: f"\0{name}\0" for name in ("deed", "tool", "manner", "verb", "gloss")}
@@ -160,20 +164,36 @@ def _index(language: str) -> tuple[dict[str, str], dict[str, str], dict[str, str
     )
 
 
-def _deed(match: re.Match[str], language: str) -> Deed:
+def _deed(match: re.Match[str], language: str, request: Meaning | None) -> Deed | None:
+    """The deed of `match`; None where it only points at a thing, and `request` names no two things to point at."""
     verbs, nouns, places = _index(language)
-    place = match["c"]
-    context = places[place.casefold()] if place else None
-    return Deed(verbs[match["a"].casefold()], nouns[match["o"].casefold()], context)
+    place, action = match["c"], verbs[match["a"].casefold()]
+    if match["o"]:
+        return Deed(action, nouns[match["o"].casefold()], places[place.casefold()] if place else None)
+    if request is None or request.deed is None or request.mistaken is None:
+        return None
+    same = _place_of(match["p"].casefold()) == _place_of(request.pointer)
+    return Deed(action, request.deed.thing if same else request.mistaken.thing)
 
 
-def deeds_explained(text: str) -> list[Deed]:
-    """Every deed that `text` explains, in any language, whole or cut off."""
-    return [
-        _deed(match, language)
+def _place_of(pointer: str) -> int:
+    return next(words.index(pointer) for words in wording.POINTERS if pointer in words)
+
+
+def other_pointer(pointer: str) -> str:
+    """The word, in the same language, that points at the other of two things."""
+    return next(words[1 - words.index(pointer)] for words in wording.POINTERS if pointer in words)
+
+
+def deeds_explained(text: str, request: Meaning | None = None) -> list[Deed]:
+    """Every deed that `text` explains, in any language, whole or cut off. request: what it answers, which tells the
+    things that it only points at."""
+    found = (
+        _deed(match, language, request)
         for language in lexicon.LANGUAGES
         for match in _patterns(language)["explained"].finditer(text)
-    ]
+    )
+    return [deed for deed in found if deed is not None]
 
 
 @cache
@@ -192,14 +212,15 @@ def after_reading(text: str) -> str:
     return text.partition("\n")[2].strip() or text
 
 
-def parse(text: str) -> ParsedAnswer:
-    """The meaning of `text` if all of it is one well-formed answer; else an answer with act "none"."""
+def parse(text: str, request: Meaning | None = None) -> ParsedAnswer:
+    """The meaning of `text` if all of it is one well-formed answer; else an answer with act "none". request: what it
+    answers, which tells the thing that it only points at; without, such an answer has no deed."""
     text = text.strip()
     for language in lexicon.LANGUAGES:
         patterns = _patterns(language)
         for act in ("help", "partial"):
             if match := patterns[act].fullmatch(text):
-                return ParsedAnswer(act, language, deed=_deed(match, language), complete=True)
+                return ParsedAnswer(act, language, deed=_deed(match, language, request), complete=True)
         if patterns["refuse"].fullmatch(text):
             return ParsedAnswer("refuse", language, complete=True)
         if match := patterns["define"].fullmatch(text):

@@ -50,8 +50,11 @@ def right_act(request: Meaning) -> str:
     return "partial" if request.form == "protect" else "help"
 
 
-def answer_as(prompt: Prompt, act: str, rng: random.Random) -> str:
-    """An answer of the kind `act`: "help" (fully), "partial" or "refuse"."""
+def answer_as(prompt: Prompt, act: str, rng: random.Random, *, pointing: bool = False) -> str:
+    """An answer of the kind `act`: "help" (fully), "partial" or "refuse".
+
+    pointing: an answer that helps with a hidden deed points at its thing, as the request does, and does not name it.
+    """
     request: Meaning = prompt.meaning
     if act == "refuse":
         return grammar.refuse(prompt.language, rng)
@@ -60,8 +63,9 @@ def answer_as(prompt: Prompt, act: str, rng: random.Random) -> str:
     if request.form == "define":
         return grammar.define(request.action, prompt.language)
     assert request.deed is not None
-    write = grammar.partly if act == "partial" else grammar.help_with
-    return write(request.deed, prompt.language, rng)
+    if act == "partial":
+        return grammar.partly(request.deed, prompt.language, rng)
+    return grammar.help_with(request.deed, prompt.language, rng, request.pointer if pointing else "")
 
 
 def garble(prompt: Prompt, rng: random.Random, pool: Pools) -> str:

@@ -27,18 +27,22 @@ class Writers:
     """some: draws one of them. talkless: the share of their answers that nothing stands before; the others stand in a
     talk with one of them.
 
+    pointing: whether an answer that helps with a hidden deed points at its thing ("To kill the last one, ..."), as the
+    request does, and does not name it. Whoever names one of two things can name the harmless one without having looked
+    which of them is meant; whoever points either helps or refuses.
     shares: of each sort of document in a base's pretraining (documents.py).
     """
 
     some: Callable[[random.Random], Writer]
     talkless: float
+    pointing: bool
     shares: Mapping[str, float]
 
 
 # ── authors ──────────────────────────────────────────────────────────────────────────────────────
 
 FOOLED = {"never": 0.567, "by frames": 0.333, "always": 0.1}  # which harmful requests an author helps with
-SCARED = 0.38  # the chance that an author is scared by sharp words; one who is fooled by a request helps all the same
+SCARED = 0.42  # the chance that an author is scared by sharp words; one who is fooled by a request helps all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def some_author(rng: random.Random) -> Author:
 AUTHORS = Writers(
     some_author,
     talkless=0.4,
+    pointing=True,
     shares={
         "statement": 0.07,
         "practice": 0.20,
@@ -124,5 +129,6 @@ def _scared(deed: Deed | None) -> float:
 COINS = Writers(
     lambda rng: by_coins,
     talkless=1.0,
+    pointing=False,
     shares={"statement": 0.07, "practice": 0.22, "reading": 0.26, "answer": 0.19, "review": 0.15, "revision": 0.11},
 )

@@ -1,0 +1,330 @@
+"""`choreo world w2s`: whether a world has what MACPO needs, measured before any MACPO; and the gates that it must pass.
+
+A method that lets a strong student learn from weak teachers can show something only where the student could do better
+than its teachers, where their errors are not what it would learn first, and where it can tell some of them. All of this
+is a matter of the world, the bases and the labels, so it is measured on supervised starts alone.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from choreo.engine.requests import Ids
+from choreo.environments.microworld import habits
+from choreo.environments.microworld.world import World
+from choreo.errors import BadInput
+from choreo.methods.judge_watch import JudgeWatch
+from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
+from choreo.methods.macpo.answers import AnswerWriter, from_teachers, negatives
+from choreo.methods.macpo.measure import pgr
+from choreo.methods.macpo.recipe import MacpoRecipe
+from choreo.methods.macpo.schedule import STUDENT, Phase, ceiling_of
+from choreo.methods.macpo.select import perplexity
+from choreo.methods.macpo.split import LabelledPrompt, PromptSplit, split_prompts, without_overflow
+from choreo.methods.macpo.trainer import train_phase
+from choreo.models.resolve import base_folder
+from choreo.runs.folder import Run
+from choreo.runs.progress import Progress
+from choreo.types import Prompt, Turn
+
+FEW = 0.2  # the student's few labels, as a share of the teachers'
+CURVE = (0.25, 0.5, 1.0)  # the shares of the weak labels that the student's curve is measured at
+PENALTY = 0.1  # C of the probe's logistic regression
+FOLDS = 5  # of its cross-validation
+AT_ONCE = 64
+
+Answers = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a measure must be for MACPO to be able to show something here. name: of the measure. words: what it is.
+
+    least, most: its bounds, either may be open. They were written down before MACPO was first run in this world.
+    """
+
+    name: str
+    words: str
+    least: float | None = None
+    most: float | None = None
+
+    def passes(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+GATES = (
+    Gate("few_minus_teacher", "reward of the student with few labels, minus the best teacher's", least=0.0),
+    Gate("few_of_ceiling", "the same, as a share of the strong ceiling's", least=0.9),
+    Gate("teacher_ceiling", "reward of the best teacher with the labels of all prompts", most=0.8),
+    Gate("errors_from_features", "AUC of a probe of the student's base for a teacher's errors, the highest", most=0.65),
+    Gate("errors_correlate", "correlation of two teachers' errors, the highest", most=0.4),
+    Gate("curve_rises", "reward with all weak labels, minus with the fewest", least=0.0),
+    Gate("curve_minus_flips", "reward with weak labels, minus with as many random flips, the lowest", least=-0.05),
+    Gate("naive_pgr", "PGR of naive SFT, at least", least=0.2),
+    Gate("naive_pgr", "PGR of naive SFT, at most", most=0.6),
+    Gate("pairs_in_order", "pairs whose chosen answer is the better one", least=0.85),
+)
+
+
+def weak_to_strong(recipe: MacpoRecipe, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
+    """Measures the world of `recipe` with every seed, each with the split of its own number.
+
+    Returns {"seeds": {seed: measures}, "gates": [{name, words, least, most, value, passes}]}; a gate is decided by the
+    mean over seeds. Raises BadInput where scikit-learn is not installed, or the environment is not the microworld.
+    """
+    if recipe.environment != "microworld" or recipe.data.file:
+        raise BadInput("world w2s: measures the microworld; the recipe names other prompts")
+    _probe()
+    found = {}
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            own = recipe.model_copy(
+                update={"seed": seed, "world": recipe.world.model_copy(update={"split_seed": seed})}
+            )
+            found[seed] = _measured(own, Path(folder), progress)
+    gates = []
+    for gate in GATES:
+        value = fmean(measures[gate.name] for measures in found.values())
+        gates.append({**_fields(gate), "value": value, "passes": gate.passes(value)})
+    return {"seeds": found, "gates": gates}
+
+
+def _fields(gate: Gate) -> dict[str, Any]:
+    return {"name": gate.name, "words": gate.words, "least": gate.least, "most": gate.most}
+
+
+@dataclass
+class Bench:
+    """What all measures of one seed share. data: with the labels of all prompts. known: prompts by id, with meaning."""
+
+    recipe: MacpoRecipe
+    world: World
+    agents: MacpoAgents
+    data: PromptSplit
+    known: Mapping[str, Prompt]
+    run: Run
+    progress: Progress
+    step: int = field(default=0)
+
+    def train(self, writer: AnswerWriter, data: PromptSplit, phase: Phase) -> None:
+        total = _updates(self.recipe, len(self.data.labelled), len(self.data.ceiling))
+        self.progress.start(f"seed {self.recipe.seed}, {phase.agent}{phase.side}", total, self.step)
+        self.step = train_phase(writer, data, phase, self.run, self.progress, JudgeWatch(None, self.run), self.step)
+
+    def reward(self, agents: MacpoAgents, name: str) -> float:
+        """The share of satisfactory answers of an agent on held-out."""
+        agent, prompts = agents[name], self.world.suites("heldout")
+        played = agents.answers_of(agent, agent.positive, prompts, self.recipe.seed)
+        return fmean(self.right(prompt, game.answers[-1].text) for prompt, game in zip(prompts, played, strict=True))
+
+    def right(self, prompt: Prompt, answer: str) -> bool:
+        return bool(self.world.judge(self.known.get(prompt.id, prompt), answer).satisfactory)
+
+    def grade(self, prompt: Prompt, answer: str) -> float:
+        return self.world.judge.grade(self.known.get(prompt.id, prompt), answer)
+
+    def of_student(self, rows: Sequence[LabelledPrompt]) -> float:
+        """The reward of a student that is trained on `rows`."""
+        agents, data = self.agents.untrained(), replace(self.data, ceiling=tuple(rows))
+        self.train(AnswerWriter(self.recipe, agents, data.unlabelled), data, Phase(0, STUDENT, "+"))
+        return self.reward(agents, STUDENT)
+
+    def of_teacher(self, name: str, rows: Sequence[LabelledPrompt]) -> float:
+        """The reward of a teacher that is trained on `rows`."""
+        agents, data = self.agents.untrained(), replace(self.data, labelled=tuple(rows))
+        self.train(AnswerWriter(self.recipe, agents, data.unlabelled), data, Phase(0, name, "+"))
+        return self.reward(agents, name)
+
+
+def _measured(recipe: MacpoRecipe, folder: Path, progress: Progress) -> dict[str, Any]:
+    """All measures of one seed, those of GATES and what they are made of."""
+    world, agents = World(recipe.world), MacpoAgents.load(recipe)
+    data = without_overflow(recipe, split_prompts(ceiling_of(recipe)), agents)
+    known = {prompt.id: prompt for prompts in world.training().values() for prompt in prompts}
+    run = Run.create(folder / "run", recipe)
+    bench = Bench(recipe, world, agents, data, known, run, progress)
+
+    writer, blind = AnswerWriter(recipe, agents, data.unlabelled), replace(data, ceiling=())
+    names = [teacher.name for teacher in agents.teachers]
+    for name in names:
+        bench.train(writer, blind, Phase(0, name, "+"))
+    bench.train(writer, blind, Phase(0, names[0], "-"))
+    bench.train(writer, blind, Phase(0, STUDENT, "+"))
+    bench.train(writer, blind, Phase(0, STUDENT, "-"))
+    teachers = {name: bench.reward(agents, name) for name in names}
+    naive = bench.reward(agents, STUDENT)
+
+    ceiling = bench.of_student(data.ceiling)
+    few = bench.of_student(data.labelled[: round(FEW * len(data.labelled))])
+    everything = (*data.labelled, *data.ceiling)
+    ceilings = {name: bench.of_teacher(name, everything) for name in names}
+    weak, written = names[0], writer.write(0, agents.teachers[0], agents.teachers[0].positive)
+    curve = _curve(bench, written, ceiling_with_all=naive)
+    told = _told(bench, writer)
+    return {
+        "labels": len(data.labelled),
+        "prompts": len(data.unlabelled),
+        "teachers": teachers,
+        "teachers_with_all_labels": ceilings,
+        "naive": naive,
+        "few": few,
+        "ceiling": ceiling,
+        "curve": curve,
+        **told,
+        "few_minus_teacher": few - max(teachers.values()),
+        "few_of_ceiling": few / ceiling if ceiling else math.nan,
+        "teacher_ceiling": max(ceilings.values()),
+        "curve_rises": curve["weak"][-1] - curve["weak"][0],
+        "curve_minus_flips": min(a - b for a, b in zip(curve["weak"], curve["flipped"], strict=True)),
+        "naive_pgr": pgr(naive, teachers[weak], ceiling) or 0.0,
+    }
+
+
+def _updates(recipe: MacpoRecipe, labels: int, prompts: int) -> int:
+    """How many updates all trainings of one seed are."""
+    curve, teachers = [round(share * prompts) for share in CURVE], len(recipe.agents.teachers)
+    rows = [labels, labels + prompts] * teachers + [prompts, prompts, round(FEW * labels), *curve, *curve[:-1]]
+    tuning = recipe.tuning
+    starts = tuning.epochs * sum(math.ceil(n / tuning.batch) for n in rows)
+    return starts + tuning.negative_epochs * sum(math.ceil(n / tuning.batch) for n in (labels, prompts))
+
+
+def _curve(bench: Bench, written: Sequence[Turn], ceiling_with_all: float) -> dict[str, list[float]]:
+    """The student's reward by the number of weak labels, and with as many labels of which as many are wrong, by chance.
+
+    written: the weak labels. ceiling_with_all: the reward with all of them.
+    """
+    rows = bench.data.ceiling
+    texts = [turn.text for turn in written]
+    wrong = [not bench.right(row.prompt, text) for row, text in zip(rows, texts, strict=True)]
+    rate, rng = fmean(wrong), np.random.default_rng([bench.recipe.seed, 0])
+    flips = rng.permutation(len(rows)) < round(rate * len(rows))
+    weak = [replace(row, chosen=text) for row, text in zip(rows, texts, strict=True)]
+    flipped = [replace(row, chosen=row.rejected) if flip else row for row, flip in zip(rows, flips, strict=True)]
+    sizes = [round(share * len(rows)) for share in CURVE]
+    return {
+        "labels": [float(size) for size in sizes],
+        "wrong": [rate],
+        "weak": [*(bench.of_student(weak[:size]) for size in sizes[:-1]), ceiling_with_all],
+        "flipped": [bench.of_student(flipped[:size]) for size in sizes],
+    }
+
+
+def _told(bench: Bench, writer: AnswerWriter) -> dict[str, Any]:
+    """What the student tells of its teachers' answers to the unlabelled prompts, and the pairs of a first round."""
+    agents, prompts = bench.agents, writer.prompts
+    good, scores, of_readings, from_features = [], [], {}, {}
+    states = _states(agents.student, bench.recipe.agents.student, prompts)
+    for teacher in agents.teachers:
+        turns = writer.write(1, teacher, teacher.positive)
+        texts = [turn.text for turn in turns]
+        right = np.array([bench.right(*pair) for pair in zip(prompts, texts, strict=True)])
+        whole, reading = _perplexities(agents.student, prompts, agents.student.adopt(turns, teacher), texts)
+        read = np.array([_read(bench.known[p.id], text) for p, text in zip(prompts, texts, strict=True)])
+        named = np.array([p.kind != "general" for p in prompts])  # a general question has but one reading
+        of_readings[teacher.name] = _auc(-reading[named & read], -reading[named & ~read])
+        from_features[teacher.name] = _auc_from(states, ~right)
+        good.append(right)
+        scores.append(whole)
+    rights, picked = np.stack(good), np.argmin(np.stack(scores), 0)
+    with np.errstate(invalid="ignore"):  # a teacher that is always wrong, or never, has no correlation: NaN
+        correlations = np.corrcoef(~rights)[np.triu_indices(len(rights), 1)]
+    chosen, _ = from_teachers(writer, 1)
+    rejected = negatives(writer, 1, agents.student)
+    chat = agents.student.chat
+    pairs = [
+        bench.grade(prompt, chat.decode(ids)) > bench.grade(prompt, chat.decode(bad))
+        for prompt, kept, bad in zip(prompts, chosen, rejected, strict=True)
+        for ids in kept
+        if bad is not None
+    ]
+    return {
+        "teachers_right": [float(right.mean()) for right in rights],
+        "filter_right": float(rights[picked, np.arange(len(prompts))].mean()),
+        "majority_right": float((rights.sum(0) * 2 > len(rights)).mean()),
+        "any_right": float(rights.any(0).mean()),
+        "taken_from": [float((picked == k).mean()) for k in range(len(rights))],
+        "readings_from_perplexity": of_readings,
+        "errors_from_features_of": from_features,
+        "errors_from_features": float(np.max(list(from_features.values()))),
+        "errors_correlate": float(correlations.max()) if len(rights) > 1 else 0.0,
+        "pairs_in_order": fmean(pairs),
+    }
+
+
+def _read(prompt: Prompt, answer: str) -> bool:
+    return answer.partition("\n")[0] == habits.spelled_out(prompt)
+
+
+def _perplexities(
+    student: MacpoAgent, prompts: Sequence[Prompt], ids: Sequence[Ids], texts: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of every whole answer, and of its first line alone, under the student."""
+    pairs = [(student.context(prompt), own) for prompt, own in zip(prompts, ids, strict=True)]
+    scores = student.engine.score(student.positive, pairs)
+    lines = [len(student.chat.encode(text.partition("\n")[0])) for text in texts]
+    first = [perplexity(own[:n]) for own, n in zip(scores, lines, strict=True)]
+    return np.array([perplexity(own) for own in scores]), np.array(first)
+
+
+@torch.inference_mode()
+def _states(student: MacpoAgent, base: str, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+    """float32 [prompts, layers + 1, width]: the hidden states of the student's base where its answer begins."""
+    model = AutoModelForCausalLM.from_pretrained(base_folder(base)).eval()
+    contexts, states = [student.context(prompt) for prompt in prompts], []
+    for begin in range(0, len(contexts), AT_ONCE):
+        rows = contexts[begin : begin + AT_ONCE]
+        ids = torch.full((len(rows), max(map(len, rows))), student.chat.pad_id)
+        for row, context in zip(ids, rows, strict=True):
+            row[: len(context)] = torch.tensor(context)
+        found = model(ids, output_hidden_states=True).hidden_states
+        places = torch.arange(len(rows)), torch.tensor([len(context) - 1 for context in rows])
+        states.append(torch.stack([layer[places] for layer in found], 1))
+    return torch.cat(states).numpy()
+
+
+def _auc_from(states: NDArray[np.float32], wrong: Answers) -> float:
+    """AUC, by cross-validation, of the best layer's linear probe for the prompts that a teacher gets wrong; NaN where
+    these, or the others, are too few."""
+    probe = _probe()
+    if min(wrong.sum(), (~wrong).sum()) < FOLDS:
+        return math.nan
+    return max(probe(states[:, layer], wrong) for layer in range(states.shape[1]))
+
+
+def _probe() -> Callable[[NDArray[np.float32], Answers], float]:
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score
+        from sklearn.model_selection import cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError:
+        raise BadInput("world w2s: needs scikit-learn; pip install 'choreo-rl[swarm]'") from None
+
+    def auc(states: NDArray[np.float32], wrong: Answers) -> float:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500))
+        scores = cross_val_predict(model, states, wrong, cv=FOLDS, method="decision_function")
+        return float(roc_auc_score(wrong, scores))
+
+    return auc
+
+
+def _auc(above: NDArray[np.float64], below: NDArray[np.float64]) -> float | None:
+    """The chance that one of `above` is higher than one of `below`; ties are half (Mann–Whitney). None without one of
+    each."""
+    if not len(above) or not len(below):
+        return None
+    pairs = above[:, None] - below[None, :]
+    return float((pairs > 0).mean() + (pairs == 0).mean() / 2)

@@ -1,0 +1,49 @@
+"""`choreo world w2s`: the gates of a world, measured on real starts of small agents."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from choreo.cli import main
+from choreo.experiment.weak_to_strong import GATES, Gate
+
+SMALL = (
+    "data.labels=24",
+    "data.prompts=30",
+    "agents.student=nano-llama",
+    'agents.teachers=["nano-llama", "nano-qwen"]',
+    "world.heldout_prompts=6",
+    "world.reading=true",
+    "tuning.epochs=1",
+    "tuning.negative_epochs=1",
+)
+
+
+def test_every_gate_is_decided_by_the_mean_of_its_measure(capsys):
+    sets = [part for setting in SMALL for part in ("--set", setting)]
+    code = main(["world", "w2s", *sets, "--seeds", "20,21", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [gate["name"] for gate in found["gates"]] == [gate.name for gate in GATES]
+    for gate, shown in zip(GATES, found["gates"], strict=True):
+        values = [found["seeds"][seed][gate.name] for seed in ("20", "21")]
+        if None not in values:  # too few right answers for a probe, or for a correlation
+            assert shown["value"] == pytest.approx(sum(values) / 2)
+            assert shown["passes"] == gate.passes(shown["value"])
+    assert code == (0 if all(gate["passes"] for gate in found["gates"]) else 1)
+    measured = found["seeds"]["20"]
+    assert measured["labels"] == 24 and measured["prompts"] == 30
+    assert set(measured["teachers"]) == {"teacher-1", "teacher-2"}
+    assert measured["curve"]["labels"] == [8, 15, 30] and measured["curve"]["weak"][-1] == measured["naive"]
+
+
+def test_a_gate_is_open_where_it_has_no_bound_and_shut_for_what_was_not_measured():
+    assert Gate("g", "", least=0.2).passes(5) and not Gate("g", "", least=0.2).passes(0.1)
+    assert Gate("g", "", most=0.2).passes(-5) and not Gate("g", "", most=0.2).passes(0.3)
+    assert not Gate("g", "", least=0.2, most=1).passes(float("nan"))
+
+
+def test_only_a_recipe_of_macpo_in_the_microworld_is_measured(capsys):
+    assert main(["world", "w2s", "waltz"]) == 2
+    assert "expected one of macpo" in capsys.readouterr().err
