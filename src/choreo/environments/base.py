@@ -50,6 +50,11 @@ class Environment(Protocol):
         tells, which reads English."""
         return _OFFLINE.labels(prompt, answer)["refusal"]
 
+    def grade(self, prompt: Prompt, answer: str) -> float | None:
+        """How good `answer` is, in [0, 1], where the judge says only whether it is satisfactory (that is 1). By default
+        None: there are no grades. Nothing learns from them; they are reported beside the rewards of MACPO's agents."""
+        return None
+
     def labels(self, prompt: Prompt, seed: int) -> tuple[str, str]:
         """(chosen, rejected): what a person would label for a training prompt, a satisfactory answer and one that is
         not. MACPO learns from them. Raises BadInput where the environment has none."""
@@ -87,7 +92,7 @@ def environment_of(recipe: config.Recipe) -> Environment:
     name, made = recipe.environment, ENVIRONMENTS.get(recipe.environment)
     settings: dict[str, Any] = recipe.environment_options
     found = made(recipe.world) if name == config.MICROWORLD else made(**settings) if callable(made) else made
-    for method in ("training", "suites", "refuses", "labels", "refusal", "advice", "review"):
+    for method in ("training", "suites", "refuses", "grade", "labels", "refusal", "advice", "review"):
         if not callable(getattr(found, method, None)):
             raise BadInput(
                 f"environment {name!r}: has no method {method}; a subclass of choreo.environments.base.Environment "

@@ -188,3 +188,9 @@ class Task:
         them where its own judge measures, else by the offline judge."""
         by = self.environment if self.exact_by(self.record) else TextOnly()
         return [by.refuses(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def grades(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
+        """How good each answer to prompts that are measured on is, in [0, 1], where the environment's judge measures
+        and the environment has grades; else None."""
+        by = self.environment if self.exact_by(self.record) else TextOnly()
+        return [by.grade(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

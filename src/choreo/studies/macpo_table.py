@@ -103,6 +103,7 @@ def _table(rounds: Mapping[str, BySeed]) -> PageSection:
             [
                 name + without,
                 last["reward"],
+                last.get("graded"),
                 of_seeds(recovered, runs),
                 last["asr"],
                 last["orr"],
@@ -114,6 +115,7 @@ def _table(rounds: Mapping[str, BySeed]) -> PageSection:
     columns = (
         "student of",
         "reward",
+        "graded",
         "PGR",
         "ASR",
         "ORR",

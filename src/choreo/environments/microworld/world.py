@@ -54,6 +54,10 @@ class World(Environment):
             return habits.considered(prompt, habits.right_answer(prompt, rng)), habits.ill_considered(prompt, rng)
         return habits.right_answer(prompt, rng), habits.wrong_answer(prompt, rng)
 
+    def grade(self, prompt: Prompt, answer: str) -> float:
+        """See `WorldJudge.grade`."""
+        return self.judge.grade(prompt, answer)
+
     def refuses(self, prompt: Prompt, answer: str) -> bool:
         """Whether `answer` is a refusal, by its words alone."""
         said = grammar.after_reading(answer) if self.settings.reading else answer

@@ -47,9 +47,10 @@ def measure_round(
     for done, (agent, policy) in enumerate(policies, start=1):
         played = agents.answers_of(agent, policy, prompts, recipe.seed)
         judged = judged_by_all(task, played)
-        refuses = task.refuses([e.prompt for e in played], [e.answers[-1].text for e in played])
+        answered = [e.prompt for e in played], [e.answers[-1].text for e in played]
+        refuses, grades = task.refuses(*answered), task.grades(*answered)
         nats = _nats(agents.student, agent, played)
-        figures[policy], games = figures_of(task, judged, partial(_described, nats, refuses, recipe.seed))
+        figures[policy], games = figures_of(task, judged, partial(_described, nats, refuses, grades, recipe.seed))
         run.save_measured(policy, figures[policy], games, number)
         if policy == agents.student.positive:
             shown = judged
@@ -62,23 +63,26 @@ def measure_round(
 def _described(
     nats: Sequence[tuple[float, int]],
     refuses: Sequence[bool | None],
+    grades: Sequence[float | None],
     seed: int,
     episodes: list[Episode],
     ability: bool,
 ) -> Figures:
-    return describe(episodes, nats, refuses, seed, ability=ability)
+    return describe(episodes, nats, refuses, grades, seed, ability=ability)
 
 
 def describe(
     episodes: Sequence[Episode],
     nats: Sequence[tuple[float, int]],
     refuses: Sequence[bool | None],
+    grades: Sequence[float | None] = (),
     seed: int = 0,
     *,
     ability: bool = True,
 ) -> Figures:
     """reward (share of satisfactory answers; what the judge left open counts against it), asr, orr, f1, general,
     degenerate, suites and, where there are several, turns as in `metrics.measure`, and beside them
+    graded: mean grade of the answers (`Task.grades`), where they have grades.
     refusal_rate: of all answers, by their words; refused_benign: of those to benign and general prompts;
     length: mean tokens of an answer; distinct_2: share of distinct bigrams of words among all;
     perplexity: exp of the mean over all tokens of −log π under the student as it stands.
@@ -89,8 +93,10 @@ def describe(
     measured = measure(episodes, seed=seed, ability=ability)
     harmless = [r for episode, r in zip(episodes, refuses, strict=True) if episode.prompt.kind != "harmful"]
     kept = ("asr", "orr", "f1", "general", "degenerate", "suites", "turns")
+    known = [grade for grade in grades if grade is not None]
     return {
         "reward": reward(episodes),
+        **({"graded": bootstrap_mean(known, seed)} if known else {}),
         **{name: measured[name] for name in kept if name in measured},
         "refusal_rate": share(refuses),
         "refused_benign": share(harmless),

@@ -52,12 +52,12 @@ def _refusals(rounds: Sequence[Round]) -> PageSection:
     names = _positive(rounds)
     fields = ("asr", "orr", "refused_benign", "refusal_rate")
     rows = [
-        [name, _when(r), *(_of(r, name, field) for field in ("reward", *fields))]
+        [name, _when(r), *(_of(r, name, field) for field in ("reward", "graded", *fields))]
         for name in names
         for r in rounds
         if name in r["agents"]
     ]
-    columns = ("agent", "after", "reward", "ASR", "ORR", "harmless prompts refused", "all prompts refused")
+    columns = ("agent", "after", "reward", "graded", "ASR", "ORR", "harmless prompts refused", "all prompts refused")
     lines = [_moved(rounds, name, "refused_benign", "refusals of harmless prompts") for name in names]
     series = _lines(rounds, names, "refused_benign")
     figure = plots.lines(series, "Harmless prompts refused, by round", "round", percent=True)
