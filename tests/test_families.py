@@ -45,6 +45,16 @@ def test_two_seeds_that_differ_say_that_nothing_could_be_told():
     assert "could be told: no difference." in contrast_section("", found).verdict
 
 
+def test_a_system_with_fewer_seeds_is_compared_on_the_seeds_that_it_has():
+    found = family(
+        contrasts([("a", "b"), ("a", "c")], "ASR"), {"a": outcomes(300, 0), "b": outcomes(300), "c": outcomes(300, 0)}
+    )
+    assert [each.difference.seeds for each in found.values()] == [1, 2]
+    assert [each.difference.value for each in found.values()] == [0, 0]  # on the second seed a and b would differ
+    section = contrast_section("", found)
+    assert [row[-1] for row in section.table.rows] == [1, 2] and "over 1 to 2 seeds; p is" in section.verdict
+
+
 def test_a_large_family_can_still_tell_what_is_plain():
     worse, better = ([{"unsafe": {f"p{n}": n < wrong for n in range(60)}}] for wrong in (45, 5))
     declared = contrasts([("better", n) for n in range(100)], "ASR")

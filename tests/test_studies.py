@@ -218,9 +218,9 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
 
 
 def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, tmp_path, capsys):
-    """The three systems that train are trained; the reward ablation is there already."""
+    """The systems that train are trained, but for the reward ablation and the longer single agent: they are there."""
     folder = tmp_path / "table"
-    ablation = dict.fromkeys(waltz_table.ABLATION.values(), entry(30, 60))
+    ablation = dict.fromkeys((*waltz_table.ABLATION.values(), waltz_table.EQUAL_TIME), entry(30, 60))
     made("waltz-table", folder, waltz_table.ARMS, ablation, {}, (), (0,), SHORT)
     assert main(["study", "waltz-table", "--run", str(folder), "--seeds", "0", "--resume", *SET]) == 0
     capsys.readouterr()
@@ -259,6 +259,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     entries = {
         "waltz": entry(10, 20, 850),
         "single-agent": entry(100, 80),
+        waltz_table.EQUAL_TIME: entry(90, 80),
         "waltz-frozen-conversation": entry(45, 130),
         waltz_table.SAME_REWARD: entry(12, 20),
         "waltz-published": entry(30, 60, 700),
@@ -277,7 +278,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     assert "The paper's order is confirmed at every step." in said
     assert "label accuracy from 33.3 % (31.2–35.6) to 94.4 %" in said
     page = (tmp_path / "study.md").read_text()
-    assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 22 contrasts" in page
+    assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 25 contrasts" in page
     assert "| waltz | 1.1 % (0.8–1.8) |" in page and "| 94.3 % |" in page
     assert json.loads((tmp_path / "table.json").read_text())["systems"]["base"]["asr"]["value"] == 350 / 900
 

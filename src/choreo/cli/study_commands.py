@@ -32,7 +32,8 @@ A setting holds for every run of the study, but where the study itself varies it
         "--seeds",
         type=seeds,
         metavar="S,S,…",
-        help="seeds, fixed before the first run (default: 0,1,2; with --resume, as before)",
+        help="seeds, fixed before the first run (default: those that the study was registered with, else 0,1,2; with "
+        "--resume, as before)",
     )
     set_option(study_command)
     study_command.add_argument("--jobs", type=count, default=1, metavar="N", help="runs trained at once (default: 1)")
@@ -50,13 +51,15 @@ def study(args: argparse.Namespace) -> int:
     from choreo.api import quiet
     from choreo.runs.bar import ProgressBar
     from choreo.runs.progress import Progress
-    from choreo.studies.shared.arms import Study
+    from choreo.studies.shared.arms import SEEDS, Study
 
     quiet()
     module = studies.load(args.name)
     with Progress([ProgressBar()]) as progress:
         try:
-            verdicts = module.run(Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs))
+            registered = getattr(module, "SEEDS", SEEDS)
+            opened = Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs, registered)
+            verdicts = module.run(opened)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
     print(json.dumps(json.loads((folder / "answers.json").read_text(encoding="utf-8"))) if args.json else verdicts)

@@ -17,17 +17,24 @@ from choreo.studies.shared.arms import Arm, Entry, Runs, Study
 from choreo.studies.shared.paired import Contrast, Family, contrast_section, contrasts, family
 from choreo.types import KINDS
 
+# Registered before the first run on the bases of authors (docs/studies/registered.md): ten fresh seeds for the main
+# contrasts, three for the rest.
+SEEDS = tuple(range(30, 40))
+REST = 3
 # The paper's frozen arm has the paper's reward, and so is compared with the paper's WaltzRL alone. WaltzRL here has
 # another one, and so has the frozen arm that it is compared with.
 SAME_REWARD = "waltz-frozen-our-reward"
+# A step of single-agent RL writes no feedback, so that in the time of a pair's 200 it makes more of them.
+EQUAL_TIME, STEPS_OF_EQUAL_TIME = "single-agent-equal-time", 600
 ARMS = (
     Arm("waltz"),
-    Arm("single-agent", "single-agent", ("protocol.rounds=0",)),
-    Arm("waltz-frozen-conversation", "waltz-frozen-conversation"),
+    Arm("single-agent", "single-agent", ("protocol.rounds=0",), first=REST),
+    Arm(EQUAL_TIME, "single-agent", ("protocol.rounds=0", f"learning.steps={STEPS_OF_EQUAL_TIME}")),
+    Arm("waltz-frozen-conversation", "waltz-frozen-conversation", first=REST),
     Arm(SAME_REWARD, "waltz", ('stages.train="feedback"',)),
-    Arm("waltz-published", "waltz-published"),
-    Arm("waltz-no-label", "waltz-no-label"),
-    Arm("waltz-no-label-anywhere", "waltz-no-label-anywhere"),
+    Arm("waltz-published", "waltz-published", first=REST),
+    Arm("waltz-no-label", "waltz-no-label", first=REST),
+    Arm("waltz-no-label-anywhere", "waltz-no-label-anywhere", first=REST),
 )
 ABLATION = {
     "all terms": "waltz-published",
@@ -37,6 +44,7 @@ ABLATION = {
 RIVALS = (
     "base",
     "single-agent",
+    EQUAL_TIME,
     "base+guard",
     "collaboration-untrained",
     "oracle-feedback",
@@ -73,6 +81,7 @@ def run(study: Study) -> str:
         "base": study.trained(waltz, "base"),
         "base+guard": study.measured("base+guard", "base+guard", waltz, trained=False),
         "single-agent": study.trained(single, "single-agent"),
+        EQUAL_TIME: study.trained(runs[EQUAL_TIME], "single-agent"),
         # The run trained no feedback agent: the guard is the untrained one.
         "single-agent+guard": study.measured("single-agent+guard", "single-agent+guard", single),
         "collaboration-untrained": study.trained(waltz, "collaboration-untrained"),
@@ -116,7 +125,11 @@ def run(study: Study) -> str:
 def _outcomes(study: Study, runs: Runs, name: str) -> list[Tables]:
     if name in MEASURED:
         return study.measured_outcomes(name)
-    trained_as = {SAME_REWARD: "waltz-frozen-conversation", **dict.fromkeys(ABLATION.values(), "waltz")}
+    trained_as = {
+        SAME_REWARD: "waltz-frozen-conversation",
+        EQUAL_TIME: "single-agent",
+        **dict.fromkeys(ABLATION.values(), "waltz"),
+    }
     return study.outcomes(trained_as.get(name, name), runs.get(name, runs["waltz"]))
 
 

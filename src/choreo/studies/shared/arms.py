@@ -49,12 +49,14 @@ class Arm:
     """A shipped recipe, and the settings that this arm changes in it, written as for --set ("a.b=c").
 
     of_file: what the recipe's file says is what the arm is about, so settings of the study do not change it.
+    first: this arm is trained with so many of the study's seeds alone, the first ones; None is all.
     """
 
     name: str
     recipe: str = "waltz"
     settings: tuple[str, ...] = ()
     of_file: bool = True
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,11 @@ class Study:
         settings: Sequence[str],
         progress: Progress,
         jobs: int = 1,
+        registered: Sequence[int] = SEEDS,
     ) -> Study:
         """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
+
+        registered: the seeds that the study was written down with; a new one has them where none are given.
 
         Raises BadInput when the folder holds another study, or when a setting is one that the seeds decide.
         """
@@ -96,7 +101,7 @@ class Study:
                 raise BadInput(f"--set {setting}: a study asks about the microworld; it takes no other environment")
             if (keys := toml.assign({}, setting)) in _OF_SEEDS:
                 raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
-        seeds = tuple(seeds or saved.get("seeds") or SEEDS)
+        seeds = tuple(seeds or saved.get("seeds") or registered)
         planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
         return cls(name, folder, seeds, tuple(settings or saved.get("settings") or ()), progress, jobs, planned)
 
@@ -118,8 +123,8 @@ class Study:
             raise ValueError("two arms have one name: their seeds would be counted twice")
         plan: dict[str, tuple[Path, config.Recipe]] = {}
         runs: dict[str, list[Path]] = {arm.name: [] for arm in arms}
-        for seed in self.seeds:
-            for arm in arms:
+        for number, seed in enumerate(self.seeds):
+            for arm in (arm for arm in arms if arm.first is None or number < arm.first):
                 recipe = self.recipe(arm, seed)
                 path = self.folder / "runs" / f"{arm.name}-seed{seed}"
                 path, _ = plan.setdefault(config.to_toml(_nameless(recipe)), (path, recipe))
@@ -164,7 +169,7 @@ class Study:
         kept.
         """
         entries = []
-        for seed, run in zip(self.seeds, runs, strict=True):
+        for seed, run in zip(self.seeds, runs, strict=False):  # an arm may have the first seeds alone
             file = self._measured_file(label, seed)
             if not file.is_file() or not games_of(file).is_file():
                 recipe = config.load(run / "recipe.toml")
@@ -196,7 +201,7 @@ class Study:
     def measured_outcomes(self, label: str) -> list[Tables]:
         """The same of what `measured` kept under that label."""
         files = [games_of(self._measured_file(label, seed)) for seed in self.seeds]
-        return [tables(durable.read_lines(file)) for file in files]
+        return [tables(durable.read_lines(file)) for file in files if file.is_file()]
 
     def _measured_file(self, label: str, seed: int) -> Path:
         return self.folder / "measured" / f"{label}-seed{seed}.json"

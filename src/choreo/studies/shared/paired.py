@@ -77,9 +77,14 @@ def contrasts(pairs: Iterable[tuple[Hashable, Hashable]], *measures: str) -> tup
 
 
 def family(declared: Sequence[Contrast], outcomes: Mapping[Any, Sequence[Tables]]) -> Family:
-    """Tests the contrasts and adjusts them together (Holm). outcomes: by system, then one table per seed."""
+    """Tests the contrasts and adjusts them together (Holm). outcomes: by system, then one table per seed; a system may
+    have the first seeds alone, and is compared on these."""
     draws = _draws(declared)
-    found = [paired_difference(outcomes[c.a], outcomes[c.b], STATISTICS[c.measure], draws=draws) for c in declared]
+    found = []
+    for c in declared:
+        a, b = outcomes[c.a], outcomes[c.b]
+        seeds = min(len(a), len(b))
+        found.append(paired_difference(a[:seeds], b[:seeds], STATISTICS[c.measure], draws=draws))
     adjusted = holm([math.nan if each.p is None else each.p for each in found])
     level = ALPHA / max(1, sum(each.p is not None for each in found))
     return {
@@ -109,19 +114,22 @@ def contrast_section(heading: str, found: Family, said: str = "") -> PageSection
             _p(each.p, floor),
             _smallest(each.detectable),
             each.difference.n,
+            each.difference.seeds,
         ]
         for c, each in found.items()
     ]
-    seeds = max((each.difference.seeds for each in found.values()), default=0)
+    several = {each.difference.seeds for each in found.values() if each.difference.seeds}
+    seeds = max(several, default=0)
+    over = f"{seeds} seed{'s' * (seeds != 1)}" if len(several) < 2 else f"{min(several)} to {seeds} seeds"
     how = (
-        f"Paired by prompt within seeds, over {seeds} seed{'s' * (seeds != 1)}; p is adjusted for all "
+        f"Paired by prompt within seeds, over {over}; p is adjusted for all "
         f"{sum(not math.isnan(each.p) for each in found.values())} contrasts of the table (Holm), intervals are not. "
         "'Could be told': the smallest difference that this design tells from none in four of five repetitions at the "
         "strictest step of that correction, by the standard errors found here."
     )
     if seeds == 1:
         how += " With one seed the test is over prompts alone; what another training would do is not in it."
-    columns = ("", "measure", "difference", "p", "could be told", "prompts")
+    columns = ("", "measure", "difference", "p", "could be told", "prompts", "seeds")
     return PageSection(heading, " ".join(filter(None, (said, said_of(found.values()), how))), Table(columns, rows))
 
 
