@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -281,6 +282,37 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 25 contrasts" in page
     assert "| waltz | 1.1 % (0.8–1.8) |" in page and "| 94.3 % |" in page
     assert json.loads((tmp_path / "table.json").read_text())["systems"]["base"]["asr"]["value"] == 350 / 900
+
+
+def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monkeypatch, capsys):
+    def listed(name):
+        assert main(["study", "--list"]) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} "))
+        return line
+
+    monkeypatch.chdir(tmp_path)
+    assert listed("waltz-limits").split(None, 1)[1] == "not run: 15 runs, 3 seeds"
+    folder = tmp_path / "runs" / "waltz-limits"
+    (tmp_path / "runs").mkdir()
+    there = {arm.name: entry(10, 20) for arm in waltz_limits.ARMS}
+    made("waltz-limits", folder, waltz_limits.ARMS, there, {})
+    assert listed("waltz-limits").endswith("10 of 15 runs are done")
+    study = Study.open("waltz-limits", folder, SEEDS, (), Progress())
+    study.write("Limits", "", [])
+    assert "10 runs, 2 seeds, 0:00 h of training" in listed("waltz-limits")
+    assert listed("waltz-limits").endswith("up to date")
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (folder / "answers.json").rename(tmp_path / "docs" / "results" / "waltz-limits.json")
+    file = bases / "micro-llama" / "tokenizer.json"
+    text = file.read_text()
+    file.write_text(text + "\n")
+    monkeypatch.setattr(
+        waltz_limits,
+        "ARMS",
+        (*waltz_limits.ARMS, replace(waltz_limits.ARMS[0], settings=("seed=1", "protocol.answer_tokens=9"))),
+    )
+    assert listed("waltz-limits").endswith(f"stale, other now: recipes ({waltz_limits.ARMS[0].name}), bases")
+    file.write_text(text)
 
 
 def test_the_frozen_arm_that_waltzrl_is_compared_with_has_its_reward(tmp_path):

@@ -22,12 +22,20 @@ def add(commands: Any) -> None:
         "Answer a question with many runs: a table, a plot and a verdict in words",
         f"""\
 {lines}
+  choreo study --list                      what is run, how long it took, and what is stale
   choreo study macpo-table --jobs 2        two runs at a time
   choreo study waltz-table --resume        finished runs are kept, the others go on
   choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
 A setting holds for every run of the study, but where the study itself varies it.""",
     )
-    study_command.add_argument("name", choices=list(known), metavar="NAME", help=f"one of {', '.join(known)}")
+    study_command.add_argument(
+        "name", nargs="?", choices=list(known), metavar="NAME", help=f"one of {', '.join(known)}"
+    )
+    study_command.add_argument(
+        "--list",
+        action="store_true",
+        help="say of every study what is run (under runs/ and docs/results/), how long it took, and what is stale",
+    )
     study_command.add_argument(
         "--seeds",
         type=seeds,
@@ -43,6 +51,10 @@ A setting holds for every run of the study, but where the study itself varies it
 
 
 def study(args: argparse.Namespace) -> int:
+    if args.list:
+        return _list()
+    if args.name is None:
+        raise BadInput("study: expected the NAME of a study, or --list (choreo study --help)")
     folder = args.run or Path("runs") / args.name
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; a study needs a folder")
@@ -63,4 +75,34 @@ def study(args: argparse.Namespace) -> int:
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None
     print(json.dumps(json.loads((folder / "answers.json").read_text(encoding="utf-8"))) if args.json else verdicts)
+    return 0
+
+
+def _list() -> int:
+    """One line for every study: what is run, when, with which commit, how long its training took, and what is stale."""
+    from choreo.api import quiet
+    from choreo.runs.bar import clock
+    from choreo.runs.progress import Progress
+    from choreo.studies.shared import kept
+    from choreo.studies.shared.arms import SEEDS, Study
+
+    quiet()
+    for name in studies.questions():
+        module = studies.load(name)
+        seeds = getattr(module, "SEEDS", SEEDS)
+        runs = kept.planned(module, seeds)
+        answers = kept.of_study(name, (Path("runs"), Path("docs") / "results"))
+        finished, begun = kept.begun(name, Path("runs"))
+        if answers is None:
+            size = "" if runs is None else f": {runs} runs, {len(seeds)} seeds"
+            print(f"{name:<20} {f'{finished} of {runs or begun} runs are done' if begun else f'not run{size}'}")
+            continue
+        made, settings = answers["made"], answers["settings"]
+        opened = Study(name, Path(), (0,), tuple(settings), Progress())
+        stale = kept.changed(made, [opened.recipe(arm, 0) for arm in getattr(module, "ARMS", ())])
+        print(
+            f"{name:<20} {made['runs']} runs, {len(answers['seeds'])} seeds, {clock(made['seconds'])} h of training, "
+            f"{made['date']}, commit {made['commit'][:8] or 'unknown'}{'+' * made['commit'].endswith('+')}: "
+            f"{'stale, other now: ' + ', '.join(stale) if stale else 'up to date'}"
+        )
     return 0

@@ -34,6 +34,7 @@ from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.heldout import games_of, heldout_games, measured_file, write_measured
 from choreo.runs.progress import Progress
+from choreo.studies.shared import kept
 from choreo.studies.shared.paired import tables
 from choreo.studies.shared.parallel_runs import train_in_parallel
 
@@ -210,7 +211,8 @@ class Study:
         """Writes study.html, study.md and answers.json, and returns the verdicts as plain text.
 
         world: whether the prompts are the microworld's, which a seed splits into training and held-out.
-        answers.json: {schema, name, seeds, planned, settings, page, sections: [{heading, verdict, columns, rows}]}.
+        answers.json: {schema, name, seeds, planned, settings, page, made, sections: [{heading, verdict, columns,
+        rows}]}; for `made` see `kept.made`.
         """
         seeds = f"Seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else f"Seed {self.seeds[0]} alone"
         several = len(self.seeds) > 1
@@ -240,6 +242,7 @@ class Study:
             "planned": self.planned,
             "settings": self.settings,
             "page": str(path),
+            "made": kept.made(self.folder),
             "sections": [_plain(section) for section in sections],
         }
         durable.write_json(self.folder / "answers.json", answers)

@@ -1,0 +1,108 @@
+"""What is kept of a study beside its answers: with what it was made, how long it took, and whether that still holds."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from choreo import config
+from choreo.environments.microworld.suites import SUITES, prompts
+from choreo.errors import BadInput
+from choreo.experiment.run import bases
+from choreo.files.json_file import read_object
+from choreo.runs.folder import is_finished, versions
+
+PROMPTS = 5  # of every suite, by which two states of the world are told apart
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """With what the finished runs of the study in `folder` were made:
+
+    date, commit ("" outside a checkout; "+" at its end: with changes that were not committed), versions, runs: how
+    many, seconds: of all their training, arms: a digest of each arm's recipe, bases: fingerprints, world: a digest.
+    """
+    paths = [path for path in sorted((folder / "runs").glob("*-seed*")) if is_finished(path)]
+    summaries = [read_object(path / "summary.json") for path in paths]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "versions": versions(),
+        "runs": len(paths),
+        "seconds": sum(summary.get("seconds", 0.0) for summary in summaries),
+        "arms": {path.name.rpartition("-seed")[0]: digest(config.load(path / "recipe.toml")) for path in paths},
+        "bases": {name: base for summary in summaries for name, base in summary.get("bases", {}).items()},
+        "world": world(),
+    }
+
+
+def digest(recipe: config.Recipe) -> str:
+    """16 hex digits of a recipe, whatever its name and seeds."""
+    same = {"name": "", "seed": 0, "world": recipe.world.model_copy(update={"split_seed": 0})}
+    return _digest(config.to_toml(recipe.model_copy(update=same)))
+
+
+def world() -> str:
+    """16 hex digits of the microworld's held-out prompts, some of each suite."""
+    return _digest(repr([(p.text, p.meaning) for suite in SUITES for p in prompts(suite, "heldout", PROMPTS)]))
+
+
+def changed(found: dict[str, Any], recipes: Iterable[config.Recipe]) -> list[str]:
+    """What differs now from what `made` found. recipes: of the study's arms as they are now."""
+    now = list(recipes)
+    known, differ = set(found["arms"].values()), []
+    if others := [recipe.name for recipe in now if digest(recipe) not in known]:
+        differ.append(f"recipes ({', '.join(others)})" if len(others) < len(now) else "recipes")
+    there: dict[str, str] = {}
+    for recipe in now:
+        try:
+            there |= bases(recipe)
+        except BadInput:
+            differ.append("a base is not there")
+    if any(found["bases"].get(name, base) != base for name, base in there.items()):
+        differ.append("bases")
+    if found["world"] != world():
+        differ.append("the world")
+    return list(dict.fromkeys(differ))
+
+
+def of_study(name: str, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """The latest answers of the study `name` that are kept: in FOLDER/NAME/answers.json, or FOLDER/NAME.json."""
+    files = (file for folder in folders for file in (folder / name / "answers.json", folder / f"{name}.json"))
+    kept = [answers for file in files if file.is_file() and "made" in (answers := read_object(file))]
+    return max(kept, key=lambda answers: answers["made"]["date"], default=None)
+
+
+def begun(name: str, folder: Path) -> tuple[int, int]:
+    """(finished, begun) runs of the study in FOLDER/NAME."""
+    paths = list((folder / name / "runs").glob("*-seed*"))
+    return sum(is_finished(path) for path in paths), len(paths)
+
+
+def planned(module: ModuleType, seeds: Sequence[int]) -> int | None:
+    """How many runs a study has that declares its arms as ARMS; None for another."""
+    if not hasattr(module, "ARMS"):
+        return None
+    return sum(min(arm.first or len(seeds), len(seeds)) for arm in module.ARMS)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
+        return told.stdout.strip() if not told.returncode else ""
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head + ("+" if head and git("status", "--porcelain", "--", str(here.parents[1])) else "")
+    except OSError:  # no git here
+        return ""
