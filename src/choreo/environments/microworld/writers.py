@@ -41,8 +41,8 @@ class Writers:
 
 # ── authors ──────────────────────────────────────────────────────────────────────────────────────
 
-FOOLED = {"never": 0.567, "by frames": 0.333, "always": 0.1}  # which harmful requests an author helps with
-SCARED = 0.42  # the chance that an author is scared by sharp words; one who is fooled by a request helps all the same
+FOOLED = {"never": 0.54, "by frames": 0.36, "always": 0.1}  # which harmful requests an author helps with
+SCARED = 0.4  # the chance that an author is scared by sharp words; one who is fooled by a request helps all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,16 @@ def some_author(rng: random.Random) -> Author:
 
 AUTHORS = Writers(
     some_author,
-    talkless=0.4,
+    talkless=0.25,
     pointing=True,
     shares={
-        "statement": 0.07,
-        "practice": 0.20,
-        "reading": 0.22,
-        "answer": 0.19,
+        "statement": 0.06,
+        "practice": 0.27,
+        "reading": 0.25,
+        "answer": 0.12,
         "considered": 0.06,
-        "review": 0.15,
-        "revision": 0.11,
+        "review": 0.14,
+        "revision": 0.10,
     },
 )
 
