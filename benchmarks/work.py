@@ -231,10 +231,11 @@ def random_llama(folder: Path, sizes: Sizes) -> Path:
 def documents(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """(prompt, answer) texts of the microworld."""
     from choreo.environments.microworld.documents import texts
+    from choreo.environments.microworld.writers import COINS
 
     found = []
     while len(found) < count:
-        sort, before, target = texts(rng)
+        sort, before, target = texts(rng, COINS)
         if sort == "answer":
             found.append((before[0], target))
     return found

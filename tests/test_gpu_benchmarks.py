@@ -103,6 +103,16 @@ def test_trl_does_the_same_work(tmp_path):
         assert theirs["ratio"]["median"] > 0 and theirs["memory_ratio"] > 0
 
 
+def test_choreo_bench_has_its_work_from_the_same_place(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(GPU.parent)!r}); from work import *; "
+    script += "prepare(Path(sys.argv[1]), 'micro-llama', steps=1)"
+    run = warm.run(["-c", script, str(tmp_path)])
+    assert run.returncode == 0, run.stderr
+    work = json.loads((tmp_path / "work.json").read_text())
+    assert len(work["policy"]) == 3 * 24 and len(work["pairs"]) == 3 * 64  # two steps of warm-up and one that counts
+    assert {agent: len(texts) for agent, texts in work["contexts"].items()} == {"conversation": 96, "feedback": 96}
+
+
 @pytest.mark.parametrize(
     "words, reason",
     [
