@@ -16,6 +16,7 @@ from choreo import config
 from choreo.agents.local import LocalAgent
 from choreo.algorithms.advantages import grpo
 from choreo.engine.agent import Team
+from choreo.engine.constraint import FORCED
 from choreo.engine.learner import Learner, preference_pairs
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import DPOLoss, PolicyLoss
@@ -23,9 +24,10 @@ from choreo.game.play import play
 from choreo.methods.waltz.trainer import train
 from choreo.models.chat import Chat
 from choreo.models.load import load_chat
+from choreo.runs.callbacks import Callback
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Limits, Preference, Prompt, Sample
+from choreo.types import CONVERSATION, Episode, Limits, Preference, Prompt, Sample
 
 NEVER = -1  # an end token that no model writes, so that every answer has its full length
 
@@ -78,27 +80,37 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
 
 def waltz(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """WaltzRL as `choreo train` runs it, its record on disk included."""
-    with Run.create(folder / "run", config.load("waltz", overrides(work["model"], work["sizes"]["steps"]))) as run:
-        train(run.recipe, run, WaltzTurns(run, turns))
+    with Run.create(folder / "run", config.load("waltz", overrides(work["model"], Sizes(**work["sizes"])))) as run:
+        run.callbacks = (chosen := Chosen(),)
+        train(run.recipe, run, WaltzTurns(run, turns, chosen))
+
+
+class Chosen(Callback):
+    """Counts the ids that the last step's turns chose: those that a review's grammar forced cost no pass."""
+
+    def on_episodes(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Mapping[str, float]]) -> None:
+        written = [turn for episode in episodes for turn in (*episode.answers, *episode.reviews)]
+        self.count = sum(sum(row != FORCED for row in turn.choices or turn.ids) for turn in written)
 
 
 class WaltzTurns(Progress):
-    def __init__(self, run: Run, turns: Turns):
+    def __init__(self, run: Run, turns: Turns, chosen: Chosen):
         super().__init__()
-        self._run, self._turns = run, turns
+        self._run, self._turns, self._chosen = run, turns, chosen
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None, alarms: Sequence[str] = ()) -> None:
         last = (self._run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
         step = json.loads(last)
         trained = sum(value for name, value in step.items() if name.startswith("tokens/"))
-        self._turns.end(sampled=step["tokens"], trained=trained)
+        self._turns.end(sampled=self._chosen.count, trained=trained, written=step["tokens"])
 
 
 def one_agent(work: Mapping[str, Any], end_id: int | None = None) -> tuple[Chat, LocalEngine, Learner]:
     chat = load_chat(work["model"])
-    team = Team.load(work["model"], (CONVERSATION,), **Sizes(**work["sizes"]).weights())
+    sizes = Sizes(**work["sizes"])
+    team = Team.load(work["model"], (CONVERSATION,), **sizes.weights())
     engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id if end_id is None else end_id)
-    return chat, engine, Learner(team, CONVERSATION, lr=LEARNING_RATE)
+    return chat, engine, Learner(team, CONVERSATION, lr=LEARNING_RATE, micro_tokens=sizes.micro_tokens)
 
 
 if __name__ == "__main__":

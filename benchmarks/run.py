@@ -17,6 +17,7 @@ when it is trained on. Sizes are in work.py.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -29,8 +30,6 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from work import SIZES
-
 import choreo
 
 HERE = Path(__file__).resolve().parent
@@ -39,13 +38,14 @@ SIDES = {
     "dpo": {"choreo": ["dpo"], "trl": ["dpo"]},
     "waltz": {"choreo": ["waltz"], "trl": ["waltz-conversation", "waltz-feedback"]},
 }
+BASES = ("micro-llama", "smollm2")  # the others of SIZES are of benchmarks/gpu
 Turn = dict[str, float]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time choreo side by side with TRL on the same work.")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--base", choices=sorted(SIZES), default="micro-llama", help="default: micro-llama")
+    parser.add_argument("--base", choices=BASES, default="micro-llama", help="default: micro-llama")
     parser.add_argument("--work", choices=sorted(SIDES), action="append", help="this alone (default: all)")
     args = parser.parse_args()
     as_json = args.json
@@ -68,11 +68,10 @@ def main() -> int:
     return 0
 
 
-def prepared(folder: Path, base: str) -> dict[str, Any]:
-    """In a process that ends, so that this one stays small and idle while the sides work."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); from work import *; prepare(Path({str(folder)!r}), {base!r})"
-    )
+def prepared(folder: Path, base: str, **changed: Any) -> dict[str, Any]:
+    """In a process that ends, so that this one stays small and idle while the sides work. changed: of its sizes."""
+    call = f"prepare(Path({str(folder)!r}), {base!r}, **{changed!r})"
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from work import *; {call}"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=sys.stderr, env=environment())
     return json.loads((folder / "work.json").read_text(encoding="utf-8"))
 
@@ -151,33 +150,52 @@ def take_turns(name: str, sides: dict[str, list[str]], folder: Path, steps: int)
 def joined(parts: list[Turn]) -> Turn:
     """Seconds and tokens add up; of the memory peaks the highest counts, as if the parts ran one at a time."""
     names = parts[0].keys()
-    return {name: (max if name == "peak_mib" else sum)(part[name] for part in parts) for name in names}
+    return {name: (max if name.endswith("_mib") else sum)(part[name] for part in parts) for name in names}
 
 
 # ---- figures ------------------------------------------------------------------------------------
 
 
 def compare(turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    """Per library: seconds, tokens/s and rollout tokens/s with quartiles, tokens per step, peak memory; then the ratios
-    of choreo over TRL, each the median over neighbouring turns."""
-    rates = {library: [(t["sampled"] + t["trained"]) / t["seconds"] for t in own] for library, own in turns.items()}
-    figures: dict[str, Any] = {}
-    for library, own in turns.items():
-        figures[library] = {
-            "seconds": spread([t["seconds"] for t in own]),
-            "cpu_seconds": spread([t["cpu_seconds"] for t in own]),
-            "tokens": median(t["sampled"] + t["trained"] for t in own),
-            "tokens_per_second": spread(rates[library]),
-            "peak_mib": max(t["peak_mib"] for t in own),
-        }
-    figures["ratio"] = spread([a / b for a, b in zip(rates["choreo"], rates["trl"], strict=True)])
-    if all("rollout_seconds" in t for own in turns.values() for t in own):
-        rollouts = {library: [t["sampled"] / t["rollout_seconds"] for t in own] for library, own in turns.items()}
-        for library, own_rates in rollouts.items():
-            figures[library]["rollout_tokens_per_second"] = spread(own_rates)
-        figures["rollout_ratio"] = spread([a / b for a, b in zip(rollouts["choreo"], rollouts["trl"], strict=True)])
-    figures["memory_ratio"] = figures["choreo"]["peak_mib"] / figures["trl"]["peak_mib"]
+    """`figures_of` either library, then the ratios of choreo over TRL."""
+    figures: dict[str, Any] = {library: figures_of(own) for library, own in turns.items()}
+    return figures | ratios(turns["choreo"], turns["trl"])
+
+
+def figures_of(turns: list[Turn]) -> dict[str, Any]:
+    """Seconds, tokens/s and rollout tokens/s with quartiles, tokens per step, peak memory."""
+    figures: dict[str, Any] = {
+        "seconds": spread([t["seconds"] for t in turns]),
+        "cpu_seconds": spread([t["cpu_seconds"] for t in turns]),
+        "tokens": median(t["sampled"] + t["trained"] for t in turns),
+        "tokens_per_second": spread(rates(turns)),
+        "peak_mib": max(t["peak_mib"] for t in turns),
+    }
+    if all("rollout_seconds" in t for t in turns):
+        figures["rollout_tokens_per_second"] = spread(rollout_rates(turns))
+    if all("device_mib" in t for t in turns):
+        figures["device_mib"] = max(t["device_mib"] for t in turns)
     return figures
+
+
+def ratios(ours: list[Turn], theirs: list[Turn]) -> dict[str, Any]:
+    """Of tokens/s, each the median over neighbouring turns, and of peak memory."""
+
+    def each(a: list[float], b: list[float]) -> dict[str, float]:
+        return spread([x / y for x, y in zip(a, b, strict=True)])
+
+    found: dict[str, Any] = {"ratio": each(rates(ours), rates(theirs))}
+    if all("rollout_seconds" in t for t in (*ours, *theirs)):
+        found["rollout_ratio"] = each(rollout_rates(ours), rollout_rates(theirs))
+    return found | {"memory_ratio": max(t["peak_mib"] for t in ours) / max(t["peak_mib"] for t in theirs)}
+
+
+def rates(turns: list[Turn]) -> list[float]:
+    return [(t["sampled"] + t["trained"]) / t["seconds"] for t in turns]
+
+
+def rollout_rates(turns: list[Turn]) -> list[float]:
+    return [t["sampled"] / t["rollout_seconds"] for t in turns]
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -186,13 +204,18 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def about(work: dict[str, Any]) -> dict[str, Any]:
-    packages = ("trl", "torch", "transformers", "accelerate")
     return {
-        "versions": {"choreo": choreo.__version__} | {name: metadata.version(name) for name in packages},
+        "versions": versions("trl", "torch", "transformers", "accelerate"),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "model": work["sizes"]["base"] + ("" if work["shipped"] else "'s shape, random weights"),
         "sizes": work["sizes"],
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of choreo, and of those packages that are installed."""
+    there = {name for name in packages if importlib.util.find_spec(name)}
+    return {"choreo": choreo.__version__} | {name: metadata.version(name) for name in packages if name in there}
 
 
 def heading(result: dict[str, Any]) -> str:

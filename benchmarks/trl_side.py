@@ -1,7 +1,8 @@
 """TRL's side: `python trl_side.py WORK FOLDER` takes turns at one piece of work (see work.py).
 
-TRL as fast as its settings make it here: float32 (bfloat16 is slower on most CPUs), no gradient
-checkpointing, one batch per step, the fused optimiser, nothing logged, no dropout in the model.
+TRL as fast as its settings make it here: on a CPU float32 (bfloat16 is slower on most), no gradient checkpointing,
+one batch per step; on a card what the sizes say. The fused optimiser, nothing logged, no dropout in the model. A part
+that ends in -vllm samples by vLLM in TRL's own process ("colocate").
 """
 
 from __future__ import annotations
@@ -29,15 +30,25 @@ COMMON = {
     "optim": "adamw_torch_fused",
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "use_cpu": True,
     "report_to": "none",
     "logging_strategy": "no",
     "save_strategy": "no",
     "disable_tqdm": True,
-    "model_init_kwargs": {"dtype": "float32", "attn_implementation": "sdpa"},
 }
+
+
+def common(sizes: Sizes, rows: int) -> dict[str, Any]:
+    """The settings of a trainer whose step has `rows` rows."""
+    return {
+        **COMMON,
+        "per_device_train_batch_size": rows // sizes.parts,
+        "gradient_accumulation_steps": sizes.parts,
+        "gradient_checkpointing": sizes.recompute,
+        "bf16": sizes.dtype == "bfloat16",
+        "use_cpu": sizes.device == "cpu",
+        "max_steps": WARM_UP + sizes.steps,
+        "model_init_kwargs": {"dtype": sizes.dtype, "attn_implementation": "sdpa"},
+    }
 
 
 class TurnsCallback(TrainerCallback):
@@ -48,34 +59,23 @@ class TurnsCallback(TrainerCallback):
         self._turns.end(**self._figures())
 
 
-def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
+def policy(work: Mapping[str, Any], folder: Path, turns: Turns, vllm: bool) -> None:
     """GRPO with answers of one length."""
-    sizes = work["sizes"]
-    grpo(
-        work,
-        folder,
-        turns,
-        spelled(work, work["policy"]),
-        prompts=sizes["prompts"],
-        group=sizes["group"],
-        longest=sizes["new_tokens"],
-        generation_kwargs={"min_new_tokens": sizes["new_tokens"]},
-    )
+    sizes = Sizes(**work["sizes"])
+    least = {"min_tokens" if vllm else "min_new_tokens": sizes.new_tokens}
+    contexts = spelled(work, work["policy"])
+    grpo(work, folder, turns, contexts, sizes.prompts, sizes.group, sizes.new_tokens, vllm, generation_kwargs=least)
 
 
-def waltz(agent: str) -> Any:
+def waltz(agent: str, work: Mapping[str, Any], folder: Path, turns: Turns, vllm: bool) -> None:
     """GRPO of one of the two agents, on the states of the WaltzRL run and with its lengths. Answers end as they do."""
-
-    def run(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
-        recipe = config.load("waltz", overrides(work["model"], work["sizes"]["steps"]))
-        longest = {
-            CONVERSATION: recipe.protocol.answer_tokens,
-            FEEDBACK: recipe.protocol.feedback_tokens,
-        }[agent]
-        prompts, group = recipe.learning.prompts, recipe.learning.samples
-        grpo(work, folder, turns, work["contexts"][agent], prompts=prompts, group=group, longest=longest)
-
-    return run
+    recipe = config.load("waltz", overrides(work["model"], Sizes(**work["sizes"])))
+    longest = {
+        CONVERSATION: recipe.protocol.answer_tokens,
+        FEEDBACK: recipe.protocol.feedback_tokens,
+    }[agent]
+    prompts, group = recipe.learning.prompts, recipe.learning.samples
+    grpo(work, folder, turns, work["contexts"][agent], prompts, group, longest, vllm)
 
 
 def grpo(
@@ -83,10 +83,10 @@ def grpo(
     folder: Path,
     turns: Turns,
     contexts: list[str],
-    *,
     prompts: int,
     group: int,
     longest: int,
+    vllm: bool,
     **settings: Any,
 ) -> None:
     tokens = 0
@@ -96,16 +96,16 @@ def grpo(
         tokens = sum(map(len, completion_ids))
         return [reward(ids) for ids in completion_ids]
 
+    if vllm:
+        settings |= {"use_vllm": True, "vllm_mode": "colocate"}
     arguments = GRPOConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=prompts * group,
         num_generations=group,
         max_completion_length=longest,
         beta=BETA,
         epsilon=CLIP,
         shuffle_dataset=False,
-        max_steps=WARM_UP + work["sizes"]["steps"],
-        **COMMON,
+        **common(Sizes(**work["sizes"]), prompts * group),
         **settings,
     )
     trainer = GRPOTrainer(
@@ -116,30 +116,35 @@ def grpo(
         peft_config=adapter(work),
         callbacks=[TurnsCallback(turns, lambda: {"sampled": tokens, "trained": tokens})],
     )
-    trainer.model.generate = turns.time("rollout_seconds", trainer.model.generate)
+    writer = trainer.vllm_generation if vllm else trainer.model
+    writer.generate = turns.time("rollout_seconds", writer.generate)
     trainer.train()
 
 
 def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """DPO on the same pairs; TRL reads and tokenises them before the first step."""
+    sizes = Sizes(**work["sizes"])
     contexts = spelled(work, [row[0] for row in work["pairs"]])
     chosen, rejected = ([row[i] for row in work["pairs"]] for i in (1, 2))
     arguments = DPOConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=work["sizes"]["pairs"],
         beta=DPO_BETA,
         max_length=None,
-        max_steps=WARM_UP + work["sizes"]["steps"],
-        **COMMON,
+        train_sampling_strategy="sequential",
+        **common(sizes, sizes.pairs),
     )
     data = Dataset.from_dict({"prompt": contexts, "chosen": chosen, "rejected": rejected})
     counts: list[int] = []  # of the batches made and not yet trained on: the next one is made before a step ends
+
+    def figures() -> dict[str, int]:
+        return {"sampled": 0, "trained": sum(counts.pop(0) for _ in range(sizes.parts))}
+
     trainer = DPOTrainer(
         model=work["model"],
         args=arguments,
         train_dataset=data,
         peft_config=adapter(work),
-        callbacks=[TurnsCallback(turns, lambda: {"sampled": 0, "trained": counts.pop(0)})],
+        callbacks=[TurnsCallback(turns, figures)],
     )
     collate = trainer.data_collator
 
@@ -165,8 +170,12 @@ def spelled(work: Mapping[str, Any], prompts: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    turns = Turns()
+    name, folder = sys.argv[1].removesuffix("-vllm"), Path(sys.argv[2])
+    turns, vllm = Turns(), sys.argv[1].endswith("-vllm")
     work = json.loads((folder / "work.json").read_text(encoding="utf-8"))
-    sides = {"policy": policy, "dpo": dpo, "waltz-conversation": waltz(CONVERSATION), "waltz-feedback": waltz(FEEDBACK)}
-    sides[name](work, folder, turns)
+    if name == "policy":
+        policy(work, folder, turns, vllm)
+    elif name == "dpo":
+        dpo(work, folder, turns)
+    else:
+        waltz(name.removeprefix("waltz-"), work, folder, turns, vllm)

@@ -1,7 +1,8 @@
 """A side's part in taking turns: wait to be told, do one step, say how long it took.
 
 The first WARM_UP steps go unreported but for "ready" at their end. The figures of a turn travel on the
-standard output that the process started with; whatever libraries print goes to the error stream.
+standard output that the process started with; whatever libraries print goes to the error stream. Where the process
+uses a card, a time ends when the card has done what it was given.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from work import WARM_UP
 
 
@@ -27,10 +29,11 @@ class Turns:
 
     def end(self, **figures: Any) -> None:
         """Call at the end of every step; returns when the next may begin, or ends the process when none may."""
+        wait_for_card()
         seconds, processor = time.perf_counter() - self._began, time.process_time() - self._spent
         self._steps += 1
         if self._steps >= WARM_UP:
-            report = {"seconds": seconds, "cpu_seconds": processor, **figures, **self._inside, "peak_mib": peak_mib()}
+            report = {"seconds": seconds, "cpu_seconds": processor, **figures, **self._inside, **memory()}
             print(json.dumps(report), file=self._out, flush=True)
             if not sys.stdin.readline():
                 raise SystemExit
@@ -41,15 +44,26 @@ class Turns:
         """`function`, its seconds added up in the turn's figure `name`."""
 
         def timed(*args: Any, **options: Any) -> Any:
+            wait_for_card()
             began = time.perf_counter()
             result = function(*args, **options)
+            wait_for_card()
             self._inside[name] = self._inside.get(name, 0.0) + time.perf_counter() - began
             return result
 
         return timed
 
 
-def peak_mib() -> float:
-    """Peak resident memory of this process so far."""
+def wait_for_card() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def memory() -> dict[str, float]:
+    """MiB. peak_mib: the most that this process had so far: of the card what its tensors took, without one resident.
+    device_mib: what is taken of the card now, by whatever uses it."""
+    if torch.cuda.is_initialized():
+        free, whole = torch.cuda.mem_get_info()
+        return {"peak_mib": torch.cuda.max_memory_allocated() / 2**20, "device_mib": (whole - free) / 2**20}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"peak_mib": peak / (2**20 if sys.platform == "darwin" else 2**10)}

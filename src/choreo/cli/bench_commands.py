@@ -14,7 +14,7 @@ from choreo.cli.output import print_json
 from choreo.errors import BadInput
 from choreo.server.extra import require_server
 
-BASES = ("micro-llama", "smollm2")  # those that benchmarks/work.py has sizes for
+BASES = ("micro-llama", "smollm2")  # those that benchmarks/run.py times
 WORK = ("policy", "dpo", "waltz")  # what benchmarks/run.py times
 
 

@@ -59,7 +59,8 @@ def measure_machine(clock: Clock = time.perf_counter) -> dict[str, Any]:
 
     threads = torch.get_num_threads()
     rates = {
-        dtype: {str(width): _product(width, dtype, clock) for width in WIDTHS} for dtype in ("float32", "bfloat16")
+        dtype: {str(width): product_rate(512, width, dtype, clock) for width in WIDTHS}
+        for dtype in ("float32", "bfloat16")
     }
     large, row = torch.ones(8192, 8192), torch.ones(8192)
     bandwidth = large.numel() * 4 / _seconds(lambda: large @ row, clock)
@@ -75,11 +76,19 @@ def measure_machine(clock: Clock = time.perf_counter) -> dict[str, Any]:
     }
 
 
-def _product(width: int, dtype: str, clock: Clock) -> float:
+def product_rate(rows: int, width: int, dtype: str, clock: Clock = time.perf_counter, device: str = "cpu") -> float:
+    """FLOP/s of the product of [rows, width] and [width, width] on `device`, in PyTorch's default precision there."""
     import torch
 
-    left, right = (torch.ones(rows, width, dtype=getattr(torch, dtype)) for rows in (512, width))
-    return 2 * 512 * width**2 / _seconds(lambda: left @ right, clock)
+    kind = getattr(torch, dtype)
+    left, right = (torch.ones(height, width, dtype=kind, device=device) for height in (rows, width))
+
+    def product() -> None:
+        _ = left @ right
+        if left.is_cuda:
+            torch.cuda.synchronize()
+
+    return 2 * rows * width**2 / _seconds(product, clock)
 
 
 def _engine(machine: Machine, clock: Clock) -> tuple[float, float]:
