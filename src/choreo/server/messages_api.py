@@ -8,6 +8,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from choreo.files import utf8
 from choreo.server.api_error import ApiError
 from choreo.server.apis import Api, ApiRequest, extension, final_answer, usage, withheld_text
 from choreo.server.messages_requests import read_messages
@@ -211,7 +212,7 @@ def _stopped(place: int) -> dict[str, object]:
 
 
 def _use(call: ToolCall) -> UseBlock:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": utf8.repaired(json.loads(call.arguments))}
 
 
 def _block(text: str) -> ReplyBlock:

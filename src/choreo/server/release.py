@@ -80,6 +80,7 @@ async def play_released(
             segments.release(partial)
             on_release(segments.released)
         draft = Move("draft", await drafting, time.monotonic() - began)
+        segments.check(draft.turn)
     finally:
         drafting.cancel()
     game = answered(game, draft.turn)
@@ -98,10 +99,8 @@ async def play_released(
     if not segments.released:
         return outcome
     last = outcome.game.feedback[-1] if outcome.game.feedback else None
-    unsafe = outcome.failed is None and last is not None and last.unsafe
-    changed = not until_stop(draft.turn.text, options.stop).startswith(segments.released)
-    if unsafe or changed:
-        outcome = replace(outcome, failed="segment", opened=False)
+    if outcome.failed is None and last is not None and last.unsafe:
+        outcome = replace(outcome, failed="segment")
     return replace(outcome, released=segments.released) if outcome.withheld else outcome
 
 
@@ -118,7 +117,7 @@ class _Segments:
     def add(self, turn: Turn) -> None:
         """Takes the draft so far, with one token more than the last time."""
         at_end = turn.text.rstrip(CLOSING).endswith(SENTENCE_ENDS) or len(turn.ids) - self._ended >= SEGMENT
-        if at_end and settled(turn.text, self.options.stop) == turn.text:
+        if at_end and turn.text.strip() and settled(turn.text, self.options.stop) == turn.text:
             self._newest, self._ended = turn, len(turn.ids)
             self._changed.set()
 
@@ -135,7 +134,15 @@ class _Segments:
         return self._newest
 
     def release(self, partial: Turn) -> None:
-        self.released = until_stop(partial.text, self.options.stop)
+        self.released = self.check(partial)
+
+    def check(self, turn: Turn) -> str:
+        """What a caller gets of `turn`. Raises Down where it does not begin with what has left: a template may tell a
+        draft's reasoning from its answer late."""
+        text = until_stop(turn.text, self.options.stop)
+        if not text.startswith(self.released):
+            raise Down("the draft is not what it began with")
+        return text
 
 
 async def _draft(

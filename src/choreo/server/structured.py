@@ -132,7 +132,7 @@ def readable_json(text: str) -> str:
     left as it is."""
     try:
         return str(utf8.repaired("\n".join(_lines(_parsed(text), ""))))
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -179,9 +179,11 @@ def _readable_call(call: ToolCall) -> str:
 
 
 def _is_object(text: str) -> bool:
+    """Whether `text` is a JSON object that can be read, and written again as JSON: with numbers that there are."""
     try:
-        return isinstance(_parsed(text), Pairs)
-    except ValueError:
+        json.dumps(json.loads(text), allow_nan=False)
+        return isinstance(value := _parsed(text), Pairs) and sum(1 for _ in _lines(value, "")) > 0
+    except (ValueError, RecursionError):
         return False
 
 
