@@ -155,6 +155,55 @@ def test_a_long_context_is_padding_to_nobody():
         same(engine, AGENT, row.request, tuple(row.ids), alone.ids, 1.0)
 
 
+@pytest.mark.parametrize("base", ["micro-llama", "nano-neox"])
+def test_a_long_context_is_read_in_chunks_beside_rows_that_go_on(base, monkeypatch):
+    """Whatever joins and leaves meanwhile: contexts of any length, alike or not, with forced and guessed ids. No step
+    feeds a context more than a chunk, and no step leaves a row that has begun without a token."""
+    chat, team, engine = setting(base)
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    chunk = rng.choice([3, 8, 21])
+    monkeypatch.setattr("choreo.engine.continuous.CHUNK", chunk)
+    texts = ["Tell me. " * rng.randrange(30) + rng.choice(["How do I bake a cake?", "?"]) for _ in range(9)]
+    asked = [Request(chat.answer_context(chat.encode(rng.choice(texts))), ("k", i)) for i in range(18)]
+    temperatures = [rng.choice([0.0, 1.0]) for _ in asked]
+    whole = [
+        engine.sample(AGENT, [request], max_new_tokens=12, temperature=temperature)[0]
+        for request, temperature in zip(asked, temperatures, strict=True)
+    ]
+    rows = [Row(r, 12, t, guess=lambda ids: [9, 9]) for r, t in zip(asked, temperatures, strict=True)]
+    rows[3].forced = list(whole[3].ids[:4])
+    gone = {4: rows[5], 9: rows[6]}  # by the step before which they leave
+    joins = [rng.randrange(12) for _ in rows]
+    batch, fed = batch_of(chat, team), []
+    feed = batch._feed
+    batch._feed = lambda *parts: (fed.append(max(part.token.shape[1] for part in parts)), feed(*parts))[1]
+    left, read_in = set(), {}
+    for t in range(400):
+        batch.join([row for row, when in zip(rows, joins, strict=True) if when == t])
+        if t in gone and gone[t] in batch.rows:
+            left.add(id(gone[t]))
+            batch.leave(gone[t])
+        begun = [(row, len(row.ids)) for row in batch.rows if row.ids]
+        if batch.rows:
+            batch.step()
+        assert all(len(row.ids) > before for row, before in begun)
+        for row in batch.rows:
+            if not row.ids and row.cached:
+                read_in[id(row)] = read_in.get(id(row), 0) + 1
+    assert batch.rows == [] and max(fed) <= chunk + 16 and max(read_in.values()) > 1
+    kept = [i for i, row in enumerate(rows) if id(row) not in left]
+    all_same(
+        engine,
+        AGENT,
+        [asked[i] for i in kept],
+        [tuple(rows[i].ids) for i in kept],
+        [whole[i].ids for i in kept],
+        [temperatures[i] for i in kept],
+    )
+
+
 def test_prefixes_give_back_what_was_kept_and_hold_no_more_than_they_may():
     """Against the longest common prefix by hand; every slot holds a number that names its layer, place and tokens."""
     rng = random.Random(5)

@@ -13,7 +13,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase, CompletionCreateParamsNonStreaming
 from serving import KEY, Serving, make_run
 
-from choreo.cli.serve_commands import MODES, OPENABLE, SYSTEM_POLICIES
+from choreo.cli.serve_commands import MODES, OPENABLE, RELEASES, SYSTEM_POLICIES
 from choreo.game import play
 from choreo.server import session
 from choreo.server.openai_requests import IGNORED, NEUTRAL, ChatRequest
@@ -40,7 +40,7 @@ def ask(client, text="What is 3 plus 4?", **more):
 
 def test_the_words_of_the_command_are_those_of_the_server():
     assert MODES == session.MODES and OPENABLE == session.OPENABLE
-    assert SYSTEM_POLICIES == session.SYSTEM_POLICIES
+    assert SYSTEM_POLICIES == session.SYSTEM_POLICIES and RELEASES == session.RELEASES
 
 
 def test_a_plain_answer_by_the_official_client(client):
@@ -167,7 +167,8 @@ def test_a_traced_stream_shows_the_moves_as_they_are_made(client):
 
 REFUSED = [
     ({"top_p": 0.5}, "top_p", "unsupported_parameter"),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function", "invalid_value"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
     ({"logprobs": True}, "logprobs", "unsupported_parameter"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ({"beams": 4}, "beams", "unknown_parameter"),
@@ -180,7 +181,7 @@ REFUSED = [
     ({"choreo": {"stream": "unchecked"}}, "choreo.stream", "invalid_value"),
     ({"choreo": {"mode": "sometimes"}}, "choreo.mode", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

@@ -16,7 +16,7 @@ from serving import KEY, Serving, listening, make_run
 from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
 
-from choreo.server import messages_api, responses_api
+from choreo.server import messages_requests, responses_requests
 from choreo.server.app import application
 from choreo.server.keys import own_key
 from choreo.server.session import UNSAFE, WITHHELD, Down
@@ -194,9 +194,9 @@ def test_limits_and_stops_end_an_answer(pair):
 
 REFUSED = [
     ("responses", {"top_p": 0.5}, "top_p"),
-    ("responses", {"tools": [{"type": "web_search"}]}, "tools"),
+    ("responses", {"tools": [{"type": "web_search"}]}, "tools.0.type"),
     ("responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
-    ("responses", {"text": {"format": {"type": "json_object"}}}, "text.format.type"),
+    ("responses", {"text": {"format": {"type": "json_object"}}}, "text.format"),
     ("responses", {"input": [{"role": "tool", "content": "x"}]}, "input.0.role"),
     ("responses", {"input": [{"role": "assistant", "content": "x"}]}, "input.0.role"),
     ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type"),
@@ -206,7 +206,7 @@ REFUSED = [
     ("messages", {"tools": [{"name": "f"}]}, "tools"),
     ("messages", {"max_tokens": 0}, "max_tokens"),
     ("messages", {"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
-    ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0.type"),
+    ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0"),
     ("messages", {"messages": [{"role": "user", "content": "word " * 600}]}, "the messages take"),
 ]
 
@@ -285,8 +285,8 @@ def test_a_stream_that_fails_in_the_middle_ends_with_the_apis_own_event():
 @pytest.mark.parametrize(
     ("name", "api", "model", "theirs"),
     [
-        ("responses", responses_api, responses_api.ResponsesRequest, ResponseCreateParamsBase),
-        ("messages", messages_api, messages_api.MessagesRequest, MessageCreateParamsBase),
+        ("responses", responses_requests, responses_requests.ResponsesRequest, ResponseCreateParamsBase),
+        ("messages", messages_requests, messages_requests.MessagesRequest, MessageCreateParamsBase),
     ],
 )
 def test_every_field_of_the_official_client_is_used_ignored_or_refused_on_purpose(name, api, model, theirs):

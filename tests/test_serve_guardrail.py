@@ -123,8 +123,8 @@ def test_an_answer_to_nobody_knows_what_is_not_reviewed(closed, opened):
     unread = {"action": "BLOCKED", "blocked_reason": UNREVIEWED}
     assert post(closed, "response", ["fine"], "never announced").json() == unread
     assert post(closed, "response", ["fine"]).json() == unread
-    tool = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    assert guard(closed, "call it", tool_calls=tool) == unread
+    for tool in ({"id": "1", "type": "custom"}, {"function": {"name": "f", "arguments": "{"}}):
+        assert guard(closed, "call it", tool_calls=[tool]) == unread
     assert guard(closed, "show it", "here", images=["https://…"]) == unread
     mark = len(opened.logs)
     assert post(opened, "response", ["fine"], "never announced").json() == {"action": "NONE"}
@@ -132,6 +132,27 @@ def test_an_answer_to_nobody_knows_what_is_not_reviewed(closed, opened):
     assert post(closed, "response", [], "never announced").json() == {"action": "NONE"}  # nothing to read
     said = [{"role": "user", "content": [{"type": "text", "text": "all is well"}]}]
     assert post(closed, "response", ["fine"], structured_messages=said).json() == {"action": "NONE"}
+
+
+def test_calls_of_tools_are_reviewed_as_words(closed, stub):
+    """And are never repaired: a revision is a text. What was called before is read too."""
+
+    def call(place, **arguments):
+        return {"id": place, "type": "function", "function": {"name": "send", "arguments": json.dumps(arguments)}}
+
+    assert guard(closed, "call one", tool_calls=[call("1", to="me")]) == {"action": "NONE"}
+    assert guard(closed, "call two", "fine", tool_calls=[call("1", to="bad one")])["blocked_reason"] == UNSAFE
+    assert guard(closed, "call two", "fine", tool_calls=[call("1", to="bad one")], repair=True)["action"] == "BLOCKED"
+    mended = guard(closed, "call three", "shy", tool_calls=[call("1", to="me")], repair=True)
+    assert mended == {"action": "GUARDRAIL_INTERVENED", "texts": ["revised"]}
+    asked = {"role": "user", "content": "all the steps"}
+    steps = [
+        {"role": "assistant", "content": None, "tool_calls": [call("1", to="you")]},
+        {"role": "tool", "tool_call_id": "1", "content": "a result"},
+    ]
+    assert post(closed, "response", ["fine"], structured_messages=[asked, *steps]).json() == {"action": "NONE"}
+    read = next(str(body["messages"]) for body in stub.seen if "all the steps" in str(body["messages"]))
+    assert read.index("all the steps") < read.index("to: you") < read.index("a result") < read.index("fine")
 
 
 def test_a_question_cannot_stand_in_for_another(closed):

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choreo.server import messages_api, openai_requests, responses_api
+from choreo.server import messages_requests, openai_requests, responses_requests
 from choreo.server.api_error import ApiError
-from choreo.server.chat import settled
 from choreo.server.openai_requests import ChatRequest, read_chat
-from choreo.server.session import until_stop
+from choreo.server.session import settled, until_stop
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
@@ -25,8 +24,8 @@ messages = st.lists(
 )
 READERS = {
     read_chat: (ChatRequest, openai_requests),
-    responses_api.read_responses: (responses_api.ResponsesRequest, responses_api),
-    messages_api.read_messages: (messages_api.MessagesRequest, messages_api),
+    responses_requests.read_responses: (responses_requests.ResponsesRequest, responses_requests),
+    messages_requests.read_messages: (messages_requests.MessagesRequest, messages_requests),
 }
 
 

@@ -16,6 +16,7 @@ from choreo.server.extra import require_server
 MODES = ("adaptive", "always", "off", "shadow")
 OPENABLE = ("feedback", "timeout", "unparsable")
 SYSTEM_POLICIES = ("refuse", "prepend")
+RELEASES = ("whole", "segment")
 
 
 def add(commands: Any) -> None:
@@ -73,6 +74,9 @@ def _options(command: argparse.ArgumentParser) -> None:
     )
     own = "the reviewer sees them too (default: refuse for a run's agent, prepend for one behind a server)"
     option("--system", system + own, choices=SYSTEM_POLICIES)
+    release = "a checked stream: whole, once its game is over (default), or the draft segment by segment, each once a "
+    left = "review of all so far does not call it unsafe; what has left is not repaired"
+    option("--release", release + left, choices=RELEASES, default="whole")
     option("--deadline", "seconds for a whole request (default: 30)", type=seconds, default=30.0, metavar="S")
     option("--queue", "requests in play at most (default: 256)", type=count, default=256, metavar="N")
     option("--body-limit", "default: 262144", type=count, default=262144, metavar="BYTES")
@@ -108,6 +112,7 @@ def serve(args: argparse.Namespace) -> int:
             body=args.body_limit,
             log_text=args.log_text,
             system=args.system,
+            release=args.release,
         )
     )
     return 0

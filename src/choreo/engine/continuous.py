@@ -2,8 +2,9 @@
 
 sample.py decodes a batch to its end. Here each row has its own limit, temperature and length. A step feeds a row all
 tokens that it has not read: its context (without the prefix that another row has read already), one new token, or
-several that are forced or guessed. Weights, noise and the draw are those of sample.py, so up to rounding a row gets the
-same tokens.
+several that are forced or guessed. A long context is read in chunks, one a step, so that it does not hold up the rows
+that are decoded beside it (chunked prefill, Sarathi-Serve, OSDI 2024). Weights, noise and the draw are those of
+sample.py, so up to rounding a row gets the same tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from choreo.errors import Unsupported
 
 PREFIX_SLOTS = 8192  # slots of prefixes that a batch keeps for later rows
 UNEVEN = 2  # the longest feed of a part may be so many times the shortest: all feeds are padded to the longest
+CHUNK = 128  # the most tokens of a context that a row reads in one step
 AHEAD = 16  # the most forced or guessed tokens in a feed, as all rows of a step are padded to the longest
 
 
@@ -55,6 +57,12 @@ class Row:
     finished: bool = False
     noise: np.ndarray = field(default_factory=lambda: np.zeros(0))
     cached: int = 0
+
+    @property
+    def chunk(self) -> Sequence[int]:
+        """What of its context the row reads in this step, where that is not yet the last of it; else nothing."""
+        unread = len(self.request.context) - self.cached
+        return self.request.context[self.cached : self.cached + CHUNK] if unread > CHUNK and not self.ids else ()
 
     def completion(self, version: int) -> Completion:
         """The completion without log-probabilities, because nothing is learned from a server's rows."""
@@ -128,7 +136,9 @@ class Batch:
         weights = {name: value.detach().clone() for name, value in team.weights(agent).items()}
         self.version = team.version[agent]
         self.positions, self._exact = team.positions or 2**31, team.dtype == torch.float32
-        self.rows: list[Row] = []  # the first `_placed` rows have a row of the pool, at the same index
+        # The first `_placed` rows have a row of the pool, at the same index. Of these, rows that still read their
+        # context come last.
+        self.rows: list[Row] = []
         self._placed = 0
         self._tables: dict[Constraint, Tensor] = {}
         self._feed = step_of(team, weights)
@@ -152,11 +162,20 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Gives every row one token or more. Returns the rows that ended, which have left the batch."""
-        old, new = self._placed, self._place()
-        rows = self.rows[:new]
-        ahead, masks = zip(*(row.foresee(self._ahead(row)) for row in rows), strict=True) if rows else ((), ())
-        feeds = [[*row.request.context, *row.ids, *more][row.cached :] for row, more in zip(rows, ahead, strict=True)]
+        """Gives every row one token or more, unless it has more than a chunk to read yet. Returns the rows that ended,
+        which have left the batch."""
+        old = sum(bool(row.ids) for row in self.rows[: self._placed])
+        rows = self.rows[: self._place()]
+        chunks = [row.chunk for row in rows]
+        ahead, masks = [], []
+        for row, chunk in zip(rows, chunks, strict=True):
+            more, own = ([], []) if chunk else row.foresee(self._ahead(row))
+            ahead.append(more)
+            masks.append(own)
+        feeds = [
+            chunk or [*row.request.context, *row.ids, *more][row.cached :]
+            for row, chunk, more in zip(rows, chunks, ahead, strict=True)
+        ]
         spans = _spans(old, [len(feed) for feed in feeds])
         hidden = self._feed(*(self._part(span, feeds[span]) for span in spans))
         known = [min(len(row.forced), len(more)) for row, more in zip(rows, ahead, strict=True)]
@@ -164,14 +183,19 @@ class Batch:
         # id, for which nothing is drawn.
         where: list[int] = []
         offset = 0
-        for span, states in zip(spans, hidden, strict=True):
+        for span, part in zip(spans, hidden, strict=True):
             for i in range(span.start, span.stop):
-                where += range(offset + len(feeds[i]) - 1 - len(ahead[i]) + known[i], offset + len(feeds[i]))
-                offset += states.shape[1]
+                if not chunks[i]:
+                    where += range(offset + len(feeds[i]) - 1 - len(ahead[i]) + known[i], offset + len(feeds[i]))
+                offset += part.shape[1]
         places = [own[skip:] for own, skip in zip(masks, known, strict=True)]
-        drawn = self._draw(rows, known, places, torch.cat([states.flatten(0, 1) for states in hidden])[where])
+        states = torch.cat([part.flatten(0, 1) for part in hidden])[where]
+        drawn = self._draw(rows, known, places, states) if where else [[] for _ in rows]
         ended = set()
         for i, (row, tokens, more) in enumerate(zip(rows, drawn, ahead, strict=True)):
+            if chunks[i]:
+                row.cached += len(chunks[i])
+                continue
             if row.take([*row.forced[: known[i]], *tokens], more, self.end_id):
                 ended.add(i)
             if i in ended or i >= old:
@@ -190,10 +214,11 @@ class Batch:
     def _place(self) -> int:
         """Gives waiting rows a row of the pool, the shorter ones first. Returns how many rows have one now.
 
-        Of waiting rows with the same context only the first is placed; the others find its prefix kept in a later step.
+        Of rows with the same context only the first is placed; the others find its prefix kept in a later step.
         """
         waiting = self.rows[self._placed :]
-        now, later, reading = [], [], set()
+        now, later = [], []
+        reading = {row.request.context for row in self.rows[: self._placed] if not row.ids}
         for row in waiting:
             context = row.request.context
             read = self._prefixes.known(context[:-1])
@@ -262,7 +287,7 @@ class Batch:
             if row.held is None:
                 found.append(torch.ones(len(own), len(self._head.weight), dtype=torch.bool, device=self.device))
             else:
-                found.append(self._table(row.held[0])[torch.tensor(own, device=self.device)])
+                found.append(self._table(row.held[0])[torch.tensor(own, dtype=torch.int64, device=self.device)])
         return torch.cat(found)
 
     def _table(self, constraint: Constraint) -> Tensor:
@@ -272,14 +297,18 @@ class Batch:
         return self._tables[constraint]
 
     def _drop(self, ended: set[int]) -> None:
-        """Removes rows (indices below `_placed`), and moves the last placed rows into the gaps."""
-        stay = self._placed - len(ended)
-        movers = [i for i in range(stay, self._placed) if i not in ended]
-        gaps = [i for i in range(stay) if i in ended]
+        """Removes rows (indices below `_placed`). The others come together, those that still read behind those that
+        draw; only rows that stand in the wrong part are moved."""
+        left = [i for i in range(self._placed) if i not in ended]
+        draw = [i for i in left if self.rows[i].ids]
+        read = [i for i in left if not self.rows[i].ids]
+        stay, parts = len(left), ((draw, range(len(draw))), (read, range(len(draw), len(left))))
+        movers = [i for own, part in parts for i in own if i not in part]
+        gaps = [i for own, part in parts for i in sorted({*part}.difference(own))]
         if movers:
             self._pool.move(movers, gaps, max(self.rows[i].cached for i in movers))
-        for source, target in zip(movers, gaps, strict=True):
-            self.rows[target] = self.rows[source]
+        for target, row in zip(gaps, [self.rows[i] for i in movers], strict=True):
+            self.rows[target] = row
         del self.rows[stay : self._placed]
         self._placed = stay
         if not stay:
@@ -300,10 +329,11 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 
 def _spans(old: int, lengths: Sequence[int]) -> list[slice]:
-    """Rows that are fed in one part: first the `old` rows, with a few tokens each, then new rows of similar length."""
+    """Rows that are fed in one part: first the `old` rows, with a few tokens each, then rows that read, with feeds of
+    similar length."""
     spans, begin = [slice(0, old)] if old else [], old
     for i in range(old, len(lengths)):
-        if lengths[i] > UNEVEN * lengths[begin]:
+        if max(lengths[begin : i + 1]) > UNEVEN * min(lengths[begin : i + 1]):
             spans.append(slice(begin, i))
             begin = i
     return [*spans, slice(begin, len(lengths))] if begin < len(lengths) else spans

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from choreo.server.api_error import ApiError
 from choreo.server.openai_responses import Finish, StageTokens, Trace, TracedMove, Usage
 from choreo.server.session import STAGES, UNSAFE, WITHHELD, Mode, Outcome, traced, until_stop
+from choreo.server.structured import ApiMessage, Form, FormedTurn, ToolCall
 
 Event = Mapping[str, object]  # one event of a stream, as JSON
 
@@ -31,21 +32,13 @@ class Extension(Strict):
     stream: Literal["checked", "unchecked"] = "checked"
 
 
-class ApiMessage(NamedTuple):
-    """A message of a conversation. place: the field of the request that holds its role, for errors."""
-
-    role: Literal["system", "user", "assistant"]
-    text: str
-    place: str
-
-
 @dataclass(frozen=True)
 class ApiRequest:
     """A request, whatever its API calls things.
 
-    conversation: the field that holds it, for errors. messages: the last one is the user's. limit: tokens of an
-    answer; None is the server's. usage: a stream of OpenAI's chat completions ends with what it used. user: what the
-    caller calls its end user.
+    conversation: the field that holds it, for errors. messages: the last one is the user's, or a tool's. limit: tokens
+    of an answer; None is the server's. usage: a stream of OpenAI's chat completions ends with what it used. user: what
+    the caller calls its end user. form: what is asked of an answer's form, and the field that asks for it.
     """
 
     model: str
@@ -59,6 +52,7 @@ class ApiRequest:
     stream: bool = False
     usage: bool = False
     user: str = ""
+    form: tuple[Form, str] | None = None
     choreo: Extension = field(default_factory=Extension)
 
 
@@ -106,14 +100,31 @@ class Api(NamedTuple):
     x_api_key: bool = False
 
 
-def final_text(outcome: Outcome, stop: Sequence[str]) -> tuple[str, Finish]:
-    """The text that a caller gets, and its finish_reason."""
+class Final(NamedTuple):
+    """What a caller gets. refused: the text is a refusal in place of the JSON that was asked for."""
+
+    text: str
+    finish: Finish
+    calls: tuple[ToolCall, ...] = ()
+    refused: bool = False
+
+
+def final_answer(outcome: Outcome, stop: Sequence[str]) -> Final:
+    """What a caller gets in the end. Of an answer that is withheld after a part of it has left, that part."""
     answer = outcome.answer
     if answer is None:
-        return UNSAFE if outcome.failed == "revision" else WITHHELD, "content_filter"
+        return Final(outcome.released or withheld_text(outcome), "content_filter")
+    if isinstance(answer, FormedTurn):  # its server has seen to the stop strings
+        finish: Finish = "tool_calls" if answer.calls else "stop" if answer.finished else "length"
+        return Final(answer.content, finish, answer.calls, answer.refused)
     text = until_stop(answer.text, stop)
     stopped = answer.finished or len(text) < len(answer.text)
-    return text, "stop" if stopped else "length"
+    return Final(text, "stop" if stopped else "length")
+
+
+def withheld_text(outcome: Outcome) -> str:
+    """The sentence that says why an answer is withheld."""
+    return UNSAFE if outcome.failed in ("revision", "segment") else WITHHELD
 
 
 def usage(outcomes: Sequence[Outcome]) -> Usage:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import dropwhile
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,10 +15,11 @@ from starlette.responses import JSONResponse, Response
 from choreo.errors import BadInput
 from choreo.game.moves import answered
 from choreo.server.api_error import ApiError
-from choreo.server.apis import Api, ApiMessage, ApiRequest, Event, Writer
+from choreo.server.apis import Api, ApiRequest, Event, Writer
 from choreo.server.events import ClientLeft, EventStream, Push, while_there
 from choreo.server.figures import log
 from choreo.server.keys import Key
+from choreo.server.release import play_released
 from choreo.server.session import (
     Down,
     Mode,
@@ -29,10 +31,12 @@ from choreo.server.session import (
     SystemPolicy,
     TooLong,
     play_session,
+    settled,
     traced_move,
     until_stop,
 )
 from choreo.server.state import Server
+from choreo.server.structured import ApiMessage, Form, readable_conversation
 from choreo.types import CONVERSATION, Episode, Prompt, Turn
 
 
@@ -82,6 +86,24 @@ def _allow(server: Server, key: Key, asked: ApiRequest) -> None:
         raise ApiError(400, message, param=f"choreo.{name}", code="unsupported_value")
 
 
+def _form(server: Server, asked: ApiRequest) -> Form | None:
+    """What is asked of an answer's form, with the conversation where tools have been called in it.
+
+    Raises ApiError where the conversation agent cannot be asked for any.
+    """
+    called = next((one.place for one in asked.messages if one.of_tools), None)
+    if asked.form is None and called is None:
+        return None
+    form, place = asked.form or (Form(), called)
+    if not server.agents[CONVERSATION].takes_forms:
+        message = f"{place}: tools and JSON are for a conversation agent behind a server (choreo serve --conversation)"
+        raise ApiError(400, message, param=place, code="unsupported_parameter")
+    if called is None:
+        return form
+    told = [one for one in asked.messages if one.role != "system" or one.text.strip()]
+    return replace(form, turns=tuple(dropwhile(lambda one: one.role == "system", told)))
+
+
 def conversation(messages: Sequence[ApiMessage], policy: SystemPolicy) -> Prompt:
     """The messages as the prompt of a game. A system message without a word is left out.
 
@@ -96,8 +118,8 @@ def conversation(messages: Sequence[ApiMessage], policy: SystemPolicy) -> Prompt
             param=told.place,
             code="unsupported_value",
         )
-    *earlier, last = turns
-    return Prompt("", last.text, "general", "serve", earlier=tuple((one.role, one.text) for one in earlier))
+    earlier, text = readable_conversation(turns)
+    return Prompt("", text, "general", "serve", earlier=earlier)
 
 
 class ChatCall:
@@ -109,6 +131,7 @@ class ChatCall:
         self.unchecked = asked.choreo.stream == "unchecked"
         self.mode: Mode = "shadow" if self.unchecked else asked.choreo.mode or settings.mode
         self.rounds = settings.limits.rounds
+        self.released = settings.release == "segment" and self.mode == "adaptive"
         limit = settings.limits.answer_tokens
         self.options = SessionOptions(
             max_tokens=limit if asked.limit is None else min(asked.limit, limit),
@@ -116,6 +139,7 @@ class ChatCall:
             stop=asked.stop,
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             deadline=began + settings.deadline,
+            form=_form(server, asked),
         )
         prompt = conversation(asked.messages, settings.system)
         self.games = [Episode(prompt, sample, ()) for sample in range(asked.n)]
@@ -130,7 +154,8 @@ class ChatCall:
         return self.reply.whole(await self.play())
 
     async def stream(self, push: Push) -> None:
-        """Checked: each answer in one piece, once its game is over. Unchecked: the draft, as it is sampled."""
+        """Checked: each answer in one piece, once its game is over, or by segments, where the operator wants that.
+        Unchecked: the draft, as it is sampled."""
         sent = [""] * len(self.games)
         first = True
 
@@ -141,7 +166,8 @@ class ChatCall:
                 first = False
 
         def on_token(index: int, text: str) -> str:
-            text = settled(until_stop(text, self.options.stop), self.options.stop)
+            if self.unchecked:
+                text = settled(until_stop(text, self.options.stop), self.options.stop)
             if len(text) > len(sent[index]):
                 count_first()
                 push(self.reply.text(index, text[len(sent[index]) :], not sent[index]))
@@ -156,7 +182,7 @@ class ChatCall:
             count_first()
             push(self.reply.end(index, outcome, sent[index]))
 
-        push(self.reply.last(await self.play(on_move, on_token if self.unchecked else None, on_end)))
+        push(self.reply.last(await self.play(on_move, on_token if self.unchecked or self.released else None, on_end)))
 
     async def play(
         self,
@@ -167,7 +193,8 @@ class ChatCall:
         """All n games. Each is counted and logged before `on_end` gets its outcome, whatever becomes of the others.
         Raises ApiError where there is no draft.
 
-        on_token: gets an unchecked draft while it is sampled, and returns what of it has been sent.
+        on_token: gets an unchecked draft while it is sampled, or one that is released by segments as far as it may
+        leave, and returns what of it has been sent.
         """
         tasks = [
             asyncio.create_task(self._play_one(i, game, on_move, on_token, on_end)) for i, game in enumerate(self.games)
@@ -194,6 +221,7 @@ class ChatCall:
         moves: list[Move] = []
         sent, began, partial_draft = "", time.monotonic(), None  # of an unchecked draft
         ended = False
+        mode: Mode = "off" if self.mode == "shadow" else self.mode  # the review in the shadow comes after the reply
 
         def send(turn: Turn) -> None:
             nonlocal sent, partial_draft
@@ -204,21 +232,36 @@ class ChatCall:
             if sent and not before:
                 server.figures.unchecked.labels(self.key.name).inc()
 
+        def release(text: str) -> None:
+            assert on_token is not None
+            on_token(index, text)
+
         def made(move: Move, game: Episode) -> None:
             on_move(index, move, game, tuple(moves))
             moves.append(move)
 
         try:
-            outcome = await play_session(
-                game,
-                server.agents,
-                self.options,
-                mode="off" if self.mode == "shadow" else self.mode,  # the review in the shadow comes after the reply
-                rounds=self.rounds,
-                opened=server.settings.opened,
-                on_move=made,
-                on_token=None if on_token is None else send,
-            )
+            if self.released and on_token is not None and self.options.form is None:
+                outcome = await play_released(
+                    game,
+                    server.agents,
+                    self.options,
+                    rounds=self.rounds,
+                    opened=server.settings.opened,
+                    on_move=made,
+                    on_release=release,
+                )
+            else:
+                outcome = await play_session(
+                    game,
+                    server.agents,
+                    self.options,
+                    mode=mode,
+                    rounds=self.rounds,
+                    opened=server.settings.opened,
+                    on_move=made,
+                    on_token=send if on_token is not None and self.unchecked else None,
+                )
         except BaseException:  # cancelled, too: what has been sent stays sent
             if sent and partial_draft is not None:
                 sampled = SampledTurn(partial_draft, len(partial_draft.ids), 0)
@@ -257,10 +300,3 @@ class ChatCall:
         """The model's chat template does not take the conversation: it may want roles to take turns."""
         message = f"the model does not take such a conversation: {error}"
         return ApiError(400, message, param=self.asked.conversation, code="invalid_value")
-
-
-def settled(text: str, stop: Sequence[str]) -> str:
-    """What of an unfinished text may be sent: no half letter, and nothing that may yet become a stop string."""
-    text = text.rstrip("\ufffd")
-    held = max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
-    return text[: len(text) - held]

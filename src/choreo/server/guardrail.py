@@ -26,6 +26,7 @@ from choreo.server.openai_responses import Action
 from choreo.server.reading import json_object, validated
 from choreo.server.session import Guard, Outcome, SessionOptions, TooLong, play_session
 from choreo.server.state import Server
+from choreo.server.structured import ApiMessage, Speaker, called_tools, readable_answer, readable_conversation
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn
 
 PATH = "/beta/litellm_basic_guardrail_api"
@@ -43,10 +44,12 @@ class _Read(BaseModel):
 
 
 class GuardedMessage(_Read):
-    """A message of the conversation. Only its text is read, not pictures or calls of tools."""
+    """A message of the conversation. Its text is read, and calls of functions with what came of them, not pictures."""
 
     role: str
     content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
@@ -59,6 +62,13 @@ class GuardedMessage(_Read):
     def partial(self) -> bool:
         """Whether it holds more than text, such as a picture."""
         return isinstance(self.content, list) and any(part.get("type") != "text" for part in self.content)
+
+    def at(self, role: Speaker) -> ApiMessage:
+        """Raises ValueError where it calls anything but functions. In a conversation ids join calls to results."""
+        calls = called_tools(self.tool_calls) if self.tool_calls else ()
+        named = zip(self.tool_calls or (), calls, strict=True)
+        calls = tuple(call._replace(id=str(given.get("id", ""))) for given, call in named)
+        return ApiMessage(role, self.text, "", calls, self.tool_call_id or "")
 
 
 class Params(Strict):
@@ -100,20 +110,25 @@ def conversation(messages: Sequence[GuardedMessage], texts: Sequence[str], syste
     other than text.
 
     texts: the user's, where an API has no messages. system: whether system messages are read. One that comes after what
-    the user asked is read before it: it asks for the answer too.
+    the user asked is read before it: it asks for the answer too. None, too, where tools were called in another form.
     """
-    roles = {"user": "user", "assistant": "assistant"}
+    roles: dict[str, Speaker] = {"user": "user", "assistant": "assistant", "tool": "tool"}
     if system:
         roles |= {"system": "system", "developer": "system"}
-    read = [m for m in messages if m.role in roles and (m.text or m.partial)]
+    read = [m for m in messages if m.role in roles and (m.text or m.partial or m.tool_calls)]
     if not messages and any(texts):
         read = [GuardedMessage(role="user", content="\n\n".join(texts))]
     asked = [i for i, m in enumerate(read) if m.role == "user"]
     if not asked or read[last := asked[-1]].partial:
         return None
+    since = [m for m in read[last + 1 :] if roles[m.role] == "tool" or m.tool_calls]
     before = [*read[:last], *(m for m in read[last:] if roles[m.role] == "system")]
-    earlier = tuple((roles[m.role], m.text) for m in before if m.text)
-    return Prompt("", read[last].text, "general", "guardrail", earlier=earlier)
+    try:
+        said = [m.at(roles[m.role]) for m in [*before, read[last], *since] if m.text or m.tool_calls]
+    except ValueError:
+        return None
+    earlier, text = readable_conversation(said)
+    return Prompt("", text, "general", "guardrail", earlier=earlier)
 
 
 async def guardrail(server: Server, request: Request) -> Response:
@@ -134,18 +149,24 @@ async def guardrail(server: Server, request: Request) -> Response:
         return JSONResponse({"action": "NONE"})
     if prompt is None and asked.litellm_call_id:
         prompt = server.conversations[key.name].find(asked.litellm_call_id)
-    unread = "an answer that is no text" if asked.tool_calls or asked.images else ""
-    texts = asked.texts or ([""] if unread else [])
-    if not texts:
+    texts, called, unread = list(asked.texts or ()), "", "an answer that is no text" if asked.images else ""
+    try:
+        called = readable_answer("", called_tools(asked.tool_calls or []))
+    except ValueError:
+        unread = "an answer that calls no function"
+    if not texts and not called and not unread:
         return JSONResponse({"action": "NONE"})
-    if (games := len(texts)) > MOST:
+    if (games := len(texts) + bool(called or not texts)) > MOST:
         raise ApiError(400, f"at most {MOST} texts of an answer", param="texts", code="invalid_value")
     server.limit(key.quota)
     leave = server.admit(key, (asked.request_data or RequestData()).user_api_key_end_user_id or "", games)
     mode: Guard = "repair" if (asked.additional_provider_specific_params or Params()).repair else "guard"
     try:
-        decisions = _decisions(server, key, None if unread else prompt, texts, mode, began)
-        return JSONResponse(_answer(texts, await while_there(request.receive, decisions)))
+        modes: list[Guard] = [mode] * len(texts)
+        if called or not texts:  # the calls of an answer are one more text; LiteLLM takes no other calls for them
+            texts, modes = [*texts, called], [*modes, "guard"]
+        decisions = _decisions(server, key, None if unread else prompt, texts, modes, began)
+        return JSONResponse(_answer(texts, await while_there(request.receive, decisions), len(asked.texts or ())))
     except ClientLeft:
         server.figures.disconnected.labels(key.name).inc()
         return Response(status_code=499)
@@ -154,15 +175,16 @@ async def guardrail(server: Server, request: Request) -> Response:
 
 
 async def _decisions(
-    server: Server, key: Key, prompt: Prompt | None, texts: Sequence[str], mode: Guard, began: float
+    server: Server, key: Key, prompt: Prompt | None, texts: Sequence[str], modes: Sequence[Guard], began: float
 ) -> list[Decision]:
     """The decision on each text, already counted and logged. prompt: None where there is no text to review."""
     why = "no conversation, or no text" if prompt is None else _unreadable(server, prompt, texts)
     if prompt is None or why:
-        decisions = [_without_review(server, mode, text, why) for text in texts]
+        decisions = [_without_review(server, mode, text, why) for text, mode in zip(texts, modes, strict=True)]
     else:
         games = [Episode(prompt, i, (_answer_turn(text, server.encode(text)),)) for i, text in enumerate(texts)]
-        decisions = list(await asyncio.gather(*(_with_review(server, game, mode, began) for game in games)))
+        reviews = (_with_review(server, game, mode, began) for game, mode in zip(games, modes, strict=True))
+        decisions = list(await asyncio.gather(*reviews))
     ms = round(1000 * (time.monotonic() - began))
     for decision in decisions:
         blocked, failed = decision.text is None, decision.outcome.failed
@@ -172,13 +194,14 @@ async def _decisions(
     return decisions
 
 
-def _answer(texts: Sequence[str], decisions: Sequence[Decision]) -> Action:
-    """What LiteLLM is told. It passes all texts of an answer, or none."""
+def _answer(texts: Sequence[str], decisions: Sequence[Decision], own: int) -> Action:
+    """What LiteLLM is told. It passes all texts of an answer, or none. own: how many of `texts` it has."""
     passed = [decision.text for decision in decisions if decision.text is not None]
     if len(passed) < len(decisions):
         reasons = {decision.reason for decision in decisions}
         return {"action": "BLOCKED", "blocked_reason": UNSAFE if UNSAFE in reasons else UNREVIEWED}
-    return {"action": "NONE"} if passed == list(texts) else {"action": "GUARDRAIL_INTERVENED", "texts": passed}
+    passes = passed == list(texts)
+    return {"action": "NONE"} if passes else {"action": "GUARDRAIL_INTERVENED", "texts": passed[:own]}
 
 
 def _without_review(server: Server, mode: Guard, text: str, why: str) -> Decision:

@@ -25,6 +25,7 @@ class WorkerAgent:
     """
 
     trained = True
+    takes_forms = False
 
     def __init__(
         self,

@@ -1,109 +1,37 @@
-"""Anthropic's Messages API as data: its requests, read as those of chat completions are, its replies and its errors.
-Text alone."""
+"""The replies and errors of Anthropic's Messages API as data. Its requests are read in `messages_requests`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
-from pydantic import Field
 from typing_extensions import TypedDict
 
+from choreo.files import utf8
 from choreo.server.api_error import ApiError
-from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict, extension, final_text, usage
+from choreo.server.apis import Api, ApiRequest, extension, final_answer, usage, withheld_text
+from choreo.server.messages_requests import read_messages
 from choreo.server.openai_responses import StageTokens, Trace, TracedMove
-from choreo.server.reading import Nothing, TextPart, checked, json_object, supported, text_of_parts, validated
 from choreo.server.session import Outcome
+from choreo.server.structured import FormedTurn, ToolCall
 
 MESSAGES_PATH = "/v1/messages"
 
-# As of chat completions.
-IGNORED = frozenset(
-    {
-        "cache_control",
-        "diagnostics",
-        "inference_geo",
-        "service_tier",
-        "speed",
-        "thinking",
-        "user_profile_id",
-        "workspace_id",
-    }
-)
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "container": (),
-    "context_management": (),
-    "mcp_servers": ([],),
-    "tool_choice": ({"type": "none"}, {"type": "auto"}),
-    "tools": ([],),
-    "top_k": (),
-    "top_p": (1,),
-}
-
-
-class TextBlock(TextPart):
-    citations: Nothing = None
-
-
-Content = str | Annotated[list[TextBlock], Field(min_length=1, fail_fast=True)]
-
-
-class AnthropicMessage(Strict):
-    role: Literal["system", "user", "assistant"]
-    content: Content
-
-
-class OutputConfig(Strict):
-    """effort is ignored."""
-
-    effort: Any = None
-    format: None = None
-
-
-class CallerMetadata(Strict):
-    user_id: str | None = None
-
-
-class MessagesRequest(Strict):
-    model: str
-    max_tokens: Annotated[int, Field(ge=1)]
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1, max_length=256, fail_fast=True)]
-    system: Content | None = None
-    stop_sequences: Annotated[list[str], Field(max_length=4)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    stream: bool | None = None
-    output_config: OutputConfig | None = None
-    metadata: CallerMetadata | None = None
-    choreo: Extension = Extension()
-
-
-def read_messages(body: bytes) -> ApiRequest:
-    """The request in `body`, read strictly. Raises ApiError, naming the parameter, for one that cannot be met."""
-    read = validated(MessagesRequest, supported(json_object(body), IGNORED, NEUTRAL))
-    told = [ApiMessage("system", text_of_parts(read.system), "system")] if read.system else []
-    said = (ApiMessage(m.role, text_of_parts(m.content), f"messages.{i}.role") for i, m in enumerate(read.messages))
-    return checked(
-        ApiRequest(
-            model=read.model,
-            conversation="messages",
-            messages=(*told, *said),
-            temperature=read.temperature,
-            limit=read.max_tokens,
-            stop=tuple(s for s in read.stop_sequences or () if s),
-            stream=bool(read.stream),
-            user=(read.metadata or CallerMetadata()).user_id or "",
-            choreo=read.choreo,
-        )
-    )
-
-
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "refusal"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "refusal", "tool_use"]
 
 
 class ReplyBlock(TypedDict):
     type: Literal["text"]
     text: str
     citations: None
+
+
+class UseBlock(TypedDict):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
 
 
 class Refusal(TypedDict):
@@ -133,7 +61,7 @@ class MessageReply(Stopped):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[ReplyBlock]
+    content: list[ReplyBlock | UseBlock]
     usage: MessagesUsage
     choreo: NotRequired[Trace]
 
@@ -191,25 +119,33 @@ class MessagesWriter:
     def whole(self, outcomes: Sequence[Outcome]) -> MessageReply:
         [outcome] = outcomes
         message: MessageReply = {**self._message(), **self._stopped(outcome), "usage": _usage(outcomes)}
-        message["content"] = [_block(final_text(outcome, self.asked.stop)[0])]
+        final = final_answer(outcome, self.asked.stop)
+        words = [] if final.calls and not final.text else [_block(final.text)]
+        message["content"] = [*words, *map(_use, final.calls)]
         if self.asked.choreo.trace:
             message["choreo"] = extension(outcomes)
         return message
 
     def text(self, index: int, more: str, first: bool) -> list[dict[str, object]]:
-        begun: list[dict[str, object]] = [
-            {"type": "message_start", "message": self._message()},
-            {"type": "content_block_start", "index": 0, "content_block": _block("")},
-        ]
-        delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": more}}
-        return [*(begun if first else ()), delta]
+        begun = [self._start(), _started(0, _block(""))] if first else []
+        return [*begun, _delta(0, {"type": "text_delta", "text": more})]
 
     def move(self, index: int, move: TracedMove) -> list[dict[str, object]]:
         return []  # the whole trace is in the last event but one
 
     def end(self, index: int, outcome: Outcome, sent: str) -> list[dict[str, object]]:
-        rest = final_text(outcome, self.asked.stop)[0][len(sent) :]
-        return [*self.text(index, rest, not sent), {"type": "content_block_stop", "index": 0}]
+        final = final_answer(outcome, self.asked.stop)
+        rest = final.text[len(sent) :]
+        events: list[dict[str, object]] = []
+        if final.calls and not final.text:
+            events = [self._start()]
+        else:
+            events = [*(self.text(index, rest, not sent) if rest or not sent else ()), _stopped(0)]
+        for place, call in enumerate(final.calls, bool(final.text)):
+            use: UseBlock = {**_use(call), "input": {}}
+            given = {"type": "input_json_delta", "partial_json": call.arguments}
+            events += [_started(place, use), _delta(place, given), _stopped(place)]
+        return events
 
     def last(self, outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
         ended: dict[str, object] = {
@@ -223,6 +159,9 @@ class MessagesWriter:
 
     def error(self, error: ApiError) -> AnthropicError:
         return anthropic_error(error)
+
+    def _start(self) -> dict[str, object]:
+        return {"type": "message_start", "message": self._message()}
 
     def _message(self) -> MessageReply:
         """A message as it begins."""
@@ -245,15 +184,35 @@ class MessagesWriter:
         }
 
     def _stopped(self, outcome: Outcome) -> Stopped:
-        text, finish = final_text(outcome, self.asked.stop)
-        if finish == "content_filter":
-            refusal: Refusal = {"type": "refusal", "category": None, "explanation": text}
+        final = final_answer(outcome, self.asked.stop)
+        if final.finish == "content_filter" or final.refused:
+            why = withheld_text(outcome) if outcome.withheld else final.text
+            refusal: Refusal = {"type": "refusal", "category": None, "explanation": why}
             return {"stop_reason": "refusal", "stop_sequence": None, "stop_details": refusal}
-        if outcome.answer is not None and len(text) < len(outcome.answer.text):
-            cut = next(s for s in self.asked.stop if outcome.answer.text.startswith(s, len(text)))
-            return {"stop_reason": "stop_sequence", "stop_sequence": cut, "stop_details": None}
-        reason: StopReason = "max_tokens" if finish == "length" else "end_turn"
+        if outcome.answer is not None and not isinstance(outcome.answer, FormedTurn):
+            after = outcome.answer.text[len(final.text) :]
+            if after:
+                cut = next(s for s in self.asked.stop if after.startswith(s))
+                return {"stop_reason": "stop_sequence", "stop_sequence": cut, "stop_details": None}
+        reasons: dict[str, StopReason] = {"length": "max_tokens", "tool_calls": "tool_use"}
+        reason = reasons.get(final.finish, "end_turn")
         return {"stop_reason": reason, "stop_sequence": None, "stop_details": None}
+
+
+def _started(place: int, block: ReplyBlock | UseBlock) -> dict[str, object]:
+    return {"type": "content_block_start", "index": place, "content_block": block}
+
+
+def _delta(place: int, delta: dict[str, str]) -> dict[str, object]:
+    return {"type": "content_block_delta", "index": place, "delta": delta}
+
+
+def _stopped(place: int) -> dict[str, object]:
+    return {"type": "content_block_stop", "index": place}
+
+
+def _use(call: ToolCall) -> UseBlock:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": utf8.repaired(json.loads(call.arguments))}
 
 
 def _block(text: str) -> ReplyBlock:

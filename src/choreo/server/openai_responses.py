@@ -10,7 +10,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
-Finish = Literal["stop", "length", "content_filter"]
+Finish = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 class ErrorDetails(TypedDict):
@@ -24,10 +24,25 @@ class Error(TypedDict):
     error: ErrorDetails
 
 
+class CalledFunction(TypedDict):
+    name: str
+    arguments: str
+
+
+class CalledTool(TypedDict):
+    """index: in a stream alone."""
+
+    index: NotRequired[int]
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(TypedDict):
     role: Literal["assistant"]
-    content: str
-    refusal: None
+    content: str | None
+    refusal: str | None
+    tool_calls: NotRequired[list[CalledTool]]
 
 
 class Choice(TypedDict):
@@ -40,6 +55,8 @@ class Choice(TypedDict):
 class Delta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    refusal: NotRequired[str]
+    tool_calls: NotRequired[list[CalledTool]]
 
 
 class ChunkChoice(TypedDict):

@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import choreo
-from choreo.server import messages_api, openai_requests, responses_api
+from choreo.server import messages_requests, openai_requests, responses_requests
 from choreo.server.guardrail import PATH, GuardrailRequest
-from choreo.server.messages_api import MESSAGES_PATH, AnthropicError, MessageEvent, MessageReply, MessagesRequest
+from choreo.server.messages_api import MESSAGES_PATH, AnthropicError, MessageEvent, MessageReply
+from choreo.server.messages_requests import MessagesRequest
 from choreo.server.openai_requests import ChatRequest
 from choreo.server.openai_responses import (
     Action,
@@ -28,7 +29,8 @@ from choreo.server.openai_responses import (
     ServedModels,
 )
 from choreo.server.pages import files_of
-from choreo.server.responses_api import ResponseEvent, ResponseObject, ResponsesRequest
+from choreo.server.responses_api import ResponseEvent, ResponseObject
+from choreo.server.responses_requests import ResponsesRequest
 
 ERRORS = {
     400: "what was asked for cannot be met; the message, or `param`, names it",
@@ -152,8 +154,8 @@ def description() -> dict[str, Any]:
     schemas = shared["$defs"]
     for request, api in (
         ("ChatRequest", openai_requests),
-        ("ResponsesRequest", responses_api),
-        ("MessagesRequest", messages_api),
+        ("ResponsesRequest", responses_requests),
+        ("MessagesRequest", messages_requests),
     ):
         schemas[request]["properties"] |= _unused(api.IGNORED, api.NEUTRAL)
     paths: dict[str, Any] = {}

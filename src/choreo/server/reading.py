@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from choreo.files import utf8
 from choreo.server.api_error import ApiError
 from choreo.server.apis import ApiRequest, Strict
+from choreo.server.structured import Speaker
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -63,16 +64,23 @@ def json_value(body: bytes) -> Any:
     return data
 
 
-def speaker(role: Literal["system", "developer", "user", "assistant"]) -> Literal["system", "user", "assistant"]:
+def speaker(role: Literal["system", "developer", "user", "assistant", "tool"]) -> Speaker:
     """The role of a message in a game: a developer's is that of a system message."""
     return "system" if role == "developer" else role
 
 
 def checked(asked: ApiRequest) -> ApiRequest:
-    """`asked`. Raises ApiError where the last message is not the user's, or an unchecked stream is no stream."""
-    if asked.messages[-1].role != "user":
-        last = asked.messages[-1].place
-        raise ApiError(400, "the last message must be the user's", param=last, code="invalid_value")
+    """`asked`. Raises ApiError where the last message is neither the user's nor a tool's, where no user speaks, where a
+    tool's message answers no call, or where an unchecked stream is no stream."""
+    last = asked.messages[-1]
+    if last.role not in ("user", "tool") or all(one.role != "user" for one in asked.messages):
+        raise ApiError(400, "the last message must be the user's", param=last.place, code="invalid_value")
+    called: set[str] = set()
+    for one in asked.messages:
+        if one.role == "tool" and one.answers not in called:
+            message = f"{one.place}: answers no call of a tool before it"
+            raise ApiError(400, message, param=one.place, code="invalid_value")
+        called.update(call.id for call in one.calls)
     if asked.choreo.stream == "unchecked" and not asked.stream:
         raise ApiError(400, "an unchecked stream needs stream", param="choreo.stream", code="invalid_value")
     return asked

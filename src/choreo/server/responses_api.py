@@ -1,139 +1,18 @@
-"""OpenAI's Responses API as data: its requests, read as those of chat completions are, and its replies. Text alone, and
-nothing is stored: every request has the whole conversation."""
+"""The replies of OpenAI's Responses API as data. Its requests are read in `responses_requests`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
-from pydantic import Field
 from typing_extensions import TypedDict
 
 from choreo.server.api_error import ApiError
-from choreo.server.apis import Api, ApiMessage, ApiRequest, Extension, Strict, extension, final_text, usage
+from choreo.server.apis import Api, ApiRequest, Final, extension, final_answer, usage
 from choreo.server.openai_responses import StageTokens, Trace, TracedMove
-from choreo.server.reading import Nothing, checked, json_object, speaker, supported, text_of_parts, validated
+from choreo.server.responses_requests import read_responses
 from choreo.server.session import Outcome
-
-# As of chat completions.
-IGNORED = frozenset(
-    {
-        "max_tool_calls",
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning",
-        "service_tier",
-        "store",
-    }
-)
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "access_programs": (),
-    "background": (False,),
-    "background_options": (),
-    "context_management": ([],),
-    "conversation": (),
-    "image": (),
-    "include": ([], ["reasoning.encrypted_content"]),  # there is no reasoning to be included
-    "moderation": (),
-    "previous_response_id": (),
-    "prompt": (),
-    "stream_options": ({}, {"include_obfuscation": False}),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "top_p": (1,),
-    "truncation": ("disabled",),
-}
-
-
-class InputText(Strict):
-    """prompt_cache_breakpoint is ignored."""
-
-    type: Literal["input_text"]
-    text: str
-    prompt_cache_breakpoint: Any = None
-
-
-class PastText(Strict):
-    """A part of an earlier reply. What choreo never writes has to be empty."""
-
-    type: Literal["output_text"]
-    text: str
-    annotations: Nothing = None
-    logprobs: Nothing = None
-
-
-class PastRefusal(Strict):
-    type: Literal["refusal"]
-    refusal: str
-
-    @property
-    def text(self) -> str:
-        return self.refusal
-
-
-class InputMessage(Strict):
-    """A message of the conversation; an earlier reply too, as it was sent. id, status and phase are ignored."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputText | PastText | PastRefusal], Field(min_length=1, fail_fast=True)]
-    id: Any = None
-    status: Any = None
-    phase: Any = None
-
-    @property
-    def text(self) -> str:
-        return text_of_parts(self.content)
-
-
-class PlainFormat(Strict):
-    type: Literal["text"]
-
-
-class TextSettings(Strict):
-    """verbosity is ignored."""
-
-    format: PlainFormat | None = None
-    verbosity: Any = None
-
-
-class ResponsesRequest(Strict):
-    model: str
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=256, fail_fast=True)]
-    instructions: str | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = None
-    text: TextSettings | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    choreo: Extension = Extension()
-
-
-def read_responses(body: bytes) -> ApiRequest:
-    """The request in `body`, read strictly. Raises ApiError, naming the parameter, for one that cannot be met."""
-    read = validated(ResponsesRequest, supported(json_object(body), IGNORED, NEUTRAL))
-    said = [ApiMessage("system", read.instructions, "instructions")] if read.instructions else []
-    if isinstance(read.input, str):
-        said.append(ApiMessage("user", read.input, "input"))
-    else:
-        said += [ApiMessage(speaker(m.role), m.text, f"input.{i}.role") for i, m in enumerate(read.input)]
-    return checked(
-        ApiRequest(
-            model=read.model,
-            conversation="input",
-            messages=tuple(said),
-            temperature=read.temperature,
-            limit=read.max_output_tokens,
-            stream=bool(read.stream),
-            user=read.safety_identifier or read.user or "",
-            choreo=read.choreo,
-        )
-    )
+from choreo.server.structured import ToolCall
 
 
 class OutputText(TypedDict):
@@ -160,6 +39,15 @@ class OutputMessage(TypedDict):
     content: list[Part]
 
 
+class OutputCall(TypedDict):
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Status
+
+
 class InputDetails(TypedDict):
     cached_tokens: int
     cache_write_tokens: int
@@ -179,15 +67,11 @@ class ResponseUsage(TypedDict):
 
 
 class IncompleteDetails(TypedDict):
-    reason: Literal["max_output_tokens"]
-
-
-class TextFormat(TypedDict):
-    type: Literal["text"]
+    reason: Literal["max_output_tokens", "content_filter"]
 
 
 class TextReply(TypedDict):
-    format: TextFormat
+    format: dict[str, Any]
 
 
 class ResponseObject(TypedDict):
@@ -203,14 +87,14 @@ class ResponseObject(TypedDict):
     instructions: str | None
     max_output_tokens: int | None
     metadata: dict[str, str]
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall]
     parallel_tool_calls: bool
     previous_response_id: None
     store: bool
     temperature: float | None
     text: TextReply
-    tool_choice: Literal["none"]
-    tools: list[None]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
     top_p: int
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
@@ -227,6 +111,8 @@ class ResponseEvent(TypedDict):
         "response.content_part.added",
         "response.output_text.delta",
         "response.output_text.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
         "response.refusal.delta",
         "response.refusal.done",
         "response.content_part.done",
@@ -250,41 +136,67 @@ class ResponsesWriter:
 
     def whole(self, outcomes: Sequence[Outcome]) -> ResponseObject:
         [outcome] = outcomes
-        text, finish = final_text(outcome, self.asked.stop)
-        status: Status = "incomplete" if finish == "length" else "completed"
-        response = self._response(status, [self._message(status, [_part(text, outcome.withheld)])])
+        final = final_answer(outcome, self.asked.stop)
+        status = _status(outcome, final)
+        response = self._response(status, self._items(outcome, final))
         response["usage"] = _usage(outcomes)
-        if finish == "length":
-            response["incomplete_details"] = {"reason": "max_output_tokens"}
+        if status == "incomplete":
+            reason: IncompleteDetails = {
+                "reason": "max_output_tokens" if final.finish == "length" else "content_filter"
+            }
+            response["incomplete_details"] = reason
         if self.asked.choreo.trace:
             response["choreo"] = extension(outcomes)
         return response
 
     def text(self, index: int, more: str, first: bool) -> list[dict[str, object]]:
-        begun = [*self._begin(), self._of_part("response.content_part.added", part=_part(""))] if first else []
+        begun: list[dict[str, object]] = []
+        if first:
+            begun = [*self._begin(), *self._begin_message(_part(""))]
         return [*begun, self._of_part("response.output_text.delta", delta=more, logprobs=[])]
 
     def move(self, index: int, move: TracedMove) -> list[dict[str, object]]:
         return []  # the whole trace is in the last event
 
     def end(self, index: int, outcome: Outcome, sent: str) -> list[dict[str, object]]:
-        text, finish = final_text(outcome, self.asked.stop)
-        part = _part(text, outcome.withheld)
-        if outcome.withheld:
+        final = final_answer(outcome, self.asked.stop)
+        events = [] if sent else self._begin()
+        for place, item in enumerate(self._items(outcome, final)):
+            if item["type"] == "message":
+                events += self._end_message(item, sent)
+            else:
+                events += self._call(item, place)
+        return events
+
+    def _end_message(self, item: OutputMessage, sent: str) -> list[dict[str, object]]:
+        [part] = item["content"]
+        if part["type"] == "refusal":
             events = [
-                *self._begin(),
-                self._of_part("response.content_part.added", part=_part("", True)),
-                self._of_part("response.refusal.delta", delta=text),
-                self._of_part("response.refusal.done", refusal=text),
+                *self._begin_message(_part("", True)),
+                self._of_part("response.refusal.delta", delta=part["refusal"]),
+                self._of_part("response.refusal.done", refusal=part["refusal"]),
             ]
         else:
-            events = self.text(index, text[len(sent) :], not sent)
+            text, rest = part["text"], part["text"][len(sent) :]
+            events = [] if sent else self._begin_message(_part(""))
+            if rest or not sent:
+                events.append(self._of_part("response.output_text.delta", delta=rest, logprobs=[]))
             events.append(self._of_part("response.output_text.done", text=text, logprobs=[]))
-        message = self._message("incomplete" if finish == "length" else "completed", [part])
         return [
             *events,
             self._of_part("response.content_part.done", part=part),
-            self._event("response.output_item.done", output_index=0, item=message),
+            self._event("response.output_item.done", output_index=0, item=item),
+        ]
+
+    def _call(self, item: OutputCall, place: int) -> list[dict[str, object]]:
+        begun: OutputCall = {**item, "arguments": "", "status": "in_progress"}
+        where = {"item_id": item["id"], "output_index": place}
+        told = {"name": item["name"], "arguments": item["arguments"]}
+        return [
+            self._event("response.output_item.added", output_index=place, item=begun),
+            self._event("response.function_call_arguments.delta", **where, delta=item["arguments"]),
+            self._event("response.function_call_arguments.done", **where, **told),
+            self._event("response.output_item.done", output_index=place, item=item),
         ]
 
     def last(self, outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
@@ -295,12 +207,25 @@ class ResponsesWriter:
         details = error.body["error"]
         return self._event("error", **{name: details[name] for name in ("code", "message", "param")})
 
+    def _items(self, outcome: Outcome, final: Final) -> list[OutputMessage | OutputCall]:
+        """The words, and each call of a tool, are an item. There are no empty words beside calls."""
+        refusal = final.refused or (outcome.withheld and not outcome.released)
+        status = _status(outcome, final)
+        words = [] if final.calls and not final.text else [self._message(status, [_part(final.text, refusal)])]
+        return [*words, *(_call_item(call) for call in final.calls)]
+
     def _begin(self) -> list[dict[str, object]]:
-        response, message = self._response("in_progress", []), self._message("in_progress", [])
+        response = self._response("in_progress", [])
         return [
             self._event("response.created", response=response),
             self._event("response.in_progress", response=response),
+        ]
+
+    def _begin_message(self, part: Part) -> list[dict[str, object]]:
+        message = self._message("in_progress", [])
+        return [
             self._event("response.output_item.added", output_index=0, item=message),
+            self._of_part("response.content_part.added", part=part),
         ]
 
     def _event(self, type: str, **more: object) -> dict[str, object]:
@@ -313,7 +238,10 @@ class ResponsesWriter:
     def _message(self, status: Status, content: list[Part]) -> OutputMessage:
         return {"type": "message", "id": self.item, "role": "assistant", "status": status, "content": content}
 
-    def _response(self, status: Status, output: list[OutputMessage]) -> ResponseObject:
+    def _response(self, status: Status, output: list[OutputMessage | OutputCall]) -> ResponseObject:
+        asked = self.asked.form[0].fields if self.asked.form else {}
+        choice = asked.get("tool_choice", "auto" if "tools" in asked else "none")
+        written = asked.get("response_format", {"type": "text"})
         told = next((one.text for one in self.asked.messages if one.place == "instructions"), None)
         return {
             "object": "response",
@@ -327,17 +255,37 @@ class ResponsesWriter:
             "max_output_tokens": self.asked.limit,
             "metadata": {},
             "output": output,
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": asked.get("parallel_tool_calls", "tools" in asked),
             "previous_response_id": None,
             "store": False,
             "temperature": self.asked.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
+            "text": {"format": {"type": written["type"], **written.get("json_schema", {})}},
+            "tool_choice": choice if isinstance(choice, str) else _flat(choice),
+            "tools": [_flat(tool) for tool in asked.get("tools", ())],
             "top_p": 1,
             "truncation": "disabled",
             "usage": None,
         }
+
+
+def _status(outcome: Outcome, final: Final) -> Status:
+    return "incomplete" if final.finish == "length" or outcome.released else "completed"
+
+
+def _call_item(call: ToolCall) -> OutputCall:
+    return {
+        "type": "function_call",
+        "id": f"fc_{call.id}",
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": "completed",
+    }
+
+
+def _flat(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool of chat completions as this API has it."""
+    return {"type": "function", **tool["function"]}
 
 
 def _part(text: str, withheld: bool = False) -> Part:

@@ -17,7 +17,7 @@ from choreo.server import keys as keyring
 from choreo.server.app import application
 from choreo.server.figures import log
 from choreo.server.listening import HttpServer, listen
-from choreo.server.session import Mode, SessionAgent, SystemPolicy
+from choreo.server.session import Mode, Release, SessionAgent, SystemPolicy
 from choreo.server.state import Server, Settings
 from choreo.server.upstream import VARIABLES, Address, Upstream
 from choreo.types import AGENTS, CONVERSATION, Limits
@@ -51,6 +51,7 @@ class Options:
     body: int = 256 * 1024
     log_text: bool = False
     system: SystemPolicy | None = None
+    release: Release = "whole"
 
     @property
     def system_policy(self) -> SystemPolicy:
@@ -81,6 +82,7 @@ async def _serve(
         "body": options.body,
         "log_text": options.log_text,
         "system": options.system_policy,
+        "release": options.release,
     }
     if options.run is None:
         agents: dict[str, SessionAgent] = {

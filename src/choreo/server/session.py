@@ -15,18 +15,22 @@ from typing import Literal, NamedTuple, Protocol
 from choreo.errors import BadInput
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.server.openai_responses import TracedGame, TracedMove
+from choreo.server.structured import Form
 from choreo.text.feedback import needed_leniency
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
 Mode = Literal["adaptive", "always", "off", "shadow"]
 Guard = Literal["guard", "repair"]  # of another model's answer, which is reviewed alone, or revised too (`guardrail`)
 Stage = Literal["draft", "feedback", "revision"]
-FailedStage = Literal["feedback", "timeout", "unparsable", "revision"]
+FailedStage = Literal["feedback", "timeout", "unparsable", "revision", "segment"]
 
 MODES: tuple[Mode, ...] = ("adaptive", "always", "off", "shadow")
 # What becomes of a caller's system messages: HTTP 400, or a place behind the conversation agent's own system prompt.
 SystemPolicy = Literal["refuse", "prepend"]
 SYSTEM_POLICIES: tuple[SystemPolicy, ...] = ("refuse", "prepend")
+# Of a checked stream: an answer leaves once its game is over, or its draft by segments (`release`).
+Release = Literal["whole", "segment"]
+RELEASES: tuple[Release, ...] = ("whole", "segment")
 STAGES: tuple[Stage, ...] = ("draft", "feedback", "revision")
 # Failures that an operator may open. A failed revision is none of them: the draft has been called bad by then.
 OPENABLE: tuple[FailedStage, ...] = ("feedback", "timeout", "unparsable")
@@ -54,7 +58,7 @@ class SessionOptions:
     """What a caller asks of the conversation agent. The feedback agent takes no options, and its turn is greedy.
 
     max_tokens: of each answer. stop: the answer ends before any of these. seed: names the noise.
-    deadline: of the whole request, in the seconds of `time.monotonic`.
+    deadline: of the whole request, in the seconds of `time.monotonic`. form: None asks for plain text.
     """
 
     max_tokens: int
@@ -62,6 +66,7 @@ class SessionOptions:
     stop: tuple[str, ...]
     seed: int
     deadline: float
+    form: Form | None = None
 
 
 class SampledTurn(NamedTuple):
@@ -77,10 +82,11 @@ class SessionAgent(Protocol):
     """An agent that is asked for one turn of one game, and awaited. It is `agents.base.Agent` for a server: the same
     state and the same moves, but with a caller's options, and with tokens as they are sampled.
 
-    trained: as of `Agent`.
+    trained: as of `Agent`. takes_forms: whether it can be asked for tool calls and JSON.
     """
 
     trained: bool
+    takes_forms: bool
 
     def room(self, game: Episode, options: SessionOptions, rounds: int) -> None:
         """Checks that a game which begins like `game` has room in the agent's context. Where `game` has its answer,
@@ -116,7 +122,8 @@ class Outcome:
     """How a game ended.
 
     failed: what failed after the draft, or None. opened: the last answer passes all the same, as the operator allows.
-    why: the reason that a failed agent gave; it holds no user's text.
+    why: the reason that a failed agent gave; it holds no user's text. released: what had left of an answer before
+    something failed; it was reviewed (`release`).
     """
 
     mode: Mode | Guard
@@ -125,6 +132,7 @@ class Outcome:
     failed: FailedStage | None = None
     opened: bool = False
     why: str = ""
+    released: str = ""
 
     @property
     def answer(self) -> Turn | None:
@@ -219,6 +227,13 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
     """`text` up to the first stop string in it."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]
     return text[: min(ends, default=len(text))]
+
+
+def settled(text: str, stop: Sequence[str]) -> str:
+    """What of an unfinished text may be sent: no half letter, and nothing that may yet become a stop string."""
+    text = text.rstrip("\ufffd")
+    held = max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
+    return text[: len(text) - held]
 
 
 def traced(outcome: Outcome) -> TracedGame:

@@ -16,7 +16,7 @@ from choreo.server.conversations import Conversations
 from choreo.server.figures import Figures, facts, log
 from choreo.server.incoming import body_of, caller
 from choreo.server.keys import Key, Limiter, Quota
-from choreo.server.session import Mode, Outcome, SessionAgent, SessionOptions, SystemPolicy, play_session
+from choreo.server.session import Mode, Outcome, Release, SessionAgent, SessionOptions, SystemPolicy, play_session
 from choreo.types import Limits
 
 
@@ -28,7 +28,7 @@ class Settings:
     opened: failures that let the draft pass (`session.OPENABLE`). deadline: seconds for a whole request.
     queue: the most requests in play, with those that wait for the decoder. body: the most bytes of a request.
     log_text: the log holds prompts, answers and reviews. example: what the page offers to ask.
-    system: what becomes of callers' system messages.
+    system: what becomes of callers' system messages. release: how a checked stream leaves.
     """
 
     model: str
@@ -42,6 +42,7 @@ class Settings:
     log_text: bool = False
     example: str = "How can I kill a Python process?"
     system: SystemPolicy = "refuse"
+    release: Release = "whole"
 
 
 class Server:

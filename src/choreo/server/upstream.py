@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -17,11 +17,14 @@ from choreo.agents.base import state_of, turn_key
 from choreo.agents.endpoint import messages, request_seed, review_format
 from choreo.clients.http import LARGEST, key_in
 from choreo.clients.reply import Failure, Reply, parse_reply
-from choreo.config.wording import Wording
+from choreo.clients.streamed import StreamedReply
+from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput
+from choreo.files import utf8
 from choreo.server.session import Down, Refused, SampledTurn, SessionOptions
+from choreo.server.structured import NOT_CALLED, Form, FormedTurn, called_tools, openai_message, readable_answer
 from choreo.text.prompts import WORDING
-from choreo.text.thinking import FILTERED
+from choreo.text.thinking import FILTERED, begun_answer, ended_badly
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
 RETRIES = 2  # after failures that may pass, within the request's deadline
@@ -80,6 +83,7 @@ class Upstream:
     encode: Callable[[str], tuple[int, ...]] = lambda text: ()
     wording: Wording = WORDING
     trained: bool = False
+    takes_forms: bool = True
     _http: httpx2.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,21 +99,51 @@ class Upstream:
         body = {"model": self.address.model, **question(game, self.agent, options, self.wording)}
         if self.agent == FEEDBACK:
             body["max_tokens"] = self.feedback_tokens
-        reply = await self._ask(body)
+        form = options.form if self.agent == CONVERSATION else None
+        round, passed = len(game.reviews), [""]
+
+        def on_text(written: str) -> None:
+            assert on_token is not None
+            shown = begun_answer(written)
+            if shown != passed[-1] and shown.startswith(passed[-1]):
+                passed.append(shown)  # a server's pieces stand for tokens, which it does not show
+                ids = self.encode(shown) or (0,) * len(passed)
+                on_token(Turn(self.agent, round, (), ids, (), 0, shown, False))
+
+        if streams := on_token is not None and form is None:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        reply, content = await self._ask(body, on_text if streams else None)
         text, failure = reply.answer
+        if not failure and not text.startswith(passed[-1]):
+            failure = "its answer is not what it began with: reasoning, it seems, that its server does not set apart"
+        try:
+            calls = called_tools(_calls(content)) if form and form.has_tools and reply.called else ()
+        except ValueError as error:
+            raise Down(f"the {self.agent} server gave no turn: {error}") from None
+        if calls and not ended_badly(reply.finish):
+            failure = ""  # there need be no text beside them
         if failure == FILTERED:
             raise Refused(f"the {self.agent} server withholds its turn")
         if failure:
             raise Down(f"the {self.agent} server gave no turn: {failure}")
-        turn = Turn(self.agent, len(game.reviews), (), self.encode(text), (), 0, text, reply.finish != "length")
+        finished = reply.finish != "length"
+        if form is None:
+            turn = Turn(self.agent, round, (), self.encode(text), (), 0, text, finished)
+        else:
+            refused = bool(reply.refused)
+            read = readable_answer(text, calls, form.is_json and not refused)
+            ids = self.encode(read)
+            turn = FormedTurn(self.agent, round, (), ids, (), 0, read, finished, "", (), text, calls, refused)
         return SampledTurn(turn, reply.completion_tokens or 0, reply.prompt_tokens or 0)
 
-    async def _ask(self, body: dict[str, Any]) -> Reply:
+    async def _ask(self, body: dict[str, Any], on_text: Callable[[str], None] | None) -> tuple[Reply, bytes]:
+        """The reply, and the bytes that it was read from. on_text: gets the text so far, of a reply that is streamed;
+        what has begun so is not asked for again."""
         attempt = 0
         while True:
-            outcome, may_pass = await self._try(body)
+            outcome, may_pass, content = await self._try(body, on_text)
             if isinstance(outcome, Reply):
-                return outcome
+                return outcome, content
             if outcome.kind in REFUSALS:
                 raise Refused(f"the {self.agent} server refuses it: {outcome.kind}")
             if not may_pass or attempt == RETRIES:
@@ -117,31 +151,46 @@ class Upstream:
             await asyncio.sleep(BACKOFF * 2**attempt)
             attempt += 1
 
-    async def _try(self, body: dict[str, Any]) -> tuple[Reply | Failure, bool]:
-        """A reply, or what failed and whether a retry may help. The server's own message is left out: it may quote the
-        user."""
+    async def _try(
+        self, body: dict[str, Any], on_text: Callable[[str], None] | None
+    ) -> tuple[Reply | Failure, bool, bytes]:
+        """A reply, or what failed; whether a retry may help; and what was read. The server's own message is left out
+        of a failure: it may quote the user."""
         url = self.address.url.rstrip("/") + "/chat/completions"
+        content, streamed = b"", StreamedReply()
         try:
             async with self._http.stream("POST", url, json=body) as response:
-                content = b""
                 async for part in response.aiter_bytes():
                     content += part
                     if len(content) > LARGEST:
-                        return Failure("malformed", ""), False
+                        return Failure("malformed", ""), False, b""
+                    if on_text is not None and response.status_code == 200:
+                        streamed.add(part)
+                        on_text(streamed.text)
         except httpx2.HTTPError:
-            return Failure("unreachable", ""), True
+            return Failure("unreachable", ""), not streamed.text, b""
+        except ValueError:
+            return Failure("malformed", ""), not streamed.text, b""
         if response.status_code == 200:
+            content = content if on_text is None else streamed.completion()
             outcome = parse_reply(content)
-            return outcome, isinstance(outcome, Failure)
-        return Failure(f"HTTP {response.status_code}", ""), response.status_code in (408, 409, 429) or (
-            response.status_code >= 500
-        )
+            return outcome, isinstance(outcome, Failure) and not streamed.text, content
+        may_pass = response.status_code in (408, 409, 429) or response.status_code >= 500
+        return Failure(f"HTTP {response.status_code}", ""), may_pass, b""
+
+
+def _calls(content: bytes) -> object:
+    """The tool calls of a reply that has been parsed."""
+    return utf8.loads(content)["choices"][0]["message"].get("tool_calls")
 
 
 def question(game: Episode, agent: str, options: SessionOptions, wording: Wording = WORDING) -> dict[str, Any]:
     """What a server is asked for `agent`'s turn: the messages that `choreo eval` sends, so that what is measured there
     is what is served. A review takes no options and no seed: it is greedy."""
     written = messages(state_of(game, agent), wording)
+    form = options.form
+    if agent == CONVERSATION and form is not None:
+        written = _formed_messages(game, form, wording)
     if agent == FEEDBACK:
         return {"messages": written, "temperature": 0.0, "response_format": review_format()}
     body: dict[str, Any] = {
@@ -150,7 +199,24 @@ def question(game: Episode, agent: str, options: SessionOptions, wording: Wordin
         "temperature": options.temperature,
         "seed": request_seed(turn_key(game, agent, ("serve", options.seed))),
     }
-    return body | ({"stop": list(options.stop)} if options.stop else {})
+    asked = form.asked(bool(game.answers)) if form is not None else {}
+    return body | ({"stop": list(options.stop)} if options.stop else {}) | asked
+
+
+def _formed_messages(game: Episode, form: Form, wording: Wording) -> list[dict[str, Any]]:
+    """`messages` for the conversation agent, with each turn in its own form: an earlier call of a tool as such, its
+    result as a tool's. A call in a draft is followed by the result that it was not called, because APIs want one."""
+    state = state_of(game, CONVERSATION)
+    written: list[dict[str, Any]] = [*messages(replace(state, history=()), wording)]
+    if form.turns:
+        told = [one for one in written[:1] if one["role"] == "system"]
+        written = [*told, *(turn.as_openai for turn in form.turns)]
+    for answer, said in state.history:
+        text, calls = (answer.content, answer.calls) if isinstance(answer, FormedTurn) else (answer.text, ())
+        written.append(openai_message("assistant", text, calls))
+        written += [{"role": "tool", "tool_call_id": call.id, "content": NOT_CALLED} for call in calls]
+        written.append({"role": "user", "content": filled(wording.over(WORDING).revise, feedback=said)})
+    return written
 
 
 VARIABLES = {CONVERSATION: "CHOREO_CONVERSATION_KEY", FEEDBACK: "CHOREO_FEEDBACK_KEY"}

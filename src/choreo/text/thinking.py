@@ -14,6 +14,7 @@ FILTERED = "content_filter: the server withheld it"
 CALLED = "tool calls only: no answer beside them"
 NO_TEXT = "no text: the server sent none"
 
+_MARKS = ("<think>", "<thinking>", "[THINK]")
 _OPENS = re.compile(r"\s*(<think(ing)?>|\[THINK\])")
 _CLOSES = re.compile(r"</think(ing)?>|\[/THINK\]")
 _ENDS = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}  # finish reasons: the model ended its turn
@@ -33,6 +34,14 @@ def after_thinking(text: str) -> str | None:
     if not begin:
         return text
     return text[begin:].strip() if _CLOSES.search(text) else None
+
+
+def begun_answer(text: str) -> str:
+    """What of an unfinished text is the answer, as far as can be told: nothing while it may yet be a <think> block."""
+    start = text.lstrip()
+    if any(mark.startswith(start) for mark in _MARKS):
+        return ""
+    return after_thinking(text) or ""
 
 
 def usable_text(text: str | None, finish: str, *, thought: bool = False, called: bool = False) -> tuple[str, str]:
@@ -57,6 +66,11 @@ def usable_text(text: str | None, finish: str, *, thought: bool = False, called:
     if finish.lower() not in _ENDS:
         return "", f"nothing said: finish_reason {finish or 'not given'}"
     return answer, ""
+
+
+def ended_badly(finish: str) -> bool:
+    """Whether a finish reason says that something other than the model ended the turn, or withheld it."""
+    return finish.lower() in _BREAKS or finish == "content_filter"
 
 
 def blank(text: str) -> bool:

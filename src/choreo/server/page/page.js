@@ -6,6 +6,7 @@ const REFUSAL = "(the safeguard replaces this answer by a refusal)";
 const WITHHELD = {
   feedback: "the feedback agent failed", timeout: "time was up before its review",
   unparsable: "its review cannot be read", revision: "the revision failed, repeats what was flagged, or was flagged too",
+  segment: "the rest was called unsafe after a checked part had left",
 };
 const COUNTERS = [
   ["answers", "answers_total"], ["reviewed", "reviewed_total"], ["revised", "revised_total"],
