@@ -15,6 +15,7 @@ from choreo import config, parallel
 from choreo.config.collaboration import collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
+from choreo.config.rollouts import answering
 from choreo.errors import BadInput, Interrupted, Terminated
 from choreo.evaluation.folder import evaluation_folder
 from choreo.files import columns, shipped
@@ -114,6 +115,7 @@ def evaluate(
     callbacks: Sequence[Callback] = (),
     *,
     formats: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     into_existing: bool = False,
 ) -> EvaluationResult:
     """Measures a run, or a shipped pair by its name, again from its last checkpoint.
@@ -122,8 +124,9 @@ def evaluate(
     do not tell. judge: in place of the run's, as on the command line ("offline", "rubric:MODEL@URL", "mine.py:Judge");
     several are a majority. out: a new folder for the report and for the replies of judges; by default runs/eval-TIME
     where files or a judge are named, and none otherwise. into_existing: go on in a folder that is there.
+    overrides: who samples, as "engine.rollouts=llama.cpp" (docs/llama-cpp.md).
 
-    Raises BadInput, Interrupted.
+    Raises BadInput, Unavailable where a server that samples does not answer, Interrupted.
     """
     path = run.path if isinstance(run, Run) else placed(run)
     if not isinstance(suites, str) and len(suites) == 1 and suites[0] in PARTS:
@@ -133,6 +136,7 @@ def evaluate(
     if formats and own:
         raise BadInput("eval: --format is of the files that --suite names")
     Run.read(path)
+    engine = answering(overrides)
     named = sources(files, formats) if files else {}
     settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
 
@@ -143,7 +147,7 @@ def evaluate(
     place = evaluation_folder(out, into_existing) if files or settings or out else nullcontext()
     with place as folder, Progress(callbacks) as bar:
         part = "heldout" if files else str(suites)
-        summary, episodes = evaluate_run(path, part, bar, named, settings, folder)
+        summary, episodes = evaluate_run(path, part, bar, named, settings, folder, engine)
         found = EvaluationResult({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
         bar.say(f"{path}, as it was after step {summary['step']}, on {found.summary['suite']}")
         tell_evaluation(found.summary, found.episodes, folder, bar)
@@ -334,23 +338,32 @@ def export(
     callbacks: Sequence[Callback] = (),
     *,
     push: str | None = None,
+    gguf: bool = False,
 ) -> list[Path]:
     """Writes a run's agents for transformers, PEFT and vLLM, a folder for each. Returns the folders.
 
     agent: one alone. merged: True for whole models, False for adapters, None for what was trained.
     push: OWNER/NAME on the Hugging Face hub, to which all of `out` is pushed then, with a model card.
+    gguf: the pair for llama.cpp's server instead: a base and adapters, as files of which it returns the paths.
     Raises BadInput where the run cannot be exported, or not be pushed; then it is written all the same.
     """
+    if gguf and (agent is not None or merged is not None or push is not None):
+        raise BadInput("export: --gguf writes a pair, as adapters on one base; --agent, --merged and --push do not fit")
     from choreo.models import push as hub
 
     if push is not None:
         hub.check_name(push)
     path = Run.read(run.path if isinstance(run, Run) else placed(run)).path
     from choreo.experiment.export import cover, export_run
+    from choreo.experiment.export_gguf import export_gguf
     from choreo.files import durable
 
     quiet()
     try:  # without `Progress`, whose handlers would keep a signal until a safe point: an export has none
+        if gguf:
+            files, command = export_gguf(path, Path(out))
+            notify(callbacks, "on_message", f"serve it with: {command}")
+            return files
         folders = export_run(
             path, Path(out), agent, merged, lambda remark: notify(callbacks, "on_message", f"! {remark}")
         )
