@@ -19,11 +19,12 @@ from choreo.config.rollouts import answering
 from choreo.errors import BadInput, Interrupted, Terminated
 from choreo.evaluation.folder import evaluation_folder
 from choreo.files import columns, shipped
+from choreo.methods.loaded import LoadedAgents
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, new_folder
 from choreo.runs.progress import Progress
 from choreo.runs.shipped import placed
-from choreo.types import Episode, Prompt
+from choreo.types import Episode
 
 if TYPE_CHECKING:
     from choreo.experiment.costs import Machine
@@ -199,35 +200,6 @@ def evaluate_models(
         found = EvaluationResult(summary, episodes, folder)
         tell_evaluation(summary, episodes, folder, progress)
     return found
-
-
-class LoadedAgents:
-    """The agents of a run, ready to answer.
-
-    agents: what the run's method made of them. device: where they are.
-    """
-
-    def __init__(self, recipe: config.Recipe, agents: Any):
-        self.recipe, self.agents = recipe, agents
-
-    @property
-    def device(self) -> str:
-        return str(self.agents.device)
-
-    def answer(self, prompt: str | Prompt, *, seed: int = 0, temperature: float | None = None) -> Episode:
-        """The game that the agents play on a prompt: answers, reviews and revisions.
-
-        `episode.answers[-1].text` is what a user gets. temperature: by default that of the run's evaluation.
-        """
-        return self.answer_all([prompt], seed=seed, temperature=temperature)[0]
-
-    def answer_all(
-        self, prompts: Sequence[str | Prompt], *, seed: int = 0, temperature: float | None = None
-    ) -> list[Episode]:
-        """The games on several prompts, in their order, played as one batch."""
-        asked = [p if isinstance(p, Prompt) else Prompt(f"{i}", p, "general", "asked") for i, p in enumerate(prompts)]
-        games: list[Episode] = self.agents.answer(asked, seed=seed, temperature=temperature)
-        return games
 
 
 def attack(

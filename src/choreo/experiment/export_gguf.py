@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from choreo import config
 from choreo.engine.policies import LowRank
-from choreo.errors import BadInput
+from choreo.errors import BadInput, opening
 from choreo.files import durable
 from choreo.methods.base import method_of
 from choreo.models.gguf import is_gguf
 from choreo.models.gguf_writing import check_writable, write_adapter_gguf, write_base_gguf
 from choreo.runs.folder import checkpoints, read_info
 
-BASE = "base"  # the name of the base's file, which no agent may have
+BASE = "base"  # the name of the base's file, which no agent has
 
 
 def export_gguf(path: Path, out: Path) -> tuple[list[Path], str]:
@@ -43,18 +44,19 @@ def export_gguf(path: Path, out: Path) -> tuple[list[Path], str]:
     policy = next(iter(agents.policies().values()))
     team, chat = policy.team, policy.chat
     check_writable(team.decoder.model.config)
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    if not is_gguf(base):
-        chat.tokenizer.chat_template = chat.jinja()
-        write_base_gguf(team.decoder.model, chat.tokenizer, out / f"{BASE}.gguf", chat.end_id)
-        written.append(out / f"{BASE}.gguf")
-    adapters = []
-    for name, lora in team.agents.items():
-        if isinstance(lora, LowRank) and lora.learnt:
-            factors = {layer.name: lora.factors(layer) for layer in lora.targets}
-            write_adapter_gguf(team.decoder.model.config, factors, lora.alpha, out / f"{name}.gguf")
-            adapters.append(out / f"{name}.gguf")
-    durable.write_text(out / "recipe.toml", config.to_toml(recipe))
-    loras = f" --lora {','.join(map(str, adapters))} --lora-init-without-apply" if adapters else ""
-    return [*written, *adapters], f"llama-server --model {written[0] if written else base}{loras}"
+    written, adapters = [], []
+    with opening(out, "cannot be written"):
+        out.mkdir(parents=True, exist_ok=True)
+        if not is_gguf(base):
+            chat.tokenizer.chat_template = chat.jinja()
+            write_base_gguf(team.decoder.model, chat.tokenizer, out / f"{BASE}.gguf", chat.end_id)
+            written.append(out / f"{BASE}.gguf")
+        for name, lora in team.agents.items():
+            if isinstance(lora, LowRank) and lora.learnt:
+                factors = {layer.name: lora.factors(layer) for layer in lora.targets}
+                write_adapter_gguf(team.decoder.model.config, factors, lora.alpha, out / f"{name}.gguf")
+                adapters.append(out / f"{name}.gguf")
+        durable.write_text(out / "recipe.toml", config.to_toml(recipe))
+    command = ["llama-server", "--model", str(written[0] if written else base)]
+    command += ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
+    return [*written, *adapters], shlex.join(command)
