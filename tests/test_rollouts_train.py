@@ -135,7 +135,7 @@ def test_the_engine_of_this_process_is_not_replaced(tiny_folder):
     "settings, says",
     [
         (["engine.rollouts=vllm"], 'engine.url: rollouts = "vllm" needs the url of a server; choreo starts none'),
-        (["engine.url=http://localhost:1"], 'engine.url: goes with rollouts = "vllm" alone'),
+        (["engine.url=http://localhost:1"], 'engine.url: goes with rollouts = "vllm" or "llama.cpp" alone'),
         (["VLLM", "engine.url=localhost:1"], "engine.url: must look like http://localhost:8000"),
         (["VLLM", 'engine.url=["http://a", "http://a"]'], "engine.url: names a server twice"),
         (["VLLM", "model.train=full"], 'model: train = "full": a vLLM server takes adapters, not whole models'),

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import random
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from stand_in import StandIn
 
 from choreo.engine.agent import Team
 from choreo.engine.layers import layers_of
@@ -29,7 +29,7 @@ TAKEN = {  # of the fields of vLLM's completion request, those that this one hon
 OFF = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0}
 
 
-class VllmStandIn:
+class VllmStandIn(StandIn):
     """Serves on 127.0.0.1 until closed.
 
     ails: "" or "no lora" (no paths for adapters), "deaf" (loads adapters, and draws by the base), "stale" (draws by the
@@ -51,59 +51,17 @@ class VllmStandIn:
         self.events: list[tuple[str, str]] = []
         self.loaded: dict[str, LowRank] = {}
         self.teams: dict[float, Team] = {}
-        self.lock, stand_in = threading.RLock(), self
+        self.lock = threading.RLock()
         self.team(1.0)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
+        self.listen()
 
-            def do_GET(self) -> None:
-                self.reply(*stand_in.models())
+    def get(self) -> dict[str, Any]:
+        return {"/v1/models": lambda _: self.models()}
 
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                paths = {"/v1/completions": stand_in.complete}
-                if stand_in.ails != "no lora":
-                    paths |= {"/v1/load_lora_adapter": stand_in.load, "/v1/unload_lora_adapter": stand_in.unload}
-                if self.path not in paths:
-                    return self.reply(404, {"detail": "Not Found"})
-                try:
-                    self.reply(*paths[self.path](body))
-                except ConnectionAbortedError:
-                    self.close_connection = True
-
-            def reply(self, status: int, told: Any) -> None:
-                content = json.dumps(told).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 256
-
-            def handle_error(self, *_: object) -> None:
-                pass  # clients that hang up
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def __enter__(self) -> VllmStandIn:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def post(self) -> dict[str, Any]:
+        adapters = {"/v1/load_lora_adapter": self.load, "/v1/unload_lora_adapter": self.unload}
+        return {"/v1/completions": self.complete} | ({} if self.ails == "no lora" else adapters)
 
     def named(self, what: str) -> list[str]:
         """The names of what was loaded, unloaded or asked to complete, in order."""

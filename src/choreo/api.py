@@ -15,14 +15,16 @@ from choreo import config, parallel
 from choreo.config.collaboration import collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
+from choreo.config.rollouts import answering
 from choreo.errors import BadInput, Interrupted, Terminated
 from choreo.evaluation.folder import evaluation_folder
 from choreo.files import columns, shipped
+from choreo.methods.loaded import LoadedAgents
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, new_folder
 from choreo.runs.progress import Progress
 from choreo.runs.shipped import placed
-from choreo.types import Episode, Prompt
+from choreo.types import Episode
 
 if TYPE_CHECKING:
     from choreo.experiment.costs import Machine
@@ -114,6 +116,7 @@ def evaluate(
     callbacks: Sequence[Callback] = (),
     *,
     formats: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     into_existing: bool = False,
 ) -> EvaluationResult:
     """Measures a run, or a shipped pair by its name, again from its last checkpoint.
@@ -122,8 +125,9 @@ def evaluate(
     do not tell. judge: in place of the run's, as on the command line ("offline", "rubric:MODEL@URL", "mine.py:Judge");
     several are a majority. out: a new folder for the report and for the replies of judges; by default runs/eval-TIME
     where files or a judge are named, and none otherwise. into_existing: go on in a folder that is there.
+    overrides: who samples, as "engine.rollouts=llama.cpp" (docs/llama-cpp.md).
 
-    Raises BadInput, Interrupted.
+    Raises BadInput, Unavailable where a server that samples does not answer, Interrupted.
     """
     path = run.path if isinstance(run, Run) else placed(run)
     if not isinstance(suites, str) and len(suites) == 1 and suites[0] in PARTS:
@@ -133,6 +137,7 @@ def evaluate(
     if formats and own:
         raise BadInput("eval: --format is of the files that --suite names")
     Run.read(path)
+    engine = answering(overrides)
     named = sources(files, formats) if files else {}
     settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
 
@@ -143,7 +148,7 @@ def evaluate(
     place = evaluation_folder(out, into_existing) if files or settings or out else nullcontext()
     with place as folder, Progress(callbacks) as bar:
         part = "heldout" if files else str(suites)
-        summary, episodes = evaluate_run(path, part, bar, named, settings, folder)
+        summary, episodes = evaluate_run(path, part, bar, named, settings, folder, engine)
         found = EvaluationResult({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
         bar.say(f"{path}, as it was after step {summary['step']}, on {found.summary['suite']}")
         tell_evaluation(found.summary, found.episodes, folder, bar)
@@ -195,35 +200,6 @@ def evaluate_models(
         found = EvaluationResult(summary, episodes, folder)
         tell_evaluation(summary, episodes, folder, progress)
     return found
-
-
-class LoadedAgents:
-    """The agents of a run, ready to answer.
-
-    agents: what the run's method made of them. device: where they are.
-    """
-
-    def __init__(self, recipe: config.Recipe, agents: Any):
-        self.recipe, self.agents = recipe, agents
-
-    @property
-    def device(self) -> str:
-        return str(self.agents.device)
-
-    def answer(self, prompt: str | Prompt, *, seed: int = 0, temperature: float | None = None) -> Episode:
-        """The game that the agents play on a prompt: answers, reviews and revisions.
-
-        `episode.answers[-1].text` is what a user gets. temperature: by default that of the run's evaluation.
-        """
-        return self.answer_all([prompt], seed=seed, temperature=temperature)[0]
-
-    def answer_all(
-        self, prompts: Sequence[str | Prompt], *, seed: int = 0, temperature: float | None = None
-    ) -> list[Episode]:
-        """The games on several prompts, in their order, played as one batch."""
-        asked = [p if isinstance(p, Prompt) else Prompt(f"{i}", p, "general", "asked") for i, p in enumerate(prompts)]
-        games: list[Episode] = self.agents.answer(asked, seed=seed, temperature=temperature)
-        return games
 
 
 def attack(
@@ -334,23 +310,32 @@ def export(
     callbacks: Sequence[Callback] = (),
     *,
     push: str | None = None,
+    gguf: bool = False,
 ) -> list[Path]:
     """Writes a run's agents for transformers, PEFT and vLLM, a folder for each. Returns the folders.
 
     agent: one alone. merged: True for whole models, False for adapters, None for what was trained.
     push: OWNER/NAME on the Hugging Face hub, to which all of `out` is pushed then, with a model card.
+    gguf: the pair for llama.cpp's server instead: a base and adapters, as files of which it returns the paths.
     Raises BadInput where the run cannot be exported, or not be pushed; then it is written all the same.
     """
+    if gguf and (agent is not None or merged is not None or push is not None):
+        raise BadInput("export: --gguf writes a pair, as adapters on one base; --agent, --merged and --push do not fit")
     from choreo.models import push as hub
 
     if push is not None:
         hub.check_name(push)
     path = Run.read(run.path if isinstance(run, Run) else placed(run)).path
     from choreo.experiment.export import cover, export_run
+    from choreo.experiment.export_gguf import export_gguf
     from choreo.files import durable
 
     quiet()
     try:  # without `Progress`, whose handlers would keep a signal until a safe point: an export has none
+        if gguf:
+            files, command = export_gguf(path, Path(out))
+            notify(callbacks, "on_message", f"serve it with: {command}")
+            return files
         folders = export_run(
             path, Path(out), agent, merged, lambda remark: notify(callbacks, "on_message", f"! {remark}")
         )

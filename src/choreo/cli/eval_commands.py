@@ -57,7 +57,11 @@ ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and
     )
     evaluate_command.add_argument("--feedback", metavar="MODEL", help="who reviews (default: the same model)")
     evaluate_command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of these"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of these; of a run, who samples (engine.rollouts=llama.cpp, engine.url=URL)",
     )
     evaluate_command.add_argument(
         "--out", type=Path, metavar="DIR", help="where the page goes (default: runs/eval-TIME)"
@@ -73,8 +77,8 @@ def evaluate(args: argparse.Namespace) -> int:
         raise BadInput("eval: give a run folder, a .toml file, or --conversation MODEL (choreo eval --help)")
     if pairing:
         return _models(args)
-    if args.feedback or args.set:
-        raise BadInput("eval: --feedback and --set are of two models as they are; a run has its own")
+    if args.feedback:
+        raise BadInput("eval: --feedback is of two models as they are; a run has its own")
     from choreo import api
     from choreo.runs.bar import ProgressBar
 
@@ -86,6 +90,7 @@ def evaluate(args: argparse.Namespace) -> int:
         args.out,
         [ProgressBar()],
         formats=args.format,
+        overrides=args.set,
         into_existing=args.resume,
     )
     return print_result(found.summary, args.json)

@@ -80,6 +80,13 @@ def _options(command: argparse.ArgumentParser) -> None:
     option("--deadline", "seconds for a whole request (default: 30)", type=seconds, default=30.0, metavar="S")
     option("--queue", "requests in play at most (default: 256)", type=count, default=256, metavar="N")
     option("--body-limit", "default: 262144", type=count, default=262144, metavar="BYTES")
+    option(
+        "--set",
+        "who samples, in place of this process: engine.rollouts=llama.cpp and engine.url=URL (docs/llama-cpp.md)",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+    )
     option("--log-text", "write users' and agents' words into the log", action="store_true")
 
 
@@ -113,6 +120,7 @@ def serve(args: argparse.Namespace) -> int:
             log_text=args.log_text,
             system=args.system,
             release=args.release,
+            overrides=args.set,
         )
     )
     return 0

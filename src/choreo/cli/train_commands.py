@@ -97,11 +97,12 @@ converted first, once.""",
         commands,
         "export",
         export,
-        "Write a run's agents for transformers, PEFT and vLLM",
+        "Write a run's agents for transformers, PEFT, vLLM and llama.cpp",
         """\
   choreo export runs/mine --out exported                     what was trained: adapters, or whole models
   choreo export runs/mine --out exported --merged            adapters added to their base
   choreo export runs/macpo --out exported --agent student+
+  choreo export runs/mine --out exported --gguf              for llama.cpp's server (docs/llama-cpp.md)
   choreo export runs/mine --out exported --push me/pair      then to the hub, into a repository that is private at first
 Each agent gets a folder with a model card; WaltzRL's have protocol.json beside them, the prompts to play by.""",
     )
@@ -112,6 +113,9 @@ Each agent gets a folder with a model card; WaltzRL's have protocol.json beside 
     form = export_command.add_mutually_exclusive_group()
     form.add_argument("--merged", action="store_true", help="whole models")
     form.add_argument("--adapter", action="store_true", help="adapters, which need their base")
+    form.add_argument(
+        "--gguf", action="store_true", help="a pair for llama.cpp's server: GGUF of its base and adapters"
+    )
     json_option(export_command)
 
     report_command = add_command(
@@ -241,7 +245,8 @@ def export(args: argparse.Namespace) -> int:
     from choreo.runs.bar import ProgressBar
 
     merged = True if args.merged else False if args.adapter else None
-    folders = api.export(args.run, args.out, args.agent, merged, [ProgressBar()], push=args.push)
+    shown = [ProgressBar()]
+    folders = api.export(args.run, args.out, args.agent, merged, shown, push=args.push, gguf=args.gguf)
     print(json.dumps({"written": list(map(str, folders))}) if args.json else "\n".join(map(str, folders)))
     return 0
 

@@ -67,6 +67,11 @@ class Recipe(Section):
     @field_validator("engine")
     @classmethod
     def _sampled_here(cls, value: Rollouts, info: ValidationInfo) -> Rollouts:
+        if value.rollouts == "llama.cpp":
+            raise ValueError(
+                'rollouts = "llama.cpp" cannot be learnt from: it loads adapters when it starts alone; choreo eval and '
+                "serve take it, by --set"
+            )
         if not (value.local or cls.samples_remotely):
             raise ValueError(f'rollouts = "{value.rollouts}" is not for method = "{info.data.get("method")}" yet')
         return value

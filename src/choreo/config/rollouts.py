@@ -1,12 +1,16 @@
-"""The `[engine]` section of a recipe: who samples what is learnt from."""
+"""The `[engine]` section of a recipe: who samples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from choreo.config.checking import check
 from choreo.config.common import Section
+from choreo.errors import BadInput
+from choreo.files import toml
 
 
 def _several(value: Any) -> Any:
@@ -14,8 +18,10 @@ def _several(value: Any) -> Any:
 
 
 class Rollouts(Section):
-    rollouts: Literal["local", "vllm"] = Field(
-        "local", description="local: the engine of this process; vllm: a vLLM server with LoRA (docs/rollouts.md)"
+    rollouts: Literal["local", "vllm", "llama.cpp"] = Field(
+        "local",
+        description="local: the engine of this process; vllm: a vLLM server with LoRA; llama.cpp: its server, for eval "
+        "and serve alone (docs/rollouts.md, docs/llama-cpp.md)",
     )
     url: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
         (),
@@ -42,11 +48,30 @@ class Rollouts(Section):
     @classmethod
     def _addresses(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.data.get("rollouts") == "local" and value:
-            raise ValueError('goes with rollouts = "vllm" alone')
-        if info.data.get("rollouts") == "vllm" and not value:
-            raise ValueError('rollouts = "vllm" needs the url of a server; choreo starts none')
+            raise ValueError('goes with rollouts = "vllm" or "llama.cpp" alone')
+        if info.data.get("rollouts", "local") != "local" and not value:
+            raise ValueError(f'rollouts = "{info.data["rollouts"]}" needs the url of a server; choreo starts none')
         if not all(url.startswith(("http://", "https://")) for url in value):
             raise ValueError("must look like http://localhost:8000")
         if len({*value}) < len(value):
             raise ValueError("names a server twice")
         return value
+
+
+class _Of(Section):
+    engine: Rollouts = Rollouts()
+
+
+def answering(overrides: Sequence[str]) -> Rollouts:
+    """Who samples where a run is measured or served, from "engine.rollouts=llama.cpp" and others of `[engine]`; without
+    any, this process. Raises BadInput for others, and for a server that only training asks."""
+    given: dict[str, Any] = {}
+    for argument in overrides:
+        if toml.assign(given, argument)[0] != "engine":
+            raise BadInput(
+                f"--set {argument}: a run has its own settings; only who samples can be said: engine.rollouts"
+            )
+    found = check(_Of, given, lambda keys: f"--set {overrides[-1]}").engine
+    if found.rollouts == "vllm":
+        raise BadInput('--set engine.rollouts=vllm: samples what is learnt from; "llama.cpp" measures and serves')
+    return found

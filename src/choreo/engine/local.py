@@ -89,13 +89,30 @@ class Untrained(LocalEngine):
     Loading the base a second time would give the same tokens and take the memory of a second model.
     kept: where the base's free completions are kept, so that engines which share it draw each of them once. Systems
     that begin with the same answers are measured one after the other.
+    sampler: who samples for it, where that is not this process.
     """
 
     def __init__(
-        self, team: Team, *, policies: Mapping[str, str] | None = None, kept: Kept | None = None, **options: Any
+        self,
+        team: Team,
+        *,
+        policies: Mapping[str, str] | None = None,
+        kept: Kept | None = None,
+        sampler: LocalEngine | None = None,
+        **options: Any,
     ):
         super().__init__(team, **options)
-        self.policies, self.kept = dict(policies or {}), kept
+        self.policies, self.kept, self.sampler = dict(policies or {}), kept, sampler
+
+    @property
+    def exact(self) -> bool:
+        """See `Engine`."""
+        return self.sampler is None or self.sampler.exact
+
+    @property
+    def positions(self) -> int | None:
+        """See `Engine`."""
+        return super().positions if self.sampler is None else self.sampler.positions
 
     def sample(
         self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
@@ -103,7 +120,8 @@ class Untrained(LocalEngine):
         policy, kept = self.policies.get(agent) if agent else None, self.kept
 
         def draw(some: Sequence[Request]) -> list[Completion]:
-            return super(Untrained, self).sample(policy, some, max_new_tokens=max_new_tokens, temperature=temperature)
+            sample = super(Untrained, self).sample if self.sampler is None else self.sampler.sample
+            return sample(policy, some, max_new_tokens=max_new_tokens, temperature=temperature)
 
         if kept is None or policy is not None or any(request.constraint for request in requests):
             return draw(requests)

@@ -53,6 +53,11 @@ class LowRank:
             other.parameters[name] = nn.Parameter(own, requires_grad=False)
         return other
 
+    @property
+    def learnt(self) -> bool:
+        """Whether it differs from no adapter: B is not 0 throughout."""
+        return any(bool(self.factors(layer)[1].any()) for layer in self.targets)
+
     def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """A and B of a layer."""
         return self.parameters[f"{layer.name}.lora_A"], self.parameters[f"{layer.name}.lora_B"]

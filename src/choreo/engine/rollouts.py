@@ -1,12 +1,16 @@
-"""Who samples what is learnt from: the one place that knows which engines there are."""
+"""Who samples: the one place that knows which engines there are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from choreo.config.rollouts import Rollouts
 from choreo.engine.local import LocalEngine
+
+if TYPE_CHECKING:  # these take httpx2
+    from choreo.engine.served import ServedEngine
 
 
 @contextmanager
@@ -18,11 +22,19 @@ def sampler_of(settings: Rollouts, own: LocalEngine) -> Iterator[LocalEngine]:
     if settings.local:
         yield own
         return
-    from choreo.engine.vllm import VllmEngine  # takes httpx2
-
-    engine = VllmEngine(own, settings)
+    engine = _asking(settings, own)
     try:
         engine.ready()
         yield engine
     finally:
         engine.close()
+
+
+def _asking(settings: Rollouts, own: LocalEngine) -> ServedEngine[Any]:
+    if settings.rollouts == "vllm":
+        from choreo.engine.vllm import VllmEngine
+
+        return VllmEngine(own, settings)
+    from choreo.engine.llama import LlamaEngine
+
+    return LlamaEngine(own, settings)

@@ -12,25 +12,21 @@ A server rounds otherwise than the learner does, so `exact` is false: a completi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 
 from choreo import parallel
-from choreo.clients.vllm import CONCURRENCY, Drawn, VllmServer
+from choreo.clients.token_server import Drawn
+from choreo.clients.vllm import VllmServer
 from choreo.config.rollouts import Rollouts
 from choreo.engine.adapters import Adapters
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import seed_of
-from choreo.engine.policies import LowRank, Weights
+from choreo.engine.policies import LowRank
 from choreo.engine.requests import Completion, Ids, Request
-from choreo.engine.score import score_under
-from choreo.engine.sync import Sync, compared
+from choreo.engine.served import PROBES, ServedEngine
 from choreo.errors import BadInput
 
-PROBES = 16  # completions of a server whose log-probabilities are compared
-PROBE_TOKENS = 16  # of those that are drawn for that alone
 DISTURBED = 4.0  # the first adapter changes log-probabilities by this many tolerances at least
 
 
@@ -44,32 +40,19 @@ class _Loaded:
     proven: set[int] = field(default_factory=set)
 
 
-class VllmEngine(LocalEngine):
+class VllmEngine(ServedEngine[str]):
     """A `LocalEngine` that asks vLLM servers for samples. Request i goes to server i modulo their number.
 
-    The first rank asks for all ranks. Its methods raise what `VllmServer` raises, and BadInput where a server is not in
-    sync. `ready` comes before the first sample, `close` after the last.
+    The first rank asks for all ranks. What its methods raise, see `ServedEngine`.
     """
 
     def __init__(self, own: LocalEngine, settings: Rollouts):
-        super().__init__(own.team, pad_id=own.pad_id, end_id=own.end_id, slots=own.slots, micro_tokens=own.micro_tokens)
-        self.settings = settings
-        self._servers = [VllmServer(url) for url in settings.url]
-        self._adapters = Adapters(self._servers, settings.folder)
+        self._own = [VllmServer(url) for url in settings.url]
+        super().__init__(own, settings, self._own)
+        self._adapters = Adapters(self._own, settings.folder)
         self._bases: list[str] = []
         self._loaded: dict[str, _Loaded] = {}
         self._told: dict[tuple[str, int], LowRank] = {}  # the last weights of an agent that a server was seen to have
-        self._longest: int | None = None
-
-    @property
-    def exact(self) -> bool:
-        """See `Engine`."""
-        return False
-
-    @property
-    def positions(self) -> int | None:
-        """The most tokens of a context and its completion together, here and on every server."""
-        return min((most for most in (super().positions, self._longest) if most is not None), default=None)
 
     def ready(self) -> None:
         """Connects to the servers, and proves that they have our base and apply the adapters that they are given."""
@@ -93,8 +76,7 @@ class VllmEngine(LocalEngine):
             self._adapters.retire(loaded.name)
         self._loaded.clear()
         self._adapters.close()
-        for server in self._servers:
-            server.close()
+        super().close()
 
     def _sample(self, agent: str | None, requests: Sequence[Request], tokens: int) -> list[Completion]:
         loaded = None if agent is None else self._of_now(agent)
@@ -139,7 +121,7 @@ class VllmEngine(LocalEngine):
         loaded.proven.add(place)
 
     def _connect(self) -> int | None:
-        found = [server.base() for server in self._servers]
+        found = [server.base() for server in self._own]
         self._bases = [name for name, _ in found]
         texts = [self._probe(place, name) for place, name in enumerate(self._bases)]
         for place, own in enumerate(texts):
@@ -158,60 +140,23 @@ class VllmEngine(LocalEngine):
             self._adapters.retire(name)
         return min((most for _, most in found if most is not None), default=None)
 
-    def _probe(self, place: int, model: str) -> list[tuple[Ids, Drawn]]:
-        asked = [(place, model, Request((self.end_id,), ("probe", i))) for i in range(PROBES)]
-        return [((self.end_id,), one) for one in self._draw(asked, PROBE_TOKENS, None)]
-
     def _disturbed(self, texts: Sequence[tuple[Ids, Drawn]]) -> LowRank:
         """An adapter with noise on its weights, which changes our log-probabilities of the texts by enough to see."""
-        policy, base = self._lora(next(iter(self.team.agents))), self._scores(texts, {})
+        policy = self._lora(next(iter(self.team.agents)))
         found = policy.copied()
         for power in range(-12, 8):
             found = policy.copied(disturbed=2.0**power)
-            change = [abs(a - b) for a, b in zip(self._scores(texts, found.weights()), base, strict=True)]
-            if sum(change) / len(change) >= DISTURBED * self.settings.tolerance:
+            if self._change(texts, found.weights()) >= DISTURBED * self.settings.tolerance:
                 break
         return found
 
-    def _compare(self, place: int, texts: Sequence[tuple[Ids, Drawn]], now: Weights, before: Weights) -> Sync:
-        """Raises BadInput where the server's log-probabilities are not ours, within the tolerance."""
-        url, most = self._servers[place].url, self.settings.tolerance
-        vocabulary = self.team.decoder.model.get_output_embeddings().weight.shape[0]
-        if (largest := max(token for _, one in texts for token in one.ids)) >= vocabulary:
-            raise BadInput(f"{url}: drew token {largest}, and the base has {vocabulary}: it serves another base")
-        server = list(chain.from_iterable(one.logprobs for _, one in texts))
-        found = compared(server, self._scores(texts, now), self._scores(texts, before))
-        if not found.gap <= most:
-            tempered = "" if self.team.temperature == 1 else ", or lacks --logprobs-mode processed_logprobs"
-            raise BadInput(
-                f"{url}: its log-probabilities differ from ours by {found.gap:.3g} nats a token, and engine.tolerance "
-                f"is {most:g}: it has another base, other weights or another dtype{tempered}"
-            )
-        return found
+    def _complete(
+        self, place: int, model: str, request: Request, tokens: int, end_id: int | None, temperature: float
+    ) -> Drawn:
+        seed, temperature = seed_of(request.key) % 2**63, self.team.temperature * temperature
+        return self._own[place].complete(
+            model, request.context, tokens=tokens, temperature=temperature, seed=seed, end_id=end_id
+        )
 
-    def _scores(self, texts: Sequence[tuple[Ids, Drawn]], weights: Weights) -> list[float]:
-        pairs = [(context, one.ids) for context, one in texts]
-        return list(chain.from_iterable(score_under(self.team, weights, pairs, self.micro_tokens)))
-
-    def _draw(self, asked: Sequence[tuple[int, str, Request]], tokens: int, end_id: int | None) -> list[Drawn]:
-        """What the servers draw for each (server, model, request), in order."""
-
-        def draw(one: tuple[int, str, Request]) -> Drawn:
-            place, model, request = one
-            seed = seed_of(request.key) % 2**63
-            temperature = self.team.temperature
-            return self._servers[place].complete(
-                model, request.context, tokens=tokens, temperature=temperature, seed=seed, end_id=end_id
-            )
-
-        pool = ThreadPoolExecutor(CONCURRENCY * len(self._servers), thread_name_prefix="vllm")
-        try:
-            return list(pool.map(draw, asked))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _lora(self, agent: str) -> LowRank:
-        policy = self.team.agents[agent]
-        if not isinstance(policy, LowRank):
-            raise ValueError(f"agent {agent!r} has whole weights, and a server takes adapters")
-        return policy
+    def _hint(self) -> str:
+        return "" if self.team.temperature == 1 else ", or lacks --logprobs-mode processed_logprobs"

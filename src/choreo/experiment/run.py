@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +170,21 @@ def evaluate_run(
     files: Mapping[str, Source] | None = None,
     judge: JudgeSettings | None = None,
     cache: Path | None = None,
+    engine: Rollouts | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
     """A run's systems measured again from its last checkpoint on `suite`, "heldout" or "train", and their episodes.
 
     files: prompts to measure on in place of the run's own; judge: in place of the run's. cache: the folder that keeps
-    an endpoint's replies. Raises BadInput where the run has no checkpoint, or its recipe or these ask for what cannot
-    be; Interrupted.
+    an endpoint's replies. engine: who samples, in place of this process. Raises BadInput where the run has no
+    checkpoint, or its recipe or these ask for what cannot be; Interrupted.
     """
     recipe = config.load(file := Path(path) / "recipe.toml")
     if unset := config.unset(file):
         raise BadInput(f"{file}: {unset[0]}: is missing; the recipe of a run must have every setting")
     recipe = measured_on(recipe, files or {}, judge)
+    engine, method = engine or Rollouts(), method_of(recipe)
+    if not (engine.local or method.has_pair):
+        raise BadInput(f"{path}: is a run of {method.name}; a server samples for a pair alone (engine.rollouts)")
     check(recipe, trains=False)
     found = checkpoints(path)
     if not found:
@@ -188,17 +193,18 @@ def evaluate_run(
     task = Task(recipe, cache or Path(path))
     for name, source in task.sources.items():
         progress.say(taken(name, source))
-    method = method_of(recipe)
     agents = method.load(recipe, folder)
     for remark in agents.remarks:
         progress.say(f"! {remark}")
-    measured = method.measure(recipe, agents, task, part(suite), progress)
+    with nullcontext(agents) if engine.local else agents.sampled_by(engine) as asked:
+        measured = method.measure(recipe, asked, task, part(suite), progress)
     summary = {
         **_head(recipe),
         "suite": suite,
         "step": step,
         "seconds": _seconds(Path(path), step),
         "device": str(agents.device),
+        "engine": {"rollouts": engine.rollouts, "url": [*engine.url]},
         "judge": describe(task.judges[task.record]),
         "judging": _billed(task),
         "systems": measured.systems,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import request, turn_from
@@ -15,6 +16,9 @@ from choreo.models.chat import Chat
 from choreo.server.session import Down, SampledTurn, SessionOptions, TooLong, until_stop
 from choreo.server.worker import DecodeJob, Worker
 from choreo.types import FEEDBACK, Episode, Turn
+
+if TYPE_CHECKING:  # it takes httpx2
+    from choreo.server.asking import AskingWorker
 
 
 class WorkerAgent:
@@ -29,7 +33,7 @@ class WorkerAgent:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Worker | AskingWorker,
         chat: Chat,
         agent: str,
         *,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from choreo import config
 from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import LocalAgent
+from choreo.config.rollouts import Rollouts
 from choreo.errors import BadInput, Unsupported
 from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
@@ -20,24 +22,27 @@ from choreo.server.session import SessionAgent
 from choreo.server.worker import Worker
 from choreo.types import CONVERSATION, FEEDBACK
 
+if TYPE_CHECKING:  # it takes httpx2
+    from choreo.server.asking import AskingWorker
+
 
 class Resident:
     """The agents of the run at `path`.
 
     fingerprint: the checkpoint's step, and a digest of the base's contents. remarks: as of `Pair`.
+    sampler: who samples; by default this process.
 
-    Raises BadInput where it is no run of a pair, or a model that cannot be served.
+    Raises BadInput where it is no run of a pair, or a model that cannot be served, or the server that samples cannot
+    be used.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.recipe = path, recipe_with_pair(path)
+    def __init__(self, path: Path, sampler: Rollouts | None = None):
+        self.path, self.recipe, self.sampler = path, recipe_with_pair(path), sampler or Rollouts()
+        self._servers = ExitStack()
         pair, self.fingerprint = self._load()
         self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one of several threads is left for requests
-        try:
-            self.worker = Worker(pair)
-        except Unsupported as error:
-            raise BadInput(f"{path}: {error}") from None
+        self.worker = self._worker(pair)
         self.agents: Mapping[str, SessionAgent] = {
             role: WorkerAgent(
                 self.worker,
@@ -55,7 +60,23 @@ class Resident:
         """The pair as the newest checkpoint has it; a run without one serves the untrained pair."""
         step, folder = max(checkpoints(self.path).items(), default=(0, None))
         pair: Pair = method_of(self.recipe).load(self.recipe, folder)
-        return pair, f"step-{step:06d}/{pair.base}"
+        asked = self._servers.enter_context(pair.sampled_by(self.sampler))
+        return asked, f"step-{step:06d}/{pair.base}"
+
+    def _worker(self, pair: Pair) -> Worker | AskingWorker:
+        if not self.sampler.local:
+            from choreo.server.asking import AskingWorker
+
+            return AskingWorker(pair)
+        try:
+            return Worker(pair)
+        except Unsupported as error:
+            raise BadInput(f"{self.path}: {error}") from None
+
+    def close(self) -> None:
+        """Ends the worker, and leaves the servers that sample."""
+        self.worker.close()
+        self._servers.close()
 
     def swap(self) -> str:
         """Loads the newest checkpoint; games in play end under the old weights. Returns its fingerprint."""

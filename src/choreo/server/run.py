@@ -12,6 +12,7 @@ from typing import Any
 
 from choreo.clients.http import key_in
 from choreo.config import MICROWORLD
+from choreo.config.rollouts import Rollouts, answering
 from choreo.errors import BadInput
 from choreo.server import keys as keyring
 from choreo.server.app import application
@@ -34,7 +35,7 @@ LIMITS, TEMPERATURE = Limits(rounds=1, answer_tokens=1024, feedback_tokens=512),
 class Options:
     """The options of the command line.
 
-    system: None leaves it to `system_policy`.
+    system: None leaves it to `system_policy`. overrides: who samples, as "engine.rollouts=llama.cpp".
     upstream: MODEL@URL, by agent. keys: a file; without one there is one key, from CHOREO_API_KEY or made at the start.
     """
 
@@ -52,6 +53,7 @@ class Options:
     log_text: bool = False
     system: SystemPolicy | None = None
     release: Release = "whole"
+    overrides: Sequence[str] = ()
 
     @property
     def system_policy(self) -> SystemPolicy:
@@ -66,13 +68,20 @@ def serve(options: Options) -> None:
     addresses = {
         agent: Address.read(options.upstream[agent], VARIABLES[agent]) for agent in AGENTS if agent in options.upstream
     }
+    sampler = answering(options.overrides)
+    if options.run is None and options.overrides:
+        raise BadInput("serve: --set is of a run; without one both agents are asked at their own addresses")
     if options.run is None and len(addresses) < len(AGENTS):
         raise BadInput("serve: give a run, or both --conversation and --feedback")
-    asyncio.run(_serve(options, keys, secret, addresses))
+    asyncio.run(_serve(options, keys, secret, addresses, sampler))
 
 
 async def _serve(
-    options: Options, keys: Sequence[keyring.Key], secret: str | None, addresses: Mapping[str, Address]
+    options: Options,
+    keys: Sequence[keyring.Key],
+    secret: str | None,
+    addresses: Mapping[str, Address],
+    sampler: Rollouts,
 ) -> None:
     shared: dict[str, Any] = {
         "mode": options.mode,
@@ -105,7 +114,7 @@ async def _serve(
             "say --mode off if that is what you want"
         )
     listen(options.host, options.port)[0].close()  # an address that is taken is said before the model is loaded
-    pair = Resident(options.run)
+    pair = Resident(options.run, sampler)
     for remark in pair.remarks:
         log("template", "warning", why=remark)
     limits = pair.recipe.protocol.limits
@@ -122,7 +131,7 @@ async def _serve(
         settings = replace(settings, example=OF_THE_MICROWORLD)
 
     async def stop() -> None:
-        await asyncio.to_thread(pair.worker.close)
+        await asyncio.to_thread(pair.close)
 
     server = Server(
         settings,

@@ -13,6 +13,7 @@ import torch
 
 from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import LocalAgent
+from choreo.config.rollouts import Rollouts
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.local import Kept, LocalEngine, Untrained
@@ -64,14 +65,23 @@ class Pair:
     def rollouts(self) -> Iterator[Pair]:
         """The pair as it samples what it learns from, by the engine that the recipe names: itself, where that is the
         one of this process. Raises BadInput where a server cannot be used."""
-        if self._rollouts.local:
+        with self.sampled_by(self._rollouts) as other:
+            yield other
+
+    @contextmanager
+    def sampled_by(self, settings: Rollouts) -> Iterator[Pair]:
+        """The pair as it samples by another engine: itself, where that is the one of this process. Raises BadInput
+        where a server cannot be used."""
+        if settings.local:
             yield self
             return
+        if len(self.models()) > 1:
+            raise BadInput("a server has one base, and the agents are on two (engine.rollouts)")
         with ExitStack() as open_engines:
             other = copy(self)
-            other.agents = {}
+            other.agents, other._kept = {}, {}
             for agent, roles in self.models().items():
-                engine = open_engines.enter_context(sampler_of(self._rollouts, agent.engine))
+                engine = open_engines.enter_context(sampler_of(settings, agent.engine))
                 other.agents |= dict.fromkeys(roles, replace(agent, engine=engine))
             yield other
 
@@ -136,7 +146,10 @@ class Pair:
         for agent, roles in self.models().items():
             own = agent.engine
             kept = self._kept.setdefault(own.team, {})
-            engine = Untrained(own.team, policies=policies, kept=kept, pad_id=own.pad_id, end_id=own.end_id)
+            sampler = None if own.exact else own
+            engine = Untrained(
+                own.team, policies=policies, kept=kept, sampler=sampler, pad_id=own.pad_id, end_id=own.end_id
+            )
             other.agents |= dict.fromkeys(roles, replace(agent, engine=engine))
         return other
 

@@ -1,0 +1,88 @@
+"""What clients of servers that speak in token ids have in common: requests, retries, errors in one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from choreo.clients.http import AGAIN, key_in
+from choreo.errors import BadInput, Unavailable, first_line
+from choreo.text.replies import shortened
+
+try:
+    import httpx2
+except ImportError:
+    raise BadInput('a server that samples needs httpx2: pip install "choreo-rl[endpoint]"') from None
+
+WAITS = (0.25, 0.5, 1.0)  # seconds before a request for a completion, which changes nothing, is sent again
+TIMEOUT = httpx2.Timeout(600.0, connect=10.0)  # seconds: a busy server may let a completion wait
+CONCURRENCY = 64  # requests at a time; the server makes batches of them
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """ids: the tokens that a server drew, with the one that ended the turn. logprobs: what it says of each, up to the
+    first of which it says nothing."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class TokenServer:
+    """One server. Every method raises Unavailable where it does not answer, BadInput where it refuses or makes no
+    sense; both name its url. Methods may be called from several threads.
+
+    kind: whose server it is. key: the variable from which such a server itself takes its key.
+    """
+
+    kind: ClassVar[str]
+    key: ClassVar[str]
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/").removesuffix("/v1")
+        key = key_in(self.key)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx2.Limits(max_connections=CONCURRENCY)
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, limits=limits)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _patiently(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
+        for wait in WAITS:
+            try:
+                reply = self._send("POST", path, body)
+            except Unavailable:
+                pass
+            else:
+                if reply.status_code not in AGAIN and reply.status_code < 500:
+                    return reply
+            time.sleep(wait)
+        return self._send("POST", path, body)
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        try:
+            return self._http.request(method, path, json=body)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise Unavailable(f"{self.url}: does not answer: {first_line(error)}") from None
+
+    def _json(self, reply: httpx2.Response) -> Any:
+        if reply.status_code >= 500:
+            raise Unavailable(f"{self.url}: {message_of(reply)}")
+        if reply.status_code != 200:
+            raise BadInput(f"{self.url}: {message_of(reply)}")
+        try:
+            return reply.json()
+        except ValueError:
+            raise BadInput(f"{self.url}: answers no JSON: is it a {self.kind} server?") from None
+
+
+def message_of(reply: httpx2.Response) -> str:
+    """The status of a reply that refuses, and what it says, in one line."""
+    try:
+        text = str(reply.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        text = reply.text
+    return f"HTTP {reply.status_code} {shortened(text, 200)}"
