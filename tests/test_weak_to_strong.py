@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from choreo.cli import main
-from choreo.experiment.weak_to_strong import GATES, Gate
+from choreo.experiment.weak_to_strong import GATES, Gate, auc, flipped
+from choreo.methods.macpo.split import LabelledPrompt
+from choreo.types import Prompt
 
 SMALL = (
     "data.labels=24",
@@ -21,10 +24,16 @@ SMALL = (
 )
 
 
-def test_every_gate_is_decided_by_the_mean_of_its_measure(capsys):
+def test_every_gate_is_decided_by_the_mean_of_its_measure(tmp_path, capsys):
+    file = tmp_path / "w2s.json"
     sets = [part for setting in SMALL for part in ("--set", setting)]
-    code = main(["world", "w2s", *sets, "--seeds", "20,21", "--json"])
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first = main(["world", "w2s", *sets, "--seeds", "20", "--out", str(file), "--json"])
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+    code = main(["world", "w2s", *sets, "--seeds", "20,21", "--out", str(file), "--json"])
+    out = capsys.readouterr()
+    found = json.loads(out.out.splitlines()[-1])
+    assert first in (0, 1) and found["seeds"]["20"] == alone["seeds"]["20"] and "seed 20" not in out.err
+    assert main(["world", "w2s", "--out", str(file)]) == 2 and "another recipe" in capsys.readouterr().err
     assert [gate["name"] for gate in found["gates"]] == [gate.name for gate in GATES]
     for gate, shown in zip(GATES, found["gates"], strict=True):
         values = [found["seeds"][seed][gate.name] for seed in ("20", "21")]
@@ -44,6 +53,20 @@ def test_a_gate_is_open_where_it_has_no_bound_and_shut_for_what_was_not_measured
     assert not Gate("g", "", least=0.2, most=1).passes(float("nan"))
 
 
+def test_as_many_labels_are_flipped_as_are_wrong():
+    rows = [LabelledPrompt(Prompt(str(n), "?", "benign", "s"), "right", "wrong") for n in range(40)]
+    found = flipped(rows, 7, np.random.default_rng(3))
+    assert [row.chosen for row in found].count("wrong") == 7 and [r.prompt for r in found] == [r.prompt for r in rows]
+    assert found != flipped(rows, 7, np.random.default_rng(4))
+
+
+def test_auc_by_hand():
+    assert auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])) == (1 + 1 + 1 + 0.5) / 4
+    assert auc(np.array([]), np.array([1.0])) is None
+
+
 def test_only_a_recipe_of_macpo_in_the_microworld_is_measured(capsys):
     assert main(["world", "w2s", "waltz"]) == 2
     assert "expected one of macpo" in capsys.readouterr().err
+    assert main(["world", "w2s", "macpo-no-hn"]) == 2
+    assert 'expected "twin", got "none"' in capsys.readouterr().err

@@ -89,6 +89,9 @@ where one is not met. Measure on seeds that no result is made of.""",
     w2s_command.add_argument(
         "--seeds", type=seeds, default=(20, 21), metavar="N,M-K", help="of labels and splits (default: 20,21)"
     )
+    w2s_command.add_argument(
+        "--out", type=Path, metavar="FILE", help="keep each seed's measures here, and do not measure those again"
+    )
     json_option(w2s_command)
 
 
@@ -157,7 +160,7 @@ def w2s(args: argparse.Namespace) -> int:
         raise BadInput(f"world w2s: {args.recipe} is a recipe of {recipe.method}; expected one of macpo")
     quiet()
     with Progress([ProgressBar()]) as progress:
-        found = weak_to_strong(recipe, args.seeds, progress)
+        found = weak_to_strong(recipe, args.seeds, progress, args.out)
     if args.json:
         print_json(found)
     else:

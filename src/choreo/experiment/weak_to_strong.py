@@ -2,7 +2,8 @@
 
 A method that lets a strong student learn from weak teachers can show something only where the student could do better
 than its teachers, where their errors are not what it would learn first, and where it can tell some of them. All of this
-is a matter of the world, the bases and the labels, so it is measured on supervised starts alone.
+is a matter of the world, the bases and the labels, so it is measured on supervised starts alone. One gate reads the
+pairs that a first round of MACPO would learn from; none looks at what MACPO makes of them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from choreo import config
 from choreo.engine.requests import Ids
 from choreo.environments.microworld import habits
 from choreo.environments.microworld.world import World
-from choreo.errors import BadInput
+from choreo.errors import BadInput, Interrupted
+from choreo.files import durable
+from choreo.files.json_file import read_object
 from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.answers import AnswerWriter, from_teachers, negatives
@@ -44,14 +48,15 @@ PENALTY = 0.1  # C of the probe's logistic regression
 FOLDS = 5  # of its cross-validation
 AT_ONCE = 64
 
-Answers = NDArray[np.bool_]
+Flags = NDArray[np.bool_]  # one for each prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What a measure must be for MACPO to be able to show something here. name: of the measure. words: what it is.
 
-    least, most: its bounds, either may be open. They were written down before MACPO was first run in this world.
+    least, most: its bounds, either may be open. They were written down before MACPO was first run in this world. A mean
+    over few seeds is held to them, so that a gate which is just met may be met by luck.
     """
 
     name: str
@@ -69,7 +74,7 @@ GATES = (
     Gate("teacher_ceiling", "reward of the best teacher with the labels of all prompts", most=0.8),
     Gate("errors_from_features", "AUC of a probe of the student's base for a teacher's errors, the highest", most=0.65),
     Gate("errors_correlate", "correlation of two teachers' errors, the highest", most=0.4),
-    Gate("curve_rises", "reward with all weak labels, minus with the fewest", least=0.0),
+    Gate("curve_rises", "reward with all weak labels, minus with the fewest", least=0.01),
     Gate("curve_minus_flips", "reward with weak labels, minus with as many random flips, the lowest", least=-0.05),
     Gate("naive_pgr", "PGR of naive SFT, at least", least=0.2),
     Gate("naive_pgr", "PGR of naive SFT, at most", most=0.6),
@@ -77,27 +82,45 @@ GATES = (
 )
 
 
-def weak_to_strong(recipe: MacpoRecipe, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
+def weak_to_strong(
+    recipe: MacpoRecipe, seeds: Sequence[int], progress: Progress, kept: Path | None = None
+) -> dict[str, Any]:
     """Measures the world of `recipe` with every seed, each with the split of its own number.
 
-    Returns {"seeds": {seed: measures}, "gates": [{name, words, least, most, value, passes}]}; a gate is decided by the
-    mean over seeds. Raises BadInput where scikit-learn is not installed, or the environment is not the microworld.
+    kept: a file that every seed's measures are written to; seeds that it has are not measured again.
+    Returns {"recipe": as TOML, "seeds": {seed: measures}, "gates": [{name, words, least, most, value, passes}]}; a gate
+    is decided by the mean over seeds, and what cannot be measured passes none. Raises Interrupted after a stop, and
+    BadInput where scikit-learn is not installed, the environment is not the microworld, the recipe has no negative
+    agents, or `kept` is of another recipe.
     """
     if recipe.environment != "microworld" or recipe.data.file:
         raise BadInput("world w2s: measures the microworld; the recipe names other prompts")
+    if recipe.rounds.negatives != "twin":
+        raise BadInput(
+            f'world w2s: rounds.negatives: expected "twin", got "{recipe.rounds.negatives}"; one gate is about the '
+            "negative agents' answers"
+        )
     _probe()
-    found = {}
-    for seed in seeds:
+    text = config.to_toml(recipe)
+    there: dict[str, Any] = {"recipe": text, "seeds": {}}
+    if kept and kept.is_file():
+        there = read_object(kept)
+    if there.get("recipe") != text:
+        raise BadInput(f"{kept}: holds the measures of another recipe; name another file with --out")
+    found = {seed: there["seeds"][str(seed)] for seed in seeds if str(seed) in there["seeds"]}
+    for seed in (seed for seed in seeds if seed not in found):
         with tempfile.TemporaryDirectory() as folder:
-            own = recipe.model_copy(
-                update={"seed": seed, "world": recipe.world.model_copy(update={"split_seed": seed})}
-            )
-            found[seed] = _measured(own, Path(folder), progress)
+            split = {"seed": seed, "world": recipe.world.model_copy(update={"split_seed": seed})}
+            found[seed] = _measured(recipe.model_copy(update=split), Path(folder), progress)
+        there["seeds"][str(seed)] = found[seed]
+        if kept:
+            durable.write_json(kept, there)
     gates = []
     for gate in GATES:
-        value = fmean(measures[gate.name] for measures in found.values())
+        measured = [measures[gate.name] for measures in found.values()]
+        value = math.nan if None in measured else fmean(measured)  # a file has None for NaN
         gates.append({**_fields(gate), "value": value, "passes": gate.passes(value)})
-    return {"seeds": found, "gates": gates}
+    return {"recipe": text, "seeds": {str(seed): found[seed] for seed in seeds}, "gates": gates}
 
 
 def _fields(gate: Gate) -> dict[str, Any]:
@@ -121,6 +144,10 @@ class Bench:
         total = _updates(self.recipe, len(self.data.labelled), len(self.data.ceiling))
         self.progress.start(f"seed {self.recipe.seed}, {phase.agent}{phase.side}", total, self.step)
         self.step = train_phase(writer, data, phase, self.run, self.progress, JudgeWatch(None, self.run), self.step)
+        if self.progress.interrupted:
+            raise Interrupted(
+                "the seed that was being measured is not kept; those before it are, where --out names a file"
+            )
 
     def reward(self, agents: MacpoAgents, name: str) -> float:
         """The share of satisfactory answers of an agent on held-out."""
@@ -170,7 +197,7 @@ def _measured(recipe: MacpoRecipe, folder: Path, progress: Progress) -> dict[str
     everything = (*data.labelled, *data.ceiling)
     ceilings = {name: bench.of_teacher(name, everything) for name in names}
     weak, written = names[0], writer.write(0, agents.teachers[0], agents.teachers[0].positive)
-    curve = _curve(bench, written, ceiling_with_all=naive)
+    curve, gap = _curve(bench, written, naive), pgr(naive, teachers[weak], ceiling)
     told = _told(bench, writer)
     return {
         "labels": len(data.labelled),
@@ -187,7 +214,7 @@ def _measured(recipe: MacpoRecipe, folder: Path, progress: Progress) -> dict[str
         "teacher_ceiling": max(ceilings.values()),
         "curve_rises": curve["weak"][-1] - curve["weak"][0],
         "curve_minus_flips": min(a - b for a, b in zip(curve["weak"], curve["flipped"], strict=True)),
-        "naive_pgr": pgr(naive, teachers[weak], ceiling) or 0.0,
+        "naive_pgr": math.nan if gap is None else gap,
     }
 
 
@@ -200,25 +227,27 @@ def _updates(recipe: MacpoRecipe, labels: int, prompts: int) -> int:
     return starts + tuning.negative_epochs * sum(math.ceil(n / tuning.batch) for n in (labels, prompts))
 
 
-def _curve(bench: Bench, written: Sequence[Turn], ceiling_with_all: float) -> dict[str, list[float]]:
-    """The student's reward by the number of weak labels, and with as many labels of which as many are wrong, by chance.
+def _curve(bench: Bench, written: Sequence[Turn], with_all: float) -> dict[str, list[float]]:
+    """The student's reward by the number of weak labels, and with as many labels of which as many are wrong by chance.
 
-    written: the weak labels. ceiling_with_all: the reward with all of them.
+    written: the weak labels. with_all: the reward with all of them, which was measured before.
     """
-    rows = bench.data.ceiling
-    texts = [turn.text for turn in written]
-    wrong = [not bench.right(row.prompt, text) for row, text in zip(rows, texts, strict=True)]
-    rate, rng = fmean(wrong), np.random.default_rng([bench.recipe.seed, 0])
-    flips = rng.permutation(len(rows)) < round(rate * len(rows))
-    weak = [replace(row, chosen=text) for row, text in zip(rows, texts, strict=True)]
-    flipped = [replace(row, chosen=row.rejected) if flip else row for row, flip in zip(rows, flips, strict=True)]
+    rows, rng = bench.data.ceiling, np.random.default_rng([bench.recipe.seed, 0])
+    weak = [replace(row, chosen=turn.text) for row, turn in zip(rows, written, strict=True)]
+    wrong = [not bench.right(row.prompt, row.chosen) for row in weak]
     sizes = [round(share * len(rows)) for share in CURVE]
     return {
         "labels": [float(size) for size in sizes],
-        "wrong": [rate],
-        "weak": [*(bench.of_student(weak[:size]) for size in sizes[:-1]), ceiling_with_all],
-        "flipped": [bench.of_student(flipped[:size]) for size in sizes],
+        "wrong": [fmean(wrong[:size]) for size in sizes],
+        "weak": [*(bench.of_student(weak[:size]) for size in sizes[:-1]), with_all],
+        "flipped": [bench.of_student(flipped(rows[:size], sum(wrong[:size]), rng)) for size in sizes],
     }
+
+
+def flipped(rows: Sequence[LabelledPrompt], wrong: int, rng: np.random.Generator) -> list[LabelledPrompt]:
+    """`rows`, of which so many, drawn by chance, have the rejected answer for the chosen one."""
+    flips = rng.permutation(len(rows)) < wrong
+    return [replace(row, chosen=row.rejected) if flip else row for row, flip in zip(rows, flips, strict=True)]
 
 
 def _told(bench: Bench, writer: AnswerWriter) -> dict[str, Any]:
@@ -233,7 +262,7 @@ def _told(bench: Bench, writer: AnswerWriter) -> dict[str, Any]:
         whole, reading = _perplexities(agents.student, prompts, agents.student.adopt(turns, teacher), texts)
         read = np.array([_read(bench.known[p.id], text) for p, text in zip(prompts, texts, strict=True)])
         named = np.array([p.kind != "general" for p in prompts])  # a general question has but one reading
-        of_readings[teacher.name] = _auc(-reading[named & read], -reading[named & ~read])
+        of_readings[teacher.name] = auc(-reading[named & read], -reading[named & ~read])
         from_features[teacher.name] = _auc_from(states, ~right)
         good.append(right)
         scores.append(whole)
@@ -294,7 +323,7 @@ def _states(student: MacpoAgent, base: str, prompts: Sequence[Prompt]) -> NDArra
     return torch.cat(states).numpy()
 
 
-def _auc_from(states: NDArray[np.float32], wrong: Answers) -> float:
+def _auc_from(states: NDArray[np.float32], wrong: Flags) -> float:
     """AUC, by cross-validation, of the best layer's linear probe for the prompts that a teacher gets wrong; NaN where
     these, or the others, are too few."""
     probe = _probe()
@@ -303,7 +332,7 @@ def _auc_from(states: NDArray[np.float32], wrong: Answers) -> float:
     return max(probe(states[:, layer], wrong) for layer in range(states.shape[1]))
 
 
-def _probe() -> Callable[[NDArray[np.float32], Answers], float]:
+def _probe() -> Callable[[NDArray[np.float32], Flags], float]:
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import roc_auc_score
@@ -313,15 +342,15 @@ def _probe() -> Callable[[NDArray[np.float32], Answers], float]:
     except ImportError:
         raise BadInput("world w2s: needs scikit-learn; pip install 'choreo-rl[swarm]'") from None
 
-    def auc(states: NDArray[np.float32], wrong: Answers) -> float:
+    def told(states: NDArray[np.float32], wrong: Flags) -> float:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500))
         scores = cross_val_predict(model, states, wrong, cv=FOLDS, method="decision_function")
         return float(roc_auc_score(wrong, scores))
 
-    return auc
+    return told
 
 
-def _auc(above: NDArray[np.float64], below: NDArray[np.float64]) -> float | None:
+def auc(above: NDArray[np.float64], below: NDArray[np.float64]) -> float | None:
     """The chance that one of `above` is higher than one of `below`; ties are half (Mann–Whitney). None without one of
     each."""
     if not len(above) or not len(below):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import regex
+
 from choreo.environments.microworld import lexicon, wording
 from choreo.environments.microworld.lexicon import column
 from choreo.environments.microworld.meaning import Deed, Meaning
@@ -164,7 +166,7 @@ def _index(language: str) -> tuple[dict[str, str], dict[str, str], dict[str, str
     )
 
 
-def _deed(match: re.Match[str], language: str, request: Meaning | None) -> Deed | None:
+def _deed(match: re.Match[str] | regex.Match[str], language: str, request: Meaning | None) -> Deed | None:
     """The deed of `match`; None where it only points at a thing, and `request` names no two things to point at."""
     verbs, nouns, places = _index(language)
     place, action = match["c"], verbs[match["a"].casefold()]
@@ -210,6 +212,22 @@ def is_general(text: str) -> bool:
 def after_reading(text: str) -> str:
     """The answer proper: what follows the first line of `text`; all of it where it is one line."""
     return text.partition("\n")[2].strip() or text
+
+
+def begun(text: str, request: Meaning | None = None) -> ParsedAnswer:
+    """The meaning of `text` if it is the beginning of one well-formed answer that names or points at its deed, or names
+    its word; else an answer with act "none"."""
+    text = text.strip()
+    for language in lexicon.LANGUAGES:
+        for act in ("help", "partial", "define"):
+            match = regex.fullmatch(_patterns(language)[act].pattern, text, partial=True)
+            if match is None or not match["a"]:
+                continue
+            if act == "define":
+                return ParsedAnswer(act, language, action=_index(language)[0][match["a"].casefold()])
+            if match["o"] or match["p"]:
+                return ParsedAnswer(act, language, deed=_deed(match, language, request))
+    return ParsedAnswer("none")
 
 
 def parse(text: str, request: Meaning | None = None) -> ParsedAnswer:
