@@ -23,6 +23,7 @@ from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.heldout import games_of, measured_file
 from choreo.runs.progress import Progress
 from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table
+from choreo.studies.shared import kept
 from choreo.studies.shared.arms import Arm, Study
 
 pytestmark = pytest.mark.slow
@@ -137,7 +138,7 @@ def games(found):
     return [game(n, *one) for one in kinds for n in range(900)]
 
 
-def kept(file, found):
+def keep(file, found):
     """What a system measured, and its games."""
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(found))
@@ -167,13 +168,14 @@ def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, setting
             untrained = {"base": entry(350, 400), "collaboration-untrained": entry(120, 110, label=300)}
             base = fingerprint(base_folder(recipe.model.base))
             durable.write_json(run / "summary.json", {"systems": untrained | trained, "bases": {"micro-llama": base}})
+            durable.write_json(run / "run.json", {"source": kept.source()})
             for system_name, found in (untrained | trained).items():
-                kept(measured_file(run, system_name), found)
+                keep(measured_file(run, system_name), found)
             for line in metrics:
                 durable.append_line(run / "metrics.jsonl", line)
     for label, found in measured.items():
         for seed in study.seeds:
-            kept(folder / "measured" / f"{label}-seed{seed}.json", found)
+            keep(folder / "measured" / f"{label}-seed{seed}.json", found)
 
 
 # ---- real studies --------------------------------------------------------------------------------
@@ -296,10 +298,10 @@ def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monk
     (tmp_path / "runs").mkdir()
     there = {arm.name: entry(10, 20) for arm in waltz_limits.ARMS}
     made("waltz-limits", folder, waltz_limits.ARMS, there, {})
-    assert listed("waltz-limits").endswith("10 of 15 runs are done")
+    assert listed("waltz-limits").endswith("10 of 10 runs are done")
     study = Study.open("waltz-limits", folder, SEEDS, (), Progress())
     study.write("Limits", "", [])
-    assert "10 runs, 2 seeds, 0:00 h of training" in listed("waltz-limits")
+    assert "10 runs, 0:00 of training" in listed("waltz-limits")
     assert listed("waltz-limits").endswith("up to date")
     (tmp_path / "docs" / "results").mkdir(parents=True)
     (folder / "answers.json").rename(tmp_path / "docs" / "results" / "waltz-limits.json")
@@ -313,6 +315,12 @@ def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monk
     )
     assert listed("waltz-limits").endswith(f"stale, other now: recipes ({waltz_limits.ARMS[0].name}), bases")
     file.write_text(text)
+    gone = tmp_path / "docs" / "results" / "waltz-limits.json"
+    gone.write_text(gone.read_text().replace('"settings": []', '"settings": ["protocol.gone=1"]'))
+    assert "stale, other now: a setting (" in listed("waltz-limits")
+    assert main(["study", "--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["waltz-limits"]["finished"] == 10
+    assert "--list goes with --json alone" in refused(capsys, "study", "waltz-table", "--list")
 
 
 def test_the_frozen_arm_that_waltzrl_is_compared_with_has_its_reward(tmp_path):

@@ -52,7 +52,9 @@ A setting holds for every run of the study, but where the study itself varies it
 
 def study(args: argparse.Namespace) -> int:
     if args.list:
-        return _list()
+        if args.name or args.seeds or args.set or args.run or args.resume or args.jobs > 1:
+            raise BadInput("study: --list goes with --json alone")
+        return _list(args.json)
     if args.name is None:
         raise BadInput("study: expected the NAME of a study, or --list (choreo study --help)")
     folder = args.run or Path("runs") / args.name
@@ -78,31 +80,53 @@ def study(args: argparse.Namespace) -> int:
     return 0
 
 
-def _list() -> int:
-    """One line for every study: what is run, when, with which commit, how long its training took, and what is stale."""
+def _list(as_json: bool) -> int:
+    """One line for every study: what is run, when, of which commit, how long its training took, and what is stale."""
     from choreo.api import quiet
+    from choreo.files.json_file import read_object
     from choreo.runs.bar import clock
     from choreo.runs.progress import Progress
     from choreo.studies.shared import kept
     from choreo.studies.shared.arms import SEEDS, Study
 
     quiet()
+    found: dict[str, dict[str, Any]] = {}
     for name in studies.questions():
-        module = studies.load(name)
+        module, begun_as = studies.load(name), Path("runs") / name / "study.json"
         seeds = getattr(module, "SEEDS", SEEDS)
-        runs = kept.planned(module, seeds)
-        answers = kept.of_study(name, (Path("runs"), Path("docs") / "results"))
+        if begun_as.is_file():
+            seeds = read_object(begun_as).get("seeds", seeds)
         finished, begun = kept.begun(name, Path("runs"))
-        if answers is None:
-            size = "" if runs is None else f": {runs} runs, {len(seeds)} seeds"
-            print(f"{name:<20} {f'{finished} of {runs or begun} runs are done' if begun else f'not run{size}'}")
+        one: dict[str, Any] = {
+            "planned": kept.planned(module, seeds),
+            "seeds": len(seeds),
+            "begun": begun,
+            "finished": finished,
+        }
+        if answers := kept.of_study(name, (Path("runs"), Path("docs") / "results")):
+            opened = Study(name, Path(), (0,), tuple(answers["settings"]), Progress())
+            try:
+                recipes = [opened.recipe(arm, 0) for arm in getattr(module, "ARMS", ())]
+                stale = kept.changed(answers["made"], recipes)
+            except BadInput as error:
+                stale = [f"a setting ({error})"]
+            one |= {"made": answers["made"], "stale": stale, "compared": hasattr(module, "ARMS")}
+        found[name] = one
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    for name, one in found.items():
+        if "made" not in one:
+            runs = one["planned"]
+            size = "" if runs is None else f": {runs} runs, {one['seeds']} seeds"
+            done = f"{one['finished']} of {runs or one['begun']} runs are done"
+            print(f"{name:<20} {done if one['begun'] else f'not run{size}'}")
             continue
-        made, settings = answers["made"], answers["settings"]
-        opened = Study(name, Path(), (0,), tuple(settings), Progress())
-        stale = kept.changed(made, [opened.recipe(arm, 0) for arm in getattr(module, "ARMS", ())])
-        print(
-            f"{name:<20} {made['runs']} runs, {len(answers['seeds'])} seeds, {clock(made['seconds'])} h of training, "
-            f"{made['date']}, commit {made['commit'][:8] or 'unknown'}{'+' * made['commit'].endswith('+')}: "
-            f"{'stale, other now: ' + ', '.join(stale) if stale else 'up to date'}"
-        )
+        made, state = one["made"], ", ".join(one["stale"])
+        commits = ", ".join(commit[:8] + "+" * commit.endswith("+") for commit in made["commits"] if commit)
+        state = f"stale, other now: {state}" if state else "up to date"
+        if not one["compared"]:
+            state += " (its recipes are not compared)"
+        took = f"{made['runs']} runs, {clock(made['seconds'])} of training, {made['date']}"
+        print(f"{name:<20} {took}, commit {commits or 'not known'}: {state}")
     return 0

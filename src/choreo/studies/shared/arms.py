@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from choreo.experiment.tracking import tracking
 from choreo.files import durable, toml
 from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
+from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, is_finished
@@ -50,7 +52,8 @@ class Arm:
     """A shipped recipe, and the settings that this arm changes in it, written as for --set ("a.b=c").
 
     of_file: what the recipe's file says is what the arm is about, so settings of the study do not change it.
-    first: this arm is trained with so many of the study's seeds alone, the first ones; None is all.
+    first: how many of the study's seeds this arm uses, from the first; None: all.
+    longer: how many times the steps of its recipe it trains.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Arm:
     settings: tuple[str, ...] = ()
     of_file: bool = True
     first: int | None = None
+    longer: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ class Study:
         own = toml.read(config.find(arm.recipe))[1] if arm.of_file else {}
         shared = [setting for setting in self.settings if toml.assign({}, setting) not in own]
         recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded))
+        if arm.longer > 1 and isinstance(recipe, WaltzRecipe):
+            steps = arm.longer * recipe.learning.steps
+            recipe = recipe.model_copy(update={"learning": recipe.learning.model_copy(update={"steps": steps})})
         return rooted(recipe.model_copy(update={"name": arm.name}))
 
     def train(self, arms: Sequence[Arm]) -> Runs:
@@ -143,7 +150,7 @@ class Study:
         if self.jobs > 1:
             for path, recipe in plan.values():
                 if not (path / "recipe.toml").is_file():
-                    Run.create(path, recipe, overwrite=True).close()
+                    _created(path, recipe).close()
             unfinished = [path for path, _ in plan.values() if not is_finished(path)]
             train_in_parallel(unfinished, self.jobs, self.folder / "logs", self.progress)
             return runs
@@ -200,9 +207,9 @@ class Study:
         return [tables(heldout_games(run, system, round)) for run in runs]
 
     def measured_outcomes(self, label: str) -> list[Tables]:
-        """The same of what `measured` kept under that label."""
-        files = [games_of(self._measured_file(label, seed)) for seed in self.seeds]
-        return [tables(durable.read_lines(file)) for file in files if file.is_file()]
+        """The same of what `measured` kept under that label, of as many of the first seeds as it measured."""
+        files = takewhile(Path.is_file, (games_of(self._measured_file(label, seed)) for seed in self.seeds))
+        return [tables(durable.read_lines(file)) for file in files]
 
     def _measured_file(self, label: str, seed: int) -> Path:
         return self.folder / "measured" / f"{label}-seed{seed}.json"
@@ -253,7 +260,7 @@ class Study:
         if is_finished(path):
             return
         begun = (path / "recipe.toml").is_file()
-        with Run.open(path) if begun else Run.create(path, recipe, overwrite=True) as run:
+        with Run.open(path) if begun else _created(path, recipe) as run:
             run.callbacks = tuple(trackers := tracking(run))
             try:
                 run.finish(run_recipe(run, Progress([_OneRun(self.progress, label), *trackers])))
@@ -281,6 +288,13 @@ class _OneRun(Callback):
 
     def wants_stop(self) -> bool:
         return self._study.interrupted
+
+
+def _created(path: Path, recipe: config.Recipe) -> Run:
+    """A new run, which knows with what it is begun."""
+    run = Run.create(path, recipe, overwrite=True)
+    run.note(source=kept.source())
+    return run
 
 
 def _saved(folder: Path) -> dict[str, Any]:

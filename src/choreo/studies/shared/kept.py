@@ -12,31 +12,39 @@ from typing import Any
 
 from choreo import config
 from choreo.environments.microworld.suites import SUITES, prompts
+from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.experiment.run import bases
 from choreo.files.json_file import read_object
-from choreo.runs.folder import is_finished, versions
+from choreo.runs.folder import is_finished, read_info, versions
 
-PROMPTS = 5  # of every suite, by which two states of the world are told apart
+PROMPTS = 20  # of every suite, by which a change of the world is seen
+
+
+def source() -> dict[str, str]:
+    """What a run is begun with. commit: of the checkout, "" outside one, with "+" at its end where something was
+    changed since; world: a digest of the microworld."""
+    return {"commit": _commit(), "world": world()}
 
 
 def made(folder: Path) -> dict[str, Any]:
     """With what the finished runs of the study in `folder` were made:
 
-    date, commit ("" outside a checkout; "+" at its end: with changes that were not committed), versions, runs: how
-    many, seconds: of all their training, arms: a digest of each arm's recipe, bases: fingerprints, world: a digest.
+    date, versions: of this summary; runs: how many; seconds: of all their training; arms: a digest of each arm's
+    recipe; bases: fingerprints; commits, worlds: as `source` had them when each run began.
     """
     paths = [path for path in sorted((folder / "runs").glob("*-seed*")) if is_finished(path)]
     summaries = [read_object(path / "summary.json") for path in paths]
+    sources = [read_info(path).get("source", {}) for path in paths]
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
         "versions": versions(),
         "runs": len(paths),
         "seconds": sum(summary.get("seconds", 0.0) for summary in summaries),
         "arms": {path.name.rpartition("-seed")[0]: digest(config.load(path / "recipe.toml")) for path in paths},
         "bases": {name: base for summary in summaries for name, base in summary.get("bases", {}).items()},
-        "world": world(),
+        "commits": sorted({found.get("commit", "") for found in sources}),
+        "worlds": sorted({found.get("world", "") for found in sources}),
     }
 
 
@@ -47,8 +55,12 @@ def digest(recipe: config.Recipe) -> str:
 
 
 def world() -> str:
-    """16 hex digits of the microworld's held-out prompts, some of each suite."""
-    return _digest(repr([(p.text, p.meaning) for suite in SUITES for p in prompts(suite, "heldout", PROMPTS)]))
+    """16 hex digits of the microworld: of prompts of every suite, their labelled answers, and the verdicts on these."""
+    found, drawn = [], World(config.World())
+    for prompt in (p for suite in SUITES for p in prompts(suite, "heldout", PROMPTS)):
+        answers = drawn.labels(prompt, 0)
+        found.append((prompt.text, prompt.meaning, answers, [drawn.judge(prompt, answer) for answer in answers]))
+    return _digest(repr(found))
 
 
 def changed(found: dict[str, Any], recipes: Iterable[config.Recipe]) -> list[str]:
@@ -65,7 +77,7 @@ def changed(found: dict[str, Any], recipes: Iterable[config.Recipe]) -> list[str
             differ.append("a base is not there")
     if any(found["bases"].get(name, base) != base for name, base in there.items()):
         differ.append("bases")
-    if found["world"] != world():
+    if found["worlds"] != [world()]:
         differ.append("the world")
     return list(dict.fromkeys(differ))
 
@@ -84,7 +96,7 @@ def begun(name: str, folder: Path) -> tuple[int, int]:
 
 
 def planned(module: ModuleType, seeds: Sequence[int]) -> int | None:
-    """How many runs a study has that declares its arms as ARMS; None for another."""
+    """How many runs a study has. None where its module does not declare its arms (ARMS)."""
     if not hasattr(module, "ARMS"):
         return None
     return sum(min(arm.first or len(seeds), len(seeds)) for arm in module.ARMS)
