@@ -89,6 +89,9 @@ def test_seeds_are_planned_before_the_first_run_and_a_change_is_told(tmp_path):
     assert "Begun with the seeds 0, 1 and changed after that" in (tmp_path / "study.md").read_text()
     assert json.loads((tmp_path / "answers.json").read_text())["planned"] == [0, 1]
     assert Study.open("waltz-limits", tmp_path, None, (), Progress()).planned == (0, 1)
+    Study.open("waltz-limits", tmp_path, None, (), Progress(), registered=(5, 6)).write("T", "", [])
+    assert "Registered with the seeds 5, 6, and run with others" in (tmp_path / "study.md").read_text()
+    assert Study.open("waltz-table", tmp_path / "new", None, (), Progress(), registered=(5, 6)).seeds == (5, 6)
 
 
 def test_a_run_of_before_says_that_it_lacks_its_games_and_what_makes_them(tmp_path):

@@ -281,7 +281,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     assert "The paper's order is confirmed at every step." in said
     assert "label accuracy from 33.3 % (31.2–35.6) to 94.4 %" in said
     page = (tmp_path / "study.md").read_text()
-    assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 25 contrasts" in page
+    assert "| waltz minus single-agent | F1 | +8.3 points (" in page and "adjusted for all 16 contrasts" in page
     assert "| waltz | 1.1 % (0.8–1.8) |" in page and "| 94.3 % |" in page
     assert json.loads((tmp_path / "table.json").read_text())["systems"]["base"]["asr"]["value"] == 350 / 900
 

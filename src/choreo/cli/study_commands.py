@@ -65,13 +65,13 @@ def study(args: argparse.Namespace) -> int:
     from choreo.api import quiet
     from choreo.runs.bar import ProgressBar
     from choreo.runs.progress import Progress
-    from choreo.studies.shared.arms import SEEDS, Study
+    from choreo.studies.shared.arms import Study
 
     quiet()
     module = studies.load(args.name)
     with Progress([ProgressBar()]) as progress:
         try:
-            registered = getattr(module, "SEEDS", SEEDS)
+            registered = getattr(module, "SEEDS", ())
             opened = Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs, registered)
             verdicts = module.run(opened)
         except (Interrupted, KeyboardInterrupt):

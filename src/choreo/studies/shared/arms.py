@@ -71,6 +71,7 @@ class Study:
     planned: the seeds that the study began with, before its first run. Seeds that are added after a look at the others
     make what they decide exploratory, and the page says so.
     jobs: how many runs are trained at once, each in a process of its own.
+    registered: the seeds that the study was written down with (docs/studies/registered.md); none: it was not.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Study:
     progress: Progress
     jobs: int = 1
     planned: tuple[int, ...] = ()
+    registered: tuple[int, ...] = ()
 
     @classmethod
     def open(
@@ -90,11 +92,11 @@ class Study:
         settings: Sequence[str],
         progress: Progress,
         jobs: int = 1,
-        registered: Sequence[int] = SEEDS,
+        registered: Sequence[int] = (),
     ) -> Study:
         """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
 
-        registered: the seeds that the study was written down with; a new one has them where none are given.
+        A new study has the registered seeds, or else SEEDS, where none are given.
 
         Raises BadInput when the folder holds another study, or when a setting is one that the seeds decide.
         """
@@ -106,9 +108,10 @@ class Study:
                 raise BadInput(f"--set {setting}: a study asks about the microworld; it takes no other environment")
             if (keys := toml.assign({}, setting)) in _OF_SEEDS:
                 raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
-        seeds = tuple(seeds or saved.get("seeds") or registered)
+        seeds = tuple(seeds or saved.get("seeds") or registered or SEEDS)
         planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
-        return cls(name, folder, seeds, tuple(settings or saved.get("settings") or ()), progress, jobs, planned)
+        settings = tuple(settings or saved.get("settings") or ())
+        return cls(name, folder, seeds, settings, progress, jobs, planned, tuple(registered))
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
@@ -238,6 +241,11 @@ class Study:
             how += (
                 f" Begun with the seeds {', '.join(map(str, self.planned))} and changed after that, so every verdict "
                 "is exploratory."
+            )
+        if self.registered and set(self.registered) != set(self.seeds):
+            how += (
+                f" Registered with the seeds {', '.join(map(str, self.registered))}, and run with others, so every "
+                "verdict is exploratory."
             )
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
