@@ -91,10 +91,7 @@ def test_a_whole_step_is_timed_and_the_results_say_where(tmp_path):
 
 def test_trl_does_the_same_work(tmp_path):
     pytest.importorskip("trl", reason="TRL comes with the `bench` extra")
-    work = last(timed(tmp_path, "--work", "policy", "--work", "dpo", "--row", "choreo", "--row", "trl", "--json"))[
-        "work"
-    ]
-    assert work["policy"]["trl"]["tokens"] == 2 * (2 * 2 * 8)  # sampled and trained, prompts, group, ids
+    work = last(timed(tmp_path, "--work", "dpo", "--row", "choreo", "--row", "trl", "--json"))["work"]
     for rows in work.values():
         for figures in rows.values():
             check_timed(figures)
