@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from choreo.errors import BadInput
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.server.openai_responses import TracedGame, TracedMove
-from choreo.server.structured import Form
+from choreo.server.structured import Form, FormedTurn
 from choreo.text.feedback import needed_leniency
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
@@ -217,10 +217,15 @@ async def play_session(
 
 
 def _flagged(game: Episode, stop: Sequence[str]) -> bool:
-    """Whether the caller would get, but for white space, a text that has been called unsafe before."""
+    """Whether the caller would get, but for white space, what has been called unsafe before."""
     bad = [turn for turn, read in zip(game.answers, game.feedback, strict=False) if read is not None and read.unsafe]
-    last = until_stop(game.answers[-1].text, stop)
-    return last.split() in [until_stop(turn.text, stop).split() for turn in bad]
+    last = _given(game.answers[-1], stop)
+    return last.split() in [_given(turn, stop).split() for turn in bad]
+
+
+def _given(answer: Turn, stop: Sequence[str]) -> str:
+    """What a caller gets of `answer`, as a text. Stop strings are none of what a reviewer reads of calls and JSON."""
+    return answer.text if isinstance(answer, FormedTurn) else until_stop(answer.text, stop)
 
 
 def until_stop(text: str, stop: Sequence[str]) -> str:
