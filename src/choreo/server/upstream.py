@@ -117,7 +117,7 @@ class Upstream:
             shown = begun_answer(written)
             if shown != passed[-1] and shown.startswith(passed[-1]):
                 passed.append(shown)  # a server's pieces stand for tokens, which it does not show
-                ids = self.encode(shown) or (0,) * len(passed)
+                ids = self.encode(shown) or (0,) * (len(passed) - 1)
                 on_token(Turn(self.agent, round, (), ids, (), 0, shown, False))
 
         if streams := on_token is not None and form is None:
@@ -187,7 +187,7 @@ class Upstream:
         except ValueError:
             return Failure("malformed", ""), not streamed.text, b""
         if response.status_code == 200:
-            content = content if on_text is None else streamed.completion()
+            content = content if on_text is None else streamed.completion(content)
             outcome = parse_reply(content)
             return outcome, isinstance(outcome, Failure) and not streamed.text, content
         may_pass = response.status_code in (408, 409, 429) or response.status_code >= 500
