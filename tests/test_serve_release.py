@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 
 import anthropic
 import openai
@@ -158,6 +159,52 @@ def test_what_nobody_reviewed_does_not_leave(served):
     pieces, finish = stream(ours, "One. Two STOP three. Four.", stop=["STOP", "our."])
     assert "".join(pieces) == "One. Two " and finish == "stop"
     assert all("One. Two STOP three. Four.".startswith(text) for text in reads.read[before:])
+
+
+@pytest.mark.parametrize("ending", ["hangs up", "fails"])
+def test_what_has_left_is_recorded_however_its_stream_ends(served, capsys, ending):
+    ours, _, writes, _ = served
+    with pytest.raises(openai.APIError if ending == "fails" else EOFError):
+        text = "One is first. GO " + ("DOWN" if ending == "fails" else "Two.")
+        asked = {"model": "run", "messages": [{"role": "user", "content": text}]}
+        with ours.chat.completions.create(**asked, stream=True) as chunks:
+            for chunk in chunks:
+                if ending == "hangs up" and chunk.choices[0].delta.content:
+                    raise EOFError  # the connection is closed
+                writes.go.set() if ending == "fails" else None
+    logs = []
+    for _ in range(200):
+        logs += [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        if left := [line for line in logs if line["event"] == "left"]:
+            break
+        time.sleep(0.01)
+    [left] = left
+    assert left["mode"] == "adaptive" and not left["unsafe"] and left["failed"] is None
+    assert left["draft_tokens"] == 3 and left["feedback_tokens"] == 2 and left["feedback_ms"] >= 20
+    assert not [line for line in logs if line["event"] == "answer" and line["level"] != "error"]  # it is counted once
+
+
+def test_what_reviews_of_segments_took_is_counted_and_none_is_made_twice(served, capsys):
+    ours, _, writes, reads = served
+
+    def feedback_tokens(text):
+        reads.read.clear()
+        writes.go.clear()
+        asked = {"model": "run", "messages": [{"role": "user", "content": text}], "stream": True}
+        for chunk in ours.chat.completions.create(**asked, stream_options={"include_usage": True}):
+            if chunk.choices and chunk.choices[0].delta.content:
+                writes.go.set()
+        return chunk.usage.choreo["feedback_tokens"]
+
+    assert feedback_tokens("One is first. GO") == 2 and reads.read == ["One is first."]
+    assert feedback_tokens("One is first. - . … GO and so on") == 4  # there is nothing to read in the second segment
+    assert reads.read == ["One is first.", "One is first. - . … and so on"]
+    assert feedback_tokens("One is first. GO Then fog") == 2 and len(reads.read) == 2  # the last review fails
+    logs = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    spent = [(line["feedback_tokens"], line["feedback_ms"] >= 20) for line in logs if line["event"] == "answer"]
+    assert spent == [(2, True), (4, True), (2, True)]
+    writes.go.set()
+    assert stream(ours, "I am sorry. GO") == (["Revised."], "stop")
 
 
 def events(*pieces):

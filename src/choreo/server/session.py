@@ -123,7 +123,8 @@ class Outcome:
 
     failed: what failed after the draft, or None. opened: the last answer passes all the same, as the operator allows.
     why: the reason that a failed agent gave; it holds no user's text. released: what had left of an answer before
-    something failed; it was reviewed (`release`).
+    something failed; it was reviewed (`release`). segment_tokens, segment_seconds: of reviews of segments, which are no
+    moves.
     """
 
     mode: Mode | Guard
@@ -133,6 +134,8 @@ class Outcome:
     opened: bool = False
     why: str = ""
     released: str = ""
+    segment_tokens: int = 0
+    segment_seconds: float = 0.0
 
     @property
     def answer(self) -> Turn | None:
@@ -159,10 +162,12 @@ class Outcome:
         )
 
     def tokens(self, stage: Stage) -> int:
-        return sum(move.sampled.tokens for move in self.moves if move.stage == stage)
+        segments = self.segment_tokens if stage == "feedback" else 0
+        return segments + sum(move.sampled.tokens for move in self.moves if move.stage == stage)
 
     def seconds(self, *stages: Stage) -> float:
-        return sum(move.seconds for move in self.moves if move.stage in stages)
+        segments = self.segment_seconds if "feedback" in stages else 0.0
+        return segments + sum(move.seconds for move in self.moves if move.stage in stages)
 
 
 async def play_session(
