@@ -269,6 +269,18 @@ def test_what_is_no_call_is_no_draft_and_what_does_not_fit_is_named(ours, theirs
     ):
         answer = server.ask("hello", **more)
         assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+    formats = ("responses", "text.format")
+    for (path, param), more, why in (
+        (formats, {"type": "json_schema", "name": "x"}, "schema: is required with type json_schema"),
+        (formats, {"type": "json_schema", "schema": {}}, "name: is required with type json_schema"),
+        (formats, {"type": "text", "name": "x"}, "name: is allowed with type json_schema alone"),
+        (("messages", "tool_choice"), {"type": "auto", "name": "x"}, "name: is required with type tool, and allowed"),
+    ):
+        said = {"input": "hello", "text": {"format": more}}
+        if path == "messages":
+            said = {"messages": user("hello"), "max_tokens": 9, "tools": THEIRS, "tool_choice": more}
+        answer = server.http.post(f"/v1/{path}", json={"model": "run", **said})
+        assert answer.status_code == 400 and f"{param}.{why}" in answer.json()["error"]["message"], answer.text
     before = len(stub.seen)
     assert server.ask("hello", tools=[], tool_choice="auto", parallel_tool_calls=True).status_code == 200
     assert not {"tools", "tool_choice", "parallel_tool_calls"} & {*stub.seen[before]}  # as they ask for nothing

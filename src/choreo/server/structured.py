@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from choreo.files import utf8
+from choreo.server.openai_responses import CalledTool
 from choreo.types import Turn, Turns
 
 Speaker = Literal["system", "user", "assistant", "tool"]
@@ -111,7 +112,7 @@ def openai_message(role: str, text: str, calls: Sequence[ToolCall]) -> dict[str,
     return {"role": role, "content": text or None, "tool_calls": [openai_call(call) for call in calls]}
 
 
-def openai_call(call: ToolCall) -> dict[str, Any]:
+def openai_call(call: ToolCall) -> CalledTool:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
