@@ -17,7 +17,7 @@ from stub_endpoint import chat as said
 from choreo.server.app import application
 from choreo.server.keys import own_key
 from choreo.server.release import SEGMENT
-from choreo.server.session import UNSAFE, Down, SampledTurn
+from choreo.server.session import UNSAFE, WITHHELD, Down, SampledTurn
 from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Feedback, Limits, Turn
@@ -155,10 +155,11 @@ def test_what_nobody_reviewed_does_not_leave(served):
     writes.go.clear()
     with pytest.raises(openai.APIError, match="it is gone"):
         stream(ours, "One is first. GO DOWN", lambda so_far: writes.go.set())
-    before = len(reads.read)
-    pieces, finish = stream(ours, "One. Two STOP three. Four.", stop=["STOP", "our."])
-    assert "".join(pieces) == "One. Two " and finish == "stop"
-    assert all("One. Two STOP three. Four.".startswith(text) for text in reads.read[before:])
+    writes.go.clear()
+    pieces, finish = stream(
+        ours, "One. GO Two STOP three. Four.", lambda so_far: writes.go.set(), stop=["STOP", "our."]
+    )
+    assert pieces == ["One.", " Two "] and finish == "stop" and reads.read[-1] == "One. Two STOP three. Four."
 
 
 @pytest.mark.parametrize("ending", ["hangs up", "fails"])
@@ -277,9 +278,12 @@ def test_a_pair_streams_by_segments_what_it_says_whole(tmp_path):
                 used = {"stream_options": {"include_usage": True}}
                 chunks = [*client.chat.completions.create(model="run", messages=turns, seed=seed, stream=True, **used)]
                 choices = [choice for chunk in chunks for choice in chunk.choices]
-                finishes.add(choices[-1].finish_reason)
-                if choices[-1].finish_reason == "stop":
-                    assert "".join(choice.delta.content or "" for choice in choices) in said, (seed, text)
+                finishes.add(finish := choices[-1].finish_reason)
+                given = "".join(choice.delta.content or "" for choice in choices)
+                if finish == "content_filter":  # what has left is what the same draft begins with
+                    assert given in (UNSAFE, WITHHELD) or said[0].startswith(given), (seed, text)
+                else:
+                    assert given in said, (seed, text)
                 read += chunks[-1].usage.choreo["feedback_tokens"]
                 wholly_read += whole.usage.choreo["feedback_tokens"]
         assert "stop" in finishes and read > 1.2 * wholly_read  # each segment was reviewed
