@@ -35,7 +35,7 @@ SENTENCE_ENDS = tuple(".!?…:;。！？\n")
 CLOSING = " \"'”’»)]}*_`"  # may stand behind the mark that ends a sentence
 
 
-class _Read(NamedTuple):
+class _ReadSegment(NamedTuple):
     """A draft up to the end of a segment, and its review."""
 
     answer: Turn
@@ -70,10 +70,10 @@ async def play_released(
     segments = _Segments(options)
     began = time.monotonic()
     drafting = asyncio.create_task(_draft(game, agents[CONVERSATION], options, segments.add))
-    reads: list[_Read] = []
-    passed: _Read | None = None  # the last after which a part has left
+    reads: list[_ReadSegment] = []
+    passed: _ReadSegment | None = None  # the last after which a part has left
 
-    def cut_off(at: _Read, failed: FailedStage | None = None) -> Outcome:
+    def cut_off(at: _ReadSegment, failed: FailedStage | None = None) -> Outcome:
         sampled = SampledTurn(at.answer, segments.sampled, len(at.answer.context))
         moves = (Move("draft", sampled, time.monotonic() - began), at.move)
         read = reviewed(answered(game, at.answer), at.review)
@@ -113,7 +113,7 @@ async def play_released(
             on_move=on_move,
         )
     except BaseException:  # cancelled, too: what has left stays left
-        if passed is not None:
+        if passed is not None and segments.released:
             on_left(cut_off(passed))
         raise
     finally:
@@ -124,7 +124,7 @@ async def _to_end(
     game: Episode,
     draft: Move,
     segments: _Segments,
-    reads: list[_Read],
+    reads: list[_ReadSegment],
     *,
     agents: Mapping[str, SessionAgent],
     options: SessionOptions,
@@ -152,7 +152,7 @@ async def _to_end(
     return replace(outcome, released=segments.released) if outcome.withheld else outcome
 
 
-def _with_reviews(outcome: Outcome, reads: Sequence[_Read]) -> Outcome:
+def _with_reviews(outcome: Outcome, reads: Sequence[_ReadSegment]) -> Outcome:
     """`outcome`, with what the reviews of its segments took."""
     tokens = sum(read.move.sampled.tokens for read in reads)
     return replace(outcome, segment_tokens=tokens, segment_seconds=sum(read.move.seconds for read in reads))
@@ -210,7 +210,7 @@ async def _draft(
         return await agent.next_turn(game, options, on_token)
 
 
-async def _review(game: Episode, agent: SessionAgent, options: SessionOptions) -> _Read | None:
+async def _review(game: Episode, agent: SessionAgent, options: SessionOptions) -> _ReadSegment | None:
     """The review of the last answer of `game`; None where it failed."""
     began = time.monotonic()
     try:
@@ -219,4 +219,4 @@ async def _review(game: Episode, agent: SessionAgent, options: SessionOptions) -
     except (Down, TimeoutError, BadInput):
         return None
     review = read_review(game, sampled.turn, trained=agent.trained)
-    return _Read(game.answers[-1], Move("feedback", sampled, time.monotonic() - began), review)
+    return _ReadSegment(game.answers[-1], Move("feedback", sampled, time.monotonic() - began), review)
