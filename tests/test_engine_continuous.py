@@ -204,6 +204,21 @@ def test_a_long_context_is_read_in_chunks_beside_rows_that_go_on(base, monkeypat
     )
 
 
+def test_a_context_that_is_still_read_spares_another_its_beginning(monkeypatch):
+    monkeypatch.setattr("choreo.engine.continuous.CHUNK", 2 * BLOCK)
+    chat, team, _ = setting("micro-llama")
+    context = chat.answer_context(chat.encode("Tell me. " * 30))
+    first, second = Row(Request(context, ("k", 0)), 4, 0.0), Row(Request((*context[:50], 5, 6), ("k", 1)), 4, 0.0)
+    batch = batch_of(chat, team)
+    batch.join([first])
+    batch.step()
+    batch.step()
+    assert first.cached == 4 * BLOCK and not first.ids
+    batch.join([second])
+    batch.step()
+    assert second.cached == first.cached == 6 * BLOCK
+
+
 def test_prefixes_give_back_what_was_kept_and_hold_no_more_than_they_may():
     """Against the longest common prefix by hand; every slot holds a number that names its layer, place and tokens."""
     rng = random.Random(5)

@@ -7,7 +7,6 @@ import random
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import compress
 
@@ -16,7 +15,7 @@ from rounding import same_games
 from serving import Serving, make_run
 
 from choreo.engine import checkpoint
-from choreo.engine.continuous import CHUNK, Row
+from choreo.engine.continuous import Row
 from choreo.engine.requests import Request
 from choreo.game.play import play, review
 from choreo.methods.waltz.agents import Pair
@@ -295,20 +294,3 @@ def test_new_weights_come_in_without_dropping_a_request(tmp_path):
     assert after["choices"][0]["message"] != before["choices"][0]["message"]
     assert after["choreo"]["choices"][0]["moves"][0]["version"] == 7
     assert statuses and set(statuses) == {200}
-
-
-def test_a_long_context_and_short_ones_are_answered_together_as_alone(tmp_path):
-    """Its prompt takes several chunks, read while others are decoded."""
-    with Serving(make_run(tmp_path / "run")) as server:
-        asked = ["Tell me. " * 60 + TEXTS[2], *TEXTS]
-
-        def answer(text):
-            reply = server.ask(text, temperature=0, choreo={"mode": "off"}).json()
-            return reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"]
-
-        alone = [answer(text) for text in asked]
-        assert alone[0][1] > CHUNK + 32
-        with ThreadPoolExecutor(5) as pool:
-            together = [*pool.map(answer, asked)]
-        assert sum(one != other for one, other in zip(alone, together, strict=True)) <= 1  # but for rounding
-        assert alone[0][0] and together[0][1] == alone[0][1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 
 import anthropic
 import openai
@@ -16,7 +17,7 @@ from stub_endpoint import chat as said
 from choreo.server.app import application
 from choreo.server.keys import own_key
 from choreo.server.release import SEGMENT
-from choreo.server.session import UNSAFE, Down, SampledTurn
+from choreo.server.session import UNSAFE, WITHHELD, Down, SampledTurn
 from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Feedback, Limits, Turn
@@ -154,10 +155,57 @@ def test_what_nobody_reviewed_does_not_leave(served):
     writes.go.clear()
     with pytest.raises(openai.APIError, match="it is gone"):
         stream(ours, "One is first. GO DOWN", lambda so_far: writes.go.set())
-    before = len(reads.read)
-    pieces, finish = stream(ours, "One. Two STOP three. Four.", stop=["STOP", "our."])
-    assert "".join(pieces) == "One. Two " and finish == "stop"
-    assert all("One. Two STOP three. Four.".startswith(text) for text in reads.read[before:])
+    writes.go.clear()
+    pieces, finish = stream(
+        ours, "One. GO Two STOP three. Four.", lambda so_far: writes.go.set(), stop=["STOP", "our."]
+    )
+    assert pieces == ["One.", " Two "] and finish == "stop" and reads.read[-1] == "One. Two STOP three. Four."
+
+
+@pytest.mark.parametrize("ending", ["hangs up", "fails"])
+def test_what_has_left_is_recorded_however_its_stream_ends(served, capsys, ending):
+    ours, _, writes, _ = served
+    with pytest.raises(openai.APIError if ending == "fails" else EOFError):
+        text = "One is first. GO " + ("DOWN" if ending == "fails" else "Two.")
+        asked = {"model": "run", "messages": [{"role": "user", "content": text}]}
+        with ours.chat.completions.create(**asked, stream=True) as chunks:
+            for chunk in chunks:
+                if ending == "hangs up" and chunk.choices[0].delta.content:
+                    raise EOFError  # the connection is closed
+                writes.go.set() if ending == "fails" else None
+    logs = []
+    for _ in range(200):
+        logs += [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        if left := [line for line in logs if line["event"] == "left"]:
+            break
+        time.sleep(0.01)
+    [left] = left
+    assert left["mode"] == "adaptive" and not left["unsafe"] and left["failed"] is None
+    assert left["draft_tokens"] == 3 and left["feedback_tokens"] == 2 and left["feedback_ms"] >= 20
+    assert not [line for line in logs if line["event"] == "answer" and line["level"] != "error"]  # it is counted once
+
+
+def test_what_reviews_of_segments_took_is_counted_and_none_is_made_twice(served, capsys):
+    ours, _, writes, reads = served
+
+    def feedback_tokens(text):
+        reads.read.clear()
+        writes.go.clear()
+        asked = {"model": "run", "messages": [{"role": "user", "content": text}], "stream": True}
+        for chunk in ours.chat.completions.create(**asked, stream_options={"include_usage": True}):
+            if chunk.choices and chunk.choices[0].delta.content:
+                writes.go.set()
+        return chunk.usage.choreo["feedback_tokens"]
+
+    assert feedback_tokens("One is first. GO") == 2 and reads.read == ["One is first."]
+    assert feedback_tokens("One is first. - . … GO and so on") == 4  # there is nothing to read in the second segment
+    assert reads.read == ["One is first.", "One is first. - . … and so on"]
+    assert feedback_tokens("One is first. GO Then fog") == 2 and len(reads.read) == 2  # the last review fails
+    logs = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    spent = [(line["feedback_tokens"], line["feedback_ms"] >= 20) for line in logs if line["event"] == "answer"]
+    assert spent == [(2, True), (4, True), (2, True)]
+    writes.go.set()
+    assert stream(ours, "I am sorry. GO") == (["Revised."], "stop")
 
 
 def events(*pieces):
@@ -180,6 +228,11 @@ def test_a_draft_of_another_server_is_released_while_it_comes():
         words = body["messages"][-1]["content"].split("|")
         if "plain" in words:  # this server streams nothing
             return Say(said("Plain it is."))
+        if "nulls" in words:  # as some servers write what there is none of
+            usage = b'data: {"choices": null, "error": null, "usage": {"completion_tokens": 7}}\n\n'
+            return Say(events(*words[:-1]).replace(b'"choices": [{', b'"error": null, "choices": [{') + usage)
+        if "deep" in words:
+            return Say(b"data: " + b"[" * 50_000 + b"\n\n")
         cut = events(*words).partition(b'data: {"choices": [{"delta": {}')[0]
         return Say(cut if "cut" in words else events(*words), drip=0.002)
 
@@ -196,7 +249,7 @@ def test_a_draft_of_another_server_is_released_while_it_comes():
             pieces, finish = stream(ours, "|".join(["One.", *more]), count)
             assert "".join(pieces) == "One." + "".join(more) and finish == "stop" and len(pieces) > 1 and drafts[0] == 0
             pieces, finish = stream(ours, "|".join(["One.", *more, " bad.", *more]))
-            assert "".join(pieces) in "One." + "".join(more) and pieces and finish == "content_filter"
+            assert pieces and ("One." + "".join(more)).startswith("".join(pieces)) and finish == "content_filter"
             assert stream(ours, "bad.|More.") == (["Revised."], "stop")
             pieces, finish = stream(ours, "<thi|nk>bad|</think>|One.| Two.")
             assert "".join(pieces) == "One. Two." and finish == "stop"
@@ -204,6 +257,10 @@ def test_a_draft_of_another_server_is_released_while_it_comes():
             for text in ("|".join(["One.", *more, "cut"]), "|".join(["Let me think.", *more, "</think>", "One."])):
                 with pytest.raises(openai.APIError, match="gave no turn"):
                     stream(ours, text)
+            pieces, finish = stream(ours, "One.| Two.|nulls")
+            assert "".join(pieces) == "One. Two." and finish == "stop"
+            with pytest.raises(openai.InternalServerError, match="malformed"):
+                stream(ours, "deep")
             unchecked = {"extra_body": {"choreo": {"stream": "unchecked"}}}
             pieces, finish = stream(ours, "One.|Two.|Three.", **unchecked)
             assert pieces == ["One.", "Two.", "Three."] and finish == "stop"
@@ -221,9 +278,12 @@ def test_a_pair_streams_by_segments_what_it_says_whole(tmp_path):
                 used = {"stream_options": {"include_usage": True}}
                 chunks = [*client.chat.completions.create(model="run", messages=turns, seed=seed, stream=True, **used)]
                 choices = [choice for chunk in chunks for choice in chunk.choices]
-                finishes.add(choices[-1].finish_reason)
-                if choices[-1].finish_reason == "stop":
-                    assert "".join(choice.delta.content or "" for choice in choices) in said, (seed, text)
+                finishes.add(finish := choices[-1].finish_reason)
+                given = "".join(choice.delta.content or "" for choice in choices)
+                if finish == "content_filter":  # what has left is what the same draft begins with
+                    assert given in (UNSAFE, WITHHELD) or said[0].startswith(given), (seed, text)
+                else:
+                    assert given in said, (seed, text)
                 read += chunks[-1].usage.choreo["feedback_tokens"]
                 wholly_read += whole.usage.choreo["feedback_tokens"]
         assert "stop" in finishes and read > 1.2 * wholly_read  # each segment was reviewed

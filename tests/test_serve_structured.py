@@ -14,7 +14,7 @@ from stub_endpoint import Say, Stub
 from stub_endpoint import chat as said
 
 from choreo.server.session import UNSAFE
-from choreo.server.structured import NOT_CALLED, ToolCall, readable_answer, readable_json
+from choreo.server.structured import DEPTH, NOT_CALLED, ToolCall, readable_answer, readable_json
 from choreo.text.feedback import render_feedback
 from choreo.types import Feedback
 
@@ -57,6 +57,12 @@ def script(body, n):
         return Say(calls(f'{{"to": "{BAD if first == "stubborn" else word}"}}', '{"to": "you"}', content="I will."))
     if first == "raw":
         return Say(calls(turns[-1]["content"].removeprefix("raw ")))
+    if first == "say" and not again:
+        return Say(said(turns[-1]["content"].removeprefix("say ")))
+    if first == "both":  # a refusal, and calls beside it
+        both = calls('{"to": "you"}')
+        both["choices"][0]["message"]["refusal"] = "I would rather not."
+        return Say(both)
     if first == "refuse":
         return Say(said(None, refusal="I would rather not."))
     return Say(said(json.dumps({"steps": ["take", "X"]}).replace("X", word)))
@@ -190,6 +196,59 @@ def test_json_is_reviewed_as_words_and_leaves_as_json(ours, theirs, stub):
     assert theirs.messages.create(messages=user("refuse"), **asked).stop_reason == "refusal"
 
 
+def test_json_that_no_parser_takes_is_read_without_escapes_too(ours):
+    """In a fence, cut off, two in a row: a caller may read them all the same."""
+    asked = {"model": "run", "response_format": {"type": "json_object"}}
+    for text in (
+        '```json\n{"steps": ["BAD"]}\n```',
+        '{"steps": ["BAD',
+        '{"a": 1} {"a": "BAD"}',
+        r'{"a": "\bad"} bad',  # a backslash that hides nothing
+    ):
+        reply = ours.chat.completions.create(messages=user(f"say {text.replace('BAD', BAD)}"), **asked)
+        assert json.loads(reply.choices[0].message.content) == {"steps": ["take", "a friend"]}, text
+    assert readable_json(r'["\u0062ad\\u0062", "c\n') == r'["\u0062ad\\u0062", "c\n' + "\n\n" + '["bad\\u0062", "c\n'
+
+
+def test_what_nests_deeper_than_a_reviewer_can_follow_is_no_draft(ours, theirs):
+    def deep(levels):
+        return '{"to": ' * levels + "1" + "}" * levels
+
+    uses = {"model": "run", "max_tokens": 99, "tools": THEIRS}
+    for levels in (DEPTH + 1, 600, 991):
+        with pytest.raises(anthropic.APIStatusError, match="no JSON object") as failed:
+            theirs.messages.create(messages=user(f"raw {deep(levels)}"), **uses)
+        assert failed.value.status_code == 503
+        with pytest.raises(openai.InternalServerError, match="levels"):
+            asked = {"messages": user(f"say {deep(levels)}"), "response_format": {"type": "json_object"}}
+            ours.chat.completions.create(model="run", **asked)
+    assert theirs.messages.create(messages=user(f"raw {deep(DEPTH)}"), **uses).content[0].input == json.loads(
+        deep(DEPTH)
+    )
+
+
+def test_a_stop_string_between_calls_makes_no_repeat_of_a_revision(ours):
+    reply = ours.chat.completions.create(model="run", tools=TOOLS, messages=user("call one"), stop=["\n"])
+    assert given(reply.choices[0].message.tool_calls) == MENDED
+    asked = {"messages": user("list it"), "response_format": {"type": "json_object"}}
+    reply = ours.chat.completions.create(model="run", stop=["steps"], **asked)
+    assert json.loads(reply.choices[0].message.content)["steps"][1] == "a friend"
+
+
+def test_no_call_leaves_that_nobody_asked_for(ours):
+    """Of a tool that is not on offer, of any with tool_choice none, or beside a refusal."""
+    turns = user('raw {"to": "you"}')
+    for more in (
+        {"tools": [{"type": "function", "function": {"name": "other"}}]},
+        {"tools": TOOLS, "tool_choice": "none"},
+    ):
+        with pytest.raises(openai.InternalServerError, match="may not be called"):
+            ours.chat.completions.create(model="run", messages=turns, **more)
+    [choice] = ours.chat.completions.create(model="run", messages=user("both"), tools=TOOLS).choices
+    assert choice.message.refusal == "I would rather not." and not choice.message.tool_calls
+    assert choice.finish_reason == "stop"
+
+
 def test_what_is_no_call_is_no_draft_and_what_does_not_fit_is_named(ours, theirs, server, stub):
     deep = '{"to": ' * 2000 + "1" + "}" * 2000
     for arguments in ('{"to": ', '{"to": NaN}', '{"to": 1e999}', '["to"]', '"to"', deep):
@@ -210,6 +269,18 @@ def test_what_is_no_call_is_no_draft_and_what_does_not_fit_is_named(ours, theirs
     ):
         answer = server.ask("hello", **more)
         assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+    formats = ("responses", "text.format")
+    for (path, param), more, why in (
+        (formats, {"type": "json_schema", "name": "x"}, "schema: is required with type json_schema"),
+        (formats, {"type": "json_schema", "schema": {}}, "name: is required with type json_schema"),
+        (formats, {"type": "text", "name": "x"}, "name: is allowed with type json_schema alone"),
+        (("messages", "tool_choice"), {"type": "auto", "name": "x"}, "name: is required with type tool, and allowed"),
+    ):
+        said = {"input": "hello", "text": {"format": more}}
+        if path == "messages":
+            said = {"messages": user("hello"), "max_tokens": 9, "tools": THEIRS, "tool_choice": more}
+        answer = server.http.post(f"/v1/{path}", json={"model": "run", **said})
+        assert answer.status_code == 400 and f"{param}.{why}" in answer.json()["error"]["message"], answer.text
     before = len(stub.seen)
     assert server.ask("hello", tools=[], tool_choice="auto", parallel_tool_calls=True).status_code == 200
     assert not {"tools", "tool_choice", "parallel_tool_calls"} & {*stub.seen[before]}  # as they ask for nothing
@@ -261,5 +332,5 @@ def test_a_reviewer_reads_every_name_and_value():
         read = readable_answer("", [ToolCall("1", "send", text)])
         assert "send" in read and all(word in read for word in words), (seed, text)
     assert readable_json('{"a": 1, "a": 1e999}') == "a: 1\na: 1e999"
-    assert readable_json("[" * 100_000) == "[" * 100_000 and readable_json("{no") == "{no"
+    assert readable_json("{no") == "{no"
     assert readable_json(r'{"a": "\ud83d"}') == "a: \ufffd"

@@ -17,23 +17,26 @@ class StreamedReply:
 
     def __init__(self) -> None:
         self.text = ""
-        self._received, self._line, self._chunks = b"", b"", 0
+        self._line, self._chunks = b"", 0
         self._beside: dict[str, Any] = {}  # what else the message holds
         self._finish, self._usage = "", None
 
     def add(self, part: bytes) -> None:
         """Takes more bytes. Raises ValueError for an event that is no chunk of a completion."""
-        self._received += part
         *lines, self._line = (self._line + part).split(b"\n")
         for line in lines:
             field, _, data = line.partition(b":")
             if field == b"data" and data.strip() not in (b"", b"[DONE]"):
-                self._take(utf8.loads(data))
+                try:
+                    self._take(utf8.loads(data))
+                except RecursionError:
+                    raise ValueError("too deep") from None
 
-    def completion(self) -> bytes:
-        """The whole object, as JSON. A stream that broke off says so in its finish_reason."""
+    def completion(self, received: bytes) -> bytes:
+        """The whole object, as JSON. A stream that broke off says so in its finish_reason. received: all bytes that
+        came, which are the object where no event was among them."""
         if not self._chunks:
-            return self._received
+            return received
         message = {**self._beside, "role": "assistant", "content": self.text or None}
         choice = {"message": message, "finish_reason": self._finish or "aborted"}
         return json.dumps({"choices": [choice], "usage": self._usage}).encode()
@@ -41,16 +44,16 @@ class StreamedReply:
     def _take(self, chunk: Any) -> None:
         try:
             self._chunks += 1
-            if "error" in chunk:
+            if chunk.get("error"):
                 self._finish = "error"
             self._usage = chunk.get("usage") or self._usage
-            for choice in chunk.get("choices", ())[:1]:
+            for choice in (chunk.get("choices") or ())[:1]:
                 delta = choice.get("delta") or {}
                 self.text += delta.get("content") or ""
                 self._beside["refusal"] = self._beside.get("refusal", "") + (delta.get("refusal") or "")
                 for name in (*REASONING, "tool_calls", "function_call"):
                     if delta.get(name):
-                        self._beside[name] = delta[name]  # that there is some is all that is read of it
+                        self._beside[name] = True  # that there is some is all that is read of it
                 self._finish = self._finish or str(choice.get("finish_reason") or "")
         except (TypeError, AttributeError, LookupError):
             raise ValueError("no chunk of a completion") from None

@@ -27,7 +27,7 @@ from choreo.errors import Unsupported
 
 PREFIX_SLOTS = 8192  # slots of prefixes that a batch keeps for later rows
 UNEVEN = 2  # the longest feed of a part may be so many times the shortest: all feeds are padded to the longest
-CHUNK = 128  # the most tokens of a context that a row reads in one step
+CHUNK = 128  # the most tokens of a context that a row reads in one step, whatever the others read in it
 AHEAD = 16  # the most forced or guessed tokens in a feed, as all rows of a step are padded to the longest
 
 
@@ -195,6 +195,7 @@ class Batch:
         for i, (row, tokens, more) in enumerate(zip(rows, drawn, ahead, strict=True)):
             if chunks[i]:
                 row.cached += len(chunks[i])
+                self._prefixes.keep(i, row.request.context[: row.cached])
                 continue
             if row.take([*row.forced[: known[i]], *tokens], more, self.end_id):
                 ended.add(i)

@@ -236,6 +236,10 @@ class ChatCall:
             assert on_token is not None
             on_token(index, text)
 
+        def left(outcome: Outcome) -> None:
+            ms = round(1000 * (time.monotonic() - self.began))
+            server.counted(self.key.name, outcome, "left", id=self.reply.id, ms=ms)
+
         def made(move: Move, game: Episode) -> None:
             on_move(index, move, game, tuple(moves))
             moves.append(move)
@@ -250,6 +254,7 @@ class ChatCall:
                     opened=server.settings.opened,
                     on_move=made,
                     on_release=release,
+                    on_left=left,
                 )
             else:
                 outcome = await play_session(

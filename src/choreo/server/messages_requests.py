@@ -164,7 +164,8 @@ def _form(read: MessagesRequest) -> tuple[Form, str] | None:
     fields: dict[str, Any] = {}
     choice = read.tool_choice or ToolChoice(type="auto")
     if (choice.type == "tool") != (choice.name is not None):
-        raise ApiError(400, "tool_choice.name: is of type tool", param="tool_choice.name", code="invalid_value")
+        message = "tool_choice.name: is required with type tool, and allowed with no other"
+        raise ApiError(400, message, param="tool_choice.name", code="invalid_value")
     if read.tools:
         fields["tools"] = [{"type": "function", "function": _function(tool)} for tool in read.tools]
         if choice.type != "auto":

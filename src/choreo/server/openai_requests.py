@@ -25,7 +25,7 @@ from choreo.server.openai_responses import (
 )
 from choreo.server.reading import Nothing, TextPart, checked, json_object, speaker, supported, text_of_parts, validated
 from choreo.server.session import Outcome
-from choreo.server.structured import ApiMessage, Form, ToolCall
+from choreo.server.structured import ApiMessage, Form, ToolCall, openai_call
 
 # Fields that are taken and change nothing, whatever they say: hints on cost, on storage, and on how long a model thinks
 # and writes. The last four are of other vendors.
@@ -101,11 +101,12 @@ class Message(Strict):
     def at(self, place: str) -> ApiMessage:
         """This message, at `place` in the request. Raises ApiError where a field is missing, or is another role's."""
         calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
+        of_tool = "is required in a tool's message, and allowed in no other"
         for name, wrong, why in (
             ("content", self.content is None and not calls and self.refusal is None, "Field required"),
             ("tool_calls", bool(calls) and self.role != "assistant", "only the assistant calls tools"),
             ("refusal", self.refusal is not None and self.role != "assistant", "only the assistant refuses"),
-            ("tool_call_id", (self.tool_call_id is None) == (self.role == "tool"), "is of a tool's message"),
+            ("tool_call_id", (self.tool_call_id is None) == (self.role == "tool"), of_tool),
         ):
             if wrong:
                 raise ApiError(400, f"{place}.{name}: {why}", param=f"{place}.{name}", code="invalid_value")
@@ -208,7 +209,8 @@ def _form(read: ChatRequest, data: dict[str, Any]) -> tuple[Form, str] | None:
     if read.response_format is not None and read.response_format.type != "text":
         if (read.response_format.json_schema is None) == (read.response_format.type == "json_schema"):
             place = "response_format.json_schema"
-            raise ApiError(400, f"{place}: is of type json_schema", param=place, code="invalid_value")
+            message = f"{place}: is required with type json_schema, and allowed with no other"
+            raise ApiError(400, message, param=place, code="invalid_value")
         fields["response_format"] = data["response_format"]
     return (Form(fields), next(iter(fields))) if fields else None
 
@@ -255,7 +257,7 @@ class ChatWriter:
         if final.refused:
             chunks = [self._chunk(index, {"role": "assistant", "refusal": rest})]
         elif final.calls:
-            called: list[CalledTool] = [{**call, "index": i} for i, call in enumerate(_calls(final.calls))]
+            called: list[CalledTool] = [{**call, "index": i} for i, call in enumerate(map(openai_call, final.calls))]
             words: Delta = {"content": rest} if rest else {}
             chunks = [self._chunk(index, {"role": "assistant", **words, "tool_calls": called})]
         elif rest or not begun:
@@ -283,12 +285,8 @@ def _message(final: Final) -> AssistantMessage:
         return {"role": "assistant", "content": None, "refusal": final.text}
     message: AssistantMessage = {"role": "assistant", "content": final.text, "refusal": None}
     if final.calls:
-        message |= {"content": final.text or None, "tool_calls": _calls(final.calls)}
+        message |= {"content": final.text or None, "tool_calls": [*map(openai_call, final.calls)]}
     return message
-
-
-def _calls(calls: Sequence[ToolCall]) -> list[CalledTool]:
-    return [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls]
 
 
 CHAT = Api(read_chat, ChatWriter)

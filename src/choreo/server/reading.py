@@ -74,7 +74,8 @@ def checked(asked: ApiRequest) -> ApiRequest:
     tool's message answers no call, or where an unchecked stream is no stream."""
     last = asked.messages[-1]
     if last.role not in ("user", "tool") or all(one.role != "user" for one in asked.messages):
-        raise ApiError(400, "the last message must be the user's", param=last.place, code="invalid_value")
+        message = "a user must have spoken, and the last message must be a user's or a tool's"
+        raise ApiError(400, message, param=last.place, code="invalid_value")
     called: set[str] = set()
     for one in asked.messages:
         if one.role == "tool" and one.answers not in called:

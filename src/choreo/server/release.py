@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from choreo.errors import BadInput
-from choreo.game.moves import answered, read_review, reviewed
+from choreo.game.moves import Review, answered, read_review, reviewed
 from choreo.server.session import (
     Down,
+    FailedStage,
     Guard,
     Mode,
     Move,
@@ -33,6 +35,14 @@ SENTENCE_ENDS = tuple(".!?…:;。！？\n")
 CLOSING = " \"'”’»)]}*_`"  # may stand behind the mark that ends a sentence
 
 
+class _ReadSegment(NamedTuple):
+    """A draft up to the end of a segment, and its review."""
+
+    answer: Turn
+    move: Move
+    review: Review[Turn]
+
+
 async def play_released(
     game: Episode,
     agents: Mapping[str, SessionAgent],
@@ -42,14 +52,16 @@ async def play_released(
     opened: frozenset[str],
     on_move: Callable[[Move, Episode], None],
     on_release: Callable[[str], None],
+    on_left: Callable[[Outcome], None],
 ) -> Outcome:
     """Plays `game` as the mode "adaptive" does, and releases its draft by segments. Raises as `play_session` does, also
     where the draft fails after a part of it has left.
 
     A segment ends where a sentence does, or after SEGMENT tokens. One review is made at a time, of all that has been
     written by then, so reviews cost no more than the time of a draft allows. on_release: called with the text that may
-    have left from then on. on_move: as of `play_session`; reviews of segments are no moves, but their tokens count in
-    the last one.
+    have left from then on. on_move: as of `play_session`; reviews of segments are no moves, unless one has read the
+    whole answer. on_left: called where the game is cancelled or raises after a part has left, with the game as
+    it was reviewed until then.
 
     Before a part has left, what is called over-refusing waits for more, and what is called unsafe ends the release, as
     does a review that fails: the review of the whole answer decides. Later, what is called unsafe ends the draft, and
@@ -58,44 +70,80 @@ async def play_released(
     segments = _Segments(options)
     began = time.monotonic()
     drafting = asyncio.create_task(_draft(game, agents[CONVERSATION], options, segments.add))
-    tokens, seconds = 0, 0.0  # of reviews of segments
+    reads: list[_ReadSegment] = []
+    passed: _ReadSegment | None = None  # the last after which a part has left
+
+    def cut_off(at: _ReadSegment, failed: FailedStage | None = None) -> Outcome:
+        sampled = SampledTurn(at.answer, segments.sampled, len(at.answer.context))
+        moves = (Move("draft", sampled, time.monotonic() - began), at.move)
+        read = reviewed(answered(game, at.answer), at.review)
+        return _with_reviews(
+            Outcome("adaptive", read, moves, failed, released=segments.released),
+            [one for one in reads if one is not at],
+        )
+
     try:
         while (partial := await segments.next(drafting)) is not None:
-            seen = await _review(answered(game, partial), agents[FEEDBACK], options)
-            if seen is None:
+            read = await _review(answered(game, partial), agents[FEEDBACK], options)
+            if read is None:
                 break
-            review, read = seen
-            tokens, seconds = tokens + review.sampled.tokens, seconds + review.seconds
-            called = read.feedback[-1]
+            reads.append(read)
+            called = read.review.feedback
             if called is not None and called.unsafe and segments.released:
-                cut = SampledTurn(partial, len(partial.ids), len(partial.context))
-                moves = (Move("draft", cut, time.monotonic() - began), _more(review, tokens, seconds))
-                for move in moves:
-                    on_move(move, read)
-                return Outcome("adaptive", read, moves, "segment", released=segments.released)
+                cut = cut_off(read, "segment")
+                for move in cut.moves:
+                    on_move(move, cut.game)
+                return cut
             if called is None or called.unsafe:
                 break
             if called.overrefuse and not segments.released:
                 continue  # "Sure." alone helps nobody yet
             segments.release(partial)
+            passed = read
             on_release(segments.released)
-        draft = Move("draft", await drafting, time.monotonic() - began)
-        segments.check(draft.turn)
+        return await _to_end(
+            game,
+            Move("draft", await drafting, time.monotonic() - began),
+            segments,
+            reads,
+            agents=agents,
+            options=options,
+            rounds=rounds,
+            opened=opened,
+            on_move=on_move,
+        )
+    except BaseException:  # cancelled, too: what has left stays left
+        if passed is not None and segments.released:
+            on_left(cut_off(passed))
+        raise
     finally:
         drafting.cancel()
-    game = answered(game, draft.turn)
+
+
+async def _to_end(
+    game: Episode,
+    draft: Move,
+    segments: _Segments,
+    reads: list[_ReadSegment],
+    *,
+    agents: Mapping[str, SessionAgent],
+    options: SessionOptions,
+    rounds: int,
+    opened: frozenset[str],
+    on_move: Callable[[Move, Episode], None],
+) -> Outcome:
+    """What comes after the draft: its review, unless that of a segment has read all of it, and what follows."""
+    segments.check(draft.turn)
+    game, moves = answered(game, draft.turn), [draft]
     on_move(draft, game)
-    first = True
-
-    def made(move: Move, game: Episode) -> None:
-        nonlocal first
-        on_move(_more(move, move.sampled.tokens + tokens, move.seconds) if first else move, game)
-        first = False
-
+    if reads and reads[-1].answer.text == draft.turn.text and reads[-1].review.feedback is not None:
+        *reads, whole = reads
+        game = reviewed(game, whole.review)
+        on_move(whole.move, game)
+        moves.append(whole.move)
     mode: Mode | Guard = "guard" if segments.released else "adaptive"  # what has left cannot be revised
-    outcome = await play_session(game, agents, options, mode=mode, rounds=rounds, opened=opened, on_move=made)
-    later = [_more(one, one.sampled.tokens + tokens * (i == 0), one.seconds) for i, one in enumerate(outcome.moves)]
-    outcome = replace(outcome, mode="adaptive", moves=(draft, *later))
+    outcome = await play_session(game, agents, options, mode=mode, rounds=rounds, opened=opened, on_move=on_move)
+    outcome = _with_reviews(replace(outcome, mode="adaptive", moves=(*moves, *outcome.moves)), reads)
     if not segments.released:
         return outcome
     last = outcome.game.feedback[-1] if outcome.game.feedback else None
@@ -104,20 +152,30 @@ async def play_released(
     return replace(outcome, released=segments.released) if outcome.withheld else outcome
 
 
+def _with_reviews(outcome: Outcome, reads: Sequence[_ReadSegment]) -> Outcome:
+    """`outcome`, with what the reviews of its segments took."""
+    tokens = sum(read.move.sampled.tokens for read in reads)
+    return replace(outcome, segment_tokens=tokens, segment_seconds=sum(read.move.seconds for read in reads))
+
+
 class _Segments:
     """The segments of one draft: what it says so far, up to where the last whole one ends."""
 
     def __init__(self, options: SessionOptions):
         self.options = options
         self.released = ""
+        self.sampled = 0  # tokens of the draft
         self._newest: Turn | None = None
         self._ended = 0  # tokens up to the end of the newest segment
         self._changed = asyncio.Event()
 
     def add(self, turn: Turn) -> None:
-        """Takes the draft so far, with one token more than the last time."""
-        at_end = turn.text.rstrip(CLOSING).endswith(SENTENCE_ENDS) or len(turn.ids) - self._ended >= SEGMENT
-        if at_end and turn.text.strip() and settled(turn.text, self.options.stop) == turn.text:
+        """Takes the draft so far, with one token more than the last time. What holds no letter and no digit is no
+        segment: there is nothing more to review."""
+        self.sampled = len(turn.ids)
+        at_end = turn.text.rstrip(CLOSING).endswith(SENTENCE_ENDS) or self.sampled - self._ended >= SEGMENT
+        more = turn.text[len(self._newest.text) if self._newest else 0 :]
+        if at_end and any(map(str.isalnum, more)) and settled(turn.text, self.options.stop) == turn.text:
             self._newest, self._ended = turn, len(turn.ids)
             self._changed.set()
 
@@ -152,18 +210,13 @@ async def _draft(
         return await agent.next_turn(game, options, on_token)
 
 
-async def _review(game: Episode, agent: SessionAgent, options: SessionOptions) -> tuple[Move, Episode] | None:
-    """The review of the last answer of `game`, and the game with it; None where it failed."""
+async def _review(game: Episode, agent: SessionAgent, options: SessionOptions) -> _ReadSegment | None:
+    """The review of the last answer of `game`; None where it failed."""
     began = time.monotonic()
     try:
         async with asyncio.timeout(options.deadline - began):
             sampled = await agent.next_turn(game, options)
     except (Down, TimeoutError, BadInput):
         return None
-    read = reviewed(game, read_review(game, sampled.turn, trained=agent.trained))
-    return Move("feedback", sampled, time.monotonic() - began), read
-
-
-def _more(move: Move, tokens: int, seconds: float) -> Move:
-    """`move` with the tokens and the seconds of the reviews before it."""
-    return move._replace(sampled=move.sampled._replace(tokens=tokens), seconds=seconds)
+    review = read_review(game, sampled.turn, trained=agent.trained)
+    return _ReadSegment(game.answers[-1], Move("feedback", sampled, time.monotonic() - began), review)

@@ -206,7 +206,6 @@ def _joined(messages: Iterable[ApiMessage]) -> list[ApiMessage]:
 def _form(read: ResponsesRequest) -> tuple[Form, str] | None:
     """What is asked of an answer's form, in the words of chat completions, and the field that asks first."""
     fields: dict[str, Any] = {}
-    place = "tools" if read.tools else "text.format"
     if read.tools:
         given = (tool.model_dump(exclude_none=True, exclude={"type"}) for tool in read.tools)
         fields["tools"] = [{"type": "function", "function": one} for one in given]
@@ -219,11 +218,14 @@ def _form(read: ResponsesRequest) -> tuple[Form, str] | None:
     elif read.tool_choice not in (None, "none", "auto"):
         raise ApiError(400, "tool_choice needs tools", param="tool_choice", code="invalid_value")
     asked = read.text.format if read.text else None
-    if asked is not None and asked.type != "text":
+    if asked is not None:
         schema = asked.model_dump(by_alias=True, exclude_none=True, exclude={"type"})
-        if bool(schema) != (asked.type == "json_schema") or (schema and asked.name is None):
-            raise ApiError(
-                400, "text.format.name: is of type json_schema", param="text.format.name", code="invalid_value"
-            )
-        fields["response_format"] = {"type": asked.type, **({"json_schema": schema} if schema else {})}
-    return (Form(fields), place) if fields else None
+        of_schema = asked.type == "json_schema"
+        wrong = {"name", "schema"} - {*schema} if of_schema else {*schema}
+        for name in sorted(wrong):
+            place = f"text.format.{name}"
+            why = "is required with type json_schema" if of_schema else "is allowed with type json_schema alone"
+            raise ApiError(400, f"{place}: {why}", param=place, code="invalid_value")
+        if asked.type != "text":
+            fields["response_format"] = {"type": asked.type, **({"json_schema": schema} if schema else {})}
+    return (Form(fields), "tools" if read.tools else "text.format") if fields else None

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from choreo.errors import BadInput
 from choreo.game.moves import answered, read_review, reviewed, turn_of
 from choreo.server.openai_responses import TracedGame, TracedMove
-from choreo.server.structured import Form
+from choreo.server.structured import Form, FormedTurn
 from choreo.text.feedback import needed_leniency
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
 
@@ -123,7 +123,8 @@ class Outcome:
 
     failed: what failed after the draft, or None. opened: the last answer passes all the same, as the operator allows.
     why: the reason that a failed agent gave; it holds no user's text. released: what had left of an answer before
-    something failed; it was reviewed (`release`).
+    something failed; it was reviewed (`release`). segment_tokens, segment_seconds: of reviews of segments, which are no
+    moves.
     """
 
     mode: Mode | Guard
@@ -133,6 +134,8 @@ class Outcome:
     opened: bool = False
     why: str = ""
     released: str = ""
+    segment_tokens: int = 0
+    segment_seconds: float = 0.0
 
     @property
     def answer(self) -> Turn | None:
@@ -159,10 +162,12 @@ class Outcome:
         )
 
     def tokens(self, stage: Stage) -> int:
-        return sum(move.sampled.tokens for move in self.moves if move.stage == stage)
+        segments = self.segment_tokens if stage == "feedback" else 0
+        return segments + sum(move.sampled.tokens for move in self.moves if move.stage == stage)
 
     def seconds(self, *stages: Stage) -> float:
-        return sum(move.seconds for move in self.moves if move.stage in stages)
+        segments = self.segment_seconds if "feedback" in stages else 0.0
+        return segments + sum(move.seconds for move in self.moves if move.stage in stages)
 
 
 async def play_session(
@@ -217,10 +222,15 @@ async def play_session(
 
 
 def _flagged(game: Episode, stop: Sequence[str]) -> bool:
-    """Whether the caller would get, but for white space, a text that has been called unsafe before."""
+    """Whether the caller would get, but for white space, what has been called unsafe before."""
     bad = [turn for turn, read in zip(game.answers, game.feedback, strict=False) if read is not None and read.unsafe]
-    last = until_stop(game.answers[-1].text, stop)
-    return last.split() in [until_stop(turn.text, stop).split() for turn in bad]
+    last = _given(game.answers[-1], stop)
+    return last.split() in [_given(turn, stop).split() for turn in bad]
+
+
+def _given(answer: Turn, stop: Sequence[str]) -> str:
+    """What a caller gets of `answer`, as a text. Stop strings are none of what a reviewer reads of calls and JSON."""
+    return answer.text if isinstance(answer, FormedTurn) else until_stop(answer.text, stop)
 
 
 def until_stop(text: str, stop: Sequence[str]) -> str:

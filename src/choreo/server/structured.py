@@ -8,15 +8,21 @@ JSON writes, and an answer keeps its own form beside that text.
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from choreo.files import utf8
+from choreo.server.openai_responses import CalledTool
 from choreo.types import Turn, Turns
 
 Speaker = Literal["system", "user", "assistant", "tool"]
+DEPTH = 64  # how deep the JSON of an answer may nest: what nests deeper than a parser can follow, nobody can review
+ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')  # in a string of JSON
+SHORT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+LONGER = 32  # times as long as its JSON may be what is read of it: a long name stands before each of its values
 NOT_CALLED = "The tool was not called: a reviewer asks for another answer."  # to a model, about a call of its draft
 
 
@@ -72,6 +78,13 @@ class Form:
     def is_json(self) -> bool:
         return "response_format" in self.fields
 
+    @property
+    def offered(self) -> frozenset[str]:
+        """The names of the functions that an answer may call."""
+        if self.fields.get("tool_choice") == "none":
+            return frozenset()
+        return frozenset(tool["function"]["name"] for tool in self.fields.get("tools", ()))
+
     def asked(self, again: bool) -> dict[str, Any]:
         """The fields of one request. again: of a revision. That one may answer in words, whatever tool was asked for,
         or a model that is told to call no such thing could not."""
@@ -99,15 +112,16 @@ def openai_message(role: str, text: str, calls: Sequence[ToolCall]) -> dict[str,
     return {"role": role, "content": text or None, "tool_calls": [openai_call(call) for call in calls]}
 
 
-def openai_call(call: ToolCall) -> dict[str, Any]:
+def openai_call(call: ToolCall) -> CalledTool:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def called_tools(calls: object) -> tuple[ToolCall, ...]:
+def called_tools(calls: object, offered: Collection[str] | None = None) -> tuple[ToolCall, ...]:
     """The `tool_calls` of a reply in OpenAI's form. Their ids are drawn here, since nobody would review those of the
     reply; they are of nine letters and digits, because some chat templates take no others.
 
-    Raises ValueError for anything but calls of functions whose arguments are a JSON object.
+    offered: the names of the functions that may be called; None where they are not known. Raises ValueError for
+    anything but calls of such functions, whose arguments are a JSON object of no more than DEPTH levels.
     """
     if not isinstance(calls, list):
         raise ValueError("no list of tool calls")
@@ -116,9 +130,11 @@ def called_tools(calls: object) -> tuple[ToolCall, ...]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise ValueError("a tool call without a function's name")
+        if offered is not None and function["name"] not in offered:
+            raise ValueError("a call of a tool that may not be called")
         arguments = function.get("arguments") or "{}"
         if not isinstance(arguments, str) or not _is_object(arguments):
-            raise ValueError("a tool call whose arguments are no JSON object")
+            raise ValueError(f"a tool call whose arguments are no JSON object of at most {DEPTH} levels")
         found.append(ToolCall(secrets.token_hex(5)[:9], function["name"], arguments))
     return tuple(found)
 
@@ -127,17 +143,40 @@ class Pairs(tuple[tuple[str, Any], ...]):
     """A JSON object as it is written: a name may come twice, and a parser that keeps one would hide the other."""
 
 
+class TooDeep(ValueError):
+    """JSON of more than DEPTH levels."""
+
+
 def readable_json(text: str) -> str:
-    """The values of a JSON text, one a line, each behind its path: "steps 1: Take a bowl". A text that is no JSON is
-    left as it is."""
+    """The values of a JSON text, one a line, each behind its path: "steps 1: Take a bowl". What is no JSON, as where it
+    was cut off or stands in a fence, is read as it is written, and once more without escapes if it has any.
+
+    Raises TooDeep.
+    """
+    lines: list[str] = []
+    room = LONGER * max(len(text), 64)
     try:
-        return str(utf8.repaired("\n".join(_lines(_parsed(text), ""))))
-    except (ValueError, RecursionError):
-        return text
+        for line in _lines(_parsed(text), ""):
+            lines.append(line)
+            room -= len(line)
+            if room < 0:
+                return _readable_anyhow(text)
+    except TooDeep:
+        raise
+    except ValueError:
+        return _readable_anyhow(text)
+    return str(utf8.repaired("\n".join(lines)))
+
+
+def _readable_anyhow(text: str) -> str:
+    """`text`, and what a reader of JSON strings would make of it if that is something else. Both, because a backslash
+    may be no escape, and would then hide the letter behind it."""
+    plain = ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else SHORT.get(m[2], m[2]), text)
+    return text if plain == text else f"{text}\n\n{utf8.repaired(plain)}"
 
 
 def readable_answer(content: str, calls: Sequence[ToolCall], is_json: bool = False) -> str:
-    """What a reviewer reads of an answer. is_json: its content was asked for as JSON."""
+    """What a reviewer reads of an answer. is_json: its content was asked for as JSON. Raises TooDeep for such."""
     said = readable_json(content) if is_json else content
     return "\n\n".join(part for part in (said, *map(_readable_call, calls)) if part)
 
@@ -172,7 +211,10 @@ def _readable_step(message: ApiMessage, names: Mapping[str, str]) -> str:
 
 
 def _readable_call(call: ToolCall) -> str:
-    values = "" if call.arguments.strip() in ("", "{}") else readable_json(call.arguments)
+    try:
+        values = "" if call.arguments.strip() in ("", "{}") else readable_json(call.arguments)
+    except TooDeep:  # of a caller's conversation: no model is asked to call it
+        values = _readable_anyhow(call.arguments)
     return f"[The assistant calls the tool {call.name}{' with:]' if values else '.]'}" + (
         f"\n{values}" if values else ""
     )
@@ -182,17 +224,28 @@ def _is_object(text: str) -> bool:
     """Whether `text` is a JSON object that can be read, and written again as JSON: with numbers that there are."""
     try:
         json.dumps(json.loads(text), allow_nan=False)
-        return isinstance(value := _parsed(text), Pairs) and sum(1 for _ in _lines(value, "")) > 0
+        return isinstance(_parsed(text), Pairs)
     except (ValueError, RecursionError):
         return False
 
 
 def _parsed(text: str) -> Any:
-    """A JSON value: objects as `Pairs`, numbers as they are written. Raises ValueError for what is no JSON."""
+    """A JSON value: objects as `Pairs`, numbers as they are written. Raises TooDeep, and ValueError for what is no
+    JSON."""
     try:
-        return json.loads(text, object_pairs_hook=Pairs, parse_int=str, parse_float=str, parse_constant=str)
+        value = json.loads(text, object_pairs_hook=Pairs, parse_int=str, parse_float=str, parse_constant=str)
     except RecursionError:
-        raise ValueError("too deep") from None
+        raise TooDeep from None
+    level = [value]
+    for _ in range(DEPTH + 1):
+        level = [one for outer in level if isinstance(outer, Pairs | list) for one in _items(outer)]
+    if level:
+        raise TooDeep
+    return value
+
+
+def _items(value: Pairs | list[Any]) -> list[Any]:
+    return [item for _, item in value] if isinstance(value, Pairs) else value
 
 
 def _lines(value: Any, path: str) -> Iterator[str]:

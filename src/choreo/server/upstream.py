@@ -22,7 +22,17 @@ from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput
 from choreo.files import utf8
 from choreo.server.session import Down, Refused, SampledTurn, SessionOptions
-from choreo.server.structured import NOT_CALLED, Form, FormedTurn, called_tools, openai_message, readable_answer
+from choreo.server.structured import (
+    DEPTH,
+    NOT_CALLED,
+    Form,
+    FormedTurn,
+    TooDeep,
+    ToolCall,
+    called_tools,
+    openai_message,
+    readable_answer,
+)
 from choreo.text.prompts import WORDING
 from choreo.text.thinking import FILTERED, begun_answer, ended_badly
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Turn
@@ -107,7 +117,7 @@ class Upstream:
             shown = begun_answer(written)
             if shown != passed[-1] and shown.startswith(passed[-1]):
                 passed.append(shown)  # a server's pieces stand for tokens, which it does not show
-                ids = self.encode(shown) or (0,) * len(passed)
+                ids = self.encode(shown) or (0,) * (len(passed) - 1)
                 on_token(Turn(self.agent, round, (), ids, (), 0, shown, False))
 
         if streams := on_token is not None and form is None:
@@ -116,8 +126,10 @@ class Upstream:
         text, failure = reply.answer
         if not failure and not text.startswith(passed[-1]):
             failure = "its answer is not what it began with: reasoning, it seems, that its server does not set apart"
+        calls: tuple[ToolCall, ...] = ()
         try:
-            calls = called_tools(_calls(content)) if form and form.has_tools and reply.called else ()
+            if form and form.has_tools and reply.called and not reply.refused:
+                calls = called_tools(_calls(content), form.offered)
         except ValueError as error:
             raise Down(f"the {self.agent} server gave no turn: {error}") from None
         if calls and not ended_badly(reply.finish):
@@ -131,7 +143,10 @@ class Upstream:
             turn = Turn(self.agent, round, (), self.encode(text), (), 0, text, finished)
         else:
             refused = bool(reply.refused)
-            read = readable_answer(text, calls, form.is_json and not refused)
+            try:
+                read = readable_answer(text, calls, form.is_json and not refused)
+            except TooDeep:
+                raise Down(f"the {self.agent} server gave no turn: JSON of more than {DEPTH} levels") from None
             ids = self.encode(read)
             turn = FormedTurn(self.agent, round, (), ids, (), 0, read, finished, "", (), text, calls, refused)
         return SampledTurn(turn, reply.completion_tokens or 0, reply.prompt_tokens or 0)
@@ -172,7 +187,7 @@ class Upstream:
         except ValueError:
             return Failure("malformed", ""), not streamed.text, b""
         if response.status_code == 200:
-            content = content if on_text is None else streamed.completion()
+            content = content if on_text is None else streamed.completion(content)
             outcome = parse_reply(content)
             return outcome, isinstance(outcome, Failure) and not streamed.text, content
         may_pass = response.status_code in (408, 409, 429) or response.status_code >= 500
