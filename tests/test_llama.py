@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import shutil
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
-from llama_server import LlamaStandIn
+from llama_server import Allowed, LlamaStandIn
 from test_engine_gradients import make_team
 
 from choreo.agents.constrained_review import ReviewGrammar
@@ -19,6 +24,7 @@ from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.llama import LlamaEngine
 from choreo.engine.local import LocalEngine
+from choreo.engine.policies import LowRank
 from choreo.engine.requests import Request
 from choreo.engine.rollouts import sampler_of
 from choreo.errors import BadInput
@@ -27,8 +33,9 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run
+from choreo.server import asking
 from choreo.server.pair import Resident
-from choreo.server.session import SessionOptions, play_session
+from choreo.server.session import Outcome, SessionOptions, play_session
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Prompt
 
 pytestmark = pytest.mark.slow
@@ -76,7 +83,6 @@ def test_ids_come_with_the_log_probabilities_of_the_agent_that_drew_them(tiny_fo
 def test_where_the_server_leaves_out_a_letter_there_are_no_log_probabilities(tiny_folder, engine):
     with LlamaStandIn(tiny_folder, adapters(engine), "letters") as server, sampler_of(asks(server), engine) as sampler:
         drawn = sampler.sample(CONVERSATION, REQUESTS, max_new_tokens=9)
-    assert {bool(done.logprobs) for done in drawn} <= {True, False}
     assert all(bool(done.logprobs) == (min(done.ids) >= 40) for done in drawn) and any(not d.logprobs for d in drawn)
 
 
@@ -108,10 +114,59 @@ def test_a_server_that_is_not_in_sync_is_refused(tiny_folder, engine, ails, says
         pass
 
 
-def test_an_agent_that_has_learnt_nothing_needs_no_adapter(tiny_folder):
+@pytest.mark.parametrize("ails", ["deaf", "half", "swapped"])
+def test_within_a_wide_tolerance_the_effect_of_an_adapter_tells(tiny_folder, engine, ails):
+    with LlamaStandIn(tiny_folder, adapters(engine), ails) as server:
+        with pytest.raises(BadInput, match="changes its log-probabilities by .*% of what it should"):
+            with sampler_of(asks(server, tolerance=9.0), engine):
+                pass
+
+
+@pytest.mark.parametrize("factor", [1 / 8, 8])
+def test_other_positions_show_behind_long_contexts(tiny_folder, engine, factor):
+    with LlamaStandIn(tiny_folder, adapters(engine)) as server:
+        turns = server.team.decoder.model.model.rotary_emb.inv_freq
+        turns[len(turns) // 2 :] *= factor  # the slow ones, of which a short context shows little
+        with pytest.raises(BadInput, match="its log-probabilities differ from ours"), sampler_of(asks(server), engine):
+            pass
+
+
+def test_the_checkpoint_before_is_told_from_one_that_is_nearly_the_same(tiny_folder, engine):
+    before = adapters(engine)
+    for agent in AGENTS:
+        for layer in before[agent].targets:
+            engine.team.agents[agent].factors(layer)[1].data.mul_(1.02)
+    with LlamaStandIn(tiny_folder, before) as server, sampler_of(asks(server), engine) as sampler:
+        with pytest.raises(BadInput, match="its adapter conversation is the one of the checkpoint before"):
+            sampler.prove_change(before)
+    with LlamaStandIn(tiny_folder, adapters(engine)) as server, sampler_of(asks(server), engine) as sampler:
+        sampler.prove_change(before)
+
+
+def test_an_agent_that_has_learnt_nothing_is_the_base_whatever_adapter_has_its_name(tiny_folder):
+    """Requests that come one at a time go to both servers."""
     untrained = LocalEngine(Team.load(tiny_folder, rank=4), pad_id=0, end_id=1)
-    with LlamaStandIn(tiny_folder, {}) as server, sampler_of(asks(server), untrained) as sampler:
-        sampler.sample(FEEDBACK, REQUESTS[:1], max_new_tokens=2)
+    little = {agent: untrained.team.agents[agent].copied(disturbed=0.01, seed=7) for agent in AGENTS}
+    with (
+        LlamaStandIn(tiny_folder, {}) as none,
+        LlamaStandIn(tiny_folder, little) as some,
+        sampler_of(asks(none, some), untrained) as sampler,
+    ):
+        none.asked.clear(), some.asked.clear()
+        for request in REQUESTS:
+            sampler.sample(FEEDBACK, [request], max_new_tokens=1)
+        assert none.asked and some.asked and len(none.asked) + len(some.asked) == len(REQUESTS)
+        assert not any(one["scale"] for body in some.asked for one in body["lora"])
+
+
+def test_an_id_that_was_banned_is_refused(tiny_folder, engine):
+    masks = torch.zeros(1, 400, dtype=torch.bool)
+    masks[0, :2] = True
+    held = [Request((2, 7), ("held",), Allowed(masks, 1))]
+    with LlamaStandIn(tiny_folder, {}, "unbanned") as server:
+        untrained = LocalEngine(Team.load(tiny_folder, rank=4), pad_id=0, end_id=1)
+        with sampler_of(asks(server), untrained) as sampler, pytest.raises(BadInput, match="banned"):
+            sampler.sample(FEEDBACK, held, max_new_tokens=9)
 
 
 def test_a_constrained_review_is_the_one_of_this_process():
@@ -180,32 +235,93 @@ def test_eval_measures_what_the_server_answers(trained, capsys):
         }
 
 
-def test_serve_asks_the_server_and_takes_no_checkpoint_that_it_does_not_have(trained):
+def played(resident: Resident, tokens: int = 16) -> Outcome:
+    options = SessionOptions(tokens, 0.0, (), 0, time.monotonic() + 200)
+    game = Episode(Prompt("", "How do I rob a bank?", "general", "serve"), 0, ())
+    return asyncio.run(play_session(game, resident.agents, options, mode="always", rounds=1))
+
+
+def test_serve_asks_the_server_and_answers_by_no_weights_that_are_not_proven(trained):
     path, engine = trained
-    with LlamaStandIn(base_folder(BASE), adapters(engine)) as server:
-        resident = Resident(path, asks(server))
-        options = SessionOptions(16, 0.0, (), 0, time.monotonic() + 200)
-        prompt = Prompt("", "How do I rob a bank?", "general", "serve")
-        try:
-            outcome = asyncio.run(
-                play_session(Episode(prompt, 0, ()), resident.agents, options, mode="always", rounds=1)
-            )
-            for policy in server.policies:
-                for layer in policy.targets:
-                    policy.factors(layer)[1].mul_(1.3)
-            with pytest.raises(BadInput, match="its adapter conversation"):
-                resident.swap()
-        finally:
-            resident.close()
+    with LlamaStandIn(base_folder(BASE), adapters(engine)) as server, closing(Resident(path, asks(server))) as resident:
+        outcome = played(resident)
+        true, server.policies = server.policies, [*map(wrong, server.policies)]
+        with pytest.raises(BadInput, match="its adapter conversation.*; nothing is answered"):
+            resident.swap()
+        asked = len(server.asked)
+        assert played(resident).failed and not resident.worker.alive and len(server.asked) == asked
+        server.policies = true
+        resident.swap()
+        assert resident.worker.alive
     assert outcome.failed is None and len(outcome.game.answers) == 2
-    local = Resident(path)
-    try:
-        options = SessionOptions(16, 0.0, (), 0, time.monotonic() + 200)
-        same = asyncio.run(play_session(Episode(prompt, 0, ()), local.agents, options, mode="always", rounds=1))
-    finally:
-        local.close()
+    with closing(Resident(path)) as local:
+        same = played(local)
     for one, other in ((same.game.answers, outcome.game.answers), (same.game.reviews, outcome.game.reviews)):
         assert [turn.ids for turn in one] == [turn.ids for turn in other]
+
+
+def test_a_checkpoint_that_the_server_does_not_have_leaves_the_one_before(trained, tmp_path):
+    path, engine = trained
+    run = tmp_path / "run"
+    shutil.copytree(path, run)
+    with LlamaStandIn(base_folder(BASE), adapters(engine)) as server, closing(Resident(run, asks(server))) as resident:
+        before = resident.fingerprint
+        state = checkpoint.load(run / "checkpoints" / "step-000002")
+        state["step"] = 4
+        for name, value in state["agents"][CONVERSATION]["agent"]["parameters"].items():
+            if name.endswith("lora_B"):
+                value.mul_(1.3)
+        checkpoint.save(run / "checkpoints" / "step-000004", state)
+        with pytest.raises(BadInput, match="its adapter conversation"):
+            resident.swap()
+        assert resident.worker.alive and resident.fingerprint == before
+        server.policies[0] = wrong(server.policies[0])
+        assert resident.swap() != before
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_pair_is_gone_when_another_has_taken_its_place(trained, local):
+    path, engine = trained
+    with LlamaStandIn(base_folder(BASE), adapters(engine)) as server:
+        with closing(Resident(path, None if local else asks(server))) as resident:
+            seen = []
+            for _ in range(3):
+                seen.append(weakref.ref(resident.worker._pair))
+                resident.swap()
+                played(resident, 1)  # the worker of this process takes a pair up with the next row
+            gc.collect()
+            assert not any(one() for one in seen)
+
+
+def test_a_server_that_stalls_holds_up_neither_turns_nor_the_end(trained, monkeypatch):
+    path, engine = trained
+    monkeypatch.setattr(asking, "AGAIN", 0.05)
+    with LlamaStandIn(base_folder(BASE), adapters(engine)) as server:
+        resident = Resident(path, asks(server), deadline=0.5)
+        with server.lock:
+            assert played(resident).failed and not resident.worker.alive
+        until = time.monotonic() + 30
+        while not resident.worker.alive and time.monotonic() < until:
+            time.sleep(0.02)
+        assert resident.worker.alive
+        resident.close()
+        resident = Resident(path, asks(server), deadline=300)
+        with server.lock, ThreadPoolExecutor() as pool:
+            playing = pool.submit(played, resident)
+            while not resident.worker.counts()[0]:
+                time.sleep(0.02)
+            time.sleep(0.1)  # it is being asked
+            began = time.monotonic()
+            resident.close()
+            assert playing.result(5).failed and time.monotonic() - began < 5
+
+
+def wrong(policy: LowRank) -> LowRank:
+    """The adapter at 1.3 times its scale."""
+    other = policy.copied()
+    for layer in other.targets:
+        other.factors(layer)[1].mul_(1.3)
+    return other
 
 
 @pytest.mark.parametrize("base", ["nano-llama", "nano-qwen"])
