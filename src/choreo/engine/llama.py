@@ -29,7 +29,6 @@ from choreo.errors import BadInput
 # whatever the scale.
 CHANGED = 1.0
 RAISED = 12  # an adapter's scale is doubled so many times at most
-TWO_RAISED = 6  # of two adapters that are told apart, since what rounds is raised with them
 OFF = 0.125  # the effect of an adapter may differ from ours by this share, beyond three standard errors
 PIECE = 64  # ids of a constrained turn that are drawn at once; those behind a change of the rules are drawn again
 FEW = 8  # a row of the masks with so few ids is a label, after which the rules change
@@ -167,17 +166,8 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
 
     def _prove(self, place: int, agent: str, texts: Sequence[tuple[Ids, Drawn]]) -> None:
         """Raises BadInput where the server's adapter of the agent does not change log-probabilities as ours does."""
-        texts = texts[: PROBES // 2]  # the short ones: this is done many times
-        policy, first = self._lora(agent), self._scores(texts, {})
-        for scale in (2.0**power for power in range(RAISED + 1)):
-            raised = _raised(policy, scale)
-            if self._change(texts, raised.weights(), first) >= CHANGED:
-                break
-        else:
-            raise BadInput(
-                f"agent {agent}: at {scale:g} times its scale its adapter changes log-probabilities by less than "
-                f"{CHANGED:g} nats, so no server can be seen to have it"
-            )
+        scale = self._scale(agent, texts)
+        raised = _raised(self._lora(agent), scale)
         by_agent = self._probe(place, self._scales(place, agent, scale))
         where = f"its adapter {agent}, at {scale:g} times its scale"
         try:
@@ -192,18 +182,26 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
 
     def _prove_change(self, before: Mapping[str, LowRank | Full]) -> None:
         for place, server in enumerate(self._servers):
-            texts = self._probe(place, self._scales(place, None))[: PROBES // 2]
-            for agent in self.team.agents:
-                earlier = before.get(agent)
-                if agent not in self._learnt or not isinstance(earlier, LowRank):
-                    continue
-                for scale in (2.0**power for power in range(TWO_RAISED + 1)):
-                    now, then = (_raised(policy, scale).weights() for policy in (self._lora(agent), earlier))
-                    if self._change(texts, now, self._scores(texts, then)) >= CHANGED:
-                        found = self._told(place, self._probe(place, self._scales(place, agent, scale)), now, then)
-                        if found.stale:
-                            raise BadInput(f"{server.url}: its adapter {agent} is the one of the checkpoint before")
-                        break
+            texts = self._probe(place, self._scales(place, None))
+            for agent in self._learnt & before.keys():
+                scale, earlier = self._scale(agent, texts), before[agent]
+                assert isinstance(earlier, LowRank)
+                now, then = (_raised(policy, scale).weights() for policy in (self._lora(agent), earlier))
+                if self._told(place, self._probe(place, self._scales(place, agent, scale)), now, then).stale:
+                    raise BadInput(f"{server.url}: its adapter {agent} is the one of the checkpoint before")
+
+    def _scale(self, agent: str, texts: Sequence[tuple[Ids, Drawn]]) -> float:
+        """How far the agent's adapter has to be raised until it changes our log-probabilities of the texts by much.
+        Raises BadInput where it cannot be raised so far."""
+        texts = texts[: PROBES // 2]  # the short ones: this is done many times
+        policy, before = self._lora(agent), self._scores(texts, {})
+        for scale in (2.0**power for power in range(RAISED + 1)):
+            if self._change(texts, _raised(policy, scale).weights(), before) >= CHANGED:
+                return scale
+        raise BadInput(
+            f"agent {agent}: at {scale:g} times its scale its adapter changes log-probabilities by less than "
+            f"{CHANGED:g} nats, so no server can be seen to have it"
+        )
 
     def _scales(self, place: int, agent: str | None, scale: float = 1.0) -> Scales:
         numbers = self._numbers[place]
