@@ -41,6 +41,7 @@ pytestmark = pytest.mark.slow
 
 REQUESTS = [Request((2, 7, 30, n), (n, "answer")) for n in range(12)]
 BASE = "nano-llama"
+LLAMA = ["--set", "engine.rollouts=llama.cpp"]
 
 
 def asks(*servers, **settings) -> Rollouts:
@@ -352,6 +353,13 @@ def test_a_gguf_base_is_the_base_as_transformers_reads_it(base, tmp_path, monkey
         (["eval", "RUN", "--set", "engine.rollouts=vllm", "--set", "engine.url=http://localhost:1"], "samples what"),
         (["eval", "RUN", "--set", "engine.rollouts=llama.cpp"], 'rollouts = "llama.cpp" needs the url of a server'),
         (["eval", "RUN", "--set", "learning.steps=3"], "--set learning.steps=3: a run has its own settings"),
+        (["eval", "RUN", *LLAMA, "--set", "engine.url=http://localhost:abc"],
+         "--set engine.url=http://localhost:abc: engine.url: must look like"),
+        (["eval", "RUN", "--set", "engine.url=http://[::1", *LLAMA],
+         "--set engine.url=http://[::1: engine.url: must look like"),
+        (["eval", "RUN", *LLAMA, "--set", "engine.folder=x", "--set", "engine.url=http://localhost:1"],
+         "--set engine.folder=x: engine.folder: has no effect with rollouts = 'llama.cpp'"),
+        (["serve", "RUN", "--set", "engine.tolerance=1"], "engine.tolerance: has no effect with rollouts = 'local'"),
         (["train", "waltz", "--set", "engine.rollouts=llama.cpp", "--set", "engine.url=http://localhost:1"],
          'rollouts = "llama.cpp" cannot be learnt from'),
         (["export", "RUN", "--out", "OUT", "--gguf", "--agent", "feedback"], "export: --gguf writes a pair"),

@@ -183,7 +183,7 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
     def _prove_change(self, before: Mapping[str, LowRank | Full]) -> None:
         for place, server in enumerate(self._servers):
             texts = self._probe(place, self._scales(place, None))
-            for agent in self._learnt & before.keys():
+            for agent in sorted(self._learnt & before.keys()):
                 scale, earlier = self._scale(agent, texts), before[agent]
                 assert isinstance(earlier, LowRank)
                 now, then = (_raised(policy, scale).weights() for policy in (self._lora(agent), earlier))
