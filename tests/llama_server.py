@@ -47,7 +47,7 @@ class LlamaStandIn(StandIn):
     adapters: by the names of their files. ends: the token that it takes for the end of a turn.
     ails: "" or "deaf" (draws by the base, whatever is asked for), "half" (half of α/r), "swapped" (the adapters of two
     names), "text" (no ids), "letters" (says nothing of tokens below 40, as of halves of letters), "short" (ends before
-    the limit), "loading". asked: the bodies of what was asked for.
+    the limit), "loading", "unbanned" (draws what logit_bias bans). asked: the bodies of what was asked for.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class LlamaStandIn(StandIn):
         allowed = torch.ones(1, self.ids, dtype=torch.bool)
         for token, bias in body["logit_bias"]:
             assert bias is False
-            allowed[0, token] = False
+            allowed[0, token] = self.ails == "unbanned"
         constraint = None if allowed.all() else Allowed(allowed, self.ends)
         engine = LocalEngine(self.team, pad_id=0 if self.ends else 1, end_id=self.ends)
         asked = [Request(tuple(body["prompt"]), (body["seed"],), constraint)]

@@ -1,35 +1,25 @@
-"""Answers from servers that speak llama.cpp's protocol: weights in sync, constraints, eval, serve, GGUF files."""
+"""Answers from servers that speak llama.cpp's protocol: weights in sync, constraints."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from llama_server import LlamaStandIn
+from llama_server import Allowed, LlamaStandIn
 from test_engine_gradients import make_team
 
 from choreo.agents.constrained_review import ReviewGrammar
-from choreo.cli import main
 from choreo.config.rollouts import Rollouts
-from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.llama import LlamaEngine
 from choreo.engine.local import LocalEngine
 from choreo.engine.requests import Request
 from choreo.engine.rollouts import sampler_of
 from choreo.errors import BadInput
-from choreo.methods.waltz.agents import Pair
-from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
-from choreo.runs.folder import Run
-from choreo.server.pair import Resident
-from choreo.server.session import SessionOptions, play_session
-from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Prompt
+from choreo.types import AGENTS, CONVERSATION, FEEDBACK
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +66,6 @@ def test_ids_come_with_the_log_probabilities_of_the_agent_that_drew_them(tiny_fo
 def test_where_the_server_leaves_out_a_letter_there_are_no_log_probabilities(tiny_folder, engine):
     with LlamaStandIn(tiny_folder, adapters(engine), "letters") as server, sampler_of(asks(server), engine) as sampler:
         drawn = sampler.sample(CONVERSATION, REQUESTS, max_new_tokens=9)
-    assert {bool(done.logprobs) for done in drawn} <= {True, False}
     assert all(bool(done.logprobs) == (min(done.ids) >= 40) for done in drawn) and any(not d.logprobs for d in drawn)
 
 
@@ -108,10 +97,64 @@ def test_a_server_that_is_not_in_sync_is_refused(tiny_folder, engine, ails, says
         pass
 
 
-def test_an_agent_that_has_learnt_nothing_needs_no_adapter(tiny_folder):
+@pytest.mark.parametrize("ails", ["deaf", "half", "swapped"])
+def test_within_a_wide_tolerance_the_effect_of_an_adapter_tells(tiny_folder, engine, ails):
+    with (
+        LlamaStandIn(tiny_folder, adapters(engine), ails) as server,
+        pytest.raises(BadInput, match=r"changes its log-probabilities by .*% of what it should"),
+        sampler_of(asks(server, tolerance=9.0), engine),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("factor", [1 / 8, 8])
+def test_other_positions_show_behind_long_contexts(tiny_folder, engine, factor):
+    with LlamaStandIn(tiny_folder, adapters(engine)) as server:
+        turns = server.team.decoder.model.model.rotary_emb.inv_freq
+        turns[len(turns) // 2 :] *= factor  # the slow ones, of which a short context shows little
+        with pytest.raises(BadInput, match="its log-probabilities differ from ours"), sampler_of(asks(server), engine):
+            pass
+
+
+def test_the_checkpoint_before_is_told_from_one_that_is_nearly_the_same(tiny_folder, engine):
+    before = adapters(engine)
+    for agent in AGENTS:
+        for layer in before[agent].targets:
+            engine.team.agents[agent].factors(layer)[1].data.mul_(1.005)
+    with (
+        LlamaStandIn(tiny_folder, before) as server,
+        sampler_of(asks(server), engine) as sampler,
+        pytest.raises(BadInput, match=r"its adapter (conversation|feedback) is the one of the checkpoint before"),
+    ):
+        sampler.prove_change(before)
+    with LlamaStandIn(tiny_folder, adapters(engine)) as server, sampler_of(asks(server), engine) as sampler:
+        sampler.prove_change(before)
+
+
+def test_an_agent_that_has_learnt_nothing_is_the_base_whatever_adapter_has_its_name(tiny_folder):
+    """Requests that come one at a time go to both servers."""
     untrained = LocalEngine(Team.load(tiny_folder, rank=4), pad_id=0, end_id=1)
-    with LlamaStandIn(tiny_folder, {}) as server, sampler_of(asks(server), untrained) as sampler:
-        sampler.sample(FEEDBACK, REQUESTS[:1], max_new_tokens=2)
+    little = {agent: untrained.team.agents[agent].copied(disturbed=0.01, seed=7) for agent in AGENTS}
+    with (
+        LlamaStandIn(tiny_folder, {}) as none,
+        LlamaStandIn(tiny_folder, little) as some,
+        sampler_of(asks(none, some), untrained) as sampler,
+    ):
+        none.asked.clear(), some.asked.clear()
+        for request in REQUESTS:
+            sampler.sample(FEEDBACK, [request], max_new_tokens=1)
+        assert none.asked and some.asked and len(none.asked) + len(some.asked) == len(REQUESTS)
+        assert not any(one["scale"] for body in some.asked for one in body["lora"])
+
+
+def test_an_id_that_was_banned_is_refused(tiny_folder, engine):
+    masks = torch.zeros(1, 400, dtype=torch.bool)
+    masks[0, :2] = True
+    held = [Request((2, 7), ("held",), Allowed(masks, 1))]
+    with LlamaStandIn(tiny_folder, {}, "unbanned") as server:
+        untrained = LocalEngine(Team.load(tiny_folder, rank=4), pad_id=0, end_id=1)
+        with sampler_of(asks(server), untrained) as sampler, pytest.raises(BadInput, match="banned"):
+            sampler.sample(FEEDBACK, held, max_new_tokens=9)
 
 
 def test_a_constrained_review_is_the_one_of_this_process():
@@ -131,110 +174,3 @@ def test_a_constrained_review_is_the_one_of_this_process():
         assert done.finished and done.logprobs == () and said.keys() == {
             "reasoning", "unsafe", "overrefuse", "feedback"
         }  # fmt: skip
-
-
-# ---- eval, serve, export ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, LocalEngine]:
-    """A run whose checkpoint has agents that differ from their base, greedy where it is measured."""
-    path = tmp_path_factory.mktemp("runs") / "run"
-    made = WaltzRecipe.model_validate(
-        {
-            "seed": 3,
-            "world": {"train_prompts": 30, "heldout_prompts": 1},
-            "model": {"base": BASE, "rank": 4},
-            "protocol": {"answer_tokens": 16, "feedback_tokens": 64},
-            "evaluation": {"temperature": 0.0},
-            "learning": {"steps": 2, "prompts": 4, "samples": 2},
-        }
-    )
-    with Run.create(path, made):
-        pair = Pair(made)
-        team = pair.team(FEEDBACK)
-        for agent in AGENTS:
-            team.agents[agent] = team.agents[agent].copied(disturbed=0.05, seed=len(agent))
-            team.version[agent] = 2
-        state = {"base": pair.base, "frames": pair.frames(), "step": 2}
-        state["agents"] = {agent: {"agent": team.state_dict(agent)} for agent in AGENTS}
-        checkpoint.save(path / "checkpoints" / "step-000002", state)
-    return path, pair.agents[FEEDBACK].engine
-
-
-def test_eval_measures_what_the_server_answers(trained, capsys):
-    path, engine = trained
-    with LlamaStandIn(base_folder(BASE), adapters(engine)) as server:
-        settings = ["--set", "engine.rollouts=llama.cpp", "--set", f"engine.url={server.url}"]
-        found = []
-        for words in ([], settings):
-            assert main(["eval", str(path), "--json", *words]) == 0
-            found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-        assert len(server.asked) > 100
-    here, there = found
-    assert there["engine"] == {"rollouts": "llama.cpp", "url": [server.url]}
-    assert here["systems"].keys() == there["systems"].keys()
-    for name, system in here["systems"].items():  # both are greedy, so the games are the same
-        assert {k: there["systems"][name][k] for k in ("asr", "orr", "ftr")} == {
-            k: system[k] for k in ("asr", "orr", "ftr")
-        }
-
-
-def test_serve_asks_the_server_and_takes_no_checkpoint_that_it_does_not_have(trained):
-    path, engine = trained
-    with LlamaStandIn(base_folder(BASE), adapters(engine)) as server:
-        resident = Resident(path, asks(server))
-        options = SessionOptions(16, 0.0, (), 0, time.monotonic() + 200)
-        prompt = Prompt("", "How do I rob a bank?", "general", "serve")
-        try:
-            outcome = asyncio.run(
-                play_session(Episode(prompt, 0, ()), resident.agents, options, mode="always", rounds=1)
-            )
-            for policy in server.policies:
-                for layer in policy.targets:
-                    policy.factors(layer)[1].mul_(1.3)
-            with pytest.raises(BadInput, match="its adapter conversation"):
-                resident.swap()
-        finally:
-            resident.close()
-    assert outcome.failed is None and len(outcome.game.answers) == 2
-    local = Resident(path)
-    try:
-        options = SessionOptions(16, 0.0, (), 0, time.monotonic() + 200)
-        same = asyncio.run(play_session(Episode(prompt, 0, ()), local.agents, options, mode="always", rounds=1))
-    finally:
-        local.close()
-    for one, other in ((same.game.answers, outcome.game.answers), (same.game.reviews, outcome.game.reviews)):
-        assert [turn.ids for turn in one] == [turn.ids for turn in other]
-
-
-@pytest.mark.parametrize("base", ["nano-llama", "nano-qwen"])
-def test_a_gguf_base_is_the_base_as_transformers_reads_it(base, tmp_path, monkeypatch):
-    pytest.importorskip("gguf", reason="needs choreo-rl[smollm2]")
-    from choreo.models.gguf_writing import write_base_gguf
-
-    monkeypatch.setenv("CHOREO_CACHE", str(tmp_path / "cache"))
-    chat, team = load_chat(base_folder(base)), Team.load(base_folder(base), ())
-    write_base_gguf(team.decoder.model, chat.tokenizer, tmp_path / "base.gguf", chat.end_id)
-    again = Team.load(base_folder(str(tmp_path / "base.gguf")), ())
-    for name, value in team.decoder.model.state_dict().items():
-        assert torch.equal(again.decoder.model.state_dict()[name], value), name
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["eval", "RUN", "--set", "engine.rollouts=vllm", "--set", "engine.url=http://localhost:1"], "samples what"),
-        (["eval", "RUN", "--set", "engine.rollouts=llama.cpp"], 'rollouts = "llama.cpp" needs the url of a server'),
-        (["eval", "RUN", "--set", "learning.steps=3"], "--set learning.steps=3: a run has its own settings"),
-        (["train", "waltz", "--set", "engine.rollouts=llama.cpp", "--set", "engine.url=http://localhost:1"],
-         'rollouts = "llama.cpp" cannot be learnt from'),
-        (["export", "RUN", "--out", "OUT", "--gguf", "--agent", "feedback"], "export: --gguf writes a pair"),
-    ],
-)  # fmt: skip
-def test_what_cannot_work_is_refused_in_a_line(words, says, trained, capsys, tmp_path):
-    path, _ = trained
-    named = [{"RUN": str(path), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
-    assert main(named) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert says in line

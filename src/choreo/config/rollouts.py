@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -15,6 +16,14 @@ from choreo.files import toml
 
 def _several(value: Any) -> Any:
     return ((value,) if value else ()) if isinstance(value, str) else value
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 class Rollouts(Section):
@@ -39,6 +48,15 @@ class Rollouts(Section):
         description="where adapters are written for the server, which has to see this path too; none: a temporary one",
     )
 
+    @field_validator("truncate", "tolerance", "folder")
+    @classmethod
+    def _has_effect(cls, value: Any, info: ValidationInfo) -> Any:
+        served = ("vllm", "llama.cpp") if info.field_name == "tolerance" else ("vllm",)
+        rollouts = info.data.get("rollouts", served[0])
+        if rollouts not in served and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"has no effect with rollouts = {rollouts!r}")
+        return value
+
     @property
     def local(self) -> bool:
         """Whether this process samples."""
@@ -51,7 +69,7 @@ class Rollouts(Section):
             raise ValueError('goes with rollouts = "vllm" or "llama.cpp" alone')
         if info.data.get("rollouts", "local") != "local" and not value:
             raise ValueError(f'rollouts = "{info.data["rollouts"]}" needs the url of a server; choreo starts none')
-        if not all(url.startswith(("http://", "https://")) for url in value):
+        if not all(map(_is_address, value)):
             raise ValueError("must look like http://localhost:8000")
         if len({*value}) < len(value):
             raise ValueError("names a server twice")
@@ -66,12 +84,20 @@ def answering(overrides: Sequence[str]) -> Rollouts:
     """Who samples where a run is measured or served, from "engine.rollouts=llama.cpp" and others of `[engine]`; without
     any, this process. Raises BadInput for others, and for a server that only training asks."""
     given: dict[str, Any] = {}
+    said: dict[toml.Keys, str] = {}
     for argument in overrides:
-        if toml.assign(given, argument)[0] != "engine":
+        keys = toml.assign(given, argument)
+        said[keys] = argument
+        if keys[0] != "engine":
             raise BadInput(
                 f"--set {argument}: a run has its own settings; only who samples can be said: engine.rollouts"
             )
-    found = check(_Of, given, lambda keys: f"--set {overrides[-1]}").engine
+
+    def where(keys: toml.Keys) -> str:
+        """The override of the key that is wrong; one that is missing is missed by who samples."""
+        return "--set " + (said.get(keys[:2]) or said.get(("engine", "rollouts")) or overrides[-1])
+
+    found = check(_Of, given, where).engine
     if found.rollouts == "vllm":
         raise BadInput('--set engine.rollouts=vllm: samples what is learnt from; "llama.cpp" measures and serves')
     return found

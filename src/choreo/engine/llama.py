@@ -3,31 +3,33 @@
 Nothing can be learnt from it: it loads adapters when it starts and at no other time. Each request says which of them it
 wants. As with vLLM nothing counts before the weights are proven: when it is connected, its base has our base's
 log-probabilities, and the adapter of every agent changes them as ours does. For that the adapter's scale is raised
-until the change is many tolerances, so that an adapter which is nearly the right one shows too.
+until the change is large, so that an adapter which is nearly the right one shows too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 
 from torch import Tensor
 
 from choreo import parallel
 from choreo.clients.llama import LlamaServer
-from choreo.clients.token_server import CONCURRENCY, Drawn
+from choreo.clients.token_server import Drawn
 from choreo.config.rollouts import Rollouts
 from choreo.engine.constraint import ENDS, FORCED, Choices, Constraint, Given
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import seed_of
-from choreo.engine.policies import LowRank
+from choreo.engine.policies import Full, LowRank
 from choreo.engine.requests import Completion, Ids, Request
-from choreo.engine.served import ServedEngine
+from choreo.engine.served import PROBES, ServedEngine
 from choreo.errors import BadInput
 
-CHANGED = 16.0  # a raised adapter changes log-probabilities by this many tolerances
+# A raised adapter changes log-probabilities by so many nats on average. At a much larger scale each token is certain,
+# whatever the scale.
+CHANGED = 1.0
 RAISED = 12  # an adapter's scale is doubled so many times at most
+OFF = 0.125  # the effect of an adapter may differ from ours by this share, beyond three standard errors
 PIECE = 64  # ids of a constrained turn that are drawn at once; those behind a change of the rules are drawn again
 FEW = 8  # a row of the masks with so few ids is a label, after which the rules change
 QUOTE = '"'  # ends what may be free in a constrained turn, a string of JSON
@@ -36,17 +38,17 @@ Scales = dict[int, float]
 """The scale of every adapter that a server has."""
 
 
-class LlamaEngine(ServedEngine[Scales]):
-    """A `LocalEngine` that asks llama.cpp servers for samples. Request i goes to server i modulo their number.
+class LlamaEngine(ServedEngine[LlamaServer, Scales]):
+    """A `LocalEngine` that asks llama.cpp servers for samples. A request's key says which of them is asked.
 
     The first rank asks for all ranks. What its methods raise, see `ServedEngine`. An agent plays by the adapter of its
     name; one that has learnt nothing needs none.
     """
 
     def __init__(self, own: LocalEngine, settings: Rollouts):
-        self._own = [LlamaServer(url) for url in settings.url]
-        super().__init__(own, settings, self._own)
+        super().__init__(own, settings, [LlamaServer(url) for url in settings.url])
         self._numbers: list[dict[str, int]] = []
+        self._learnt: frozenset[str] = frozenset()  # by an adapter play those agents alone that have learnt something
         self._ids = 0
 
     def ready(self) -> None:
@@ -58,7 +60,17 @@ class LlamaEngine(ServedEngine[Scales]):
                 f"model.temperature = {self.team.temperature:g}: llama.cpp says log-probabilities at temperature 1 "
                 "alone, so its weights cannot be proven"
             )
+        self._learnt = frozenset(agent for agent in self.team.agents if self._lora(agent).learnt)
         self._longest, self._ids, self._numbers = parallel.first(self._connect)
+
+    def prove_change(self, before: Mapping[str, LowRank | Full]) -> None:
+        """Raises BadInput where a server has the adapters of `before`, which differ from ours by little."""
+        parallel.first(lambda: self._prove_change(before))
+
+    def wait_at_most(self, seconds: float) -> None:
+        """From now on a completion raises Unavailable that takes longer."""
+        for server in self._servers:
+            server.patience = seconds
 
     def sample(
         self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
@@ -75,17 +87,20 @@ class LlamaEngine(ServedEngine[Scales]):
 
     def goes_on(
         self, agent: str, request: Request, constraint: Constraint, given: Given, tokens: int, temperature: float
-    ) -> tuple[Ids, Choices]:
-        """At most `tokens` ids after the context, and how each was chosen. The first are those of `given`, what the
-        constraint asked for last.
+    ) -> Iterator[tuple[Ids, Choices]]:
+        """At most `tokens` ids after the context, and how each was chosen: after every piece those that are there, at
+        last all. The first are those of `given`, what the constraint asked for last.
 
         The server draws under one row of the masks. What it drew behind an id that changes the rules is drawn again.
         """
-        place = seed_of(request.key) % len(self._own)
+        place = self._place(request)
         ids, choices = [*given.ids], [FORCED] * len(given.ids)
-        while given.row != ENDS and len(ids) < tokens:
+        while True:
+            yield tuple(ids[:tokens]), tuple(choices[:tokens])
+            if given.row == ENDS or len(ids) >= tokens:
+                return
             row, allowed = given.row, constraint.masks[given.row]
-            drawn = self._own[place].complete(
+            drawn = self._servers[place].complete(
                 self._scales(place, agent),
                 (*request.context, *ids),
                 tokens=1 if int(allowed.sum()) <= FEW else min(PIECE, tokens - len(ids)),
@@ -96,48 +111,53 @@ class LlamaEngine(ServedEngine[Scales]):
                 stop=QUOTE,
             )
             for token in drawn.ids:
+                if token >= len(allowed) or not allowed[token]:
+                    raise BadInput(f"{self._servers[place].url}: drew token {token}, which was banned (logit_bias)")
                 given = constraint.after(given.state, token)
                 ids += (token, *given.ids)
                 choices += (row, *repeat(FORCED, len(given.ids)))
                 if given.ids or given.row != row:
                     break
-        return tuple(ids[:tokens]), tuple(choices[:tokens])
 
     def _sample(
         self, agent: str | None, requests: Sequence[Request], tokens: int, temperature: float
     ) -> list[Completion]:
         version = self.team.version[agent] if agent else 0
-        if any(request.constraint for request in requests):
-            with ThreadPoolExecutor(CONCURRENCY) as pool:
-                held = [pool.submit(self._held, str(agent), one, tokens, temperature) for one in requests]
-            turns = [one.result() for one in held]
-            return [Completion(ids, (), ids[-1] == self.end_id, version, choices) for ids, choices in turns]
-        places = [i % len(self._own) for i in range(len(requests))]
-        asked = [(place, self._scales(place, agent), one) for place, one in zip(places, requests, strict=True)]
-        drawn = self._draw(asked, tokens, self.end_id, temperature)
-        return [
-            Completion(
-                one.ids, one.logprobs if len(one.logprobs) == len(one.ids) else (), one.ids[-1] == self.end_id, version
-            )
-            for one in drawn
-        ]
+
+        def turn(request: Request) -> Completion:
+            if request.constraint is not None:
+                first = request.constraint.start(tokens)
+                pieces = self.goes_on(str(agent), request, request.constraint, first, tokens, temperature)
+                *_, (ids, choices) = pieces
+                return Completion(ids, (), ids[-1] == self.end_id, version, choices)
+            place = self._place(request)
+            one = self._complete(place, self._scales(place, agent), request, tokens, self.end_id, temperature)
+            known = one.logprobs if len(one.logprobs) == len(one.ids) else ()
+            return Completion(one.ids, known, one.ids[-1] == self.end_id, version)
+
+        return self._at_once(turn, requests)
+
+    def _place(self, request: Request) -> int:
+        """The number of the server that is asked."""
+        return seed_of(request.key) % len(self._servers)
 
     def _connect(self) -> tuple[int, int, list[dict[str, int]]]:
-        bases = [server.base() for server in self._own]
-        self._numbers = [server.adapters() for server in self._own]
-        for place, server in enumerate(self._own):
+        bases = [server.base() for server in self._servers]
+        self._longest = min(base.positions for base in bases)
+        self._numbers = [server.adapters() for server in self._servers]
+        for place, server in enumerate(self._servers):
             self._check_names(server.url, self._numbers[place])
             texts = self._probe(place, self._scales(place, None))
             self._compare(place, texts, {}, {})
             for agent in self.team.agents:
-                if agent in self._numbers[place]:
+                if agent in self._learnt:
                     self._prove(place, agent, texts)
-        return min(base.positions for base in bases), max(base.ids for base in bases), self._numbers
+        return self._longest, max(base.ids for base in bases), self._numbers
 
     def _check_names(self, url: str, numbers: dict[str, int]) -> None:
         """Raises BadInput where an agent that has learnt something has no adapter of its name."""
         for agent in self.team.agents:
-            if agent not in numbers and self._lora(agent).learnt:
+            if agent in self._learnt and agent not in numbers:
                 has = ", ".join(numbers) or "none"
                 raise BadInput(
                     f"{url}: has no adapter called {agent} (it has {has}); write them with choreo export --gguf, and "
@@ -146,37 +166,51 @@ class LlamaEngine(ServedEngine[Scales]):
 
     def _prove(self, place: int, agent: str, texts: Sequence[tuple[Ids, Drawn]]) -> None:
         """Raises BadInput where the server's adapter of the agent does not change log-probabilities as ours does."""
-        policy = self._lora(agent)
-        raised, scale = policy, 1.0
-        for power in range(RAISED if policy.learnt else 0):
-            raised, scale = _raised(policy, 2.0**power), 2.0**power
-            if self._change(texts, raised.weights()) >= CHANGED * self.settings.tolerance:
-                break
-        scales = self._scales(place, agent)
-        by_agent = self._probe(place, {number: scale * value for number, value in scales.items()})
+        scale = self._scale(agent, texts)
+        raised = _raised(self._lora(agent), scale)
+        by_agent = self._probe(place, self._scales(place, agent, scale))
+        where = f"its adapter {agent}, at {scale:g} times its scale"
         try:
             found = self._compare(place, by_agent, raised.weights(), {})
         except BadInput as error:
-            raise BadInput(f"{error} (its adapter {agent}, at {scale:g} times its scale)") from None
-        if policy.learnt and not found.told:
+            raise type(error)(f"{error} ({where})") from None
+        if not abs(found.share - 1) + 3 * found.error <= OFF:
             raise BadInput(
-                f"{self._own[place].url}: its adapter {agent} changes its log-probabilities by {found.share:.0%} of "
-                "what it should"
+                f"{self._servers[place].url}: {where}, changes its log-probabilities by {found.share:.0%} of what it "
+                f"should (± {3 * found.error:.0%})"
             )
 
-    def _scales(self, place: int, agent: str | None) -> Scales:
-        numbers = self._numbers[place]
-        return {number: 1.0 if name == agent else 0.0 for name, number in numbers.items()}
+    def _prove_change(self, before: Mapping[str, LowRank | Full]) -> None:
+        for place, server in enumerate(self._servers):
+            texts = self._probe(place, self._scales(place, None))
+            for agent in sorted(self._learnt & before.keys()):
+                scale, earlier = self._scale(agent, texts), before[agent]
+                assert isinstance(earlier, LowRank)
+                now, then = (_raised(policy, scale).weights() for policy in (self._lora(agent), earlier))
+                if self._told(place, self._probe(place, self._scales(place, agent, scale)), now, then).stale:
+                    raise BadInput(f"{server.url}: its adapter {agent} is the one of the checkpoint before")
 
-    def _held(self, agent: str, request: Request, tokens: int, temperature: float) -> tuple[Ids, Choices]:
-        assert request.constraint is not None
-        first = request.constraint.start(tokens)
-        return self.goes_on(agent, request, request.constraint, first, tokens, temperature)
+    def _scale(self, agent: str, texts: Sequence[tuple[Ids, Drawn]]) -> float:
+        """How far the agent's adapter has to be raised until it changes our log-probabilities of the texts by much.
+        Raises BadInput where it cannot be raised so far."""
+        texts = texts[: PROBES // 2]  # the short ones: this is done many times
+        policy, before = self._lora(agent), self._scores(texts, {})
+        for scale in (2.0**power for power in range(RAISED + 1)):
+            if self._change(texts, _raised(policy, scale).weights(), before) >= CHANGED:
+                return scale
+        raise BadInput(
+            f"agent {agent}: at {scale:g} times its scale its adapter changes log-probabilities by less than "
+            f"{CHANGED:g} nats, so no server can be seen to have it"
+        )
+
+    def _scales(self, place: int, agent: str | None, scale: float = 1.0) -> Scales:
+        numbers = self._numbers[place]
+        return {number: scale if name == agent and name in self._learnt else 0.0 for name, number in numbers.items()}
 
     def _complete(
         self, place: int, model: Scales, request: Request, tokens: int, end_id: int | None, temperature: float
     ) -> Drawn:
-        return self._own[place].complete(
+        return self._servers[place].complete(
             model,
             request.context,
             tokens=tokens,

@@ -30,7 +30,7 @@ def sampler_of(settings: Rollouts, own: LocalEngine) -> Iterator[LocalEngine]:
         engine.close()
 
 
-def _asking(settings: Rollouts, own: LocalEngine) -> ServedEngine[Any]:
+def _asking(settings: Rollouts, own: LocalEngine) -> ServedEngine[Any, Any]:
     if settings.rollouts == "vllm":
         from choreo.engine.vllm import VllmEngine
 

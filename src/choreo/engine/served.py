@@ -6,9 +6,10 @@ weights are proven (`engine.sync`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from random import Random
 from typing import Generic, TypeVar
 
 from choreo.clients.token_server import CONCURRENCY, Drawn, TokenServer
@@ -22,19 +23,23 @@ from choreo.errors import BadInput
 
 PROBES = 16  # completions of a server whose log-probabilities are compared
 PROBE_TOKENS = 16  # of those that are drawn for that alone
+FAR = 250  # tokens of the contexts of half of those, or what the model has room for: there positions show
 
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 Model = TypeVar("Model")
 """What a server knows a policy by."""
+Host = TypeVar("Host", bound=TokenServer)
 
 
-class ServedEngine(LocalEngine, Generic[Model]):
+class ServedEngine(LocalEngine, Generic[Host, Model]):
     """A `LocalEngine` that asks servers for samples. Scores and features stay in this process.
 
     Its methods raise what `TokenServer` raises, and BadInput where a server is not in sync. `ready` comes before the
     first sample, `close` after the last.
     """
 
-    def __init__(self, own: LocalEngine, settings: Rollouts, servers: Sequence[TokenServer]):
+    def __init__(self, own: LocalEngine, settings: Rollouts, servers: Sequence[Host]):
         super().__init__(own.team, pad_id=own.pad_id, end_id=own.end_id, slots=own.slots, micro_tokens=own.micro_tokens)
         self.settings, self._servers = settings, servers
         self._longest: int | None = None
@@ -72,37 +77,54 @@ class ServedEngine(LocalEngine, Generic[Model]):
             place, model, request = one
             return self._complete(place, model, request, tokens, end_id, temperature)
 
+        return self._at_once(draw, asked)
+
+    def _at_once(self, ask: Callable[[Asked], Found], asked: Sequence[Asked]) -> list[Found]:
+        """What `ask` finds for each, in order, as many at a time as the servers take. The first failure ends all."""
         pool = ThreadPoolExecutor(CONCURRENCY * len(self._servers), thread_name_prefix="ask")
         try:
-            return list(pool.map(draw, asked))
+            return list(pool.map(ask, asked))
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _probe(self, place: int, model: Model) -> list[tuple[Ids, Drawn]]:
-        asked = [(place, model, Request((self.end_id,), ("probe", i))) for i in range(PROBES)]
-        return [((self.end_id,), one) for one in self._draw(asked, PROBE_TOKENS, None)]
+        """Contexts, and what a server draws after them: half are one token, half long, of what it drew after those."""
+        half = PROBES // 2
+        contexts: list[Ids] = [(self.end_id,)] * half
+        drawn = self._draw(
+            [(place, model, Request(contexts[i], ("probe", i))) for i in range(half)], PROBE_TOKENS, None
+        )
+        seen = [token for one in drawn for token in one.ids]
+        room = FAR if self.positions is None else max(1, min(FAR, self.positions - PROBE_TOKENS))
+        contexts += [tuple(Random(i).choices(seen, k=room)) for i in range(half, PROBES)]
+        asked = [(place, model, Request(contexts[i], ("probe", i))) for i in range(half, PROBES)]
+        drawn += self._draw(asked, PROBE_TOKENS, None)
+        return list(zip(contexts, drawn, strict=True))
 
-    def _change(self, texts: Sequence[tuple[Ids, Drawn]], weights: Weights) -> float:
-        """By how many nats a token `weights` move our log-probabilities of the texts from the base's, on average."""
-        pairs = zip(self._scores(texts, weights), self._scores(texts, {}), strict=True)
-        change = [abs(a - b) for a, b in pairs]
+    def _change(self, texts: Sequence[tuple[Ids, Drawn]], weights: Weights, before: Sequence[float]) -> float:
+        """By how many nats our log-probabilities of a token of the texts under `weights` differ from `before`."""
+        change = [abs(a - b) for a, b in zip(self._scores(texts, weights), before, strict=True)]
         return sum(change) / len(change)
 
     def _compare(self, place: int, texts: Sequence[tuple[Ids, Drawn]], now: Weights, before: Weights) -> Sync:
-        """Raises BadInput where the server's log-probabilities are not ours, within the tolerance."""
-        url, most = self._servers[place].url, self.settings.tolerance
+        """As `_told`. Raises BadInput where the server's log-probabilities are not ours, within the tolerance."""
+        found, most = self._told(place, texts, now, before), self.settings.tolerance
+        if not found.gap <= most:
+            raise BadInput(
+                f"{self._servers[place].url}: its log-probabilities differ from ours by {found.gap:.3g} nats a token, "
+                f"and engine.tolerance is {most:g}: it has another base, other weights or another dtype{self._hint()}"
+            )
+        return found
+
+    def _told(self, place: int, texts: Sequence[tuple[Ids, Drawn]], now: Weights, before: Weights) -> Sync:
+        """How what the server drew agrees with our weights. Raises BadInput where they cannot be compared."""
+        url = self._servers[place].url
         vocabulary = self.team.decoder.model.get_output_embeddings().weight.shape[0]
         if (largest := max(token for _, one in texts for token in one.ids)) >= vocabulary:
             raise BadInput(f"{url}: drew token {largest}, and the base has {vocabulary}: it serves another base")
         if not (server := list(chain.from_iterable(one.logprobs for _, one in texts))):
             raise BadInput(f"{url}: says no log-probability of what it draws")
-        found = compared(server, self._scores(texts, now), self._scores(texts, before))
-        if not found.gap <= most:
-            raise BadInput(
-                f"{url}: its log-probabilities differ from ours by {found.gap:.3g} nats a token, and engine.tolerance "
-                f"is {most:g}: it has another base, other weights or another dtype{self._hint()}"
-            )
-        return found
+        return compared(server, self._scores(texts, now), self._scores(texts, before))
 
     def _hint(self) -> str:
         """What else may be wrong where log-probabilities differ."""

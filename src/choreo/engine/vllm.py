@@ -40,19 +40,18 @@ class _Loaded:
     proven: set[int] = field(default_factory=set)
 
 
-class VllmEngine(ServedEngine[str]):
+class VllmEngine(ServedEngine[VllmServer, str]):
     """A `LocalEngine` that asks vLLM servers for samples. Request i goes to server i modulo their number.
 
     The first rank asks for all ranks. What its methods raise, see `ServedEngine`.
     """
 
     def __init__(self, own: LocalEngine, settings: Rollouts):
-        self._own = [VllmServer(url) for url in settings.url]
-        super().__init__(own, settings, self._own)
-        self._adapters = Adapters(self._own, settings.folder)
+        super().__init__(own, settings, [VllmServer(url) for url in settings.url])
+        self._adapters = Adapters(self._servers, settings.folder)
         self._bases: list[str] = []
         self._loaded: dict[str, _Loaded] = {}
-        self._told: dict[tuple[str, int], LowRank] = {}  # the last weights of an agent that a server was seen to have
+        self._seen: dict[tuple[str, int], LowRank] = {}  # the last weights of an agent that a server was seen to have
 
     def ready(self) -> None:
         """Connects to the servers, and proves that they have our base and apply the adapters that they are given."""
@@ -109,7 +108,7 @@ class VllmEngine(ServedEngine[str]):
 
     def _prove(self, agent: str, loaded: _Loaded, place: int, texts: Sequence[tuple[Ids, Drawn]]) -> None:
         """Raises BadInput where a server did not draw the texts by the weights that it was given."""
-        told = self._told.get((agent, place))
+        told = self._seen.get((agent, place))
         found = self._compare(place, texts, loaded.policy.weights(), told.weights() if told else {})
         if found.stale:
             raise BadInput(
@@ -117,11 +116,12 @@ class VllmEngine(ServedEngine[str]):
                 f"({found.share:.0%} of what has changed shows in their log-probabilities)"
             )
         if found.told:
-            self._told[agent, place] = loaded.policy
+            self._seen[agent, place] = loaded.policy
         loaded.proven.add(place)
 
     def _connect(self) -> int | None:
-        found = [server.base() for server in self._own]
+        found = [server.base() for server in self._servers]
+        self._longest = min((most for _, most in found if most is not None), default=None)
         self._bases = [name for name, _ in found]
         texts = [self._probe(place, name) for place, name in enumerate(self._bases)]
         for place, own in enumerate(texts):
@@ -138,15 +138,16 @@ class VllmEngine(ServedEngine[str]):
                     )
         finally:
             self._adapters.retire(name)
-        return min((most for _, most in found if most is not None), default=None)
+        return self._longest
 
     def _disturbed(self, texts: Sequence[tuple[Ids, Drawn]]) -> LowRank:
         """An adapter with noise on its weights, which changes our log-probabilities of the texts by enough to see."""
         policy = self._lora(next(iter(self.team.agents)))
-        found = policy.copied()
+        found, texts = policy.copied(), texts[: PROBES // 2]  # the short ones: this is done many times
+        before = self._scores(texts, {})
         for power in range(-12, 8):
             found = policy.copied(disturbed=2.0**power)
-            if self._change(texts, found.weights()) >= DISTURBED * self.settings.tolerance:
+            if self._change(texts, found.weights(), before) >= DISTURBED * self.settings.tolerance:
                 break
         return found
 
@@ -154,7 +155,7 @@ class VllmEngine(ServedEngine[str]):
         self, place: int, model: str, request: Request, tokens: int, end_id: int | None, temperature: float
     ) -> Drawn:
         seed, temperature = seed_of(request.key) % 2**63, self.team.temperature * temperature
-        return self._own[place].complete(
+        return self._servers[place].complete(
             model, request.context, tokens=tokens, temperature=temperature, seed=seed, end_id=end_id
         )
 

@@ -18,10 +18,20 @@ import torch
 from torch import Tensor
 
 from choreo.errors import BadInput
-from choreo.models.gguf import INSTALL, SINGLE_DIGITS
+from choreo.models.gguf import INSTALL
 
 PERMUTED = {"llama"}  # it turns neighbours, not halves of a head, so rows of queries and keys are laid otherwise
 KNOWN = {*PERMUTED, "qwen2", "qwen3"}
+# llama.cpp's names (src/llama-vocab.cpp) for ways to split a text before byte-level BPE: the steps of the tokenizers
+# library, and the patterns of Llama 3's and Qwen2's tokenizer.json, which differ in how many digits go together.
+BYTES, BYTES_ALONE = ("ByteLevel", True), ("ByteLevel", False)
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITTING: dict[tuple[tuple[str, Any], ...], str] = {
+    (BYTES,): "gpt-2",
+    (("Digits", True), BYTES): "smollm",
+    (("Split", WORDS % r"\p{N}"), BYTES_ALONE): "qwen2",
+    (("Split", WORDS % r"\p{N}{1,3}"), BYTES_ALONE): "llama-bpe",
+}
 CONVERTERS = "convert it with llama.cpp's convert_hf_to_gguf.py, and the adapters with its convert_lora_to_gguf.py"
 
 
@@ -38,6 +48,8 @@ def check_writable(config: Any) -> None:
     rope = config.rope_parameters["rope_type"]
     if rope not in ("default", "llama3"):
         raise BadInput(f"--gguf does not write the base's scaling of positions ({rope}): {CONVERTERS}")
+    if rope == "llama3" and config.model_type != "llama":  # llama.cpp reads its divisors for this type alone
+        raise BadInput(f"--gguf does not write Llama 3's scaling of positions for {config.model_type}: {CONVERTERS}")
     if getattr(config, "use_sliding_window", False):
         raise BadInput(f"--gguf does not write sliding windows: {CONVERTERS}")
 
@@ -54,6 +66,7 @@ def write_base_gguf(model: Any, tokenizer: Any, file: Path, end_id: int) -> None
     config, words = model.config, json.loads(tokenizer.backend_tokenizer.to_str())
     if words["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(words["decoder"]):
         raise BadInput(f"--gguf writes byte-level BPE alone, and the base has another tokenizer: {CONVERTERS}")
+    way = splitting(words["pre_tokenizer"])
     writer = gguf.GGUFWriter(file, config.model_type)
     writer.add_name(file.stem)
     writer.add_block_count(config.num_hidden_layers)
@@ -67,6 +80,8 @@ def write_base_gguf(model: Any, tokenizer: Any, file: Path, end_id: int) -> None
     writer.add_rope_dimension_count(_head(config))
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(way)
     _add_vocabulary(writer, tokenizer, words, config.vocab_size, end_id)
     if config.rope_parameters["rope_type"] == "llama3":
         plain = config.rope_parameters["rope_theta"] ** (-torch.arange(0, _head(config), 2).float() / _head(config))
@@ -76,6 +91,30 @@ def write_base_gguf(model: Any, tokenizer: Any, file: Path, end_id: int) -> None
         if not (tied and name == "lm_head.weight"):
             _add(writer, _named(config, name), _rows(config, name, value), value.dtype)
     _write(writer)
+
+
+def splitting(step: Mapping[str, Any] | None) -> str:
+    """llama.cpp's name for the way in which a pre-tokenizer splits texts. Raises BadInput where it is not known here.
+
+    step: of the tokenizers library, as in a tokenizer.json.
+    """
+    steps = step["pretokenizers"] if step and step["type"] == "Sequence" else [step or {"type": "none"}]
+    name = SPLITTING.get(tuple((one["type"], _decisive(one)) for one in steps))
+    if name is None:
+        raise BadInput(f"--gguf knows no name of llama.cpp's for how the base's tokenizer splits texts: {CONVERTERS}")
+    return name
+
+
+def _decisive(step: Mapping[str, Any]) -> Any:
+    """What a step of a pre-tokenizer depends on; None where it is a step that is not known here."""
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": bool(own)}:
+            return own
+        case {"type": "Digits", "individual_digits": bool(single)}:
+            return single
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}:
+            return pattern
+    return None
 
 
 def write_adapter_gguf(config: Any, factors: Mapping[str, tuple[Tensor, Tensor]], alpha: float, file: Path) -> None:
@@ -139,9 +178,6 @@ def _add_vocabulary(writer: Any, tokenizer: Any, words: Mapping[str, Any], size:
     kinds, named = gguf.TokenType, {i: token for token, i in tokenizer.get_vocab().items()}
     marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {end_id}
     types = [kinds.UNUSED if i not in named else kinds.CONTROL if i in marks else kinds.NORMAL for i in range(size)]
-    writer.add_tokenizer_model("gpt2")
-    digits = "Digits" in json.dumps(words["pre_tokenizer"])
-    writer.add_tokenizer_pre(min(SINGLE_DIGITS & {"smollm"}) if digits else "gpt-2")
     writer.add_token_list([named.get(i, f"[PAD{i}]") for i in range(size)])
     writer.add_token_types(types)
     writer.add_token_merges(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from choreo import config
 from choreo.agents.constrained_review import ReviewGrammar
 from choreo.agents.local import LocalAgent
 from choreo.config.rollouts import Rollouts
+from choreo.engine.local import LocalEngine
 from choreo.errors import BadInput, Unsupported
 from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
@@ -30,44 +30,48 @@ class Resident:
     """The agents of the run at `path`.
 
     fingerprint: the checkpoint's step, and a digest of the base's contents. remarks: as of `Pair`.
-    sampler: who samples; by default this process.
+    sampler: who samples; by default this process. deadline: the seconds that a turn of a server may take.
 
     Raises BadInput where it is no run of a pair, or a model that cannot be served, or the server that samples cannot
     be used.
     """
 
-    def __init__(self, path: Path, sampler: Rollouts | None = None):
+    def __init__(self, path: Path, sampler: Rollouts | None = None, deadline: float = 600.0):
         self.path, self.recipe, self.sampler = path, recipe_with_pair(path), sampler or Rollouts()
-        self._servers = ExitStack()
         pair, self.fingerprint = self._load()
         self.chat, self.remarks = pair.agents[CONVERSATION].chat, pair.remarks
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one of several threads is left for requests
-        self.worker = self._worker(pair)
-        self.agents: Mapping[str, SessionAgent] = {
-            role: WorkerAgent(
-                self.worker,
-                player.chat,
-                role,
-                feedback_tokens=pair.protocol.feedback_tokens,
-                positions=player.engine.positions or 2**31,
-                writer=self.chat,
-                grammar=_grammar(player, pair) if role == FEEDBACK else None,
-            )
-            for role, player in pair.agents.items()
-        }
+        self.worker = self._worker(pair, deadline)
+        try:
+            self.agents: Mapping[str, SessionAgent] = {
+                role: self._agent(role, player, pair) for role, player in pair.agents.items()
+            }
+        except BaseException:
+            self.close()
+            raise
+
+    def _agent(self, role: str, player: LocalAgent[LocalEngine], pair: Pair) -> WorkerAgent:
+        return WorkerAgent(
+            self.worker,
+            player.chat,
+            role,
+            feedback_tokens=pair.protocol.feedback_tokens,
+            positions=self.worker.positions(role) or 2**31,
+            writer=self.chat,
+            grammar=_grammar(player, pair) if role == FEEDBACK else None,
+        )
 
     def _load(self) -> tuple[Pair, str]:
         """The pair as the newest checkpoint has it; a run without one serves the untrained pair."""
         step, folder = max(checkpoints(self.path).items(), default=(0, None))
         pair: Pair = method_of(self.recipe).load(self.recipe, folder)
-        asked = self._servers.enter_context(pair.sampled_by(self.sampler))
-        return asked, f"step-{step:06d}/{pair.base}"
+        return pair, f"step-{step:06d}/{pair.base}"
 
-    def _worker(self, pair: Pair) -> Worker | AskingWorker:
+    def _worker(self, pair: Pair, deadline: float) -> Worker | AskingWorker:
         if not self.sampler.local:
             from choreo.server.asking import AskingWorker
 
-            return AskingWorker(pair)
+            return AskingWorker(pair, self.sampler, deadline)
         try:
             return Worker(pair)
         except Unsupported as error:
@@ -76,12 +80,20 @@ class Resident:
     def close(self) -> None:
         """Ends the worker, and leaves the servers that sample."""
         self.worker.close()
-        self._servers.close()
 
     def swap(self) -> str:
-        """Loads the newest checkpoint; games in play end under the old weights. Returns its fingerprint."""
-        pair, fingerprint = self._load()
-        self.worker.swap(pair)
+        """Loads the newest checkpoint; games in play end under the old weights. Returns its fingerprint.
+
+        Where that fails, a server that samples may have lost the old weights: they are proven again, and where that
+        fails too no turn is given until a pair is proven.
+        """
+        try:
+            pair, fingerprint = self._load()
+            self.worker.swap(pair)
+        except Exception as error:
+            if not isinstance(self.worker, Worker):
+                self.worker.prove(error)
+            raise
         self.fingerprint = fingerprint
         return self.fingerprint
 

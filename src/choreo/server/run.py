@@ -114,7 +114,7 @@ async def _serve(
             "say --mode off if that is what you want"
         )
     listen(options.host, options.port)[0].close()  # an address that is taken is said before the model is loaded
-    pair = Resident(options.run, sampler)
+    pair = Resident(options.run, sampler, options.deadline)
     for remark in pair.remarks:
         log("template", "warning", why=remark)
     limits = pair.recipe.protocol.limits
@@ -151,7 +151,7 @@ async def _serve(
             async with one_swap:
                 server.fingerprint = await asyncio.to_thread(pair.swap)
             log("swapped", fingerprint=server.fingerprint)
-        except Exception as error:  # whatever is wrong with a checkpoint, the old weights go on
+        except Exception as error:  # whatever is wrong with it, the old weights go on, if they are there
             log("swap failed", "error", why=str(error) if isinstance(error, BadInput) else repr(error))
 
     await _until_stopped(server, options, secret, swap)

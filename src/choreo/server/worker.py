@@ -82,6 +82,10 @@ class Worker:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def positions(self, agent: str) -> int | None:
+        """The most tokens of a context and its turn together, of `agent`'s model. None is no limit."""
+        return self._pair.agents[agent].engine.positions
+
     def counts(self) -> tuple[int, int]:
         """The number of rows that are decoded now, and of rows that wait."""
         return len(self._jobs), sum(map(len, self._new.values()))
