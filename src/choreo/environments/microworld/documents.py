@@ -5,8 +5,7 @@
 - readings: a request from the core, alone or with an answer, and in plain words what it asks for
 - dialogues from the core: answers, answers after a reading, reviews and revisions
 
-A document is ids, and which of them are learnt: the target, its end-of-turn token included, and in a talk the answers
-before it, which are the same writer's.
+A document is (context ids, target ids). The loss is on the target alone, its end-of-turn token included.
 """
 
 from __future__ import annotations
@@ -184,29 +183,17 @@ def _revised_act(prompt: Prompt, act: str, feedback: str, rng: random.Random) ->
     return "partial" if feedback.startswith("Help in part") or prompt.meaning.form == "protect" else "help"
 
 
-Document = tuple[Ids, list[bool]]  # the ids, and of each whether it is learnt
-
-
-def render(chat: Chat, sort: str, before: list[str], target: str) -> Document:
-    """The document as ids, in the same format as the turns of a game."""
+def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, Ids]:
+    """The document as ids (context, target), in the same format as the turns of a game."""
     parts = [chat.encode(text) for text in before]
     end = (*chat.encode(target), chat.end_id)
     if sort == "considered":
-        return _learnt(chat.context(habits.READ_FIRST, [("user", parts[0])]), end)
+        return chat.context(habits.READ_FIRST, [("user", parts[0])]), end
     if sort in ("statement", "practice", "reading"):
-        return _learnt(chat.context(STATEMENT, [("user", text) for text in parts]), end)
+        return chat.context(STATEMENT, [("user", text) for text in parts]), end
     if sort == "review":
-        return _learnt(chat.review_context(parts[0], parts[1]), end)
+        return chat.review_context(parts[0], parts[1]), end
     if sort == "revision":
-        return _learnt(chat.answer_context(parts[0], [(parts[1], parts[2])]), end)
-    talk = list(zip(itertools.cycle(("user", "assistant")), parts, strict=False))
-    ids, learnt = _learnt(chat.answer_context(parts[-1], earlier=talk[:-1]), end)
-    for k in range(1, len(parts) - 1, 2):
-        start = len(chat.answer_context(parts[k - 1], earlier=talk[: k - 1]))
-        stop = start + len(parts[k]) + 1
-        learnt[start:stop] = [True] * (stop - start)
-    return ids, learnt
-
-
-def _learnt(context: Ids, target: Ids) -> Document:
-    return (*context, *target), [False] * len(context) + [True] * len(target)
+        return chat.answer_context(parts[0], [(parts[1], parts[2])]), end
+    roles = itertools.cycle(("user", "assistant"))
+    return chat.answer_context(parts[-1], earlier=list(zip(roles, parts[:-1], strict=False))), end

@@ -22,12 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from choreo.engine.muon import Muon
 from choreo.environments.microworld import documents
-from choreo.environments.microworld.documents import Document
 from choreo.environments.microworld.split import Pools, pools, third_of_things
 from choreo.environments.microworld.writers import AUTHORS, COINS, Writers
 from choreo.errors import BadInput, Interrupted
 from choreo.files import durable
-from choreo.models.chat import END, PAD, ROLES, Chat
+from choreo.models.chat import END, PAD, ROLES, Chat, Ids
 
 VOCABULARY = 2000
 REPORT_EVERY = 25  # steps
@@ -119,7 +118,7 @@ Place = tuple[int, int]  # of a batch: the number of its pool, and its number in
 
 def batches(
     chat: Chat, size: Size, name: str, tokens: int, start: Place = (0, 0)
-) -> Iterator[tuple[Place, list[Document]]]:
+) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
     """Endless batches of new documents of similar length, about `tokens` padded tokens each, from `start` on.
 
     name: seeds the documents. Yields (place of the next batch, batch).
@@ -127,10 +126,10 @@ def batches(
     for pool in itertools.count(start[0]):
         rng = random.Random(f"{name}/{pool}")
         docs = [documents.render(chat, *documents.texts(rng, size.writers, size.pool)) for _ in range(POOL)]
-        docs.sort(key=lambda doc: len(doc[0]))
+        docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
         made, begin = [], 0
-        for i, (ids, _) in enumerate(docs):
-            if (i + 1 - begin) * len(ids) > tokens and i > begin:
+        for i, (context, target) in enumerate(docs):
+            if (i + 1 - begin) * (len(context) + len(target)) > tokens and i > begin:
                 made.append(docs[begin:i])
                 begin = i
         made.append(docs[begin:])
@@ -139,14 +138,14 @@ def batches(
         yield from (((pool, i), made[i - 1]) for i in range(first + 1, len(made) + 1))
 
 
-def loss_sum(model: PreTrainedModel, docs: list[Document], pad_id: int) -> tuple[torch.Tensor, int]:
-    """Summed next-token loss over what is learnt of `docs`, and the number of these tokens."""
-    width = max(len(ids) for ids, _ in docs)
+def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> tuple[torch.Tensor, int]:
+    """Summed next-token loss over the targets of `docs`, and their count."""
+    width = max(len(c) + len(t) for c, t in docs)
     ids = torch.full((len(docs), width), pad_id)
     mask = torch.zeros(len(docs), width, dtype=torch.bool)
-    for row, (own, learnt) in enumerate(docs):
-        ids[row, : len(own)] = torch.tensor(own)
-        mask[row, : len(own) - 1] = torch.tensor(learnt[1:])
+    for row, (context, target) in enumerate(docs):
+        ids[row, : len(context) + len(target)] = torch.tensor([*context, *target])
+        mask[row, len(context) - 1 : len(context) + len(target) - 1] = True
     # Rows are padded on the right, so under the causal mask no real token sees padding.
     hidden = model.base_model(ids).last_hidden_state[mask]
     logits = model.get_output_embeddings()(hidden).float()
@@ -243,7 +242,7 @@ def pretrain(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         done, place = done + 1, after
-        seen += sum(len(ids) for ids, _ in docs)
+        seen += sum(len(c) + len(t) for c, t in docs)
         running = 0.98 * running + 0.02 * total.item() / count if done > 1 else total.item() / count
         if done % SAVE_EVERY == 0 and done < steps:
             keep()

@@ -24,7 +24,7 @@ Writer = Callable[[Prompt, random.Random], str]  # what one writer does with a r
 
 @dataclass(frozen=True)
 class Writers:
-    """some: draws one of them. talkless: the share of documents with answers that hold one answer alone; the others are
+    """some: draws one of them. talkless: the share of their answers that nothing stands before; the others stand in
     a talk with one of them.
 
     pointing: whether an answer that helps with a hidden deed points at its thing ("To kill the last one, ..."), as the
@@ -41,8 +41,8 @@ class Writers:
 
 # ── authors ──────────────────────────────────────────────────────────────────────────────────────
 
-FOOLED = {"never": 0.54, "by frames": 0.36, "always": 0.1}  # which harmful requests an author helps with
-SCARED = 0.4  # the chance that an author is scared by sharp words; one who is fooled by a request helps all the same
+FOOLED = {"never": 0.567, "by frames": 0.333, "always": 0.1}  # which harmful requests an author helps with
+SCARED = 0.42  # the chance that an author is scared by sharp words; one who is fooled by a request helps all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,16 @@ def some_author(rng: random.Random) -> Author:
 
 AUTHORS = Writers(
     some_author,
-    talkless=0.25,
+    talkless=0.4,
     pointing=True,
     shares={
-        "statement": 0.06,
-        "practice": 0.27,
-        "reading": 0.25,
-        "answer": 0.12,
+        "statement": 0.07,
+        "practice": 0.20,
+        "reading": 0.22,
+        "answer": 0.19,
         "considered": 0.06,
-        "review": 0.14,
-        "revision": 0.10,
+        "review": 0.15,
+        "revision": 0.11,
     },
 )
 
