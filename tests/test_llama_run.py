@@ -82,7 +82,7 @@ def test_eval_measures_what_the_server_answers(trained, capsys):
         for words in ([], settings):
             assert main(["eval", str(path), "--json", *words]) == 0
             found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-        assert len(server.asked) > 100
+        assert len(server.asked) > 50  # 12 are of the proof
     here, there = found
     assert there["engine"] == {"rollouts": "llama.cpp", "url": [server.url]}
     assert here["systems"].keys() == there["systems"].keys()
