@@ -20,7 +20,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split, Whitespace
 
 from choreo.cli import main
-from choreo.engine import checkpoint
+from choreo.engine import checkpoint, served
 from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.policies import LowRank
@@ -37,6 +37,13 @@ from choreo.server.session import Down, Outcome, SessionOptions, play_session
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Prompt
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def few_probes(monkeypatch):
+    """The stand-in is slow, and rounds as this process does."""
+    monkeypatch.setattr(served, "PROBES", 4)
+
 
 LLAMA = ["--set", "engine.rollouts=llama.cpp"]
 
@@ -75,7 +82,7 @@ def test_eval_measures_what_the_server_answers(trained, capsys):
         for words in ([], settings):
             assert main(["eval", str(path), "--json", *words]) == 0
             found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-        assert len(server.asked) > 100
+        assert len(server.asked) > 50  # 12 are of the proof
     here, there = found
     assert there["engine"] == {"rollouts": "llama.cpp", "url": [server.url]}
     assert here["systems"].keys() == there["systems"].keys()
@@ -139,12 +146,12 @@ def test_a_pair_is_gone_when_another_has_taken_its_place(trained, local):
         closing(Resident(path, None if local else asks(server))) as resident,
     ):
         loaded = []
-        for _ in range(3):
+        for _ in range(2):
             resident.swap()
             played(resident, 1)  # the worker of this process takes a pair up with the next row
             gc.collect()
             loaded.append(sum(isinstance(one, Team) for one in gc.get_objects()))
-    assert len({*loaded}) == 1
+    assert loaded[0] == loaded[-1]
 
 
 def test_a_server_that_stalls_holds_up_neither_turns_nor_the_end(trained, monkeypatch):
@@ -155,7 +162,7 @@ def test_a_server_that_stalls_holds_up_neither_turns_nor_the_end(trained, monkey
         with server.lock, pytest.raises(Down):
             played(resident)
         assert not resident.worker.alive
-        until = time.monotonic() + 30
+        until = time.monotonic() + 100
         while not resident.worker.alive and time.monotonic() < until:
             time.sleep(0.02)
         assert resident.worker.alive

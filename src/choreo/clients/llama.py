@@ -6,6 +6,7 @@ at no other time; a request says the scale of each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import PurePath
@@ -77,12 +78,14 @@ class LlamaServer(TokenServer):
         end_id: int | None,
         never: Collection[int] = (),
         stop: str = "",
+        patience: float = math.inf,
     ) -> Drawn:
         """At most `tokens` ids that the base draws after `context`, with every adapter at its scale.
 
         They end with `end_id` where it was drawn; None draws all of them, whatever comes. temperature: 0 is greedy.
         never: ids that are not drawn; the log-probabilities are those without this. stop: ends them after a token with
         this text, too. scales: of all adapters that the server has; one that is left out would be off.
+        patience: the seconds after which it raises Unavailable.
         """
         ids: list[int] = []
         logprobs: list[float] = []
@@ -96,7 +99,7 @@ class LlamaServer(TokenServer):
                 "logit_bias": [[token, False] for token in never],
                 "stop": [stop] if stop else [],
             }
-            told = self._json(self._patiently("/completion", asked))
+            told = self._json(self._patiently("/completion", asked, patience))
             try:
                 drawn, said, why = _drawn(told, tokens - len(ids))
             except (KeyError, TypeError, ValueError) as error:

@@ -39,13 +39,11 @@ class TokenServer:
     """One server. Every method raises Unavailable where it does not answer, BadInput where it refuses or makes no
     sense; both name its url. Methods may be called from several threads.
 
-    kind: whose server it is. key: the variable from which such a server itself takes its key. patience: the seconds
-    that a completion may take in all, however often it is asked for.
+    kind: whose server it is. key: the variable from which such a server itself takes its key.
     """
 
     kind: ClassVar[str]
     key: ClassVar[str]
-    patience: float = math.inf
 
     def __init__(self, url: str):
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -67,8 +65,9 @@ class TokenServer:
                 one.shutdown(socket.SHUT_RDWR)
         self._http.close()
 
-    def _patiently(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
-        until = time.monotonic() + self.patience
+    def _patiently(self, path: str, body: Mapping[str, Any], patience: float = math.inf) -> httpx2.Response:
+        """patience: the seconds that it may take in all, however often it is asked for."""
+        until = time.monotonic() + patience
         for wait in WAITS:
             try:
                 reply = self._send("POST", path, body, until)

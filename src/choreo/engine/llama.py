@@ -8,6 +8,7 @@ until the change is large, so that an adapter which is nearly the right one show
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 
@@ -49,7 +50,8 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
         super().__init__(own, settings, [LlamaServer(url) for url in settings.url])
         self._numbers: list[dict[str, int]] = []
         self._learnt: frozenset[str] = frozenset()  # by an adapter play those agents alone that have learnt something
-        self._ids = 0
+        self._ids, self._patience = 0, math.inf
+        self._probed: dict[tuple[int, str], tuple[float, list[tuple[Ids, Drawn]]]] = {}  # the scale, and what was drawn
 
     def ready(self) -> None:
         """Connects to the servers, and proves that they have our base and the adapters of all agents."""
@@ -68,9 +70,8 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
         parallel.first(lambda: self._prove_change(before))
 
     def wait_at_most(self, seconds: float) -> None:
-        """From now on a completion raises Unavailable that takes longer."""
-        for server in self._servers:
-            server.patience = seconds
+        """From now on a completion that is not of a proof raises Unavailable where it takes longer."""
+        self._patience = seconds
 
     def sample(
         self, agent: str | None, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 1.0
@@ -109,6 +110,7 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
                 end_id=self.end_id,
                 never=_others(allowed, self._ids),
                 stop=QUOTE,
+                patience=self._patience,
             )
             for token in drawn.ids:
                 if token >= len(allowed) or not allowed[token]:
@@ -131,7 +133,15 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
                 *_, (ids, choices) = pieces
                 return Completion(ids, (), ids[-1] == self.end_id, version, choices)
             place = self._place(request)
-            one = self._complete(place, self._scales(place, agent), request, tokens, self.end_id, temperature)
+            one = self._servers[place].complete(
+                self._scales(place, agent),
+                request.context,
+                tokens=tokens,
+                temperature=temperature,
+                seed=seed_of(request.key),
+                end_id=self.end_id,
+                patience=self._patience,
+            )
             known = one.logprobs if len(one.logprobs) == len(one.ids) else ()
             return Completion(one.ids, known, one.ids[-1] == self.end_id, version)
 
@@ -147,7 +157,7 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
         self._numbers = [server.adapters() for server in self._servers]
         for place, server in enumerate(self._servers):
             self._check_names(server.url, self._numbers[place])
-            texts = self._probe(place, self._scales(place, None))
+            texts = self._probe_far(place, self._scales(place, None))
             self._compare(place, texts, {}, {})
             for agent in self.team.agents:
                 if agent in self._learnt:
@@ -169,6 +179,7 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
         scale = self._scale(agent, texts)
         raised = _raised(self._lora(agent), scale)
         by_agent = self._probe(place, self._scales(place, agent, scale))
+        self._probed[place, agent] = scale, by_agent
         where = f"its adapter {agent}, at {scale:g} times its scale"
         try:
             found = self._compare(place, by_agent, raised.weights(), {})
@@ -181,14 +192,12 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
             )
 
     def _prove_change(self, before: Mapping[str, LowRank | Full]) -> None:
-        for place, server in enumerate(self._servers):
-            texts = self._probe(place, self._scales(place, None))
-            for agent in sorted(self._learnt & before.keys()):
-                scale, earlier = self._scale(agent, texts), before[agent]
-                assert isinstance(earlier, LowRank)
+        for (place, agent), (scale, texts) in self._probed.items():
+            if isinstance(earlier := before.get(agent), LowRank):
                 now, then = (_raised(policy, scale).weights() for policy in (self._lora(agent), earlier))
-                if self._told(place, self._probe(place, self._scales(place, agent, scale)), now, then).stale:
-                    raise BadInput(f"{server.url}: its adapter {agent} is the one of the checkpoint before")
+                if self._told(place, texts, now, then).stale:
+                    url = self._servers[place].url
+                    raise BadInput(f"{url}: its adapter {agent} is the one of the checkpoint before")
 
     def _scale(self, agent: str, texts: Sequence[tuple[Ids, Drawn]]) -> float:
         """How far the agent's adapter has to be raised until it changes our log-probabilities of the texts by much.

@@ -87,19 +87,18 @@ class ServedEngine(LocalEngine, Generic[Host, Model]):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _probe(self, place: int, model: Model) -> list[tuple[Ids, Drawn]]:
-        """Contexts, and what a server draws after them: half are one token, half long, of what it drew after those."""
-        half = PROBES // 2
-        contexts: list[Ids] = [(self.end_id,)] * half
-        drawn = self._draw(
-            [(place, model, Request(contexts[i], ("probe", i))) for i in range(half)], PROBE_TOKENS, None
-        )
-        seen = [token for one in drawn for token in one.ids]
+    def _probe(self, place: int, model: Model, contexts: Sequence[Ids] = ()) -> list[tuple[Ids, Drawn]]:
+        """Contexts, and what a server draws after them. By default they are a token."""
+        contexts = contexts or [(self.end_id,)] * PROBES
+        asked = [(place, model, Request(context, ("probe", i))) for i, context in enumerate(contexts)]
+        return list(zip(contexts, self._draw(asked, PROBE_TOKENS, None), strict=True))
+
+    def _probe_far(self, place: int, model: Model) -> list[tuple[Ids, Drawn]]:
+        """As `_probe`; half of the contexts are long, of ids that the server drew after the others."""
+        near = self._probe(place, model, [(self.end_id,)] * (PROBES // 2))
+        seen = [token for _, one in near for token in one.ids]
         room = FAR if self.positions is None else max(1, min(FAR, self.positions - PROBE_TOKENS))
-        contexts += [tuple(Random(i).choices(seen, k=room)) for i in range(half, PROBES)]
-        asked = [(place, model, Request(contexts[i], ("probe", i))) for i in range(half, PROBES)]
-        drawn += self._draw(asked, PROBE_TOKENS, None)
-        return list(zip(contexts, drawn, strict=True))
+        return near + self._probe(place, model, [tuple(Random(i).choices(seen, k=room)) for i in range(PROBES // 2)])
 
     def _change(self, texts: Sequence[tuple[Ids, Drawn]], weights: Weights, before: Sequence[float]) -> float:
         """By how many nats our log-probabilities of a token of the texts under `weights` differ from `before`."""

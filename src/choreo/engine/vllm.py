@@ -123,7 +123,7 @@ class VllmEngine(ServedEngine[VllmServer, str]):
         found = [server.base() for server in self._servers]
         self._longest = min((most for _, most in found if most is not None), default=None)
         self._bases = [name for name, _ in found]
-        texts = [self._probe(place, name) for place, name in enumerate(self._bases)]
+        texts = [self._probe_far(place, name) for place, name in enumerate(self._bases)]
         for place, own in enumerate(texts):
             self._compare(place, own, {}, {})
         policy = self._disturbed(texts[0])
