@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from stand_in import StandIn
 
+from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.constraint import ENDS, Given
 from choreo.engine.local import LocalEngine
 from choreo.engine.policies import LowRank
 from choreo.engine.requests import Request
+from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.runs.folder import Run
+from choreo.types import AGENTS, FEEDBACK
 
 FIXED = {  # fields of llama.cpp's completion request that this one honours at these values alone
     "samplers": ["temperature"], "dynatemp_range": 0.0, "mirostat": 0, "repeat_penalty": 1.0, "presence_penalty": 0.0,
@@ -26,6 +31,20 @@ FIXED = {  # fields of llama.cpp's completion request that this one honours at t
     "response_fields": ["tokens", "completion_probabilities", "stop_type", "truncated"],
 }  # fmt: skip
 FREE = {"prompt", "n_predict", "temperature", "seed", "lora", "logit_bias", "stop"}
+
+
+def disturbed_run(path: Path, recipe: WaltzRecipe, by: float) -> Pair:
+    """A run whose checkpoint has agents that differ from their base at random; and they."""
+    with Run.create(path, recipe):
+        pair = Pair(recipe)
+        team = pair.team(FEEDBACK)
+        for agent in AGENTS:
+            team.agents[agent] = team.agents[agent].copied(disturbed=by, seed=len(agent))
+            team.version[agent] = 2
+        state = {"base": pair.base, "frames": pair.frames(), "step": 2}
+        state["agents"] = {agent: {"agent": team.state_dict(agent)} for agent in AGENTS}
+        checkpoint.save(path / "checkpoints" / "step-000002", state)
+    return pair
 
 
 class Allowed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -11,7 +12,7 @@ from typing import Any, Self
 Answer = Callable[[Any], tuple[int, Any]]
 
 
-class StandIn:
+class StandIn(ABC):
     """Serves until closed. A subclass says `get` and `post`, and calls `listen` last."""
 
     def listen(self) -> None:
@@ -56,13 +57,13 @@ class StandIn:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
+    @abstractmethod
     def get(self) -> Mapping[str, Answer]:
         """What answers a GET, by path."""
-        raise NotImplementedError
 
+    @abstractmethod
     def post(self) -> Mapping[str, Answer]:
         """What answers a POST, by path."""
-        raise NotImplementedError
 
     def close(self) -> None:
         self._server.shutdown()

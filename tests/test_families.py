@@ -31,7 +31,7 @@ def test_a_family_is_corrected_together_and_says_what_could_have_been_told():
     assert far.p == min(1, 2 * far.difference.p)  # of two that were tested
     section = contrast_section("Tested", found)
     assert "a against b: ASR is lower, -22.2 points (" in section.verdict
-    told = f"could be told: {100 * near.detectable:.1f} points."
+    told = f"minimum detectable difference: {100 * near.detectable:.1f} points."
     assert "a against c: ASR is not told apart, -0.1 points (" in section.verdict and told in section.verdict
     assert "a against d: ASR was not measured for both." in section.verdict
     assert "over 1 seed; p is adjusted for all 2 contrasts of the table (Holm)" in section.verdict
@@ -42,7 +42,7 @@ def test_a_family_is_corrected_together_and_says_what_could_have_been_told():
 
 def test_two_seeds_that_differ_say_that_nothing_could_be_told():
     found = family(contrasts([("a", "b")], "ASR"), {"a": outcomes(300, 600), "b": outcomes(0, 0)})
-    assert "could be told: no difference." in contrast_section("", found).verdict
+    assert "minimum detectable difference: no difference." in contrast_section("", found).verdict
 
 
 def test_a_system_with_fewer_seeds_is_compared_on_the_seeds_that_it_has():

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from llama_server import FIXED, LlamaStandIn
+from llama_server import FIXED, LlamaStandIn, disturbed_run
 
 from choreo.agents.constrained_review import ReviewGrammar
 from choreo.cli import main
 from choreo.clients.llama import ALONE
 from choreo.config.rollouts import Rollouts
-from choreo.engine import checkpoint
 from choreo.engine.local import LocalEngine
 from choreo.engine.requests import Request
 from choreo.engine.rollouts import sampler_of
@@ -90,15 +89,7 @@ def run(tmp_path_factory) -> Path:
             "evaluation": {"temperature": 0.0},
         }
     )
-    with Run.create(path, made):
-        pair = Pair(made)
-        team = pair.team(FEEDBACK)
-        for agent in AGENTS:
-            team.agents[agent] = team.agents[agent].copied(disturbed=0.02, seed=len(agent))
-            team.version[agent] = 2
-        state = {"base": pair.base, "frames": pair.frames(), "step": 2}
-        state["agents"] = {agent: {"agent": team.state_dict(agent)} for agent in AGENTS}
-        checkpoint.save(path / "checkpoints" / "step-000002", state)
+    disturbed_run(path, made, 0.02)
     return path
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llama_server import LlamaStandIn
+from llama_server import LlamaStandIn, disturbed_run
 from test_llama import BASE, adapters, asks
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
@@ -25,12 +25,10 @@ from choreo.engine.agent import Team
 from choreo.engine.local import LocalEngine
 from choreo.engine.policies import LowRank
 from choreo.errors import BadInput
-from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.gguf_writing import splitting
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
-from choreo.runs.folder import Run
 from choreo.server import asking
 from choreo.server.pair import Resident
 from choreo.server.session import Down, Outcome, SessionOptions, play_session
@@ -62,15 +60,7 @@ def trained(tmp_path_factory) -> tuple[Path, LocalEngine]:
             "learning": {"steps": 2, "prompts": 4, "samples": 2},
         }
     )
-    with Run.create(path, made):
-        pair = Pair(made)
-        team = pair.team(FEEDBACK)
-        for agent in AGENTS:
-            team.agents[agent] = team.agents[agent].copied(disturbed=0.05, seed=len(agent))
-            team.version[agent] = 2
-        state = {"base": pair.base, "frames": pair.frames(), "step": 2}
-        state["agents"] = {agent: {"agent": team.state_dict(agent)} for agent in AGENTS}
-        checkpoint.save(path / "checkpoints" / "step-000002", state)
+    pair = disturbed_run(path, made, 0.05)
     return path, pair.agents[FEEDBACK].engine
 
 

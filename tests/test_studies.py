@@ -276,7 +276,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     assert "waltz against single-agent: ASR is lower, -10.0 points (" in said
     assert "waltz against oracle-feedback: ASR is higher, +1.1 points (" in said
     assert f"waltz against {waltz_table.SAME_REWARD}: ASR is not told apart, -0.2 points (" in said
-    assert "general ability is not told apart, +0.0 points (" in said and "; could be told: " in said
+    assert "general ability is not told apart, +0.0 points (" in said and "; minimum detectable difference: " in said
     assert "The microworld disagrees on oracle-feedback in ASR; oracle-feedback in ORR; oracle-feedback in F1." in said
     assert "The paper's order is confirmed at every step." in said
     assert "label accuracy from 33.3 % (31.2–35.6) to 94.4 %" in said

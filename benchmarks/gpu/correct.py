@@ -366,8 +366,7 @@ def continued(path: Path, kind: str, callbacks: tuple[Callback, ...] = ()) -> se
 
 
 def largest_gap(one: Any, other: Any) -> float:
-    """The largest difference of any number in two saved states; infinite where they are not of one form, or where one
-    has a number that is not finite."""
+    """The largest difference of a number in two saved states; infinite where their forms differ, or for NaN."""
     if isinstance(one, Tensor):
         gap = (one.double() - other.double()).abs().nan_to_num(nan=math.inf)
         return float(gap.max()) if gap.numel() else 0.0

@@ -83,50 +83,12 @@ def study(args: argparse.Namespace) -> int:
 def _list(as_json: bool) -> int:
     """One line for every study: what is run, when, of which commit, how long its training took, and what is stale."""
     from choreo.api import quiet
-    from choreo.files.json_file import read_object
-    from choreo.runs.bar import clock
-    from choreo.runs.progress import Progress
-    from choreo.studies.shared import kept
-    from choreo.studies.shared.arms import SEEDS, Study
+    from choreo.studies.shared import listing
 
     quiet()
-    found: dict[str, dict[str, Any]] = {}
-    for name in studies.questions():
-        module, begun_as = studies.load(name), Path("runs") / name / "study.json"
-        seeds = getattr(module, "SEEDS", SEEDS)
-        if begun_as.is_file():
-            seeds = read_object(begun_as).get("seeds", seeds)
-        finished, begun = kept.begun(name, Path("runs"))
-        one: dict[str, Any] = {
-            "planned": kept.planned(module, seeds),
-            "seeds": len(seeds),
-            "begun": begun,
-            "finished": finished,
-        }
-        if answers := kept.of_study(name, (Path("runs"), Path("docs") / "results")):
-            opened = Study(name, Path(), (0,), tuple(answers["settings"]), Progress())
-            try:
-                recipes = [opened.recipe(arm, 0) for arm in getattr(module, "ARMS", ())]
-                stale = kept.changed(answers["made"], recipes)
-            except BadInput as error:
-                stale = [f"a setting ({error})"]
-            one |= {"made": answers["made"], "stale": stale, "compared": hasattr(module, "ARMS")}
-        found[name] = one
+    found = listing.states(studies.questions(), Path("runs"), Path("docs") / "results")
     if as_json:
         print(json.dumps(found))
-        return 0
-    for name, one in found.items():
-        if "made" not in one:
-            runs = one["planned"]
-            size = "" if runs is None else f": {runs} runs, {one['seeds']} seeds"
-            done = f"{one['finished']} of {runs or one['begun']} runs are done"
-            print(f"{name:<20} {done if one['begun'] else f'not run{size}'}")
-            continue
-        made, state = one["made"], ", ".join(one["stale"])
-        commits = ", ".join(commit[:8] + "+" * commit.endswith("+") for commit in made["commits"] if commit)
-        state = f"stale, other now: {state}" if state else "up to date"
-        if not one["compared"]:
-            state += " (its recipes are not compared)"
-        took = f"{made['runs']} runs, {clock(made['seconds'])} of training, {made['date']}"
-        print(f"{name:<20} {took}, commit {commits or 'not known'}: {state}")
+    else:
+        print("\n".join(f"{name:<20} {listing.words(state)}" for name, state in found.items()))
     return 0

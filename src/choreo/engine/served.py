@@ -6,6 +6,7 @@ weights are proven (`engine.sync`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -27,12 +28,11 @@ FAR = 250  # tokens of the contexts of half of those, or what the model has room
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
-Model = TypeVar("Model")
-"""What a server knows a policy by."""
+Model = TypeVar("Model")  # what a server knows a policy by
 Host = TypeVar("Host", bound=TokenServer)
 
 
-class ServedEngine(LocalEngine, Generic[Host, Model]):
+class ServedEngine(LocalEngine, ABC, Generic[Host, Model]):
     """A `LocalEngine` that asks servers for samples. Scores and features stay in this process.
 
     Its methods raise what `TokenServer` raises, and BadInput where a server is not in sync. `ready` comes before the
@@ -54,19 +54,19 @@ class ServedEngine(LocalEngine, Generic[Host, Model]):
         """The most tokens of a context and its completion together, here and on every server."""
         return min((most for most in (super().positions, self._longest) if most is not None), default=None)
 
+    @abstractmethod
     def ready(self) -> None:
         """Connects to the servers, and proves what has to be true before they are asked."""
-        raise NotImplementedError
 
     def close(self) -> None:
         for server in self._servers:
             server.close()
 
+    @abstractmethod
     def _complete(
         self, place: int, model: Model, request: Request, tokens: int, end_id: int | None, temperature: float
     ) -> Drawn:
         """What server `place` draws after a context, of a policy at `temperature` times the temperature of its own."""
-        raise NotImplementedError
 
     def _draw(
         self, asked: Sequence[tuple[int, Model, Request]], tokens: int, end_id: int | None, temperature: float = 1.0

@@ -88,7 +88,7 @@ def weak_to_strong(
     """Measures the world of `recipe` with every seed, each with the split of its own number.
 
     kept: a file that every seed's measures are written to; seeds that it has are not measured again.
-    Returns {"recipe": as TOML, "seeds": {seed: measures}, "gates": [{name, words, least, most, value, passes}]}; a gate
+    Returns {"seeds": {seed: measures}, "gates": [{name, words, least, most, value, passes}]}; a gate
     is decided by the mean over seeds, and what cannot be measured passes none. Raises Interrupted after a stop, and
     BadInput where scikit-learn is not installed, the environment is not the microworld, the recipe has no negative
     agents, or `kept` is of another recipe.
@@ -101,6 +101,8 @@ def weak_to_strong(
             "negative agents' answers"
         )
     _probe()
+    if kept and not kept.parent.is_dir():
+        raise BadInput(f"{kept}: no such folder; it is written when a seed is measured")
     text = config.to_toml(recipe)
     there: dict[str, Any] = {"recipe": text, "seeds": {}}
     if kept and kept.is_file():
@@ -120,7 +122,7 @@ def weak_to_strong(
         measured = [measures[gate.name] for measures in found.values()]
         value = math.nan if None in measured else fmean(measured)  # a file has None for NaN
         gates.append({**_fields(gate), "value": value, "passes": gate.passes(value)})
-    return {"recipe": text, "seeds": {str(seed): found[seed] for seed in seeds}, "gates": gates}
+    return {"seeds": {str(seed): found[seed] for seed in seeds}, "gates": gates}
 
 
 def _fields(gate: Gate) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _fields(gate: Gate) -> dict[str, Any]:
 
 
 @dataclass
-class Bench:
+class OneSeed:
     """What all measures of one seed share. data: with the labels of all prompts. known: prompts by id, with meaning."""
 
     recipe: MacpoRecipe
@@ -180,25 +182,25 @@ def _measured(recipe: MacpoRecipe, folder: Path, progress: Progress) -> dict[str
     data = without_overflow(recipe, split_prompts(ceiling_of(recipe)), agents)
     known = {prompt.id: prompt for prompts in world.training().values() for prompt in prompts}
     run = Run.create(folder / "run", recipe)
-    bench = Bench(recipe, world, agents, data, known, run, progress)
+    lab = OneSeed(recipe, world, agents, data, known, run, progress)
 
     writer, blind = AnswerWriter(recipe, agents, data.unlabelled), replace(data, ceiling=())
     names = [teacher.name for teacher in agents.teachers]
     for name in names:
-        bench.train(writer, blind, Phase(0, name, "+"))
-    bench.train(writer, blind, Phase(0, names[0], "-"))
-    bench.train(writer, blind, Phase(0, STUDENT, "+"))
-    bench.train(writer, blind, Phase(0, STUDENT, "-"))
-    teachers = {name: bench.reward(agents, name) for name in names}
-    naive = bench.reward(agents, STUDENT)
+        lab.train(writer, blind, Phase(0, name, "+"))
+    lab.train(writer, blind, Phase(0, names[0], "-"))
+    lab.train(writer, blind, Phase(0, STUDENT, "+"))
+    lab.train(writer, blind, Phase(0, STUDENT, "-"))
+    teachers = {name: lab.reward(agents, name) for name in names}
+    naive = lab.reward(agents, STUDENT)
 
-    ceiling = bench.of_student(data.ceiling)
-    few = bench.of_student(data.labelled[: round(FEW * len(data.labelled))])
+    ceiling = lab.of_student(data.ceiling)
+    few = lab.of_student(data.labelled[: round(FEW * len(data.labelled))])
     everything = (*data.labelled, *data.ceiling)
-    ceilings = {name: bench.of_teacher(name, everything) for name in names}
+    ceilings = {name: lab.of_teacher(name, everything) for name in names}
     weak, written = names[0], writer.write(0, agents.teachers[0], agents.teachers[0].positive)
-    curve, gap = _curve(bench, written, naive), pgr(naive, teachers[weak], ceiling)
-    told = _told(bench, writer)
+    curve, gap = _curve(lab, written, naive), pgr(naive, teachers[weak], ceiling)
+    told = _told(lab, writer)
     return {
         "labels": len(data.labelled),
         "prompts": len(data.unlabelled),
@@ -227,20 +229,20 @@ def _updates(recipe: MacpoRecipe, labels: int, prompts: int) -> int:
     return starts + tuning.negative_epochs * sum(math.ceil(n / tuning.batch) for n in (labels, prompts))
 
 
-def _curve(bench: Bench, written: Sequence[Turn], with_all: float) -> dict[str, list[float]]:
+def _curve(lab: OneSeed, written: Sequence[Turn], with_all: float) -> dict[str, list[float]]:
     """The student's reward by the number of weak labels, and with as many labels of which as many are wrong by chance.
 
     written: the weak labels. with_all: the reward with all of them, which was measured before.
     """
-    rows, rng = bench.data.ceiling, np.random.default_rng([bench.recipe.seed, 0])
+    rows, rng = lab.data.ceiling, np.random.default_rng([lab.recipe.seed, 0])
     weak = [replace(row, chosen=turn.text) for row, turn in zip(rows, written, strict=True)]
-    wrong = [not bench.right(row.prompt, row.chosen) for row in weak]
+    wrong = [not lab.right(row.prompt, row.chosen) for row in weak]
     sizes = [round(share * len(rows)) for share in CURVE]
     return {
         "labels": [float(size) for size in sizes],
         "wrong": [fmean(wrong[:size]) for size in sizes],
-        "weak": [*(bench.of_student(weak[:size]) for size in sizes[:-1]), with_all],
-        "flipped": [bench.of_student(flipped(rows[:size], sum(wrong[:size]), rng)) for size in sizes],
+        "weak": [*(lab.of_student(weak[:size]) for size in sizes[:-1]), with_all],
+        "flipped": [lab.of_student(flipped(rows[:size], sum(wrong[:size]), rng)) for size in sizes],
     }
 
 
@@ -250,17 +252,18 @@ def flipped(rows: Sequence[LabelledPrompt], wrong: int, rng: np.random.Generator
     return [replace(row, chosen=row.rejected) if flip else row for row, flip in zip(rows, flips, strict=True)]
 
 
-def _told(bench: Bench, writer: AnswerWriter) -> dict[str, Any]:
+def _told(lab: OneSeed, writer: AnswerWriter) -> dict[str, Any]:
     """What the student tells of its teachers' answers to the unlabelled prompts, and the pairs of a first round."""
-    agents, prompts = bench.agents, writer.prompts
+    agents, prompts = lab.agents, writer.prompts
     good, scores, of_readings, from_features = [], [], {}, {}
-    states = _states(agents.student, bench.recipe.agents.student, prompts)
+    contexts = [agents.student.context(prompt) for prompt in prompts]
+    states = states_at_answer(lab.recipe.agents.student, contexts, agents.student.chat.pad_id)
     for teacher in agents.teachers:
         turns = writer.write(1, teacher, teacher.positive)
         texts = [turn.text for turn in turns]
-        right = np.array([bench.right(*pair) for pair in zip(prompts, texts, strict=True)])
+        right = np.array([lab.right(*pair) for pair in zip(prompts, texts, strict=True)])
         whole, reading = _perplexities(agents.student, prompts, agents.student.adopt(turns, teacher), texts)
-        read = np.array([_read(bench.known[p.id], text) for p, text in zip(prompts, texts, strict=True)])
+        read = np.array([_read(lab.known[p.id], text) for p, text in zip(prompts, texts, strict=True)])
         named = np.array([p.kind != "general" for p in prompts])  # a general question has but one reading
         of_readings[teacher.name] = auc(-reading[named & read], -reading[named & ~read])
         from_features[teacher.name] = _auc_from(states, ~right)
@@ -273,7 +276,7 @@ def _told(bench: Bench, writer: AnswerWriter) -> dict[str, Any]:
     rejected = negatives(writer, 1, agents.student)
     chat = agents.student.chat
     pairs = [
-        bench.grade(prompt, chat.decode(ids)) > bench.grade(prompt, chat.decode(bad))
+        lab.grade(prompt, chat.decode(ids)) > lab.grade(prompt, chat.decode(bad))
         for prompt, kept, bad in zip(prompts, chosen, rejected, strict=True)
         for ids in kept
         if bad is not None
@@ -308,13 +311,13 @@ def _perplexities(
 
 
 @torch.inference_mode()
-def _states(student: MacpoAgent, base: str, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-    """float32 [prompts, layers + 1, width]: the hidden states of the student's base where its answer begins."""
-    model = AutoModelForCausalLM.from_pretrained(base_folder(base)).eval()
-    contexts, states = [student.context(prompt) for prompt in prompts], []
+def states_at_answer(base: str, contexts: Sequence[Ids], pad_id: int) -> NDArray[np.float32]:
+    """float32 [contexts, layers + 1, width]: the hidden states of a base from which the first token is drawn. Layer 0
+    is the embedding."""
+    model, states = AutoModelForCausalLM.from_pretrained(base_folder(base)).eval(), []
     for begin in range(0, len(contexts), AT_ONCE):
         rows = contexts[begin : begin + AT_ONCE]
-        ids = torch.full((len(rows), max(map(len, rows))), student.chat.pad_id)
+        ids = torch.full((len(rows), max(map(len, rows))), pad_id)
         for row, context in zip(ids, rows, strict=True):
             row[: len(context)] = torch.tensor(context)
         found = model(ids, output_hidden_states=True).hidden_states

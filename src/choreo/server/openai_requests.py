@@ -23,7 +23,18 @@ from choreo.server.openai_responses import (
     ReplyHead,
     TracedMove,
 )
-from choreo.server.reading import Nothing, TextPart, checked, json_object, speaker, supported, text_of_parts, validated
+from choreo.server.reading import (
+    FunctionDefinition,
+    FunctionName,
+    Nothing,
+    TextPart,
+    checked,
+    json_object,
+    speaker,
+    supported,
+    text_of_parts,
+    validated,
+)
 from choreo.server.session import Outcome
 from choreo.server.structured import ApiMessage, Form, ToolCall, openai_call
 
@@ -114,20 +125,9 @@ class Message(Strict):
         return ApiMessage(speaker(self.role), text, f"{place}.role", calls, self.tool_call_id or "")
 
 
-class FunctionDefinition(Strict):
-    name: Annotated[str, Field(min_length=1)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class FunctionTool(Strict):
     type: Literal["function"]
     function: FunctionDefinition
-
-
-class FunctionName(Strict):
-    name: str
 
 
 class ChosenFunction(Strict):

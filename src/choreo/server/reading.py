@@ -31,6 +31,19 @@ class TextPart(Strict):
     prompt_cache_breakpoint: Any = None
 
 
+class FunctionDefinition(Strict):
+    """A tool, as both of OpenAI's APIs describe it."""
+
+    name: Annotated[str, Field(min_length=1)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionName(Strict):
+    name: str
+
+
 class HasText(Protocol):
     """A part of a message."""
 

@@ -10,7 +10,17 @@ from pydantic import Discriminator, Field, Tag
 
 from choreo.server.api_error import ApiError
 from choreo.server.apis import ApiRequest, Extension, Strict
-from choreo.server.reading import Nothing, checked, json_object, speaker, supported, text_of_parts, validated
+from choreo.server.reading import (
+    FunctionDefinition,
+    FunctionName,
+    Nothing,
+    checked,
+    json_object,
+    speaker,
+    supported,
+    text_of_parts,
+    validated,
+)
 from choreo.server.structured import ApiMessage, Form, ToolCall
 
 # As of chat completions.
@@ -140,17 +150,12 @@ class TextSettings(Strict):
     verbosity: Any = None
 
 
-class ResponsesTool(Strict):
+class ResponsesTool(FunctionDefinition):
     type: Literal["function"]
-    name: Annotated[str, Field(min_length=1)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
-class ChosenTool(Strict):
+class ChosenTool(FunctionName):
     type: Literal["function"]
-    name: str
 
 
 class ResponsesRequest(Strict):

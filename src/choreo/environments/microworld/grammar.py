@@ -220,6 +220,7 @@ def begun(text: str, request: Meaning | None = None) -> ParsedAnswer:
     text = text.strip()
     for language in lexicon.LANGUAGES:
         for act in ("help", "partial", "define"):
+            # re finds no beginnings.
             match = regex.fullmatch(_patterns(language)[act].pattern, text, partial=True)
             if match is None or not match["a"]:
                 continue

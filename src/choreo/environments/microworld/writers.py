@@ -24,8 +24,8 @@ Writer = Callable[[Prompt, random.Random], str]  # what one writer does with a r
 
 @dataclass(frozen=True)
 class Writers:
-    """some: draws one of them. talkless: the share of their answers that nothing stands before; the others stand in
-    a talk with one of them.
+    """some: draws one of them. talkless: the share of their answers that nothing stands before; the others stand in a
+    talk with one of them.
 
     pointing: whether an answer that helps with a hidden deed points at its thing ("To kill the last one, ..."), as the
     request does, and does not name it. Whoever names one of two things can name the harmless one without having looked

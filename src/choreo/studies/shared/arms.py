@@ -30,7 +30,6 @@ from choreo.experiment.tracking import tracking
 from choreo.files import durable, toml
 from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
-from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, is_finished
@@ -53,7 +52,7 @@ class Arm:
 
     of_file: what the recipe's file says is what the arm is about, so settings of the study do not change it.
     first: how many of the study's seeds this arm uses, from the first; None: all.
-    longer: how many times the steps of its recipe it trains.
+    longer: how many times the steps (learning.steps) of its recipe it trains.
     """
 
     name: str
@@ -119,9 +118,9 @@ class Study:
         own = toml.read(config.find(arm.recipe))[1] if arm.of_file else {}
         shared = [setting for setting in self.settings if toml.assign({}, setting) not in own]
         recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded))
-        if arm.longer > 1 and isinstance(recipe, WaltzRecipe):
-            steps = arm.longer * recipe.learning.steps
-            recipe = recipe.model_copy(update={"learning": recipe.learning.model_copy(update={"steps": steps})})
+        if arm.longer > 1:
+            steps = f"learning.steps={arm.longer * recipe.model_dump()['learning']['steps']}"
+            recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded, steps))
         return rooted(recipe.model_copy(update={"name": arm.name}))
 
     def train(self, arms: Sequence[Arm]) -> Runs:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from choreo import config
@@ -80,26 +79,6 @@ def changed(found: dict[str, Any], recipes: Iterable[config.Recipe]) -> list[str
     if found["worlds"] != [world()]:
         differ.append("the world")
     return list(dict.fromkeys(differ))
-
-
-def of_study(name: str, folders: Sequence[Path]) -> dict[str, Any] | None:
-    """The latest answers of the study `name` that are kept: in FOLDER/NAME/answers.json, or FOLDER/NAME.json."""
-    files = (file for folder in folders for file in (folder / name / "answers.json", folder / f"{name}.json"))
-    kept = [answers for file in files if file.is_file() and "made" in (answers := read_object(file))]
-    return max(kept, key=lambda answers: answers["made"]["date"], default=None)
-
-
-def begun(name: str, folder: Path) -> tuple[int, int]:
-    """(finished, begun) runs of the study in FOLDER/NAME."""
-    paths = list((folder / name / "runs").glob("*-seed*"))
-    return sum(is_finished(path) for path in paths), len(paths)
-
-
-def planned(module: ModuleType, seeds: Sequence[int]) -> int | None:
-    """How many runs a study has. None where its module does not declare its arms (ARMS)."""
-    if not hasattr(module, "ARMS"):
-        return None
-    return sum(min(arm.first or len(seeds), len(seeds)) for arm in module.ARMS)
 
 
 def _digest(text: str) -> str:

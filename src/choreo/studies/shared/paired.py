@@ -124,12 +124,12 @@ def contrast_section(heading: str, found: Family, said: str = "") -> PageSection
     how = (
         f"Paired by prompt within seeds, over {over}; p is adjusted for all "
         f"{sum(not math.isnan(each.p) for each in found.values())} contrasts of the table (Holm), intervals are not. "
-        "'Could be told': the smallest difference that this design tells from none in four of five repetitions at the "
+        "'Minimum detectable': the smallest difference that this design tells from none in four of five repetitions at the "
         "strictest step of that correction, by the standard errors found here."
     )
     if seeds == 1:
         how += " With one seed the test is over prompts alone; what another training would do is not in it."
-    columns = ("", "measure", "difference", "p", "could be told", "prompts", "seeds")
+    columns = ("", "measure", "difference", "p", "minimum detectable", "prompts", "seeds")
     return PageSection(heading, " ".join(filter(None, (said, said_of(found.values()), how))), Table(columns, rows))
 
 
@@ -147,7 +147,7 @@ def _phrase(each: Finding) -> str:
         return f"{measure} was not measured for both"
     if each.sign:
         return f"{measure} is {'higher' if each.sign > 0 else 'lower'}, {change}"
-    return f"{measure} is not told apart, {change}; could be told: {_smallest(each.detectable)}"
+    return f"{measure} is not told apart, {change}; minimum detectable difference: {_smallest(each.detectable)}"
 
 
 def points(change: Mapping[str, Any]) -> str:

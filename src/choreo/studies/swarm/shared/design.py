@@ -17,8 +17,8 @@ STATISTICS = (
     "interval and verdict describe that run on those prompts, and are marked so. p is of the difference against the "
     "claim's margin, two-sided, the larger of the two, and corrected for all planned claims that were tested (Holm); "
     "that of an exploratory one, for all. Supported: told from the margin on the claim's side; refuted: told from it "
-    "on the other side, so that an effect smaller than the margin refutes too. Could be told: how far from the margin "
-    "a difference has to lie to be told from it in four of five repetitions, by the standard errors found here and at "
+    "on the other side, so that an effect smaller than the margin refutes too. Minimum detectable: how far from the "
+    "margin a difference has to lie to be told from it in four of five repetitions, by the standard errors found here and at "
     "the strictest step of the correction. Metrics are recomputed from the interactions, pooled over them and NaN "
     "over none."
 )

@@ -130,7 +130,7 @@ def _claims(verdicts: Sequence[ClaimResult]) -> PageSection:
         "difference (95 %)",
         "effect d_z",
         "p (Holm)",
-        "could be told",
+        "minimum detectable",
         "verdict",
         "note",
     ]

@@ -1,0 +1,81 @@
+"""`choreo study --list`: of every study, what is run, how long it took, with which commit, and what is stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from choreo import studies
+from choreo.errors import BadInput
+from choreo.files.json_file import read_object
+from choreo.runs.bar import clock
+from choreo.runs.folder import is_finished
+from choreo.runs.progress import Progress
+from choreo.studies.shared import kept
+from choreo.studies.shared.arms import SEEDS, Study
+
+State = dict[str, Any]
+
+
+def states(names: Iterable[str], runs: Path, results: Path) -> dict[str, State]:
+    """The state of every study: {planned, seeds, begun, finished}, of its runs. Where answers are kept, also {made,
+    stale, compared}: with what they were made (`kept.made`), what differs now, and whether recipes were compared.
+
+    runs: a study's own folder is RUNS/NAME. results: answers may also be kept in RESULTS/NAME.json.
+    """
+    return {name: _state(name, runs, results) for name in names}
+
+
+def words(state: Mapping[str, Any]) -> str:
+    """A state in one line."""
+    if "made" not in state:
+        runs = state["planned"]
+        if state["begun"]:
+            return f"{state['finished']} of {runs or state['begun']} runs are done"
+        return "not run" if runs is None else f"not run: {runs} runs, {state['seeds']} seeds"
+    made = state["made"]
+    commits = ", ".join(commit[:8] + "+" * commit.endswith("+") for commit in made["commits"] if commit)
+    how = f"stale, other now: {', '.join(state['stale'])}" if state["stale"] else "up to date"
+    if not state["compared"]:
+        how += " (its recipes are not compared)"
+    took = f"{made['runs']} runs, {clock(made['seconds'])} of training, {made['date']}"
+    return f"{took}, commit {commits or 'not known'}: {how}"
+
+
+def _state(name: str, runs: Path, results: Path) -> State:
+    module, file = studies.load(name), runs / name / "study.json"
+    seeds = getattr(module, "SEEDS", SEEDS)
+    if file.is_file():
+        seeds = read_object(file).get("seeds", seeds)
+    begun = list((runs / name / "runs").glob("*-seed*"))
+    state: State = {
+        "planned": _planned(module, seeds),
+        "seeds": len(seeds),
+        "begun": len(begun),
+        "finished": sum(map(is_finished, begun)),
+    }
+    if answers := _latest(runs / name / "answers.json", results / f"{name}.json"):
+        study = Study(name, Path(), (0,), tuple(answers["settings"]), Progress())
+        try:
+            recipes = [study.recipe(arm, 0) for arm in getattr(module, "ARMS", ())]
+            stale = kept.changed(answers["made"], recipes)
+        except BadInput as error:
+            stale = [f"a setting ({error})"]
+        state |= {"made": answers["made"], "stale": stale, "compared": hasattr(module, "ARMS")}
+    return state
+
+
+def _planned(module: ModuleType, seeds: Sequence[int]) -> int | None:
+    """How many runs a study has. None where its module does not declare its arms (ARMS)."""
+    if not hasattr(module, "ARMS"):
+        return None
+    return sum(min(arm.first or len(seeds), len(seeds)) for arm in module.ARMS)
+
+
+def _latest(*files: Path) -> State | None:
+    """The latest of the answers that are kept in these files; those of an older choreo do not say with what they were
+    made."""
+    found = [answers for file in files if file.is_file() and "made" in (answers := read_object(file))]
+    return max(found, key=lambda answers: answers["made"]["date"], default=None)
