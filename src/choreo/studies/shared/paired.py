@@ -124,8 +124,8 @@ def contrast_section(heading: str, found: Family, said: str = "") -> PageSection
     how = (
         f"Paired by prompt within seeds, over {over}; p is adjusted for all "
         f"{sum(not math.isnan(each.p) for each in found.values())} contrasts of the table (Holm), intervals are not. "
-        "'Minimum detectable': the smallest difference that this design tells from none in four of five repetitions at the "
-        "strictest step of that correction, by the standard errors found here."
+        "'Minimum detectable': the smallest difference that this design tells from none in four of five repetitions at "
+        "the strictest step of that correction, by the standard errors found here."
     )
     if seeds == 1:
         how += " With one seed the test is over prompts alone; what another training would do is not in it."
