@@ -18,7 +18,8 @@ STATISTICS = (
     "claim's margin, two-sided, the larger of the two, and corrected for all planned claims that were tested (Holm); "
     "that of an exploratory one, for all. Supported: told from the margin on the claim's side; refuted: told from it "
     "on the other side, so that an effect smaller than the margin refutes too. Minimum detectable: how far from the "
-    "margin a difference has to lie to be told from it in four of five repetitions, by the standard errors found here and at "
+    "margin a difference has to lie to be told from it in four of five repetitions, by the standard errors found "
+    "here and at "
     "the strictest step of the correction. Metrics are recomputed from the interactions, pooled over them and NaN "
     "over none."
 )
