@@ -98,6 +98,7 @@ def made(name, folder, arms, found, bases):
             durable.write_text(run / "recipe.toml", config.to_toml(recipe))
             known = {base: fingerprint(bases / base) for base in recipe.bases()}
             durable.write_json(run / "summary.json", {"rounds": found(arm), "bases": known})
+            durable.write_json(run / "run.json", {"source": {}})
             for line in found(arm):
                 for policy, figures in line["agents"].items():
                     file = measured_file(run, policy, line["round"])

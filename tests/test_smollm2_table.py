@@ -77,6 +77,7 @@ def test_it_says_what_its_numbers_say(tmp_path):
             bases = {"nano-llama": fingerprint(base_folder("nano-llama"))}
             systems = {name: measured for name, (measured, _) in own.items()}
             durable.write_json(run / "summary.json", {"systems": systems, "bases": bases, "seconds": 600 * (seed + 1)})
+            durable.write_json(run / "run.json", {"source": {}})
     said = smollm2_table.run(study)
     assert (
         "ASR goes from 55.6 %" in said
