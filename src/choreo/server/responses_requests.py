@@ -150,12 +150,16 @@ class TextSettings(Strict):
     verbosity: Any = None
 
 
-class ResponsesTool(FunctionDefinition):
+class OfType(Strict):
     type: Literal["function"]
 
 
-class ChosenTool(FunctionName):
-    type: Literal["function"]
+class ResponsesTool(FunctionDefinition, OfType):  # the type is read first: a tool of another type has other fields
+    pass
+
+
+class ChosenTool(FunctionName, OfType):
+    pass
 
 
 class ResponsesRequest(Strict):
