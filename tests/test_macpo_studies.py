@@ -77,7 +77,7 @@ def games(right: float, refused: float) -> bytes:
 @pytest.fixture
 def bases(tmp_path, monkeypatch):
     """Folders by the names of the bases that the recipes want, with a fingerprint and nothing else."""
-    for name in ("micro-llama", "nano-llama", "nano-qwen", "nano-neox"):
+    for name in ("coins-llama", "nano-llama", "nano-qwen", "nano-neox"):
         (tmp_path / "bases" / name).mkdir(parents=True)
         (tmp_path / "bases" / name / "config.json").write_text("{}")
     monkeypatch.setattr("choreo.models.resolve.BASES", tmp_path / "bases")

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     pretrain_command.add_argument(
         "--size",
         metavar="NAME",
-        help="micro-llama (default), nano-llama, nano-qwen, nano-neox; author-llama, weak-llama, weak-qwen, weak-neox",
+        help="micro-llama (default), coins-llama, nano-llama, nano-qwen, nano-neox; weak-llama, weak-qwen, weak-neox",
     )
     pretrain_command.add_argument("--seed", type=int, help="another seed makes another base (default: 0)")
     pretrain_command.add_argument("--steps", type=count, help="batches of about 7,000 tokens (default: as shipped)")

@@ -30,7 +30,8 @@ from choreo.models.chat import END, PAD, ROLES, Chat, Ids
 
 VOCABULARY = 2000
 REPORT_EVERY = 25  # steps
-POOL = 2048  # documents made at once, to be sorted into batches of similar length
+POOL = 2048  # documents made at once, to be sorted by length
+PARTS = 3  # of a batch
 SAVE_EVERY = 200  # steps
 STATE = "training.pt"  # in the base's folder until the base is whole
 
@@ -61,8 +62,8 @@ MICRO = _shape(128, 352, 4, 4, num_key_value_heads=4)
 # All have 512 positions. The shipped ones are micro and nano. Weak bases are teachers for MACPO that are weak by what
 # they know, each of other things.
 SIZES = {
-    "micro-llama": Size("llama", MICRO, 4500),
-    "author-llama": Size("llama", MICRO, 4500, AUTHORS),
+    "micro-llama": Size("llama", MICRO, 4500, AUTHORS),
+    "coins-llama": Size("llama", MICRO, 4500),
     "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
     "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
     "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), 1500),
@@ -118,28 +119,35 @@ Place = tuple[int, int]  # of a batch: the number of its pool, and its number in
 
 def batches(
     chat: Chat, size: Size, name: str, tokens: int, start: Place = (0, 0)
-) -> Iterator[tuple[Place, list[tuple[Ids, Ids]]]]:
-    """Endless batches of new documents of similar length, about `tokens` padded tokens each, from `start` on.
+) -> Iterator[tuple[Place, list[list[tuple[Ids, Ids]]]]]:
+    """Endless batches of new documents, about `tokens` padded tokens each, from `start` on.
 
+    A batch has PARTS parts, to be run one after another: one of short documents, one of longer ones and so on. The
+    documents of a part have similar lengths, so that little is padded; the sorts of documents differ in length, so that
+    a batch of one part would teach one or two of them alone.
     name: seeds the documents. Yields (place of the next batch, batch).
     """
     for pool in itertools.count(start[0]):
         rng = random.Random(f"{name}/{pool}")
         docs = [documents.render(chat, *documents.texts(rng, size.writers, size.pool)) for _ in range(POOL)]
         docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
-        made, begin = [], 0
+        parts, begin = [], 0
         for i, (context, target) in enumerate(docs):
-            if (i + 1 - begin) * (len(context) + len(target)) > tokens and i > begin:
-                made.append(docs[begin:i])
+            if (i + 1 - begin) * (len(context) + len(target)) * PARTS > tokens and i > begin:
+                parts.append(docs[begin:i])
                 begin = i
-        made.append(docs[begin:])
-        rng.shuffle(made)
+        parts.append(docs[begin:])
+        count = -(-len(parts) // PARTS)
+        by_length = [parts[i : i + count] for i in range(0, len(parts), count)]
+        for alike in by_length:
+            rng.shuffle(alike)
+        made = [[part for part in batch if part] for batch in itertools.zip_longest(*by_length)]
         first = start[1] if pool == start[0] else 0
         yield from (((pool, i), made[i - 1]) for i in range(first + 1, len(made) + 1))
 
 
-def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> tuple[torch.Tensor, int]:
-    """Summed next-token loss over the targets of `docs`, and their count."""
+def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> torch.Tensor:
+    """Summed next-token loss over the targets of `docs`."""
     width = max(len(c) + len(t) for c, t in docs)
     ids = torch.full((len(docs), width), pad_id)
     mask = torch.zeros(len(docs), width, dtype=torch.bool)
@@ -150,7 +158,7 @@ def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -
     hidden = model.base_model(ids).last_hidden_state[mask]
     logits = model.get_output_embeddings()(hidden).float()
     labels = ids.roll(-1, dims=1)[mask]
-    return cross_entropy(logits, labels, reduction="sum"), len(labels)
+    return cross_entropy(logits, labels, reduction="sum")
 
 
 def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
@@ -231,19 +239,22 @@ def pretrain(
         durable.write_bytes(folder / STATE, _bytes(state))
 
     began, seen, first = time.monotonic(), 0, done
-    for after, docs in itertools.islice(
+    for after, parts in itertools.islice(
         batches(chat, SIZES[size], f"pretrain/{size}/{seed}", tokens, place), steps - done
     ):
-        total, count = loss_sum(model, docs, chat.pad_id)
-        (total / count).backward()
+        count, total = sum(len(target) for docs in parts for _, target in docs), 0.0
+        for docs in parts:
+            loss = loss_sum(model, docs, chat.pad_id)
+            (loss / count).backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, lr in zip(training, highest, strict=True):
             optimizer.param_groups[0]["lr"] = lr * rate(done, steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         done, place = done + 1, after
-        seen += sum(len(c) + len(t) for c, t in docs)
-        running = 0.98 * running + 0.02 * total.item() / count if done > 1 else total.item() / count
+        seen += sum(len(c) + len(t) for docs in parts for c, t in docs)
+        running = 0.98 * running + 0.02 * total / count if done > 1 else total / count
         if done % SAVE_EVERY == 0 and done < steps:
             keep()
         if done % REPORT_EVERY == 0 or done == steps:

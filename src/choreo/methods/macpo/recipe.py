@@ -27,7 +27,7 @@ class AgentSettings(Weights):
         description="bases of the weak teachers, one each: shipped ones, smollm2, folders, GGUF files, or names on the "
         "hub (owner/name)",
     )
-    student: str = Field("micro-llama", description="the strong student's base")
+    student: str = Field("coins-llama", description="the strong student's base")
     rank: Positive = Field(32, description="of LoRA; 8 holds a base as narrow as the shipped teachers back")
     alpha: Rate = 16.0
 
