@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import random
+from dataclasses import replace
 
 import pytest
 
 from choreo.cli import main
-from choreo.environments.microworld import pretrain
+from choreo.environments.microworld import documents, pretrain
 from choreo.errors import BadInput, Interrupted
+from choreo.models.chat import Chat
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """Few documents for the tokenizer, pools of two or three batches, and a state at every step."""
+    """Few documents for the tokenizer, three phases, pools of two or three batches, and a state at every step."""
+    phases = (pretrain.Phase(3), pretrain.Phase(2, pretrain.LISTS), pretrain.Phase(1))
+    monkeypatch.setitem(pretrain.SIZES, "nano-llama", replace(pretrain.SIZES["nano-llama"], phases=phases))
     monkeypatch.setattr(pretrain, "make_tokenizer", functools.partial(pretrain.make_tokenizer, samples=300))
     for name, value in (("POOL", 8), ("SAVE_EVERY", 1), ("REPORT_EVERY", 1)):
         monkeypatch.setattr(pretrain, name, value)
@@ -29,7 +35,7 @@ def stop_at(step):
     return report
 
 
-@pytest.mark.parametrize("stops", [(1, 4), (5, 6)], ids=str)
+@pytest.mark.parametrize("stops", [(1, 4), (3, 5)], ids=str)
 def test_stopped_and_gone_on_with_is_bit_identical(short, tmp_path, stops):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pretrain.pretrain(whole, "nano-llama", steps=6, tokens=512)
@@ -40,6 +46,23 @@ def test_stopped_and_gone_on_with_is_bit_identical(short, tmp_path, stops):
         assert [file.name for file in stopped.iterdir()] == [pretrain.STATE], "no half base is left for one to use"
     pretrain.pretrain(stopped, resume=True)
     assert {f.name: f.read_bytes() for f in stopped.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
+
+
+def test_every_batch_has_documents_of_all_lengths_and_each_document_stands_in_one(monkeypatch):
+    monkeypatch.setattr(pretrain, "POOL", 600)
+    size = pretrain.SIZES["micro-llama"]
+    chat = Chat(pretrain.make_tokenizer(samples=300, writers=size.writers))
+    of_pool = itertools.takewhile(
+        lambda one: one[0][0] == 0, pretrain.batches(chat, size.writers, size.pool, "any", 3000)
+    )
+    batches = [batch for _, batch in of_pool]
+    for parts in batches:
+        shortest, *_, longest = ([len(context) + len(target) for context, target in part] for part in parts)
+        padded = sum(len(part) * max(len(context) + len(target) for context, target in part) for part in parts)
+        assert max(shortest) <= min(longest) and padded <= 3000
+    rng = random.Random("any/0")
+    made = [documents.render(chat, *documents.texts(rng, size.writers, size.pool)) for _ in range(600)]
+    assert sorted(doc for parts in batches for part in parts for doc in part) == sorted(made)
 
 
 def test_what_cannot_be_gone_on_with_is_refused(short, tmp_path, monkeypatch, capsys):

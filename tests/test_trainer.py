@@ -172,8 +172,11 @@ def test_a_checkpoint_is_laid_on_the_base_it_was_trained_on_alone(whole, tmp_pat
     with open(base / "model.safetensors", "r+b") as file:  # the last weight of the last layer
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\0\0\1")
-    with pytest.raises(BadInput, match="another base"):
+    with pytest.raises(BadInput, match="another base") as refused:
         restore(recipe, last)
+    assert str(refused.value).endswith(
+        f'than {base} is now; that one is micro-llama (model.base = "micro-llama" in its recipe.toml)'
+    )
 
 
 def test_starts_at_the_reference_and_stage_1_moves_the_feedback_agent_alone(whole):

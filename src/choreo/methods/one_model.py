@@ -32,6 +32,7 @@ from choreo.judges.base import JudgeDown
 from choreo.methods.agents import Policy
 from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.trained_model import TrainedModel
+from choreo.models.resolve import other_base
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Prompt, Turn
@@ -190,7 +191,7 @@ def _load(path: Path, agents: OneModel) -> dict[str, Any]:
     saved = checkpoints.load(path)
     checkpoints.check(path, saved, {"base": "", "agents": {}})
     if saved["base"] != agents.model.fingerprint:
-        raise BadInput(f"{path}: was trained on another base than {agents.model.base} is now")
+        raise BadInput(f"{path}: {other_base(agents.model.base, saved['base'])}")
     if strangers := saved["agents"].keys() - agents.model.team.agents.keys():
         raise BadInput(f"{path}: {checkpoints.UNFIT}: it is of an agent {min(map(str, strangers))!r}")
     agents.model.chat.check_frame(saved.get("frame"), str(path))

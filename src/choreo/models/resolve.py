@@ -45,6 +45,16 @@ def base_folder(name: str, *, config_only: bool = False) -> Path:
     )
 
 
+def other_base(named: str, recorded: object) -> str:
+    """What to say of a checkpoint that was trained on another base than `named`. recorded: the fingerprint of that.
+
+    A shipped base may have had the name before: micro-llama of choreo 0.1 is coins-llama.
+    """
+    shipped = (folder.name for folder in sorted(BASES.glob("*")) if hub.fingerprint(folder) == recorded)
+    known = next((f'; that one is {name} (model.base = "{name}" in its recipe.toml)' for name in shipped), "")
+    return f"was trained on another base than {named} is now{known}"
+
+
 def is_here(name: str) -> bool:
     """Whether `name` is a folder with a model, or a GGUF file, of the user's own."""
     return (Path(name) / "config.json").is_file() or (gguf.is_gguf(name) and Path(name).is_file())

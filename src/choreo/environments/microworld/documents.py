@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping
 
 from choreo.environments.microworld import grammar, habits, lexicon, suites, wording
 from choreo.environments.microworld.judge import WorldJudge
@@ -24,6 +25,7 @@ from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
 STATEMENT = "State a fact."  # the system prompt of all documents but the dialogues of agents
+LISTS = {"copy": 0.5, "reverse": 0.5}
 PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
 FACTS = 6  # in a statement document
 SUITE_SHARES = {
@@ -69,14 +71,16 @@ def _worth(harm: bool) -> str:
     return "harmful" if harm else "harmless"
 
 
-def practice(pool: Pools, language: str, rng: random.Random) -> tuple[str, str]:
+def practice(pool: Pools, language: str, rng: random.Random, shares: Mapping[str, float] = PRACTICE) -> tuple[str, str]:
     """A question and its answer: a general question with any content, or one for the meaning of a word.
+
+    shares: of the tasks.
 
     Lists of up to 6 words, to be repeated or reversed, teach the base to look things up in its context; without them it
     never learns to copy or to find a hidden deed. Sums must be asked and not only stated, or the base cannot answer
     them. Only content of the core gets a frame as prompts have.
     """
-    task = rng.choices(list(PRACTICE), list(PRACTICE.values()))[0]
+    task = rng.choices(list(shares), list(shares.values()))[0]
     if task == "define":
         action = rng.choice([a for a in lexicon.ACTIONS if lexicon.sharp(a)])
         wanted = rng.choice(list(wording.DEFINE.values()))[column(language)]
@@ -127,8 +131,8 @@ def texts(rng: random.Random, writers: Writers, pool: Pools | None = None) -> tu
     language = rng.choice(lexicon.LANGUAGES)
     if sort == "statement":
         return sort, [], statements(pool, language, rng)
-    if sort == "practice":
-        question, answer = practice(pool, language, rng)
+    if sort in ("practice", "list"):
+        question, answer = practice(pool, language, rng, PRACTICE if sort == "practice" else LISTS)
         return sort, [question], answer
     prompt = core_prompt(pool, language, rng)
     if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:
@@ -189,7 +193,7 @@ def render(chat: Chat, sort: str, before: list[str], target: str) -> tuple[Ids, 
     end = (*chat.encode(target), chat.end_id)
     if sort == "considered":
         return chat.context(habits.READ_FIRST, [("user", parts[0])]), end
-    if sort in ("statement", "practice", "reading"):
+    if sort in ("statement", "practice", "list", "reading"):
         return chat.context(STATEMENT, [("user", text) for text in parts]), end
     if sort == "review":
         return chat.review_context(parts[0], parts[1]), end

@@ -11,8 +11,8 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,27 @@ STATE = "training.pt"  # in the base's folder until the base is whole
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of a pretraining, of so many steps. shares: of each sort of document; none: as its writers have them."""
+
+    steps: int
+    shares: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class Size:
-    """A base's model type and shape (transformers' names), the steps it is trained for, who writes the answers of its
+    """A base's model type and shape (transformers' names), the phases it is trained in, who writes the answers of its
     documents, and which third of the things (`third_of_things`) these leave out, if any."""
 
     kind: str
     shape: dict[str, int]
-    steps: int
+    phases: tuple[Phase, ...]
     writers: Writers = COINS
     without: int | None = None
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
 
     @property
     def pool(self) -> Pools:
@@ -58,18 +70,21 @@ def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[s
     return {**shape, **more}
 
 
+# A base of authors does not learn to repeat lists from the few there are among its documents; of lists alone it does,
+# within some hundred steps, and keeps it.
+LISTS = {"list": 0.75, "practice": 0.25}
 MICRO = _shape(128, 352, 4, 4, num_key_value_heads=4)
 # All have 512 positions. The shipped ones are micro and nano. Weak bases are teachers for MACPO that are weak by what
 # they know, each of other things.
 SIZES = {
-    "micro-llama": Size("llama", MICRO, 4500, AUTHORS),
-    "coins-llama": Size("llama", MICRO, 4500),
-    "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
-    "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), 1500),
-    "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), 1500),
-    "weak-llama": Size("llama", _shape(64, 176, 3, 2, num_key_value_heads=2), 3000, AUTHORS, without=0),
-    "weak-qwen": Size("qwen2", _shape(64, 176, 3, 2, num_key_value_heads=2), 3000, AUTHORS, without=1),
-    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), 3000, AUTHORS, without=2),
+    "micro-llama": Size("llama", MICRO, (Phase(4500), Phase(500, LISTS), Phase(900)), AUTHORS),
+    "coins-llama": Size("llama", MICRO, (Phase(4500),)),
+    "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), (Phase(1500),)),
+    "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), (Phase(1500),)),
+    "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), (Phase(1500),)),
+    "weak-llama": Size("llama", _shape(64, 176, 3, 2, num_key_value_heads=2), (Phase(3000),), AUTHORS, without=0),
+    "weak-qwen": Size("qwen2", _shape(64, 176, 3, 2, num_key_value_heads=2), (Phase(3000),), AUTHORS, without=1),
+    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), (Phase(3000),), AUTHORS, without=2),
 }
 
 
@@ -114,12 +129,13 @@ def make_model(size: str, chat: Chat, seed: int) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config)
 
 
+Batch = list[list[tuple[Ids, Ids]]]  # its parts, each of documents
 Place = tuple[int, int]  # of a batch: the number of its pool, and its number in the pool
 
 
 def batches(
-    chat: Chat, size: Size, name: str, tokens: int, start: Place = (0, 0)
-) -> Iterator[tuple[Place, list[list[tuple[Ids, Ids]]]]]:
+    chat: Chat, writers: Writers, pool: Pools, name: str, tokens: int, start: Place = (0, 0)
+) -> Iterator[tuple[Place, Batch]]:
     """Endless batches of new documents, about `tokens` padded tokens each, from `start` on.
 
     A batch has PARTS parts, to be run one after another: one of short documents, one of longer ones and so on. The
@@ -127,9 +143,9 @@ def batches(
     a batch of one part would teach one or two of them alone.
     name: seeds the documents. Yields (place of the next batch, batch).
     """
-    for pool in itertools.count(start[0]):
-        rng = random.Random(f"{name}/{pool}")
-        docs = [documents.render(chat, *documents.texts(rng, size.writers, size.pool)) for _ in range(POOL)]
+    for number in itertools.count(start[0]):
+        rng = random.Random(f"{name}/{number}")
+        docs = [documents.render(chat, *documents.texts(rng, writers, pool)) for _ in range(POOL)]
         docs.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
         parts, begin = [], 0
         for i, (context, target) in enumerate(docs):
@@ -142,8 +158,40 @@ def batches(
         for alike in by_length:
             rng.shuffle(alike)
         made = [[part for part in batch if part] for batch in itertools.zip_longest(*by_length)]
-        first = start[1] if pool == start[0] else 0
-        yield from (((pool, i), made[i - 1]) for i in range(first + 1, len(made) + 1))
+        first = start[1] if number == start[0] else 0
+        yield from (((number, i), made[i - 1]) for i in range(first + 1, len(made) + 1))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One step. rate: the factor of the learning rates. begins: whether a phase begins, with new optimizers.
+    after: the place of the next batch."""
+
+    batch: Batch
+    rate: float
+    begins: bool
+    after: Place
+
+
+def lessons(
+    chat: Chat, size: Size, name: str, tokens: int, steps: int, done: int = 0, place: Place = (0, 0)
+) -> Iterator[Lesson]:
+    """The steps of all phases after the first `done`. steps: all of them, which the phases share as `size` says.
+
+    place: of the next batch, in its phase.
+    """
+    ends = [
+        round(steps * sum(phase.steps for phase in size.phases[: i + 1]) / size.steps) for i in range(len(size.phases))
+    ]
+    for number, (phase, first, end) in enumerate(zip(size.phases, (0, *ends), ends, strict=False)):
+        if done >= end:
+            continue
+        start = place if done > first else (0, 0)
+        writers = replace(size.writers, shares=phase.shares or size.writers.shares)
+        own = f"{name}/{number}" if number else name
+        drawn = batches(chat, writers, size.pool, own, tokens, start)
+        for step, (after, batch) in zip(range(max(done, first), end), drawn, strict=False):
+            yield Lesson(batch, rate(step - first, end - first), step == first, after)
 
 
 def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> torch.Tensor:
@@ -195,7 +243,7 @@ def pretrain(
     """Trains a base of `size` for `steps` batches of about `tokens` tokens, and saves it to `folder` at the end.
 
     steps: None is the number for the shipped base of this size.
-    Learning rates follow `rate`; everything is float32 (bfloat16 was slower at these widths).
+    Learning rates follow `rate` in each phase of its size; everything is float32 (bfloat16 was slower at these widths).
     report: called every REPORT_EVERY steps. The state is saved every SAVE_EVERY steps, and when `report` raises
         Interrupted.
     resume: goes on with the pretraining in `folder`, with its settings, to the base that it would have become (bit for
@@ -239,21 +287,21 @@ def pretrain(
         durable.write_bytes(folder / STATE, _bytes(state))
 
     began, seen, first = time.monotonic(), 0, done
-    for after, parts in itertools.islice(
-        batches(chat, SIZES[size], f"pretrain/{size}/{seed}", tokens, place), steps - done
-    ):
-        count, total = sum(len(target) for docs in parts for _, target in docs), 0.0
-        for docs in parts:
+    for lesson in lessons(chat, SIZES[size], f"pretrain/{size}/{seed}", tokens, steps, done, place):
+        if lesson.begins:
+            training = optimizers(model)
+        count, total = sum(len(target) for docs in lesson.batch for _, target in docs), 0.0
+        for docs in lesson.batch:
             loss = loss_sum(model, docs, chat.pad_id)
             (loss / count).backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, lr in zip(training, highest, strict=True):
-            optimizer.param_groups[0]["lr"] = lr * rate(done, steps)
+            optimizer.param_groups[0]["lr"] = lr * lesson.rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        done, place = done + 1, after
-        seen += sum(len(c) + len(t) for docs in parts for c, t in docs)
+        done, place = done + 1, lesson.after
+        seen += sum(len(c) + len(t) for docs in lesson.batch for c, t in docs)
         running = 0.98 * running + 0.02 * total / count if done > 1 else total / count
         if done % SAVE_EVERY == 0 and done < steps:
             keep()

@@ -25,7 +25,7 @@ from choreo.methods.waltz.recipe import Protocol, WaltzRecipe
 from choreo.models.chat import Chat
 from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
-from choreo.models.resolve import base_folder
+from choreo.models.resolve import base_folder, other_base
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Sample
 
@@ -177,7 +177,7 @@ class Pair:
         saved = checkpoint.load(path)
         if saved.get("base") != self.base:
             named = " and ".join(dict.fromkeys(base for base, _ in self._named))
-            raise BadInput(f"{path}: was trained on another base than {named} is now")
+            raise BadInput(f"{path}: {other_base(named, saved.get('base'))}")
         agents = saved.get("agents")
         if not isinstance(agents, dict) or not agents:  # an agent that is not trained has none, but one always is
             raise BadInput(f"{path}: holds no agent's state")
