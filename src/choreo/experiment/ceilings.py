@@ -27,6 +27,7 @@ from choreo.methods.macpo.answers import AnswerWriter
 from choreo.methods.macpo.measure import describe_answers
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import STUDENT, Phase, ceiling_of
+from choreo.methods.macpo.sizing import steps_of
 from choreo.methods.macpo.split import split_prompts, without_overflow
 from choreo.methods.macpo.trainer import train_phase
 from choreo.methods.measuring import figures_of, judged_by_all
@@ -67,7 +68,9 @@ def ceilings(recipe: MacpoRecipe, progress: Progress, kept: Path | None = None) 
             if agent.name in measured:
                 continue
             base = _measured(task, agents, agent, prompts, progress)
-            train_phase(writer, data, Phase(0, agent.name, "+"), run, progress, JudgeWatch(None, run), 0)
+            phase = Phase(0, agent.name, "+")
+            progress.start(f"training {agent.name} on human labels", steps_of(recipe, phase))
+            train_phase(writer, data, phase, run, progress, JudgeWatch(None, run), 0)
             measured[agent.name] = {"base": base, "trained": _measured(task, agents, agent, prompts, progress)}
             if kept:
                 durable.write_json(kept, there)
