@@ -11,7 +11,7 @@ from choreo import config
 from choreo.cli import main
 from choreo.errors import BadInput
 from choreo.evaluation.metrics import BY_TRAINING
-from choreo.experiment.ceilings import student_minus
+from choreo.experiment.ceilings import minus
 from choreo.experiment.paths import rooted
 from choreo.files import shipped
 from choreo.methods.macpo.agents import MacpoAgents
@@ -64,7 +64,8 @@ def settings(place) -> list[str]:
 
 def test_both_ceilings_are_measured_and_kept(place, tmp_path, capsys):
     sets = [part for setting in settings(place) for part in ("--set", setting)]
-    command = ["data", "ceilings", "macpo-real", *sets, "--out", str(tmp_path / "kept.json")]
+    kept = tmp_path / "kept.json"
+    command = ["data", "ceilings", "macpo-real", *sets, "--out", str(kept)]
     code = main([*command, "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == (0 if found["above"] else 1)
@@ -75,11 +76,23 @@ def test_both_ceilings_are_measured_and_kept(place, tmp_path, capsys):
     assert found["differences"]["teacher-1"]["reward"]["n"] == 6
     ours, theirs = (found["agents"][name]["trained"]["reward"]["value"] for name in ("student", "teacher-1"))
     assert found["differences"]["teacher-1"]["reward"]["value"] == pytest.approx(ours - theirs)
+    before, after = (found["agents"]["student"][when]["reward"]["value"] for when in ("base", "trained"))
+    assert found["learnt"]["student"]["reward"]["value"] == pytest.approx(after - before)
+    assert found["overlap"] == {"equal": 0, "near": 0, "prompts": []}
 
-    assert main(command) == code
-    out = capsys.readouterr()
-    assert "start, student" not in out.err and "student minus teacher-1, both trained" in out.out
-    assert main([*command, "--set", "seed=1"]) == 2 and "another recipe" in capsys.readouterr().err
+    written = kept.stat().st_mtime_ns, kept.stat().st_ino  # it is written anew whenever an agent is trained
+    assert main(command) == code and (kept.stat().st_mtime_ns, kept.stat().st_ino) == written
+    assert "student minus teacher-1, both trained" in capsys.readouterr().out
+    assert main([*command, "--set", "seed=1"]) == 2 and "of this recipe" in capsys.readouterr().err
+    there = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**there, "data": "another"}))
+    assert main(command) == 2 and "other pairs, models" in capsys.readouterr().err
+    assert json.loads(kept.read_text())["data"] == "another"
+    kept.write_text(json.dumps({"recipe": there["recipe"]}))
+    assert main(command) == 2 and "of this recipe" in capsys.readouterr().err
+    assert main([*command[:-1], str(tmp_path)]) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    few = ["data", "ceilings", "macpo", "--set", "data.prompts=1000000"]
+    assert main(few) == 2 and "data.prompts together need" in capsys.readouterr().err
     assert main(["data", "ceilings", "waltz"]) == 2 and "expected one of macpo" in capsys.readouterr().err
 
 
@@ -102,7 +115,7 @@ def test_the_student_stands_above_by_an_interval_paired_by_prompt():
         asked = {str(n): n < right for n in range(40)}
         return {"satisfactory": asked, "unsafe": {n: not good for n, good in asked.items()}, "overrefuse": {"40": None}}
 
-    far, same = student_minus(outcomes(30), outcomes(5)), student_minus(outcomes(20), outcomes(20))
+    far, same = minus(outcomes(30), outcomes(5)), minus(outcomes(20), outcomes(20))
     assert far["reward"]["value"] == pytest.approx(25 / 40) and far["reward"]["low"] > 0 > far["asr"]["high"]
     assert same["reward"]["low"] < 0 < same["reward"]["high"] and same["orr"]["value"] is None
 
@@ -115,7 +128,8 @@ def test_a_student_without_a_template_takes_the_one_that_ships_and_its_teacher_k
     assert student.jinja() == shipped.place("choreo:templates/plain.jinja").read_text()
     assert "<|im_start|>" in teacher.jinja() and student.end_id == student.tokenizer.eos_token_id
     asked = student.tokenizer.decode(agents.student.context(split_prompts(recipe).unlabelled[0]))
-    assert asked.startswith("<bos>") and asked.count("<bos>") == 1 and asked.rstrip().endswith("Assistant:")
+    # The answer begins a line: after a space it would be without the one that its first word has in running text.
+    assert asked.startswith("<bos>") and asked.count("<bos>") == 1 and asked.endswith("?\nAssistant:\n")
 
 
 def test_long_pairs_of_a_file_are_left_out_and_counted(place):

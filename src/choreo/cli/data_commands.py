@@ -257,9 +257,10 @@ def _told_ceilings(found: Mapping[str, Any]) -> list[str]:
             beside = figures.get(BY_TRAINING)
             also = f"; by the training judge reward {percent(beside['reward'])}" if beside else ""
             lines.append(f"{name}, {when}: {rates}, {quantity(figures['length'])} tokens{also}")
-    for teacher, of in found["differences"].items():
-        points = ", ".join(f"{key} {_points(one)}" for key, one in of.items())
-        lines.append(f"student minus {teacher}, both trained, in points: {points}")
+    pairs = {f"{name}, trained minus its base": of for name, of in found["learnt"].items()}
+    pairs |= {f"student minus {teacher}, both trained": of for teacher, of in found["differences"].items()}
+    for what, of in pairs.items():
+        lines.append(f"{what}, in points: {', '.join(f'{key} {_points(one)}' for key, one in of.items())}")
     verdict = "stands above" if found["above"] else "does NOT stand above"
     return [*lines, f"the student's ceiling {verdict} its {'teachers' if len(found['differences']) > 1 else 'teacher'}"]
 
