@@ -1,4 +1,5 @@
-"""`choreo data check`: what a file is, what in it is of use, what is wrong with which line, and what overlaps."""
+"""`choreo data check`: what a file is, what in it is of use, what is wrong with which line, and what overlaps; and
+`choreo data ceilings`: what agents can learn from pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from choreo.cli.arguments import add_command, add_group, json_option
+from choreo.cli.arguments import add_command, add_group, json_option, set_option
+from choreo.cli.output import print_json
 from choreo.errors import BadInput
 from choreo.types import KINDS, Prompt
 
@@ -53,6 +55,47 @@ Exit code 2 where a line does not fit.""",
         "--against", type=Path, nargs="+", metavar="FILE", help="look for the same prompts in these"
     )
     json_option(check_command)
+
+    ceilings_command = add_command(
+        datas,
+        "ceilings",
+        ceilings,
+        "Measure whether a student can do better than its weak teachers at all, before any MACPO",
+        """\
+  choreo data ceilings macpo-real --set data.file=pairs.jsonl --set agents.student=gemma.gguf --out ceilings.json
+  choreo data ceilings macpo-real --set prompts.heldout.english.most=60 --json     a short look
+Every agent is trained on human labels of its half, and measured on the recipe's held-out prompts by its judges.
+Exit code 1 where the student's reward is not above every teacher's, by 95 % intervals paired by prompt.""",
+    )
+    ceilings_command.add_argument(
+        "recipe", nargs="?", default="macpo-real", metavar="RECIPE", help="of MACPO (default: macpo-real)"
+    )
+    set_option(ceilings_command)
+    ceilings_command.add_argument(
+        "--out", type=Path, metavar="FILE", help="keep each agent's measures here, and do not train that one again"
+    )
+    json_option(ceilings_command)
+
+
+def ceilings(args: argparse.Namespace) -> int:
+    from choreo import config
+    from choreo.api import quiet
+    from choreo.experiment.ceilings import ceilings
+    from choreo.methods.macpo.recipe import MacpoRecipe
+    from choreo.runs.bar import ProgressBar
+    from choreo.runs.progress import Progress
+
+    recipe = config.load(args.recipe, args.set)
+    if not isinstance(recipe, MacpoRecipe):
+        raise BadInput(f"data ceilings: {args.recipe} is a recipe of {recipe.method}; expected one of macpo")
+    quiet()
+    with Progress([ProgressBar()]) as progress:
+        found = ceilings(recipe, progress, args.out)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(_told_ceilings(found)))
+    return 0 if found["above"] else 1
 
 
 def check(args: argparse.Namespace) -> int:
@@ -196,6 +239,37 @@ def _told_overlap(overlap: Mapping[str, Any]) -> list[str]:
         how = "equals" if pair["equal"] else f"shares {pair['share']:.0%} with"
         lines.append(f"  {pair['line']} {how} {pair['other']}")
     return lines
+
+
+def _told_ceilings(found: Mapping[str, Any]) -> list[str]:
+    """A line for every agent before and after its training, one for every difference, and the verdict."""
+    from choreo.evaluation.metrics import BY_TRAINING
+    from choreo.report.page import percent, quantity
+
+    lines = [
+        f"{found['labels']} prompts with labels for the teachers, {found['prompts']} for the student; "
+        f"{found['heldout']} held out; by the {found['judge']} judge"
+    ]
+    for name, of in found["agents"].items():
+        for when, figures in of.items():
+            shown = {"reward": "reward", "asr": "ASR", "orr": "ORR", "refused_benign": "harmless prompts refused"}
+            rates = ", ".join(f"{words} {percent(figures[key])}" for key, words in shown.items())
+            beside = figures.get(BY_TRAINING)
+            also = f"; by the training judge reward {percent(beside['reward'])}" if beside else ""
+            lines.append(f"{name}, {when}: {rates}, {quantity(figures['length'])} tokens{also}")
+    pairs = {f"{name}, trained minus its base": of for name, of in found["learnt"].items()}
+    pairs |= {f"student minus {teacher}, both trained": of for teacher, of in found["differences"].items()}
+    for what, of in pairs.items():
+        lines.append(f"{what}, in points: {', '.join(f'{key} {_points(one)}' for key, one in of.items())}")
+    verdict = "stands above" if found["above"] else "does NOT stand above"
+    return [*lines, f"the student's ceiling {verdict} its {'teachers' if len(found['differences']) > 1 else 'teacher'}"]
+
+
+def _points(difference: Mapping[str, Any]) -> str:
+    if difference["value"] is None:
+        return "–"
+    value, low, high = (100 * difference[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _more(lines: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ PARTS = {"method", "environment", "estimator", "kind", "format", "conversation",
 OPTIONS = {"options", "environment_options"}
 # The settings that name files or runs, those that may name the folder of a model, and a file with a template.
 FILES = {"file", "wrap", "weights", "cache", "gold.labels", "warmup.run", "target"}
-TEMPLATES = {"template", "feedback_template"}  # a file, or the name of one that the tokenizer has
+TEMPLATES = {"template", "feedback_template", "student_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 
@@ -46,7 +46,7 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)
         a_file = key in FILES or f"{above}.{key}" in FILES
-        if a_file and (shipped.is_shipped(value) or columns.is_on_hub(value)):
+        if (a_file or key in TEMPLATES) and (shipped.is_shipped(value) or columns.is_on_hub(value)):
             return value
         if value and (a_file or (key in MODELS and local(value)) or (key in TEMPLATES and template(value))):
             return str(Path(value).absolute())

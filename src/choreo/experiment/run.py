@@ -291,9 +291,12 @@ def _head(recipe: config.Recipe) -> dict[str, Any]:
     }
 
 
-def overlap_words(report: Mapping[str, Any]) -> list[str]:
-    """What is reported of prompts from files before a run begins: how many, and how many of them on both sides."""
+def overlap_words(report: Mapping[str, Any], listed: str = "run.json") -> list[str]:
+    """What is reported of prompts from files before a run begins: how many, and how many of them on both sides.
+
+    listed: what lists the latter.
+    """
     lines = [taken(name, source) for name, source in report["sources"].items()]
     hows = {"equal": "are also training prompts, word for word", "near": "are nearly the same as training prompts"}
     both = [f"{count} {how}" for side, how in hows.items() if (count := report["overlap"][side])]
-    return [*lines, *([f"! of the held-out prompts, {'; '.join(both)}; run.json lists them"] if both else [])]
+    return [*lines, *([f"! of the held-out prompts, {'; '.join(both)}; {listed} lists them"] if both else [])]

@@ -1,5 +1,5 @@
-"""Files of data that ship with choreo, and folders of trained judges. A recipe or a command names one as
-choreo:english/train.jsonl."""
+"""Files of data and chat templates that ship with choreo, and folders of trained judges. A recipe or a command names
+one as choreo:english/train.jsonl."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def place(name: Path) -> Path:
     that name."""
     if not is_shipped(name):
         return name
-    files = sorted(file for pattern in ("*/*.jsonl", "*/*.npz") for file in DATA.glob(pattern))
+    files = sorted(file for pattern in ("*/*.jsonl", "*/*.npz", "*/*.jinja") for file in DATA.glob(pattern))
     files += sorted(file.parent for file in DATA.glob("*/*/judge.json"))
     there = {file.relative_to(DATA).as_posix(): file for file in files}
     if (wanted := str(name).removeprefix(PREFIX)) not in there:

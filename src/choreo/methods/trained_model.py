@@ -37,13 +37,22 @@ class TrainedModel:
     engine: LocalEngine
 
     @classmethod
-    def load(cls, name: str, base: str, policies: Sequence[str], recipe: Recipe, wording: Wording = DEFAULT) -> Self:
-        """Every policy starts equal to the base. wording: has its system prompt, as a conversation agent's.
+    def load(
+        cls,
+        name: str,
+        base: str,
+        policies: Sequence[str],
+        recipe: Recipe,
+        wording: Wording = DEFAULT,
+        template: str | None = None,
+    ) -> Self:
+        """Every policy starts equal to the base. wording: has its system prompt, as a conversation agent's. template:
+        in place of the recipe's.
 
         Raises BadInput where there is no such base, or it cannot be used.
         """
         folder, weights = base_folder(base), recipe.weights()
-        chat = load_chat(folder, weights.template, wording=wording)
+        chat = load_chat(folder, weights.template if template is None else template, wording=wording)
         team = Team.open(folder, policies, seed=recipe.seed, **weights.loading())
         engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
         return cls(name, base, fingerprint(folder), chat, team, engine)

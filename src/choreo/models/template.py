@@ -21,7 +21,7 @@ from typing import Any
 
 from choreo.config.wording import DEFAULT, Wording, filled
 from choreo.errors import BadInput, first_line
-from choreo.files import utf8
+from choreo.files import shipped, utf8
 from choreo.models.chat import Chat, Ids, message
 from choreo.models.fixed_date import DATE, with_fixed_date
 from choreo.models.marker_text import TextMarkers, find_text_markers
@@ -42,14 +42,14 @@ _PLACEHOLDER = re.compile(r"zqx(\d+)xqz")
 def template_of(tokenizer: Any, named: str = "", setting: str = "template in the recipe") -> str:
     """The chat template to use with `tokenizer`: its only one, or of several the one named "default".
 
-    named: a file with another template, or the name of one of the tokenizer's. setting: where a user sets `named`, for
-    messages. Raises BadInput where there is no template.
+    named: a file with another template, which may be one that ships (choreo:templates/plain.jinja), or the name of one
+    of the tokenizer's. setting: where a user sets `named`, for messages. Raises BadInput where there is no template.
     """
     own = tokenizer.chat_template
     several: dict[str, str] = own if isinstance(own, dict) else {}
     if named:
         try:
-            return Path(named).read_text(encoding="utf-8")
+            return shipped.place(Path(named)).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise BadInput(f"template {named}: not UTF-8 text") from None
         except (OSError, ValueError) as error:

@@ -37,9 +37,9 @@ class MacpoAgent(TrainedModel):
     def of(cls, name: str, base: str, recipe: MacpoRecipe) -> MacpoAgent:
         """Both policies, and a copy of the start where that is the reference, equal to the base."""
         start = [f"{name}-start"] if recipe.rounds.reference == "sft" else []
-        return cls.load(
-            name, base, [f"{name}+", f"{name}-", *start], recipe, Wording(conversation=recipe.writing.system)
-        )
+        wording = Wording(conversation=recipe.writing.system)
+        policies = [f"{name}+", f"{name}-", *start]
+        return cls.load(name, base, policies, recipe, wording, recipe.agents.template_of(name))
 
     def fits_labelled(self, prompt: Prompt, label: str, room: int) -> bool:
         """Whether the prompt and the longer of its label and `room` more tokens are within the model's positions."""

@@ -86,7 +86,7 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
             PlannedModel(
                 whose=name,
                 base=base,
-                template=recipe.agents.template,
+                template=recipe.agents.template_of(name),
                 policies=policies,
                 optimisers=int(name == "student"),  # one policy at a time has one, the student's is the largest
                 micro_tokens=recipe.micro_tokens,

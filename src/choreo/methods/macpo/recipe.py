@@ -28,8 +28,16 @@ class AgentSettings(Weights):
         "hub (owner/name)",
     )
     student: str = Field("coins-llama", description="the strong student's base")
+    student_template: str = Field(
+        "", description="a file with a chat template for the student alone; none: template, which is for all agents"
+    )
     rank: Positive = Field(32, description="of LoRA; 8 holds a base as narrow as the shipped teachers back")
     alpha: Rate = 16.0
+
+    def template_of(self, agent: str) -> str:
+        """The chat template that `agent` is to use: a file, or the name of one that its tokenizer has; "" is its
+        tokenizer's own."""
+        return (agent == "student" and self.student_template) or self.template
 
 
 class DataSettings(Section):
@@ -45,6 +53,9 @@ class DataSettings(Section):
         "", description="pairs of your own in a published format (choreo data check), in place of the microworld's"
     )
     format: FormatName = Field("", description="of that file; by default known by the fields of its rows")
+    words: Annotated[int, Field(ge=0)] = Field(
+        0, description="pairs of that file with more words in the prompt, or in either answer, are left out; 0: none is"
+    )
 
 
 class Tuning(Section):

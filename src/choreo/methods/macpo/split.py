@@ -133,6 +133,8 @@ def _of_file(recipe: MacpoRecipe) -> tuple[list[Prompt], Label, dict[str, Any]]:
         text = flatten(pair.turns)
         if pair.rejected is None:
             left_out["no rejected answer"] += 1
+        elif data.words and max(len(part.split()) for part in (text, pair.chosen, pair.rejected)) > data.words:
+            left_out[f"more than {data.words} words"] += 1
         elif text in rows:
             left_out["another pair of the same prompt"] += 1
         else:

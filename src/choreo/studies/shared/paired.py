@@ -18,6 +18,7 @@ from choreo.evaluation.paired import (
     DRAWS,
     F1,
     ORR,
+    REWARD,
     PairedDifference,
     Statistic,
     Tables,
@@ -33,7 +34,7 @@ STATISTICS = {
     "ASR": ASR,
     "ORR": ORR,
     "F1": F1,
-    "reward": Statistic(("satisfactory",), lambda right: right),
+    "reward": REWARD,
     "general ability": Statistic(("general",), lambda right: right),
     "label accuracy": Statistic(("labels",), lambda right: right),
 }
