@@ -11,6 +11,7 @@ from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
 from choreo.config.wording import Wording
+from choreo.methods.waltz.cotraining.settings import CoTraining
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
@@ -176,6 +177,7 @@ class WaltzRecipe(Recipe):
     stages: Stages = Field(Stages(), validate_default=True)
     warmup: Warmup = Warmup()
     learning: Learning = Learning()
+    attack: CoTraining | None = Field(None, description="an attacker that learns beside the pair; microworld alone")
     checkpoint_every: Positive = Field(10, description="steps between checkpoints")
 
     def bases(self) -> tuple[str, ...]:
