@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 from macpo import same
+from warm import Warm
 
 from choreo.cli import main
 from choreo.engine import checkpoint
@@ -46,6 +48,8 @@ def test_a_rewording_is_read_as_the_request_that_it_is():
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
+    spoken = prompts("dialogue_benign", "train", 1)[0]  # whose words alone ask for nothing that the world can read
+    assert same_request(spoken, spoken.text) == spoken.meaning
     for suite in SUITES:
         asked = prompts(suite, "train", 12)
         for prompt, other in zip(asked, [*asked[1:], asked[0]], strict=True):
@@ -91,8 +95,10 @@ def test_settings_that_cannot_be_are_one_line(tmp_path, capsys):
     small = [f"world.train_prompts={SMALL['world']['train_prompts']}", "world.heldout_prompts=2"]
     for words, said in (
         (files, "attack: an attacker is trained in the microworld alone"),
-        ([*small, "attack.intents=80"], "intents = 80: there are"),
+        ([*small, "attack.intents=80"], "attack.intents = 80: there are 20 harmful prompts to train on"),
         (["attack.share=0"], "attack.share: expected"),
+        (["attack.prompt_tokens=177"], "attack: prompt_tokens = 177: there is room for 176, those of a game"),
+        (["attack.prompt_tokens=138", "protocol.feedback_tokens=57", "protocol.rounds=0"], "there is room for 137"),
     ):
         options = [part for word in words for part in ("--set", word)]
         assert main(["train", "waltz", *options, "--run", str(tmp_path / "run")]) == 2
@@ -110,15 +116,24 @@ def games(run: Path) -> list[dict]:
     return [game for file in sorted(run.glob("episodes/*.gz")) for game in durable.read_lines(file)]
 
 
+def command(run: Path) -> list[str]:
+    settings = {f"{section}.{name}": value for section, part in SMALL.items() if isinstance(part, dict)
+                for name, value in part.items()} | {"seed": 3, "checkpoint_every": 1}  # fmt: skip
+    return [
+        "train",
+        "waltz",
+        *(w for n, value in settings.items() for w in ("--set", f"{n}={value}")),
+        "--run",
+        str(run),
+    ]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A run that was never disturbed."""
-    path = tmp_path_factory.mktemp("runs")
-    settings = {f"{section}.{name}": value for section, part in SMALL.items() if isinstance(part, dict)
-                for name, value in part.items()} | {"seed": 3, "checkpoint_every": 1}  # fmt: skip
-    options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    assert main(["train", "waltz", *options, "--run", str(path / "whole")]) == 0
-    return path / "whole"
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(command(path)) == 0
+    return path
 
 
 @pytest.mark.slow
@@ -161,17 +176,32 @@ def prompts_of(run: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [2, 4])
-def test_killed_and_resumed_it_is_bit_identical(whole, tmp_path, kept):
-    """The folder is as a kill leaves it after more steps than its last checkpoint has: before a round, and with a past
-    attacker in it."""
+def test_killed_in_a_round_and_resumed_it_is_bit_identical(whole, tmp_path):
+    path = tmp_path / "killed"
+    process = Warm(["-m", "choreo.cli", *command(path)])
+    deadline = time.monotonic() + 300
+    while 4 not in checkpoints(path):  # the round before step 5 comes next, with a past attacker
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9 and len(lines(path)) == 4
+    resumed(path, whole)
+
+
+@pytest.mark.slow
+def test_steps_after_the_last_checkpoint_are_done_again(whole, tmp_path):
+    """As a kill leaves a run whose last checkpoint is older than its last round."""
     path = tmp_path / "killed"
     shutil.copytree(whole, path)
     for step, folder in checkpoints(path).items():
-        if step > kept:
+        if step > 2:
             shutil.rmtree(folder)
     for name in ("summary.json", "report.html", "dialogues.json"):
         (path / name).unlink()
+    resumed(path, whole)
+
+
+def resumed(path: Path, whole: Path) -> None:
     assert main(["train", "--resume", str(path)]) == 0
     assert lines(path) == lines(whole) and games(path) == games(whole)
     assert same(checkpoint.load(checkpoints(path)[5]), checkpoint.load(checkpoints(whole)[5]))

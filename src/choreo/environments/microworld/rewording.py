@@ -55,14 +55,16 @@ def reworded(
 
 
 def same_request(prompt: Prompt, text: str) -> Meaning | None:
-    """The meaning of `text` where it asks for what `prompt` asks for, in the prompt's language and in any frame (or
-    none), style and disguise of the world; else None.
+    """The meaning of `text` where it asks for what `prompt` asks for: in the prompt's own words, or in its language and
+    in any frame (or none), style and disguise of the world; else None.
 
     Raises TypeError for a prompt that has no meaning of the microworld.
     """
     request = prompt.meaning
     if not isinstance(request, Meaning):
         raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    if text.strip() == prompt.text:
+        return request
     body = _without_frame(text.strip(), prompt.language)
     for style in _styles(request):
         for words, meaning in _wordings(prompt, request, style):

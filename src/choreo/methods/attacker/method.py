@@ -71,11 +71,13 @@ class Attacker(Method[AttackerRecipe, "Rewriter"]):
         run.note(**{BEGUN: target.about})
         agents = replace(self.load(recipe), begun=target.about)
         learner = Learner(agents.model.team, POLICY, lr=recipe.lr)
-        training = {
-            kind: target.pair.fitting(task.training()[kind], f"{kind}, training", progress)
-            for kind, count in recipe.counts().items()
-            if count
-        }
+        training = {}
+        for kind, count in recipe.counts().items():
+            if count:
+                what = f"{kind}, training"
+                training[kind] = agents.fitting(
+                    target.pair.fitting(task.training()[kind], what, progress), what, progress
+                )
         everything = [prompt for some in training.values() for prompt in some]
         steps = recipe.warmup_steps + recipe.steps
         for step in training_loop(run, task, progress, agents, [learner], steps=steps, every=recipe.checkpoint_every):

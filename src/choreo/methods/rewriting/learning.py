@@ -94,7 +94,7 @@ def attack_update(
     figures = learner.update(how(samples), loss, lr=settings.lr)
     figures["won"] = _mean([sample.reward for sample in samples])
     names = dict.fromkeys(name for sample in samples for name in sample.parts)
-    if settings.benign:
+    if settings.counts()["benign"]:
         figures |= {name: _mean([s.parts[name] for s in samples if name in s.parts]) for name in names}
         benign = [game for game in episodes if game.prompt.kind == "benign"]
         figures["kept"] = _mean([game.prompt.family == FAMILY for game in benign])

@@ -39,9 +39,10 @@ class Rewriting(Section):
         return {"harmful": self.intents - benign, "benign": benign}
 
 
-def enough_intents(settings: Rewriting, training: Mapping[Kind, Sequence[Prompt]]) -> None:
-    """Raises TooFew where there are fewer prompts of a kind than an update takes. training: by kind."""
+def enough_intents(settings: Rewriting, training: Mapping[Kind, Sequence[Prompt]], where: str = "") -> None:
+    """Raises TooFew where there are fewer prompts of a kind than an update takes. training: by kind. where: what stands
+    before the names of these settings in a recipe."""
     for kind, count in settings.counts().items():
         if count > len(training[kind]):
             there = f"there are {len(training[kind])} {kind} prompts to train on"
-            raise TooFew(f"intents = {settings.intents}: {there}")
+            raise TooFew(f"{where}intents = {settings.intents}: {there}")

@@ -80,7 +80,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         if trains and recipe.attack:
             if recipe.environment != config.MICROWORLD or recipe.from_files():
                 raise BadInput("attack: an attacker is trained in the microworld alone")
-            enough_intents(recipe.attack, task.training())
+            enough_intents(recipe.attack, task.training(), "attack.")
         if trains:
             with agents.rollouts() as rollouts:
                 prompts = training_prompts(rollouts, task, recipe.learning)
@@ -150,7 +150,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
     def work(self, recipe: WaltzRecipe) -> Work:
         protocol, learning = recipe.protocol, recipe.learning
-        game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
+        game = protocol.game_tokens(protocol.rounds)
         warmup = recipe.warmup
         learns = warmup.on and not warmup.run
         updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch) if learns else 0

@@ -67,6 +67,10 @@ class Protocol(Section):
     def limits(self) -> Limits:
         return Limits(self.rounds, self.answer_tokens, self.feedback_tokens)
 
+    def game_tokens(self, rounds: int) -> int:
+        """The most new tokens in a game of `rounds` feedback rounds."""
+        return self.answer_tokens + rounds * (self.answer_tokens + self.feedback_tokens)
+
 
 class Rewards(Section):
     """WaltzRL equations for R_f = α·R_DIR·R_label + λ·R_label + γ·R_format (`choreo.methods.waltz.rewards`)."""
@@ -222,6 +226,16 @@ class WaltzRecipe(Recipe):
                 'baseline = "shared" reads the states of both agents as one base has them, and there are '
                 'two; "separate" does not'
             )
+        return value
+
+    @field_validator("attack")
+    @classmethod
+    def _has_room(cls, value: CoTraining | None, info: ValidationInfo) -> CoTraining | None:
+        """A prompt that has room for a game (`Pair.fitting`) has room for its rewriting, if that is no longer."""
+        if value and (protocol := info.data.get("protocol")):
+            most = protocol.game_tokens(max(1, protocol.rounds))
+            if value.prompt_tokens > most:
+                raise ValueError(f"prompt_tokens = {value.prompt_tokens}: there is room for {most}, those of a game")
         return value
 
     @field_validator("warmup")
