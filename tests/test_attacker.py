@@ -18,7 +18,8 @@ from choreo.cli import main
 from choreo.engine import checkpoint
 from choreo.environments.microworld.suites import prompts
 from choreo.files import durable
-from choreo.methods.attacker.play import AttackedPair, rewritten
+from choreo.methods.attacker.play import AttackedPair
+from choreo.methods.rewriting.words import rewritten
 from choreo.runs.folder import checkpoints
 
 pytestmark = pytest.mark.slow

@@ -16,6 +16,8 @@ METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
 
 # Settings, and tables of them, that came after 0.1, and whose default is what every run had before.
 LATER = {
+    ("attack",),
+    ("benign",),
     ("engine",),
     ("environment",),
     ("gold",),

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from choreo.attacks.base import Case, WriterQuestion
-from choreo.types import Prompt
+from choreo.methods.rewriting.words import rewritten
 
 
 def by_policy(case: Case) -> WriterQuestion:
     """The prompt itself is all that the attacker is asked; it writes another with every try."""
-
-    def read(reply: str) -> Prompt | None:
-        return replace(case.prompt, text=reply.strip(), family="trained") if reply.strip() else None
-
-    return WriterQuestion(case.prompt.text, read)
+    return WriterQuestion(case.prompt.text, lambda reply: rewritten(case.prompt, reply))
 
 
 ATTACKS = {"trained": by_policy}

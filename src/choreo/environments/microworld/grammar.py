@@ -35,16 +35,22 @@ def hide(
     harms one of the two things and not the other, so the names of the things do not show whether the request is
     harmful. The action with the other thing is also one of `pairs`, so that parts of the world stay apart.
     """
-    c = column(language)
     harm = lexicon.harmful(deed.action, deed.thing)
     other = rng.choice([o for a, o in pairs if a == deed.action and lexicon.harmful(a, o) != harm])
     things = [deed.thing, other]
     rng.shuffle(things)
+    return hidden_request(deed, things, style, language)
+
+
+def hidden_request(deed: Deed, things: Sequence[str], style: str, language: str) -> tuple[str, Meaning]:
+    """The words for `deed` that name the two `things`, the deed's and another, in this order; and their meaning."""
+    c = column(language)
     first, last = (lexicon.without_article(o, language) for o in things)
-    pointer = wording.POINTERS[c][things.index(deed.thing)]
+    own = things.index(deed.thing)
+    pointer = wording.POINTERS[c][own]
     pointed = wording.POINTED[c].format(verb=lexicon.verb(deed.action, language), pointer=pointer)
     text = f"{wording.HIDDEN_THINGS[c].format(a=first, b=last)} {wording.HIDDEN[style][c].format(deed=pointed)}"
-    return text, Meaning("how", deed, pointer=pointer, mistaken=Deed(deed.action, other))
+    return text, Meaning("how", deed, pointer=pointer, mistaken=Deed(deed.action, things[1 - own]))
 
 
 def ask_later(deed: Deed, style: str, language: str) -> str:

@@ -1,10 +1,11 @@
-"""The same request in other words of the microworld: another frame or style, the thing named or only pointed at."""
+"""The same request in other words of the microworld: another frame or style, the thing named or only pointed at.
+`reworded` writes them, `same_request` reads them."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -51,6 +52,47 @@ def reworded(
     families = [family for family in families if family not in taken] or families
     least = min(map(failing, families))
     return _worded(prompt, request, rng.choice([family for family in families if failing(family) == least]), rng)
+
+
+def same_request(prompt: Prompt, text: str) -> Meaning | None:
+    """The meaning of `text` where it asks for what `prompt` asks for: in the prompt's own words, or in its language and
+    in any frame (or none), style and disguise of the world; else None.
+
+    Raises TypeError for a prompt that has no meaning of the microworld.
+    """
+    request = prompt.meaning
+    if not isinstance(request, Meaning):
+        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    if text.strip() == prompt.text:
+        return request
+    body = _without_frame(text.strip(), prompt.language)
+    for style in _styles(request):
+        for words, meaning in _wordings(prompt, request, style):
+            if words == body:
+                return meaning
+    return None
+
+
+def _wordings(prompt: Prompt, request: Meaning, style: str) -> Iterator[tuple[str, Meaning]]:
+    """All that may stand behind a frame where `_worded` words the request in `style`, each with its meaning."""
+    language, deed = prompt.language, request.deed
+    c = column(language)
+    if style in wording.HIDDEN and deed:
+        for action, other, harm in _pairs():
+            if action == deed.action and harm != deed.harmful:
+                for things in ((deed.thing, other), (other, deed.thing)):
+                    yield grammar.hidden_request(deed, things, style, language)
+    elif style in wording.DEFINE:
+        yield wording.DEFINE[style][c].format(verb=lexicon.verb(request.action, language)), request
+    elif style in wording.PLAIN and deed:
+        for qualifier in ("", *(f" {words[c]}" for words in lexicon.QUALIFIERS)):
+            words = wording.PLAIN[style][c].format(deed=deed.phrase(language, qualifier))
+            yield words, replace(request, pointer="", mistaken=None)
+    elif style in wording.PROTECT and deed:
+        noun = lexicon.noun(deed.thing, language)
+        yield wording.PROTECT[style][c].format(deed=deed.phrase(language), noun=noun), request
+    else:
+        yield _without_frame(prompt.text, language), request
 
 
 def _parts(family: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What an attacker writes, and what the pair makes of it."""
+"""The pair that is attacked, and the attacker as an agent."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from choreo.agents.base import Key
-from choreo.agents.local import TOO_LONG
 from choreo.errors import BadInput
-from choreo.game.moves import answered
-from choreo.game.play import play
 from choreo.methods.base import method_of, run_of_a_pair
 from choreo.methods.one_model import OneModel
 from choreo.methods.waltz.agents import Pair
 from choreo.runs.folder import checkpoint_digest
-from choreo.types import CONVERSATION, Episode, Limits, Prompt, TextTurn, Turn
+from choreo.types import Episode, Limits, Prompt, TextTurn, Turn
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,7 @@ class AttackedPair:
         gets an answer that failed. rounds: of feedback, by default those of the run's recipe."""
         limits: Limits = self.recipe.protocol.limits
         limits = limits if rounds is None else replace(limits, rounds=rounds)
-        fits = [self.pair.has_room(prompt) for prompt, _ in sent]
-        asked = [one for one, fit in zip(sent, fits, strict=True) if fit]
-        temperature = self.recipe.evaluation.temperature
-        played = iter(play(self.pair.agents, asked, limits, key=key, temperature=temperature))
-        unasked = TextTurn(CONVERSATION, 0, "", False, 0, TOO_LONG)
-        return [
-            next(played) if fit else answered(Episode(*one, ()), unasked) for one, fit in zip(sent, fits, strict=True)
-        ]
+        return self.pair.games(sent, limits, key=key, temperature=self.recipe.evaluation.temperature)
 
 
 @dataclass(frozen=True)
@@ -65,11 +55,6 @@ class Rewriter(OneModel):
     that."""
 
     begun: Mapping[str, Any] | None = None
-
-
-def rewritten(prompt: Prompt, text: str) -> Prompt:
-    """`prompt` in the attacker's words. Its meaning stays: what was asked for is what is judged."""
-    return replace(prompt, text=text.strip(), family="trained")
 
 
 @dataclass(frozen=True)

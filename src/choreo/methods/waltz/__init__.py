@@ -10,6 +10,7 @@ samples   games split into single-agent samples
 agents    the pair, loaded
 alarms    signs of collapse
 figures   what is recorded and shown of a step
+cotraining/  an attacker that learns beside the pair
 trainer   the steps, one after the other
 systems   a blocking safeguard, and feedback from true labels
 measure   the systems of the paper's table

@@ -11,14 +11,16 @@ from typing import Any, TypeVar
 
 import torch
 
+from choreo.agents.base import Key
 from choreo.agents.constrained_review import ReviewGrammar
-from choreo.agents.local import LocalAgent
+from choreo.agents.local import TOO_LONG, LocalAgent
 from choreo.config.rollouts import Rollouts
 from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.local import Kept, LocalEngine, Untrained
 from choreo.engine.rollouts import sampler_of
 from choreo.errors import BadInput
+from choreo.game.moves import answered
 from choreo.game.play import play
 from choreo.methods.agents import Policy
 from choreo.methods.waltz.recipe import Protocol, WaltzRecipe
@@ -27,7 +29,7 @@ from choreo.models.hub import fingerprint
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder, other_base
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Sample
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Limits, Prompt, Sample, TextTurn
 
 Found = TypeVar("Found")
 START = f"{FEEDBACK}-start"  # the feedback agent as it was after its warm start; RL does not change it
@@ -127,6 +129,19 @@ class Pair:
         chosen = self.temperature if temperature is None else temperature
         games = [(prompt, 0) for prompt in prompts]
         return play(self.agents, games, self.protocol.limits, key=(seed, "evaluation"), temperature=chosen)
+
+    def games(
+        self, sent: Sequence[tuple[Prompt, int]], limits: Limits, *, key: Key, temperature: float
+    ) -> list[Episode[Any]]:
+        """The pair's games on (prompt, sample), in order, not judged. A prompt that has no room in a model's positions
+        gets an answer that failed."""
+        fits = [self.has_room(prompt) for prompt, _ in sent]
+        asked = [one for one, fit in zip(sent, fits, strict=True) if fit]
+        played = iter(play(self.agents, asked, limits, key=key, temperature=temperature))
+        unasked = TextTurn(CONVERSATION, 0, "", False, 0, TOO_LONG)
+        return [
+            next(played) if fit else answered(Episode(*one, ()), unasked) for one, fit in zip(sent, fits, strict=True)
+        ]
 
     def models(self) -> dict[LocalAgent[LocalEngine], list[str]]:
         """Every model that is loaded, once, with the agents on it."""

@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from choreo import config
+from choreo.errors import BadInput
 from choreo.files.json_file import read_object
 from choreo.methods.agents import Unread
 from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
 from choreo.methods.passes import Lengths, Pass
+from choreo.methods.rewriting.settings import enough_intents
+from choreo.methods.waltz.cotraining.settings import ATTACKER
 from choreo.methods.waltz.recipe import WaltzRecipe, learners
-from choreo.methods.waltz.work import agents_on, waltz_passes
+from choreo.methods.waltz.work import agents_on, attack_updates, waltz_passes
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -73,6 +77,10 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         elif trains and recipe.warmup.on:
             answers_of_files(recipe, task)
             own_prompts(recipe, agents, task)
+        if trains and recipe.attack:
+            if recipe.environment != config.MICROWORLD or recipe.from_files():
+                raise BadInput("attack: an attacker is trained in the microworld alone")
+            enough_intents(recipe.attack, task.training(), "attack.")
         if trains:
             with agents.rollouts() as rollouts:
                 prompts = training_prompts(rollouts, task, recipe.learning)
@@ -80,9 +88,12 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         agents.fitting(task.suites("heldout"), "heldout")
 
     def run(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> Measurement:
+        from choreo.methods.waltz.cotraining.report import attack_rounds
         from choreo.methods.waltz.warmup.report import FOLDER
 
         measured = super().run(recipe, run, task, progress)
+        if recipe.attack:
+            measured = replace(measured, extra={**measured.extra, "attack": {"rounds": attack_rounds(run.metrics)}})
         if not recipe.warmup.on:
             return measured
         warmup = read_object(run.path / FOLDER / "summary.json")
@@ -118,6 +129,11 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
     def models(self, recipe: WaltzRecipe) -> list[PlannedModel]:
         learn = {*learners(recipe.stages, stage=2)}
+        attacker = [
+            PlannedModel(ATTACKER, *recipe.model.of(CONVERSATION), policies=1 + attack.population, judged=False)
+            for attack in (recipe.attack,)
+            if attack
+        ]
         return [
             PlannedModel(
                 whose=agents_on(agents),
@@ -130,16 +146,22 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
                 micro_tokens=recipe.learning.micro_tokens,
             )
             for (base, template), agents in recipe.model.shared().items()
-        ]
+        ] + attacker
 
     def work(self, recipe: WaltzRecipe) -> Work:
         protocol, learning = recipe.protocol, recipe.learning
-        game = protocol.answer_tokens + protocol.rounds * (protocol.answer_tokens + protocol.feedback_tokens)
+        game = protocol.game_tokens(protocol.rounds)
         warmup = recipe.warmup
         learns = warmup.on and not warmup.run
         updates = warmup.epochs * math.ceil(warmup.rows / warmup.batch) if learns else 0
-        own = warmup.own * protocol.answer_tokens if learns else 0
-        return Work(learning.steps + updates, learning.steps * learning.prompts * learning.samples * game + own)
+        own: float = warmup.own * protocol.answer_tokens if learns else 0
+        games = learning.steps * learning.prompts * learning.samples
+        if attack := recipe.attack:
+            tries = attack_updates(recipe) * attack.intents * attack.samples
+            updates += attack.warmup_steps + attack_updates(recipe)
+            games += tries
+            own += (tries + learning.steps * learning.prompts * attack.share) * attack.prompt_tokens
+        return Work(learning.steps + updates, round(games * game + own))
 
     def passes(self, recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
         return waltz_passes(recipe, lengths)
@@ -169,13 +191,13 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return ("Instructions to the feedback agent, hidden in a prompt or an answer, were not tried either.",)
 
     def report(self, record: Record) -> str:
+        from choreo.methods.waltz.cotraining.report import attack_sections
         from choreo.methods.waltz.report import CURVES, SYSTEMS
         from choreo.methods.waltz.warmup.report import warmup_sections
         from choreo.report.run_pages import systems_page
 
-        return systems_page(
-            record, trained=SYSTEMS, curves=CURVES, published_too=True, sections=warmup_sections(record)
-        )
+        sections = [*warmup_sections(record), *attack_sections(record)]
+        return systems_page(record, trained=SYSTEMS, curves=CURVES, published_too=True, sections=sections)
 
 
 def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts
 from choreo.config.recipe import Recipe
 from choreo.config.wording import Wording
+from choreo.methods.waltz.cotraining.settings import CoTraining
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
@@ -65,6 +66,10 @@ class Protocol(Section):
     @property
     def limits(self) -> Limits:
         return Limits(self.rounds, self.answer_tokens, self.feedback_tokens)
+
+    def game_tokens(self, rounds: int) -> int:
+        """The most new tokens in a game of `rounds` feedback rounds."""
+        return self.answer_tokens + rounds * (self.answer_tokens + self.feedback_tokens)
 
 
 class Rewards(Section):
@@ -176,6 +181,7 @@ class WaltzRecipe(Recipe):
     stages: Stages = Field(Stages(), validate_default=True)
     warmup: Warmup = Warmup()
     learning: Learning = Learning()
+    attack: CoTraining | None = Field(None, description="an attacker that learns beside the pair; microworld alone")
     checkpoint_every: Positive = Field(10, description="steps between checkpoints")
 
     def bases(self) -> tuple[str, ...]:
@@ -220,6 +226,16 @@ class WaltzRecipe(Recipe):
                 'baseline = "shared" reads the states of both agents as one base has them, and there are '
                 'two; "separate" does not'
             )
+        return value
+
+    @field_validator("attack")
+    @classmethod
+    def _has_room(cls, value: CoTraining | None, info: ValidationInfo) -> CoTraining | None:
+        """A prompt that has room for a game (`Pair.fitting`) has room for its rewriting, if that is no longer."""
+        if value and (protocol := info.data.get("protocol")):
+            most = protocol.game_tokens(max(1, protocol.rounds))
+            if value.prompt_tokens > most:
+                raise ValueError(f"prompt_tokens = {value.prompt_tokens}: there is room for {most}, those of a game")
         return value
 
     @field_validator("warmup")

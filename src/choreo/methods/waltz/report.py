@@ -29,6 +29,16 @@ CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
             "ftr_general": "FTR general",
         },
     ),
+    (
+        "The attacker's tries that won, in its rounds and on the step's episodes",
+        "%",
+        {
+            "attacker/unsafe": "unsafe, in a round",
+            "attacker/overrefuse": "over-refusal, in a round",
+            "attacked/asr": "unsafe, in a step",
+            "attacked/orr": "over-refusal, in a step",
+        },
+    ),
     ("Labels and format of the feedback", "%", {"label_accuracy": "label accuracy", "format_rate": "format rate"}),
     (
         "KL from the reference",

@@ -32,6 +32,7 @@ from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms
 from choreo.methods.waltz.batches import draw, training_prompts
+from choreo.methods.waltz.cotraining.attacker import CoAttacker, attacked_figures
 from choreo.methods.waltz.figures import shown_figures, step_figures
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners, stage1_steps
 from choreo.methods.waltz.samples import split
@@ -71,6 +72,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         for agent in learners(recipe.stages, stage=2)
     }
     values, digest = _values(recipe, pair), task.digest
+    attacker = CoAttacker(recipe.attack, recipe, pair, task) if recipe.attack else None
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
     # Where the conversation agent is frozen throughout, all of the run is stage 1.
     stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
@@ -79,7 +81,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
         saved |= {"prompts": digest, "frames": pair.frames()}
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learner_of.items()}
-        saved |= pair.start_state()
+        saved |= pair.start_state() | ({"attack": attacker.state_dict(step)} if attacker else {})
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
@@ -100,8 +102,12 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         pair.load_start(path, saved)
         if values:
             values.load_state_dict(saved["values"])
+        if attacker:
+            attacker.load_state_dict(path, saved)
     elif recipe.warmup.on:
         warm_start(recipe, run, pair, task, progress)
+    if attacker and path is None:
+        run.log_beside(attacker.warm_start(progress))
     for remark in [*pair.remarks, *([] if rollouts.exact else [INEXACT])]:
         progress.say(f"! {remark}")
     judge, watch = strict(task.judge), JudgeWatch(task, run)
@@ -112,7 +118,11 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         began = time.monotonic()
         key = (recipe.seed, step)
         batch = draw(prompts, learning, recipe.seed, step, task.weights)
+        attacks: dict[str, float] = {}
         try:
+            if attacker:
+                attacks = attacker.round(step, judge)
+                batch = attacker.rewrite(batch, step)
             episodes = judge_episodes(judge, play(rollouts.agents, batch, recipe.protocol.limits, key=key))
             asked = asked_of([verdict for episode in episodes for verdict in episode.verdicts])
             left_open = reasons(asked)
@@ -122,6 +132,8 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
                 raise JudgeDown(_undecided(judge.name, left_open, Path(recipe.judge.cache or run.path / CACHE)))
             compared = watch.compare(episodes) if watch.due(step) else {}
         except (BadInput, JudgeDown) as missing:
+            if attacker:
+                attacker.undo()
             # No weight has moved in this step. Going on without verdicts would be learning from their absence.
             if step > 1 and not run.checkpoint(step - 1).exists():
                 checkpoint.save(run.checkpoint(step - 1), state(step - 1))
@@ -130,6 +142,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         learnt = parts.samples if rollouts.exact else _with_old(pair, parts.samples)
         samples = _advantages(learnt, learning, pair, values)
         figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
+        figures |= attacks | (attacked_figures(episodes) if attacker else {})
         figures |= {} if rollouts.exact else mismatch(samples, recipe.engine.truncate)
         for agent in learners(recipe.stages, stage):
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from choreo.methods.passes import Lengths, Pass
+from choreo.methods.waltz.cotraining.settings import ATTACKER
 from choreo.methods.waltz.recipe import WaltzRecipe, learners, stage1_steps
 from choreo.types import CONVERSATION, FEEDBACK
 
@@ -34,10 +35,16 @@ def waltz_passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
     reviewed = lengths.review + lengths.prompt + answer * written
     last = first + protocol.rounds * a_round
 
-    found = [Pass(on[CONVERSATION], "sample", games, first, answer, steps, learning.prompts, written)]
-    for t in range(1, protocol.rounds + 1):
-        found.append(Pass(on[FEEDBACK], "sample", games, reviewed, review, steps, None, written))
-        found.append(Pass(on[CONVERSATION], "sample", games, first + t * a_round, answer, steps, None, written))
+    found = []
+
+    def played(games: float, times: float, distinct: float) -> None:
+        """`times` batches of whole games."""
+        found.append(Pass(on[CONVERSATION], "sample", games, first, answer, times, distinct, written))
+        for t in range(1, protocol.rounds + 1):
+            found.append(Pass(on[FEEDBACK], "sample", games, reviewed, review, times, None, written))
+            found.append(Pass(on[CONVERSATION], "sample", games, first + t * a_round, answer, times, None, written))
+
+    played(games, steps, learning.prompts)
     contexts = {CONVERSATION: (first + last) / 2, FEEDBACK: reviewed}
     scored = (learning.beta > 0) + (not recipe.engine.local)
     for role, times in learning_steps(recipe).items():
@@ -53,7 +60,20 @@ def waltz_passes(recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
         found.append(Pass(on[FEEDBACK], "learn", warmup.batch, reviewed, review, updates, None, written))
         if warmup.own:
             found.append(Pass(on[CONVERSATION], "sample", PART, first, answer, warmup.own / PART, None, written))
+    if attack := recipe.attack:
+        updates, tries = attack_updates(recipe), attack.intents * attack.samples
+        words, rewritten = float(attack.prompt_tokens), attack.share * learning.prompts
+        played(tries, updates, tries)
+        found.append(Pass(ATTACKER, "sample", tries, first, words, updates, attack.intents, written))
+        found.append(Pass(ATTACKER, "sample", rewritten, first, words, steps, None, written))
+        found.append(Pass(ATTACKER, "learn", tries, first, words, updates, None, written))
+        found.append(Pass(ATTACKER, "learn", attack.warmup_rows, first, words, attack.warmup_steps, None, written))
     return found
+
+
+def attack_updates(recipe: WaltzRecipe) -> int:
+    """How many updates the attacker beside the pair makes after its warm start; none where there is no attacker."""
+    return recipe.attack.attacker_steps * recipe.attack.rounds(recipe.learning.steps) if recipe.attack else 0
 
 
 def learning_steps(recipe: WaltzRecipe) -> dict[str, int]:

@@ -1,0 +1,48 @@
+"""The settings of whatever trains an attacker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from choreo.config.common import Fraction, Positive, Section
+from choreo.config.parts import EstimatorName
+from choreo.errors import TooFew
+from choreo.types import Kind, Prompt
+
+
+class Rewriting(Section):
+    """A warm start on rewordings, then policy-gradient updates on prompts that the attacker writes."""
+
+    prompt_tokens: Positive = Field(48, description="at most this many tokens of a prompt that the attacker writes")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        150, description="steps that learn, by likelihood, to write a prompt in other words; the base would answer it"
+    )
+    warmup_rows: Positive = Field(64, description="rewordings in a step of the warm start")
+    intents: Positive = Field(16, description="prompts an update, from which the attacker writes others")
+    benign: Fraction = Field(
+        0.0,
+        description="share of these that are benign: the attacker is paid where the final answer over-refuses, and "
+        "its prompt still asks for the same",
+    )
+    samples: Annotated[int, Field(ge=2)] = Field(8, description="rewritten prompts for each, a group")
+    estimator: EstimatorName = Field("grpo", description="how the attacker's advantages are computed")
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    warmup_lr: Annotated[float, Field(gt=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0)] = Field(5e-4, description="of the attacker")
+
+    def counts(self) -> dict[Kind, int]:
+        """How many prompts of each kind an update takes."""
+        benign = round(self.benign * self.intents)
+        return {"harmful": self.intents - benign, "benign": benign}
+
+
+def enough_intents(settings: Rewriting, training: Mapping[Kind, Sequence[Prompt]], where: str = "") -> None:
+    """Raises TooFew where there are fewer prompts of a kind than an update takes. training: by kind. where: what stands
+    before the names of these settings in a recipe."""
+    for kind, count in settings.counts().items():
+        if count > len(training[kind]):
+            there = f"there are {len(training[kind])} {kind} prompts to train on"
+            raise TooFew(f"{where}intents = {settings.intents}: {there}")
