@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # PyTorch is loaded by who joins
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -155,6 +156,18 @@ def wait() -> None:
 def agreed(wanted: bool) -> bool:
     """Whether any rank wants it, on all ranks."""
     return any(_exchanged(wanted))
+
+
+def most(number: int) -> int:
+    """The largest of the ranks' numbers, on all ranks."""
+    return max(_exchanged(number))
+
+
+def mesh(kind: str) -> DeviceMesh:
+    """All ranks in a row, on their devices of that kind ("cpu", "cuda"): what PyTorch shards tensors over."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(kind, (ranks(),))
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
