@@ -12,13 +12,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from choreo import parallel
 from choreo.engine.sharded import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # What PyTorch's list of tensors is made of. It is a pickle, which may name any code; nothing else is called.
 _KNOWN = {
@@ -65,27 +68,28 @@ def write(folder: Path, tensors: dict[str, Tensor]) -> None:
 def whole(folder: Path, state: Any, device: str | torch.device) -> Any:
     """The state with what `write` wrote in place of its blanks: in several ranks, which call it together, each with its
     rows, on the CPU; in one process whole tensors on `device`. Runs no code from the files."""
-    wanted: dict[str, Tensor] = {}
+    blanks: dict[str, Tensor] = {}
 
-    def room(name: str, value: Tensor) -> Tensor:
+    def note(name: str, value: Tensor) -> Tensor:
         if value.device.type == "meta":
-            wanted[name] = _room(value, device)
-            return wanted[name]
+            blanks[name] = value
         return value
 
-    filled = _mapped(state, room)
-    if not wanted:
+    _mapped(state, note)
+    if not blanks:
         return state
-    _read(folder, wanted)
-    return filled
+    mesh = parallel.mesh("cpu") if parallel.active() else None
+    found = {name: _room(blank, device, mesh) for name, blank in blanks.items()}
+    _read(folder, found)
+    return _mapped(state, lambda name, value: found.get(name, value))
 
 
-def _room(blank: Tensor, device: str | torch.device) -> Tensor:
-    if not parallel.active():
+def _room(blank: Tensor, device: str | torch.device, mesh: DeviceMesh | None) -> Tensor:
+    if mesh is None:
         return torch.empty(blank.shape, dtype=blank.dtype, device=device)
     from torch.distributed.tensor import Shard, empty
 
-    return empty(*blank.shape, dtype=blank.dtype, device_mesh=parallel.mesh("cpu"), placements=[Shard(0)])
+    return empty(*blank.shape, dtype=blank.dtype, device_mesh=mesh, placements=[Shard(0)])
 
 
 def _read(folder: Path, wanted: dict[str, Tensor]) -> None:
