@@ -33,7 +33,7 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> None:
     """
     folder = Path(folder)
     temporary = folder.parent / f".tmp-{folder.name}"
-    plain, sharded = shard_files.parted(dict(state))
+    plain, sharded = shard_files.taken_out(dict(state))
     parallel.first(lambda: _begin(folder, temporary))
     if sharded:
         shard_files.write(temporary / _SHARDS, sharded)

@@ -43,7 +43,7 @@ _KNOWN = {
 }
 
 
-def parted(state: Any) -> tuple[Any, dict[str, Tensor]]:
+def taken_out(state: Any) -> tuple[Any, dict[str, Tensor]]:
     """A state with a blank in place of every sharded tensor, and these by their keys. Without any it stays as it is."""
     found: dict[str, Tensor] = {}
 
@@ -96,12 +96,13 @@ def _read(folder: Path, wanted: dict[str, Tensor]) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
+    with open(folder / ".metadata", "rb") as file:  # not by PyTorch, which would run what the pickle names
+        listed: Metadata = _Unpickler(file).load()
+
     class Reader(dcp.FileSystemReader):
         def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-            with open(folder / ".metadata", "rb") as file:
-                found: Metadata = _Unpickler(file).load()
-            found.storage_meta = StorageMeta(load_id=self.load_id)
-            return found
+            listed.storage_meta = StorageMeta(load_id=self.load_id)
+            return listed
 
     with warnings.catch_warnings(), _own_error():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process: that is meant
