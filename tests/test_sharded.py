@@ -197,7 +197,7 @@ def test_sharded_ranks_are_one_process_though_one_is_killed_and_their_number_cha
             torch.cat([one.flatten() for one in side])
             for side in zip(*((a - b, b - c) for a, b, c in pairs), strict=True)
         )
-        assert moved.norm() > 0 and apart.norm() < 1e-2 * moved.norm()
+        assert moved.norm() > 0 and apart.norm() < 1e-3 * moved.norm()
 
 
 def test_adapters_are_not_sharded(tmp_path, capsys):

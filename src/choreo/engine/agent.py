@@ -39,7 +39,7 @@ from choreo.models import model_folder
 
 Device = Literal["auto", "cpu", "cuda", "mps", "meta"]
 """meta: shapes without weights, for what is checked before anything is loaded. Such a team computes nothing."""
-Agent = LowRank | Full | Sharded
+Learnable = LowRank | Full | Sharded
 BESIDE = 256  # width of a wide model: in float32 too, A and B stay beside W, and rows share a beginning (prefill)
 
 
@@ -50,7 +50,7 @@ class Team:
     and trained, so ratios and gradients are exact. A temperature of sampling comes on top of it.
     """
 
-    def __init__(self, model: Any, agents: Mapping[str, Agent], temperature: float = 1.0):
+    def __init__(self, model: Any, agents: Mapping[str, Learnable], temperature: float = 1.0):
         self.decoder = Decoder(model).eval().requires_grad_(False)
         self.agents = dict(agents)
         self.version = dict.fromkeys(agents, 0)
@@ -96,7 +96,7 @@ class Team:
         else:
             model = model_folder.load(folder, getattr(torch, dtype), place)
         model.requires_grad_(False)
-        policies: dict[str, Agent] = {}
+        policies: dict[str, Learnable] = {}
         if train == "full" and shard and parallel.ranks() > 1:
             policies = {name: Sharded(model, recompute=recompute) for name in agents}
         elif train == "full":
