@@ -33,7 +33,7 @@ from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
 from choreo.engine.requests import Scorable
-from choreo.engine.sharded import Sharded, fill
+from choreo.engine.sharded import Sharded, check_shardable, fill
 from choreo.errors import BadInput, Unsupported
 from choreo.models import model_folder
 
@@ -88,7 +88,8 @@ class Team:
         shard: of several ranks, each keeps a share of every agent that has full weights (`engine.sharded`).
         temperature: of the policies themselves, see `Team`.
         Raises Unsupported for a model whose layers are not all attention, or that changes its logits in a way that
-        `Head` does not know; BadInput for a device that is not there, and for a folder without a whole model.
+        `Head` does not know, or that cannot be sharded; BadInput for a device that is not there, and for a folder
+        without a whole model.
         """
         place = device_of(device)
         if place.type == "meta":
@@ -97,6 +98,8 @@ class Team:
             model = model_folder.load(folder, getattr(torch, dtype), place)
         model.requires_grad_(False)
         policies: dict[str, Learnable] = {}
+        if shard:
+            check_shardable(model)  # refused in one process too, where a recipe is checked
         if train == "full" and shard and parallel.ranks() > 1:
             policies = {name: Sharded(model, recompute=recompute) for name in agents}
         elif train == "full":

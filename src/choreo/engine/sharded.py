@@ -35,17 +35,12 @@ class Sharded:
     """
 
     def __init__(self, base: Any, *, recompute: bool = False):
-        """base: a model that this rank has whole. Raises Unsupported where it keeps its layers in no list, has weights
-        of several precisions, or is on a device that FSDP2 does not know."""
+        """base: a model that this rank has whole. Raises Unsupported as `check_shardable` does."""
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-        dtypes = {value.dtype for value in base.parameters()}
-        device = next(base.parameters()).device
-        if len(dtypes) > 1:
-            raise Unsupported(f"{type(base).__name__} has weights of several precisions: shard = true does not know it")
-        if device.type not in ("cpu", "cuda"):
-            raise Unsupported(f'shard = true: FSDP2 is not for device = "{device.type}"')
-        self.dtype = dtypes.pop()
+        check_shardable(base)
+        first = next(base.parameters())
+        self.dtype, device = first.dtype, first.device
         blank = {
             id(v): nn.Parameter(torch.empty_like(v, dtype=torch.float32, device="meta")) for v in base.parameters()
         }
@@ -92,6 +87,17 @@ class Sharded:
         if self._whole is None:
             raise RuntimeError("weights that are sharded over ranks are not gathered here")
         return self._whole
+
+
+def check_shardable(base: Any) -> None:
+    """Raises Unsupported where a model keeps its layers in no list, has weights of several precisions, or is on a
+    device that FSDP2 does not know."""
+    device = next(base.parameters()).device
+    if len({value.dtype for value in base.parameters()}) > 1:
+        raise Unsupported(f"{type(base).__name__} has weights of several precisions: shard = true is not supported")
+    if device.type == "mps":
+        raise Unsupported('shard = true: FSDP2 is not for device = "mps"')
+    layer_list(base, "shard = true")
 
 
 def is_sharded(value: Any) -> TypeGuard[DTensor]:
