@@ -110,7 +110,7 @@ def test_sharded_ranks_step_as_whole_ones_do_and_their_checkpoints_fit_any_numbe
         process.daemon = True
         process.start()
     for process in two:
-        process.join(300)
+        process.join(600)
         assert process.exitcode == 0
     ranks = [torch.load(tmp_path / f"out.{rank}") for rank in (0, 1)]
     how = Weights(train="full", shard=True)
