@@ -169,7 +169,7 @@ def test_sharded_ranks_are_one_process_though_one_is_killed_and_their_number_cha
     until_step(run, 2, process)
     _, second = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(second, signal.SIGKILL)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 1 and "rank 1 ended by signal 9; go on with choreo train --resume" in said, said
     two = checkpoints(run)[1]
     assert {path.name for path in two.iterdir()} == {"state.pt", "shards"}
@@ -181,7 +181,7 @@ def test_sharded_ranks_are_one_process_though_one_is_killed_and_their_number_cha
     assert not (checkpoints(run)[stopper.step] / "shards").exists() and stopper.step < STEPS
 
     process = in_ranks("--resume", run, "--json")
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert (checkpoints(run)[STEPS] / "shards").is_dir() and is_finished(run)
 
