@@ -171,10 +171,11 @@ class Full:
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
         """float32, by the base's names."""
-        return {
-            name: nn.Parameter(value.detach().to(torch.float32, copy=True))
-            for name, value in self.base.named_parameters()
-        }
+        with torch.inference_mode(False):  # whoever samples first asks for them within it, and nothing would learn then
+            return {
+                name: nn.Parameter(value.detach().to(torch.float32, copy=True))
+                for name, value in self.base.named_parameters()
+            }
 
     def weights(self) -> Weights:
         """The weights to lay over the base, in the base's dtypes."""
