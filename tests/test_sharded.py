@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from test_engine_parallel import make_samples
 from test_ranks import ids, in_ranks, until_step
 from test_trainer import small
+from torch import nn
 
 from choreo import config, parallel
 from choreo.cli import main
@@ -26,8 +27,8 @@ from choreo.engine import checkpoint
 from choreo.engine.agent import Team
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss
-from choreo.engine.sharded import Sharded
-from choreo.errors import BadInput, Interrupted
+from choreo.engine.sharded import Sharded, check_shardable
+from choreo.errors import BadInput, Interrupted, Unsupported
 from choreo.experiment import sizing
 from choreo.files import durable
 from choreo.methods.waltz.trainer import train
@@ -38,7 +39,7 @@ from choreo.runs.progress import Progress
 
 pytestmark = pytest.mark.slow
 
-STEPS = 6
+STEPS = 5
 AGENT = "conversation"
 LOSS = PolicyLoss(clip=0.99, kl=0.1)
 HALF = {"dtype": "bfloat16", "recompute": True}
@@ -81,6 +82,11 @@ def work(rank: int, folder: str, place: str) -> None:
         resumed = make_learner(folder, True)
         resumed.load_state_dict(checkpoint.load(f"{place}/two")["learner"])
         told["more"], told["resumed"] = updated(learner), updated(resumed)
+        with torch.no_grad():
+            _, head = learner.team.run(
+                learner.team.learning(AGENT), {"input_ids": torch.zeros((1, 4), dtype=torch.long)}
+            )
+        told["hooks"] = len(head.weight._backward_hooks or ())
         with pytest.raises(RuntimeError, match="by all of them"):
             parallel.spread([0, 1], lambda own: [weights_of(learner.team) for _ in own])
         torch.save(told, f"{place}/out.{rank}")
@@ -117,6 +123,7 @@ def test_sharded_ranks_step_as_whole_ones_do_and_their_checkpoints_fit_any_numbe
     planned = sizing.standing(sizing.Model.read(str(tiny_folder), how), how, policies=1, optimisers=1, ranks=2)
     assert planned["optimisers"] == 2 * planned["agents"] and 2 * planned["agents"] == planned["base"]
     for told in ranks:
+        assert told["hooks"] == 0  # none stays behind a micro-batch
         assert told["bytes"] == pytest.approx(planned["agents"], rel=0.01)
         for name in ("whole", "half"):
             assert max(float(g.abs().max()) for g in told[f"{name} True"]["gradient"]) > 1e-3
@@ -198,6 +205,17 @@ def test_sharded_ranks_are_one_process_though_one_is_killed_and_their_number_cha
             for side in zip(*((a - b, b - c) for a, b, c in pairs), strict=True)
         )
         assert moved.norm() > 0 and apart.norm() < 1e-3 * moved.norm()
+
+
+def test_a_model_that_fsdp2_cannot_take_is_refused(tiny_folder):
+    model = Team.load(tiny_folder).decoder.model
+    check_shardable(model)
+    model.register_parameter("alone", nn.Parameter(torch.ones(())))
+    with pytest.raises(Unsupported, match="a weight without rows"):
+        check_shardable(model)
+    model.register_parameter("alone", nn.Parameter(torch.ones(1, dtype=torch.bfloat16)))
+    with pytest.raises(Unsupported, match="several precisions"):
+        check_shardable(model)
 
 
 def test_adapters_are_not_sharded(tmp_path, capsys):

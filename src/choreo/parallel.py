@@ -30,7 +30,7 @@ _ALONE: ContextVar[bool] = ContextVar("choreo.parallel.alone", default=False)  #
 @contextmanager
 def joined() -> Iterator[None]:
     """Joins the ranks that torchrun started, by the environment that it sets, until the end. Alone it does nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or active():
+    if started() == 1 or active():
         yield
         return
     import torch
@@ -44,6 +44,11 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def started() -> int:
+    """How many processes torchrun started together. Of the environment alone, so that it holds within `first` too."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def active() -> bool:

@@ -154,8 +154,8 @@ class Team:
         if isinstance(mask := inputs.get("attention_mask"), Tensor):
             inputs = {**inputs, "attention_mask": mask.to(self.dtype)}
         if isinstance(weights, Sharded):
-            hidden, head = weights.module(inputs, where)
-            return hidden, head._replace(scale=self.decoder.scale, cap=self.decoder.cap)
+            hidden = weights.module(inputs, where)  # before `head`: it gathers the output layer
+            return hidden, weights.module.head()._replace(scale=self.decoder.scale, cap=self.decoder.cap)
         overlay = {f"model.{name}": value for name, value in weights.items()}
         with self._lock:
             return functional_call(self.decoder, overlay, (inputs, where))

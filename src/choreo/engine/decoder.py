@@ -25,10 +25,17 @@ class Decoder(nn.Module):
 
     def forward(self, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Head]:
         """Hidden states [batch·length, d] (or their rows `where` [n]), and the output layer now."""
-        hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
+        return self.hidden(inputs, where), self.head()
+
+    def hidden(self, inputs: Mapping[str, Any], where: Tensor | None) -> Tensor:
+        """The first of the two parts."""
+        hidden: Tensor = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
+        return hidden if where is None else hidden[where]
+
+    def head(self) -> Head:
+        """The second."""
         layer = self.model.get_output_embeddings()
-        head = Head(layer.weight, layer.bias, self.scale, self.cap)
-        return hidden if where is None else hidden[where], head
+        return Head(layer.weight, layer.bias, self.scale, self.cap)
 
 
 def layer_list(model: Any, what: str) -> nn.ModuleList:

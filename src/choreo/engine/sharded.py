@@ -27,6 +27,15 @@ if TYPE_CHECKING:  # a second and a half to import, which only who shards has to
     from torch.distributed.tensor import DTensor
 
 
+class HiddenStates(Decoder):
+    """A decoder whose forward gives the first part alone. FSDP2 puts a hook on every tensor that a module returns, for
+    good on a weight: one more for every micro-batch of a run."""
+
+    def forward(self, inputs: Mapping[str, Any], where: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Hidden states, as `hidden` gives them. `head` has the output layer from then until the backward pass."""
+        return self.hidden(inputs, where)
+
+
 class Sharded:
     """Every weight in float32, each rank with its rows of it. Starts equal to the base.
 
@@ -48,7 +57,7 @@ class Sharded:
         layers = layer_list(model, "shard = true")
         if recompute:
             recompute_layers(model, None)
-        self.module = Decoder(model)
+        self.module = HiddenStates(model).eval()
         mixed = MixedPrecisionPolicy(
             param_dtype=None if self.dtype == torch.float32 else self.dtype,
             reduce_dtype=torch.float32,
@@ -90,12 +99,15 @@ class Sharded:
 
 
 def check_shardable(base: Any) -> None:
-    """Raises Unsupported where a model keeps its layers in no list, has weights of several precisions, or is on a
-    device that FSDP2 does not know."""
+    """Raises Unsupported where a model keeps its layers in no list, has weights of several precisions or a weight that
+    is one number without a row; and of several processes where it is on a device that FSDP2 does not know. One goes on
+    there, with an agent that is whole."""
     device = next(base.parameters()).device
     if len({value.dtype for value in base.parameters()}) > 1:
         raise Unsupported(f"{type(base).__name__} has weights of several precisions: shard = true is not supported")
-    if device.type == "mps":
+    if any(value.ndim == 0 for value in base.parameters()):
+        raise Unsupported(f"{type(base).__name__} has a weight without rows: shard = true is not supported")
+    if device.type == "mps" and parallel.started() > 1:
         raise Unsupported('shard = true: FSDP2 is not for device = "mps"')
     layer_list(base, "shard = true")
 
