@@ -104,6 +104,17 @@ def test_sequences_within_a_window_share_their_beginnings(window, shared, tmp_pa
         torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5 * max(1, alone.abs().max().item()))
 
 
+def test_whole_weights_that_were_sampled_before_anything_learns_do_learn(tiny_folder):
+    team = Team.load(tiny_folder, train="full")
+    LocalEngine(team, pad_id=0, end_id=END).sample("conversation", [Request((9, 8, 7), (1,))], max_new_tokens=2)
+    before = team.state_dict("conversation")["weights"]
+    Learner(team, "conversation", lr=1e-3).update(make_samples(22), LOSSES["tokens"])
+    after = team.state_dict("conversation")["weights"]
+    assert not any(torch.equal(before[name], value) for name, value in after.items())
+    team.load_state_dict("conversation", {"version": 0, "weights": before})
+    assert all(torch.equal(before[name], value) for name, value in team.state_dict("conversation")["weights"].items())
+
+
 def test_gradient_is_the_one_peft_and_autograd_give_sample_by_sample(tiny_folder, tmp_path):
     """The adapter written for PEFT, loaded by PEFT, one unpadded sample at a time, logits whole, loss spelt out."""
     samples, team = make_samples(22), make_team(tiny_folder, 0.1)

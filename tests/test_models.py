@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from choreo.cli import main
 from choreo.engine import checkpoint
-from choreo.engine.agent import Decoder, Team
+from choreo.engine.agent import Team
+from choreo.engine.decoder import Decoder
 from choreo.errors import BadInput, opening
 from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.local import LocalJudge

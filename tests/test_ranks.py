@@ -35,7 +35,7 @@ def in_ranks(*words: object, ranks: int = 2) -> subprocess.Popen[str]:
 
 
 def until_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600  # of a busy machine
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < step:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)

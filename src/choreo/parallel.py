@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # PyTorch is loaded by who joins
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,7 +30,7 @@ _ALONE: ContextVar[bool] = ContextVar("choreo.parallel.alone", default=False)  #
 @contextmanager
 def joined() -> Iterator[None]:
     """Joins the ranks that torchrun started, by the environment that it sets, until the end. Alone it does nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or active():
+    if started() == 1 or active():
         yield
         return
     import torch
@@ -43,6 +44,11 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def started() -> int:
+    """How many processes torchrun started together. Of the environment alone, so that it holds within `first` too."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def active() -> bool:
@@ -155,6 +161,18 @@ def wait() -> None:
 def agreed(wanted: bool) -> bool:
     """Whether any rank wants it, on all ranks."""
     return any(_exchanged(wanted))
+
+
+def most(number: int) -> int:
+    """The largest of the ranks' numbers, on all ranks."""
+    return max(_exchanged(number))
+
+
+def mesh(kind: str) -> DeviceMesh:
+    """All ranks in a row, on their devices of that kind ("cpu", "cuda"): what PyTorch shards tensors over."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(kind, (ranks(),))
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 MICROWORLD = "microworld"  # the environment of recipes that name none
 Positive = Annotated[int, Field(ge=1)]
@@ -20,6 +20,11 @@ class Weights(Section):
     """How a model is loaded, and which of its weights are trained."""
 
     train: Literal["lora", "full"] = Field("lora", description="adapters on a shared base, or full weights per agent")
+    shard: bool = Field(
+        False,
+        description='with train = "full", in several ranks: each keeps a share of every agent\'s weights and moments '
+        "(FSDP2); one process has the whole all the same",
+    )
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     targets: tuple[str, ...] = Field(
@@ -46,8 +51,15 @@ class Weights(Section):
     def loading(self) -> dict[str, Any]:
         """The settings that the engine needs to load a model, as arguments of `Team.load`."""
         return self.model_dump(
-            include={"train", "rank", "alpha", "targets", "dtype", "device", "recompute", "temperature"}
+            include={"train", "shard", "rank", "alpha", "targets", "dtype", "device", "recompute", "temperature"}
         )
+
+    @field_validator("shard")
+    @classmethod
+    def _of_whole_models(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("train", "full") != "full":
+            raise ValueError('goes with train = "full" alone: adapters are small, and each rank has them whole')
+        return value
 
 
 def bare_names(value: dict[str, Any]) -> dict[str, Any]:

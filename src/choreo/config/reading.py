@@ -26,6 +26,8 @@ LATER = {
     ("world", "heldout_dialogues"),
     ("warmup",),
     ("warmup", "run"),
+    ("model", "shard"),
+    ("agents", "shard"),
     ("model", "temperature"),
     ("agents", "temperature"),
     ("learning", "feedback_lr"),

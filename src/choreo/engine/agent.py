@@ -17,46 +17,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from choreo import parallel
-from choreo.engine.head import Head, shaping, tempered
+from choreo.engine.decoder import Decoder
+from choreo.engine.head import Head, tempered
 from choreo.engine.layers import chosen
 from choreo.engine.noise import seed_of
 from choreo.engine.policies import Full, LowRank, Weights, make_adaptable
 from choreo.engine.recompute import recompute_layers
 from choreo.engine.requests import Scorable
+from choreo.engine.sharded import Sharded, check_shardable, fill
 from choreo.errors import BadInput, Unsupported
 from choreo.models import model_folder
 
 Device = Literal["auto", "cpu", "cuda", "mps", "meta"]
 """meta: shapes without weights, for what is checked before anything is loaded. Such a team computes nothing."""
+Learnable = LowRank | Full | Sharded
 BESIDE = 256  # width of a wide model: in float32 too, A and B stay beside W, and rows share a beginning (prefill)
-
-
-class Decoder(nn.Module):
-    """A causal language model in two parts, to save memory: hidden states, then logits where needed."""
-
-    def __init__(self, model: Any):
-        """Raises Unsupported where the model has no layer that makes its logits."""
-        super().__init__()
-        layer = model.get_output_embeddings()
-        if not (hasattr(layer, "weight") and hasattr(layer, "bias")):
-            raise Unsupported(f"{type(model).__name__} has no output layer")
-        self.model = model
-        self.scale, self.cap = shaping(model.config.get_text_config())
-
-    def forward(self, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Head]:
-        """Hidden states [batch·length, d] (or their rows `where` [n]), and the output layer now."""
-        hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
-        layer = self.model.get_output_embeddings()
-        head = Head(layer.weight, layer.bias, self.scale, self.cap)
-        return hidden if where is None else hidden[where], head
 
 
 class Team:
@@ -66,7 +50,7 @@ class Team:
     and trained, so ratios and gradients are exact. A temperature of sampling comes on top of it.
     """
 
-    def __init__(self, model: Any, agents: Mapping[str, LowRank | Full], temperature: float = 1.0):
+    def __init__(self, model: Any, agents: Mapping[str, Learnable], temperature: float = 1.0):
         self.decoder = Decoder(model).eval().requires_grad_(False)
         self.agents = dict(agents)
         self.version = dict.fromkeys(agents, 0)
@@ -94,15 +78,18 @@ class Team:
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: Device = "cpu",
         recompute: bool = False,
+        shard: bool = False,
         temperature: float = 1.0,
     ) -> Team:
         """Agents on the base in `folder` (Hugging Face format). All start equal to the base.
 
         The initial A of an adapter depends on (seed, agent) alone. targets: see `layers.chosen`.
         dtype: of the base and of activations; trained weights are float32. recompute: gradient checkpointing.
+        shard: of several ranks, each keeps a share of every agent that has full weights (`engine.sharded`).
         temperature: of the policies themselves, see `Team`.
         Raises Unsupported for a model whose layers are not all attention, or that changes its logits in a way that
-        `Head` does not know; BadInput for a device that is not there, and for a folder without a whole model.
+        `Head` does not know, or that cannot be sharded; BadInput for a device that is not there, and for a folder
+        without a whole model.
         """
         place = device_of(device)
         if place.type == "meta":
@@ -110,8 +97,12 @@ class Team:
         else:
             model = model_folder.load(folder, getattr(torch, dtype), place)
         model.requires_grad_(False)
-        policies: dict[str, LowRank | Full] = {}
-        if train == "full":
+        policies: dict[str, Learnable] = {}
+        if shard:
+            check_shardable(model)  # refused in one process too, where a recipe is checked
+        if train == "full" and shard and parallel.ranks() > 1:
+            policies = {name: Sharded(model, recompute=recompute) for name in agents}
+        elif train == "full":
             policies = {name: Full(model) for name in agents}
         else:
             layers = chosen(model, targets)
@@ -121,7 +112,7 @@ class Team:
                 policies[name] = LowRank(model, layers, rank, alpha, seed_of((seed, name, "lora")))
         team = cls(model, policies, temperature)
         if recompute:
-            recompute_layers(model, team.layers, team._lock)
+            recompute_layers(model, team._lock)
         return team
 
     @classmethod
@@ -146,11 +137,26 @@ class Team:
         """The weights to lay over the base for `agent`. None is the reference, which is the base itself."""
         return {} if agent is None else self.agents[agent].weights()
 
-    def run(self, weights: Weights, inputs: Mapping[str, Any], where: Tensor | None = None) -> tuple[Tensor, Head]:
-        """`Decoder.forward` under `weights`. Safe to call from several threads."""
-        overlay = {f"model.{name}": value for name, value in weights.items()}
+    def whole(self, agent: str | None) -> AbstractContextManager[None]:
+        """Within it the weights of `agent` are there, in every rank. Ranks enter it together."""
+        policy = None if agent is None else self.agents[agent]
+        return policy.whole() if isinstance(policy, Sharded) else nullcontext()
+
+    def learning(self, agent: str) -> Weights | Sharded:
+        """What `run` takes where `agent` learns: its weights, with gradient, or itself where it is sharded."""
+        policy = self.agents[agent]
+        return policy if isinstance(policy, Sharded) else policy.weights()
+
+    def run(
+        self, weights: Weights | Sharded, inputs: Mapping[str, Any], where: Tensor | None = None
+    ) -> tuple[Tensor, Head]:
+        """`Decoder.forward` under `weights`. Safe to call from several threads, but for an agent that is sharded."""
         if isinstance(mask := inputs.get("attention_mask"), Tensor):
             inputs = {**inputs, "attention_mask": mask.to(self.dtype)}
+        if isinstance(weights, Sharded):
+            hidden = weights.module(inputs, where)  # before `head`: it gathers the output layer
+            return hidden, weights.module.head()._replace(scale=self.decoder.scale, cap=self.decoder.cap)
+        overlay = {f"model.{name}": value for name, value in weights.items()}
         with self._lock:
             return functional_call(self.decoder, overlay, (inputs, where))
 
@@ -174,9 +180,8 @@ class Team:
         shapes = {name: tuple(value.shape) for name, value in parameters.items()}
         if shapes != {name: tuple(value.shape) for name, value in state["weights"].items()}:
             raise ValueError(f"the saved weights do not fit agent {agent!r}: other base, rank or kind of training")
-        with torch.no_grad():
-            for name, value in state["weights"].items():
-                parameters[name].copy_(value)
+        for name, value in state["weights"].items():
+            fill(parameters[name], value)
         self.version[agent] = state["version"]
 
 

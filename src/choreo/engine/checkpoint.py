@@ -1,4 +1,7 @@
-"""Checkpoints that are whole or absent: written to a temporary folder, synced to the disk, then renamed."""
+"""Checkpoints that are whole or absent: written to a temporary folder, synced to the disk, then renamed.
+
+What is sharded over ranks is in a folder of its own, to which every rank writes (`shard_files`).
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,44 @@ import torch
 from torch import Tensor
 
 from choreo import parallel
+from choreo.engine import shard_files
 from choreo.errors import BadInput, opening
 from choreo.files.durable import sync_folder
 
-_FILE = "state.pt"
+_FILE, _SHARDS = "state.pt", "shards"
 UNFIT = "is no checkpoint of this recipe in this version"
 
 
 def save(folder: str | Path, state: Mapping[str, Any]) -> None:
     """Writes `state` (nested dicts, lists, numbers, strings and tensors, kept bit for bit) as the new folder `folder`.
-    Of several ranks, which have the same state, the first one writes, and the others wait for it.
+    Of several ranks, which have the same state, the first one writes, and the others wait for it; of a tensor that is
+    sharded over them each writes its rows.
 
     Raises FileExistsError where the folder exists. A crash leaves at most a folder whose name starts with ".tmp-".
     """
-    parallel.first(lambda: _save(Path(folder), state))
+    folder = Path(folder)
+    temporary = folder.parent / f".tmp-{folder.name}"
+    plain, sharded = shard_files.taken_out(dict(state))
+    parallel.first(lambda: _begin(folder, temporary))
+    if sharded:
+        shard_files.write(temporary / _SHARDS, sharded)
+    parallel.first(lambda: _finish(folder, temporary, plain))
 
 
-def _save(folder: Path, state: Mapping[str, Any]) -> None:
+def _begin(folder: Path, temporary: Path) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".tmp-{folder.name}"
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
+
+
+def _finish(folder: Path, temporary: Path, state: Mapping[str, Any]) -> None:
+    if (temporary / _SHARDS).exists():
+        sync_folder(temporary / _SHARDS)
     with open(temporary / _FILE, "wb") as file:
-        torch.save(dict(state), file)
+        torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(temporary)
@@ -47,7 +62,8 @@ def _save(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The state that `save` was given, tensors on `device`. Runs no code from the file.
+    """The state that `save` was given, tensors on `device`. Runs no code from the file. In several ranks, which call it
+    together, a tensor that was sharded is so again, over those of now, on the CPU.
 
     Raises BadInput where there is no checkpoint."""
     file = Path(folder) / _FILE
@@ -58,7 +74,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, An
             state = None
     if not isinstance(state, dict):
         raise BadInput(f"{file}: is no checkpoint of choreo's")
-    return state
+    with opening(Path(folder) / _SHARDS, "no checkpoint can be read from it"):
+        whole: dict[str, Any] = shard_files.whole(Path(folder) / _SHARDS, state, device)
+    return whole
 
 
 def check(where: str | Path, saved: Any, example: Any) -> None:

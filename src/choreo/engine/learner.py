@@ -15,6 +15,7 @@ from choreo.engine.losses import Actions, Loss
 from choreo.engine.pack import Pack, pack
 from choreo.engine.requests import Engine
 from choreo.engine.score import logprobs
+from choreo.engine.sharded import Sharded, full, moments
 from choreo.types import Preference, Sample
 
 Unit = Sample | tuple[Sample, ...]
@@ -41,6 +42,7 @@ class Learner:
     ):
         self.team, self.agent, self.masks = team, agent, masks
         self.max_grad_norm, self.micro_tokens = max_grad_norm, micro_tokens
+        self.sharded = isinstance(team.agents[agent], Sharded)
         self.parameters = list(team.agents[agent].parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
 
@@ -70,7 +72,7 @@ class Learner:
         """The global gradient that `update` would step along, one tensor per parameter; changes nothing."""
         figures = parallel.sum_figures(self._accumulate(parallel.shard(_units(samples)), loss))
         self._divide(figures["count"])
-        gradient = [parameter.grad.clone() for parameter in self.parameters if parameter.grad is not None]
+        gradient = [full(parameter.grad).clone() for parameter in self.parameters if parameter.grad is not None]
         self.optimizer.zero_grad()
         return gradient
 
@@ -83,8 +85,10 @@ class Learner:
         rows = [tuple((sample.context, sample.ids, sample.choices) for sample in unit) for unit in units]
         self.optimizer.zero_grad()
         team = self.team
-        for batch in pack(rows, micro_tokens=self.micro_tokens, share=team.shares(rows), device=team.device):
-            values = logprobs(team, team.weights(self.agent), batch, self.masks)
+        batches = pack(rows, micro_tokens=self.micro_tokens, share=team.shares(rows), device=team.device)
+        idle = parallel.most(len(batches)) - len(batches) if self.sharded else 0
+        for batch in batches:
+            values = logprobs(team, team.learning(self.agent), batch, self.masks)
             actions = _actions(values, batch, units)
             terms = loss(actions)
             terms.total.backward()
@@ -92,17 +96,22 @@ class Learner:
             sums |= {"tokens": torch.tensor(len(values)), "sequences": torch.tensor(actions.sequences)}
             for name, value in sums.items():
                 figures[name] = figures.get(name, 0.0) + float(value.detach())
+        for _ in range(idle):  # every layer is gathered, and its gradient summed, by all ranks together
+            [nothing] = pack([(((0,), (0,)),)], micro_tokens=1, device=team.device)
+            values = logprobs(team, team.learning(self.agent), nothing)
+            values.backward(torch.zeros_like(values))
         return figures
 
     def _divide(self, count: float) -> None:
-        parallel.sum_gradients(self.parameters)
+        if not self.sharded:  # otherwise the backward pass has summed them
+            parallel.sum_gradients(self.parameters)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= count  # the only division, by the global count
 
     def _step(self, count: float) -> float:
         self._divide(count)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = full(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not torch.isfinite(norm):
             self.optimizer.zero_grad()
             raise FloatingPointError(f"the gradient of agent {self.agent!r} is not finite; its weights are untouched")
@@ -122,7 +131,8 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave. Raises ValueError for a state of another base, rank or kind of training."""
         self.team.load_state_dict(self.agent, state["agent"])
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        saved = state["optimizer"]
+        self.optimizer.load_state_dict({**saved, "state": moments(saved["state"], self.parameters)})
 
 
 def _units(samples: Sequence[Unit]) -> list[tuple[Sample, ...]]:

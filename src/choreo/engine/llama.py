@@ -18,10 +18,11 @@ from choreo import parallel
 from choreo.clients.llama import LlamaServer
 from choreo.clients.token_server import Drawn
 from choreo.config.rollouts import Rollouts
+from choreo.engine.agent import Learnable
 from choreo.engine.constraint import ENDS, FORCED, Choices, Constraint, Given
 from choreo.engine.local import LocalEngine
 from choreo.engine.noise import seed_of
-from choreo.engine.policies import Full, LowRank
+from choreo.engine.policies import LowRank
 from choreo.engine.requests import Completion, Ids, Request
 from choreo.engine.served import PROBES, ServedEngine
 from choreo.errors import BadInput
@@ -65,7 +66,7 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
         self._learnt = frozenset(agent for agent in self.team.agents if self._lora(agent).learnt)
         self._longest, self._ids, self._numbers = parallel.first(self._connect)
 
-    def prove_change(self, before: Mapping[str, LowRank | Full]) -> None:
+    def prove_change(self, before: Mapping[str, Learnable]) -> None:
         """Raises BadInput where a server has the adapters of `before`, which differ from ours by little."""
         parallel.first(lambda: self._prove_change(before))
 
@@ -191,7 +192,7 @@ class LlamaEngine(ServedEngine[LlamaServer, Scales]):
                 f"should (± {3 * found.error:.0%})"
             )
 
-    def _prove_change(self, before: Mapping[str, LowRank | Full]) -> None:
+    def _prove_change(self, before: Mapping[str, Learnable]) -> None:
         for (place, agent), (scale, texts) in self._probed.items():
             if isinstance(earlier := before.get(agent), LowRank):
                 now, then = (_raised(policy, scale).weights() for policy in (self._lora(agent), earlier))

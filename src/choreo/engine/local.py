@@ -66,13 +66,15 @@ class LocalEngine:
             pad_id=self.pad_id,
             slots=self.slots,
         )
-        return parallel.spread(requests, draw)
+        with self.team.whole(agent):
+            return parallel.spread(requests, draw)
 
     def score(
         self, agent: str | None, pairs: Sequence[Scorable], masks: Tensor | None = None
     ) -> list[tuple[float, ...]]:
         """log π(ids | context), float32, per id for every (context, ids). None is the reference; see `Engine.score`."""
-        return parallel.spread(pairs, lambda own: scoring.score(self.team, agent, own, self.micro_tokens, masks))
+        with self.team.whole(agent):
+            return parallel.spread(pairs, lambda own: scoring.score(self.team, agent, own, self.micro_tokens, masks))
 
     def features(self, contexts: Sequence[Ids]) -> Tensor:
         """float32 [len(contexts), d]: the reference's last hidden state at each context's last token."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import cached_property
 from types import MethodType
 from typing import Any
 
@@ -161,13 +162,20 @@ def _expert(experts: Any, stack: str, expert: int, x: Tensor) -> Tensor:
 
 
 class Full:
-    """Every weight, copied. Starts equal to the base."""
+    """Every weight, copied at the first use: a team that is only checked has no copies. Starts equal to the base."""
 
     def __init__(self, base: nn.Module):
+        self.base = base
         self.dtypes = {name: value.dtype for name, value in base.named_parameters()}
-        self.parameters = {
-            name: nn.Parameter(value.detach().to(torch.float32, copy=True)) for name, value in base.named_parameters()
-        }
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """float32, by the base's names."""
+        with torch.inference_mode(False):  # whoever samples first asks for them within it, and nothing would learn then
+            return {
+                name: nn.Parameter(value.detach().to(torch.float32, copy=True))
+                for name, value in self.base.named_parameters()
+            }
 
     def weights(self) -> Weights:
         """The weights to lay over the base, in the base's dtypes."""

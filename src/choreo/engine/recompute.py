@@ -14,28 +14,27 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from choreo.errors import Unsupported
+from choreo.engine.decoder import layer_list
 
 
-def recompute_layers(model: Any, layers: int, lock: AbstractContextManager[Any]) -> None:
-    """Makes each of the model's `layers` layers recompute itself. lock: held while weights are laid over a layer.
+def recompute_layers(model: Any, lock: AbstractContextManager[Any] | None) -> None:
+    """Makes each of the model's layers recompute itself. lock: held while weights are laid over a layer; None where a
+    model learns its own weights, and nothing is laid over it.
 
     Raises Unsupported where the model does not keep its layers in one list.
     """
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            for layer in module:
-                _wrap(layer, lock)
-            return
-    raise Unsupported(f"{type(model).__name__} keeps its layers in no list: gradient checkpointing is not supported")
+    for layer in layer_list(model, "gradient checkpointing"):
+        _wrap(layer, lock)
 
 
-def _wrap(layer: nn.Module, lock: AbstractContextManager[Any]) -> None:
+def _wrap(layer: nn.Module, lock: AbstractContextManager[Any] | None) -> None:
     plain = layer.forward
 
     def forward(*inputs: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return plain(*inputs, **options)
+        if lock is None:
+            return checkpoint(plain, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
         overlay = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
 
         def again(*inputs: Any) -> Any:

@@ -13,9 +13,10 @@ from choreo.engine.head import token_logprobs
 from choreo.engine.pack import Pack, action_places, pack
 from choreo.engine.policies import Weights
 from choreo.engine.requests import Ids, Scorable
+from choreo.engine.sharded import Sharded
 
 
-def logprobs(team: Team, weights: Weights, batch: Pack, masks: Tensor | None = None) -> Tensor:
+def logprobs(team: Team, weights: Weights | Sharded, batch: Pack, masks: Tensor | None = None) -> Tensor:
     """float32 [n]: log π of each action token of `batch`, differentiable in `weights`.
 
     masks: of the constraint, where the batch has constrained turns; their log π is the constrained distribution's.

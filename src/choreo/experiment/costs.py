@@ -24,7 +24,8 @@ class Shape:
     matrix: N. head: V·d. stored: all weights; of experts those too that a token does not read. keys: numbers per token
     and layer in the cache, keys and values. size: bytes of a number. learnt: parameters that an agent learns.
     full: these are all weights. beside: they are adapters that stand beside W; otherwise adapters are laid over W,
-    whose gradient is then computed. recompute: layers run again in the backward pass.
+    whose gradient is then computed. recompute: layers run again in the backward pass. sharded: ranks share the weights
+    of an agent, and gather them for every micro-batch of micro_tokens.
     """
 
     matrix: float
@@ -38,6 +39,8 @@ class Shape:
     full: bool = False
     beside: bool = False
     recompute: bool = False
+    sharded: bool = False
+    micro_tokens: float = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,26 @@ def all_reduce_bytes(learnt: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * gradient_bytes(learnt)
 
 
+def gather_bytes(shape: Shape, ranks: int) -> float:
+    """Bytes that each rank sends so that all have the whole of weights that are sharded: (R − 1)/R of their size."""
+    return (ranks - 1) / ranks * shape.stored * shape.size
+
+
+def exchanged_bytes(work: Pass, shape: Shape, ranks: int) -> float:
+    """Bytes that each rank sends in one of a `Pass`'s times.
+
+    One sum of the gradient an update. Of weights that are sharded they are gathered whole to sample, and for every
+    micro-batch once forward and once back, where the gradient of float32 goes to its owners: (R − 1)/R of its size.
+    """
+    if not shape.sharded:
+        return all_reduce_bytes(shape.learnt, ranks) if work.kind == "learn" else 0.0
+    if work.kind != "learn":
+        return gather_bytes(shape, ranks) if work.kind == "sample" else 0.0
+    tokens = math.ceil(work.rows / ranks) * (work.context + work.new * work.written)
+    scattered = all_reduce_bytes(shape.learnt, ranks) / 2
+    return math.ceil(tokens / shape.micro_tokens) * (2 * gather_bytes(shape, ranks) + scattered)
+
+
 def cost(work: Pass, shape: Shape, machine: Machine, ranks: int, slots: float = math.inf) -> dict[str, float]:
     """Seconds of one `Pass` on `ranks` devices that share its rows, all its times together, by what they are spent on:
     "sample", "score" or "learn", and "exchange". slots: of the cache, of one device.
@@ -127,16 +150,16 @@ def cost(work: Pass, shape: Shape, machine: Machine, ranks: int, slots: float = 
     The device with most rows counts: ⌈rows / R⌉. Judging, checkpoints and Python are not in it.
     """
     rows = math.ceil(work.rows / ranks)
+    exchange = work.times * exchanged_bytes(work, shape, ranks) / machine.link if machine.link else 0.0
     if work.kind == "sample":
-        return {"sample": work.times * _sampling(work, rows, ranks, shape, machine, slots)}
+        return {"sample": work.times * _sampling(work, rows, ranks, shape, machine, slots), "exchange": exchange}
     length = work.context + work.new * work.written
     tokens, actions = rows * length, rows * work.new * work.written
     if work.kind == "score":
         return {"score": work.times * forward(shape, tokens, length / 2, actions) / machine.rate(shape.width)}
     learning = update(shape, tokens, length / 2, actions) / machine.rate(shape.width)
-    learning += ADAM_TRAFFIC * shape.learnt / machine.bandwidth
-    exchange = all_reduce_bytes(shape.learnt, ranks) / machine.link if machine.link else 0.0
-    return {"learn": work.times * learning, "exchange": work.times * exchange}
+    learning += ADAM_TRAFFIC * shape.learnt / (ranks if shape.sharded else 1) / machine.bandwidth
+    return {"learn": work.times * learning, "exchange": exchange}
 
 
 def _sampling(work: Pass, rows: int, ranks: int, shape: Shape, machine: Machine, slots: float) -> float:

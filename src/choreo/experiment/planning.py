@@ -1,13 +1,13 @@
 """`choreo plan` of a recipe on a number of machines: what it takes and, where it is known what a device does, how long.
 
-Every rank is a device with the whole model; the servers that a recipe names, of samplers and judges, are devices
-beside them, one for each address.
+Every rank is a device with the whole model, or with a share of every agent (`model.shard`); the servers that a recipe
+names, of samplers and judges, are devices beside them, one for each address.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
@@ -15,7 +15,7 @@ from choreo.config import Recipe
 from choreo.engine.local import SLOTS
 from choreo.errors import BadInput
 from choreo.experiment import sizing
-from choreo.experiment.costs import Machine, all_reduce_bytes, cost, gradient_bytes, operations, totals
+from choreo.experiment.costs import Machine, cost, exchanged_bytes, gradient_bytes, operations, totals
 from choreo.experiment.run import check_unloaded
 from choreo.methods.agents import Unread
 from choreo.methods.base import method_of
@@ -54,7 +54,7 @@ def plan(recipe: Recipe, site: Site) -> dict[str, Any]:
     be told without weights and servers (`run.check_unloaded`)."""
     if site.price is not None and site.machine is None:
         raise BadInput("plan: --price needs a time: give --machine FILE, or --peak, --utilisation and --bandwidth")
-    found = sizing.plan(recipe, site.memory)
+    found = sizing.plan(recipe, site.memory, site.ranks)
     task, agents = check_unloaded(recipe)
     if isinstance(agents, Unread):
         found["remarks"].append(
@@ -70,12 +70,20 @@ def costs(recipe: Recipe, site: Site, lengths: Lengths) -> dict[str, Any]:
     """What training takes at `site`.
 
     devices: that train, sample and judge. operations: FLOP, of all together. seconds: of a rank, by what they are
-    spent on; None where the method does not say what it computes, or nobody what the device does. traffic: bytes,
-    "gradients": what each rank sends of them, "adapters": what goes to samplers, at most once a step, in a run.
+    spent on; None where the method does not say what it computes, or nobody what the device does. traffic: bytes
+    in a run, "gradients": what each rank sends to learn, "weights": of sharded agents to sample, "adapters": what goes
+    to samplers, at most once a step.
     money: for all devices.
     """
     how, method = recipe.weights(), method_of(recipe)
-    shapes = {use.whose: sizing.shape(sizing.Model.read(use.base, how), how) for use in method.models(recipe)}
+    shapes = {
+        use.whose: replace(
+            sizing.shape(sizing.Model.read(use.base, how), how),
+            sharded=sizing.shares(how, site.ranks) > 1,
+            micro_tokens=use.micro_tokens,
+        )
+        for use in method.models(recipe)
+    }
     work = method.passes(recipe, lengths)
     samplers = len(recipe.engine.url)
     judges = {one.url for settings in recipe.judges() for one in settings.of.values() or [settings] if one.url}
@@ -83,7 +91,10 @@ def costs(recipe: Recipe, site: Site, lengths: Lengths) -> dict[str, Any]:
     learning = [one for one in work if one.kind == "learn"]
     steps = max((one.times for one in work if one.kind == "sample"), default=0.0)
     traffic = {
-        "gradients": sum(one.times * all_reduce_bytes(shapes[one.whose].learnt, site.ranks) for one in learning),
+        "gradients": sum(one.times * exchanged_bytes(one, shapes[one.whose], site.ranks) for one in learning),
+        "weights": sum(
+            one.times * exchanged_bytes(one, shapes[one.whose], site.ranks) for one in work if one.kind == "sample"
+        ),
         "adapters": sum(
             samplers * min(one.times, steps) * gradient_bytes(shapes[one.whose].learnt) for one in learning
         ),
@@ -129,14 +140,15 @@ def lengths(prompts: Sequence[Prompt], agents: Any, written: float = 1.0) -> Len
 
 def tell(found: dict[str, Any]) -> str:
     """The plan in words."""
-    return "\n".join([sizing.tell(found), *_cost_lines(found["cost"], found["fits"])])
+    return "\n".join([sizing.tell(found), *_cost_lines(found["cost"], found["fits"], found["shares"] > 1)])
 
 
-def _cost_lines(told: dict[str, Any], fits: bool | None) -> list[str]:
+def _cost_lines(told: dict[str, Any], fits: bool | None, sharded: bool) -> list[str]:
     devices, machines = told["devices"], told["machines"]
     parts = [f"{devices[name]} that {name}{'s' if devices[name] == 1 else ''}" for name in devices if devices[name]]
     on = f"{machines} machines" if machines > 1 else "one machine"
-    lines = [f"  devices: {', '.join(parts)}; those that train are on {on}, each with the whole model"]
+    has = "the whole base and a share of every agent" if sharded else "the whole model"
+    lines = [f"  devices: {', '.join(parts)}; those that train are on {on}, each with {has}"]
     if told["operations"] is None:
         return [*lines, "  time: not known; the method does not say what it computes (Method.passes)"]
     prompt, written = told["lengths"]["prompt"], told["lengths"]["written"]

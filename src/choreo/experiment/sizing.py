@@ -1,7 +1,8 @@
 """`choreo plan`: what a recipe takes, from its models' configurations alone. No weights are read, but what their files
 say of themselves is: a folder that would not load is said here already.
 
-Memory is counted for one device, which holds every model and agent of a run, and a judge that runs here. Weights,
+Memory is counted for one device, which holds every model and agent of a run, or with `shard` its share of every agent,
+and a judge that runs here. Weights,
 gradients, the optimiser's moments and the cache are exact but for the allocator; what an update keeps for its backward
 pass is a rule of thumb (ACTIVATIONS), which benchmarks/memory.py holds to measurements.
 """
@@ -132,9 +133,14 @@ def shape(model: Model, how: Weights) -> Shape:
     )
 
 
-def standing(model: Model, how: Weights, policies: int, optimisers: int) -> dict[str, float]:
-    """Bytes that a model and its agents take throughout."""
-    own = trainable(model, how)
+def shares(how: Weights, ranks: int) -> int:
+    """Over how many ranks every agent is sharded; 1 where each rank has it whole."""
+    return ranks if how.shard else 1
+
+
+def standing(model: Model, how: Weights, policies: int, optimisers: int, ranks: int = 1) -> dict[str, float]:
+    """Bytes that a model and its agents take throughout, on each of so many ranks."""
+    own = trainable(model, how) / shares(how, ranks)
     return {
         "base": model.parameters * _bytes(how),
         "agents": policies * own * FLOAT32,
@@ -142,10 +148,13 @@ def standing(model: Model, how: Weights, policies: int, optimisers: int) -> dict
     }
 
 
-def updating(model: Model, how: Weights, micro_tokens: int) -> float:
-    """Bytes that an update takes beside: gradients, weights laid over the base, what the backward pass needs."""
-    size, own = _bytes(how), trainable(model, how)
-    if how.train == "full":
+def updating(model: Model, how: Weights, micro_tokens: int, ranks: int = 1) -> float:
+    """Bytes that an update takes beside: gradients, weights laid over the base or gathered, what the backward pass
+    needs."""
+    size, own = _bytes(how), trainable(model, how) / shares(how, ranks)
+    if shares(how, ranks) > 1:
+        laid_over = _gathered(model, size)
+    elif how.train == "full":
         laid_over = 2 * model.parameters * size if size < FLOAT32 else 0  # a copy and its gradient
     elif beside(model, how):
         laid_over = 0
@@ -157,11 +166,23 @@ def updating(model: Model, how: Weights, micro_tokens: int) -> float:
     return gradient_bytes(own) + laid_over + kept
 
 
-def sampling(model: Model, how: Weights) -> float:
-    """Bytes of the cache, and of its copy while finished rows are taken out."""
-    laid_over = FLOAT32 * sum(layer.size for layer in model.adapted) if how.train == "lora" else 0
-    cache = cache_bytes(model.layers, model.keys, _bytes(how))
-    return 2 * SLOTS * cache + (laid_over if _bytes(how) == FLOAT32 else 0)
+def _gathered(model: Model, size: int) -> float:
+    """Bytes of what FSDP2 has whole at once: embeddings and output layer with their gradient, throughout; of the layers
+    one that computes and its gradient, one that is fetched and one that is copied; and of either, in float32, what is
+    on its way to its owners."""
+    layer = sum(one.size for one in model.adaptable) / model.layers
+    outside = model.parameters - layer * model.layers
+    return 2 * outside * size + 4 * layer * size + FLOAT32 * max(layer, outside)
+
+
+def sampling(model: Model, how: Weights, ranks: int = 1) -> float:
+    """Bytes of the cache, of its copy while finished rows are taken out, and of weights laid over the base."""
+    size = _bytes(how)
+    if how.train == "lora":
+        laid_over = FLOAT32 * sum(layer.size for layer in model.adapted) if size == FLOAT32 else 0
+    else:  # gathered, or in lower precision
+        laid_over = model.parameters * size if shares(how, ranks) > 1 or size < FLOAT32 else 0
+    return 2 * SLOTS * cache_bytes(model.layers, model.keys, size) + laid_over
 
 
 def judging(one: OneJudge) -> float:
@@ -172,8 +193,8 @@ def judging(one: OneJudge) -> float:
     return float(model.parameters * model.bytes)
 
 
-def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
-    """What `recipe` takes. memory: of the device, in bytes; None looks at the one that is here.
+def plan(recipe: Recipe, memory: float | None = None, ranks: int = 1) -> dict[str, Any]:
+    """What `recipe` takes on each of so many ranks. memory: of the device, in bytes; None looks at the one here.
 
     Sizes are bytes; tokens are the most that training can write, and steps what it can take, or None where the method
     does not say: what is measured is not in them. `fits` is whether the estimate and a tenth to spare are within the
@@ -185,7 +206,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     busiest = 0.0
     for use in used:
         model = Model.read(use.base, how)
-        while_updating, while_sampling = updating(model, how, use.micro_tokens), sampling(model, how)
+        while_updating, while_sampling = updating(model, how, use.micro_tokens, ranks), sampling(model, how, ranks)
         busiest = max(busiest, while_updating, while_sampling)
         planned.append(
             {
@@ -196,7 +217,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
                 "trained_per_agent": trainable(model, how),
                 "agents": use.policies,
                 "positions": model.positions,
-                "memory": standing(model, how, use.policies, use.optimisers),
+                "memory": standing(model, how, use.policies, use.optimisers, ranks),
                 "update": while_updating,
                 "sampling": while_sampling,
                 **({"adapters": model.reach.record()} if how.train == "lora" and model.reach.beyond else {}),
@@ -215,6 +236,7 @@ def plan(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
         "models": planned,
         "judges": judges,
         "remarks": remarks,
+        "shares": shares(how, ranks),
         **method.work(recipe)._asdict(),
         "memory": {"device": device, "needed": needed, "there": there},
         "fits": needed * (1 + SPARE) <= there if there else None,
@@ -283,6 +305,11 @@ def tell(found: dict[str, Any]) -> str:
         lines.append(f"    {', '.join(parts)}; updating {size(model['update'])}, sampling {size(model['sampling'])}")
         if adapters := model.get("adapters"):
             lines.append(f"    {adapters['said']}")
+        if found["shares"] > 1:
+            lines.append(
+                f"    sharded: agents and optimisers are the share of one of {found['shares']} ranks; to sample and to "
+                "score, each rank gathers an agent whole"
+            )
     lines += [f"  judge: {name}, {size(taken)}" for name, taken in found["judges"]]
     lines += [f"  ! {remark}" for remark in found["remarks"]]
     steps = "not known" if found["steps"] is None else f"{found['steps']:,}"
@@ -298,7 +325,7 @@ def tell(found: dict[str, Any]) -> str:
 def _advice() -> str:
     return (
         '; what helps: dtype = "bfloat16", recompute = true, train = "lora", a smaller micro_tokens, a smaller '
-        "model. A model is not spread over devices: FSDP2 is not built."
+        'model; with train = "full" on several devices, shard = true. The base is on every device whole.'
     )
 
 
