@@ -98,7 +98,6 @@ def test_settings_that_cannot_be_are_one_line(tmp_path, capsys):
         ([*small, "attack.intents=80"], "attack.intents = 80: there are 20 harmful prompts to train on"),
         (["attack.share=0"], "attack.share: expected"),
         (["attack.prompt_tokens=177"], "attack: prompt_tokens = 177: there is room for 176, those of a game"),
-        (["attack.prompt_tokens=138", "protocol.feedback_tokens=57", "protocol.rounds=0"], "there is room for 137"),
     ):
         options = [part for word in words for part in ("--set", word)]
         assert main(["train", "waltz", *options, "--run", str(tmp_path / "run")]) == 2
