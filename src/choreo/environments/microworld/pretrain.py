@@ -37,7 +37,7 @@ STATE = "training.pt"  # in the base's folder until the base is whole
 
 
 @dataclass(frozen=True)
-class Phase:
+class PretrainingPhase:
     """A part of a pretraining, of so many steps. shares: of each sort of document; none: as its writers have them."""
 
     steps: int
@@ -51,7 +51,7 @@ class Size:
 
     kind: str
     shape: dict[str, int]
-    phases: tuple[Phase, ...]
+    phases: tuple[PretrainingPhase, ...]
     writers: Writers = COINS
     without: int | None = None
 
@@ -77,14 +77,20 @@ MICRO = _shape(128, 352, 4, 4, num_key_value_heads=4)
 # All have 512 positions. The shipped ones are micro and nano. Weak bases are teachers for MACPO that are weak by what
 # they know, each of other things.
 SIZES = {
-    "micro-llama": Size("llama", MICRO, (Phase(4500), Phase(500, LISTS), Phase(900)), AUTHORS),
-    "coins-llama": Size("llama", MICRO, (Phase(4500),)),
-    "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), (Phase(1500),)),
-    "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), (Phase(1500),)),
-    "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), (Phase(1500),)),
-    "weak-llama": Size("llama", _shape(64, 176, 3, 2, num_key_value_heads=2), (Phase(3000),), AUTHORS, without=0),
-    "weak-qwen": Size("qwen2", _shape(64, 176, 3, 2, num_key_value_heads=2), (Phase(3000),), AUTHORS, without=1),
-    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), (Phase(3000),), AUTHORS, without=2),
+    "micro-llama": Size(
+        "llama", MICRO, (PretrainingPhase(4500), PretrainingPhase(500, LISTS), PretrainingPhase(900)), AUTHORS
+    ),
+    "coins-llama": Size("llama", MICRO, (PretrainingPhase(4500),)),
+    "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), (PretrainingPhase(1500),)),
+    "nano-qwen": Size("qwen2", _shape(32, 96, 2, 2, num_key_value_heads=2), (PretrainingPhase(1500),)),
+    "nano-neox": Size("gpt_neox", _shape(32, 144, 2, 2), (PretrainingPhase(1500),)),
+    "weak-llama": Size(
+        "llama", _shape(64, 176, 3, 2, num_key_value_heads=2), (PretrainingPhase(3000),), AUTHORS, without=0
+    ),
+    "weak-qwen": Size(
+        "qwen2", _shape(64, 176, 3, 2, num_key_value_heads=2), (PretrainingPhase(3000),), AUTHORS, without=1
+    ),
+    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), (PretrainingPhase(3000),), AUTHORS, without=2),
 }
 
 
