@@ -33,7 +33,7 @@ from choreo.types import Episode, Verdict
 SUITES = ("vanilla_harmful", "adversarial_harmful", "sensitive_benign", "adversarial_benign", "dual_use")
 ATTACK = {
     "warmup_steps": 2, "warmup_rows": 4, "intents": 4, "samples": 2, "attacker_steps": 2, "pair_steps": 2,
-    "population": 1, "share": 0.6, "lr": 0.05,
+    "population": 1, "share": 0.6, "lr": 0.05, "benign": 0.5,
 }  # fmt: skip
 SMALL = {
     "seed": 3,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from choreo.config.common import Fraction, Positive
+from choreo.config.common import Positive
 from choreo.methods.rewriting.settings import Rewriting
 
 ATTACKER = "attacker"  # its policy and model, and the prefix of its figures
@@ -24,11 +24,6 @@ class CoTraining(Rewriting):
     pair_steps: Positive = Field(10, description="steps of the pair after each round")
     population: Annotated[int, Field(ge=0)] = Field(
         0, description="past attackers, as they were after earlier rounds, that write prompts for the pair too"
-    )
-    benign: Fraction = Field(
-        0.5,
-        description="share of the attacker's prompts that are benign: it is paid where the final answer over-refuses, "
-        "and its prompt still asks for the same",
     )
 
     def learns_before(self, step: int) -> bool:
