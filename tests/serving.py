@@ -24,8 +24,9 @@ KEY = "sk-test-of-everything"
 
 
 def make_run(path: Path, **sections: Any) -> Path:
-    """A run folder without a checkpoint: it serves the untrained pair, which misbehaves by habit."""
-    recipe = WaltzRecipe.model_validate({"seed": 3, "checkpoint_every": 2, **sections})
+    """A run folder without a checkpoint: it serves the untrained pair, whose reviews of one answer differ by chance."""
+    base = {"model": {"base": "coins-llama"}}
+    recipe = WaltzRecipe.model_validate({"seed": 3, "checkpoint_every": 2, **base, **sections})
     with Run.create(path, recipe):
         pass
     return path

@@ -11,6 +11,7 @@ import pytest
 
 from choreo import config
 from choreo.cli import main
+from choreo.environments.microworld import pretrain
 from choreo.errors import Interrupted
 from choreo.evaluation.intervals import estimate, f1, wilson
 from choreo.evaluation.metrics import HEADLINE
@@ -46,7 +47,6 @@ def tiny_bases(tmp_path_factory):
     """A folder of bases that holds one: random weights, and a tokenizer of the world's own text."""
     import torch
 
-    from choreo.environments.microworld import pretrain
     from choreo.models.chat import Chat
 
     torch.set_num_threads(1)
@@ -336,7 +336,9 @@ def test_the_frozen_arm_that_waltzrl_is_compared_with_has_its_reward(tmp_path):
     assert [rival for rival in waltz_table.RIVALS if "frozen" in rival] == [waltz_table.SAME_REWARD]
 
 
-def test_sensitivity_says_what_its_numbers_say(bases, tmp_path):
+def test_sensitivity_says_what_its_numbers_say(bases, tmp_path, monkeypatch):
+    smaller = replace(pretrain.SIZES["nano-llama"], writers=pretrain.SIZES["micro-llama"].writers)
+    monkeypatch.setitem(pretrain.SIZES, "nano-llama", smaller)  # alike but for its size, and not there
     rising = [{"step": s, "asr": max(0.05, 0.8 - 0.05 * s), "orr": max(0.05, 0.8 - 0.05 * s)} for s in range(1, 41)]
     noises = {f"noise-{p}": entry(10 + round(400 * p), 20 + round(400 * p)) for p in waltz_sensitivity.NOISES[1:]}
     # What equals the recipe as shipped (α = 0.65, no noise, no baseline, one round) has no run of its own.
