@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def short(monkeypatch):
     """Few documents for the tokenizer, three phases, pools of two or three batches, and a state at every step."""
-    phases = (pretrain.PretrainingPhase(3), pretrain.PretrainingPhase(2, pretrain.LISTS), pretrain.PretrainingPhase(1))
+    phases = (
+        pretrain.PretrainingPhase(3),
+        pretrain.PretrainingPhase(2, pretrain.MOSTLY_LISTS),
+        pretrain.PretrainingPhase(1),
+    )
     monkeypatch.setitem(pretrain.SIZES, "nano-llama", replace(pretrain.SIZES["nano-llama"], phases=phases))
     monkeypatch.setattr(pretrain, "make_tokenizer", functools.partial(pretrain.make_tokenizer, samples=300))
     for name, value in (("POOL", 8), ("SAVE_EVERY", 1), ("REPORT_EVERY", 1)):

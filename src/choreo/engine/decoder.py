@@ -12,7 +12,8 @@ from choreo.errors import Unsupported
 
 
 class Decoder(nn.Module):
-    """A causal language model in two parts, to save memory: hidden states, then logits where needed."""
+    """A causal language model in two parts: hidden states, then the output layer. Logits are computed only where they
+    are needed, which saves memory."""
 
     def __init__(self, model: Any):
         """Raises Unsupported where the model has no layer that makes its logits."""
@@ -28,18 +29,18 @@ class Decoder(nn.Module):
         return self.hidden(inputs, where), self.head()
 
     def hidden(self, inputs: Mapping[str, Any], where: Tensor | None) -> Tensor:
-        """The first of the two parts."""
+        """Hidden states [batch·length, d], or their rows `where` [n]."""
         hidden: Tensor = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
         return hidden if where is None else hidden[where]
 
     def head(self) -> Head:
-        """The second."""
+        """The output layer, with the weights that it has now."""
         layer = self.model.get_output_embeddings()
         return Head(layer.weight, layer.bias, self.scale, self.cap)
 
 
 def layer_list(model: Any, what: str) -> nn.ModuleList:
-    """The model's layers, in order. what: needs them, in a message.
+    """The model's layers, in order. what: the feature that needs them, for the error message.
 
     Raises Unsupported where the model does not keep its layers in one list.
     """

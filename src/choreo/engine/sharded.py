@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # a second and a half to import, which only who shards has to
 
 
 class HiddenStates(Decoder):
-    """A decoder whose forward gives the first part alone. FSDP2 puts a hook on every tensor that a module returns, for
-    good on a weight: one more for every micro-batch of a run."""
+    """A decoder whose forward returns the hidden states alone. FSDP2 puts a hook on every tensor that a module returns.
+    A hook on a weight stays, so each micro-batch of a run would add one to the output layer."""
 
     def forward(self, inputs: Mapping[str, Any], where: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Hidden states, as `hidden` gives them. `head` has the output layer from then until the backward pass."""

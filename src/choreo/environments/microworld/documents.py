@@ -25,7 +25,7 @@ from choreo.text.feedback import render_feedback
 from choreo.types import Prompt
 
 STATEMENT = "State a fact."  # the system prompt of all documents but the dialogues of agents
-LISTS = {"copy": 0.5, "reverse": 0.5}
+LIST_PRACTICE = {"copy": 0.5, "reverse": 0.5}
 PRACTICE = {"copy": 0.2, "reverse": 0.2, "sum": 0.2, "difference": 0.2, "fact": 0.1, "define": 0.1}
 FACTS = 6  # in a statement document
 SUITE_SHARES = {
@@ -132,7 +132,7 @@ def texts(rng: random.Random, writers: Writers, pool: Pools | None = None) -> tu
     if sort == "statement":
         return sort, [], statements(pool, language, rng)
     if sort in ("practice", "list"):
-        question, answer = practice(pool, language, rng, PRACTICE if sort == "practice" else LISTS)
+        question, answer = practice(pool, language, rng, PRACTICE if sort == "practice" else LIST_PRACTICE)
         return sort, [question], answer
     prompt = core_prompt(pool, language, rng)
     if sort == "reading" and prompt.meaning.form != "general" and rng.random() < 0.5:

@@ -72,13 +72,13 @@ def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[s
 
 # A base of authors does not learn to repeat lists from the few there are among its documents; of lists alone it does,
 # within some hundred steps, and keeps it.
-LISTS = {"list": 0.75, "practice": 0.25}
+MOSTLY_LISTS = {"list": 0.75, "practice": 0.25}
 MICRO = _shape(128, 352, 4, 4, num_key_value_heads=4)
 # All have 512 positions. The shipped ones are micro and nano. Weak bases are teachers for MACPO that are weak by what
 # they know, each of other things.
 SIZES = {
     "micro-llama": Size(
-        "llama", MICRO, (PretrainingPhase(4500), PretrainingPhase(500, LISTS), PretrainingPhase(900)), AUTHORS
+        "llama", MICRO, (PretrainingPhase(4500), PretrainingPhase(500, MOSTLY_LISTS), PretrainingPhase(900)), AUTHORS
     ),
     "coins-llama": Size("llama", MICRO, (PretrainingPhase(4500),)),
     "nano-llama": Size("llama", _shape(32, 96, 2, 2, num_key_value_heads=2), (PretrainingPhase(1500),)),
@@ -169,9 +169,9 @@ def batches(
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One step. rate: the factor of the learning rates. begins: whether a phase begins, with new optimizers.
-    after: the place of the next batch."""
+class TrainingStep:
+    """One update. rate: the factor of the learning rates, in [0, 1]. begins: whether it is the first of its phase, for
+    which the optimizers are new. after: the place of the next batch."""
 
     batch: Batch
     rate: float
@@ -179,12 +179,13 @@ class Lesson:
     after: Place
 
 
-def lessons(
+def training_steps(
     chat: Chat, size: Size, name: str, tokens: int, steps: int, done: int = 0, place: Place = (0, 0)
-) -> Iterator[Lesson]:
-    """The steps of all phases after the first `done`. steps: all of them, which the phases share as `size` says.
+) -> Iterator[TrainingStep]:
+    """The updates of all phases, without the first `done`.
 
-    place: of the next batch, in its phase.
+    steps: of all phases together; each has its share of `size.steps`. place: of the next batch, in the phase that
+    update `done` + 1 is in. name, tokens: as for `batches`.
     """
     ends = [
         round(steps * sum(phase.steps for phase in size.phases[: i + 1]) / size.steps) for i in range(len(size.phases))
@@ -197,7 +198,7 @@ def lessons(
         own = f"{name}/{number}" if number else name
         drawn = batches(chat, writers, size.pool, own, tokens, start)
         for step, (after, batch) in zip(range(max(done, first), end), drawn, strict=False):
-            yield Lesson(batch, rate(step - first, end - first), step == first, after)
+            yield TrainingStep(batch, rate(step - first, end - first), step == first, after)
 
 
 def loss_sum(model: PreTrainedModel, docs: list[tuple[Ids, Ids]], pad_id: int) -> torch.Tensor:
@@ -293,21 +294,21 @@ def pretrain(
         durable.write_bytes(folder / STATE, _bytes(state))
 
     began, seen, first = time.monotonic(), 0, done
-    for lesson in lessons(chat, SIZES[size], f"pretrain/{size}/{seed}", tokens, steps, done, place):
-        if lesson.begins:
+    for now in training_steps(chat, SIZES[size], f"pretrain/{size}/{seed}", tokens, steps, done, place):
+        if now.begins:
             training = optimizers(model)
-        count, total = sum(len(target) for docs in lesson.batch for _, target in docs), 0.0
-        for docs in lesson.batch:
+        count, total = sum(len(target) for docs in now.batch for _, target in docs), 0.0
+        for docs in now.batch:
             loss = loss_sum(model, docs, chat.pad_id)
             (loss / count).backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, lr in zip(training, highest, strict=True):
-            optimizer.param_groups[0]["lr"] = lr * lesson.rate
+            optimizer.param_groups[0]["lr"] = lr * now.rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        done, place = done + 1, lesson.after
-        seen += sum(len(c) + len(t) for docs in lesson.batch for c, t in docs)
+        done, place = done + 1, now.after
+        seen += sum(len(c) + len(t) for docs in now.batch for c, t in docs)
         running = 0.98 * running + 0.02 * total / count if done > 1 else total / count
         if done % SAVE_EVERY == 0 and done < steps:
             keep()
