@@ -104,9 +104,12 @@ def test_a_server_that_dies_stops_the_run_which_goes_on_with_another(tiny_folder
     assert not {*names} & {*server.named("load")}  # though their versions are the same
 
 
-def test_two_ranks_ask_once_and_learn_from_the_same_games(tmp_path):
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_two_ranks_ask_once_and_learn_from_the_same_games(staleness, tmp_path):
     with VllmStandIn(base_folder("nano-llama")) as server:
-        made = recipe("nano-llama", server, **SPEAKS | {"learning": {"steps": 1, "prompts": 3}})
+        asking = {"rollouts": "vllm", "url": (server.url,), "staleness": staleness}
+        learning = {"steps": 1 + staleness, "prompts": 3}
+        made = recipe("nano-llama", **SPEAKS | {"learning": learning, "engine": asking})
         one = trained(made, tmp_path / "one")
         asked = len(server.named("complete"))
         (tmp_path / "mine.toml").write_text(config.to_toml(made))

@@ -24,7 +24,8 @@ class Recipe(Section):
     `prompts: Prompts = Prompts()`, which adds `[prompts.train.NAME]`.
     """
 
-    samples_remotely: ClassVar[bool] = False  # whether its method can learn from what a server samples
+    # Whether its method can learn from what a server or a second process samples.
+    samples_remotely: ClassVar[bool] = False
 
     method: str
     name: str
@@ -74,6 +75,8 @@ class Recipe(Section):
             )
         if not (value.local or cls.samples_remotely):
             raise ValueError(f'rollouts = "{value.rollouts}" is not for method = "{info.data.get("method")}" yet')
+        if value.staleness and not cls.samples_remotely:
+            raise ValueError(f'staleness = 1 is not for method = "{info.data.get("method")}" yet')
         return value
 
     @field_validator("judge")

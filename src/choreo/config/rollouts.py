@@ -37,6 +37,11 @@ class Rollouts(Section):
         description="of the server, as http://localhost:8000; or a list of several that serve the same base",
         validate_default=True,
     )
+    staleness: Literal[0, 1] = Field(
+        0,
+        description="1: a second process plays the games of the next step while this one learns, by weights that are "
+        "one update behind (docs/rollouts.md)",
+    )
     truncate: Annotated[float, Field(ge=1)] = Field(
         2.0, description="the importance weight of a token, π_old / π_sampler, is at most this"
     )
@@ -53,6 +58,8 @@ class Rollouts(Section):
     def _has_effect(cls, value: Any, info: ValidationInfo) -> Any:
         served = ("vllm", "llama.cpp") if info.field_name == "tolerance" else ("vllm",)
         rollouts = info.data.get("rollouts", served[0])
+        if info.field_name == "truncate" and info.data.get("staleness"):
+            return value
         if rollouts not in served and value != cls.model_fields[str(info.field_name)].default:
             raise ValueError(f"has no effect with rollouts = {rollouts!r}")
         return value
@@ -100,4 +107,6 @@ def answering(overrides: Sequence[str]) -> Rollouts:
     found = check(_Of, given, where).engine
     if found.rollouts == "vllm":
         raise BadInput('--set engine.rollouts=vllm: samples what is learnt from; "llama.cpp" measures and serves')
+    if found.staleness:
+        raise BadInput("--set engine.staleness=1: is for training alone")
     return found

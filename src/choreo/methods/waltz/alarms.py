@@ -42,7 +42,7 @@ def alarms(figures: Mapping[str, float], grouped: bool = True) -> list[str]:
         if figures.get(f"entropy/{agent}", 1.0) < LEAST_ENTROPY:
             found.append(f"entropy of the {agent} agent below {LEAST_ENTROPY} nats a token: it has stopped exploring")
         if abs(figures.get(f"sampler_ratio/{agent}", 1.0) - 1) > UNLIKE:
-            found.append(f"the server samples the {agent} agent from another policy than it is taken for")
+            found.append(f"the {agent} agent is sampled from another policy than it is taken for")
         if figures.get(f"truncated/{agent}", 0.0) > TRUNCATED:
             found.append(f"more than {TRUNCATED:.0%} of the {agent} agent's importance weights are truncated")
     cut_off = figures.get("cut_off", 0.0)

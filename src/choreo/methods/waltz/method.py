@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from choreo import config
+from choreo import config, parallel
 from choreo.errors import BadInput
 from choreo.files.json_file import read_object
 from choreo.methods.agents import Unread
@@ -77,6 +77,10 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         elif trains and recipe.warmup.on:
             answers_of_files(recipe, task)
             own_prompts(recipe, agents, task)
+        if trains and recipe.engine.staleness and recipe.engine.local and parallel.started() > 1:
+            raise BadInput(
+                'engine.staleness = 1: in several processes it takes servers that sample (rollouts = "vllm")'
+            )
         if trains and recipe.attack:
             if recipe.environment != config.MICROWORLD or recipe.from_files():
                 raise BadInput("attack: an attacker is trained in the microworld alone")
@@ -134,6 +138,11 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
             for attack in (recipe.attack,)
             if attack
         ]
+        ahead = [
+            PlannedModel("the process that plays", base, template, len(agents), optimisers=0, judged=False)
+            for (base, template), agents in recipe.model.shared().items()
+            if recipe.engine.staleness
+        ]
         return [
             PlannedModel(
                 whose=agents_on(agents),
@@ -146,7 +155,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
                 micro_tokens=recipe.learning.micro_tokens,
             )
             for (base, template), agents in recipe.model.shared().items()
-        ] + attacker
+        ] + [*attacker, *ahead]
 
     def work(self, recipe: WaltzRecipe) -> Work:
         protocol, learning = recipe.protocol, recipe.learning

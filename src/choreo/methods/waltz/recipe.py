@@ -232,6 +232,8 @@ class WaltzRecipe(Recipe):
     @classmethod
     def _has_room(cls, value: CoTraining | None, info: ValidationInfo) -> CoTraining | None:
         """A prompt that has room for a game (`Pair.fitting`) has room for its rewriting, if that is no longer."""
+        if value and "engine" in info.data and info.data["engine"].staleness:
+            raise ValueError("plays against the pair as it is, and engine.staleness = 1 against the one before")
         if value and (protocol := info.data.get("protocol")):
             most = protocol.game_tokens(max(1, protocol.rounds))
             if value.prompt_tokens > most:

@@ -4,8 +4,8 @@ A step is: a rollout, in which both agents play games together; verdicts on ever
 single-agent samples, each with its reward; advantages per agent; one policy-gradient update per learning agent.
 
 What a step does follows from (recipe, step, weights), so a run that is killed and resumed from a checkpoint repeats
-itself bit for bit. Asynchronous rollouts are left out on purpose: they would break that. A server that samples breaks
-it too (docs/rollouts.md).
+itself bit for bit. So it does where the games are played one step ahead (`player`). A server that samples breaks it
+(docs/rollouts.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
 from choreo.environments.task import CACHE, Task
 from choreo.errors import BadInput
-from choreo.game.play import play
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.resolve import strict
 from choreo.methods.judge_watch import JudgeWatch
@@ -34,12 +33,13 @@ from choreo.methods.waltz.alarms import alarms
 from choreo.methods.waltz.batches import draw, training_prompts
 from choreo.methods.waltz.cotraining.attacker import CoAttacker, attacked_figures
 from choreo.methods.waltz.figures import shown_figures, step_figures
+from choreo.methods.waltz.player import Player, player_of
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners, stage1_steps
 from choreo.methods.waltz.samples import split
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.types import FEEDBACK, Sample
+from choreo.types import FEEDBACK, Prompt, Sample
 
 INEXACT = "a server samples: a run that is resumed is another run of the same distribution (docs/rollouts.md)"
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
@@ -52,13 +52,13 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     wants a stop where the judges part; BadInput, its state saved too, when a judge or a sampling server cannot be used.
     """
     pair = Pair(recipe)
-    with pair.rollouts() as rollouts:
-        _train(recipe, run, progress, task or Task(recipe, run.path), pair, rollouts)
+    with pair.rollouts() as rollouts, player_of(recipe, rollouts) as player:
+        _train(recipe, run, progress, task or Task(recipe, run.path), pair, player)
     return pair
 
 
-def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: Pair, rollouts: Pair) -> None:
-    """rollouts: the pair as it samples what it learns from."""
+def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: Pair, player: Player) -> None:
+    """player: who plays the games that the pair learns from."""
     learning = recipe.learning
     learner_of = {
         agent: Learner(
@@ -81,7 +81,8 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
         saved |= {"prompts": digest, "frames": pair.frames()}
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learner_of.items()}
-        saved |= pair.start_state() | ({"attack": attacker.state_dict(step)} if attacker else {})
+        saved |= pair.start_state() | player.state_dict(step)
+        saved |= {"attack": attacker.state_dict(step)} if attacker else {}
         return saved | ({"values": values.state_dict()} if values else {})
 
     step, path = run.rewind()
@@ -100,6 +101,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         for agent, learner in learner_of.items():
             learner.load_state_dict(saved["agents"][agent])
         pair.load_start(path, saved)
+        player.load_state_dict(path, step, saved)
         if values:
             values.load_state_dict(saved["values"])
         if attacker:
@@ -108,22 +110,22 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         warm_start(recipe, run, pair, task, progress)
     if attacker and path is None:
         run.log_beside(attacker.warm_start(progress))
-    for remark in [*pair.remarks, *([] if rollouts.exact else [INEXACT])]:
+    for remark in [*pair.remarks, *([] if player.rollouts.exact else [INEXACT])]:
         progress.say(f"! {remark}")
     judge, watch = strict(task.judge), JudgeWatch(task, run)
-    prompts = training_prompts(rollouts, task, learning, progress)
+    prompts = training_prompts(player.rollouts, task, learning, progress)
+
+    def batch_of(step: int) -> list[tuple[Prompt, int]]:
+        batch = draw(prompts, learning, recipe.seed, step, task.weights)
+        return attacker.rewrite(batch, step) if attacker else batch
+
     progress.start("training", learning.steps, step)
     while step < learning.steps:
         step += 1
         began = time.monotonic()
-        key = (recipe.seed, step)
-        batch = draw(prompts, learning, recipe.seed, step, task.weights)
-        attacks: dict[str, float] = {}
         try:
-            if attacker:
-                attacks = attacker.round(step, judge)
-                batch = attacker.rewrite(batch, step)
-            episodes = judge_episodes(judge, play(rollouts.agents, batch, recipe.protocol.limits, key=key))
+            attacks = attacker.round(step, judge) if attacker else {}
+            episodes = judge_episodes(judge, player.games(step, batch_of))
             asked = asked_of([verdict for episode in episodes for verdict in episode.verdicts])
             left_open = reasons(asked)
             # Where a judge by rule leaves everything open, the answers are at fault, and training may mend these.
@@ -138,15 +140,16 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
             if step > 1 and not run.checkpoint(step - 1).exists():
                 checkpoint.save(run.checkpoint(step - 1), state(step - 1))
             raise type(missing)(f"saved at step {step - 1}; {missing}") from None
-        parts = split(episodes, agents=learners(recipe.stages, stage), rewards=recipe.rewards, stage=stage, key=key)
-        learnt = parts.samples if rollouts.exact else _with_old(pair, parts.samples)
+        agents, key = learners(recipe.stages, stage), (recipe.seed, step)
+        parts = split(episodes, agents=agents, rewards=recipe.rewards, stage=stage, key=key)
+        learnt = parts.samples if player.exact else _with_old(pair, parts.samples)
         samples = _advantages(learnt, learning, pair, values)
         figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
         figures |= attacks | (attacked_figures(episodes) if attacker else {})
-        figures |= {} if rollouts.exact else mismatch(samples, recipe.engine.truncate)
-        for agent in learners(recipe.stages, stage):
+        figures |= {} if player.exact else mismatch(samples, recipe.engine.truncate)
+        for agent in agents:
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
-            own = own if rollouts.exact else truncated(own, recipe.engine.truncate)
+            own = own if player.exact else truncated(own, recipe.engine.truncate)
             for _ in range(learning.epochs if own else 0):
                 updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
             if own:
@@ -225,7 +228,7 @@ def _scores(pair: Pair, samples: Sequence[Sample], policy: Callable[[str], str |
 
 
 def _with_old(pair: Pair, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples of an engine that is not exact, with log π_old as the learner computes it."""
+    """Samples that another engine or earlier weights drew, with log π_old as the learner computes it."""
     scores = _scores(pair, samples, lambda agent: agent)
     return [replace(sample, logprobs=old) for sample, old in zip(samples, scores, strict=True)]
 
