@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
   choreo train --resume runs/mine                 after Ctrl-C, SIGTERM (exit code 75), a crash or a kill
   choreo train waltz --processes 2                in two processes, which share the work
   torchrun --nproc-per-node 8 -m choreo train mine.toml --run runs/mine      the same, by PyTorch's own command
+  choreo train mine.toml --cluster auto           on the machines of the Ray cluster that this one belongs to
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
 macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; on real English on a laptop smollm2,
@@ -42,9 +43,14 @@ absolute paths, and can be trained again.""",
     train_command.add_argument(
         "--processes",
         type=count,
-        default=1,
         metavar="N",
         help="ranks on this machine, one for each GPU, or for a few cores; the result is that of one (default: 1)",
+    )
+    train_command.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="ranks on the machines of a Ray cluster, which see the run folder: auto, or host:port; with --processes N "
+        "so many, else one for every GPU or machine. A rank that is lost is replaced",
     )
     train_command.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
     json_option(train_command)
@@ -135,7 +141,15 @@ def train(args: argparse.Namespace) -> int:
         raise BadInput(f"train: give a recipe, or --resume RUN ({both})")
     if args.resume and (args.set or args.run or args.overwrite):
         raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
-    if args.processes > 1:
+    if args.cluster:
+        from choreo import api, config
+        from choreo.cli.cluster import run_in_cluster
+
+        if not args.resume:
+            args.run = args.run or api.new_folder(config.load(args.recipe, args.set).name)
+        run = args.resume or args.run
+        return run_in_cluster(args.cluster, args.processes or 0, _for_ranks(args), run, args.json)
+    if args.processes and args.processes > 1:
         from choreo.cli.ranks import run_in_ranks
 
         return run_in_ranks(args.processes, _for_ranks(args))
