@@ -7,6 +7,7 @@ others are ended and the run goes on from its last checkpoint, in as many ranks 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -137,11 +138,11 @@ def _run(wanted: int, words: Sequence[str]) -> tuple[int, int]:
 
     share, group = _placed(wanted)
     try:
-        actor = ray.remote(num_cpus=share.cores, num_gpus=share.gpus, max_concurrency=2)(Rank)
-        ranks = [
-            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote()
-            for index in range(share.ranks)
-        ]
+        actor: Any = ray.remote(Rank)
+        needs = {"num_cpus": share.cores, "num_gpus": share.gpus}
+        places = [PlacementGroupSchedulingStrategy(group, index) for index in range(share.ranks)]
+        # Two calls at once: a signal does not wait for a look.
+        ranks = [actor.options(**needs, max_concurrency=2, scheduling_strategy=place).remote() for place in places]
         host, port = ray.get(ranks[0].place.remote())
         shared = {"WORLD_SIZE": share.ranks, "MASTER_ADDR": host, "MASTER_PORT": port, "OMP_NUM_THREADS": share.cores}
         alone = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # each sees its own cores and GPU
@@ -207,7 +208,7 @@ def _connected(address: str) -> Iterator[None]:
     except ImportError:
         raise BadInput("--cluster: ray is not installed (pip install 'choreo-rl[ray]')") from None
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise Unavailable(f"--cluster {address}: no cluster answers: {str(error).splitlines()[0]}") from None
     try:
