@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Any
 
 from choreo.cli.output import say
@@ -36,7 +37,7 @@ class Rank:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.said: dict[str, list[bytes]] = {stream: [] for stream in STREAMS}
+        self.said: dict[str, SimpleQueue[bytes]] = {stream: SimpleQueue() for stream in STREAMS}
         self.readers: list[threading.Thread] = []
 
     def place(self) -> tuple[str, int]:
@@ -65,9 +66,9 @@ class Rank:
         if code is not None:
             for reader in self.readers:
                 reader.join(1)
-        said = {stream: b"".join(self.said[stream]) for stream in STREAMS}
-        for stream in STREAMS:
-            del self.said[stream][: len(self.said[stream])]
+        said = {
+            stream: b"".join(words.get_nowait() for _ in range(words.qsize())) for stream, words in self.said.items()
+        }
         return (LOST if code is not None and code < 0 else code), said
 
     def send(self, number: int) -> None:
@@ -77,7 +78,7 @@ class Rank:
 
     def _read(self, stream: str, pipe: IO[bytes]) -> None:
         while part := os.read(pipe.fileno(), 65536):
-            self.said[stream].append(part)
+            self.said[stream].put(part)
 
 
 @dataclass(frozen=True)
