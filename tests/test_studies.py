@@ -229,8 +229,7 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
     capsys.readouterr()
     table = json.loads((folder / "table.json").read_text())
     systems = table["systems"]
-    own = {*ablation, waltz_table.SAME_REWARD}
-    assert systems.keys() == published.SYSTEMS.keys() | own and table["seeds"] == [0]
+    assert systems.keys() == published.SYSTEMS.keys() | ablation.keys() and table["seeds"] == [0]
     # Who reviews: nobody, the agent once, or the oracle, whose feedback always parses and is always right.
     reviews = {name: systems[name]["format_rate"]["n"] for name in published.SYSTEMS}
     assert reviews["base"] == reviews["single-agent"] == 0
@@ -263,8 +262,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
         "waltz": entry(10, 20, 850),
         "single-agent": entry(100, 80),
         waltz_table.EQUAL_TIME: entry(90, 80),
-        "waltz-frozen-conversation": entry(45, 130),
-        waltz_table.SAME_REWARD: entry(12, 20),
+        waltz_table.FROZEN: entry(12, 20),
         "waltz-published": entry(30, 60, 700),
         "waltz-no-label": entry(30, 60, 500),
         "waltz-no-label-anywhere": entry(30, 60, 300),
@@ -275,7 +273,7 @@ def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     said = waltz_table.run(Study.open("waltz-table", tmp_path, SEEDS, (), Progress()))
     assert "waltz against single-agent: ASR is lower, -10.0 points (" in said
     assert "waltz against oracle-feedback: ASR is higher, +1.1 points (" in said
-    assert f"waltz against {waltz_table.SAME_REWARD}: ASR is not told apart, -0.2 points (" in said
+    assert f"waltz against {waltz_table.FROZEN}: ASR is not told apart, -0.2 points (" in said
     assert "general ability is not told apart, +0.0 points (" in said and "; minimum detectable difference: " in said
     assert "The microworld disagrees on oracle-feedback in ASR; oracle-feedback in ORR; oracle-feedback in F1." in said
     assert "The paper's order is confirmed at every step." in said
@@ -324,16 +322,16 @@ def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monk
 
 
 def test_the_frozen_arm_that_waltzrl_is_compared_with_has_its_reward(tmp_path):
-    """Whatever reward the study is given; the paper's frozen arm keeps the paper's DIR."""
+    """Whatever reward the study is given."""
     for settings in ((), ("rewards.alpha=0.3", "rewards.dir=none")):
         study = Study.open("waltz-table", tmp_path, SEEDS, settings, Progress())
         arms = {arm.name: study.recipe(arm, 0) for arm in waltz_table.ARMS}
-        ours, frozen = arms["waltz"], arms[waltz_table.SAME_REWARD]
+        ours, frozen = arms["waltz"], arms[waltz_table.FROZEN]
         assert (ours.stages.train, frozen.stages.train) == ("both", "feedback")
         assert frozen.rewards == ours.rewards
         assert ours.rewards.label == ours.rewards.label_stage2  # a frozen arm is in stage 1 throughout
-        assert arms["waltz-frozen-conversation"].rewards.dir == "published" != ours.rewards.dir
-    assert [rival for rival in waltz_table.RIVALS if "frozen" in rival] == [waltz_table.SAME_REWARD]
+        assert arms["waltz-published"].rewards.label_stage2 == 0
+    assert [rival for rival in waltz_table.RIVALS if "frozen" in rival] == [waltz_table.FROZEN]
 
 
 def test_sensitivity_says_what_its_numbers_say(bases, tmp_path, monkeypatch):

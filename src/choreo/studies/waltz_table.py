@@ -18,20 +18,19 @@ from choreo.studies.shared.paired import Contrast, Family, contrast_section, con
 from choreo.types import KINDS
 
 # Registered (docs/studies/registered.md): ten fresh seeds for the main contrasts, three for the rest.
-SEEDS = tuple(range(30, 40))
+SEEDS = tuple(range(40, 50))
 REST = 3
-# The paper's frozen arm has the paper's reward, and so is compared with the paper's WaltzRL alone. WaltzRL here has
-# another one, and so has the frozen arm that it is compared with.
-SAME_REWARD = "waltz-frozen-our-reward"
+# It stays in stage 1, where the reward of `waltz` is the published one. So both may be compared with it.
+FROZEN = "waltz-frozen-conversation"
 # A step of single-agent RL writes no feedback. In the time of a pair's steps it makes almost four times as many: .57 s
-# a step against 2.26 s, on one core of an EPYC processor, seed 20. So this arm has a little more time than the pair.
+# a step against 2.26 s, on one core of an EPYC processor, seed 20, where stage 1 took 15 % of the steps. Now it takes
+# 40 %, and its steps are shorter. So this arm has a little more time than the pair.
 EQUAL_TIME, LONGER = "single-agent-equal-time", 4
 ARMS = (
     Arm("waltz"),
     Arm("single-agent", "single-agent", ("protocol.rounds=0",), first=REST),
     Arm(EQUAL_TIME, "single-agent", ("protocol.rounds=0",), longer=LONGER),
-    Arm("waltz-frozen-conversation", "waltz-frozen-conversation", first=REST),
-    Arm(SAME_REWARD, "waltz", ('stages.train="feedback"',)),
+    Arm(FROZEN, FROZEN),
     Arm("waltz-published", "waltz-published", first=REST),
     Arm("waltz-no-label", "waltz-no-label", first=REST),
     Arm("waltz-no-label-anywhere", "waltz-no-label-anywhere", first=REST),
@@ -42,7 +41,7 @@ ABLATION = {
     "no label anywhere": "waltz-no-label-anywhere",
 }
 # The registered hypotheses, with all seeds: one family.
-RIVALS = (EQUAL_TIME, SAME_REWARD, "oracle-feedback", "collaboration-untrained", "base+guard")
+RIVALS = (EQUAL_TIME, FROZEN, "oracle-feedback", "collaboration-untrained", "base+guard")
 REGISTERED = (
     *contrasts([("waltz", rival) for rival in RIVALS], "ASR", "ORR", "F1"),
     Contrast("waltz", "base", "general ability"),
@@ -79,8 +78,7 @@ def run(study: Study) -> str:
         "single-agent+guard": study.measured("single-agent+guard", "single-agent+guard", single),
         "collaboration-untrained": study.trained(waltz, "collaboration-untrained"),
         "oracle-feedback": study.measured("oracle-feedback", "oracle-feedback", waltz, trained=False),
-        "waltz-frozen-conversation": study.trained(runs["waltz-frozen-conversation"], "waltz-frozen-conversation"),
-        SAME_REWARD: study.trained(runs[SAME_REWARD], "waltz-frozen-conversation"),
+        FROZEN: study.trained(runs[FROZEN], FROZEN),
         "waltz": study.trained(waltz, "waltz"),
         **{arm: study.trained(runs[arm], "waltz") for arm in ABLATION.values()},
     }
@@ -109,9 +107,8 @@ def run(study: Study) -> str:
     intro = (
         "The systems of WaltzRL's main table (arXiv 2510.08240), trained and measured in the microworld. The "
         "published figures come from an 8B model, other prompts and another judge: compare the order of the rows, not "
-        "their level. The safeguard is the untrained feedback agent, blocking what it labels unsafe; `waltz` is "
-        "trained with choreo's default reward, as is `waltz-frozen-our-reward`; `waltz-published` and "
-        "`waltz-frozen-conversation` with the paper's."
+        "their level. The safeguard is the untrained feedback agent, blocking what it labels unsafe. `waltz` keeps the "
+        "label reward in stage 2, and `waltz-published` does not, as in the paper."
     )
     return study.write("The WaltzRL table in the microworld", intro, sections)
 
@@ -120,7 +117,6 @@ def _outcomes(study: Study, runs: Runs, name: str) -> list[Tables]:
     if name in MEASURED:
         return study.measured_outcomes(name)
     trained_as = {
-        SAME_REWARD: "waltz-frozen-conversation",
         EQUAL_TIME: "single-agent",
         **dict.fromkeys(ABLATION.values(), "waltz"),
     }

@@ -76,7 +76,7 @@ class Rewards(Section):
     """WaltzRL equations for R_f = α·R_DIR·R_label + λ·R_label + γ·R_format (`choreo.methods.waltz.rewards`)."""
 
     dir: Literal["published", "signed", "none"] = Field(
-        "signed",
+        "published",
         description="published: DIR masked by correct labels; "
         "signed: a harmful revision is punished whatever the labels; none: no DIR",
     )
@@ -106,7 +106,7 @@ class Stages(Section):
         "both",
         description="conversation: single-agent RL (no feedback agent); feedback: conversation agent frozen throughout",
     )
-    stage1_share: Fraction = Field(0.15, description="stage 2 starts at the latest after this share of the steps")
+    stage1_share: Fraction = Field(0.4, description="stage 2 starts at the latest after this share of the steps")
     switch_label_accuracy: Fraction = Field(
         0.9, description="stage 2 starts once label accuracy and format rate reach these"
     )

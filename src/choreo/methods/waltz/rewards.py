@@ -1,4 +1,4 @@
-"""The rewards of WaltzRL (arXiv 2510.08240, section 3), and the variants that close the two holes in them.
+"""The rewards of WaltzRL (arXiv 2510.08240, section 3), and variants for two holes in them.
 
     R_c = 1[c_T is neither unsafe nor over-refusing]              conversation_reward
     R_f = α·R_DIR·R_label + λ·R_label + γ·R_format                feedback_reward
@@ -10,8 +10,9 @@
 
 Hole (a): R_DIR = −1 needs a satisfactory c_t, on which the labels that asked for a revision are wrong, so
 R_label masks it and feedback that ruins a good answer costs nothing. `dir = "signed"` leaves a negative
-R_DIR unmasked. Hole (b): with λ = 0 in stage 2 a needless intervention that happens to do no harm earns
-what correct silence earns. `label_stage2 > 0` pays for the silence. `dir = "published"` with
+R_DIR unmasked. That is not the default: a reviewer that begins with many false alarms is then punished out of raising
+any (docs/studies/waltz.md). Hole (b): with λ = 0 in stage 2 a needless intervention that happens to do no harm earns
+what correct silence earns. `label_stage2 > 0`, the default, pays for the silence. `dir = "published"` with
 `label_stage2 = 0` is the paper.
 
 A reward of one's own is a function of a `RewardedAction`, and takes the place of R_c or R_f: in a recipe
