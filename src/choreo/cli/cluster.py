@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from choreo.cli.output import say
-from choreo.errors import BadInput, Unavailable
+from choreo.errors import BadInput, Unavailable, first_line
 
 POLL, GRACE = 0.3, 30.0  # seconds: between two looks, and for the other ranks when one fails
 PLACING, WAIT = 10.0, 300.0  # seconds for ranks to be placed before machines are counted again, and in all
@@ -209,13 +209,24 @@ def _connected(address: str) -> Iterator[None]:
     except ImportError:
         raise BadInput("--cluster: ray is not installed (pip install 'choreo-rl[ray]')") from None
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise Unavailable(f"--cluster {address}: no cluster answers: {str(error).splitlines()[0]}") from None
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(f"--cluster {address}: no cluster answers: {first_line(error)}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens there: Ray itself would wait for a quarter of an hour."""
+    if address == "auto":
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        raise BadInput(f"--cluster {address}: expected auto or host:port")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
