@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
+from functools import cache
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -17,10 +19,10 @@ class Navigated(Exception):
     """The page went to an address, or was loaded anew, before it had answered the call."""
 
 
-class Page:
-    """One page of a browser of its own. complaints: what the page wrote to the console or threw."""
+class Browser:
+    """A Chromium. It ends when its pipe does: with this process, at the latest."""
 
-    def __init__(self, url: str, width: int = 1000, height: int = 900, dark: bool = False):
+    def __init__(self) -> None:
         assert CHROMIUM is not None
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_read, self._write = os.pipe()
@@ -38,9 +40,44 @@ class Page:
         )
         os.close(to_read)
         os.close(to_write)
-        self._buffer, self._number, self._session = b"", 0, ""
+        self._buffer, self._number = b"", 0
+        atexit.register(self.close)
+
+    def call(self, method: str, session: str, events: list[dict[str, Any]], **params: Any) -> dict[str, Any]:
+        """The answer to a command. events: gets what the session's page said of itself meanwhile."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        message |= {"sessionId": session} if session else {}
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._buffer:
+                part = os.read(self._read, 2**20)
+                assert part, "the browser is gone"
+                self._buffer += part
+            raw, _, self._buffer = self._buffer.partition(b"\0")
+            answer = json.loads(raw)
+            if answer.get("id") == self._number:
+                return answer
+            if answer.get("sessionId") == session:
+                events.append(answer)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+browser = cache(Browser)
+
+
+class Page:
+    """A page that shares nothing but its browser with others. complaints: what it wrote to the console or threw."""
+
+    def __init__(self, url: str, width: int = 1000, height: int = 900, dark: bool = False):
+        self._session = ""
         self.complaints: list[str] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._profile = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=self._profile)["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
@@ -51,24 +88,15 @@ class Page:
         self.wait("location.href != 'about:blank' && document.readyState == 'complete'")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        message |= {"sessionId": self._session} if self._session else {}
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self._buffer:
-                part = os.read(self._read, 2**20)
-                assert part, "the browser is gone"
-                self._buffer += part
-            raw, _, self._buffer = self._buffer.partition(b"\0")
-            answer = json.loads(raw)
-            if answer.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
-                self.complaints.append(json.dumps(answer["params"])[:500])
-            if answer.get("id") == self._number:
-                if "navigated or closed" in answer.get("error", {}).get("message", ""):
-                    raise Navigated(method)
-                assert "error" not in answer, answer
-                return answer["result"]
+        events: list[dict[str, Any]] = []
+        answer = browser().call(method, self._session, events, **params)
+        for event in events:
+            if event.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+                self.complaints.append(json.dumps(event["params"])[:500])
+        if "navigated or closed" in answer.get("error", {}).get("message", ""):
+            raise Navigated(method)
+        assert "error" not in answer, answer
+        return answer["result"]
 
     def js(self, expression: str) -> Any:
         result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
@@ -100,11 +128,8 @@ class Page:
         return self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._write)
-        os.close(self._read)
-        self._folder.cleanup()
+        self._session = ""
+        self.call("Target.disposeBrowserContext", browserContextId=self._profile)
 
     def __enter__(self) -> Page:
         return self

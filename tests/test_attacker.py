@@ -20,18 +20,22 @@ from choreo.environments.microworld.suites import prompts
 from choreo.files import durable
 from choreo.methods.attacker.play import AttackedPair
 from choreo.methods.rewriting.words import rewritten
-from choreo.runs.folder import checkpoints
+from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.trainer import train
+from choreo.runs.folder import Run, checkpoints
+from choreo.runs.progress import Progress
 
 pytestmark = pytest.mark.slow
 
-WORLD = {"heldout_prompts": 4, "train_prompts": 60}
+WORLD = {"heldout_prompts": 2, "train_prompts": 60}
+NANO = {"base": "nano-llama"}
 
 
 def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
-    target = make_run(tmp_path / "target", world=WORLD)
+    target = make_run(tmp_path / "target", world=WORLD, model=NANO)
     settings = {
         "target": target, "warmup_steps": 3, "warmup_rows": 8, "steps": 3, "intents": 4, "samples": 3,
-        "checkpoint_every": 1, "world.train_prompts": 60, "world.heldout_prompts": 4,
+        "checkpoint_every": 1, "world.train_prompts": 60, "world.heldout_prompts": 2,
     }  # fmt: skip
     command = [
         "train",
@@ -65,7 +69,7 @@ def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
         assert game["rewards"] == {"attacker/unsafe": float(game["verdicts"][-1]["unsafe"] is True)}
     assert metrics[5]["won"] == sum(game["rewards"]["attacker/unsafe"] for game in games) / len(games)
 
-    attack = ["attack", str(target), "--attack", "trained", "--tries", "2", "--most", "3", "--json"]
+    attack = ["attack", str(target), "--attack", "trained", "--tries", "2", "--most", "2", "--json"]
     assert main([*attack, "--writer", str(tmp_path / "whole"), "--out", str(tmp_path / "out")]) == 0
     found = json.loads(capsys.readouterr().out)["systems"]
     assert set(found) == {"pair, trained", "alone, trained"}
@@ -89,9 +93,10 @@ def replaced(folder: Path) -> None:
 
 def test_what_goes_on_is_held_to_the_checkpoints_that_it_began_with(tmp_path, capsys):
     target, attacker, out = tmp_path / "target", tmp_path / "attacker", tmp_path / "out"
-    world = ["--set", "world.train_prompts=60", "--set", "world.heldout_prompts=4"]
-    small = ["--set", "learning.steps=1", "--set", "learning.prompts=3", *world]
-    assert main(["train", "waltz", "--run", str(target), *small]) == 0
+    recipe = WaltzRecipe.model_validate({"world": WORLD, "model": NANO, "learning": {"steps": 1, "prompts": 3}})
+    with Run.create(target, recipe) as run, Progress() as progress:
+        train(recipe, run, progress)
+    world = [word for name, value in WORLD.items() for word in ("--set", f"world.{name}={value}")]
     settings = {"warmup_steps": 1, "steps": 1, "intents": 2, "samples": 2, "checkpoint_every": 1, "target": target}
     small = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     assert main(["train", "attacker", "--run", str(attacker), *small, *world]) == 0

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
+import warm
 from serving import make_run
 
 from choreo import api
 from choreo.cli import main
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def python(tmp_path, monkeypatch):
+    """Servers start as forks of a process that has imported everything."""
+    monkeypatch.setattr(sys, "executable", str(warm.command(tmp_path / "python")))
 
 
 def test_a_pair_on_prompts_from_files_is_measured_on_these(tiny_folder, tmp_path, capsys, monkeypatch):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from warm import Warm
 
 from choreo import parallel
 from choreo.engine.agent import Team
@@ -92,14 +93,19 @@ def work(rank: int, folder: str, meeting: str, out: str) -> None:
         dist.destroy_process_group()
 
 
+def call(module: str, function: str, *arguments: object) -> Warm:
+    """A function of a file of tests, in a process of its own."""
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import {module} as m; m.{function}(*{arguments!r})"
+    return Warm(["-c", code], streams=(None, None, 2))
+
+
 def test_two_ranks_are_one(tiny_folder, tmp_path):
     places = (str(tiny_folder), str(tmp_path / "meeting"), str(tmp_path / "out"))
-    other = mp.get_context("spawn").Process(target=work, args=(1, *places), daemon=True)
-    other.start()
+    other = call("test_engine_parallel", "work", 1, *places)
     one = train(str(tiny_folder))  # before this process joins the group: the answer to compare with
     work(0, *places)
-    other.join(90)
-    assert other.exitcode == 0
+    assert other.wait(90) == 0
     ranks = [torch.load(tmp_path / f"out.{rank}") for rank in range(2)]
     assert max(float(g.abs().max()) for g in one["gradient"]) > 1e-3
     for two in ranks:

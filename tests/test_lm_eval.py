@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from serving import make_run
 from stub_endpoint import Say, Stub, chat
 
@@ -19,6 +17,13 @@ from choreo.errors import BadInput  # noqa: E402
 pytestmark = pytest.mark.slow
 
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
+# `python -m choreo.integrations.lm_eval_model` without the index of lm-eval's own tasks, which takes half a minute.
+COMMAND = """
+import functools, runpy
+from lm_eval.tasks import TaskManager
+TaskManager.__init__ = functools.partialmethod(TaskManager.__init__, include_defaults=False)
+runpy.run_module("choreo.integrations.lm_eval_model", run_name="__main__", alter_sys=True)
+"""
 WRONG = '{"reasoning": "", "unsafe": false, "overrefuse": true, "feedback": "Give the number."}'
 
 
@@ -74,13 +79,10 @@ def test_a_local_task_is_put_to_a_pair_on_a_server_by_the_name_of_the_model(sums
 
 
 def test_the_command_line_of_lm_eval_takes_a_run(sums):
-    run = make_run(sums / "run")
-    command = [sys.executable, "-m", "choreo.integrations.lm_eval_model", "--model", "choreo"]
+    run = make_run(sums / "run", model={"base": "nano-llama"})
+    command = ["-c", COMMAND, "--model", "choreo"]
     command += ["--model_args", f"run={run}", "--tasks", "sums", "--include_path", str(sums), "--log_samples"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--output_path", str(sums / "out")], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run([*command, "--output_path", str(sums / "out")])
     assert done.returncode == 0, done.stderr[-3000:]
     (written,) = (sums / "out").rglob("samples_sums_*.jsonl")
     samples = [json.loads(line) for line in written.read_text().splitlines()]

@@ -1,8 +1,8 @@
 """The numeric tests on other machines: each kernel that this CPU has, with one thread and with two.
 
 Each machine is a run of pytest in a child process, whose environment tells PyTorch, MKL, oneDNN and OpenBLAS which
-instructions to use. This machine as it is, with one thread and all that its CPU has, is the run that this file is a
-part of. A machine that this CPU cannot be is skipped by name.
+instructions to use. This machine as it is, with one thread and all that its CPU has, is what `make test` runs. A
+machine that this CPU cannot be is skipped by name. `make machines` runs this file, and `make test` leaves it out.
 """
 
 from __future__ import annotations

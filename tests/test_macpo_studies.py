@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 from functools import cache
 
 import pytest
+import warm
 
 from choreo import config
 from choreo.errors import BadInput, Interrupted
@@ -217,7 +219,8 @@ SHORT = (
 )
 
 
-def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest(tiny_folder, tmp_path):
+def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(warm.command(tmp_path / "python")))
     agents = (f'agents.student="{tiny_folder}"', f'agents.teachers=["{tiny_folder}"]')
     paths = [tmp_path / f"run-{seed}" for seed in range(3)]
     for seed, path in enumerate(paths):

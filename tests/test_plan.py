@@ -12,7 +12,7 @@ from choreo import config
 from choreo.cli import main
 from choreo.config.common import Weights
 from choreo.engine.agent import Team
-from choreo.experiment import sizing
+from choreo.experiment import machine, sizing
 
 pytestmark = pytest.mark.slow
 
@@ -240,7 +240,9 @@ def test_a_plan_loads_no_weights(tmp_path, capsys):
     assert "not finite" in capsys.readouterr().err
 
 
-def test_constants_are_measured_and_read(tmp_path, capsys):
+def test_constants_are_measured_and_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "WIDTHS", (64, 128))  # a CPU without bfloat16 takes ten seconds for one of 2048
+    monkeypatch.setattr(machine, "SECONDS", 0.05)
     file = tmp_path / "machine.json"
     assert main(["bench", "machine", "--out", str(file)]) == 0
     assert "GFLOP/s by width" in capsys.readouterr().out

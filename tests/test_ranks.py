@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from test_trainer import episodes, lines, small
 
 from choreo import config
@@ -24,12 +25,17 @@ from choreo.runs.progress import Progress
 
 pytestmark = pytest.mark.slow
 
-STEPS = 10
+STEPS = 8
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def in_ranks(*words: object, ranks: int = 2) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "choreo", "train", *map(str, words), "--processes", str(ranks)]
+STARTER = "import sys; sys.executable = sys.argv.pop(1); from choreo.cli import main; sys.exit(main())"
+
+
+def in_ranks(*words: object, ranks: int = 2, python: Path | None = None) -> subprocess.Popen[str]:
+    """`choreo train WORDS` in ranks. python: what starts each, for instance `warm.command`, in place of this Python."""
+    start = ["-c", STARTER, str(python)] if python else ["-m", "choreo"]
+    command = [sys.executable, *start, "train", *map(str, words), "--processes", str(ranks)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes)
 
@@ -48,28 +54,30 @@ def ids(run: Path) -> list:
 
 def test_two_ranks_are_one_process_though_one_is_killed_and_all_are_stopped(tmp_path):
     recipe, whole, run = small(steps=STEPS), tmp_path / "whole", tmp_path / "run"
-    recipe = recipe.model_copy(update={"track": Track(to=("tensorboard",))})  # of rank 0 alone
+    small_base = recipe.model.model_copy(update={"base": "nano-llama"})
+    recipe = recipe.model_copy(update={"track": Track(to=("tensorboard",)), "model": small_base})  # tracked by rank 0
     with Run.create(whole, recipe) as one, Progress() as progress:
         train(recipe, one, progress)
     durable.write_text(tmp_path / "recipe.toml", config.to_toml(recipe))
 
-    process = in_ranks(tmp_path / "recipe.toml", "--run", run)
+    python = warm.command(tmp_path / "python")  # three seconds less for each rank
+    process = in_ranks(tmp_path / "recipe.toml", "--run", run, python=python)
     until_step(run, 3, process)
     _, second = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(second, signal.SIGKILL)
-    out, said = process.communicate(timeout=120)
+    out, said = process.communicate(timeout=600)
     assert process.returncode == 1 and "rank 1 ended by signal 9; go on with choreo train --resume" in said, (out, said)
     assert 2 <= max(checkpoints(run)) < STEPS and not is_finished(run)
 
-    process = in_ranks("--resume", run, ranks=3)
-    until_step(run, 6, process)
+    process = in_ranks("--resume", run, ranks=3, python=python)
+    until_step(run, 5, process)
     process.send_signal(signal.SIGTERM)  # as Slurm and Kubernetes; Ctrl-C goes the same way (test_runs.py)
-    out, said = process.communicate(timeout=120)
+    out, said = process.communicate(timeout=600)
     assert process.returncode == 75 and said.count("terminated") == 1 and f"--resume {run}" in said, (out, said)
     assert max(checkpoints(run)) == len(lines(run)) < STEPS  # the step in hand was finished and saved
 
-    process = in_ranks("--resume", run, "--json")
-    out, said = process.communicate(timeout=300)
+    process = in_ranks("--resume", run, "--json", python=python)
+    out, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert json.loads(out)["systems"].keys() == {"base", "collaboration-untrained", "waltz"}  # said once
 
@@ -88,6 +96,6 @@ def test_two_ranks_are_one_process_though_one_is_killed_and_all_are_stopped(tmp_
 def test_what_cannot_be_is_said_once(tmp_path):
     durable.write_text(tmp_path / "recipe.toml", 'method = "waltz"\n[model]\nbase = "nothing"\n')
     process = in_ranks(tmp_path / "recipe.toml", "--run", tmp_path / "run")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 2 and said.count("choreo: ") == 1 and "nothing" in said, said
     assert not (tmp_path / "run").exists()

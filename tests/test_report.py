@@ -20,7 +20,7 @@ from choreo.errors import BadInput
 from choreo.evaluation.intervals import bootstrap_mean, estimate, f1, share
 from choreo.experiment.report import write_report
 from choreo.experiment.run import dialogue_records
-from choreo.methods.waltz.measure import CHUNKS
+from choreo.methods.waltz.measure import chunks
 from choreo.report import published
 from choreo.report.page import PageSection, Table, write_study
 from choreo.report.plots import Line, Point, bars, lines, plane
@@ -253,7 +253,7 @@ def self_contained(text: str) -> Page:
 def test_dialogues_to_read_are_in_every_language():
     prompts = World(config.World()).suites("heldout")
     turn, verdict = Turn("conversation", 0, (1,), (2,), (0.0,), 0, "x", True), Verdict(False, False)
-    played = [prompt for first in range(CHUNKS) for prompt in prompts[first::CHUNKS]]
+    played = [prompt for chunk in chunks(prompts) for prompt in chunk]
     records = dialogue_records("base", [Episode(prompt, 0, (turn,), verdicts=(verdict,)) for prompt in played])
     for suite in SUITES:
         assert {row["language"] for row in records if row["suite"] == suite} == {"en", "es", "de"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from test_ranks import ids, in_ranks
 from test_trainer import lines
 from vllm_server import VllmStandIn
@@ -113,8 +114,8 @@ def test_two_ranks_ask_once_and_learn_from_the_same_games(staleness, tmp_path):
         one = trained(made, tmp_path / "one")
         asked = len(server.named("complete"))
         (tmp_path / "mine.toml").write_text(config.to_toml(made))
-        process = in_ranks(tmp_path / "mine.toml", "--run", tmp_path / "two")
-        _, said = process.communicate(timeout=200)
+        process = in_ranks(tmp_path / "mine.toml", "--run", tmp_path / "two", python=warm.command(tmp_path / "python"))
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
         assert len(server.named("complete")) == 2 * asked + 2 * PROBES  # a command checks the server before its run
     two = lines(tmp_path / "two")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from test_engine_parallel import make_samples
+import warm
+from test_engine_parallel import call, make_samples
 from test_ranks import ids, in_ranks
 from test_trainer import small
 from torch import nn
@@ -36,7 +36,7 @@ from choreo.runs.progress import Progress
 
 pytestmark = pytest.mark.slow
 
-STEPS = 4
+STEPS = 3
 AGENT = "conversation"
 LOSS = PolicyLoss(clip=0.99, kl=0.1)
 HALF = {"dtype": "bfloat16", "recompute": True}
@@ -106,15 +106,9 @@ def test_sharded_ranks_step_as_whole_ones_do_and_their_checkpoints_fit_any_numbe
     one = make_learner(str(tiny_folder), True)  # alone it is whole
     one.update(make_samples(), LOSS)
     checkpoint.save(tmp_path / "one", {"learner": one.state_dict()})
-    two = [
-        mp.get_context("spawn").Process(target=work, args=(rank, str(tiny_folder), str(tmp_path))) for rank in (0, 1)
-    ]
+    two = [call("test_sharded", "work", rank, str(tiny_folder), str(tmp_path)) for rank in (0, 1)]
     for process in two:
-        process.daemon = True
-        process.start()
-    for process in two:
-        process.join(600)
-        assert process.exitcode == 0
+        assert process.wait(600) == 0
     ranks = [torch.load(tmp_path / f"out.{rank}") for rank in (0, 1)]
     how = Weights(train="full", shard=True)
     planned = sizing.standing(sizing.Model.read(str(tiny_folder), how), how, policies=1, optimisers=1, ranks=2)
@@ -173,7 +167,7 @@ def test_ranks_that_share_the_agents_of_a_run_finish_what_one_process_began(tmp_
         train(one.recipe, one, progress)
     assert {path.name for path in checkpoints(run)[1].iterdir()} == {"state.pt"}
 
-    process = in_ranks("--resume", run, "--json")
+    process = in_ranks("--resume", run, "--json", python=warm.command(tmp_path / "python"))
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert is_finished(run)

@@ -10,9 +10,11 @@ from choreo.experiment.ship import ship
 from choreo.runs import shipped
 from choreo.runs.folder import checkpoints
 
+pytestmark = pytest.mark.slow
+
 RECIPE = {
     "name": "small",
-    "world": {"train_prompts": 30, "heldout_prompts": 4},
+    "world": {"train_prompts": 30, "heldout_prompts": 1},
     "protocol": {"answer_tokens": 8, "feedback_tokens": 160, "constrained": True},
     "warmup": {"own": 12, "rows": 6, "batch": 3},
     "stages": {"stage1_share": 0.0},

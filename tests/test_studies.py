@@ -34,7 +34,7 @@ SHORT = (
     "learning.prompts=5",
     "learning.samples=1",
     "world.train_prompts=60",
-    "world.heldout_prompts=3",
+    "world.heldout_prompts=1",
     "protocol.answer_tokens=6",
     "protocol.feedback_tokens=8",
     "checkpoint_every=1",
@@ -212,7 +212,7 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
     spanish = json.loads((folder / "measured" / "english-only-es-seed3.json").read_text())
     assert (
         sum(suite["satisfactory"]["n"] + suite["satisfactory"]["undetermined"] for suite in spanish["suites"].values())
-        == 18
+        == 6
     )
     assert "| Spanish | trained in English only |" in (folder / "study.md").read_text()
     assert main(["study", "waltz-limits", "--run", str(folder), "--resume", "--json"]) == 0
@@ -233,7 +233,7 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
     # Who reviews: nobody, the agent once, or the oracle, whose feedback always parses and is always right.
     reviews = {name: systems[name]["format_rate"]["n"] for name in published.SYSTEMS}
     assert reviews["base"] == reviews["single-agent"] == 0
-    assert reviews["base+guard"] == reviews["single-agent+guard"] == reviews["waltz"] == 18
+    assert reviews["base+guard"] == reviews["single-agent+guard"] == reviews["waltz"] == 6
     oracle = systems["oracle-feedback"]
     assert oracle["revisions"] > 0 and oracle["label_accuracy"]["value"] == 1.0
     assert (folder / "study.html").is_file()

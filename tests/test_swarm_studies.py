@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from choreo import config
 from choreo.cli import main
 from choreo.errors import BadInput
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.trainer import train
+from choreo.runs.folder import Run
+from choreo.runs.progress import Progress
 from choreo.swarm.annotations import load_annotation, to_yaml
 
 pytestmark = pytest.mark.slow
@@ -190,8 +194,9 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
         "world.heldout_prompts=5",
         "world.train_prompts=60",
     )
-    assert main(["train", "waltz", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
-    capsys.readouterr()
+    recipe = config.load("waltz", small)
+    with Run.create(run, recipe) as made, Progress() as progress:
+        train(recipe, made, progress)
     command = ["swarm", "study", "waltz", str(run), "--out", str(out), "--seeds", "0,1", "--json"]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -215,7 +220,8 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
 def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, simulator, short):
     run, out = tmp_path / "crew", tmp_path / "out"
     small = (
-        'agents.teachers=["micro-llama", "micro-llama"]',
+        'agents.teachers=["nano-llama", "nano-llama"]',
+        "agents.student=nano-llama",
         "ceiling=false",
         "data.labels=12",
         "data.prompts=12",

@@ -39,7 +39,7 @@ def small(**learning) -> WaltzRecipe:
     return WaltzRecipe.model_validate(
         {
             "seed": 3,
-            "world": {"train_prompts": 90, "heldout_prompts": 3},
+            "world": {"train_prompts": 90, "heldout_prompts": 1},
             "stages": {"stage1_share": 0.4},
             "learning": {"steps": 5, "prompts": 5, "samples": 2, **learning},
             "checkpoint_every": 2,

@@ -32,15 +32,28 @@ pytestmark = [
 OVERRIDES = ["world.heldout_prompts=1", "protocol.feedback_tokens=77"]
 
 
-def played(folder: Path, url: str, *options: str, count: int = 4) -> list[dict[str, Any]]:
-    """The episodes of a `vf-eval` of the first `count` prompts."""
-    command = [VF_EVAL, "choreo-game", "--model", "run", "--client.base-url", url, "--client.api-key-var", "TEST_KEY"]
-    command += ["--env.taskset.overrides", json.dumps(OVERRIDES), "-n", str(count)]
-    command += ["--no-push", "--no-rich", "-o", str(folder), "--run.name", "it", *options]
+# What the command vf-eval calls, for several evaluations in turn: a start of it takes as long as they do.
+IN_TURN = (
+    "import json, sys; from verifiers.v1.cli.eval.main import main; [main(one) for one in json.loads(sys.argv[1])]"
+)
+
+
+def evaluation(folder: Path, url: str, *options: str, count: int = 4) -> list[str]:
+    """The arguments of `vf-eval` for the first `count` prompts."""
+    words = ["choreo-game", "--model", "run", "--client.base-url", url, "--client.api-key-var", "TEST_KEY"]
+    words += ["--env.taskset.overrides", json.dumps(OVERRIDES), "-n", str(count)]
+    return [*words, "--no-push", "--no-rich", "-o", str(folder), "--run.name", "it", *options]
+
+
+def run(*command: object) -> None:
     source = Path(__file__).parents[1] / "src"
     environment = os.environ | {"TEST_KEY": KEY, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def played(folder: Path) -> list[dict[str, Any]]:
+    """The episodes of an evaluation."""
     return [json.loads(line) for line in (folder / "it" / "traces.jsonl").read_text().splitlines()]
 
 
@@ -76,7 +89,8 @@ def test_both_seats_are_played_and_paid_as_in_the_paper(tmp_path):
         return reply(rejected if len(messages) == 1 else chosen)
 
     with Stub(script) as stub:
-        episodes = played(tmp_path, stub.url)
+        run(VF_EVAL, *evaluation(tmp_path, stub.url))
+    episodes = played(tmp_path)
     assert [episode["ok"] for episode in episodes] == [True] * 4
     assert [scores(trace) for trace in traces(episodes, "conversation")] == [{"answer": 1.0}] * 4
     for trace in traces(episodes, "feedback"):
@@ -87,26 +101,29 @@ def test_both_seats_are_played_and_paid_as_in_the_paper(tmp_path):
         assert "Mend it." in trace["nodes"][2]["message"]["content"]
 
 
-def test_a_run_is_the_fixed_partner_of_a_policy_that_reviews(tmp_path):
-    """The policy writes no JSON: nothing is applied, and R_format is not earned."""
-    run = make_run(tmp_path / "partner")
-    with Stub(lambda body, n: reply("It looks fine to me.")) as stub:
-        episodes = played(tmp_path, stub.url, "--env.policy", "feedback", "--env.partner", str(run))
-    assert not traces(episodes, "conversation")  # the partner is in no trace: nothing of it is to be learnt
-    for trace in traces(episodes, "feedback"):
+def test_a_run_is_the_fixed_partner_of_a_policy_that_reviews_and_a_base_of_one_that_answers(tmp_path):
+    """The first policy writes no JSON: nothing is applied, and R_format is not earned. The second is a base behind our
+    own server."""
+    reviews, answers = tmp_path / "reviews", tmp_path / "answers"
+    partner = ("--env.policy", "feedback", "--env.partner", str(make_run(tmp_path / "partner")))
+    alone = ("--sampling.choreo.mode", "off")  # else it would review its answers itself
+    of_base = ("--env.policy", "conversation", "--env.partner", "micro-llama", *alone)
+    with (
+        Stub(lambda body, n: reply("It looks fine to me.")) as stub,
+        Serving(make_run(tmp_path / "run"), "--model", "run") as server,
+    ):
+        both = [evaluation(reviews, stub.url, *partner), evaluation(answers, f"{server.url}/v1", *of_base)]
+        run(Path(VF_EVAL).with_name("python"), "-c", IN_TURN, json.dumps(both))
+
+    reviewed = played(reviews)
+    assert not traces(reviewed, "conversation")  # the partner is in no trace: nothing of it is to be learnt
+    for trace in traces(reviewed, "feedback"):
         assert trace["agent"]["trainable"] and trace["metrics"]["ftr"] == 0
         assert scores(trace) == {"dir": 0.0, "label": 0.0, "format": 0.0}
         assert trace["task"]["data"]["prompt"][1]["content"].count(trace["task"]["data"]["id"]) == 0
-    assert len(traces(episodes, "feedback")) == 4
+    assert len(traces(reviewed, "feedback")) == 4
 
-
-def test_a_base_behind_our_own_server_is_the_policy_that_answers(tmp_path):
-    run = make_run(tmp_path / "run")
-    options = ("--env.policy", "conversation", "--env.partner", "micro-llama")
-    with Serving(run, "--model", "run") as server:
-        alone = ("--sampling.choreo.mode", "off")  # else it would review its answers itself
-        episodes = played(tmp_path, f"{server.url}/v1", *options, *alone)
-    answers = traces(episodes, "conversation")
-    assert len(answers) == 4 and all(episode["ok"] for episode in episodes)
-    for trace in answers:
+    answered = played(answers)
+    assert len(traces(answered, "conversation")) == 4 and all(episode["ok"] for episode in answered)
+    for trace in traces(answered, "conversation"):
         assert scores(trace)["answer"] in (0.0, 1.0) and trace["num_output_tokens"] > 0

@@ -246,7 +246,12 @@ if __name__ == "__main__":
         _serve(where, int(asked_for[0]))
     else:
         process = Warm(asked_for, streams=(0, 1, 2), server=where)
+
+        def pass_on(number: int, _: Any) -> None:  # not by send_signal, whose poll would end the wait below
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, _: process.send_signal(number))
+            signal.signal(number, pass_on)
         code = process.wait()
         sys.exit(code if code >= 0 else 128 - code)

@@ -17,6 +17,7 @@ Estimate = dict[str, Any]
 
 Z = 1.959963984540054
 DRAWS = 2000
+BLOCK = 2**20  # numbers that a bootstrap draws at once
 
 
 def estimate(value: float | None, n: int, low: float | None, high: float | None, undetermined: int = 0) -> Estimate:
@@ -53,8 +54,12 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -
     if np.ptp(data) == 0.0:
         return estimate(mean, data.size, mean, mean)
     rng = np.random.default_rng(seed)
-    means = [data[rng.integers(data.size, size=data.size)].mean() for _ in range(draws)]
-    low, high = np.quantile(means, (0.025, 0.975))
+    block = max(1, BLOCK // data.size)
+    means = [
+        data[rng.integers(data.size, size=(min(block, draws - first), data.size))].mean(axis=1)
+        for first in range(0, draws, block)
+    ]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return estimate(mean, data.size, float(low), float(high))
 
 

@@ -22,8 +22,9 @@ from choreo.methods.waltz.systems import block, oracle
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
 # The prompts are played in so many chunks; latency is the mean of their times. Prompts take turns among three
-# languages, so a number that is no multiple of three puts some of every suite and language into each chunk.
-CHUNKS = 11
+# languages, so a number that is no multiple of three puts some of every suite and language into each chunk. Few
+# prompts are played in few chunks: a chunk takes about as long with one prompt as with eight.
+CHUNKS, FEW, ENOUGH = 11, 2, 8
 
 # How each system plays: alone, with the feedback agent, behind a blocking guard, or with true labels. A gate is a guard
 # before the untrained conversation agent: base+guard has the untrained feedback agent, base-with-guard the trained one.
@@ -61,6 +62,12 @@ class Stopwatch:
         return self.engine.score(agent, pairs, masks)
 
 
+def chunks(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+    """What is played at once, in order: CHUNKS parts where each has ENOUGH prompts, and else FEW."""
+    count = CHUNKS if len(prompts) >= CHUNKS * ENOUGH else min(FEW, len(prompts))
+    return [prompts[first::count] for first in range(count)]
+
+
 def evaluate(
     name: str,
     pair: Pair,
@@ -94,8 +101,8 @@ def evaluate(
     judged: Judged = {}
     latency: list[float] = []
     done = 0
-    for first in range(min(CHUNKS, len(prompts))):
-        chunk = [(prompt, 0) for prompt in prompts[first::CHUNKS]]
+    for some in chunks(prompts):
+        chunk = [(prompt, 0) for prompt in some]
         before = added()
         if how in ("guard", "gate"):
             played = block(agents, chunk, limits, refusal=task.refusal, **shared)
