@@ -96,7 +96,7 @@ def test_shares_fit_on_the_machines():
 def test_a_cluster_that_does_not_answer_is_said_in_one_line(tmp_path, capsys):
     pytest.importorskip("ray")
     assert main(["train", "waltz", "--cluster", "127.0.0.1:1", "--run", str(tmp_path / "run")]) == 1
-    said = capsys.readouterr().err.strip().splitlines()
-    assert (
-        said[-1].startswith("choreo: --cluster 127.0.0.1:1: no cluster answers: ") and not (tmp_path / "run").exists()
-    )
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("choreo: --cluster 127.0.0.1:1: no cluster answers: ") and not (tmp_path / "run").exists()
+    assert main(["train", "waltz", "--cluster", "here", "--run", str(tmp_path / "run")]) == 2
+    assert "--cluster here: expected auto or host:port" in capsys.readouterr().err
