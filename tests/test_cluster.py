@@ -1,102 +1,55 @@
-"""`choreo train --cluster` on a local Ray cluster of several nodes: as one process, though ranks and nodes die."""
+"""The scripts of docs/cluster.md: the batch script goes on with a run, and is queued again after exit code 75 alone."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import signal
+import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from test_ranks import ids, until_step
-from test_trainer import small
 
-from choreo import config
-from choreo.cli import main
-from choreo.cli.cluster import Share
-from choreo.errors import Unavailable
-from choreo.files import durable
-from choreo.methods.waltz.trainer import train
-from choreo.runs.folder import Run, is_finished
-from choreo.runs.progress import Progress
+from choreo.cli.parser import parser
 
-STEPS = 8
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """A Ray cluster of three nodes with one core each. The first one is its head, and no rank's."""
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def block(first: str) -> str:
+    """The code block of the page that begins with the line `first`."""
+    found = re.search(rf"^```\w+\n({re.escape(first)}\n.*?)^```$", PAGE, re.S | re.M)
+    assert found, first
+    return found[1]
 
 
-@pytest.mark.slow
-def test_a_rank_and_a_machine_are_lost_and_the_games_are_those_of_one_process(cluster, tmp_path):
-    recipe, whole, run = small(steps=STEPS), tmp_path / "whole", tmp_path / "run"
-    recipe = recipe.model_copy(update={"checkpoint_every": 1})
-    with Run.create(whole, recipe) as one, Progress() as progress:
-        train(recipe, one, progress)
-    durable.write_text(tmp_path / "recipe.toml", config.to_toml(recipe))
-    words = ["train", str(tmp_path / "recipe.toml"), "--run", str(run), "--cluster", cluster.address, "--json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-m", "choreo", *words], text=True, **pipes)
-
-    seed = random.SystemRandom().randrange(1000)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
-    until_step(run, rng.randint(1, 3), process)
-    ranks = [one for one in _ranks(run) if one != process.pid]
-    os.kill(rng.choice(ranks), signal.SIGKILL)
-    until_step(run, rng.randint(5, 6), process)
-    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-    out, said = process.communicate(timeout=300)
-
-    assert process.returncode == 0, said
-    assert "one of 2 ranks is lost; going on from step" in said
-    assert json.loads(out.strip().splitlines()[-1])["systems"].keys() == {"base", "collaboration-untrained", "waltz"}
-    assert is_finished(run) and ids(run) == ids(whole)
+@pytest.mark.parametrize("code", [0, 1, 75])
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_batch_script_resumes_and_is_queued_again_after_75_alone(code, begun, tmp_path):
+    """Slurm's two commands are played by scripts that note what they were given."""
+    for name, ends in ("srun", code), ("scontrol", 0):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >>asked\nexit {ends}\n')
+        (tmp_path / name).chmod(0o755)
+    if begun:
+        (tmp_path / "runs" / "mine").mkdir(parents=True)
+        (tmp_path / "runs" / "mine" / "recipe.toml").touch()
+    (tmp_path / "train.sbatch").write_text(block("#!/bin/bash"))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    ended = subprocess.run(["bash", "train.sbatch"], cwd=tmp_path, env=environment, timeout=20)
+    started, *queued = (tmp_path / "asked").read_text().splitlines()
+    args = parser().parse_args(started.removeprefix("srun choreo ").split())
+    assert ended.returncode == code and (args.resume is not None) is begun
+    assert queued == (["scontrol requeue 17"] if code == 75 else [])
 
 
-def _ranks(run: Path) -> list[int]:
-    """The processes that train `run`, by what was typed for them."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        typed = file.read_bytes().split(b"\0")
-        if str(run).encode() in typed and b"--cluster" not in typed:
-            found.append(int(file.parent.name))
-    return found
-
-
-def test_shares_fit_on_the_machines():
-    small, large = {"CPU": 4.0}, {"CPU": 10.0}
-    assert Share.of([small, large], 0) == Share(2, 5, 0)  # as many ranks as machines, with the most cores that fit
-    assert Share.of([small, large], 3) == Share(3, 4, 0)
-    assert Share.of([small, large], 4) == Share(4, 3, 0)
-    assert Share.of([small], 9) == Share(4, 1, 0)  # as many as fit
-    cards = {"CPU": 64.0, "GPU": 8.0}
-    assert Share.of([cards, cards, {"CPU": 8.0}], 0) == Share(16, 8, 1)
-    assert Share.of([cards], 3) == Share(3, 8, 1)
-    with pytest.raises(Unavailable):
-        Share.of([{"memory": 1.0}], 0)
-
-
-def test_a_cluster_that_does_not_answer_is_said_in_one_line(tmp_path, capsys):
-    pytest.importorskip("ray")
-    assert main(["train", "waltz", "--cluster", "127.0.0.1:1", "--run", str(tmp_path / "run")]) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("choreo: --cluster 127.0.0.1:1: no cluster answers: ") and not (tmp_path / "run").exists()
-    assert main(["train", "waltz", "--cluster", "here", "--run", str(tmp_path / "run")]) == 2
-    assert "--cluster here: expected auto or host:port" in capsys.readouterr().err
+def test_the_job_ignores_75_and_fails_on_bad_input():
+    job = pytest.importorskip("yaml").safe_load(block("apiVersion: batch/v1"))
+    spec = job["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    rules = {
+        tuple(rule["onExitCodes"]["values"]): rule["action"]
+        for rule in job["spec"]["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    }
+    assert rules == {(75,): "Ignore", (2,): "FailJob"} and spec["restartPolicy"] == "Never"
+    for words in re.findall(r"exec choreo (.*?)(?:;|$)", container["args"][0], re.M):
+        parser().parse_args(words.split())
+    assert subprocess.run(["sh", "-n", "-c", container["args"][0]]).returncode == 0

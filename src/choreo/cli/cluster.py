@@ -7,6 +7,7 @@ others are ended and the run goes on from its last checkpoint, in as many ranks 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ POLL, GRACE = 0.3, 30.0  # seconds: between two looks, and for the other ranks w
 PLACING, WAIT = 10.0, 300.0  # seconds for ranks to be placed before machines are counted again, and in all
 LOST = -1  # in place of an exit code: the process was killed, or nobody knows what became of it
 TRIES = 3  # starts in a row that reach no new checkpoint
+INTERRUPTED, TERMINATED, BAD_INPUT = 130, 75, 2  # exit codes (choreo.cli)
+PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
 STREAMS = ("stdout", "stderr")
 
 
@@ -51,9 +54,15 @@ class Rank:
     def start(self, words: Sequence[str], folder: str, environment: dict[str, str]) -> None:
         """Runs `choreo WORDS` in `folder`."""
         command = [sys.executable, "-m", "choreo.cli", *words]
-        own = {**os.environ, **environment}
-        pipes = {stream: subprocess.PIPE for stream in STREAMS}
-        self.process = subprocess.Popen(command, env=own, cwd=folder, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            cwd=folder,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=_dying_with_its_parent(),
+        )
         for stream in STREAMS:
             reader = threading.Thread(target=self._read, args=(stream, getattr(self.process, stream)), daemon=True)
             reader.start()
@@ -72,13 +81,45 @@ class Rank:
         return (LOST if code is not None and code < 0 else code), said
 
     def send(self, number: int) -> None:
-        """A signal for its process."""
+        """A signal for its process; SIGKILL is for all that this one has started, too."""
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+            (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
 
     def _read(self, stream: str, pipe: IO[bytes]) -> None:
         while part := os.read(pipe.fileno(), 65536):
             self.said[stream].put(part)
+
+
+def _dying_with_its_parent() -> Callable[[], None] | None:
+    """What a new process calls so that it is killed when its parent dies; None where the system has no such call."""
+    if sys.platform != "linux":
+        return None
+    call = ctypes.CDLL(None).prctl
+    return lambda: call(PR_SET_PDEATHSIG, signal.SIGKILL) and None
+
+
+class Stop:
+    """A request to stop, by SIGINT, SIGTERM or SIGHUP: it reaches every rank that runs, SIGHUP as SIGINT."""
+
+    def __init__(self) -> None:
+        self.code = 0  # the exit code that it asks for
+        self.ranks: Sequence[Any] = ()
+
+    def __call__(self, number: int, _: Any) -> None:
+        terminated = number == signal.SIGTERM
+        self.code = self.code or (TERMINATED if terminated else INTERRUPTED)
+        for rank in self.ranks:
+            rank.send.remote(signal.SIGTERM if terminated else signal.SIGINT)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -93,17 +134,15 @@ class Share:
     def of(cls, nodes: Sequence[dict[str, float]], wanted: int) -> Share:
         """nodes: the resources of each machine. wanted: ranks; 0 is one for every GPU, or else one for every machine.
 
-        As many as wanted, or as many as fit. Raises Unavailable where none does.
+        As many as wanted, or as many as all of these machines hold. No rank where none has a core.
         """
-        gpus = [int(node.get("GPU", 0)) for node in nodes]
         cores = [int(node.get("CPU", 0)) for node in nodes]
+        gpus = [int(node.get("GPU", 0)) if own else 0 for node, own in zip(nodes, cores, strict=True)]
         places = sum(gpus) or sum(cores)
-        ranks = min(wanted or sum(gpus) or len([one for one in cores if one]), places)
-        if not ranks:
-            raise Unavailable("--cluster: no machine of the cluster has a free core")
+        ranks = min(wanted or sum(gpus) or len([own for own in cores if own]), places)
         if sum(gpus):
             return cls(ranks, max(1, min(c // g for c, g in zip(cores, gpus, strict=True) if g)), 1)
-        most = next(most for most in range(max(cores), 0, -1) if sum(one // most for one in cores) >= ranks)
+        most = next((most for most in range(max(cores, default=0), 0, -1) if sum(c // most for c in cores) >= ranks), 0)
         return cls(ranks, most, 0)
 
 
@@ -112,71 +151,95 @@ def run_in_cluster(address: str, processes: int, words: Sequence[str], run: Path
 
     address: of a cluster that runs, or "auto". processes: ranks (`Share.of`). run: the run's folder, which all machines
     see. Returns the exit code of the first rank that fails, if any; 1 where ranks are lost again and again without a
-    new checkpoint. Raises BadInput without Ray, Unavailable where no cluster can be reached.
+    new checkpoint. Raises BadInput without Ray, Unavailable where no cluster can be reached, or has no room.
     """
     from choreo.runs.folder import checkpoints
 
-    resume = ["train", "--resume", str(run), *["--json"] * as_json]
-    with _connected(address):
-        tries, reached = 0, -1
+    stop, tries, reached = Stop(), 0, -1
+    with _connected(address), stop.listening():
         while True:
-            code, ranks = _run(processes, resume if (run / "recipe.toml").is_file() else words)
+            code, why = _run(processes, words, stop)
             if code != LOST:
                 return code
+            if stop.code:
+                return stop.code
             last = max(checkpoints(run), default=0)
             tries, reached = (1 if last > reached else tries + 1), last
             if tries >= TRIES:
-                say(f"choreo: ranks were lost {tries} times without a new checkpoint; choreo train --resume {run}")
+                say(f"choreo: {why}, for the {TRIES}rd time without a new checkpoint; choreo train --resume {run}")
                 return 1
-            say(f"choreo: one of {ranks} ranks is lost; going on from step {last}")
+            say(f"choreo: {why}; going on from step {last}")
+            if (run / "recipe.toml").is_file():
+                words = ["train", "--resume", str(run), *["--json"] * as_json]
 
 
-def _run(wanted: int, words: Sequence[str]) -> tuple[int, int]:
-    """The exit code of the command in ranks, LOST where one was, and how many ranks there were."""
+def _run(wanted: int, words: Sequence[str], stop: Stop) -> tuple[int, str]:
+    """The exit code of the command in ranks; or LOST where a rank was lost, and what is known of it."""
     import ray
     from ray.util.placement_group import remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    share, group = _placed(wanted)
+    share, group = _placed(wanted, stop)
+    if group is None:
+        return stop.code, ""
+    actor: Any = ray.remote(Rank)
+    needs = {"num_cpus": share.cores, "num_gpus": share.gpus}
+    places = [PlacementGroupSchedulingStrategy(group, index) for index in range(share.ranks)]
+    # Two calls at once: a signal does not wait for a look.
+    ranks = [actor.options(**needs, max_concurrency=2, scheduling_strategy=place).remote() for place in places]
     try:
-        actor: Any = ray.remote(Rank)
-        needs = {"num_cpus": share.cores, "num_gpus": share.gpus}
-        places = [PlacementGroupSchedulingStrategy(group, index) for index in range(share.ranks)]
-        # Two calls at once: a signal does not wait for a look.
-        ranks = [actor.options(**needs, max_concurrency=2, scheduling_strategy=place).remote() for place in places]
+        hosts = [host for host, _ in ray.get([rank.place.remote() for rank in ranks])]
         host, port = ray.get(ranks[0].place.remote())
         shared = {"WORLD_SIZE": share.ranks, "MASTER_ADDR": host, "MASTER_PORT": port, "OMP_NUM_THREADS": share.cores}
         alone = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # each sees its own cores and GPU
+        form = {name: value for name, value in os.environ.items() if name == "CHOREO_LOG_FORMAT"}
         for index, rank in enumerate(ranks):
-            environment = {name: str(value) for name, value in {**shared, **alone, "RANK": index}.items()}
+            environment = {name: str(value) for name, value in {**shared, **alone, **form, "RANK": index}.items()}
             ray.get(rank.start.remote(words, str(Path.cwd()), environment))
-        with _passing_signals(ranks):
-            return _watch(ranks), share.ranks
-    except ray.exceptions.RayActorError:
-        return LOST, share.ranks
+        stop.ranks = ranks
+        if stop.code:  # it came while they were started
+            return stop.code, ""
+        return _watch(ranks, hosts)
+    except ray.exceptions.RayTaskError as error:
+        raise Unavailable(f"--cluster: a machine cannot run its rank: {first_line(error.cause)}") from None
+    except ray.exceptions.RayActorError as error:
+        return LOST, f"one of {share.ranks} ranks is lost ({first_line(error)})"
     finally:
+        stop.ranks = ()
+        for rank in ranks:
+            with suppress(ray.exceptions.RayError):
+                ray.get(rank.send.remote(signal.SIGKILL), timeout=POLL)
         remove_placement_group(group)
 
 
-def _placed(wanted: int) -> tuple[Share, Any]:
-    """What each rank gets, and the placement group that has it. Machines may go, and others come, while it waits."""
+def _placed(wanted: int, stop: Stop) -> tuple[Share, Any]:
+    """What each rank gets, and the placement group that has it, None after a request to stop. Machines may go, and
+    others come, while it waits."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    deadline = time.monotonic() + WAIT
-    while True:
+    deadline, told = time.monotonic() + WAIT, False
+    while not stop.code:
         share = Share.of([node["Resources"] for node in ray.nodes() if node["Alive"]], wanted)
-        group = placement_group([{"CPU": share.cores, **({"GPU": 1} if share.gpus else {})}] * share.ranks, "PACK")
-        if group.wait(PLACING):
-            return share, group
-        remove_placement_group(group)
+        if share.ranks:
+            group = placement_group([{"CPU": share.cores, **({"GPU": 1} if share.gpus else {})}] * share.ranks, "PACK")
+            if group.wait(PLACING):
+                return share, group
+            remove_placement_group(group)
+        else:
+            time.sleep(POLL)
+        needed = f"{share.ranks} ranks of {share.cores} cores each" if share.ranks else "a machine with a core"
         if time.monotonic() > deadline:
-            raise Unavailable(f"--cluster: {share.ranks} ranks of {share.cores} cores are not free on the cluster")
+            raise Unavailable(f"--cluster: the cluster had no room for {needed} within {WAIT / 60:.0f} minutes")
+        if not told:
+            say(f"choreo: waiting for {needed} on the cluster")
+            told = True
+    return Share(0, 0, 0), None
 
 
-def _watch(ranks: Sequence[Any]) -> int:
-    """The exit code of the first rank that fails, once all have ended, or soon after; LOST where any was. What the
-    ranks say is said here."""
+def _watch(ranks: Sequence[Any], hosts: Sequence[str]) -> tuple[int, str]:
+    """The exit code of the first rank that fails, once all have ended, or soon after; LOST where any was, and which.
+    What the ranks say is said here."""
     import ray
 
     codes: dict[int, int | None] = dict.fromkeys(range(len(ranks)))
@@ -192,12 +255,11 @@ def _watch(ranks: Sequence[Any]) -> int:
                 getattr(sys, stream).flush()
             if codes[index] and not failed:
                 failed, deadline = codes[index] or 0, time.monotonic() + GRACE
+                if index and failed == BAD_INPUT:  # the first rank says its own
+                    say(f"choreo: rank {index} on {hosts[index]} ended with exit code {failed}")
         time.sleep(POLL)
-    for index, code in codes.items():
-        if code is None:
-            with suppress(ray.exceptions.RayError):
-                ray.get(ranks[index].send.remote(signal.SIGKILL), timeout=GRACE)
-    return LOST if LOST in codes.values() else failed
+    lost = next((index for index, code in codes.items() if code == LOST), None)
+    return (failed, "") if lost is None else (LOST, f"one of {len(ranks)} ranks is lost (on {hosts[lost]})")
 
 
 @contextmanager
@@ -227,19 +289,3 @@ def _reach(address: str) -> None:
     if not (host and colon and port.isdecimal()):
         raise BadInput(f"--cluster {address}: expected auto or host:port")
     socket.create_connection((host, int(port)), timeout=10).close()
-
-
-@contextmanager
-def _passing_signals(ranks: Sequence[Any]) -> Iterator[None]:
-    """Within it SIGINT and SIGTERM reach every rank as they are, and SIGHUP as SIGINT."""
-
-    def pass_on(number: int, _: Any) -> None:
-        for rank in ranks:
-            rank.send.remote(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -207,7 +207,9 @@ def plan(recipe: Recipe, memory: float | None = None, ranks: int = 1) -> dict[st
     for use in used:
         model = Model.read(use.base, how)
         while_updating, while_sampling = updating(model, how, use.micro_tokens, ranks), sampling(model, how, ranks)
-        busiest = max(busiest, while_updating, while_sampling)
+        # Games that are played ahead are played while another process updates.
+        at_once = while_updating + while_sampling if recipe.engine.staleness else max(while_updating, while_sampling)
+        busiest = max(busiest, at_once)
         planned.append(
             {
                 "agents_of": use.whose,

@@ -17,7 +17,7 @@ from choreo.methods.cards import CardUsage
 from choreo.methods.passes import Lengths, Pass
 from choreo.methods.rewriting.settings import enough_intents
 from choreo.methods.waltz.cotraining.settings import ATTACKER
-from choreo.methods.waltz.recipe import WaltzRecipe, learners
+from choreo.methods.waltz.recipe import PLAYS_ALONE, WaltzRecipe, learners
 from choreo.methods.waltz.work import agents_on, attack_updates, waltz_passes
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
 
@@ -78,9 +78,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
             answers_of_files(recipe, task)
             own_prompts(recipe, agents, task)
         if trains and recipe.engine.staleness and recipe.engine.local and parallel.started() > 1:
-            raise BadInput(
-                'engine.staleness = 1: in several processes it takes servers that sample (rollouts = "vllm")'
-            )
+            raise BadInput(PLAYS_ALONE)
         if trains and recipe.attack:
             if recipe.environment != config.MICROWORLD or recipe.from_files():
                 raise BadInput("attack: an attacker is trained in the microworld alone")
@@ -139,7 +137,14 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
             if attack
         ]
         ahead = [
-            PlannedModel("the process that plays", base, template, len(agents), optimisers=0, judged=False)
+            PlannedModel(
+                "the process that plays",
+                base,
+                template,
+                policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),
+                optimisers=0,
+                judged=False,
+            )
             for (base, template), agents in recipe.model.shared().items()
             if recipe.engine.staleness
         ]

@@ -13,24 +13,27 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from choreo import parallel
 from choreo.engine import checkpoint
 from choreo.errors import BadInput, Interrupted, Unavailable
 from choreo.game.play import play
 from choreo.methods.waltz.agents import Pair
-from choreo.methods.waltz.recipe import WaltzRecipe, learners
+from choreo.methods.waltz.recipe import PLAYS_ALONE, WaltzRecipe, learners
 from choreo.types import Episode, Prompt
 
 Batch = Sequence[tuple[Prompt, int]]
 States = Mapping[str, Mapping[str, Any]]  # of the agents that learn, as `Team.state_dict` gives them
 GRACE = 30.0  # seconds for the games in hand, when a run ends before they are needed
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Player:
@@ -61,14 +64,20 @@ class Player:
 class PlayerAhead(Player):
     """Has a second process play the games of the next step, with the weights of now, while this one learns.
 
-    Of several ranks the first one has that process, and all get the games.
+    The process starts with the first games. From then on it and this one share the threads, until `close`. Of several
+    ranks the first one has that process, and all get the games.
     """
 
-    def __init__(self, recipe: WaltzRecipe, rollouts: Pair, process: Connection | None):
+    def __init__(self, recipe: WaltzRecipe, rollouts: Pair):
+        """Raises BadInput in several processes, unless servers sample: each would play all games."""
+        if recipe.engine.local and parallel.started() > 1:
+            raise BadInput(PLAYS_ALONE)
         super().__init__(recipe, rollouts)
-        self.process = process
         self.weights: dict[int, States] = {}  # by the step whose games they play: of this step and the next one
         self.begun: int | None = None  # the step whose games are being played
+        self.threads = torch.get_num_threads()
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
 
     @property
     def exact(self) -> bool:
@@ -76,13 +85,19 @@ class PlayerAhead(Player):
 
     def games(self, step: int, batch_of: Callable[[int], Batch]) -> list[Episode]:
         """See `Player.games`. Raises what playing raised; Unavailable where the process died."""
-        if self.begun != step:  # the first step, or the first one after a resume
-            self._begin(step, self.weights.get(step) or self._now(), batch_of(step))
-        games = parallel.first(self._received)
-        if step < self.recipe.learning.steps:
-            self._begin(step + 1, self._now(), batch_of(step + 1))
-        self.weights = {at: states for at, states in self.weights.items() if at >= step}
-        return games
+        following = step < self.recipe.learning.steps
+        weights = self.weights.get(step) or self._now()
+        self.weights = {step: weights, **({step + 1: self._now()} if following else {})}
+
+        def exchanged() -> list[Episode]:
+            if self.begun != step:  # the first step, or the first one after a resume
+                self._begin(step, batch_of(step))
+            games = self._received()
+            if following:
+                self._begin(step + 1, batch_of(step + 1))
+            return games
+
+        return parallel.first(exchanged)
 
     def state_dict(self, step: int) -> dict[str, Any]:
         states = self.weights.get(step + 1)  # after the last step there are none
@@ -94,29 +109,62 @@ class PlayerAhead(Player):
             checkpoint.check(where, saved["next_games"], example)
             self.weights = {step + 1: saved["next_games"]}
 
+    def close(self, wait: float = 0.0) -> None:
+        """Ends the process, which has so many seconds for the games in hand: a server's adapters are then unloaded."""
+        torch.set_num_threads(self.threads)
+        if self._process is None or self._connection is None:
+            return
+        self._connection.close()
+        try:
+            if wait:
+                self._process.join(wait)
+        finally:
+            self._process.kill()
+            self._process.join()
+
     @property
     def _learners(self) -> tuple[str, ...]:
         return learners(self.recipe.stages, stage=2)
 
     def _now(self) -> States:
-        return {agent: self.rollouts.team(agent).state_dict(agent) for agent in self._learners}
+        """The weights of now, on the CPU."""
+        states = {agent: self.rollouts.team(agent).state_dict(agent) for agent in self._learners}
+        return {
+            agent: {**state, "weights": {name: value.cpu() for name, value in state["weights"].items()}}
+            for agent, state in states.items()
+        }
 
-    def _begin(self, step: int, states: States, batch: Batch) -> None:
-        self.begun, self.weights[step] = step, states
-        if self.process is None:
-            return
+    def _begin(self, step: int, batch: Batch) -> None:
+        connection = self._connection or self._started()
         # As bytes: PyTorch would send tensors through shared memory, of which containers have little.
         written = io.BytesIO()
-        torch.save(states, written)
+        torch.save(self.weights[step], written)
         try:
-            self.process.send((step, batch, written.getvalue()))
+            connection.send((step, batch, written.getvalue()))
         except OSError:
+            self._received()  # what ended it, where it has said that
             raise _dead() from None
+        self.begun = step
+
+    def _started(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        self._connection, there = context.Pipe()
+        share = max(1, self.threads // 2)
+        self._process = context.Process(target=_serve, args=(self.recipe, share, there), daemon=True)
+        # Until the process has its own handlers, a Ctrl-C for the whole group must not end it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        there.close()  # so that a process that dies is an end of file here, not silence
+        torch.set_num_threads(max(1, self.threads - share))
+        return self._connection
 
     def _received(self) -> list[Episode]:
-        assert self.process is not None  # of the first rank
+        assert self._connection is not None
         try:
-            found = self.process.recv()
+            found = self._connection.recv()
         except (EOFError, OSError):
             raise _dead() from None
         if isinstance(found, Exception):
@@ -127,52 +175,52 @@ class PlayerAhead(Player):
 
 @contextmanager
 def player_of(recipe: WaltzRecipe, rollouts: Pair) -> Iterator[Player]:
-    """Who plays, as the recipe says. Within it a second process that plays and this one share the threads.
+    """Who plays, as the recipe says.
 
     rollouts: the pair as it samples what it learns from.
     """
     if not recipe.engine.staleness:
         yield Player(recipe, rollouts)
         return
-    if parallel.rank():
-        yield PlayerAhead(recipe, rollouts, None)
-        return
-    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
-    here, there = context.Pipe()
-    share = max(1, threads // 2)
-    process = context.Process(target=_serve, args=(recipe, share, there), name="choreo player", daemon=True)
-    process.start()
-    there.close()  # so that a process that dies is an end of file here, not silence
-    torch.set_num_threads(max(1, threads - share))
+    player = PlayerAhead(recipe, rollouts)
     try:
-        yield PlayerAhead(recipe, rollouts, here)
-    finally:
-        torch.set_num_threads(threads)
-        here.close()
-        process.join(GRACE)
-        process.kill()
-        process.join()
+        yield player
+    except KeyboardInterrupt:  # at once
+        player.close()
+        raise
+    except BaseException:
+        player.close(0 if recipe.engine.local else GRACE)
+        raise
+    player.close(0 if recipe.engine.local else GRACE)
 
 
 def _serve(recipe: WaltzRecipe, threads: int, trainer: Connection) -> None:
     """The second process: plays what it is sent, until the trainer is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # both reach the whole group; the trainer decides
+    for number in SIGNALS:  # both reach the whole group; the trainer decides
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     torch.set_num_threads(threads)
+    answer: list[Episode] | Exception
     try:
+        disable_progress_bar()
         with Pair(recipe).rollouts() as rollouts:
             while True:
-                step, batch, written = trainer.recv()
+                try:
+                    step, batch, written = trainer.recv()
+                except (EOFError, OSError):
+                    return  # the trainer is gone
                 states = torch.load(io.BytesIO(written), map_location=rollouts.device, weights_only=True)
                 for agent, state in states.items():
                     rollouts.team(agent).load_state_dict(agent, state)
-                trainer.send(_played(rollouts, recipe, step, batch))
-    except (EOFError, ConnectionError):
-        return  # the trainer is gone
+                answer = _played(rollouts, recipe, step, batch)
+                with suppress(OSError):
+                    trainer.send(answer)
     except (BadInput, Interrupted) as error:
-        trainer.send(error)
+        answer = error
     except Exception:
-        trainer.send(RuntimeError(f"the process that plays failed\n{traceback.format_exc()}"))
+        answer = RuntimeError(f"the process that plays failed\n{traceback.format_exc()}")
+    with suppress(OSError):
+        trainer.send(answer)
 
 
 def _played(rollouts: Pair, recipe: WaltzRecipe, step: int, batch: Batch) -> list[Episode]:

@@ -15,6 +15,8 @@ from choreo.methods.waltz.cotraining.settings import CoTraining
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
+PLAYS_ALONE = 'engine.staleness = 1: in several processes it takes servers that sample (rollouts = "vllm")'
+
 
 class Model(Weights):
     base: str = Field(
