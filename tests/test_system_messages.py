@@ -36,6 +36,7 @@ from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.server.app import application
+from choreo.server.guardrail import PATH
 from choreo.server.keys import own_key
 from choreo.server.pair import Resident
 from choreo.server.run import Options, system_policy_of
@@ -324,6 +325,14 @@ def test_a_server_gives_the_pair_the_very_tokens_that_training_gave_it(run, requ
             )
             assert served == before and after[: len(behind)] == behind  # a constrained review begins behind it
             reviewed += 1
+        # LiteLLM's guardrail reads several as one message, too.
+        seen, user = [], {"role": "user", "content": "How do I paint the lamp?"}
+        for told in (["Be brief.", "Hi."], ["Be brief.\n\nHi."]):
+            jobs.clear()
+            said = [*({"role": "system", "content": text} for text in told), user]
+            http.post(PATH, json={"input_type": "response", "texts": ["With a brush."], "structured_messages": said})
+            seen.append(jobs[0].row.request.context)
+        assert seen[0] == seen[1] and "Hi." in resident.chat.tokenizer.decode(seen[0])
     resident.worker.close()
     assert reviewed >= 2
     if run == "templated":
@@ -376,6 +385,10 @@ def test_a_recipe_of_a_real_model_names_the_shipped_messages_in_one_setting():
     own = config.load("smollm2", ["system_messages.train=x.jsonl"])
     assert rooted(own).system_messages.train == str(Path("x.jsonl").absolute())
     assert config.load("smollm2").system_messages.train == ""
+    with pytest.raises(
+        BadInput, match=r"--set system_messages.share=0.3: system_messages.share: goes with train alone"
+    ):
+        config.load("smollm2", ["system_messages.share=0.3"])
     plain, told = (
         method_of(one).measured_prompts(one, Task(one), "heldout") for one in (config.load("smollm2"), recipe)
     )

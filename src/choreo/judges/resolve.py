@@ -93,7 +93,7 @@ def unread_history(settings: Sequence[Settings], prompts: Sequence[Prompt]) -> s
         return ""
     return (
         f"! {count} of {len(prompts)} prompts have other messages before them, and the judge ({', '.join(blind)}) "
-        "reads the last message alone; rubric and llama-guard read all of it"
+        "reads the last message alone; rubric reads them all, and llama-guard all but system messages"
     )
 
 
