@@ -117,6 +117,7 @@ def evaluate(
     *,
     formats: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    system_messages: str | Path = "",
     into_existing: bool = False,
 ) -> EvaluationResult:
     """Measures a run, or a shipped pair by its name, again from its last checkpoint.
@@ -125,7 +126,8 @@ def evaluate(
     do not tell. judge: in place of the run's, as on the command line ("offline", "rubric:MODEL@URL", "mine.py:Judge");
     several are a majority. out: a new folder for the report and for the replies of judges; by default runs/eval-TIME
     where files or a judge are named, and none otherwise. into_existing: go on in a folder that is there.
-    overrides: who samples, as "engine.rollouts=llama.cpp" (docs/llama-cpp.md).
+    overrides: who samples, as "engine.rollouts=llama.cpp" (docs/llama-cpp.md). system_messages: a file; every prompt is
+    measured once more under one of them, in place of the recipe's `system_messages.heldout`.
 
     Raises BadInput, Unavailable where a server that samples does not answer, Interrupted.
     """
@@ -148,7 +150,7 @@ def evaluate(
     place = evaluation_folder(out, into_existing) if files or settings or out else nullcontext()
     with place as folder, Progress(callbacks) as bar:
         part = "heldout" if files else str(suites)
-        summary, episodes = evaluate_run(path, part, bar, named, settings, folder, engine)
+        summary, episodes = evaluate_run(path, part, bar, named, settings, folder, engine, str(system_messages))
         found = EvaluationResult({**summary, "suite": ", ".join(map(str, files)) or part}, episodes, folder)
         bar.say(f"{path}, as it was after step {summary['step']}, on {found.summary['suite']}")
         tell_evaluation(found.summary, found.episodes, folder, bar)

@@ -7,7 +7,7 @@ its `text`, which is never encoded again on the way to a loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, Protocol
 
 from typing_extensions import TypeVar
@@ -59,6 +59,15 @@ class Prompt:
     def user_turns(self) -> int:
         """How many turns of the user it has: 1 without a history."""
         return sum(role == "user" for role, _ in self.turns)
+
+    @property
+    def told(self) -> bool:
+        """Whether it stands under a system message of a caller: its conversation begins with one."""
+        return self.turns[0][0] == "system"
+
+    def under(self, system: str) -> Prompt:
+        """The same prompt under a caller's system message, which comes before all of its turns."""
+        return replace(self, earlier=(("system", system), *self.earlier))
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def _readings(
 
     untold: the kind of prompts alone, which tell none, where none is said.
     """
-    from choreo.data import answers, preferences, prompts
+    from choreo.data import answers, preferences, prompts, system_messages
     from choreo.data.reading import Unknown, fitting, recognised, row_format
     from choreo.files.rows import rows
 
@@ -130,6 +130,7 @@ def _readings(
     ways: dict[str, tuple[Mapping[str, Any], frozenset[str], Any]] = {
         "answers": (answers.FORMATS, answers.OWN_FIELDS, answers.load),
         "pairs": (preferences.FORMATS, frozenset(), preferences.load),
+        "system messages": (system_messages.FORMATS, frozenset(), system_messages.load_system_messages),
         "prompts": (prompts.FORMATS, prompts.OWN_FIELDS, partial(prompts.load, kind=kind)),
     }
     found: list[tuple[dict[str, Any], Sequence[Any]]] = []
@@ -183,7 +184,8 @@ def _prompt(row: Any) -> Prompt | None:
         return row
     if hasattr(row, "turns"):
         return Prompt(f"line-{row.line}", row.turns[-1][1], "general", "", earlier=row.turns[:-1])
-    return row.prompt if isinstance(row.prompt, Prompt) else None
+    asked = getattr(row, "prompt", None)  # a system message asks nothing
+    return asked if isinstance(asked, Prompt) else None
 
 
 def _overlap(asked: Sequence[Prompt], against: Sequence[Path]) -> dict[str, Any]:

@@ -64,6 +64,12 @@ ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and
         help="override a setting of these; of a run, who samples (engine.rollouts=llama.cpp, engine.url=URL)",
     )
     evaluate_command.add_argument(
+        "--system-messages",
+        metavar="FILE",
+        help="of a run: measure every prompt once more under one of these system messages, as "
+        "choreo:english/system_messages_heldout.jsonl",
+    )
+    evaluate_command.add_argument(
         "--out", type=Path, metavar="DIR", help="where the page goes (default: runs/eval-TIME)"
     )
     evaluate_command.add_argument("--resume", action="store_true", help="go on in a folder that is there")
@@ -91,6 +97,7 @@ def evaluate(args: argparse.Namespace) -> int:
         [ProgressBar()],
         formats=args.format,
         overrides=args.set,
+        system_messages=args.system_messages or "",
         into_existing=args.resume,
     )
     return print_result(found.summary, args.json)
@@ -100,6 +107,8 @@ def _models(args: argparse.Namespace) -> int:
     """Two models as they are, untrained."""
     if args.what is not None and args.what.suffix != ".toml":
         raise BadInput(f"eval: {args.what} is a run, and --conversation names a model: give one of the two")
+    if args.system_messages:
+        raise BadInput("eval: --system-messages is of a run; rows of --suite may have a system message of their own")
     from choreo import api
     from choreo.judges.base import JudgeDown
     from choreo.runs.bar import ProgressBar

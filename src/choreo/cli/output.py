@@ -43,8 +43,9 @@ def print_result(summary: Mapping[str, Any], as_json: bool) -> int:
         print_json(summary)
     else:
         print(_table(summary.get("systems", {})))
-        if by_turns := _by_turns(summary.get("systems", {})):
-            print(f"by turns of the user:\n{_table(by_turns)}")
+        for field, words in (("turns", "by turns of the user"), ("system_messages", "by system message")):
+            if groups := _grouped(summary.get("systems", {}), field):
+                print(f"{words}:\n{_table(groups)}")
         if judges := summary.get("judges"):
             from choreo.evaluation.metrics import BY_TRAINING
             from choreo.judges.resolve import names
@@ -101,9 +102,9 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _by_turns(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """What was measured of each system on prompts of each length; empty where all are of one."""
-    return {f"{name}, {n}": found for name, one in systems.items() for n, found in one.get("turns", {}).items()}
+def _grouped(systems: Mapping[str, Mapping[str, Any]], field: str) -> dict[str, Mapping[str, Any]]:
+    """What was measured of each system on prompts of each group that `field` has; empty where there are none."""
+    return {f"{name}, {group}": found for name, one in systems.items() for group, found in one.get(field, {}).items()}
 
 
 def _lost(result: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from choreo.server.extra import require_server
 # Held to `server.session` by a test; importing that would load what --help must not.
 MODES = ("adaptive", "always", "off", "shadow")
 OPENABLE = ("feedback", "timeout", "unparsable")
-SYSTEM_POLICIES = ("refuse", "prepend")
+SYSTEM_POLICIES = ("refuse", "prepend", "train")
 RELEASES = ("whole", "segment")
 
 
@@ -70,10 +70,11 @@ def _options(command: argparse.ArgumentParser) -> None:
     opened = "let the draft pass unchecked when this fails: feedback, timeout or unparsable; repeatable"
     option("--open", f"{opened} (default: withhold it)", action="append", default=[], choices=OPENABLE, dest="opened")
     system = (
-        "callers' system messages: refuse, or prepend them behind the conversation agent's own system prompt, where "
+        "callers' system messages: refuse; prepend: behind the conversation agent's own system prompt, where the "
+        "reviewer sees them too; train: the same for a run that was trained under some, as it was (default: train for "
+        "such a run, refuse for others, prepend for an agent behind a server)"
     )
-    own = "the reviewer sees them too (default: refuse for a run's agent, prepend for one behind a server)"
-    option("--system", system + own, choices=SYSTEM_POLICIES)
+    option("--system", system, choices=SYSTEM_POLICIES)
     release = "a checked stream: whole, once its game is over (default), or the draft segment by segment, each once a "
     left = "review of all so far does not call it unsafe; what has left is not repaired"
     option("--release", release + left, choices=RELEASES, default="whole")

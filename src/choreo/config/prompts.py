@@ -49,6 +49,31 @@ class Prompts(HeldOut):
         return bare_names(value)
 
 
+class SystemMessages(Section):
+    """System messages of callers, which some prompts are given. What a right answer does must stay what it is."""
+
+    train: str = Field(
+        "",
+        description="a file with a message in each row, {role, content}, as choreo:english/system_messages.jsonl that "
+        "ships; some prompts are trained on under one of these",
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="of the training prompts, those that are given one; a prompt with one of its own keeps it"
+    )
+    heldout: str = Field(
+        "",
+        description="another such file, as choreo:english/system_messages_heldout.jsonl; every prompt that is measured "
+        "is measured once more under one of these",
+    )
+
+    @field_validator("share")
+    @classmethod
+    def _of_some(cls, value: float, info: ValidationInfo) -> float:
+        if value != 0.5 and not info.data.get("train"):
+            raise ValueError("goes with train alone, which names the file")
+        return value
+
+
 def suited(value: Judge, info: ValidationInfo) -> Judge:
     """`value`, after a check that it can judge the recipe's prompts. The exact judge needs the meanings of the
     microworld's prompts, which prompts from files do not have."""

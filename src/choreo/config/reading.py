@@ -21,6 +21,7 @@ LATER = {
     ("engine",),
     ("environment",),
     ("gold",),
+    ("system_messages",),
     ("track",),
     ("world", "train_dialogues"),
     ("world", "heldout_dialogues"),

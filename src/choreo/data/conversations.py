@@ -13,7 +13,14 @@ from choreo.errors import BadInput
 from choreo.files.rows import Fields
 from choreo.types import Turns
 
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+    "developer": "system",
+}
 KEYS = (("role", "content"), ("from", "value"))
 
 

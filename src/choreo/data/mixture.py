@@ -60,10 +60,11 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
 
 def parted(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """(training prompts, held-out prompts), by a checksum of the whole conversation, so that a prompt is on the same
-    side in every file and with every seed."""
+    side in every file and with every seed, under whatever system message."""
     sides: tuple[list[Prompt], list[Prompt]] = ([], [])
     for prompt in prompts:
-        sides[checksum(prompt.words) % HELD_OUT == 0].append(prompt)
+        said = "\n".join(text for role, text in prompt.turns if role != "system")
+        sides[checksum(said) % HELD_OUT == 0].append(prompt)
     return sides
 
 

@@ -18,6 +18,7 @@ PARTS = {"method", "environment", "estimator", "kind", "format", "conversation",
 OPTIONS = {"options", "environment_options"}
 # The settings that name files or runs, those that may name the folder of a model, and a file with a template.
 FILES = {"file", "wrap", "weights", "cache", "gold.labels", "warmup.run", "target"}
+FILES |= {"system_messages.train", "system_messages.heldout"}
 TEMPLATES = {"template", "feedback_template", "student_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 

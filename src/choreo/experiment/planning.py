@@ -61,8 +61,7 @@ def plan(recipe: Recipe, site: Site) -> dict[str, Any]:
             "no tokenizer of every base is here: whether prompts fit into its positions is not checked"
         )
     method = method_of(recipe)
-    prompts = list(method.further_prompts(recipe)) or [one for some in task.training().values() for one in some]
-    told = costs(recipe, site, lengths(prompts, agents, site.written))
+    told = costs(recipe, site, lengths(method.trained_prompts(recipe, task), agents, site.written))
     return found | {"cost": told if found["fits"] is not False else told | {"seconds": None, "money": None}}
 
 

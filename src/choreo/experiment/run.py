@@ -12,7 +12,7 @@ import torch
 
 from choreo import config
 from choreo.config.judge import Judge as JudgeSettings
-from choreo.config.prompts import Prompts, Source
+from choreo.config.prompts import Prompts, Source, SystemMessages
 from choreo.config.rollouts import Rollouts
 from choreo.data.answers import LabelledAnswer, load
 from choreo.data.reading import taken
@@ -72,7 +72,7 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
         run.note(prompts=prompts)
         for line in overlap_words(prompts):
             progress.say(line)
-    if unread := unread_history(recipe.judges(), task.suites("heldout")):
+    if unread := unread_history(recipe.judges(), method.measured_prompts(recipe, task, "heldout")):
         progress.say(unread)
     measured = method.run(recipe, run, task, progress)
     found = {**measured.extra, "systems": measured.systems, **judges_of(task)}
@@ -171,17 +171,21 @@ def evaluate_run(
     judge: JudgeSettings | None = None,
     cache: Path | None = None,
     engine: Rollouts | None = None,
+    system_messages: str = "",
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
     """A run's systems measured again from its last checkpoint on `suite`, "heldout" or "train", and their episodes.
 
     files: prompts to measure on in place of the run's own; judge: in place of the run's. cache: the folder that keeps
-    an endpoint's replies. engine: who samples, in place of this process. Raises BadInput where the run has no
+    an endpoint's replies. engine: who samples, in place of this process. system_messages: a file of those to measure
+    under too, in place of the run's. Raises BadInput where the run has no
     checkpoint, or its recipe or these ask for what cannot be; Interrupted.
     """
     recipe = config.load(file := Path(path) / "recipe.toml")
     if unset := config.unset(file):
         raise BadInput(f"{file}: {unset[0]}: is missing; the recipe of a run must have every setting")
     recipe = measured_on(recipe, files or {}, judge)
+    if system_messages:
+        recipe = _measured_under(recipe, system_messages)
     engine, method = engine or Rollouts(), method_of(recipe)
     if not (engine.local or method.has_pair):
         raise BadInput(f"{path}: is a run of {method.name}; a server samples for a pair alone (engine.rollouts)")
@@ -227,6 +231,14 @@ def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: Judge
     prompts = recipe.prompts.model_copy(update=others if files else {})
     judges: dict[str, Any] = {"judge": judge, "gold": None} if judge else {}
     return recipe.model_copy(update={"prompts": prompts, **judges})
+
+
+def _measured_under(recipe: config.Recipe, file: str) -> config.Recipe:
+    """The recipe with other system messages to measure under. Raises BadInput where its method knows none."""
+    settings = getattr(recipe, "system_messages", None)
+    if not isinstance(settings, SystemMessages):
+        raise BadInput(f"--system-messages: a run of {recipe.method} is not measured under system messages")
+    return recipe.model_copy(update={"system_messages": settings.model_copy(update={"heldout": file})})
 
 
 def judges_of(task: Task) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def ship(run: str | Path, out: Path) -> Path:
     recipe["model"]["dtype"] = "float32"  # many CPUs compute bfloat16 slowly
     durable.write_text(out / "recipe.toml", config.to_toml(config.make(recipe)))
     info = {name: held.info[name] for name in ("schema", "name", "method", "seeds", "versions", "started")}
+    info |= {name: held.info[name] for name in ("system_messages",) if name in held.info}
     durable.write_json(out / "run.json", info)
     for name in KEPT:
         shutil.copyfile(held.path / name, out / name)

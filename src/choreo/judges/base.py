@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from choreo import parallel
 from choreo.errors import BadInput, Interrupted
 from choreo.text.garbled import garbled
+from choreo.text.prompts import split_system
 from choreo.types import AnyTurn, Episode, Feedback, Prompt, S, Verdict
 
 Pair = tuple[Prompt, str]
@@ -125,10 +126,13 @@ def with_garbled(verdict: Verdict, prompt: Prompt, answer: str, note: str = "") 
     """`verdict` on `answer`, marked where its words say nothing. note: the feedback string that it is a revision by.
 
     The rules are for English. A judge that knows what a prompt means (`Prompt.meaning`) knows garbled text itself.
+    An echo of a caller's system message counts as one of the prompt: most judges do not read that message, and would
+    take "I am the assistant of a bakery." for help.
     """
     if prompt.meaning is not None or prompt.language != "en":
         return verdict
-    why = garbled(prompt.text, answer, note)
+    asked = (prompt.text, *split_system(prompt.earlier)[0])
+    why = next((why for text in asked if (why := garbled(text, answer, note))), "")
     return replace(verdict, degenerate=True, garbled=why) if why else verdict
 
 

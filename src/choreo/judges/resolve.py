@@ -25,6 +25,9 @@ from choreo.types import Prompt
 LAST_ALONE = frozenset({"offline", TRAINED, "wildguard", "strongreject"})
 """Kinds of judges that do not read the conversation before a prompt."""
 
+UNTOLD = LAST_ALONE | {"llama-guard-3", "llama-guard-4"}
+"""Kinds of judges that do not read system messages."""
+
 
 def choose(settings: Settings, cache: Path | None = None) -> Judge:
     """The judge that `settings` name.
@@ -89,8 +92,8 @@ def unread_history(settings: Sequence[Settings], prompts: Sequence[Prompt]) -> s
     if not blind or not count:
         return ""
     return (
-        f"! {count} of {len(prompts)} prompts have a conversation before them, and the judge ({', '.join(blind)}) "
-        "reads the last message alone; rubric and llama-guard read all of it"
+        f"! {count} of {len(prompts)} prompts have other messages before them, and the judge ({', '.join(blind)}) "
+        "reads the last message alone; rubric reads them all, and llama-guard all but system messages"
     )
 
 

@@ -71,6 +71,9 @@ class Unread:
     def fitting(self, prompts: Sequence[Prompt], what: str, progress: Progress | None = None) -> list[Prompt]:
         return list(prompts)
 
+    def has_room(self, prompt: Prompt) -> bool:
+        return True
+
     @contextmanager
     def rollouts(self) -> Iterator[Self]:
         yield self

@@ -123,7 +123,7 @@ class Method(ABC, Generic[R, A]):
         """
         if trains:
             task.training()
-        agents.fitting(task.suites("heldout"), "heldout")
+        agents.fitting(self.measured_prompts(recipe, task, "heldout"), "heldout")
 
     def run(self, recipe: R, run: Run, task: Task, progress: Progress) -> Measurement:
         """Trains, and measures on held-out prompts. A method that measures while it trains does both here."""
@@ -136,7 +136,15 @@ class Method(ABC, Generic[R, A]):
         """Prompts that are trained on beside the task's: a run says which held-out prompts are among them."""
         return ()
 
+    def trained_prompts(self, recipe: R, task: Task) -> Sequence[Prompt]:
+        """Prompts such as are trained on, by whose lengths `choreo plan` reckons."""
+        return list(self.further_prompts(recipe)) or [one for some in task.training().values() for one in some]
+
     # ---- measuring ----------------------------------------------------------------------------------
+
+    def measured_prompts(self, recipe: R, task: Task, part: Part) -> Sequence[Prompt]:
+        """The prompts that every system is measured on."""
+        return task.suites(part)
 
     def systems(self, recipe: R) -> Mapping[str, bool]:
         """The systems that a run is measured by, in order, and whether they are of the trained agents."""
@@ -162,11 +170,11 @@ class Method(ABC, Generic[R, A]):
     def measure(
         self, recipe: R, agents: A, task: Task, part: Part, progress: Progress, run: Run | None = None
     ) -> Measurement:
-        """Every system on the task's prompts of `part`. Raises Interrupted where the user asks to stop.
+        """Every system on its prompts of `part`. Raises Interrupted where the user asks to stop.
 
         run: keeps every system as soon as it is measured. What it has kept before a stop is not measured again.
         """
-        prompts = agents.fitting(task.suites(part), part, progress)
+        prompts = agents.fitting(self.measured_prompts(recipe, task, part), part, progress)
         untrained = agents.untrained()
         measured = Measurement({}, {})
         for system, trained in self.systems(recipe).items():

@@ -1,4 +1,5 @@
-"""What a run's page shows by turns: rates on prompts with a history, apart from those without one."""
+"""What a run's page shows by turns and by system message: rates on prompts with a history apart from those without
+one, and on the same prompts without and with a system message of a caller."""
 
 from __future__ import annotations
 
@@ -7,18 +8,34 @@ from typing import Any
 
 from choreo.report.page import PageSection, Table
 
-COLUMNS = ("system", "turns", "prompts", "ASR", "ORR", "FTR harmful", "FTR benign", "FTR general", "format rate")
+RATES = ("prompts", "ASR", "ORR", "FTR harmful", "FTR benign", "FTR general", "format rate")
+
+# By the field of a system's measures: the heading, what is said, and the head of the column with the groups' names.
+GROUPS = {
+    "turns": (
+        "By turns of the user",
+        "The last answer is judged. One turn is a prompt without a history.",
+        "turns",
+    ),
+    "system_messages": (
+        "Without and with a system message",
+        "The same prompts, as they are and under a system message of a caller, put before them as in training.",
+        "system message",
+    ),
+}
 
 
 def turn_sections(summary: Mapping[str, Any]) -> list[PageSection]:
-    """A table of every system's rates by the number of the user's turns; nothing where all prompts have as many."""
-    rows = [
-        [name, turns, found["prompts"], *map(_rate, _rates(found))]
-        for name, one in summary.get("systems", {}).items()
-        for turns, found in one.get("turns", {}).items()
-    ]
-    said = "The last answer is judged. One turn is a prompt without a history."
-    return [PageSection("By turns of the user", said, Table(COLUMNS, rows))] if rows else []
+    """For each of GROUPS a table of every system's rates by group; nothing where there is one group alone."""
+    found = []
+    for field, (title, said, head) in GROUPS.items():
+        rows = [
+            [name, group, one["prompts"], *map(_rate, _rates(one))]
+            for name, system in summary.get("systems", {}).items()
+            for group, one in system.get(field, {}).items()
+        ]
+        found += [PageSection(title, said, Table(("system", head, *RATES), rows))] if rows else []
+    return found
 
 
 def _rates(found: Mapping[str, Any]) -> list[Any]:

@@ -36,7 +36,7 @@ from choreo.server.session import (
     until_stop,
 )
 from choreo.server.state import Server
-from choreo.server.structured import ApiMessage, Form, readable_conversation
+from choreo.server.structured import ApiMessage, Form, as_trained, readable_conversation
 from choreo.types import CONVERSATION, Episode, Prompt, Turn
 
 
@@ -107,7 +107,8 @@ def _form(server: Server, asked: ApiRequest) -> Form | None:
 def conversation(messages: Sequence[ApiMessage], policy: SystemPolicy) -> Prompt:
     """The messages as the prompt of a game. A system message without a word is left out.
 
-    Raises ApiError for a system message where the policy is to refuse it.
+    Raises ApiError for a system message where the policy is to refuse it, and for one that does not stand at the
+    beginning where the pair was trained with none there.
     """
     turns = [one for one in messages if one.role != "system" or one.text.strip()]
     told = next((one for one in turns if one.role == "system"), None)
@@ -118,8 +119,18 @@ def conversation(messages: Sequence[ApiMessage], policy: SystemPolicy) -> Prompt
             param=told.place,
             code="unsupported_value",
         )
+    late = next((one for one in dropwhile(lambda one: one.role == "system", turns) if one.role == "system"), None)
+    if late and policy == "train":
+        raise ApiError(
+            400,
+            "the pair was trained with system messages at the beginning of a conversation alone "
+            "(choreo serve --system prepend takes others)",
+            param=late.place,
+            code="unsupported_value",
+        )
     earlier, text = readable_conversation(turns)
-    return Prompt("", text, "general", "serve", earlier=earlier)
+    prompt = Prompt("", text, "general", "serve", earlier=earlier)
+    return as_trained(prompt) if policy == "train" else prompt
 
 
 class ChatCall:

@@ -26,7 +26,14 @@ from choreo.server.openai_responses import Action
 from choreo.server.reading import json_object, validated
 from choreo.server.session import Guard, Outcome, SessionOptions, TooLong, play_session
 from choreo.server.state import Server
-from choreo.server.structured import ApiMessage, Speaker, called_tools, readable_answer, readable_conversation
+from choreo.server.structured import (
+    ApiMessage,
+    Speaker,
+    as_trained,
+    called_tools,
+    readable_answer,
+    readable_conversation,
+)
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt, Turn
 
 PATH = "/beta/litellm_basic_guardrail_api"
@@ -141,8 +148,10 @@ async def guardrail(server: Server, request: Request) -> Response:
     prompt = conversation(
         asked.structured_messages or (),
         (asked.texts or ()) if asked.input_type == "request" else (),
-        system=server.settings.system == "prepend",
+        system=server.settings.system != "refuse",
     )
+    if prompt is not None and server.settings.system == "train":
+        prompt = as_trained(prompt)
     if asked.input_type == "request":
         if asked.litellm_call_id:
             server.conversations[key.name].keep(asked.litellm_call_id, prompt)

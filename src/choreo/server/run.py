@@ -14,6 +14,7 @@ from choreo.clients.http import key_in
 from choreo.config import MICROWORLD
 from choreo.config.rollouts import Rollouts, answering
 from choreo.errors import BadInput
+from choreo.runs.folder import checkpoints, read_info
 from choreo.server import keys as keyring
 from choreo.server.app import application
 from choreo.server.figures import log
@@ -35,7 +36,7 @@ LIMITS, TEMPERATURE = Limits(rounds=1, answer_tokens=1024, feedback_tokens=512),
 class Options:
     """The options of the command line.
 
-    system: None leaves it to `system_policy`. overrides: who samples, as "engine.rollouts=llama.cpp".
+    system: None leaves it to `system_policy_of`. overrides: who samples, as "engine.rollouts=llama.cpp".
     upstream: MODEL@URL, by agent. keys: a file; without one there is one key, from CHOREO_API_KEY or made at the start.
     """
 
@@ -55,10 +56,24 @@ class Options:
     release: Release = "whole"
     overrides: Sequence[str] = ()
 
-    @property
-    def system_policy(self) -> SystemPolicy:
-        """By default a pair that was trained under its own system prompts takes no other; another model does."""
-        return self.system or ("prepend" if CONVERSATION in self.upstream else "refuse")
+
+def system_policy_of(options: Options) -> SystemPolicy:
+    """What becomes of callers' system messages, by default: a run's conversation agent takes them as it was trained to,
+    and none where it was trained under its own system prompt alone; any other model takes them.
+
+    Raises BadInput where they are to be taken as in training, and the run was trained without any.
+    """
+    if options.run is None or CONVERSATION in options.upstream:
+        if options.system == "train":
+            raise BadInput("--system train: is of a run's own conversation agent, and this one is behind a server")
+        return options.system or "prepend"
+    trained = "system_messages" in read_info(options.run) and bool(checkpoints(options.run))
+    if options.system == "train" and not trained:
+        raise BadInput(
+            f"--system train: {options.run} was not trained under system messages of callers (system_messages.train in "
+            "its recipe, or prompts that have one); --system prepend takes them all the same"
+        )
+    return options.system or ("train" if trained else "refuse")
 
 
 def serve(options: Options) -> None:
@@ -90,7 +105,7 @@ async def _serve(
         "queue": options.queue,
         "body": options.body,
         "log_text": options.log_text,
-        "system": options.system_policy,
+        "system": system_policy_of(options),
         "release": options.release,
     }
     if options.run is None:
@@ -181,6 +196,7 @@ async def _until_stopped(
         "address": address,
         "model": server.settings.model,
         "mode": server.settings.mode,
+        "system": server.settings.system,
         "pid": os.getpid(),
     }
     loop = asyncio.get_running_loop()

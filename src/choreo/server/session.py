@@ -25,9 +25,10 @@ Stage = Literal["draft", "feedback", "revision"]
 FailedStage = Literal["feedback", "timeout", "unparsable", "revision", "segment"]
 
 MODES: tuple[Mode, ...] = ("adaptive", "always", "off", "shadow")
-# What becomes of a caller's system messages: HTTP 400, or a place behind the conversation agent's own system prompt.
-SystemPolicy = Literal["refuse", "prepend"]
-SYSTEM_POLICIES: tuple[SystemPolicy, ...] = ("refuse", "prepend")
+# What becomes of a caller's system messages: HTTP 400; a place behind the conversation agent's own system prompt; or
+# what training made of them: the same, as one message, at the beginning of a conversation alone.
+SystemPolicy = Literal["refuse", "prepend", "train"]
+SYSTEM_POLICIES: tuple[SystemPolicy, ...] = ("refuse", "prepend", "train")
 # Of a checked stream: an answer leaves once its game is over, or its draft by segments (`release`).
 Release = Literal["whole", "segment"]
 RELEASES: tuple[Release, ...] = ("whole", "segment")

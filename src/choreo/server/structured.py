@@ -11,12 +11,13 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from choreo.files import utf8
 from choreo.server.openai_responses import CalledTool
-from choreo.types import Turn, Turns
+from choreo.text.prompts import PARAGRAPH, split_system
+from choreo.types import Prompt, Turn, Turns
 
 Speaker = Literal["system", "user", "assistant", "tool"]
 DEPTH = 64  # how deep the JSON of an answer may nest: what nests deeper than a parser can follow, nobody can review
@@ -188,6 +189,12 @@ def readable_conversation(messages: Sequence[ApiMessage]) -> tuple[Turns, str]:
     asked = max(i for i, message in enumerate(messages) if message.role == "user")
     since = [_readable_step(one, names) for one in messages[asked + 1 :]]
     return _merged(messages[:asked], names), "\n\n".join(part for part in (messages[asked].text, *since) if part)
+
+
+def as_trained(prompt: Prompt) -> Prompt:
+    """The prompt with all system messages that its conversation begins with as one, which is what training has."""
+    said, rest = split_system(prompt.earlier)
+    return replace(prompt, earlier=tuple(rest)).under(PARAGRAPH.join(said)) if said else prompt
 
 
 def _merged(messages: Sequence[ApiMessage], names: Mapping[str, str]) -> Turns:

@@ -13,7 +13,7 @@ from typing import Any
 from choreo.agents.local import LocalAgent
 from choreo.engine.requests import Completion, Request
 from choreo.environments.task import Task
-from choreo.evaluation.metrics import measure
+from choreo.evaluation.metrics import is_again, measure
 from choreo.game.play import play
 from choreo.methods.measuring import Judged, figures_of, judged_by_all
 from choreo.methods.waltz.agents import Pair
@@ -101,16 +101,18 @@ def evaluate(
     judged: Judged = {}
     latency: list[float] = []
     done = 0
-    for some in chunks(prompts):
-        chunk = [(prompt, 0) for prompt in some]
-        before = added()
-        if how in ("guard", "gate"):
-            played = block(agents, chunk, limits, refusal=task.refusal, **shared)
-        else:
-            played = play(agents, chunk, limits, reviewer=reviewer, **shared)
-        judged = judged_by_all(task, played, judged)
-        latency.append((added() - before) / len(chunk))
-        on_progress(done := done + len(chunk))
+    # Apart, so that no batch of the others depends on what is measured once more.
+    for again in (False, True):
+        for some in chunks([prompt for prompt in prompts if is_again(prompt) == again]):
+            chunk = [(prompt, 0) for prompt in some]
+            before = added()
+            if how in ("guard", "gate"):
+                played = block(agents, chunk, limits, refusal=task.refusal, **shared)
+            else:
+                played = play(agents, chunk, limits, reviewer=reviewer, **shared)
+            judged = judged_by_all(task, played, judged)
+            latency += [] if again else [(added() - before) / len(chunk)]
+            on_progress(done := done + len(chunk))
     return figures_of(
         task, judged, lambda episodes, ability: measure(episodes, latency, seed=recipe.seed, ability=ability)
     )

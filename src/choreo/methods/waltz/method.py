@@ -19,7 +19,7 @@ from choreo.methods.rewriting.settings import enough_intents
 from choreo.methods.waltz.cotraining.settings import ATTACKER
 from choreo.methods.waltz.recipe import PLAYS_ALONE, WaltzRecipe, learners
 from choreo.methods.waltz.work import agents_on, attack_updates, waltz_passes
-from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
     from choreo.environments.task import Task
@@ -68,6 +68,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
     def check(self, recipe: WaltzRecipe, task: Task, agents: Pair, trains: bool = True) -> None:
         from choreo.methods.waltz.batches import draw, training_prompts
+        from choreo.methods.waltz.system_messages import check_messages
         from choreo.methods.waltz.warmup.answers import answers_of_files, own_prompts
         from choreo.methods.waltz.warmup.train import finished
 
@@ -87,7 +88,22 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
             with agents.rollouts() as rollouts:
                 prompts = training_prompts(rollouts, task, recipe.learning)
             draw(prompts, recipe.learning, recipe.seed, 1, task.weights)
-        agents.fitting(task.suites("heldout"), "heldout")
+            check_messages(recipe, [one for some in prompts.values() for one in some], agents.has_room)
+        agents.fitting(self.measured_prompts(recipe, task, "heldout"), "heldout")
+
+    def trained_prompts(self, recipe: WaltzRecipe, task: Task) -> Sequence[Prompt]:
+        from choreo.methods.waltz.system_messages import trained_messages, under_some
+
+        prompts = [(prompt, 0) for prompt in super().trained_prompts(recipe, task)]
+        key = (recipe.seed, 0, "system message")
+        told = under_some(prompts, trained_messages(recipe), recipe.system_messages.share, key, lambda prompt: True)
+        return [prompt for prompt, _ in told]
+
+    def measured_prompts(self, recipe: WaltzRecipe, task: Task, part: Part) -> Sequence[Prompt]:
+        from choreo.methods.waltz.system_messages import heldout_messages, once_more
+
+        prompts = task.suites(part)
+        return [*prompts, *once_more(prompts, heldout_messages(recipe))]
 
     def run(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> Measurement:
         from choreo.methods.waltz.cotraining.report import attack_rounds
@@ -196,9 +212,14 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         return CardUsage(part, lines, f'protocol["{tokens}"]', ("import json",))
 
     def card_notes(self, recipe: WaltzRecipe) -> Sequence[str]:
+        under = (
+            "It was trained under system messages of callers too: such a message follows the conversation agent's own "
+            "system prompt after an empty line, as one with it, and the feedback agent reads it before the prompt."
+        )
         return (
             "It is one of a pair. `../protocol.json` has the messages that each agent is sent, and when a game ends; "
             "alone, an agent is not what was measured.",
+            *([under] if recipe.system_messages.train else []),
         )
 
     def limits(self, recipe: WaltzRecipe) -> Sequence[str]:

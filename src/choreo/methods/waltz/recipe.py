@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.common import Fraction, Positive, Section, Weights
 from choreo.config.parts import EstimatorName, RewardName
-from choreo.config.prompts import Prompts
+from choreo.config.prompts import Prompts, SystemMessages
 from choreo.config.recipe import Recipe
 from choreo.config.wording import Wording
 from choreo.methods.waltz.cotraining.settings import CoTraining
@@ -177,6 +177,7 @@ class WaltzRecipe(Recipe):
     method: Literal["waltz"] = "waltz"
     name: str = "waltz"
     prompts: Prompts = Prompts()
+    system_messages: SystemMessages = SystemMessages()
     model: Model = Model()
     protocol: Protocol = Protocol()
     rewards: Rewards = Field(Rewards(), validate_default=True)

@@ -39,6 +39,11 @@ CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
             "attacked/orr": "over-refusal, in a step",
         },
     ),
+    (
+        "Under a system message, on the step's episodes",
+        "%",
+        {"system_messages/share": "share of episodes", "system_messages/asr": "ASR", "system_messages/orr": "ORR"},
+    ),
     ("Labels and format of the feedback", "%", {"label_accuracy": "label accuracy", "format_rate": "format rate"}),
     (
         "KL from the reference",

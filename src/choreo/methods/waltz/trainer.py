@@ -26,7 +26,7 @@ from choreo.engine.losses import PolicyLoss
 from choreo.environments.task import CACHE, Task
 from choreo.errors import BadInput
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
-from choreo.judges.resolve import strict
+from choreo.judges.resolve import UNTOLD, strict
 from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms
@@ -36,6 +36,7 @@ from choreo.methods.waltz.figures import shown_figures, step_figures
 from choreo.methods.waltz.player import Player, player_of
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners, stage1_steps
 from choreo.methods.waltz.samples import split
+from choreo.methods.waltz.system_messages import digest_of, told_figures, trained_messages, under_some
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
@@ -72,6 +73,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         for agent in learners(recipe.stages, stage=2)
     }
     values, digest = _values(recipe, pair), task.digest
+    messages, share = trained_messages(recipe), recipe.system_messages.share
     attacker = CoAttacker(recipe.attack, recipe, pair, task) if recipe.attack else None
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
     # Where the conversation agent is frozen throughout, all of the run is stage 1.
@@ -80,6 +82,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
     def state(step: int) -> dict[str, Any]:
         saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
         saved |= {"prompts": digest, "frames": pair.frames()}
+        saved |= {"system_messages": digest_of(messages)} if messages else {}
         saved["agents"] = {agent: learner.state_dict() for agent, learner in learner_of.items()}
         saved |= pair.start_state() | player.state_dict(step)
         saved |= {"attack": attacker.state_dict(step)} if attacker else {}
@@ -91,6 +94,10 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         if saved.get("prompts", digest) != digest:  # a checkpoint of an early choreo has none
             there = "files hold" if task.weights else f"{task.place} has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
+        if messages and saved.get("system_messages") != digest_of(messages):
+            raise BadInput(
+                f"{path}: was trained under other system messages than {recipe.system_messages.train} has now"
+            )
         example = {
             "stage": stage,
             "recent": [(0.0, 0.0)],
@@ -114,10 +121,19 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         progress.say(f"! {remark}")
     judge, watch = strict(task.judge), JudgeWatch(task, run)
     prompts = training_prompts(player.rollouts, task, learning, progress)
+    told = sum(prompt.told for some in prompts.values() for prompt in some)
+    if messages or told:  # a server that is to take callers' system messages as training did looks for this
+        run.note(system_messages={"given": len(messages), "own": told})
+    if messages:
+        progress.say(f"system messages: {share:.0%} of the training prompts get one of {len(messages)}")
+        if blind := sorted(UNTOLD & recipe.judge.kinds()):
+            progress.say(f"! the judge ({', '.join(blind)}) does not read them, and judges by the request alone")
 
     def batch_of(step: int) -> list[tuple[Prompt, int]]:
         batch = draw(prompts, learning, recipe.seed, step, task.weights)
-        return attacker.rewrite(batch, step) if attacker else batch
+        batch = attacker.rewrite(batch, step) if attacker else batch
+        key = (recipe.seed, step, "system message")
+        return under_some(batch, messages, share, key, player.rollouts.has_room)
 
     progress.start("training", learning.steps, step)
     while step < learning.steps:
@@ -146,6 +162,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         samples = _advantages(learnt, learning, pair, values)
         figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
         figures |= attacks | (attacked_figures(episodes) if attacker else {})
+        figures |= told_figures(episodes) if messages else {}
         figures |= {} if player.exact else mismatch(samples, recipe.engine.truncate)
         for agent in agents:
             own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)

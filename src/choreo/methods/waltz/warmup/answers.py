@@ -25,6 +25,7 @@ from choreo.judges.resolve import strict
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.batches import draw, training_prompts
 from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.methods.waltz.system_messages import trained_messages, under_some
 from choreo.methods.waltz.work import PART
 from choreo.runs.progress import Progress
 from choreo.text.feedback import render_feedback
@@ -92,7 +93,8 @@ def _made_from(row: ReviewedAnswer) -> Prompt:
 
 
 def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Prompt, int]]:
-    """The training prompts that the model answers for its warm start, kinds mixed as in a training step.
+    """The training prompts that the model answers for its warm start, kinds mixed as in a training step, and some
+    under a system message as there.
 
     Raises TooFew where there are fewer than `warmup.own`.
     """
@@ -100,9 +102,11 @@ def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Promp
         return []
     once = recipe.learning.model_copy(update={"prompts": recipe.warmup.own, "samples": 1})
     try:
-        return draw(training_prompts(pair, task, once), once, recipe.seed, 0, task.weights)
+        asked = draw(training_prompts(pair, task, once), once, recipe.seed, 0, task.weights)
     except TooFew as error:
         raise TooFew(f"warmup.own: {error}") from None
+    share, key = recipe.system_messages.share, (recipe.seed, 0, "system message")
+    return under_some(asked, trained_messages(recipe), share, key, pair.has_room)
 
 
 def gather(
