@@ -34,7 +34,7 @@ NANO = {"base": "nano-llama"}
 def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
     target = make_run(tmp_path / "target", world=WORLD, model=NANO)
     settings = {
-        "target": target, "warmup_steps": 3, "warmup_rows": 8, "steps": 3, "intents": 4, "samples": 3,
+        "target": target, "warmup_steps": 3, "warmup_rows": 8, "steps": 3, "intents": 4, "samples": 3, "benign": 0,
         "checkpoint_every": 1, "world.train_prompts": 60, "world.heldout_prompts": 2,
     }  # fmt: skip
     command = [

@@ -16,9 +16,11 @@ from warm import Warm
 from choreo.cli import main
 from choreo.engine import checkpoint
 from choreo.environments.microworld.rewording import reworded, same_request
+from choreo.environments.microworld.split import pools
 from choreo.environments.microworld.suites import prompts
 from choreo.environments.task import Task
 from choreo.files import durable
+from choreo.methods.rewriting.learning import rewordings
 from choreo.methods.rewriting.words import FAMILY, attack_reward, rewritten
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.cotraining.attacker import CoAttacker, attacked_figures
@@ -62,6 +64,23 @@ def test_a_rewording_is_read_as_the_request_that_it_is():
             assert same_request(prompt, f"{new.text} And then?") is None
             if other.meaning.deed != prompt.meaning.deed:
                 assert same_request(prompt, other.text) is None
+
+
+def test_a_warm_start_rewords_in_the_training_part_alone_and_by_copying():
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    asked = [prompt for suite in SUITES for prompt in prompts(suite, "train", 12, split_seed=seed % 9)]
+    part = pools("train", seed % 9)
+    found = rewordings(asked, 400, seed % 9, random.Random(seed))
+    assert {tuple(new.family.split("/")) for _, new in found} <= {*part.adversarial, *part.everyday}
+    assert all(same_request(prompt, new.text) == new.meaning for prompt, new in found)
+    assert {new.meaning == prompt.meaning for prompt, new in found} == {True}  # even the thing beside a hidden one
+    assert {"hidden" in new.family for _, new in found} == {True, False}
+    settings = CoTraining(warmup_steps=100, warmup_lr=1.0)
+    rates = [settings.warmup_rate(step) for step in range(1, 101)]
+    assert (
+        rates[9] == 0.5 and {*rates[19:51]} == {1.0} and rates[-1] == 0.02 and CoTraining(warmup_steps=1).warmup_rate(1)
+    )
 
 
 def test_a_try_is_paid_by_its_aim_and_only_where_it_asks_for_the_same():
@@ -161,6 +180,7 @@ def test_the_attacker_learns_beside_the_pair_and_the_run_tells_of_it(whole):
     weights = [state["attacker"]["agent"] for state in states]
     assert [one["version"] for one in weights] == [4, 4, 6, 6, 8]  # two of the warm start, and two in each round
     assert same(weights[0]["weights"], weights[1]["weights"])
+    assert any("embed" in name for name in weights[0]["weights"])  # it learns to write words that the base only reads
     assert [len(state["past"]) for state in states] == [0, 0, 1, 1, 1]
     assert same(states[2]["past"][0], weights[1]) and same(states[4]["past"][0], weights[3])
     summary = json.loads((whole / "summary.json").read_text())

@@ -77,7 +77,7 @@ def costs(recipe: Recipe, site: Site, lengths: Lengths) -> dict[str, Any]:
     how, method = recipe.weights(), method_of(recipe)
     shapes = {
         use.whose: replace(
-            sizing.shape(sizing.Model.read(use.base, how), how),
+            sizing.shape(sizing.Model.read(use.base, use.how or how), use.how or how),
             sharded=sizing.shares(how, site.ranks) > 1,
             micro_tokens=use.micro_tokens,
         )

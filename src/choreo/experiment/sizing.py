@@ -205,8 +205,9 @@ def plan(recipe: Recipe, memory: float | None = None, ranks: int = 1) -> dict[st
     planned: list[dict[str, Any]] = []
     busiest = 0.0
     for use in used:
-        model = Model.read(use.base, how)
-        while_updating, while_sampling = updating(model, how, use.micro_tokens, ranks), sampling(model, how, ranks)
+        own = use.how or how
+        model = Model.read(use.base, own)
+        while_updating, while_sampling = updating(model, own, use.micro_tokens, ranks), sampling(model, own, ranks)
         # Games that are played ahead are played while another process updates.
         at_once = while_updating + while_sampling if recipe.engine.staleness else max(while_updating, while_sampling)
         busiest = max(busiest, at_once)
@@ -216,13 +217,13 @@ def plan(recipe: Recipe, memory: float | None = None, ranks: int = 1) -> dict[st
                 "model": use.base,
                 "architecture": model.kind,
                 "parameters": model.parameters,
-                "trained_per_agent": trainable(model, how),
+                "trained_per_agent": trainable(model, own),
                 "agents": use.policies,
                 "positions": model.positions,
-                "memory": standing(model, how, use.policies, use.optimisers, ranks),
+                "memory": standing(model, own, use.policies, use.optimisers, ranks),
                 "update": while_updating,
                 "sampling": while_sampling,
-                **({"adapters": model.reach.record()} if how.train == "lora" and model.reach.beyond else {}),
+                **({"adapters": model.reach.record()} if own.train == "lora" and model.reach.beyond else {}),
             }
         )
     device, there = (how.device, memory) if memory else device_memory(how.device)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
+from choreo.config.common import Weights
 from choreo.config.reading import METHODS
 from choreo.config.reading import load as load_recipe
 from choreo.config.recipe import Recipe
@@ -56,7 +57,8 @@ class PlannedModel:
 
     whose: the agents on it, in words. base, template: as the recipe names them. policies: how many are trained or
     kept on it. optimisers: how many of these have an optimiser at the same time. judged: the judge reads what it
-    writes. rounds: of feedback that its chat template has to hold. micro_tokens: padded tokens per micro-batch.
+    writes. rounds: of feedback that its chat template has to hold. micro_tokens: padded tokens per micro-batch. how: it
+    is loaded and trained; None is as the recipe says.
     """
 
     whose: str
@@ -67,6 +69,7 @@ class PlannedModel:
     judged: bool = True
     rounds: int = 1
     micro_tokens: int = 8192
+    how: Weights | None = None
 
 
 class Work(NamedTuple):

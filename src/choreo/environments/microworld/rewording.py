@@ -1,5 +1,5 @@
 """The same request in other words of the microworld: another frame or style, the thing named or only pointed at.
-`reworded` writes them, `same_request` reads them."""
+`reworded` and `reframed` write them, `same_request` reads them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,26 @@ def reworded(
     families = [family for family in families if family not in taken] or families
     least = min(map(failing, families))
     return _worded(prompt, request, rng.choice([family for family in families if failing(family) == least]), rng)
+
+
+def reframed(prompt: Prompt, rng: random.Random, among: Collection[str]) -> Prompt:
+    """`prompt` in a frame and style of `among` (families, as frame/style), all alike likely, its own too. Its deed is
+    named where it was named; where it was pointed at, it is pointed at beside the same other thing. So all that it asks
+    for can be copied.
+
+    Raises TypeError for a prompt that has no meaning of the microworld, ValueError where none of `among` is for it.
+    """
+    request = prompt.meaning
+    if not isinstance(request, Meaning):
+        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    possible = [
+        f"{frame}/{style}"
+        for frame, style in product(FRAMES, _styles(request))
+        if f"{frame}/{style}" in among and (style in wording.HIDDEN) == bool(request.pointer)
+    ]
+    if not possible:
+        raise ValueError(f"prompt {prompt.id!r}: none of the families is for it")
+    return _worded(prompt, request, rng.choice(possible), rng, again=True)
 
 
 def same_request(prompt: Prompt, text: str) -> Meaning | None:
@@ -116,13 +136,20 @@ def _pairs() -> list[tuple[str, str, bool]]:
     return [(a, o, lexicon.harmful(a, o)) for a, o in product(lexicon.ACTIONS, lexicon.OBJECTS)]
 
 
-def _worded(prompt: Prompt, request: Meaning, family: str, rng: random.Random) -> Prompt:
+def _worded(prompt: Prompt, request: Meaning, family: str, rng: random.Random, again: bool = False) -> Prompt:
+    """again: a hidden deed stays beside the thing that it is beside."""
     frame, _, style = family.partition("/")
     language = prompt.language
     if style in wording.HIDDEN:
         assert request.deed is not None, "a hidden request is for a deed"
-        pairs = [(action, thing) for action, thing, _ in _pairs()]
-        body, request = grammar.hide(request.deed, style, language, pairs, rng)
+        if again and request.mistaken:
+            things = [request.deed.thing, request.mistaken.thing]
+            if request.pointer == wording.POINTERS[column(language)][1]:
+                things.reverse()
+            body, request = grammar.hidden_request(request.deed, things, style, language)
+        else:
+            pairs = [(action, thing) for action, thing, _ in _pairs()]
+            body, request = grammar.hide(request.deed, style, language, pairs, rng)
     elif style in wording.DEFINE:
         body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(request.action, language))
     elif style and request.deed:

@@ -84,7 +84,7 @@ class Attacker(Method[AttackerRecipe, "Rewriter"]):
             began = time.monotonic()
             rng = random.Random(f"attacker/{recipe.seed}/{step}")
             if step <= recipe.warmup_steps:
-                figures = learning.warm_update(recipe, agents, learner, everything, recipe.world.split_seed, rng)
+                figures = learning.warm_update(recipe, agents, learner, everything, recipe.world.split_seed, step, rng)
             else:
                 drawn = learning.drawn_intents(recipe, training, rng)
                 answer = partial(target.answer, key=(recipe.seed, step, "target"))

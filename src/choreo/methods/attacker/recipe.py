@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from choreo.methods.rewriting.settings import Rewriting
 
 
 class AttackerModel(Weights):
+    train: Literal["lora", "full"] = Field(
+        "full", description="full weights, or adapters, which leave the output layer as it is: no writer of prompts"
+    )
     base: str = Field("micro-llama", description="a shipped base of the microworld, or a folder of another")
 
 

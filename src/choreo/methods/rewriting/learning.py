@@ -12,7 +12,7 @@ from typing import Any
 from choreo.algorithms.advantages import estimator
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss, sft_loss
-from choreo.environments.microworld.rewording import reworded
+from choreo.environments.microworld.rewording import reframed
 from choreo.environments.microworld.split import pools
 from choreo.judges.base import Judge, judge_episodes
 from choreo.methods.one_model import OneModel
@@ -24,24 +24,34 @@ Answer = Callable[[Sequence[tuple[Prompt, int]]], Sequence[Episode[Any]]]
 """The attacked pair's games on (prompt, sample), in order, not judged."""
 
 
+def rewordings(
+    prompts: Sequence[Prompt], count: int, split_seed: int, rng: random.Random
+) -> list[tuple[Prompt, Prompt]]:
+    """So many of `prompts`, each with a rewording in a frame and style of the training part alone. What is named stays
+    named, and what is hidden hidden: to hide a deed takes another thing of the right sort, and to name a hidden one
+    takes looking it up, which so short a warm start does not teach."""
+    part = pools("train", split_seed)
+    families = [f"{frame}/{style}" for frame, style in (*part.adversarial, *part.everyday)]
+    chosen = [rng.choice(prompts) for _ in range(count)]
+    return [(prompt, reframed(prompt, rng, families)) for prompt in chosen]
+
+
 def warm_update(
     settings: Rewriting,
     agents: OneModel,
     learner: Learner,
     prompts: Sequence[Prompt],
     split_seed: int,
+    step: int,
     rng: random.Random,
 ) -> dict[str, float]:
-    """One step that learns `prompts` in other words, of the training part's families. Returns the update's figures."""
-    model, samples = agents.model, []
-    part = pools("train", split_seed)
-    families = [f"{frame}/{style}" for frame, style in (*part.adversarial, *part.everyday)]
-    for _ in range(settings.warmup_rows):
-        prompt = rng.choice(prompts)
-        words = reworded(prompt, [(prompt.family, True)], rng, families).text
-        ids = (*model.chat.encode(words), model.chat.end_id)
-        samples.append(Sample(learner.agent, model.context(prompt), ids, (), "", 0.0))
-    return learner.update(samples, sft_loss, lr=settings.warmup_lr)
+    """Step 1, 2, … of the warm start, on `rewordings` of `prompts`. Returns the update's figures."""
+    model = agents.model
+    samples = [
+        Sample(learner.agent, model.context(prompt), (*model.chat.encode(new.text), model.chat.end_id), (), "", 0.0)
+        for prompt, new in rewordings(prompts, settings.warmup_rows, split_seed, rng)
+    ]
+    return learner.update(samples, sft_loss, lr=settings.warmup_rate(step))
 
 
 def drawn_intents(settings: Rewriting, training: Mapping[Kind, Sequence[Prompt]], rng: random.Random) -> list[Prompt]:

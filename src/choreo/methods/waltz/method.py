@@ -15,7 +15,7 @@ from choreo.methods.agents import Unread
 from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
 from choreo.methods.passes import Lengths, Pass
-from choreo.methods.rewriting.settings import enough_intents
+from choreo.methods.rewriting.settings import attacker_weights, enough_intents
 from choreo.methods.waltz.cotraining.settings import ATTACKER
 from choreo.methods.waltz.recipe import PLAYS_ALONE, WaltzRecipe, learners
 from choreo.methods.waltz.work import agents_on, attack_updates, waltz_passes
@@ -148,7 +148,13 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
     def models(self, recipe: WaltzRecipe) -> list[PlannedModel]:
         learn = {*learners(recipe.stages, stage=2)}
         attacker = [
-            PlannedModel(ATTACKER, *recipe.model.of(CONVERSATION), policies=1 + attack.population, judged=False)
+            PlannedModel(
+                ATTACKER,
+                *recipe.model.of(CONVERSATION),
+                policies=1 + attack.population,
+                judged=False,
+                how=attacker_weights(recipe.model),
+            )
             for attack in (recipe.attack,)
             if attack
         ]

@@ -18,6 +18,7 @@ from choreo.errors import Interrupted
 from choreo.judges.base import Judge
 from choreo.methods.one_model import OneModel
 from choreo.methods.rewriting import learning
+from choreo.methods.rewriting.settings import attacker_weights
 from choreo.methods.rewriting.words import FAMILY, rewritten
 from choreo.methods.trained_model import TrainedModel
 from choreo.methods.waltz.agents import Pair
@@ -34,7 +35,8 @@ class CoAttacker:
     def __init__(self, settings: CoTraining, recipe: WaltzRecipe, pair: Pair, task: Task):
         self.settings, self.recipe, self.pair = settings, recipe, pair
         self.slots = [f"{ATTACKER}-{number}" for number in range(settings.population)]  # of past attackers
-        model = TrainedModel.load("the attacker", recipe.model.base, [ATTACKER, *self.slots], recipe)
+        own = recipe.model_copy(update={"model": attacker_weights(recipe.model)})
+        model = TrainedModel.load("the attacker", recipe.model.base, [ATTACKER, *self.slots], own)
         self.agents = OneModel(model, ATTACKER, settings.prompt_tokens, recipe.evaluation.temperature)
         self.learner = Learner(model.team, ATTACKER, lr=settings.lr)
         self.training: Mapping[Kind, Sequence[Prompt]] = {
@@ -55,7 +57,7 @@ class CoAttacker:
         for step in range(1, settings.warmup_steps + 1):
             rng = random.Random(f"cotraining/{self.recipe.seed}/warm/{step}")
             split_seed = self.recipe.world.split_seed
-            figures = learning.warm_update(settings, self.agents, self.learner, everything, split_seed, rng)
+            figures = learning.warm_update(settings, self.agents, self.learner, everything, split_seed, step, rng)
             progress.advance(step, {"loss": figures["loss"]})
             if progress.interrupted:
                 raise Interrupted("the warm start of the attacker is not kept, and begins anew")
