@@ -141,15 +141,16 @@ def _worded(prompt: Prompt, request: Meaning, family: str, rng: random.Random, a
     frame, _, style = family.partition("/")
     language = prompt.language
     if style in wording.HIDDEN:
-        assert request.deed is not None, "a hidden request is for a deed"
+        deed = request.deed
+        assert deed is not None, "a hidden request is for a deed"
         if again and request.mistaken:
-            things = [request.deed.thing, request.mistaken.thing]
+            things = [deed.thing, request.mistaken.thing]
             if request.pointer == wording.POINTERS[column(language)][1]:
                 things.reverse()
-            body, request = grammar.hidden_request(request.deed, things, style, language)
+            body, request = grammar.hidden_request(deed, things, style, language)
         else:
             pairs = [(action, thing) for action, thing, _ in _pairs()]
-            body, request = grammar.hide(request.deed, style, language, pairs, rng)
+            body, request = grammar.hide(deed, style, language, pairs, rng)
     elif style in wording.DEFINE:
         body = wording.DEFINE[style][column(language)].format(verb=lexicon.verb(request.action, language))
     elif style and request.deed:
