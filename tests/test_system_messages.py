@@ -25,7 +25,7 @@ from choreo.data.system_messages import SystemMessage, load_system_messages
 from choreo.engine import checkpoint
 from choreo.environments.task import Task
 from choreo.errors import BadInput
-from choreo.evaluation.metrics import AGAIN, measure
+from choreo.evaluation.metrics import measure
 from choreo.experiment.paths import rooted
 from choreo.files import durable
 from choreo.judges.base import with_garbled
@@ -41,7 +41,7 @@ from choreo.server.keys import own_key
 from choreo.server.pair import Resident
 from choreo.server.run import Options, system_policy_of
 from choreo.server.state import Server, Settings
-from choreo.types import Episode, Prompt, TextTurn, Verdict
+from choreo.types import AGAIN, Episode, Prompt, TextTurn, Verdict
 
 MESSAGES = [SystemMessage(line, text) for line, text in enumerate(("Be brief.", "You run a bakery.", "Say please."), 1)]
 TRAIN, HELDOUT = "choreo:english/system_messages.jsonl", "choreo:english/system_messages_heldout.jsonl"
@@ -263,12 +263,15 @@ def test_a_run_is_measured_without_and_with_messages_that_it_was_not_trained_und
     assert main(["eval", str(path), "--json"]) == 0
     systems = json.loads(capsys.readouterr().out.splitlines()[-1])["systems"]
     other = tmp_path / "more.jsonl"
-    other.write_text(GOOD.replace("system", "developer"))
+    other.write_text(GOOD)
+    assert main(["eval", str(path), "--system-messages", str(other)]) == 2
+    assert f"{other}:1: is also trained on (" in capsys.readouterr().err
+    other.write_text(GOOD.replace("system", "developer").replace("brief", "kind"))
     assert main(["eval", str(path), "--system-messages", str(other), "--out", str(tmp_path / "page")]) == 0
     out = capsys.readouterr().out
     assert "by system message:" in out and "waltz, without" in out and "waltz, with" in out
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
-    assert "Without and with a system message" in page and "Be brief." in page and "Rhyme." not in page
+    assert "Without and with a system message" in page and "Be kind." in page and "Rhyme." not in page
     recipe = config.load(path / "recipe.toml")
     plain = recipe.model_copy(update={"system_messages": recipe.system_messages.model_copy(update={"heldout": ""})})
     config_file = path / "recipe.toml"

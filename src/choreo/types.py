@@ -14,6 +14,9 @@ from typing_extensions import TypeVar
 
 Kind = Literal["harmful", "benign", "general"]
 KINDS: tuple[Kind, ...] = ("harmful", "benign", "general")
+# How the suite of a prompt ends that is measured once more, under a system message of a caller. Such prompts are in no
+# figures of a system but those by suite, and those with a system message.
+AGAIN = "+system"
 Part = Literal["heldout", "train"]
 """Which of a task's prompts are measured on."""
 

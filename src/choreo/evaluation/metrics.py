@@ -15,14 +15,10 @@ from choreo.evaluation.intervals import Estimate, bootstrap_mean, f1, over_seeds
 from choreo.text.checks import Check, is_right
 from choreo.text.feedback import labels_right, parse_feedback
 from choreo.text.thinking import after_thinking
-from choreo.types import KINDS, Episode, Feedback, Prompt, Verdict
+from choreo.types import AGAIN, KINDS, Episode, Feedback, Prompt, Verdict
 
 # The suites of the headline figures. A data set without them is measured over all prompts of the kind.
 HEADLINE = {"harmful": "adversarial_harmful", "benign": "sensitive_benign"}
-
-# How the suite of a prompt ends that is measured once more, under a system message of a caller. Such prompts are in no
-# figures of a system but those by suite, and those with a system message.
-AGAIN = "+system"
 
 # In an entry by the judge of record: the same measures by the training judge, where that is another.
 BY_TRAINING = "by_training_judge"

@@ -230,6 +230,9 @@ def measured_on(recipe: config.Recipe, files: Mapping[str, Source], judge: Judge
     others |= {"train": {}} if isinstance(recipe.prompts, Prompts) else {}
     prompts = recipe.prompts.model_copy(update=others if files else {})
     judges: dict[str, Any] = {"judge": judge, "gold": None} if judge else {}
+    settings = getattr(recipe, "system_messages", None)
+    if files and isinstance(settings, SystemMessages):
+        judges["system_messages"] = settings.model_copy(update={"heldout": ""})  # so are its system messages
     return recipe.model_copy(update={"prompts": prompts, **judges})
 
 

@@ -20,6 +20,7 @@ from choreo.engine import checkpoint
 from choreo.errors import BadInput
 from choreo.experiment.export import figures, licence_of, licence_terms, limits
 from choreo.files import durable
+from choreo.files.shipped import is_shipped
 from choreo.methods.base import method_of
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.shipped import PAIRS
@@ -45,6 +46,9 @@ def ship(run: str | Path, out: Path) -> Path:
     recipe = held.recipe.model_dump()
     recipe["warmup"] = {}
     recipe["model"]["dtype"] = "float32"  # many CPUs compute bfloat16 slowly
+    for part in ("train", "heldout"):  # files of this machine's do not ship
+        if not is_shipped(recipe.get("system_messages", {}).get(part, "")):
+            recipe.get("system_messages", {})[part] = ""
     durable.write_text(out / "recipe.toml", config.to_toml(config.make(recipe)))
     info = {name: held.info[name] for name in ("schema", "name", "method", "seeds", "versions", "started")}
     info |= {name: held.info[name] for name in ("system_messages",) if name in held.info}

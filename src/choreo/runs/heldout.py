@@ -10,17 +10,18 @@ from urllib.parse import quote, unquote
 from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.runs.episodes import record
-from choreo.types import Episode
+from choreo.types import AGAIN, Episode
 
 
 def heldout_games(path: Path, system: str, round: int | None = None) -> list[dict[str, Any]]:
-    """The records of a system's judged games on held-out prompts. Raises BadInput where the run has none of them."""
+    """The records of a system's judged games on held-out prompts, but for those that were played once more under a
+    system message. Raises BadInput where the run has none of them."""
     if not (file := measured_file(path, system, round)).is_file():
         there = sorted(unquote(one.stem) for one in file.parent.glob("*.json"))
         which = f"there are {', '.join(there)}" if there else "the run has none"
         after = "" if round is None else f" after round {round}"
         raise BadInput(f"{path}: no held-out games of a system {system!r}{after}; {which}")
-    return list(durable.read_lines(games_of(file)))
+    return [game for game in durable.read_lines(games_of(file)) if not game["prompt"]["suite"].endswith(AGAIN)]
 
 
 def measured_file(run: Path, system: str, round: int | None = None) -> Path:

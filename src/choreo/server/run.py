@@ -67,13 +67,15 @@ def system_policy_of(options: Options) -> SystemPolicy:
         if options.system == "train":
             raise BadInput("--system train: is of a run's own conversation agent, and this one is behind a server")
         return options.system or "prepend"
-    trained = "system_messages" in read_info(options.run) and bool(checkpoints(options.run))
+    noted = read_info(options.run).get("system_messages", {}) if checkpoints(options.run) else {}
+    trained = bool(noted)
     if options.system == "train" and not trained:
         raise BadInput(
             f"--system train: {options.run} was not trained under system messages of callers (system_messages.train in "
             "its recipe, or prompts that have one); --system prepend takes them all the same"
         )
-    return options.system or ("train" if trained else "refuse")
+    # A few prompts with a message of their own are no training under them: there it has to be asked for.
+    return options.system or ("train" if noted.get("given") else "refuse")
 
 
 def serve(options: Options) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from choreo import config, parallel
 from choreo.errors import BadInput
 from choreo.files.json_file import read_object
+from choreo.files.shipped import is_shipped
 from choreo.methods.agents import Unread
 from choreo.methods.base import Measurement, Method, PlannedModel, Work
 from choreo.methods.cards import CardUsage
@@ -68,7 +69,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
 
     def check(self, recipe: WaltzRecipe, task: Task, agents: Pair, trains: bool = True) -> None:
         from choreo.methods.waltz.batches import draw, training_prompts
-        from choreo.methods.waltz.system_messages import check_messages
+        from choreo.methods.waltz.system_messages import check_apart, check_messages
         from choreo.methods.waltz.warmup.answers import answers_of_files, own_prompts
         from choreo.methods.waltz.warmup.train import finished
 
@@ -89,6 +90,8 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
                 prompts = training_prompts(rollouts, task, recipe.learning)
             draw(prompts, recipe.learning, recipe.seed, 1, task.weights)
             check_messages(recipe, [one for some in prompts.values() for one in some], agents.has_room)
+        elif (named := recipe.system_messages.train) and (is_shipped(named) or Path(named).is_file()):
+            check_apart(recipe)  # a run may be measured where its training files are not
         agents.fitting(self.measured_prompts(recipe, task, "heldout"), "heldout")
 
     def trained_prompts(self, recipe: WaltzRecipe, task: Task) -> Sequence[Prompt]:

@@ -13,10 +13,9 @@ from typing import Any
 
 from choreo.data.system_messages import SystemMessage, load_system_messages
 from choreo.errors import BadInput
-from choreo.evaluation.metrics import AGAIN
 from choreo.methods.waltz.chance import uniform
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.types import Episode, Prompt
+from choreo.types import AGAIN, Episode, Prompt
 
 
 def trained_messages(recipe: WaltzRecipe) -> list[SystemMessage]:
@@ -31,15 +30,24 @@ def heldout_messages(recipe: WaltzRecipe) -> list[SystemMessage]:
 
 def check_messages(recipe: WaltzRecipe, prompts: Sequence[Prompt], has_room: Callable[[Prompt], bool]) -> None:
     """Raises BadInput for a training message under which none of the training prompts has room, and for a held-out one
-    that is trained on."""
+    that is trained on: given to prompts, or of their own."""
     settings = recipe.system_messages
-    trained = trained_messages(recipe)
-    for message in trained:
+    for message in trained_messages(recipe):
         if not any(has_room(prompt.under(message.text)) for prompt in prompts):
             raise BadInput(f"{settings.train}:{message.line}: content: no training prompt has room under this message")
-    lines = {_words(message): message.line for message in trained}
+    check_apart(recipe)
+    own = {_words(prompt.turns[0][1]) for prompt in prompts if prompt.told}
     for message in heldout_messages(recipe):
-        if (line := lines.get(_words(message))) is not None:
+        if _words(message.text) in own:
+            raise BadInput(f"{settings.heldout}:{message.line}: is also that of a training prompt")
+
+
+def check_apart(recipe: WaltzRecipe) -> None:
+    """Raises BadInput for a held-out message that is in the file of those to train under too."""
+    settings = recipe.system_messages
+    lines = {_words(message.text): message.line for message in trained_messages(recipe)}
+    for message in heldout_messages(recipe):
+        if (line := lines.get(_words(message.text))) is not None:
             raise BadInput(f"{settings.heldout}:{message.line}: is also trained on ({settings.train}:{line})")
 
 
@@ -98,5 +106,5 @@ def digest_of(messages: Sequence[SystemMessage]) -> str:
     return blake2b(repr([message.text for message in messages]).encode(), digest_size=8).hexdigest()
 
 
-def _words(message: SystemMessage) -> str:
-    return " ".join(message.text.casefold().split())
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())
