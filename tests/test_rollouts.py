@@ -254,5 +254,5 @@ def test_a_weight_in_the_advantage_is_a_weight_on_the_loss():
 
 def test_an_alarm_says_when_the_sampler_is_another_policy():
     assert alarms({"sampler_ratio/feedback": 1.01, "truncated/feedback": 0.001}) == []
-    assert "the feedback agent from another policy" in alarms({"sampler_ratio/feedback": 1.2})[0]
+    assert "the feedback agent is sampled from another policy" in alarms({"sampler_ratio/feedback": 1.2})[0]
     assert "of the conversation agent's importance weights" in alarms({"truncated/conversation": 0.1})[0]
