@@ -1,4 +1,4 @@
-# make demo     set up, then train the WaltzRL pair into runs/demo (150 steps, not 200) and write its report
+# make demo     set up, then train the WaltzRL pair into runs/demo (150 steps, not 250) and write its report
 # make test     set up, then lint, check types and run the tests, but for those of make machines
 # make check    the quick part of it, for work in between: lint, types, and all tests that take no training or server
 # make machines the numeric tests with the instructions of lesser processors, one thread and two

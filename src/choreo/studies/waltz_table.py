@@ -24,7 +24,7 @@ REST = 3
 FROZEN = "waltz-frozen-conversation"
 # A step of single-agent RL writes no feedback. In the time of a pair's steps it makes almost four times as many: .57 s
 # a step against 2.26 s, on one core of an EPYC processor, seed 20, where stage 1 took 15 % of the steps. Now it takes
-# 40 %, and its steps are shorter. So this arm has a little more time than the pair.
+# 32 %, and its steps are shorter. So this arm has a little more time than the pair.
 EQUAL_TIME, LONGER = "single-agent-equal-time", 4
 ARMS = (
     Arm("waltz"),
