@@ -80,7 +80,7 @@ def test_what_waltz_computes_by_hand():
         ("score", 64, 55, 250),
         ("learn", 64, 55, 250),
     ]
-    # The revision comes after the prompt, the answer, the review's words and their frame; stage 1 takes 80 of 250 steps.
+    # The revision comes after the prompt, the answer, the review's words and their frame; stage 1 has 80 steps.
     rest = [(one.kind, one.context, one.times, one.distinct) for one in found if one.new == 40]
     assert rest == [
         ("sample", 13, 250, 32),
