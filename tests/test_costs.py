@@ -89,4 +89,4 @@ def test_what_waltz_computes_by_hand():
         ("learn", 82, 170, None),
     ]
     alone = waltz_passes(config.load("single-agent"), Lengths(10, 3, 5, 2))
-    assert [one.kind for one in alone] == ["sample", "score", "learn"] and alone[2].times == 200
+    assert [one.kind for one in alone] == ["sample", "score", "learn"] and alone[2].times == 250

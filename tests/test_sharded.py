@@ -222,6 +222,6 @@ def test_a_plan_counts_a_ranks_share(capsys):
     each = 3 / 4 * 4 * alone["parameters"]
     learnt = four["cost"]["traffic"]["gradients"] / (3 * each)
     assert learnt == pytest.approx(round(learnt)) and round(learnt) >= 420
-    assert four["cost"]["traffic"]["weights"] == pytest.approx(3 * 200 * each)
+    assert four["cost"]["traffic"]["weights"] == pytest.approx(3 * 250 * each)
     assert main([*command, "--gpus", "4"]) == 0
     assert "one of 4 ranks" in (said := capsys.readouterr().out) and "a share of every agent" in said
