@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_rollouts_train import trained
 from test_trainer import episodes, lines, resuming, same, small
 from warm import Warm
 
@@ -35,8 +36,7 @@ def ahead(**learning) -> WaltzRecipe:
 def whole(tmp_path_factory) -> Path:
     """A run that was never disturbed."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    with Run.create(path, ahead()) as run, Progress() as progress:
-        train(run.recipe, run, progress)
+    trained(ahead(), path)
     return path
 
 

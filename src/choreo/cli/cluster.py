@@ -166,7 +166,7 @@ def run_in_cluster(address: str, processes: int, words: Sequence[str], run: Path
             last = max(checkpoints(run), default=0)
             tries, reached = (1 if last > reached else tries + 1), last
             if tries >= TRIES:
-                say(f"choreo: {why}, for the {TRIES}rd time without a new checkpoint; choreo train --resume {run}")
+                say(f"choreo: {why}; {TRIES} starts reached no new checkpoint; choreo train --resume {run} goes on")
                 return 1
             say(f"choreo: {why}; going on from step {last}")
             if (run / "recipe.toml").is_file():
@@ -188,8 +188,8 @@ def _run(wanted: int, words: Sequence[str], stop: Stop) -> tuple[int, str]:
     # Two calls at once: a signal does not wait for a look.
     ranks = [actor.options(**needs, max_concurrency=2, scheduling_strategy=place).remote() for place in places]
     try:
-        hosts = [host for host, _ in ray.get([rank.place.remote() for rank in ranks])]
-        host, port = ray.get(ranks[0].place.remote())
+        addresses = ray.get([rank.place.remote() for rank in ranks])
+        hosts, (host, port) = [host for host, _ in addresses], addresses[0]
         shared = {"WORLD_SIZE": share.ranks, "MASTER_ADDR": host, "MASTER_PORT": port, "OMP_NUM_THREADS": share.cores}
         alone = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # each sees its own cores and GPU
         form = {name: value for name, value in os.environ.items() if name == "CHOREO_LOG_FORMAT"}

@@ -182,16 +182,14 @@ def player_of(recipe: WaltzRecipe, rollouts: Pair) -> Iterator[Player]:
     if not recipe.engine.staleness:
         yield Player(recipe, rollouts)
         return
-    player = PlayerAhead(recipe, rollouts)
+    player, wait = PlayerAhead(recipe, rollouts), 0.0 if recipe.engine.local else GRACE
     try:
         yield player
-    except KeyboardInterrupt:  # at once
-        player.close()
+    except KeyboardInterrupt:  # the user wants a stop at once
+        wait = 0.0
         raise
-    except BaseException:
-        player.close(0 if recipe.engine.local else GRACE)
-        raise
-    player.close(0 if recipe.engine.local else GRACE)
+    finally:
+        player.close(wait)
 
 
 def _serve(recipe: WaltzRecipe, threads: int, trainer: Connection) -> None:
