@@ -15,7 +15,7 @@ Answer = Callable[[Any], tuple[int, Any]]
 class StandIn(ABC):
     """Serves until closed. A subclass says `get` and `post`, and calls `listen` last."""
 
-    def listen(self) -> None:
+    def listen(self, port: int = 0) -> None:
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,7 +53,7 @@ class StandIn(ABC):
             def handle_error(self, *_: object) -> None:
                 pass  # clients that hang up
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -138,7 +138,9 @@ def test_the_engine_of_this_process_is_not_replaced(tiny_folder):
 @pytest.mark.parametrize(
     "settings, says",
     [
-        (["engine.rollouts=vllm"], 'engine.url: rollouts = "vllm" needs the url of a server; choreo starts none'),
+        (["VLLM", "engine.command=vllm serve -q"], 'engine.command: goes with rollouts = "vllm" and no url alone'),
+        (["engine.command=x"], 'engine.command: goes with rollouts = "vllm" and no url alone'),
+        (["engine.rollouts=vllm", "engine.command=vllm '"], "engine.command: is no command line: No closing quotation"),
         (["engine.url=http://localhost:1"], 'engine.url: goes with rollouts = "vllm" or "llama.cpp" alone'),
         (["VLLM", "engine.url=localhost:1"], "engine.url: must look like http://localhost:8000"),
         (["VLLM", 'engine.url=["http://a", "http://a"]'], "engine.url: names a server twice"),

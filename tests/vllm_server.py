@@ -46,6 +46,7 @@ class VllmStandIn(StandIn):
         lives: int | None = None,
         longest: int = 512,
         logprobs_mode: str = "raw_logprobs",
+        port: int = 0,
     ):
         self.base, self.ails, self.lives, self.longest, self.mode = base, ails, lives, longest, logprobs_mode
         self.events: list[tuple[str, str]] = []
@@ -54,10 +55,10 @@ class VllmStandIn(StandIn):
         self.lock = threading.RLock()
         self.team(1.0)
 
-        self.listen()
+        self.listen(port)
 
     def get(self) -> dict[str, Any]:
-        return {"/v1/models": lambda _: self.models()}
+        return {"/health": lambda _: (200, {}), "/v1/models": lambda _: self.models()}
 
     def post(self) -> dict[str, Any]:
         adapters = {"/v1/load_lora_adapter": self.load, "/v1/unload_lora_adapter": self.unload}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from choreo.cli.output import say
+from choreo.clients.server_process import free_port
 
 POLL, GRACE = 0.05, 20.0  # seconds: between two looks, and for the others to end when one has failed
 
@@ -30,7 +30,7 @@ def run_in_ranks(processes: int, words: Sequence[str]) -> int:
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
     }
     ranks: list[subprocess.Popen[bytes]] = []
 
@@ -71,10 +71,3 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
                 failed, deadline = code, time.monotonic() + GRACE
         time.sleep(POLL)
     return failed
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

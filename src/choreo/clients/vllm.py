@@ -1,6 +1,6 @@
 """A vLLM server, by its own protocol: token ids in, token ids and log-probabilities out, adapters loaded by name.
 
-The paths are those of vLLM's OpenAI-compatible server: /v1/models, /v1/completions, /v1/load_lora_adapter and
+The paths are those of vLLM's OpenAI-compatible server: /health, /v1/models, /v1/completions, /v1/load_lora_adapter and
 /v1/unload_lora_adapter. The last two are there where it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from choreo.clients.token_server import Drawn, TokenServer, message_of
-from choreo.errors import BadInput, first_line
+from choreo.errors import BadInput, Unavailable, first_line
 
 START = "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
 
@@ -29,6 +29,13 @@ class VllmServer(TokenServer):
     """One server; what its methods raise, see `TokenServer`."""
 
     kind, key = "vLLM", "VLLM_API_KEY"
+
+    def answers(self) -> bool:
+        """Whether the server is there, with its model loaded."""
+        try:
+            return self._send("GET", "/health").status_code == 200
+        except Unavailable:
+            return False
 
     def base(self) -> tuple[str, int | None]:
         """The server's name for its base, and the most tokens of a context and its completion, where it says so."""

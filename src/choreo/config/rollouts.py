@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -34,8 +35,14 @@ class Rollouts(Section):
     )
     url: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
         (),
-        description="of the server, as http://localhost:8000; or a list of several that serve the same base",
+        description="of the server, as http://localhost:8000; or a list of several that serve the same base. None: "
+        "choreo starts a vLLM server on this machine, and ends it after training",
         validate_default=True,
+    )
+    command: str = Field(
+        "vllm serve",
+        description='what starts vLLM where there is no url, as "vllm serve --gpu-memory-utilization 0.5"; choreo adds '
+        "the model and what it needs",
     )
     staleness: Literal[0, 1] = Field(
         0,
@@ -64,6 +71,25 @@ class Rollouts(Section):
             raise ValueError(f"has no effect with rollouts = {rollouts!r}")
         return value
 
+    @field_validator("command")
+    @classmethod
+    def _starts_one(cls, value: str, info: ValidationInfo) -> str:
+        if value != cls.model_fields["command"].default:
+            if info.data.get("rollouts", "vllm") != "vllm" or info.data.get("url"):
+                raise ValueError('goes with rollouts = "vllm" and no url alone')
+            try:
+                words = shlex.split(value)
+            except ValueError as error:
+                raise ValueError(f"is no command line: {error}") from None
+            if not words:
+                raise ValueError("must not be empty")
+        return value
+
+    @property
+    def starts(self) -> bool:
+        """Whether choreo starts the server that samples."""
+        return self.rollouts == "vllm" and not self.url
+
     @property
     def local(self) -> bool:
         """Whether this process samples."""
@@ -74,8 +100,8 @@ class Rollouts(Section):
     def _addresses(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.data.get("rollouts") == "local" and value:
             raise ValueError('goes with rollouts = "vllm" or "llama.cpp" alone')
-        if info.data.get("rollouts", "local") != "local" and not value:
-            raise ValueError(f'rollouts = "{info.data["rollouts"]}" needs the url of a server; choreo starts none')
+        if info.data.get("rollouts") == "llama.cpp" and not value:
+            raise ValueError('rollouts = "llama.cpp" needs the url of a server; choreo starts none')
         if not all(map(_is_address, value)):
             raise ValueError("must look like http://localhost:8000")
         if len({*value}) < len(value):

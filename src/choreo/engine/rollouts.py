@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from choreo import parallel
+from choreo.config.common import Weights
 from choreo.config.rollouts import Rollouts
 from choreo.engine.local import LocalEngine
 
 if TYPE_CHECKING:  # these take httpx2
     from choreo.engine.served import ServedEngine
+
+
+@contextmanager
+def served(settings: Rollouts, base: Path, model: Weights, agents: int) -> Iterator[Rollouts]:
+    """The settings with the url of the server that they want choreo to start, which runs meanwhile; else as they are.
+
+    base: the folder of the base. model: how it is loaded here. agents: how many adapters it is to hold. Of several
+    ranks the first one starts it. Raises what `vllm_started` raises.
+    """
+    if not settings.starts:
+        yield settings
+        return
+    from choreo.engine.vllm_start import vllm_started
+
+    with ExitStack() as stack:
+        url = parallel.first(lambda: stack.enter_context(vllm_started(settings, base, model, agents)))
+        yield settings.model_copy(update={"url": (url,)})
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def costs(recipe: Recipe, site: Site, lengths: Lengths) -> dict[str, Any]:
         for use in method.models(recipe)
     }
     work = method.passes(recipe, lengths)
-    samplers = len(recipe.engine.url)
+    samplers = len(recipe.engine.url) or int(recipe.engine.starts)
     judges = {one.url for settings in recipe.judges() for one in settings.of.values() or [settings] if one.url}
     devices = {"train": site.ranks, "sample": samplers, "judge": len(judges)}
     learning = [one for one in work if one.kind == "learn"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
                 raise BadInput("attack: an attacker is trained in the microworld alone")
             enough_intents(recipe.attack, task.training(), "attack.")
         if trains:
-            with agents.rollouts() as rollouts:
+            with nullcontext(agents) if recipe.engine.starts else agents.rollouts() as rollouts:
                 prompts = training_prompts(rollouts, task, recipe.learning)
             draw(prompts, recipe.learning, recipe.seed, 1, task.weights)
             check_messages(recipe, [one for some in prompts.values() for one in some], agents.has_room)

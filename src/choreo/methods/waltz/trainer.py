@@ -23,6 +23,7 @@ from choreo.engine import checkpoint
 from choreo.engine.learner import Learner
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
+from choreo.engine.rollouts import served
 from choreo.environments.task import CACHE, Task
 from choreo.errors import BadInput
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
@@ -38,9 +39,10 @@ from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners,
 from choreo.methods.waltz.samples import split
 from choreo.methods.waltz.system_messages import digest_of, told_figures, trained_messages, under_some
 from choreo.methods.waltz.warmup.train import warm_start
+from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.types import FEEDBACK, Prompt, Sample
+from choreo.types import AGENTS, FEEDBACK, Prompt, Sample
 
 INEXACT = "a server samples: a run that is resumed is another run of the same distribution (docs/rollouts.md)"
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
@@ -52,9 +54,13 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     Raises Interrupted, its state saved, when `progress` was interrupted, when a judge went away, or when the recipe
     wants a stop where the judges part; BadInput, its state saved too, when a judge or a sampling server cannot be used.
     """
-    pair = Pair(recipe)
-    with pair.rollouts() as rollouts, player_of(recipe, rollouts) as player:
-        _train(recipe, run, progress, task or Task(recipe, run.path), pair, player)
+    if recipe.engine.starts:
+        progress.say(f"starting the server that samples, which may take minutes: {recipe.engine.command}")
+    with served(recipe.engine, base_folder(recipe.model.base), recipe.model, len(AGENTS)) as engine:
+        recipe = recipe.model_copy(update={"engine": engine})
+        pair = Pair(recipe)
+        with pair.rollouts() as rollouts, player_of(recipe, rollouts) as player:
+            _train(recipe, run, progress, task or Task(recipe, run.path), pair, player)
     return pair
 
 
