@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from choreo import config
 from choreo.cli import main
-from choreo.experiment.weak_to_strong import GATES, Gate, auc, flipped
+from choreo.experiment.weak_to_strong import GATES, Gate, OneSeed, auc, flipped
+from choreo.methods.macpo.answers import AnswerWriter
+from choreo.methods.macpo.schedule import STUDENT, Phase
 from choreo.methods.macpo.split import LabelledPrompt
+from choreo.runs.progress import Progress
 from choreo.types import Prompt
 
 SMALL = (
@@ -45,6 +51,41 @@ def test_every_gate_is_decided_by_the_mean_of_its_measure(tmp_path, capsys):
     assert measured["labels"] == 24 and measured["prompts"] == 30
     assert set(measured["teachers"]) == {"teacher-1", "teacher-2"}
     assert measured["curve"]["labels"] == [8, 15, 30] and measured["curve"]["weak"][-1] == measured["naive"]
+
+
+def test_who_is_measured_has_begun_anew_and_the_others_go_on_as_they_were(tmp_path, monkeypatch):
+    recipe = config.load("macpo", SMALL)
+    measured: list[dict] = []
+
+    def reward(lab, name):
+        agent = lab.agents[name]
+        measured.append(agent.team.state_dict(agent.positive)["weights"])
+        return 0.0
+
+    monkeypatch.setattr(OneSeed, "reward", reward)
+    with Progress() as progress:
+        labs = []
+        for name in "ab":
+            (tmp_path / name).mkdir()
+            labs.append(OneSeed.of(recipe, tmp_path / name, progress))
+        used = labs[0]
+        rows = used.data.ceiling[:20]
+        student, teacher = used.agents[STUDENT], used.agents["teacher-2"]
+        blind = replace(used.data, ceiling=())
+        for agent in (teacher, student):
+            used.train(AnswerWriter(recipe, used.agents, blind.unlabelled), blind, Phase(0, agent.name, "+"))
+        before = [agent.team.state_dict(agent.positive) for agent in (student, teacher)]
+        for lab in labs:
+            lab.of_student(rows)
+            lab.of_teacher("teacher-2", rows)
+        after = [agent.team.state_dict(agent.positive) for agent in (student, teacher)]
+    for one, two in zip(measured[:2], measured[2:], strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    for name, untrained in zip((STUDENT, "teacher-2"), measured[:2], strict=True):
+        assert any(not torch.equal(value, used.begun[name]["weights"][key]) for key, value in untrained.items())
+    for one, two in zip(before, after, strict=True):
+        assert one["version"] == two["version"]
+        assert all(torch.equal(value, two["weights"][key]) for key, value in one["weights"].items())
 
 
 def test_a_gate_is_open_where_it_has_no_bound_and_shut_for_what_was_not_measured():

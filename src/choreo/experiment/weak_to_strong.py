@@ -131,7 +131,10 @@ def _fields(gate: Gate) -> dict[str, Any]:
 
 @dataclass
 class OneSeed:
-    """What all measures of one seed share. data: with the labels of all prompts. known: prompts by id, with meaning."""
+    """What all measures of one seed share. data: with the labels of all prompts. known: prompts by id, with meaning.
+
+    begun: every agent's positive policy as it was before any training, by the agent's name.
+    """
 
     recipe: MacpoRecipe
     world: World
@@ -141,6 +144,18 @@ class OneSeed:
     run: Run
     progress: Progress
     step: int = field(default=0)
+    begun: dict[str, dict[str, Any]] = field(init=False)
+
+    @classmethod
+    def of(cls, recipe: MacpoRecipe, folder: Path, progress: Progress) -> OneSeed:
+        """The agents of the recipe, not trained yet. folder: for the record of their training."""
+        world, agents = World(recipe.world), MacpoAgents.load(recipe)
+        data = without_overflow(recipe, split_prompts(ceiling_of(recipe)), agents)
+        known = {prompt.id: prompt for prompts in world.training().values() for prompt in prompts}
+        return cls(recipe, world, agents, data, known, Run.create(folder / "run", recipe), progress)
+
+    def __post_init__(self) -> None:
+        self.begun = {agent.name: agent.team.state_dict(agent.positive) for agent in self.agents}
 
     def train(self, writer: AnswerWriter, data: PromptSplit, phase: Phase) -> None:
         total = _updates(self.recipe, len(self.data.labelled), len(self.data.ceiling))
@@ -151,10 +166,10 @@ class OneSeed:
                 "the seed that was being measured is not kept; those before it are, where --out names a file"
             )
 
-    def reward(self, agents: MacpoAgents, name: str) -> float:
+    def reward(self, name: str) -> float:
         """The share of satisfactory answers of an agent on held-out."""
-        agent, prompts = agents[name], self.world.suites("heldout")
-        played = agents.answers_of(agent, agent.positive, prompts, self.recipe.seed)
+        agent, prompts = self.agents[name], self.world.suites("heldout")
+        played = self.agents.answers_of(agent, agent.positive, prompts, self.recipe.seed)
         return fmean(self.right(prompt, game.answers[-1].text) for prompt, game in zip(prompts, played, strict=True))
 
     def right(self, prompt: Prompt, answer: str) -> bool:
@@ -164,26 +179,28 @@ class OneSeed:
         return self.world.judge.grade(self.known.get(prompt.id, prompt), answer)
 
     def of_student(self, rows: Sequence[LabelledPrompt]) -> float:
-        """The reward of a student that is trained on `rows`."""
-        agents, data = self.agents.untrained(), replace(self.data, ceiling=tuple(rows))
-        self.train(AnswerWriter(self.recipe, agents, data.unlabelled), data, Phase(0, STUDENT, "+"))
-        return self.reward(agents, STUDENT)
+        """The reward of a student that begins anew and is trained on `rows`. The agents are as before behind it."""
+        return self._anew(STUDENT, replace(self.data, ceiling=tuple(rows)))
 
     def of_teacher(self, name: str, rows: Sequence[LabelledPrompt]) -> float:
-        """The reward of a teacher that is trained on `rows`."""
-        agents, data = self.agents.untrained(), replace(self.data, labelled=tuple(rows))
-        self.train(AnswerWriter(self.recipe, agents, data.unlabelled), data, Phase(0, name, "+"))
-        return self.reward(agents, name)
+        """As `of_student`, of a teacher."""
+        return self._anew(name, replace(self.data, labelled=tuple(rows)))
+
+    def _anew(self, name: str, data: PromptSplit) -> float:
+        agent = self.agents[name]
+        kept = agent.team.state_dict(agent.positive)
+        agent.team.load_state_dict(agent.positive, self.begun[name])
+        try:
+            self.train(AnswerWriter(self.recipe, self.agents, data.unlabelled), data, Phase(0, name, "+"))
+            return self.reward(name)
+        finally:
+            agent.team.load_state_dict(agent.positive, kept)
 
 
 def _measured(recipe: MacpoRecipe, folder: Path, progress: Progress) -> dict[str, Any]:
     """All measures of one seed, those of GATES and what they are made of."""
-    world, agents = World(recipe.world), MacpoAgents.load(recipe)
-    data = without_overflow(recipe, split_prompts(ceiling_of(recipe)), agents)
-    known = {prompt.id: prompt for prompts in world.training().values() for prompt in prompts}
-    run = Run.create(folder / "run", recipe)
-    lab = OneSeed(recipe, world, agents, data, known, run, progress)
-
+    lab = OneSeed.of(recipe, folder, progress)
+    agents, data = lab.agents, lab.data
     writer, blind = AnswerWriter(recipe, agents, data.unlabelled), replace(data, ceiling=())
     names = [teacher.name for teacher in agents.teachers]
     for name in names:
@@ -191,8 +208,8 @@ def _measured(recipe: MacpoRecipe, folder: Path, progress: Progress) -> dict[str
     lab.train(writer, blind, Phase(0, names[0], "-"))
     lab.train(writer, blind, Phase(0, STUDENT, "+"))
     lab.train(writer, blind, Phase(0, STUDENT, "-"))
-    teachers = {name: lab.reward(agents, name) for name in names}
-    naive = lab.reward(agents, STUDENT)
+    teachers = {name: lab.reward(name) for name in names}
+    naive = lab.reward(STUDENT)
 
     ceiling = lab.of_student(data.ceiling)
     few = lab.of_student(data.labelled[: round(FEW * len(data.labelled))])
