@@ -94,7 +94,7 @@ def peers_of(name: str) -> list[str]:
 
 
 def timed(name: str, work: Mapping[str, Any]) -> bool:
-    """Whether this work is there on this base. CoMLRL, which `joint` is for, trains whole models."""
+    """Whether this work is there on this base. `joint` is of whole models."""
     return bool({"waltz": work["contexts"], "joint": not work["sizes"]["rank"]}.get(name, True))
 
 

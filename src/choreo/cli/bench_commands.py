@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
   choreo bench --json
   choreo bench --base smollm2              a chat model of 135M parameters, with LoRA
   choreo bench --base smollm2 --work dpo   one piece of work alone
+  choreo bench --work joint                two agents that learn together, beside CoMLRL
   choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic
   choreo bench serve runs/mine --requests 64 --clients 16 --tokens 128
   choreo bench machine --out machine.json  what choreo plan --machine reads: this CPU's rates, in about ten seconds""",
