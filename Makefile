@@ -7,7 +7,7 @@
 # make package  build the wheel, install it into an empty environment and train two steps there
 # make interop-vllm  trains with rollouts from a real vLLM, on a CPU with AVX-512 (installs 3.4 GB)
 # make interop-llama  measures by a real llama.cpp, on a CPU with AVX2 (installs 34 MB)
-# make bench    set up, then time choreo beside the reference library
+# make bench    set up, then time choreo beside other libraries
 #
 # Everything is installed into .venv, but for LiteLLM, verifiers, vLLM and llama.cpp (.venv-interop, .venv-verifiers,
 # .venv-interop-vllm, .venv-interop-llama). PYTHON names the interpreter that makes them (3.11 or later). Tests run in two processes of one

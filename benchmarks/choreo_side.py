@@ -20,6 +20,7 @@ from choreo.engine.constraint import FORCED
 from choreo.engine.learner import Learner, preference_pairs
 from choreo.engine.local import LocalEngine
 from choreo.engine.losses import DPOLoss, PolicyLoss
+from choreo.engine.requests import Completion, Request
 from choreo.game.play import play
 from choreo.methods.waltz.trainer import train
 from choreo.models.chat import Chat
@@ -27,14 +28,15 @@ from choreo.models.load import load_chat
 from choreo.runs.callbacks import Callback
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
-from choreo.types import CONVERSATION, Episode, Limits, Preference, Prompt, Sample
+from choreo.types import CONVERSATION, FEEDBACK, Episode, Limits, Preference, Prompt, Sample
 
+JOINT_LOSS = PolicyLoss(CLIP, divide=1)  # Σ −A log π over the sequences, the gradient of MAGRPO's loss
 NEVER = -1  # an end token that no model writes, so that every answer has its full length
 
 
 def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """GRPO: sample, reward, reference log-probabilities, group advantages, one update."""
-    sizes, (chat, engine, learner) = Sizes(**work["sizes"]), one_agent(work, end_id=NEVER)
+    sizes, (chat, engine, (learner,)) = Sizes(**work["sizes"]), team(work, CONVERSATION, end_id=NEVER)
     engine.sample = turns.time("rollout_seconds", engine.sample)
     for start in range(0, len(work["policy"]), sizes.prompts):
         texts = work["policy"][start : start + sizes.prompts]
@@ -61,7 +63,7 @@ def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
 
 def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """DPO: reference log-probabilities and one update."""
-    chat, engine, learner = one_agent(work)
+    chat, engine, (learner,) = team(work, CONVERSATION)
     preferences = [
         Preference(
             Prompt(str(i), text, "general", "bench"),
@@ -76,6 +78,29 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         pairs = preference_pairs(engine, CONVERSATION, preferences[start : start + size])
         figures = learner.update(pairs, DPOLoss(DPO_BETA))
         turns.end(sampled=0, trained=figures["tokens"])
+
+
+def joint(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
+    """Two agents answer the same prompts, are paid together and learn: group advantages, no KL, one update of each."""
+    sizes, agents = Sizes(**work["sizes"]), (CONVERSATION, FEEDBACK)
+    chat, engine, learners = team(work, *agents, end_id=NEVER)
+    sample = turns.time("rollout_seconds", engine.sample)
+    for start in range(0, len(work["policy"]), sizes.prompts):
+        contexts = [chat.answer_context(chat.encode(text)) for text in work["policy"][start : start + sizes.prompts]]
+        places = [(i, k) for i in range(sizes.prompts) for k in range(sizes.group)]
+        answers: list[list[Completion]] = []
+        for agent in agents:
+            requests = [Request(contexts[i], (SEED, start, agent, i, k)) for i, k in places]
+            answers.append(sample(agent, requests, max_new_tokens=sizes.new_tokens))
+        paid = [reward([i for one in both for i in one.ids]) for both in zip(*answers, strict=True)]
+        trained = 0.0
+        for agent, learner, own in zip(agents, learners, answers, strict=True):
+            samples = [
+                Sample(agent, contexts[i], one.ids, one.logprobs, str(i), value)
+                for (i, _), one, value in zip(places, own, paid, strict=True)
+            ]
+            trained += learner.update(grpo(samples), JOINT_LOSS)["tokens"]
+        turns.end(sampled=sum(len(one.ids) for own in answers for one in own), trained=trained)
 
 
 def waltz(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
@@ -105,16 +130,17 @@ class WaltzTurns(Progress):
         self._turns.end(sampled=self._chosen.count, trained=trained, written=step["tokens"])
 
 
-def one_agent(work: Mapping[str, Any], end_id: int | None = None) -> tuple[Chat, LocalEngine, Learner]:
+def team(work: Mapping[str, Any], *agents: str, end_id: int | None = None) -> tuple[Chat, LocalEngine, list[Learner]]:
+    """The learners are in the order of `agents`."""
     chat = load_chat(work["model"])
     sizes = Sizes(**work["sizes"])
-    team = Team.load(work["model"], (CONVERSATION,), **sizes.weights())
-    engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id if end_id is None else end_id)
-    return chat, engine, Learner(team, CONVERSATION, lr=LEARNING_RATE, micro_tokens=sizes.micro_tokens)
+    own = Team.load(work["model"], agents, **sizes.weights())
+    engine = LocalEngine(own, pad_id=chat.pad_id, end_id=chat.end_id if end_id is None else end_id)
+    return chat, engine, [Learner(own, a, lr=LEARNING_RATE, micro_tokens=sizes.micro_tokens) for a in agents]
 
 
 if __name__ == "__main__":
     name, folder = sys.argv[1], Path(sys.argv[2])
     turns = Turns()
     work = json.loads((folder / "work.json").read_text(encoding="utf-8"))
-    {"policy": policy, "dpo": dpo, "waltz": waltz}[name](work, folder, turns)
+    {"policy": policy, "dpo": dpo, "waltz": waltz, "joint": joint}[name](work, folder, turns)

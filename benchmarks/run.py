@@ -1,17 +1,21 @@
-"""choreo beside TRL, on the same model, prompts, lengths and hardware: `make bench`, `choreo bench --base smollm2`.
+"""choreo beside TRL and CoMLRL, on the same model, prompts, lengths and hardware: `make bench`, `choreo bench`.
 
-Every side of every piece of work is a process of its own. They take turns, one step each, A B A B …, so
-that whatever else the machine does falls on both. One step is timed from being told to go to being done.
-Printed are medians, quartiles in brackets, and ratios: tokens per second of choreo over those of TRL.
+Every side of every piece of work is a process of its own. They take turns, one step each, A B C A B C …, so
+that whatever else the machine does falls on all. One step is timed from being told to go to being done.
+Printed are medians, quartiles in brackets, and ratios: tokens per second of choreo over those of a peer.
 
 policy  a whole GRPO step: sample, reward, reference log-probabilities, advantages, one update
 dpo     a whole DPO step: reference log-probabilities, one update
 waltz   a whole WaltzRL step of the shipped recipe (sample c_0, f_0 and c_1, judge, reference, update both
-        agents), against two GRPO trainers, one per agent, on as many samples of the same states
+        agents), against two GRPO trainers of TRL, one per agent, and against CoMLRL's MAGRPO of two agents, on as
+        many samples of the same states
+joint   a whole MAGRPO step: two agents, each a whole model, answer the same prompts, are paid together, and learn
 
-On micro-llama all weights are trained. On smollm2 it is LoRA, by PEFT on TRL's side, and there is no `waltz`: TRL
-cannot hold a review to its grammar. Both sides compute in float32. A token counts once when it is sampled and once
-when it is trained on. Sizes are in work.py.
+On micro-llama all weights are trained. On smollm2 it is LoRA, by PEFT on TRL's side. There is no `waltz`, since TRL
+cannot hold a review to its grammar, and no `joint`. All sides compute in float32. A token counts once when it is
+sampled and once when it is trained on. Sizes are in work.py. Peers that are not installed are named and left out.
+
+One more peer is a module, PEER_side.py, and a line in SIDES.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
@@ -33,39 +38,64 @@ from typing import Any
 import choreo
 
 HERE = Path(__file__).resolve().parent
+# By library, whose part is LIBRARY_side.py: of each piece of work the processes whose steps together are one step.
 SIDES = {
-    "policy": {"choreo": ["policy"], "trl": ["policy"]},
-    "dpo": {"choreo": ["dpo"], "trl": ["dpo"]},
-    "waltz": {"choreo": ["waltz"], "trl": ["waltz-conversation", "waltz-feedback"]},
+    "choreo": {"policy": ["policy"], "dpo": ["dpo"], "waltz": ["waltz"], "joint": ["joint"]},
+    "trl": {"policy": ["policy"], "dpo": ["dpo"], "waltz": ["waltz-conversation", "waltz-feedback"]},
+    "comlrl": {"waltz": ["waltz"], "joint": ["joint"]},
 }
+PEERS = [library for library in SIDES if library != "choreo"]
+WORK = tuple(SIDES["choreo"])
 BASES = ("micro-llama", "smollm2")  # the others of SIZES are of benchmarks/gpu
+ROLLOUT = "rollout_tokens_per_second"
 Turn = dict[str, float]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Time choreo side by side with TRL on the same work.")
+    parser = argparse.ArgumentParser(description="Time choreo side by side with its peers on the same work.")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--base", choices=BASES, default="micro-llama", help="default: micro-llama")
-    parser.add_argument("--work", choices=sorted(SIDES), action="append", help="this alone (default: all)")
+    parser.add_argument("--work", choices=WORK, action="append", help="this alone (default: all)")
     args = parser.parse_args()
-    as_json = args.json
+    names = [name for name in args.work or WORK if peers_of(name)]
+    if not names:
+        print(f"choreo: bench: not installed: {', '.join(absent())}; `make bench` installs it", file=sys.stderr)
+        return 2
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder:
         work = prepared(Path(folder), args.base)
-        result: dict[str, Any] = {"schema": 1, **about(work), "work": {}}
-        if not as_json:
+        names = [name for name in names if timed(name, work)]
+        if not names:
+            print(f"choreo: bench: --base {args.base} has no work {', '.join(args.work)}", file=sys.stderr)
+            return 2
+        result: dict[str, Any] = {"schema": 2, **about(work), "work": {}}
+        if not args.json:
             print(heading(result), flush=True)
-        for name, sides in SIDES.items():
-            if name not in (args.work or SIDES) or (name == "waltz" and not work["contexts"]):
-                continue
+        for name in dict.fromkeys(names):
+            sides = {library: SIDES[library][name] for library in ("choreo", *peers_of(name))}
             figures = compare(take_turns(name, sides, Path(folder), work["sizes"]["steps"]))
             result["work"][name] = figures
-            if not as_json:
+            if not args.json:
                 print(table(name, figures, work["sizes"]), flush=True)
     result["seconds"] = time.monotonic() - began
-    if as_json:
-        print(json.dumps(result))
+    if args.json:
+        print(json.dumps(result | summary(result["work"])))
     return 0
+
+
+def absent() -> list[str]:
+    """The peers that are not installed."""
+    return [peer for peer in PEERS if importlib.util.find_spec(peer) is None]
+
+
+def peers_of(name: str) -> list[str]:
+    """Who does this work and is installed."""
+    return [peer for peer in PEERS if name in SIDES[peer] and peer not in absent()]
+
+
+def timed(name: str, work: Mapping[str, Any]) -> bool:
+    """Whether this work is there on this base. `joint` is of whole models."""
+    return bool({"waltz": work["contexts"], "joint": not work["sizes"]["rank"]}.get(name, True))
 
 
 def prepared(folder: Path, base: str, **changed: Any) -> dict[str, Any]:
@@ -157,9 +187,32 @@ def joined(parts: list[Turn]) -> Turn:
 
 
 def compare(turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    """`figures_of` either library, then the ratios of choreo over TRL."""
-    figures: dict[str, Any] = {library: figures_of(own) for library, own in turns.items()}
-    return figures | ratios(turns["choreo"], turns["trl"])
+    """`figures_of` every library, and with those of a peer the ratios of choreo over it."""
+    ours = turns["choreo"]
+    return {
+        library: figures_of(own) | (ratios(ours, own) if library != "choreo" else {}) for library, own in turns.items()
+    }
+
+
+def summary(work: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By WORK/PEER, and WORK-rollout/PEER where that is timed: medians, and quartiles of the ratio.
+
+    work: by name, as `compare` has it.
+    """
+    found = {}
+    for name, figures in work.items():
+        for peer, theirs in figures.items():
+            for part, rate, ratio in ("", "tokens_per_second", "ratio"), ("-rollout", ROLLOUT, "rollout_ratio"):
+                if ratio in theirs:
+                    found[f"{name}{part}/{peer}"] = {
+                        "ours": figures["choreo"][rate]["median"],
+                        "peer": theirs[rate]["median"],
+                        "ratio": theirs[ratio]["median"],
+                        "low": theirs[ratio]["low"],
+                        "high": theirs[ratio]["high"],
+                        "unit": "tokens/s",
+                    }
+    return found
 
 
 def figures_of(turns: list[Turn]) -> dict[str, Any]:
@@ -172,7 +225,7 @@ def figures_of(turns: list[Turn]) -> dict[str, Any]:
         "peak_mib": max(t["peak_mib"] for t in turns),
     }
     if all("rollout_seconds" in t for t in turns):
-        figures["rollout_tokens_per_second"] = spread(rollout_rates(turns))
+        figures[ROLLOUT] = spread(rollout_rates(turns))
     if all("device_mib" in t for t in turns):
         figures["device_mib"] = max(t["device_mib"] for t in turns)
     return figures
@@ -205,10 +258,11 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def about(work: dict[str, Any]) -> dict[str, Any]:
     return {
-        "versions": versions("trl", "torch", "transformers", "accelerate"),
+        "versions": versions(*PEERS, "torch", "transformers", "accelerate"),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "model": work["sizes"]["base"] + ("" if work["shipped"] else "'s shape, random weights"),
         "sizes": work["sizes"],
+        "absent": absent(),
     }
 
 
@@ -220,31 +274,33 @@ def versions(*packages: str) -> dict[str, str]:
 
 def heading(result: dict[str, Any]) -> str:
     versions = "  ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{result['model']}, {result['machine']['cores']} cores\n{versions}\n"
+    left_out = f"not installed, and left out: {', '.join(result['absent'])}\n" if result["absent"] else ""
+    return f"{result['model']}, {result['machine']['cores']} cores\n{versions}\n{left_out}"
 
 
 def table(name: str, figures: dict[str, Any], work: dict[str, Any]) -> str:
-    sizes = {
-        "policy": f"GRPO step: {work['prompts']} prompts × {work['group']} answers of {work['new_tokens']} tokens",
+    answers = f"{work['prompts']} prompts × {work['group']} answers of {work['new_tokens']} tokens"
+    titles = {
+        "policy": f"GRPO step: {answers}",
         "dpo": f"DPO step: {work['pairs']} pairs",
-        "waltz": "WaltzRL step of the shipped recipe, against one GRPO step per agent",
+        "waltz": "WaltzRL step of the shipped recipe, against GRPO or MAGRPO of both agents",
+        "joint": f"MAGRPO step of two agents: {answers} from each",
     }
-    lines = [sizes[name]]
-    for library in ("choreo", "trl"):
-        own = figures[library]
+    lines = [titles[name]]
+    for library, own in figures.items():
         cells = [
             f"{shown(own['seconds'], '.2f')} s",
             f"{own['cpu_seconds']['median']:.2f} s of processor time",
             f"{shown(own['tokens_per_second'], ',.0f')} tokens/s",
+            *([f"{shown(own[ROLLOUT], ',.0f')} in its rollout"] if ROLLOUT in own else []),
             f"{own['peak_mib']:,.0f} MiB",
         ]
         lines.append(f"  {library:8}{', '.join(cells)}")
-    ratio, memory = shown(figures["ratio"], ".2f"), figures["memory_ratio"]
-    lines.append(f"  ratio   {ratio} × the tokens/s, {memory:.2f} × the memory")
-    if "rollout_ratio" in figures:
-        rates = [shown(figures[side]["rollout_tokens_per_second"], ",.0f") for side in ("choreo", "trl")]
-        ratio = shown(figures["rollout_ratio"], ".2f")
-        lines.append(f"  rollout alone: choreo {rates[0]}, TRL {rates[1]} tokens/s: {ratio} ×")
+    for peer, theirs in figures.items():
+        if peer != "choreo":
+            rollout = f" ({shown(theirs['rollout_ratio'], '.2f')} in the rollout)" if "rollout_ratio" in theirs else ""
+            ratio, memory = shown(theirs["ratio"], ".2f"), theirs["memory_ratio"]
+            lines.append(f"  {ratio} × the tokens/s of {peer}{rollout}, {memory:.2f} × its memory")
     return "\n".join(lines) + "\n"
 
 

@@ -18,10 +18,9 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from turns import Turns
-from work import BETA, CLIP, DPO_BETA, LEARNING_RATE, WARM_UP, Sizes, overrides, reward, spell
+from work import BETA, CLIP, DPO_BETA, LEARNING_RATE, WARM_UP, Sizes, overrides, reward, spelled
 
 from choreo import config
-from choreo.models.load import load_chat
 from choreo.types import CONVERSATION, FEEDBACK
 
 COMMON = {
@@ -161,12 +160,6 @@ def adapter(work: Mapping[str, Any]) -> LoraConfig | None:
     """The adapter that choreo's side trains: on every linear layer but the output. None where all weights are."""
     rank = Sizes(**work["sizes"]).rank
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0) if rank else None
-
-
-def spelled(work: Mapping[str, Any], prompts: list[str]) -> list[str]:
-    """Each prompt as the text of the context that choreo's chat format makes of it."""
-    chat = load_chat(work["model"])
-    return [spell(chat, chat.answer_context(chat.encode(text))) for text in prompts]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The work that both sides do, fixed before either starts: a model folder, sizes, and texts in a JSON file.
+"""The work that all sides do, fixed before any starts: a model folder, sizes, and texts in a JSON file.
 
-policy    WARM_UP + steps batches of `prompts` contexts, each answered `group` times with exactly `new_tokens` tokens
+policy    WARM_UP + steps batches of `prompts` contexts, each answered `group` times with exactly `new_tokens` tokens,
+          by one agent, or by each of two (joint)
 pairs     as many batches of `pairs` (context, chosen, rejected)
 contexts  of WaltzRL, on the microworld alone: per agent, as many batches of the states that its own training visits
 
-TRL is given contexts as text. It reads the ids there that choreo's chat format makes; sampled answers inside the
+A peer is given contexts as text. It reads the ids there that choreo's chat format makes; sampled answers inside the
 states of WaltzRL, which a tokenizer need not spell as the model did, may come out a little longer or shorter. Where the
 model is random and has more ids than the tokenizer, reviews are of written answers, which are spelt as they are.
 """
@@ -259,7 +260,7 @@ def joined(answers: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
 def waltz_contexts(chat: Any, base: str, sizes: Sizes) -> dict[str, list[str]]:
     """What the agents of the timed WaltzRL run are asked: the first answer's state p and the review's (p, c_0), one of
     each per prompt, step after step. c_0 is the untrained pair's, or as long and in English where the model's shape is
-    given. TRL then samples each `samples` times."""
+    given. A peer then samples each `samples` times."""
     from choreo import config
     from choreo.environments.microworld.world import World
     from choreo.game.play import play
@@ -305,6 +306,14 @@ def review_state(chat: Any, prompt: tuple[int, ...], tokens: int, key: tuple[int
 def spell(chat: Any, ids: tuple[int, ...]) -> str:
     """The text of a context, role tokens included."""
     return chat.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def spelled(work: Mapping[str, Any], prompts: list[str]) -> list[str]:
+    """Each prompt as the text of the context that choreo's chat format makes of it."""
+    from choreo.models.load import load_chat
+
+    chat = load_chat(work["model"])
+    return [spell(chat, chat.answer_context(chat.encode(text))) for text in prompts]
 
 
 def encode(chat: Any, text: str) -> tuple[int, ...]:

@@ -1,9 +1,8 @@
-"""`choreo bench`: times training beside a reference library, a server, or this machine's processor."""
+"""`choreo bench`: times training beside other libraries, a server, or this machine's processor."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from choreo.errors import BadInput
 from choreo.server.extra import require_server
 
 BASES = ("micro-llama", "smollm2")  # those that benchmarks/run.py times
-WORK = ("policy", "dpo", "waltz")  # what benchmarks/run.py times
+WORK = ("policy", "dpo", "waltz", "joint")  # what benchmarks/run.py times
 
 
 def add(commands: Any) -> None:
@@ -23,12 +22,13 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         bench,
-        "Time choreo side by side with TRL on the same work, or time a server, or this CPU",
+        "Time choreo side by side with TRL and CoMLRL on the same work, or time a server, or this CPU",
         """\
-  make bench                               installs TRL beside choreo, then runs this
+  make bench                               installs TRL and CoMLRL beside choreo, then runs this
   choreo bench --json
   choreo bench --base smollm2              a chat model of 135M parameters, with LoRA
   choreo bench --base smollm2 --work dpo   one piece of work alone
+  choreo bench --work joint                two agents that learn together, beside CoMLRL
   choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic
   choreo bench serve runs/mine --requests 64 --clients 16 --tokens 128
   choreo bench machine --out machine.json  what choreo plan --machine reads: this CPU's rates, in about ten seconds""",
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         "--work",
         choices=WORK,
         action="append",
-        help="of train: this alone, a step of GRPO (policy), DPO or WaltzRL; may be given again (default: all)",
+        help="of train: a step of GRPO (policy), DPO, WaltzRL or MAGRPO (joint); may be given again (default: all)",
     )
     bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
     bench_command.add_argument(
@@ -69,8 +69,6 @@ def bench(args: argparse.Namespace) -> int:
     script = Path(__file__).resolve().parents[3] / "benchmarks" / "run.py"
     if not script.is_file():
         raise BadInput("bench: the benchmarks come with the source; run this from a checkout")
-    if importlib.util.find_spec("trl") is None:
-        raise BadInput("bench: TRL, which choreo is measured against, is not installed; `make bench` installs it")
     command = [sys.executable, str(script), "--base", args.base, *(f"--work={work}" for work in args.work or ())]
     return subprocess.run([*command, *(["--json"] if args.json else [])], check=False).returncode
 
