@@ -1,6 +1,6 @@
 """What each part of the engine gains: a rollout, an update and scoring, with the part and without it, by turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/engine.py [--base micro-llama|smollm2] [--turns 7] [--json]
+    OMP_NUM_THREADS=1 python benchmarks/engine.py [--base micro-llama|smollm2] [--turns 7] [--rate] [--json]
 
 A part is switched off by what it stands on inside the engine, in this process alone. With it and without it the result
 is the same to rounding; the tests named in docs/performance.md hold that. The work is a batch of games' first answers:
@@ -157,12 +157,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", choices=sorted(SIZES), default="micro-llama", help="default: micro-llama")
     parser.add_argument("--turns", type=int, default=7, help="of each part, with and without it (default: 7)")
+    parser.add_argument("--rate", action="store_true", help="the rate alone, without the parts")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     batch = Batch(given.base, *SIZES[given.base])
     lengths = [len(ids) for _, ids in batch.pairs]
     about = {"base": given.base, "threads": torch.get_num_threads(), "answers": len(lengths), "tokens": sum(lengths)}
-    rows = [{"part": part, "work": what, **by_turns(work, off, given.turns)} for part, what, off, work in parts(batch)]
+    asked = [] if given.rate else parts(batch)
+    rows = [{"part": part, "work": what, **by_turns(work, off, given.turns)} for part, what, off, work in asked]
     found = {**about, "parts": rows, "limit": rate(batch, given.turns)}
     if given.json:
         print(json.dumps(found))

@@ -79,8 +79,15 @@ def main() -> int:
                 print(table(name, figures, work["sizes"]), flush=True)
     result["seconds"] = time.monotonic() - began
     if args.json:
-        print(json.dumps(result | summary(result["work"])))
+        print(json.dumps(result | summary(result["work"]) | {"limit": limit(args.base)}))
     return 0
+
+
+def limit(base: str) -> dict[str, float]:
+    """What an update of choreo computes a second, beside plain matrix products on this processor (engine.py)."""
+    command = [sys.executable, str(HERE / "engine.py"), "--base", base, "--rate", "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment())
+    return json.loads(done.stdout.splitlines()[-1])["limit"]
 
 
 def absent() -> list[str]:
