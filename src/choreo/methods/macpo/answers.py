@@ -89,7 +89,8 @@ def weak_labels(writer: AnswerWriter) -> Chosen:
 def weak_negatives(writer: AnswerWriter) -> Chosen:
     """What the first teacher's negative agent answered before round 1: the student's negative agent starts on these."""
     teacher, student = writer.agents.teachers[0], writer.agents.student
-    return [[ids] for ids in student.adopt(writer.write(0, teacher, teacher.negative), teacher)]
+    written = writer.write(0, teacher, teacher.negative, temperature=writer.recipe.writing.negative_temperature)
+    return [[ids] for ids in student.adopt(written, teacher)]
 
 
 def positives(writer: AnswerWriter, round: int, agent: MacpoAgent) -> tuple[Chosen, dict[str, float]]:
@@ -139,7 +140,8 @@ def negatives(writer: AnswerWriter, round: int, agent: MacpoAgent) -> list[Ids |
     if rule == "none":
         return [None] * len(writer.prompts)
     if rule == "twin":
-        return [turn.ids for turn in writer.write(written, agent, agent.negative)]
+        temperature = writer.recipe.writing.negative_temperature
+        return [turn.ids for turn in writer.write(written, agent, agent.negative, temperature=temperature)]
     if rule == "self":
         return [turn.ids for turn in writer.write(written, agent, agent.positive, "negative")]
     if rule == "prompt":

@@ -119,6 +119,11 @@ class Rounds(Section):
 class Writing(Section):
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
     temperature: Annotated[float, Field(ge=0)] = Field(0.6, description="of the answers that agents learn from")
+    negative_temperature: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="of what negative agents write; none: the same. At 1 they are wrong as often as they have learnt "
+        "to be; below, an answer that is wrong in one of many ways loses against the one that is right",
+    )
     system: str = Field("", description="the system prompt of every agent; none: the default one")
 
 
