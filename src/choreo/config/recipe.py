@@ -74,7 +74,8 @@ class Recipe(Section):
                 "serve take it, by --set"
             )
         if not (value.local or cls.samples_remotely):
-            raise ValueError(f'rollouts = "{value.rollouts}" is not for method = "{info.data.get("method")}" yet')
+            asked = f'backend = "{value.backend}"' if value.remote else f'rollouts = "{value.rollouts}"'
+            raise ValueError(f'{asked} is not for method = "{info.data.get("method")}" yet')
         if value.staleness and not cls.samples_remotely:
             raise ValueError(f'staleness = 1 is not for method = "{info.data.get("method")}" yet')
         return value

@@ -22,8 +22,8 @@ from choreo.files import durable
 from choreo.game.play import play
 from choreo.judges.base import judge_all
 from choreo.judges.resolve import strict
-from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.batches import draw, training_prompts
+from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.system_messages import trained_messages, under_some
 from choreo.methods.waltz.work import PART
@@ -92,7 +92,7 @@ def _made_from(row: ReviewedAnswer) -> Prompt:
     return replace(row.prompt, text=row.group, earlier=())
 
 
-def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Prompt, int]]:
+def own_prompts(recipe: WaltzRecipe, pair: AnyPair[Any], task: Task) -> list[tuple[Prompt, int]]:
     """The training prompts that the model answers for its warm start, kinds mixed as in a training step, and some
     under a system message as there.
 
