@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -43,7 +43,7 @@ except ImportError:
 URL, KEY, TELEMETRY = "TINKER_BASE_URL", "TINKER_API_KEY", "TINKER_TELEMETRY"
 PULSE = 5.0  # seconds between two looks at a server that lets a call wait
 PATIENCE = 120.0  # seconds without any answer after which it counts as gone
-LOOK = 10.0  # seconds that a look may take
+LOOK = 5.0  # seconds that a look may take
 REFUSES = {400, 401, 402, 403, 404, 405, 413, 422}  # statuses that another try does not change
 SHOWN = 8  # models of the server that a message names
 
@@ -64,6 +64,10 @@ class TinkerService(TrainingService):
         logging.getLogger("tinker.lib.retry_handler").setLevel(logging.CRITICAL)  # it says what is raised, too
         self._gone = ""
         self._client: Any = None
+
+    @staticmethod
+    def fetch(state: str) -> str:
+        return f"tinker checkpoint download {state}"
 
     def connect(self) -> None:
         """See `TrainingService`. Raises BadInput where the server does not have the model."""
@@ -232,13 +236,11 @@ class TinkerAdapter(TrainedAdapter):
 def _datum(context: tuple[int, ...], ids: tuple[int, ...], **of_ids: Sequence[float]) -> Any:
     """What Tinker learns from: every token but the last, and for each the next one; of the context's nothing counts."""
     tokens = [*context, *ids]
-    inputs: Mapping[str, Any] = {
+    inputs: dict[str, Any] = {
         name: np.asarray([0.0] * (len(context) - 1) + [*values], np.float32) for name, values in of_ids.items()
     }
-    targets = np.asarray(tokens[1:], np.int64)
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs={"target_tokens": targets, **inputs}
-    )
+    inputs = {"target_tokens": np.asarray(tokens[1:], np.int64), **inputs}
+    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
 
 
 def _read(sequence: Any, end_id: int, tokens: int) -> Drawn:

@@ -1,6 +1,6 @@
 """What choreo asks of a service that has a base, trains adapters on it, and samples from both: a backend of `[engine]`.
 
-One more is a module with a `TrainingService`, and a line in `BACKENDS`. All is in token ids; nothing here loads weights.
+One more is a module with a `TrainingService`, and a line in `BACKENDS`. All is in token ids; no weight is loaded here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Text = tuple[tuple[int, ...], tuple[int, ...]]
 """(context, ids), each at least one."""
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Asked:
     """context: of the completions. count: how many. seed: of their noise; None leaves it to the service."""
 
     context: tuple[int, ...]
@@ -107,6 +108,11 @@ class TrainingService(ABC):
     url: str
     model: str
     positions: int | None = None
+
+    @staticmethod
+    @abstractmethod
+    def fetch(state: str) -> str:
+        """The command that gets the weights of `Saved.state` from the service."""
 
     @abstractmethod
     def connect(self) -> None:

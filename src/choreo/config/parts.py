@@ -31,9 +31,7 @@ ROW_FORMATS = Registry("data format", "choreo.data_formats", "choreo.data.readin
 ATTACKS = Registry("attack", "choreo.attacks", "choreo.attacks.kinds", "ATTACKS", takes("case"))
 
 # A service that has the weights, samples and learns (`choreo.clients.training_service`).
-BACKENDS = Registry(
-    "backend", "choreo.backends", "choreo.clients.training_service", "BACKENDS", takes("url", "model")
-)
+BACKENDS = Registry("backend", "choreo.backends", "choreo.clients.training_service", "BACKENDS", takes("url", "model"))
 
 TRACKERS = Registry("tracker", "choreo.trackers", "choreo.trackers", "TRACKERS", takes("tracked"))
 

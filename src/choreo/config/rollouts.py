@@ -42,8 +42,8 @@ class Rollouts(Section):
     )
     url: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
         (),
-        description="of the server, as http://localhost:8000; or a list of several that serve the same base. None: "
-        "choreo starts a vLLM server on this machine, and ends it after training; or it is a backend's",
+        description="of the server, as http://localhost:8000; or a list of several that serve the same base; or of the "
+        "backend. None: choreo starts a vLLM server on this machine, and ends it after training",
         validate_default=True,
     )
     command: str = Field(

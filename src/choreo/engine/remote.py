@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from choreo.clients.training_service import Action, Asked, Sampler, Saved, Step, TrainedAdapter, TrainingService
+from choreo.config.parts import BACKENDS
+from choreo.engine import checkpoint
 from choreo.engine.learner import PER_TOKEN, monitored
 from choreo.engine.local import Kept, drawn_once
 from choreo.engine.losses import Actions, PolicyLoss
@@ -217,6 +220,13 @@ class RemoteLearner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with what `state_dict` gave."""
         self.engine.resume(self.agent, state)
+
+
+def kept_there(backend: str, folder: Path) -> str:
+    """In words, where the weights of the checkpoint in `folder` are, and how to get them."""
+    places = [state["optimizer"]["state"] for state in checkpoint.load(folder)["agents"].values()]
+    commands = [BACKENDS.get(backend).fetch(place) for place in places if place]
+    return f"its weights are on {backend}, and none is here: {'; '.join(commands) or 'they are those of the base'}"
 
 
 def _figures(samples: Sequence[Sample], logprobs: Sequence[Sequence[float]], loss: PolicyLoss) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from typing import Any
 
 from choreo.environments.task import Task
 from choreo.errors import TooFew

@@ -37,8 +37,10 @@ REFUSED: dict[str, tuple[Refused, ...]] = {
 
 def complaint(section: str, value: Section | None) -> str:
     """What of a section is refused, in words; "" where nothing is. value: None is a section that is left out."""
+    if value is None:
+        return ""
     if section == "attack":
-        return "an attacker beside the pair is not built for a service (engine.backend)" if value else ""
+        return "an attacker beside the pair is not built for a service (engine.backend)"
     for key, why, allowed in REFUSED.get(section, ()):
         found = getattr(value, key)
         if found != (type(value).model_fields[key].default if allowed is ... else allowed):

@@ -185,9 +185,7 @@ class AnyPair(ABC, Generic[E]):
         self.check_frames(saved.get("frames") or {}, str(path))
         return saved
 
-    def of_each(
-        self, samples: Sequence[Sample], ask: Callable[[E, list[Sample]], Sequence[Found]]
-    ) -> list[Found]:
+    def of_each(self, samples: Sequence[Sample], ask: Callable[[E, list[Sample]], Sequence[Found]]) -> list[Found]:
         """What `ask` finds for each sample, in order, on the base of its agent. It is called once per base, with all
         samples of that base."""
         found: dict[int, Found] = {}

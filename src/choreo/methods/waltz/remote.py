@@ -43,9 +43,7 @@ class RemotePair(AnyPair[RemoteEngine]):
         name = recipe.engine.model or base
         service: TrainingService = BACKENDS.get(self.backend)("".join(recipe.engine.url), name)
         folder = base_folder(base, weights=False)
-        chat = load_chat(
-            folder, recipe.model.template, rounds=recipe.protocol.rounds, wording=recipe.protocol.wording
-        )
+        chat = load_chat(folder, recipe.model.template, rounds=recipe.protocol.rounds, wording=recipe.protocol.wording)
         service.connect()
         self.url, self.base = service.url, f"{name}+{fingerprint(folder, weights=False)}"
         self._named = [(f"{base} on {self.backend}", chat)]

@@ -196,7 +196,7 @@ def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
 
 
 def _saved(run: Run, step: int, state: Callable[[int], Mapping[str, Any]]) -> int:
-    """The step that a run which stops after `step` goes on from: `step`, unless its weights are where nobody answers."""
+    """The step that a run which stops after `step` goes on from: `step`, unless what has the weights is gone."""
     if step and not run.checkpoint(step).exists():
         try:
             checkpoint.save(run.checkpoint(step), state(step))
@@ -231,7 +231,9 @@ def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
     return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
 
 
-def _scores(pair: AnyPair[Any], samples: Sequence[Sample], policy: Callable[[str], str | None]) -> list[tuple[float, ...]]:
+def _scores(
+    pair: AnyPair[Any], samples: Sequence[Sample], policy: Callable[[str], str | None]
+) -> list[tuple[float, ...]]:
     """log π of every id of the samples, in order, by the policy that `policy` names for the sample's agent."""
 
     def score(engine: Engine, own: Sequence[Sample]) -> list[tuple[float, ...]]:
@@ -265,7 +267,9 @@ def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
     return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
 
 
-def _advantages(samples: list[Sample], learning: Learning, pair: AnyPair[Any], values: ValueBaseline | None) -> list[Sample]:
+def _advantages(
+    samples: list[Sample], learning: Learning, pair: AnyPair[Any], values: ValueBaseline | None
+) -> list[Sample]:
     """The samples with log π_ref (where the KL needs it) and advantages."""
     if not samples:
         return []
