@@ -174,6 +174,7 @@ class WaltzRecipe(Recipe):
     """A conversation and a feedback agent, trained by reinforcement learning."""
 
     samples_remotely: ClassVar[bool] = True
+    learns_remotely: ClassVar[bool] = True
 
     method: Literal["waltz"] = "waltz"
     name: str = "waltz"

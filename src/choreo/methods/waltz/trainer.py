@@ -11,7 +11,8 @@ itself bit for bit. So it does where the games are played one step ahead (`playe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,19 +156,20 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
             raise type(missing)(f"saved at step {_saved(run, step - 1, state)}; {missing}") from None
         agents, key = learners(recipe.stages, stage), (recipe.seed, step)
         parts = split(episodes, agents=agents, rewards=recipe.rewards, stage=stage, key=key)
-        learnt = parts.samples if player.exact else _with_old(pair, parts.samples)
-        samples = _advantages(learnt, learning, pair, values)
         figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
         figures |= attacks | (attacked_figures(episodes) if attacker else {})
         figures |= told_figures(episodes) if messages else {}
-        figures |= {} if player.exact else mismatch(samples, recipe.engine.truncate)
-        for agent in agents:
-            own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
-            own = own if player.exact else truncated(own, recipe.engine.truncate)
-            for _ in range(learning.epochs if own else 0):
-                updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
-            if own:
-                figures |= {f"{name}/{agent}": value for name, value in updated.items()}
+        with _saying_where_it_goes_on(run):
+            learnt = parts.samples if player.exact else _with_old(pair, parts.samples)
+            samples = _advantages(learnt, learning, pair, values)
+            figures |= {} if player.exact else mismatch(samples, recipe.engine.truncate)
+            for agent in agents:
+                own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
+                own = own if player.exact else truncated(own, recipe.engine.truncate)
+                for _ in range(learning.epochs if own else 0):
+                    updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
+                if own:
+                    figures |= {f"{name}/{agent}": value for name, value in updated.items()}
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
@@ -184,7 +186,8 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
                 progress.say(f"step {step}: stage 2, both agents learn")
         stop = progress.interrupted or watch.stopping  # asked once: what says "saved" below must have been saved
         if step % recipe.checkpoint_every == 0 or step == learning.steps or stop:
-            checkpoint.save(run.checkpoint(step), state(step))
+            with _saying_where_it_goes_on(run):
+                checkpoint.save(run.checkpoint(step), state(step))
         if stop and step < learning.steps:
             raise watch.interruption(step)
 
@@ -193,6 +196,15 @@ def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
     """The message where a judge left every answer of a step open. Its replies are in `cache`, and are read again."""
     message = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*reasons][:3])}"
     return f"{message}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else message
+
+
+@contextmanager
+def _saying_where_it_goes_on(run: Run) -> Iterator[None]:
+    """For what asks a service that has the weights: where it is gone, the run goes on from its last checkpoint."""
+    try:
+        yield
+    except Unavailable as gone:
+        raise Unavailable(f"saved at step {max(checkpoints(run.path), default=0)}; {gone}") from None
 
 
 def _saved(run: Run, step: int, state: Callable[[int], Mapping[str, Any]]) -> int:
