@@ -29,6 +29,8 @@ class StandIn(ABC):
                 self.answer(stand_in.post(), stand_in.read(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def answer(self, paths: Mapping[str, Answer], body: Any) -> None:
+                if not stand_in.allows(self.headers):
+                    return self.reply(401, {"detail": "Unauthorized"})
                 if self.path not in paths:
                     return self.reply(404, {"detail": "Not Found"})
                 try:
@@ -66,6 +68,10 @@ class StandIn(ABC):
     @abstractmethod
     def post(self) -> Mapping[str, Answer]:
         """What answers a POST, by path."""
+
+    def allows(self, headers: Mapping[str, str]) -> bool:
+        """Whether who asks may."""
+        return True
 
     def read(self, content: bytes) -> Any:
         """The body of a POST."""

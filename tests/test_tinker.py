@@ -34,9 +34,9 @@ from choreo.types import AGENTS, CONVERSATION, FEEDBACK
 
 pytest.importorskip("tinker", reason="needs choreo-rl[tinker]")
 
-from tinker_server import KEY, MODEL, TinkerStandIn  # noqa: E402
+from tinker_server import KEY, MODEL, TinkerStandIn
 
-from choreo.clients import tinker as client  # noqa: E402
+from choreo.clients import tinker as client
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +171,7 @@ def test_what_is_drawn_and_scored_is_by_the_weights_of_now(server):
     assert once == again and {done.version for done in once} == {0}
 
 
-def test_what_the_service_refuses_is_said_in_a_line(server):
+def test_what_the_service_refuses_is_said_in_a_line(server, monkeypatch):
     service = engine_of(server).service
     with pytest.raises(BadInput, match=f"{server.url}: Request failed: no weights tinker://nowhere") as refused:
         service.resume("tinker://nowhere")
@@ -180,6 +180,12 @@ def test_what_the_service_refuses_is_said_in_a_line(server):
         BadInput, match=f"{server.url}: has no model 'lab/None' \\(engine.model\\); it has {MODEL}, lab/"
     ):
         client.TinkerService(server.url, "lab/None").connect()
+    for key, says in ("tml-of-somebody", "Error code: 401"), ("mine", "The api_key must start with"):
+        monkeypatch.setenv("TINKER_API_KEY", key)
+        with pytest.raises(BadInput, match=f"{server.url}: {says}") as refused:
+            client.TinkerService(server.url, MODEL).connect()
+        assert not isinstance(refused.value, Unavailable) and key not in str(refused.value)
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
     with pytest.raises(ValueError, match="scores what an adapter in training wrote"):
         engine_of(server).score(None, [((2,), (3,))])
 
@@ -199,10 +205,10 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("tinker") / "run"
     recipe = {"learning.steps": 2, "stages.stage1_share": 0.5, "checkpoint_every": 1}
     WATCHED.append("all")
-    with TinkerStandIn(base_folder(BASE), lives=30) as first:
+    with TinkerStandIn(base_folder(BASE), lives=30, plain=True) as first:
         assert main(["train", "waltz", "--run", str(path), *settings(first.url, **recipe)]) == 1
     died = [row["step"] for row in lines(path)], max(checkpoints(path))
-    with TinkerStandIn(base_folder(BASE), after=first) as second:
+    with TinkerStandIn(base_folder(BASE), plain=True, after=first) as second:
         text = (path / "recipe.toml").read_text()
         (path / "recipe.toml").write_text(text.replace(first.url, second.url))
         assert main(["train", "--resume", str(path)]) == 0
@@ -283,7 +289,7 @@ def test_what_takes_weights_is_refused(command, says, trained, tmp_path, capsys)
 
 def test_a_dead_server_is_said_in_a_line(tmp_path, capsys):
     with TinkerStandIn(base_folder(BASE)) as gone:
-        pass
+        capsys.readouterr()
     assert main(["train", "waltz", "--run", str(tmp_path / "run"), *settings(gone.url)]) == 1
     [line] = capsys.readouterr().err.strip().splitlines()
     assert f"{gone.url}: does not answer: " in line and not (tmp_path / "run").exists()
@@ -334,7 +340,7 @@ def test_a_missing_address_key_or_client_is_said(server, monkeypatch):
     asked = len(server.asked)
     with (
         monkeypatch.context() as m,
-        pytest.raises(BadInput, match="the server's address as engine.url, or in TINKER_B"),
+        pytest.raises(BadInput, match="the server's address as engine"),
     ):
         RemotePair(made.model_copy(update={"engine": made.engine.model_copy(update={"url": ()})}))
     with monkeypatch.context() as m:

@@ -53,18 +53,20 @@ class Training:
 class TinkerStandIn(StandIn):
     """Serves on 127.0.0.1 until closed.
 
-    lives: completions until it dies. state: of another server, whose saved weights it has. asked: the paths of all
-    requests, in order. trained: by model id; samplers: by name, the weights. drawn: (sampler, completions) of requests.
+    lives: completions until it dies. plain: has the client use Python's own sockets, which Python can watch, and not
+    those of its HTTP library in Rust. after: another server, whose saved weights it has.
+    asked: the paths of all requests, in order. sent: with their bodies, but for the results that were fetched.
+    trained: by model id. samplers: by name, their weights. saved: by path. drawn: how many completions.
     """
 
-    def __init__(self, base: Path | str, *, lives: int | None = None, longest: int | None = 512, after: Any = None):
-        self.base, self.lives, self.longest = base, lives, longest
+    def __init__(self, base: Path | str, *, lives: int | None = None, plain: bool = False, after: Any = None):
+        self.base, self.lives, self.plain = base, lives, plain
         self.team = Team.load(base, ())
         self.engine = LocalEngine(self.team, pad_id=0, end_id=1)
         self.asked: list[str] = []
         self.sent: list[tuple[str, Any]] = []
         self.trained: dict[str, Training] = {}
-        self.samplers: dict[str, tuple[LowRank | None, str]] = {}
+        self.samplers: dict[str, LowRank | None] = {}
         self.saved: dict[str, Any] = after.saved if after else {}
         self.promised: dict[str, tuple[int, Any]] = {}
         self.drawn = 0
@@ -73,7 +75,7 @@ class TinkerStandIn(StandIn):
         self.listen()
 
     def get(self) -> dict[str, Any]:
-        told = {"model_name": MODEL, "max_context_length": self.longest, "trainable": True, "sampleable": True}
+        told = {"model_name": MODEL, "max_context_length": 512, "trainable": True, "sampleable": True}
         paths = {
             "healthz": {"status": "ok"},
             "get_server_capabilities": {"supported_models": [told, {"model_name": "lab/Other"}]},
@@ -83,7 +85,7 @@ class TinkerStandIn(StandIn):
 
     def post(self) -> dict[str, Any]:
         paths: dict[str, Any] = {
-            "client/config": lambda _: (200, {"use_pyqwest_transport": False}),
+            "client/config": lambda _: (200, {"use_pyqwest_transport": not self.plain}),
             "client/dynamic_config": lambda _: (200, {}),
             "create_session": lambda _: (200, {"session_id": f"session-{next(self.numbers)}"}),
             "session_heartbeat": lambda _: (200, {}),
@@ -184,7 +186,7 @@ class TinkerStandIn(StandIn):
 
     def sampler(self, policy: LowRank | None) -> str:
         name = f"sampler-{next(self.numbers)}"
-        self.samplers[name] = (policy, name)
+        self.samplers[name] = policy
         return name
 
     # ---- sampling and learning ----------------------------------------------------------------------
@@ -197,7 +199,8 @@ class TinkerStandIn(StandIn):
         how, context = body["sampling_params"], tuple(body["prompt"]["chunks"][0]["tokens"])
         if how["top_p"] != 1 or how["top_k"] != -1 or len(how["stop"]) != 1:
             return 400, {"detail": f"cannot sample by {how}"}
-        policy, name = self.samplers[body["sampling_session_id"]]
+        name = body["sampling_session_id"]
+        policy = self.samplers[name]
         self.engine.end_id = how["stop"][0]
         if policy is not None:
             self.team.agents["asked"], self.team.version["asked"] = policy, 0
@@ -265,6 +268,9 @@ class TinkerStandIn(StandIn):
         own.optimizer.step()
         own.optimizer.zero_grad()
         return self.promise({"metrics": {}})
+
+    def allows(self, headers: Any) -> bool:
+        return headers.get("X-API-Key") == KEY
 
     def read(self, content: bytes) -> Any:
         if content[:1] in (b"{", b""):

@@ -64,6 +64,7 @@ class TinkerService(TrainingService):
         logging.getLogger("tinker.lib.retry_handler").setLevel(logging.CRITICAL)  # it says what is raised, too
         self._gone = ""
         self._client: Any = None
+        self._ends = ["success"]  # how the session will have ended
 
     @staticmethod
     def fetch(state: str) -> str:
@@ -107,7 +108,7 @@ class TinkerService(TrainingService):
         """Tinker's, whose session begins with its first use; it is finished when nobody needs the service any more."""
         if self._client is None:
             self._client = tinker.ServiceClient(base_url=self.url, api_key=self._key)
-            self._end = weakref.finalize(self, _finish, self._client)
+            self._end = weakref.finalize(self, _finish, self._client, self._ends)
         return self._client
 
     def ask(self, call: Callable[[], Found]) -> Found:
@@ -135,14 +136,15 @@ class TinkerService(TrainingService):
         try:
             return found.result()
         except (tinker.TinkerError, httpx.HTTPError, ValueError, RuntimeError, TimeoutError, OSError) as error:
+            self._ends[:] = ["errored"]
             raise self._said(error) from None
 
     def _said(self, error: Exception) -> BadInput:
-        line = first_line(error).replace(self._key, "…")
+        line = f"{self.url}: {first_line(error).replace(self._key, '…')}"
         category = getattr(getattr(error, "category", None), "name", "")
-        if getattr(error, "status_code", 0) in REFUSES or category == "User":
-            return BadInput(f"{self.url}: {line}")
-        return Unavailable(f"{self.url}: {line}")
+        ours = type(error) is tinker.TinkerError  # what the client itself does not take, such as a key
+        refused = getattr(error, "status_code", 0) in REFUSES or category == "User" or ours
+        return BadInput(line) if refused else Unavailable(line)
 
     def _silence(self) -> str:
         """Why the server cannot be reached now; "" where it answers."""
@@ -253,7 +255,7 @@ def _read(sequence: Any, end_id: int, tokens: int) -> Drawn:
     return Drawn(ids, logprobs)
 
 
-def _finish(client: Any) -> None:
+def _finish(client: Any, how: Sequence[str]) -> None:
     """Ends the client's session. What the server keeps by name stays."""
     with suppress(Exception):
-        client.close("success").result(timeout=LOOK)
+        client.close(how[0]).result(timeout=LOOK)
