@@ -167,7 +167,7 @@ def test_what_is_drawn_and_scored_is_by_the_weights_of_now(server):
     base = [done.ids for done in engine.sample(None, requests, max_new_tokens=7)]
     assert base and engine.sample(CONVERSATION, requests[:1], max_new_tokens=7)[0].version == 0
     untrained = engine.untrained()
-    once, again = (untrained.sample(FEEDBACK, requests, max_new_tokens=7) for _ in range(2))
+    once, again = (one.sample(FEEDBACK, requests, max_new_tokens=7) for one in (untrained, engine.untrained()))
     assert once == again and {done.version for done in once} == {0}
 
 

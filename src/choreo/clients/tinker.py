@@ -21,12 +21,12 @@ import numpy as np
 
 from choreo.clients.drawn import Drawn
 from choreo.clients.training_service import (
-    Action,
-    Asked,
     Sampler,
     Saved,
     Step,
     Text,
+    ToDraw,
+    ToLearn,
     TrainedAdapter,
     TrainingService,
     Updated,
@@ -159,7 +159,7 @@ class TinkerSampler(Sampler):
     def __init__(self, service: TinkerService, client: Any):
         self._service, self._client = service, client
 
-    def draw(self, asked: Sequence[Asked], *, tokens: int, temperature: float, end_id: int) -> list[list[Drawn]]:
+    def draw(self, asked: Sequence[ToDraw], *, tokens: int, temperature: float, end_id: int) -> list[list[Drawn]]:
         def drawn() -> list[Any]:
             futures = [
                 self._client.sample(
@@ -192,7 +192,7 @@ class TinkerAdapter(TrainedAdapter):
         data = [_datum(context, ids, weights=(1.0,) * len(ids)) for context, ids in texts]
         return self._logprobs(texts, self._service.ask(lambda: self._client.forward(data, "cross_entropy").result()))
 
-    def update(self, actions: Sequence[Action], step: Step) -> Updated:
+    def update(self, actions: Sequence[ToLearn], step: Step) -> Updated:
         data = [_datum(one.context, one.ids, logprobs=one.old, advantages=one.advantages) for one in actions]
         adam = types.AdamParams(
             learning_rate=step.lr,

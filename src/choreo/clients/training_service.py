@@ -19,7 +19,7 @@ Text = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ToDraw:
     """context: of the completions. count: how many. seed: of their noise; None leaves it to the service."""
 
     context: tuple[int, ...]
@@ -28,7 +28,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class ToLearn:
     """What an adapter learns from: ids after a context. old: log π_old per id. advantages: per id."""
 
     context: tuple[int, ...]
@@ -73,7 +73,7 @@ class Sampler(ABC):
     """Fixed weights of a service, the base's or an adapter's."""
 
     @abstractmethod
-    def draw(self, asked: Sequence[Asked], *, tokens: int, temperature: float, end_id: int) -> list[list[Drawn]]:
+    def draw(self, asked: Sequence[ToDraw], *, tokens: int, temperature: float, end_id: int) -> list[list[Drawn]]:
         """Of each asked its completions, in order: at most `tokens` ids, up to `end_id`. All are asked for at once."""
 
 
@@ -85,7 +85,7 @@ class TrainedAdapter(ABC):
         """log π(ids | context) per id, in order, as the update computes it."""
 
     @abstractmethod
-    def update(self, actions: Sequence[Action], step: Step) -> Updated:
+    def update(self, actions: Sequence[ToLearn], step: Step) -> Updated:
         """One step on all actions together."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from choreo.clients.training_service import Action, Asked, Sampler, Saved, Step, TrainedAdapter, TrainingService
+from choreo.clients.training_service import Sampler, Saved, Step, ToDraw, ToLearn, TrainedAdapter, TrainingService
 from choreo.config.parts import BACKENDS
 from choreo.engine import checkpoint
 from choreo.engine.learner import PER_TOKEN, monitored
@@ -56,6 +56,7 @@ class RemoteEngine:
         self.rank, self.seed = rank, seed
         self._agents: dict[str, _Agent] = {}
         self._base: Sampler | None = None
+        self._of_base: Kept = {}  # shared by all engines that this one gives of what it was
         self._kept: Kept | None = None
 
     @property
@@ -95,8 +96,10 @@ class RemoteEngine:
     def adapter(self, agent: str) -> TrainedAdapter:
         """The agent's adapter in training, which begins with its first use."""
         own = self._of(agent)
+        if own.adapter is None and own.version:
+            raise ValueError(f"agent {agent!r} is only sampled: it was taken from a checkpoint, and trains no more")
         if own.adapter is None:
-            own.adapter, own.sampler = self.service.begin(self.rank, seed_of((self.seed, agent, "lora"))), None
+            own.adapter = self.service.begin(self.rank, seed_of((self.seed, agent, "lora")))
         return own.adapter
 
     def version(self, agent: str) -> int:
@@ -111,7 +114,7 @@ class RemoteEngine:
     def untrained(self) -> RemoteEngine:
         """An engine in which every agent is the base, whose completions are drawn once."""
         other = copy(self)
-        other._agents, other._kept = {}, {}
+        other._agents, other._kept = {}, self._of_base
         return other
 
     def saved(self, agent: str) -> dict[str, Any]:
@@ -159,7 +162,7 @@ class RemoteEngine:
             places.setdefault(request.context, []).append(i)
         asked = [
             # With one seed a service may well make several completions of one context equal.
-            Asked(context, len(own), seed_of(requests[own[0]].key) % SEEDS if len(own) == 1 else None)
+            ToDraw(context, len(own), seed_of(requests[own[0]].key) % SEEDS if len(own) == 1 else None)
             for context, own in places.items()
         ]
         drawn = self._sampler(agent).draw(asked, tokens=tokens, temperature=temperature, end_id=self.end_id)
@@ -195,7 +198,7 @@ class RemoteLearner:
         lengths = [len(sample.ids) for sample in samples]
         shares = loss.shares(lengths)
         actions = [
-            Action(one.context, one.ids, one.logprobs, tuple(share * advantage for advantage in one.advantages))
+            ToLearn(one.context, one.ids, one.logprobs, tuple(share * advantage for advantage in one.advantages))
             for one, share in zip(samples, shares, strict=True)
         ]
         high = loss.clip if loss.clip_high is None else loss.clip_high

@@ -10,7 +10,7 @@ from choreo.config.common import Section
 NO_EFFECT = "the service has no such setting"
 
 
-class Refused(NamedTuple):
+class NotThere(NamedTuple):
     """key: of a section. why: it may have no other value than `allowed`, the default unless said."""
 
     key: str
@@ -18,19 +18,19 @@ class Refused(NamedTuple):
     allowed: Any = ...
 
 
-REFUSED: dict[str, tuple[Refused, ...]] = {
+REFUSED: dict[str, tuple[NotThere, ...]] = {
     "model": (
-        Refused("train", "the service trains adapters, not whole models"),
-        Refused("feedback_base", "the service has one base for both agents"),
-        *(Refused(key, NO_EFFECT) for key in ("alpha", "targets", "dtype", "device", "shard", "recompute")),
-        Refused("temperature", "the service learns at temperature 1"),
+        NotThere("train", "the service trains adapters, not whole models"),
+        NotThere("feedback_base", "the service has one base for both agents"),
+        *(NotThere(key, NO_EFFECT) for key in ("alpha", "targets", "dtype", "device", "shard", "recompute")),
+        NotThere("temperature", "the service learns at temperature 1"),
     ),
-    "protocol": (Refused("constrained", "the service gives no log-probabilities under choreo's grammar"),),
-    "warmup": tuple(Refused(key, "a warm start is not built for a service") for key in ("answers", "own", "run")),
+    "protocol": (NotThere("constrained", "the service gives no log-probabilities under choreo's grammar"),),
+    "warmup": tuple(NotThere(key, "a warm start is not built for a service") for key in ("answers", "own", "run")),
     "learning": (
-        Refused("beta", "the service's policy loss has no KL; set it to 0", 0.0),
-        Refused("baseline", "the service gives no hidden states to predict values from"),
-        Refused("micro_tokens", NO_EFFECT),
+        NotThere("beta", "the service's policy loss has no KL; set it to 0", 0.0),
+        NotThere("baseline", "the service gives no hidden states to predict values from"),
+        NotThere("micro_tokens", NO_EFFECT),
     ),
 }
 
