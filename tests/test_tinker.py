@@ -71,7 +71,7 @@ def impatient():
         patch.setenv("TINKER_TELEMETRY", "1")
         patch.delenv("TINKER_BASE_URL", raising=False)
         patch.setattr(client, "PULSE", 0.2)
-        patch.setattr(client, "PATIENCE", 0.5)
+        patch.setattr(client, "PATIENCE", 2.0)
         yield
         gc.collect()  # the sessions of what is left end while their servers are forgotten
 

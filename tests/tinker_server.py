@@ -110,8 +110,10 @@ class TinkerStandIn(StandIn):
 
     def watched(self, path: str, answer: Any) -> Any:
         def one(body: Any) -> tuple[int, Any]:
+            self.asked.append(path)
+            if path == "healthz":  # it answers while the others are at work
+                return answer(body)
             with self.lock:
-                self.asked.append(path)
                 if path != "retrieve_future":
                     self.sent.append((path, body))
                 return answer(body)

@@ -43,7 +43,8 @@ except ImportError:
 URL, KEY, TELEMETRY = "TINKER_BASE_URL", "TINKER_API_KEY", "TINKER_TELEMETRY"
 PULSE = 5.0  # seconds between two looks at a server that lets a call wait
 PATIENCE = 120.0  # seconds without any answer after which it counts as gone
-LOOK = 5.0  # seconds that a look may take
+LOOK = 10.0  # seconds that a look may take
+END = 5.0  # seconds that the end of a session may take
 REFUSES = {400, 401, 402, 403, 404, 405, 413, 422}  # statuses that another try does not change
 SHOWN = 8  # models of the server that a message names
 
@@ -258,4 +259,4 @@ def _read(sequence: Any, end_id: int, tokens: int) -> Drawn:
 def _finish(client: Any, how: Sequence[str]) -> None:
     """Ends the client's session. What the server keeps by name stays."""
     with suppress(Exception):
-        client.close(how[0]).result(timeout=LOOK)
+        client.close(how[0]).result(timeout=END)
