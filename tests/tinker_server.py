@@ -80,7 +80,7 @@ class TinkerStandIn(StandIn):
             "healthz": {"status": "ok"},
             "get_server_capabilities": {"supported_models": [told, {"model_name": "lab/Other"}]},
         }
-        paths |= {f"samplers/{name}": {"sampler_id": name, "base_model": MODEL} for name in self.samplers}
+        paths |= {f"samplers/{name}": {"sampler_id": name, "base_model": MODEL} for name in [*self.samplers]}
         return {f"/api/v1/{path}": self.watched(path, lambda _, body=body: (200, body)) for path, body in paths.items()}
 
     def post(self) -> dict[str, Any]:
