@@ -26,7 +26,7 @@ class StandIn(ABC):
                 self.answer(stand_in.get(), None)
 
             def do_POST(self) -> None:
-                self.answer(stand_in.post(), stand_in.read(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.answer(stand_in.post(), stand_in.received(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def answer(self, paths: Mapping[str, Answer], body: Any) -> None:
                 if not stand_in.allows(self.headers):
@@ -73,7 +73,7 @@ class StandIn(ABC):
         """Whether who asks may."""
         return True
 
-    def read(self, content: bytes) -> Any:
+    def received(self, content: bytes) -> Any:
         """The body of a POST."""
         return json.loads(content)
 

@@ -274,7 +274,7 @@ class TinkerStandIn(StandIn):
     def allows(self, headers: Any) -> bool:
         return headers.get("X-API-Key") == KEY
 
-    def read(self, content: bytes) -> Any:
+    def received(self, content: bytes) -> Any:
         if content[:1] in (b"{", b""):
             return json.loads(content or b"{}")
         request = wire.ForwardBackwardRequest()
