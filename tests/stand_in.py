@@ -26,9 +26,11 @@ class StandIn(ABC):
                 self.answer(stand_in.get(), None)
 
             def do_POST(self) -> None:
-                self.answer(stand_in.post(), json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.answer(stand_in.post(), stand_in.received(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def answer(self, paths: Mapping[str, Answer], body: Any) -> None:
+                if not stand_in.allows(self.headers):
+                    return self.reply(401, {"detail": "Unauthorized"})
                 if self.path not in paths:
                     return self.reply(404, {"detail": "Not Found"})
                 try:
@@ -37,8 +39,10 @@ class StandIn(ABC):
                     self.close_connection = True
 
             def reply(self, status: int, told: Any) -> None:
-                content = json.dumps(told).encode()
+                content = told if isinstance(told, bytes) else json.dumps(told).encode()
                 self.send_response(status)
+                if isinstance(told, bytes):
+                    self.send_header("Content-Type", "application/x-protobuf")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -64,6 +68,14 @@ class StandIn(ABC):
     @abstractmethod
     def post(self) -> Mapping[str, Answer]:
         """What answers a POST, by path."""
+
+    def allows(self, headers: Mapping[str, str]) -> bool:
+        """Whether who asks may."""
+        return True
+
+    def received(self, content: bytes) -> Any:
+        """The body of a POST."""
+        return json.loads(content)
 
     def close(self) -> None:
         self._server.shutdown()

@@ -27,6 +27,7 @@ from choreo.methods.macpo import trainer as macpo
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.split import split_prompts, without_overflow
 from choreo.methods.waltz import trainer as waltz
+from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run
@@ -269,7 +270,7 @@ def test_a_device_that_is_not_here_is_said(folders):
 
 def test_what_overflows_the_positions_is_left_out_and_said(folders, tmp_path, capsys):
     recipe = waltz_recipe(folders["qwen"], {"answer_tokens": 150, "feedback_tokens": 8})
-    pair = waltz.Pair(recipe)
+    pair = Pair(recipe)
     with Progress([ProgressBar()]) as progress:
         prompts = World(recipe.world).training()["harmful"]
         said = (("user", prompts[0].text * 40), ("assistant", "No."))

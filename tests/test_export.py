@@ -23,6 +23,7 @@ from choreo.methods.macpo import trainer as macpo
 from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.waltz import trainer as waltz
+from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import Run, checkpoints
@@ -110,7 +111,7 @@ def test_another_library_says_the_same_tokens(name, form, runs, tmp_path):
     assert main(["export", str(runs[name]), "--out", str(out), form]) == 0
     recipe = waltz.WaltzRecipe.model_validate(json.loads(json.dumps(_recipe(runs[name]))))
     pair = waltz.restore(recipe, max(checkpoints(runs[name]).items())[1])
-    base = waltz.Pair(recipe)
+    base = Pair(recipe)
     told = json.loads((out / "protocol.json").read_text())
     answers, reviews = (pair.agents[agent].chat for agent in AGENTS)
     said = {field: answers.encode(text) for field, text in SAID.items()}

@@ -34,17 +34,20 @@ def test_names_of_the_hub_and_other_names():
 
 def test_a_model_in_the_cache_is_taken_from_there_offline(tiny_folder, tmp_path):
     """In a process of its own: the hub's library reads where its cache is once."""
-    folder = cached(tmp_path, "someone/tiny", tiny_folder)
+    folder, bare = (cached(tmp_path, f"someone/{name}", tiny_folder) for name in ("tiny", "bare"))
+    (bare / "model.safetensors").unlink()
     code = (
         "from choreo.models.resolve import base_folder; from choreo.errors import BadInput\n"
         "print(base_folder('someone/tiny'))\n"
+        "print(base_folder('someone/bare', weights=False))\n"
         "try: base_folder('someone/other')\n"
         "except BadInput as error: print(error)"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    found, missing = done.stdout.splitlines()
-    assert Path(found) == folder and fingerprint(folder) == fingerprint(tiny_folder)
+    found, without, missing = done.stdout.splitlines()
+    assert Path(found) == folder and fingerprint(folder) == fingerprint(tiny_folder) != fingerprint(bare)
+    assert Path(without) == bare and fingerprint(bare) == fingerprint(folder, weights=False)
     assert missing == (
         "model 'someone/other': not here, and the hub is not asked (HF_HUB_OFFLINE); "
         "get it with `hf download someone/other` where there is a network, or name a folder"

@@ -15,7 +15,7 @@ import torch
 
 from choreo.algorithms.advantages import dr_grpo, grpo, rloo
 from choreo.engine.head import Head, token_logprobs
-from choreo.engine.learner import _monitor
+from choreo.engine.learner import monitored
 from choreo.engine.losses import Actions, DPOLoss, PolicyLoss
 from choreo.types import CONVERSATION, Sample
 
@@ -51,7 +51,7 @@ def ours(given, loss, *, on_policy=False):
     actions = Actions(values, sequence, len(mask), old, reference, advantages)
     terms = loss(actions)
     (terms.total / terms.over).backward()
-    return terms, _monitor(actions), logits.grad
+    return terms, monitored(actions), logits.grad
 
 
 def agree(terms, gradient, theirs):

@@ -12,7 +12,8 @@ from itertools import takewhile
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from choreo.clients.token_server import Drawn, TokenServer
+from choreo.clients.drawn import Drawn
+from choreo.clients.token_server import TokenServer
 from choreo.errors import BadInput, first_line
 
 SEEDS = 2**32 - 1  # the largest 32-bit seed means another one each time

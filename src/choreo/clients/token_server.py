@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -24,15 +23,6 @@ except ImportError:
 WAITS = (0.25, 0.5, 1.0)  # seconds before a request for a completion, which changes nothing, is sent again
 TIMEOUT, CONNECT = 600.0, 10.0  # seconds: a busy server may let a completion wait
 CONCURRENCY = 64  # requests at a time; the server makes batches of them
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """ids: the tokens that a server drew, with the one that ended the turn. logprobs: what it says of each, up to the
-    first of which it says nothing."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
 
 
 class TokenServer:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from choreo.clients.token_server import Drawn, TokenServer, message_of
+from choreo.clients.drawn import Drawn
+from choreo.clients.token_server import TokenServer, message_of
 from choreo.errors import BadInput, Unavailable, first_line
 
 START = "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"

@@ -30,6 +30,9 @@ ROW_FORMATS = Registry("data format", "choreo.data_formats", "choreo.data.readin
 # An attack gives, for a case, the next prompt to send (`choreo.attacks.base`).
 ATTACKS = Registry("attack", "choreo.attacks", "choreo.attacks.kinds", "ATTACKS", takes("case"))
 
+# A service that has the weights, samples and learns (`choreo.clients.training_service`).
+BACKENDS = Registry("backend", "choreo.backends", "choreo.clients.training_service", "BACKENDS", takes("url", "model"))
+
 TRACKERS = Registry("tracker", "choreo.trackers", "choreo.trackers", "TRACKERS", takes("tracked"))
 
 
@@ -104,6 +107,7 @@ def check_name(registry: Registry, name: str, others: tuple[str, ...] = ()) -> N
         raise ValueError(str(error)) from None
 
 
+BackendName = Annotated[str, Named(BACKENDS, others=("local",))]
 EstimatorName = Annotated[str, Named(ESTIMATORS)]
 EnvironmentName = Annotated[str, Named(ENVIRONMENTS)]
 RewardName = Annotated[str, Named(REWARDS, empty=True)]

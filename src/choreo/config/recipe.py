@@ -26,6 +26,8 @@ class Recipe(Section):
 
     # Whether its method can learn from what a server or a second process samples.
     samples_remotely: ClassVar[bool] = False
+    # Whether it can train where a service has the weights.
+    learns_remotely: ClassVar[bool] = False
 
     method: str
     name: str
@@ -73,7 +75,9 @@ class Recipe(Section):
                 'rollouts = "llama.cpp" cannot be learnt from: it loads adapters when it starts alone; choreo eval and '
                 "serve take it, by --set"
             )
-        if not (value.local or cls.samples_remotely):
+        if value.remote and not cls.learns_remotely:
+            raise ValueError(f'backend = "{value.backend}" is not for method = "{info.data.get("method")}" yet')
+        if not (value.local or value.remote or cls.samples_remotely):
             raise ValueError(f'rollouts = "{value.rollouts}" is not for method = "{info.data.get("method")}" yet')
         if value.staleness and not cls.samples_remotely:
             raise ValueError(f'staleness = 1 is not for method = "{info.data.get("method")}" yet')

@@ -1,4 +1,4 @@
-"""The `[engine]` section of a recipe: who samples."""
+"""The `[engine]` section of a recipe: who has the weights, and who samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from choreo.config.checking import check
 from choreo.config.common import Section
+from choreo.config.parts import BackendName
 from choreo.errors import BadInput
 from choreo.files import toml
 
@@ -28,6 +29,12 @@ def _is_address(url: str) -> bool:
 
 
 class Rollouts(Section):
+    backend: BackendName = Field(
+        "local",
+        description="who has the weights, samples and learns: this process, or a service that is asked for all of it "
+        "(docs/tinker.md)",
+    )
+    model: str = Field("", description="a backend's name of the base, where it is not model.base")
     rollouts: Literal["local", "vllm", "llama.cpp"] = Field(
         "local",
         description="local: the engine of this process; vllm: a vLLM server with LoRA; llama.cpp: its server, for eval "
@@ -35,8 +42,8 @@ class Rollouts(Section):
     )
     url: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
         (),
-        description="of the server, as http://localhost:8000; or a list of several that serve the same base. None: "
-        "choreo starts a vLLM server on this machine, and ends it after training",
+        description="of the server, as http://localhost:8000; or a list of several that serve the same base; or of the "
+        "backend. None: choreo starts a vLLM server on this machine, and ends it after training",
         validate_default=True,
     )
     command: str = Field(
@@ -60,21 +67,31 @@ class Rollouts(Section):
         description="where adapters are written for the server, which has to see this path too; none: a temporary one",
     )
 
+    @field_validator("model", "rollouts", "staleness", "tolerance", "folder")
+    @classmethod
+    def _is_for_this_backend(cls, value: Any, info: ValidationInfo) -> Any:
+        backend = info.data.get("backend", "local")
+        if (backend == "local") == (info.field_name == "model") and value != cls._default(info):
+            raise ValueError(f"has no effect with backend = {backend!r}")
+        return value
+
     @field_validator("truncate", "tolerance", "folder")
     @classmethod
     def _has_effect(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("backend", "local") != "local":
+            return value
         served = ("vllm", "llama.cpp") if info.field_name == "tolerance" else ("vllm",)
         rollouts = info.data.get("rollouts", served[0])
         if info.field_name == "truncate" and info.data.get("staleness"):
             return value
-        if rollouts not in served and value != cls.model_fields[str(info.field_name)].default:
+        if rollouts not in served and value != cls._default(info):
             raise ValueError(f"has no effect with rollouts = {rollouts!r}")
         return value
 
     @field_validator("command")
     @classmethod
     def _starts_one(cls, value: str, info: ValidationInfo) -> str:
-        if value != cls.model_fields["command"].default:
+        if value != cls._default(info):
             if info.data.get("rollouts", "vllm") != "vllm" or info.data.get("url"):
                 raise ValueError('goes with rollouts = "vllm" and no url alone')
             try:
@@ -90,16 +107,28 @@ class Rollouts(Section):
         """Whether choreo starts the server that samples."""
         return self.rollouts == "vllm" and not self.url
 
+    @classmethod
+    def _default(cls, info: ValidationInfo) -> Any:
+        return cls.model_fields[str(info.field_name)].default
+
     @property
     def local(self) -> bool:
         """Whether this process samples."""
-        return self.rollouts == "local"
+        return self.rollouts == "local" and not self.remote
+
+    @property
+    def remote(self) -> bool:
+        """Whether a service has the weights, and samples and learns."""
+        return self.backend != "local"
 
     @field_validator("url")
     @classmethod
     def _addresses(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if info.data.get("rollouts") == "local" and value:
-            raise ValueError('goes with rollouts = "vllm" or "llama.cpp" alone')
+        if info.data.get("backend", "local") != "local":
+            if len(value) > 1:
+                raise ValueError("names several addresses, and a backend has one")
+        elif info.data.get("rollouts") == "local" and value:
+            raise ValueError('goes with rollouts = "vllm" or "llama.cpp" alone, or with a backend')
         if info.data.get("rollouts") == "llama.cpp" and not value:
             raise ValueError('rollouts = "llama.cpp" needs the url of a server; choreo starts none')
         if not all(map(_is_address, value)):
@@ -131,6 +160,8 @@ def answering(overrides: Sequence[str]) -> Rollouts:
         return "--set " + (said.get(keys[:2]) or said.get(("engine", "rollouts")) or overrides[-1])
 
     found = check(_Of, given, where).engine
+    if found.remote:
+        raise BadInput(f"--set engine.backend={found.backend}: a run's weights stay where they were trained")
     if found.rollouts == "vllm":
         raise BadInput('--set engine.rollouts=vllm: samples what is learnt from; "llama.cpp" measures and serves')
     if found.staleness:

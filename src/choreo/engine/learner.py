@@ -19,7 +19,7 @@ from choreo.engine.sharded import Sharded, full, moments
 from choreo.types import Preference, Sample
 
 Unit = Sample | tuple[Sample, ...]
-_PER_TOKEN = ("kl", "entropy", "ratio")
+PER_TOKEN = ("kl", "entropy", "ratio")
 
 
 class Learner:
@@ -65,7 +65,7 @@ class Learner:
         if lr is not None:
             self.optimizer.param_groups[0]["lr"] = lr
         norm = self._step(count)
-        metrics = {name: value / (tokens if name in _PER_TOKEN else count) for name, value in figures.items()}
+        metrics = {name: value / (tokens if name in PER_TOKEN else count) for name, value in figures.items()}
         return {**metrics, "grad_norm": norm, "tokens": tokens, "sequences": sequences}
 
     def gradient(self, samples: Sequence[Unit], loss: Loss) -> list[Tensor]:
@@ -92,7 +92,7 @@ class Learner:
             actions = _actions(values, batch, units)
             terms = loss(actions)
             terms.total.backward()
-            sums = {"loss": terms.total, "count": terms.over, **terms.record, **_monitor(actions)}
+            sums = {"loss": terms.total, "count": terms.over, **terms.record, **monitored(actions)}
             sums |= {"tokens": torch.tensor(len(values)), "sequences": torch.tensor(actions.sequences)}
             for name, value in sums.items():
                 figures[name] = figures.get(name, 0.0) + float(value.detach())
@@ -176,7 +176,7 @@ def _column(samples: Sequence[Sample], name: str, like: Tensor) -> Tensor | None
 
 
 @torch.no_grad()
-def _monitor(actions: Actions) -> dict[str, Tensor]:
+def monitored(actions: Actions) -> dict[str, Tensor]:
     """Sums over tokens of the figures that are watched in any policy update."""
     sums = {}
     if actions.old is not None:

@@ -15,8 +15,8 @@ from itertools import repeat
 from torch import Tensor
 
 from choreo import parallel
+from choreo.clients.drawn import Drawn
 from choreo.clients.llama import LlamaServer
-from choreo.clients.token_server import Drawn
 from choreo.config.rollouts import Rollouts
 from choreo.engine.agent import Learnable
 from choreo.engine.constraint import ENDS, FORCED, Choices, Constraint, Given

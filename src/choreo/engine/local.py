@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,6 +85,20 @@ Kept = dict[tuple[Request, int, float], Completion]
 """What the base completed: by request, the most new tokens and the temperature."""
 
 
+def drawn_once(
+    kept: Kept,
+    requests: Sequence[Request],
+    tokens: int,
+    temperature: float,
+    draw: Callable[[Sequence[Request]], Sequence[Completion]],
+) -> list[Completion]:
+    """One completion per request, in order. What `kept` has is not drawn again; what it has not is put there."""
+    asked = [(request, tokens, temperature) for request in requests]
+    new = [one for one in dict.fromkeys(asked) if one not in kept]
+    kept.update(zip(new, draw([request for request, *_ in new]) if new else (), strict=True))
+    return [kept[one] for one in asked]
+
+
 class Untrained(LocalEngine):
     """The agents of a team before training: every agent answers as the base, or as the policy that `policies` names.
 
@@ -127,10 +141,7 @@ class Untrained(LocalEngine):
 
         if kept is None or policy is not None or any(request.constraint for request in requests):
             return draw(requests)
-        asked = [(request, max_new_tokens, temperature) for request in requests]
-        new = [one for one in dict.fromkeys(asked) if one not in kept]
-        kept.update(zip(new, draw([request for request, *_ in new]), strict=True))
-        return [kept[one] for one in asked]
+        return drawn_once(kept, requests, max_new_tokens, temperature, draw)
 
     def score(
         self, agent: str | None, pairs: Sequence[Scorable], masks: Tensor | None = None

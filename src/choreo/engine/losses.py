@@ -5,7 +5,7 @@ A mean taken here would be a mean of means as soon as a batch is split over micr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -88,6 +88,14 @@ class PolicyLoss:
             return Terms(means[0].sum(), count, {"clip_fraction": means[1].sum()})
         count = torch.tensor(float(actions.sequences * self.divide))
         return Terms(loss.sum(), count, {"clip_fraction": cut.sum()})
+
+    def shares(self, lengths: Sequence[int]) -> list[float]:
+        """By sequence, what each of its tokens weighs in the loss once that is divided: total / over is the sum over
+        the tokens of share · loss. lengths: of all sequences of the batch."""
+        if self.divide == "tokens":
+            return [1 / sum(lengths)] * len(lengths)
+        each = lengths if self.divide == "sequences" else [self.divide] * len(lengths)
+        return [1 / (len(lengths) * max(length, 1)) for length in each]
 
 
 def sft_loss(actions: Actions) -> Terms:

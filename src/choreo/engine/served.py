@@ -13,7 +13,8 @@ from itertools import chain
 from random import Random
 from typing import Generic, TypeVar
 
-from choreo.clients.token_server import CONCURRENCY, Drawn, TokenServer
+from choreo.clients.drawn import Drawn
+from choreo.clients.token_server import CONCURRENCY, TokenServer
 from choreo.config.rollouts import Rollouts
 from choreo.engine.local import LocalEngine
 from choreo.engine.policies import LowRank, Weights

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from choreo import parallel
-from choreo.clients.token_server import Drawn
+from choreo.clients.drawn import Drawn
 from choreo.clients.vllm import VllmServer
 from choreo.config.rollouts import Rollouts
 from choreo.engine.adapters import Adapters

@@ -14,6 +14,7 @@ from pathlib import Path
 from choreo import config
 from choreo.engine.export import export
 from choreo.engine.policies import LowRank
+from choreo.engine.remote import kept_there
 from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.files.json_file import read_object
@@ -45,6 +46,8 @@ def export_run(
     found = checkpoints(path)
     if not found:
         raise BadInput(f"{path}: has no checkpoint to export; go on with choreo train --resume {path}")
+    if recipe.engine.remote:
+        raise BadInput(f"{path}: {kept_there(recipe.engine.backend, max(found.items())[1])}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out}: already exists; name another folder with --out")
     how = recipe.weights()

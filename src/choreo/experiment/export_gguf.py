@@ -8,6 +8,7 @@ from typing import Any
 
 from choreo import config
 from choreo.engine.policies import LowRank
+from choreo.engine.remote import kept_there
 from choreo.errors import BadInput, opening
 from choreo.files import durable
 from choreo.methods.base import method_of
@@ -33,6 +34,8 @@ def export_gguf(path: Path, out: Path) -> tuple[list[Path], str]:
         raise BadInput(f"{path}: is a run of {method.name}; --gguf writes a pair alone")
     if not found:
         raise BadInput(f"{path}: has no checkpoint to export; go on with choreo train --resume {path}")
+    if recipe.engine.remote:
+        raise BadInput(f"{path}: {kept_there(recipe.engine.backend, max(found.items())[1])}")
     if recipe.weights().train == "full":
         raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--gguf)")
     if len(recipe.bases()) > 1:

@@ -13,7 +13,7 @@ from choreo.models.resolve import BASES, is_here
 from choreo.registry import anchored
 
 # The settings of a recipe that may name a part of the user's own, as file.py:object.
-PARTS = {"method", "environment", "estimator", "kind", "format", "conversation", "feedback"}
+PARTS = {"method", "backend", "environment", "estimator", "kind", "format", "conversation", "feedback"}
 # Settings that a user's own class is called with. What they mean is for the class to say.
 OPTIONS = {"options", "environment_options"}
 # The settings that name files or runs, those that may name the folder of a model, and a file with a template.

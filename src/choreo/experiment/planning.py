@@ -54,6 +54,11 @@ def plan(recipe: Recipe, site: Site) -> dict[str, Any]:
     be told without weights and servers (`run.check_unloaded`)."""
     if site.price is not None and site.machine is None:
         raise BadInput("plan: --price needs a time: give --machine FILE, or --peak, --utilisation and --bandwidth")
+    if recipe.engine.remote:
+        raise BadInput(
+            f'plan: with backend = "{recipe.engine.backend}" the service has the model; what it takes there, and '
+            "what it costs, is not known here"
+        )
     found = sizing.plan(recipe, site.memory, site.ranks)
     task, agents = check_unloaded(recipe)
     if isinstance(agents, Unread):

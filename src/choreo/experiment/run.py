@@ -154,13 +154,15 @@ def unread_base(recipe: config.Recipe) -> str | None:
     if "exact" not in kinds or recipe.environment != config.MICROWORLD:
         return None
     judged = [model for model in method_of(recipe).models(recipe) if model.judged]
-    chats = ((model.base, load_chat(base_folder(model.base), model.template)) for model in judged)
+    folders = [base_folder(model.base, weights=not recipe.engine.remote) for model in judged]
+    chats = ((model.base, load_chat(place, model.template)) for model, place in zip(judged, folders, strict=True))
     return next((base for base, chat in chats if isinstance(chat, TemplateChat)), None)
 
 
 def bases(recipe: config.Recipe) -> dict[str, str]:
     """The fingerprints of the recipe's bases. Raises BadInput where there is no such base."""
-    return {name: fingerprint(base_folder(name)) for name in recipe.bases()}
+    here = not recipe.engine.remote
+    return {name: fingerprint(base_folder(name, weights=here), weights=here) for name in recipe.bases()}
 
 
 def evaluate_run(
@@ -208,7 +210,9 @@ def evaluate_run(
         "step": step,
         "seconds": _seconds(Path(path), step),
         "device": str(agents.device),
-        "engine": {"rollouts": engine.rollouts, "url": [*engine.url]},
+        "engine": {"rollouts": engine.rollouts, "url": [*engine.url]}
+        if not recipe.engine.remote
+        else {"backend": recipe.engine.backend, "url": [*recipe.engine.url]},
         "judge": describe(task.judges[task.record]),
         "judging": _billed(task),
         "systems": measured.systems,

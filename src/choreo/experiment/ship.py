@@ -36,6 +36,8 @@ def ship(run: str | Path, out: Path) -> Path:
     held = Run.read(run)
     if not held.finished or not method_of(held.recipe).has_pair:
         raise BadInput(f"{held.path}: only a finished run of a pair can ship")
+    if held.recipe.engine.remote:
+        raise BadInput(f"{held.path}: its weights are on {held.recipe.engine.backend}, and none is here")
     if out.exists():
         raise BadInput(f"{out}: already exists")
     step, newest = max(checkpoints(held.path).items())

@@ -249,7 +249,7 @@ def plan(recipe: Recipe, memory: float | None = None, ranks: int = 1) -> dict[st
 def unreached(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """By base, how much of it adapters reach, where that is not all; see `Reach.record`."""
     how = recipe.weights()
-    if how.train == "full":
+    if how.train == "full" or recipe.engine.remote:
         return {}
     reached = {base: Model.read(base, how).reach for base in recipe.bases()}
     return {base: reach.record() for base, reach in reached.items() if reach.beyond}
@@ -262,7 +262,7 @@ def slower(recipe: Recipe) -> list[str]:
     from choreo.engine.agent import device_of
 
     how = recipe.weights()
-    if device_of(how.device).type != "cpu":
+    if recipe.engine.remote or device_of(how.device).type != "cpu":
         return []
     able = torch.cpu.get_capabilities()
     remarks = [quicker(base, Model.read(base, how).parameters, how, able) for base in recipe.bases()]

@@ -31,7 +31,9 @@ class Agents(Protocol):
     """What the agents of every method can do."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device | str:
+        """Where the weights are: here, or in words."""
+        ...
 
     @property
     def remarks(self) -> list[str]:

@@ -12,7 +12,8 @@ from choreo.models import cache
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # The files that transformers reads. Weights as safetensors only, because the older format runs code from the file.
-_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+_WEIGHTS = "*.safetensors"
+_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", _WEIGHTS)
 # Any of these files is a tokenizer: of the tokenizers library, of SentencePiece, or of byte-level BPE in two files.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*")
@@ -45,19 +46,21 @@ def has_tokenizer(folder: Path) -> bool:
     return any(file.is_file() for pattern in _TOKENIZERS for file in folder.glob(pattern))
 
 
-def snapshot(name: str, *, config_only: bool = False) -> Path:
+def snapshot(name: str, *, config_only: bool = False, weights: bool = True) -> Path:
     """The folder of model `name` in the local cache. It is downloaded from the hub if it is not there yet.
 
-    config_only: only the configuration is needed. Raises BadInput, with a line that says how to get the model, where it
-    is not in the cache and cannot be downloaded: offline (HF_HUB_OFFLINE), unknown, or closed to this account.
+    config_only: only the configuration is needed. weights: whether they are, too. Raises BadInput, with a line that
+    says how to get the model, where it is not in the cache and cannot be downloaded: offline (HF_HUB_OFFLINE), unknown,
+    or closed to this account.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = ["config.json"] if config_only else list(_WANTED)
+    wanted = ["config.json"] if config_only else [one for one in _WANTED if weights or one != _WEIGHTS]
+    whole = is_whole if weights else has_tokenizer
     try:
         here = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
-        if (here / "config.json").is_file() and (config_only or is_whole(here)):
+        if (here / "config.json").is_file() and (config_only or whole(here)):
             return here
     except (OSError, ValueError):  # not in the cache, or not a valid name
         pass
@@ -82,8 +85,9 @@ def is_offline() -> bool:
     return bool(constants.is_offline_mode())
 
 
-def fingerprint(base: Path) -> str:
-    """16 hex digits that change when a base changes: its configuration, its tokenizer, or a file of weights.
+def fingerprint(base: Path, *, weights: bool = True) -> str:
+    """16 hex digits that change when a base changes: its configuration, its tokenizer, or a file of weights, unless
+    `weights` is false.
 
     A converted model has those of what it was converted from: another version of transformers writes other files of the
     same model.
@@ -95,7 +99,7 @@ def fingerprint(base: Path) -> str:
     digest = blake2b(digest_size=8)
     for file in sorted(base.glob("*")):
         named = file.name in ("config.json", "tokenizer.json", "chat_template.jinja")
-        if named or file.suffix in (".safetensors", ".bin"):
+        if named or (weights and file.suffix in (".safetensors", ".bin")):
             with opening(file), open(file, "rb") as stream:
                 size = file.stat().st_size
                 digest.update(f"{file.name}/{size}/".encode())

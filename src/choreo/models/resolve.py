@@ -11,12 +11,13 @@ from choreo.models import gguf, hub, smollm2
 BASES = Path(__file__).parent / "bases"
 
 
-def base_folder(name: str, *, config_only: bool = False) -> Path:
+def base_folder(name: str, *, config_only: bool = False, weights: bool = True) -> Path:
     """The folder of the base `name`: a shipped base, a folder in Hugging Face format, a GGUF file, `smollm2`, or a
     model on the hub.
 
     A GGUF file is converted into a folder of its own when it is opened for the first time. config_only: of a model on
-    the hub, only the configuration is needed. Raises BadInput where there is no such base, or where it cannot be
+    the hub, only the configuration is needed. weights: False where only the tokenizer and the configuration are needed;
+    nothing is fetched or converted for more. Raises BadInput where there is no such base, or where it cannot be
     downloaded or converted.
     """
     with opening(repr(name), "is no name of a folder"):
@@ -24,6 +25,8 @@ def base_folder(name: str, *, config_only: bool = False) -> Path:
             if _is_there(folder / "config.json"):
                 return folder
         used, file = _is_there(Path(name)), gguf.is_gguf(name) and Path(name).is_file()
+    if not weights and (file or name == smollm2.NAME):
+        raise BadInput(f"base {name!r}: is weights; name a folder with a tokenizer, or a model on the hub (owner/name)")
     if file:
         return gguf.converted(Path(name))
     if name == smollm2.NAME:
@@ -37,7 +40,7 @@ def base_folder(name: str, *, config_only: bool = False) -> Path:
     if gguf.is_gguf(name):
         raise BadInput(f"base {name!r}: no such file")
     if hub.is_name(name) and not Path(name).parent.is_dir():
-        return hub.snapshot(name, config_only=config_only)
+        return hub.snapshot(name, config_only=config_only, weights=weights)
     shipped = ", ".join(sorted(p.name for p in BASES.glob("*") if p.is_dir()))
     raise BadInput(
         f"base {name!r}: neither a shipped one ({shipped}) nor {smollm2.NAME}, nor a folder with a "

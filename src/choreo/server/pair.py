@@ -116,4 +116,6 @@ def recipe_with_pair(run: Path) -> Any:
     if not method.has_pair:
         pairs = " or ".join(methods_with_a_pair())
         raise BadInput(f"{run}: is a run of {method.name}; serve takes a pair, which a run of {pairs} has")
+    if recipe.engine.remote:
+        raise BadInput(f"{run}: its weights are on {recipe.engine.backend}; serve takes a pair that is loaded here")
     return recipe

@@ -11,7 +11,7 @@ from choreo.agents.base import Key
 from choreo.errors import BadInput
 from choreo.methods.base import method_of, run_of_a_pair
 from choreo.methods.one_model import OneModel
-from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.pair import AnyPair
 from choreo.runs.folder import checkpoint_digest
 from choreo.types import Episode, Limits, Prompt, TextTurn, Turn
 
@@ -24,7 +24,7 @@ class AttackedPair:
     """
 
     recipe: Any
-    pair: Pair
+    pair: AnyPair[Any]
     about: dict[str, Any]
 
     @classmethod
@@ -35,7 +35,7 @@ class AttackedPair:
         Raises BadInput where `run` is no run of a pair, has no such checkpoint, or is not the pair of `begun`.
         """
         recipe, step, checkpoint = run_of_a_pair(Path(run), begun["step"] if begun else step)
-        pair: Pair = method_of(recipe).load(recipe, checkpoint)
+        pair: AnyPair[Any] = method_of(recipe).load(recipe, checkpoint)
         about = {"step": step, "base": pair.base, "checkpoint": checkpoint_digest(checkpoint)}
         if begun and begun != about:
             raise BadInput(f"{run}: is another pair than the attacker began with: {dict(begun)}, and now {about}")

@@ -14,6 +14,7 @@ CUT_OFF = 0.8  # a recipe may well train on beginnings of answers
 FLAT = 0.98
 UNLIKE = 0.05  # by which the mean of π_old / π_sampler is off 1; a thousand tokens in bfloat16 are off by some .003
 TRUNCATED = 0.02
+OTHER_LOSS = 0.01  # what a service's sum of the loss may be off ours, in parts of the advantages' size
 
 
 def refusal_share(episodes: Sequence[Episode]) -> float:
@@ -45,6 +46,8 @@ def alarms(figures: Mapping[str, float], grouped: bool = True) -> list[str]:
             found.append(f"the {agent} agent is sampled from another policy than it is taken for")
         if figures.get(f"truncated/{agent}", 0.0) > TRUNCATED:
             found.append(f"more than {TRUNCATED:.0%} of the {agent} agent's importance weights are truncated")
+        if figures.get(f"loss_gap/{agent}", 0.0) > OTHER_LOSS:
+            found.append(f"the service's policy loss of the {agent} agent is not ours")
     cut_off = figures.get("cut_off", 0.0)
     if figures.get("degenerate", 0.0) - cut_off > DEGENERATE:
         found.append(f"more than {DEGENERATE:.0%} of the answers say nothing, though they were not cut off")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from typing import Any
 
 from choreo.environments.task import Task
 from choreo.errors import TooFew
-from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import Learning
 from choreo.runs.progress import Progress
 from choreo.types import KINDS, Kind, Prompt
 
 
 def training_prompts(
-    pair: Pair, task: Task, learning: Learning, progress: Progress | None = None
+    pair: AnyPair[Any], task: Task, learning: Learning, progress: Progress | None = None
 ) -> dict[Kind, list[Prompt]]:
     """Training prompts by kind whose games have room. A kind of which none is drawn need not have any.
 

@@ -16,7 +16,7 @@ from choreo.environments.task import Task
 from choreo.evaluation.metrics import is_again, measure
 from choreo.game.play import play
 from choreo.methods.measuring import Judged, figures_of, judged_by_all
-from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.systems import block, oracle
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Prompt
@@ -70,7 +70,7 @@ def chunks(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
 
 def evaluate(
     name: str,
-    pair: Pair,
+    pair: AnyPair[Any],
     recipe: WaltzRecipe,
     prompts: Sequence[Prompt],
     on_progress: Callable[[int], None] = lambda done: None,

@@ -25,7 +25,7 @@ from choreo.types import CONVERSATION, FEEDBACK, Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
     from choreo.environments.task import Task
-    from choreo.methods.waltz.agents import Pair
+    from choreo.methods.waltz.pair import AnyPair
     from choreo.models.chat import Chat
     from choreo.report.record import Record
     from choreo.runs.folder import Run
@@ -51,32 +51,33 @@ FEEDBACK_SCHEMA = {
 }
 
 
-class Waltz(Method[WaltzRecipe, "Pair"]):
+class Waltz(Method[WaltzRecipe, "AnyPair[Any]"]):
     """A conversation agent and a feedback agent, trained by reinforcement learning (arXiv 2510.08240)."""
 
     name, title, paper = "waltz", "WaltzRL", "2510.08240"
     recipe = WaltzRecipe
     has_pair = True
 
-    def load(self, recipe: WaltzRecipe, checkpoint: Path | None = None) -> Pair:
+    def load(self, recipe: WaltzRecipe, checkpoint: Path | None = None) -> AnyPair[Any]:
         from choreo.methods.waltz.trainer import restore
 
         return restore(recipe, checkpoint)
 
-    def train(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> Pair:
+    def train(self, recipe: WaltzRecipe, run: Run, task: Task, progress: Progress) -> AnyPair[Any]:
         from choreo.methods.waltz.trainer import train
 
         return train(recipe, run, progress, task)
 
-    def check(self, recipe: WaltzRecipe, task: Task, agents: Pair, trains: bool = True) -> None:
+    def check(self, recipe: WaltzRecipe, task: Task, agents: AnyPair[Any], trains: bool = True) -> None:
         from choreo.methods.waltz.batches import draw, training_prompts
+        from choreo.methods.waltz.pairs import here
         from choreo.methods.waltz.system_messages import check_apart, check_messages
         from choreo.methods.waltz.warmup.answers import answers_of_files, own_prompts
         from choreo.methods.waltz.warmup.train import finished
 
         if trains and recipe.warmup.on and recipe.warmup.run:
             if not isinstance(agents, Unread):
-                finished(recipe, agents, task)
+                finished(recipe, here(agents), task)
         elif trains and recipe.warmup.on:
             answers_of_files(recipe, task)
             own_prompts(recipe, agents, task)
@@ -139,7 +140,7 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
         self,
         system: str,
         recipe: WaltzRecipe,
-        agents: Pair,
+        agents: AnyPair[Any],
         prompts: Sequence[Prompt],
         task: Task,
         on_progress: Callable[[int], None] = lambda done: None,
@@ -206,10 +207,10 @@ class Waltz(Method[WaltzRecipe, "Pair"]):
     def passes(self, recipe: WaltzRecipe, lengths: Lengths) -> list[Pass]:
         return waltz_passes(recipe, lengths)
 
-    def exported(self, recipe: WaltzRecipe, agents: Pair) -> Sequence[str]:
+    def exported(self, recipe: WaltzRecipe, agents: AnyPair[Any]) -> Sequence[str]:
         return learners(recipe.stages, stage=2)
 
-    def export_files(self, recipe: WaltzRecipe, agents: Pair) -> dict[str, Mapping[str, Any]]:
+    def export_files(self, recipe: WaltzRecipe, agents: AnyPair[Any]) -> dict[str, Mapping[str, Any]]:
         return {"protocol.json": protocol(recipe, {role: agent.chat for role, agent in agents.agents.items()})}
 
     def usage(self, recipe: WaltzRecipe, policy: str, chat: Chat) -> CardUsage:

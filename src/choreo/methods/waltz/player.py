@@ -27,6 +27,8 @@ from choreo.engine import checkpoint
 from choreo.errors import BadInput, Interrupted, Unavailable
 from choreo.game.play import play
 from choreo.methods.waltz.agents import Pair
+from choreo.methods.waltz.pair import AnyPair
+from choreo.methods.waltz.pairs import here
 from choreo.methods.waltz.recipe import PLAYS_ALONE, WaltzRecipe, learners
 from choreo.types import Episode, Prompt
 
@@ -39,7 +41,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Player:
     """Plays with the weights of now."""
 
-    def __init__(self, recipe: WaltzRecipe, rollouts: Pair):
+    def __init__(self, recipe: WaltzRecipe, rollouts: AnyPair[Any]):
         self.recipe, self.rollouts = recipe, rollouts
 
     @property
@@ -73,6 +75,7 @@ class PlayerAhead(Player):
         if recipe.engine.local and parallel.started() > 1:
             raise BadInput(PLAYS_ALONE)
         super().__init__(recipe, rollouts)
+        self.pair = rollouts
         self.weights: dict[int, States] = {}  # by the step whose games they play: of this step and the next one
         self.begun: int | None = None  # the step whose games are being played
         self.threads = torch.get_num_threads()
@@ -105,7 +108,7 @@ class PlayerAhead(Player):
 
     def load_state_dict(self, where: Path, step: int, saved: Mapping[str, Any]) -> None:
         if "next_games" in saved:
-            example = {agent: self.rollouts.team(agent).example(agent) for agent in self._learners}
+            example = {agent: self.pair.team(agent).example(agent) for agent in self._learners}
             checkpoint.check(where, saved["next_games"], example)
             self.weights = {step + 1: saved["next_games"]}
 
@@ -128,7 +131,7 @@ class PlayerAhead(Player):
 
     def _now(self) -> States:
         """The weights of now, on the CPU."""
-        states = {agent: self.rollouts.team(agent).state_dict(agent) for agent in self._learners}
+        states = {agent: self.pair.team(agent).state_dict(agent) for agent in self._learners}
         return {
             agent: {**state, "weights": {name: value.cpu() for name, value in state["weights"].items()}}
             for agent, state in states.items()
@@ -174,7 +177,7 @@ class PlayerAhead(Player):
 
 
 @contextmanager
-def player_of(recipe: WaltzRecipe, rollouts: Pair) -> Iterator[Player]:
+def player_of(recipe: WaltzRecipe, rollouts: AnyPair[Any]) -> Iterator[Player]:
     """Who plays, as the recipe says.
 
     rollouts: the pair as it samples what it learns from.
@@ -182,7 +185,7 @@ def player_of(recipe: WaltzRecipe, rollouts: Pair) -> Iterator[Player]:
     if not recipe.engine.staleness:
         yield Player(recipe, rollouts)
         return
-    player, wait = PlayerAhead(recipe, rollouts), 0.0 if recipe.engine.local else GRACE
+    player, wait = PlayerAhead(recipe, here(rollouts)), 0.0 if recipe.engine.local else GRACE
     try:
         yield player
     except KeyboardInterrupt:  # the user wants a stop at once
@@ -221,7 +224,7 @@ def _serve(recipe: WaltzRecipe, threads: int, trainer: Connection) -> None:
         trainer.send(answer)
 
 
-def _played(rollouts: Pair, recipe: WaltzRecipe, step: int, batch: Batch) -> list[Episode]:
+def _played(rollouts: AnyPair[Any], recipe: WaltzRecipe, step: int, batch: Batch) -> list[Episode]:
     return play(rollouts.agents, batch, recipe.protocol.limits, key=(recipe.seed, step))
 
 

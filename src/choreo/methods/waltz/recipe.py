@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -12,6 +12,7 @@ from choreo.config.prompts import Prompts, SystemMessages
 from choreo.config.recipe import Recipe
 from choreo.config.wording import Wording
 from choreo.methods.waltz.cotraining.settings import CoTraining
+from choreo.methods.waltz.elsewhere import complaint
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits
 
@@ -173,6 +174,7 @@ class WaltzRecipe(Recipe):
     """A conversation and a feedback agent, trained by reinforcement learning."""
 
     samples_remotely: ClassVar[bool] = True
+    learns_remotely: ClassVar[bool] = True
 
     method: Literal["waltz"] = "waltz"
     name: str = "waltz"
@@ -183,7 +185,7 @@ class WaltzRecipe(Recipe):
     rewards: Rewards = Field(Rewards(), validate_default=True)
     stages: Stages = Field(Stages(), validate_default=True)
     warmup: Warmup = Warmup()
-    learning: Learning = Learning()
+    learning: Learning = Field(Learning(), validate_default=True)
     attack: CoTraining | None = Field(None, description="an attacker that learns beside the pair; microworld alone")
     checkpoint_every: Positive = Field(10, description="steps between checkpoints")
 
@@ -192,6 +194,13 @@ class WaltzRecipe(Recipe):
 
     def weights(self) -> Weights:
         return self.model
+
+    @field_validator("model", "protocol", "warmup", "learning", "attack")
+    @classmethod
+    def _there_where_the_weights_are(cls, value: Any, info: ValidationInfo) -> Any:
+        if "engine" in info.data and info.data["engine"].remote and (wrong := complaint(str(info.field_name), value)):
+            raise ValueError(wrong)
+        return value
 
     @field_validator("model")
     @classmethod

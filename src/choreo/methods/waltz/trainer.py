@@ -11,7 +11,8 @@ itself bit for bit. So it does where the games are played one step ahead (`playe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,27 @@ from choreo.algorithms.advantages import estimator
 from choreo.algorithms.importance import mismatch, truncated
 from choreo.algorithms.values import ValueBaseline
 from choreo.engine import checkpoint
-from choreo.engine.learner import Learner
-from choreo.engine.local import LocalEngine
 from choreo.engine.losses import PolicyLoss
+from choreo.engine.requests import Engine
 from choreo.engine.rollouts import served
 from choreo.environments.task import CACHE, Task
-from choreo.errors import BadInput
+from choreo.errors import BadInput, Unavailable
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.resolve import UNTOLD, strict
 from choreo.methods.judge_watch import JudgeWatch
-from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.alarms import alarms
 from choreo.methods.waltz.batches import draw, training_prompts
 from choreo.methods.waltz.cotraining.attacker import CoAttacker, attacked_figures
 from choreo.methods.waltz.figures import shown_figures, step_figures
+from choreo.methods.waltz.pair import AnyPair
+from choreo.methods.waltz.pairs import here, pair_of
 from choreo.methods.waltz.player import Player, player_of
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners, stage1_steps
 from choreo.methods.waltz.samples import split
 from choreo.methods.waltz.system_messages import digest_of, told_figures, trained_messages, under_some
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.models.resolve import base_folder
-from choreo.runs.folder import Run
+from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, FEEDBACK, Prompt, Sample
 
@@ -48,7 +49,7 @@ INEXACT = "a server samples: a run that is resumed is another run of the same di
 SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
 
 
-def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> Pair:
+def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> AnyPair[Any]:
     """Trains to the recipe's last step, from the run's last checkpoint if there is one. Returns the trained pair.
 
     Raises Interrupted, its state saved, when `progress` was interrupted, when a judge went away, or when the recipe
@@ -56,31 +57,24 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     """
     if recipe.engine.starts:
         progress.say(f"starting the server that samples, which may take minutes: {recipe.engine.command}")
-    with served(recipe.engine, base_folder(recipe.model.base), recipe.model, len(AGENTS)) as engine:
+    folder = base_folder(recipe.model.base, weights=not recipe.engine.remote)
+    with served(recipe.engine, folder, recipe.model, len(AGENTS)) as engine:
         recipe = recipe.model_copy(update={"engine": engine})
-        pair = Pair(recipe)
+        pair = pair_of(recipe)
         with pair.rollouts() as rollouts, player_of(recipe, rollouts) as player:
             _train(recipe, run, progress, task or Task(recipe, run.path), pair, player)
     return pair
 
 
-def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: Pair, player: Player) -> None:
+def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: AnyPair[Any], player: Player) -> None:
     """player: who plays the games that the pair learns from."""
     learning = recipe.learning
     learner_of = {
-        agent: Learner(
-            pair.team(agent),
-            agent,
-            lr=rate(learning, agent, 1),
-            max_grad_norm=learning.max_grad_norm,
-            micro_tokens=learning.micro_tokens,
-            masks=pair.masks(agent),
-        )
-        for agent in learners(recipe.stages, stage=2)
+        agent: pair.learner(agent, learning, rate(learning, agent, 1)) for agent in learners(recipe.stages, stage=2)
     }
     values, digest = _values(recipe, pair), task.digest
     messages, share = trained_messages(recipe), recipe.system_messages.share
-    attacker = CoAttacker(recipe.attack, recipe, pair, task) if recipe.attack else None
+    attacker = CoAttacker(recipe.attack, recipe, here(pair), task) if recipe.attack else None
     recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
     # Where the conversation agent is frozen throughout, all of the run is stage 1.
     stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
@@ -120,7 +114,7 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
         if attacker:
             attacker.load_state_dict(path, saved)
     elif recipe.warmup.on:
-        warm_start(recipe, run, pair, task, progress)
+        warm_start(recipe, run, here(pair), task, progress)
     if attacker and path is None:
         run.log_beside(attacker.warm_start(progress))
     for remark in [*pair.remarks, *([] if player.rollouts.exact else [INEXACT])]:
@@ -159,24 +153,23 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
             if attacker:
                 attacker.undo()
             # No weight has moved in this step. Going on without verdicts would be learning from their absence.
-            if step > 1 and not run.checkpoint(step - 1).exists():
-                checkpoint.save(run.checkpoint(step - 1), state(step - 1))
-            raise type(missing)(f"saved at step {step - 1}; {missing}") from None
+            raise type(missing)(f"saved at step {_saved(run, step - 1, state)}; {missing}") from None
         agents, key = learners(recipe.stages, stage), (recipe.seed, step)
         parts = split(episodes, agents=agents, rewards=recipe.rewards, stage=stage, key=key)
-        learnt = parts.samples if player.exact else _with_old(pair, parts.samples)
-        samples = _advantages(learnt, learning, pair, values)
         figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
         figures |= attacks | (attacked_figures(episodes) if attacker else {})
         figures |= told_figures(episodes) if messages else {}
-        figures |= {} if player.exact else mismatch(samples, recipe.engine.truncate)
-        for agent in agents:
-            own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
-            own = own if player.exact else truncated(own, recipe.engine.truncate)
-            for _ in range(learning.epochs if own else 0):
-                updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
-            if own:
-                figures |= {f"{name}/{agent}": value for name, value in updated.items()}
+        with _saying_where_it_goes_on(run):
+            learnt = parts.samples if player.exact else _with_old(pair, parts.samples)
+            samples = _advantages(learnt, learning, pair, values)
+            figures |= {} if player.exact else mismatch(samples, recipe.engine.truncate)
+            for agent in agents:
+                own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
+                own = own if player.exact else truncated(own, recipe.engine.truncate)
+                for _ in range(learning.epochs if own else 0):
+                    updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
+                if own:
+                    figures |= {f"{name}/{agent}": value for name, value in updated.items()}
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
@@ -193,7 +186,8 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
                 progress.say(f"step {step}: stage 2, both agents learn")
         stop = progress.interrupted or watch.stopping  # asked once: what says "saved" below must have been saved
         if step % recipe.checkpoint_every == 0 or step == learning.steps or stop:
-            checkpoint.save(run.checkpoint(step), state(step))
+            with _saying_where_it_goes_on(run):
+                checkpoint.save(run.checkpoint(step), state(step))
         if stop and step < learning.steps:
             raise watch.interruption(step)
 
@@ -204,20 +198,34 @@ def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
     return f"{message}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else message
 
 
-def restore(recipe: WaltzRecipe, path: Path | None) -> Pair:
+@contextmanager
+def _saying_where_it_goes_on(run: Run) -> Iterator[None]:
+    """For what asks a service that has the weights: where it is gone, the run goes on from its last checkpoint."""
+    try:
+        yield
+    except Unavailable as gone:
+        raise Unavailable(f"saved at step {max(checkpoints(run.path), default=0)}; {gone}") from None
+
+
+def _saved(run: Run, step: int, state: Callable[[int], Mapping[str, Any]]) -> int:
+    """The step that a run which stops after `step` goes on from: `step`, unless what has the weights is gone."""
+    if step and not run.checkpoint(step).exists():
+        try:
+            checkpoint.save(run.checkpoint(step), state(step))
+        except Unavailable:
+            return max(checkpoints(run.path), default=0)
+    return step
+
+
+def restore(recipe: WaltzRecipe, path: Path | None) -> AnyPair[Any]:
     """The pair of a run as its checkpoint at `path` has it; None is the untrained pair.
 
     Raises BadInput where the checkpoint was trained on another base than the recipe names now, or in another chat
     format.
     """
-    pair = Pair(recipe)
+    pair = pair_of(recipe)
     if path is not None:
-        saved = pair.read_checkpoint(path)
-        agents = saved["agents"]
-        checkpoint.check(path, agents, {agent: {"agent": pair.team(agent).example(agent)} for agent in agents})
-        for agent, state in agents.items():
-            pair.team(agent).load_state_dict(agent, state["agent"])
-        pair.load_start(path, saved)
+        pair.load(path)
     return pair
 
 
@@ -235,10 +243,12 @@ def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
     return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
 
 
-def _scores(pair: Pair, samples: Sequence[Sample], policy: Callable[[str], str | None]) -> list[tuple[float, ...]]:
+def _scores(
+    pair: AnyPair[Any], samples: Sequence[Sample], policy: Callable[[str], str | None]
+) -> list[tuple[float, ...]]:
     """log π of every id of the samples, in order, by the policy that `policy` names for the sample's agent."""
 
-    def score(engine: LocalEngine, own: Sequence[Sample]) -> list[tuple[float, ...]]:
+    def score(engine: Engine, own: Sequence[Sample]) -> list[tuple[float, ...]]:
         found: dict[int, tuple[float, ...]] = {}
         policies = [policy(sample.agent) for sample in own]
         for name in dict.fromkeys(policies):
@@ -250,13 +260,13 @@ def _scores(pair: Pair, samples: Sequence[Sample], policy: Callable[[str], str |
     return pair.of_each(samples, score)
 
 
-def _with_old(pair: Pair, samples: Sequence[Sample]) -> list[Sample]:
+def _with_old(pair: AnyPair[Any], samples: Sequence[Sample]) -> list[Sample]:
     """Samples that another engine or earlier weights drew, with log π_old as the learner computes it."""
     scores = _scores(pair, samples, lambda agent: agent)
     return [replace(sample, logprobs=old) for sample, old in zip(samples, scores, strict=True)]
 
 
-def _values(recipe: WaltzRecipe, pair: Pair) -> ValueBaseline | None:
+def _values(recipe: WaltzRecipe, pair: AnyPair[Any]) -> ValueBaseline | None:
     if recipe.learning.baseline == "none":
         return None
     widths = {role: agent.engine.features([(agent.chat.end_id,)]).shape[1] for role, agent in pair.agents.items()}
@@ -269,7 +279,9 @@ def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
     return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
 
 
-def _advantages(samples: list[Sample], learning: Learning, pair: Pair, values: ValueBaseline | None) -> list[Sample]:
+def _advantages(
+    samples: list[Sample], learning: Learning, pair: AnyPair[Any], values: ValueBaseline | None
+) -> list[Sample]:
     """The samples with log π_ref (where the KL needs it) and advantages."""
     if not samples:
         return []

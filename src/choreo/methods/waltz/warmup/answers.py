@@ -22,8 +22,8 @@ from choreo.files import durable
 from choreo.game.play import play
 from choreo.judges.base import judge_all
 from choreo.judges.resolve import strict
-from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.batches import draw, training_prompts
+from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.system_messages import trained_messages, under_some
 from choreo.methods.waltz.work import PART
@@ -92,7 +92,7 @@ def _made_from(row: ReviewedAnswer) -> Prompt:
     return replace(row.prompt, text=row.group, earlier=())
 
 
-def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Prompt, int]]:
+def own_prompts(recipe: WaltzRecipe, pair: AnyPair[Any], task: Task) -> list[tuple[Prompt, int]]:
     """The training prompts that the model answers for its warm start, kinds mixed as in a training step, and some
     under a system message as there.
 
@@ -110,7 +110,7 @@ def own_prompts(recipe: WaltzRecipe, pair: Pair, task: Task) -> list[tuple[Promp
 
 
 def gather(
-    recipe: WaltzRecipe, pair: Pair, task: Task, progress: Progress, written: Path
+    recipe: WaltzRecipe, pair: AnyPair[Any], task: Task, progress: Progress, written: Path
 ) -> tuple[list[ReviewedAnswer], Counts]:
     """All answers of the warm start, each with its review, and what became of those that it cannot use.
 
@@ -151,7 +151,7 @@ def read(file: Path) -> list[ReviewedAnswer]:
     return rows
 
 
-def game_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Episode:
+def game_of(pair: AnyPair[Any], row: ReviewedAnswer, limits: Limits) -> Episode:
     """The game in which the answer of a row is to be reviewed."""
     chat = pair.agents[CONVERSATION].chat
     ids = chat.encode(row.answer)[: limits.answer_tokens]
@@ -160,7 +160,7 @@ def game_of(pair: Pair, row: ReviewedAnswer, limits: Limits) -> Episode:
     return Episode(row.prompt, 0, (turn,), verdicts=(row.verdict,) if row.verdict else ())
 
 
-def sample_of(pair: Pair, row: ReviewedAnswer, limits: Limits, label_share: float | None = None) -> Sample:
+def sample_of(pair: AnyPair[Any], row: ReviewedAnswer, limits: Limits, label_share: float | None = None) -> Sample:
     """What the feedback agent learns from a row: the state that it sees in the game, and the review as its action.
 
     label_share: see `weights_of`; None gives no weights. A review without a grammar has no known places of labels, so
@@ -217,7 +217,7 @@ def seconds_of(written: Path) -> float:
 
 
 def _own(
-    recipe: WaltzRecipe, pair: Pair, asked: Sequence[tuple[Prompt, int]], progress: Progress, written: Path
+    recipe: WaltzRecipe, pair: AnyPair[Any], asked: Sequence[tuple[Prompt, int]], progress: Progress, written: Path
 ) -> list[ReviewedAnswer]:
     """Whole parts are kept, one a line: rounding depends on a batch, so a resumed start has to make the same ones."""
     limits = replace(recipe.protocol.limits, rounds=0)
@@ -233,7 +233,7 @@ def _own(
     return [ReviewedAnswer(prompt, text, prompt.text) for (prompt, _), text in zip(asked, texts, strict=True)]
 
 
-def _cut(pair: Pair, answer: str, tokens: int) -> str:
+def _cut(pair: AnyPair[Any], answer: str, tokens: int) -> str:
     chat = pair.agents[CONVERSATION].chat
     ids = chat.encode(answer)
     return answer if len(ids) <= tokens else chat.decode(ids[:tokens])
@@ -255,7 +255,7 @@ def _reviewed(row: ReviewedAnswer, task: Task, own: bool) -> ReviewedAnswer:
     return replace(row, feedback=made_review(row.prompt.text, row.answer, row.verdict))
 
 
-def _unfit(row: ReviewedAnswer, recipe: WaltzRecipe, pair: Pair) -> str:
+def _unfit(row: ReviewedAnswer, recipe: WaltzRecipe, pair: AnyPair[Any]) -> str:
     """Why a row cannot be learnt from, or ""."""
     if row.feedback is None:
         return OPEN

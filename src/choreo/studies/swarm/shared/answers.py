@@ -22,8 +22,8 @@ from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import STUDENT, phases_done, schedule
-from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.method import WALTZ
+from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
@@ -97,7 +97,7 @@ def waltz_answers(
     """
     _, last = max(checkpoints(run).items())
     prompts, base = heldout_prompts(recipe), "+".join(fingerprint(base_folder(base)) for base in recipe.bases())
-    pairs: dict[bool, Pair] = {}
+    pairs: dict[bool, AnyPair[Any]] = {}
     found = {}
     for arm, trained, rounds, always in (
         ("no_feedback", False, 0, False),
@@ -123,7 +123,7 @@ def _how(recipe: WaltzRecipe) -> dict[str, Any]:
     return {"protocol": recipe.protocol.model_dump(), "temperature": recipe.evaluation.temperature}
 
 
-def _played(pair: Pair, recipe: WaltzRecipe, prompts: Sequence[Prompt], rounds: int, always: bool) -> Answers:
+def _played(pair: AnyPair[Any], recipe: WaltzRecipe, prompts: Sequence[Prompt], rounds: int, always: bool) -> Answers:
     """Sampled as in evaluation: the same keys, so the same first answers in every way of playing."""
     world = World(recipe.world)
     shared: dict[str, Any] = {"key": (recipe.seed, "evaluation"), "temperature": recipe.evaluation.temperature}
@@ -133,7 +133,7 @@ def _played(pair: Pair, recipe: WaltzRecipe, prompts: Sequence[Prompt], rounds: 
     return tuple(_of_episode(episode, world) for episode in games)
 
 
-def _insisting(pair: Pair, shared: Mapping[str, Any], games: Sequence[Episode]) -> list[Review]:
+def _insisting(pair: AnyPair[Any], shared: Mapping[str, Any], games: Sequence[Episode]) -> list[Review]:
     """The feedback agent, and a revision whatever it says: its words reach the conversation agent even where it is
     satisfied. What does not parse has no words, and changes nothing."""
     reviews = review(pair.agents, games, **shared)
