@@ -76,7 +76,9 @@ def training(recipe: str, threads: int, ranks: int) -> list[float]:
         command = [sys.executable, "-m", "choreo.cli", "train", recipe, "--run", str(run), *words]
         command += ["--processes", str(ranks)] if ranks > 1 else []
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
         rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         return [row["seconds"] for row in rows][FIRST:]
 

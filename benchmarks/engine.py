@@ -6,7 +6,7 @@ A part is switched off by what it stands on inside the engine, in this process a
 is the same to rounding; the tests named in docs/performance.md hold that. The work is a batch of games' first answers:
 prompts × samples of the microworld's training prompts (on smollm2: of questions in English), answers as the untrained
 base writes them. `gain` is the seconds without the part over the seconds with it: median, lowest and highest turn.
-`rate` holds the update and the rollout against what this processor does of plain matrix products of the base's width.
+`rate` holds the update against what this processor does of plain matrix products of the base's width.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 from work import documents, english
 
 from choreo.algorithms.advantages import grpo
@@ -63,6 +64,7 @@ class Batch:
     def __init__(self, base: str, prompts: int, group: int, tokens: int, *, ends: bool = True):
         """ends: answers end where the model ends them; otherwise all have `tokens` tokens."""
         self.base, self.tokens = base, tokens
+        disable_progress_bar()  # of reading weights
         chat = load_chat(base_folder(base))
         lora = {"train": "lora", "rank": RANK[base], "alpha": 2.0 * RANK[base]}
         self.how = Weights(device="cpu", **(lora if RANK[base] else {"train": "full"}))

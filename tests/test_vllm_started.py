@@ -17,6 +17,8 @@ from vllm_server import VllmStandIn
 
 from choreo import config
 from choreo.cli import main
+from choreo.clients.server_process import running_server
+from choreo.errors import Interrupted, Unavailable
 from choreo.models.resolve import base_folder
 
 pytestmark = pytest.mark.slow
@@ -40,7 +42,8 @@ def logs(tmp_path, monkeypatch) -> Path:
 
 
 def test_it_samples_as_a_server_of_the_users_and_is_gone_after_the_training(tmp_path, logs, monkeypatch):
-    monkeypatch.setenv("RANK", "0")  # as torchrun says
+    for name in ("RANK", "TORCHELASTIC_USE_AGENT_STORE"):  # as torchrun says
+        monkeypatch.setenv(name, "0")
     command = f"{sys.executable} {HERE / 'vllm_command.py'} {tmp_path / 'pid'}"
     short = SPEAKS | {"learning": {"steps": 1, "prompts": 3}}
     trained(recipe("nano-llama", **short, engine={"rollouts": "vllm", "command": command}), tmp_path / "started")
@@ -50,20 +53,42 @@ def test_it_samples_as_a_server_of_the_users_and_is_gone_after_the_training(tmp_
     assert not runs(int((tmp_path / "pid").read_text())) and not [*logs.glob("choreo-server-*")]
 
 
-@pytest.mark.parametrize(
-    "command, code, printed",
-    [
-        (f"{sys.executable} -c \"print('no memory'); exit(3)\"", 3, "no memory"),
-        ("no-such-command serve", 127, "no-such-command: No such file or directory"),
-    ],
-)
-def test_a_server_that_does_not_start_is_told_in_a_line(command, code, printed, tmp_path, logs, capsys):
-    made = tmp_path / "mine.toml"
-    made.write_text(config.to_toml(recipe("nano-llama", engine={"rollouts": "vllm", "command": command})))
-    assert main(["train", str(made), "--run", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    [log] = logs.glob("choreo-server-*")
-    assert f"ended with code {code}; what it printed: {log}" in said and printed in log.read_text()
+def test_a_server_that_does_not_start_is_told_in_a_line(tmp_path, logs, capsys):
+    made, run = tmp_path / "mine.toml", tmp_path / "run"
+    for command, says in (
+        (
+            f"{sys.executable} -c \"print('no memory'); exit(3)\"",
+            "the vLLM server: ended with code 3; what it printed: ",
+        ),
+        ("no-such-command serve", "engine.command: no-such-command: no such program"),
+    ):
+        made.write_text(config.to_toml(recipe("nano-llama", engine={"rollouts": "vllm", "command": command})))
+        assert main(["train", str(made), "--run", str(run), "--overwrite"]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert says in said
+        for log in logs.glob("choreo-server-*"):
+            assert str(log) in said and log.read_text() == "no memory\n"
+            log.unlink()
+
+
+def test_who_waits_for_it_may_stop_and_who_ends_it_ends_all_of_it(tmp_path, logs):
+    shell = f"sleep 600 & echo $! > {tmp_path}/inner; wait"
+    inner = tmp_path / "inner"
+
+    def there() -> bool:
+        return inner.exists() and inner.read_text().endswith("\n")
+
+    with pytest.raises(Interrupted), running_server("it", ["sh", "-c", shell], os.environ, lambda: False, there):
+        pass
+    assert not runs(int(inner.read_text()))
+    inner.unlink()
+    said = pytest.raises(Unavailable, match=r"no answer; it: ended with code 143; what it printed: .*choreo-server-")
+    with said, running_server("it", ["sh", "-c", shell], os.environ, there):
+        [wrapper] = [int(one) for one in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+                     if b"server_process" in Path(f"/proc/{one}/cmdline").read_bytes()]  # fmt: skip
+        os.kill(wrapper, signal.SIGTERM)
+        raise Unavailable("no answer")
+    assert not runs(int(inner.read_text())) and len([*logs.glob("choreo-server-*")]) == 1
 
 
 def test_it_ends_when_the_process_that_started_it_is_killed(tmp_path):
@@ -72,7 +97,8 @@ import os, time
 from choreo.clients.server_process import running_server
 shell = "sleep 600 & echo $! > {tmp_path}/inner; echo $$ > {tmp_path}/outer; wait"
 inner = "{tmp_path}/inner"
-with running_server(["sh", "-c", shell], os.environ, lambda: os.path.exists(inner) and os.path.getsize(inner) > 1):
+there = lambda: os.path.exists(inner) and os.path.getsize(inner) > 1
+with running_server("the server", ["sh", "-c", shell], os.environ, there):
     print("started", flush=True)
     time.sleep(600)
 """

@@ -22,7 +22,9 @@ parser.add_argument("--dtype", choices=["float32"], required=True)
 
 if __name__ == "__main__":
     given = parser.parse_args()
-    assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1" and "RANK" not in os.environ
+    assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1" and not {"RANK", "TORCHELASTIC_USE_AGENT_STORE"} & {
+        *os.environ
+    }
     given.pid_file.write_text(str(os.getpid()))
     with VllmStandIn(given.folder, port=given.port):
         threading.Event().wait()

@@ -19,22 +19,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkstemp
 
-from choreo.errors import BadInput, Unavailable
+from choreo.errors import BadInput, Interrupted, Unavailable
 
 WAIT = 1800.0  # seconds that a server may take until it answers: a large model is read from a disk
 POLL, GRACE = 0.1, 20.0  # seconds: between two looks, and between SIGTERM and SIGKILL
+LATE = 2.0  # seconds in which a server may end after it has hung up
 
 
 @contextmanager
 def running_server(
-    command: Sequence[str], environment: Mapping[str, str], answers: Callable[[], bool]
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    answers: Callable[[], bool],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Runs a server's command; entered once it answers, and ended behind.
 
-    environment: all of its variables. answers: whether the server answers.
+    name: whose server it is, for messages. environment: all of its variables. answers: whether the server answers.
+    stopping: whether to wait for that no longer.
 
     Raises BadInput where there is no such command or it ends before it answers, Unavailable where it does not answer
-    in time or ends later. What it printed is kept in a file that these messages name.
+    in time or ends later, Interrupted where `stopping` says so. What it printed is kept in a file where a message names
+    it.
     """
     number, log = mkstemp(prefix="choreo-server-", suffix=".log")
     tied = [sys.executable, "-m", "choreo.clients.server_process", *command]
@@ -48,17 +55,25 @@ def running_server(
             start_new_session=True,  # a Ctrl-C for the whole group must not end it before choreo has ended
         )
     assert process.stdin is not None
+    named = False
     try:
-        _wait(process, command[0], log, answers)
+        if failed := _wait(process, name, log, answers, stopping):
+            named = True
+            raise failed
         try:
             yield
         except Unavailable as error:
-            raise (error if process.poll() is None else _ended(f"{error}; {command[0]}", process, log)) from None
-        if process.poll() is None:
-            Path(log).unlink(missing_ok=True)
+            with suppress(subprocess.TimeoutExpired):  # it may have hung up a moment before its end
+                process.wait(LATE)
+            if process.poll() is None:
+                raise
+            named = True
+            raise _ended(f"{error}; {name}", process, log) from None
     finally:
         process.stdin.close()
         process.wait()
+        if not named:
+            Path(log).unlink(missing_ok=True)
 
 
 def free_port() -> int:
@@ -69,14 +84,20 @@ def free_port() -> int:
         return port
 
 
-def _wait(process: subprocess.Popen[bytes], name: str, log: str, answers: Callable[[], bool]) -> None:
+def _wait(
+    process: subprocess.Popen[bytes], name: str, log: str, answers: Callable[[], bool], stopping: Callable[[], bool]
+) -> BadInput | None:
+    """Waits until the server answers; what is to be raised where it never will. Raises Interrupted."""
     until = time.monotonic() + WAIT
     while not answers():
+        if stopping():
+            raise Interrupted(f"{name} was starting; nothing was sampled yet")
         if process.poll() is not None:
-            raise BadInput(str(_ended(name, process, log)))
+            return BadInput(str(_ended(name, process, log)))
         if time.monotonic() > until:
-            raise Unavailable(f"{name}: does not answer after {WAIT / 60:.0f} minutes; what it printed: {log}")
+            return Unavailable(f"{name}: does not answer after {WAIT / 60:.0f} minutes; what it printed: {log}")
         time.sleep(POLL)
+    return None
 
 
 def _ended(what: str, process: subprocess.Popen[bytes], log: str) -> Unavailable:
@@ -102,10 +123,12 @@ def _run_tied(command: Sequence[str]) -> int:
         time.sleep(GRACE)
         end(signal.SIGKILL)
 
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # a scheduler sends them to every process
+        signal.signal(number, lambda *_: end(signal.SIGTERM))
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
     end(signal.SIGKILL)  # what it has started and not ended
-    return code
+    return code if code >= 0 else 128 - code  # as shells say it
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -40,7 +40,8 @@ try:
 except ImportError:
     raise BadInput('backend = "tinker" needs Tinker\'s client: pip install "choreo-rl[tinker]"') from None
 
-URL, KEY, TELEMETRY = "TINKER_BASE_URL", "TINKER_API_KEY", "TINKER_TELEMETRY"
+URL, KEY, PREFIX = "TINKER_BASE_URL", "TINKER_API_KEY", "tml-"
+TELEMETRY, COMMAND = "TINKER_TELEMETRY", "TINKER_CREDENTIAL_CMD"
 PULSE = 5.0  # seconds between two looks at a server that lets a call wait
 PATIENCE = 120.0  # seconds without any answer after which it counts as gone
 LOOK = 10.0  # seconds that a look may take
@@ -55,13 +56,14 @@ class TinkerService(TrainingService):
     """A server that speaks Tinker's protocol. Raises BadInput where no address or key is given."""
 
     def __init__(self, url: str, model: str):
-        self.url, self.model = (url or os.environ.get(URL, "")).rstrip("/"), model
-        if not self.url:
-            raise BadInput(f'backend = "tinker": give the server\'s address as engine.url, or in {URL}')
-        self._key = os.environ.get(KEY, "")
-        if not self._key:
-            raise BadInput(f'backend = "tinker": give the key of {self.url} in {KEY}')
+        self.url, self.model = (url or os.environ.get(URL, "")).strip().rstrip("/"), model
+        if not self.url.startswith(("http://", "https://")):
+            raise BadInput(f'backend = "tinker": give the server\'s address, http…, as engine.url, or in {URL}')
+        self._key = os.environ.get(KEY, "").strip()
+        if not self._key.startswith(PREFIX) or not (self._key.isascii() and self._key.isprintable()):
+            raise BadInput(f'backend = "tinker": give the key of {self.url}, {PREFIX}…, in {KEY}')
         os.environ[TELEMETRY] = "0"  # the client's only switch; it is read whenever a client is made
+        os.environ.pop(COMMAND, None)  # the client would run it, and send what it prints in place of the key
         logging.getLogger("tinker.lib.retry_handler").setLevel(logging.CRITICAL)  # it says what is raised, too
         self._gone = ""
         self._client: Any = None
@@ -81,7 +83,8 @@ class TinkerService(TrainingService):
         models = {one.model_name: one for one in told.supported_models if one.model_name}
         if self.model not in models:
             named = ", ".join([*models][:SHOWN]) + ", …" * (len(models) > SHOWN)
-            raise BadInput(f"{self.url}: has no model {self.model!r} (engine.model); it has {named or 'none'}")
+            where = "model.base, or engine.model where the service has another name for it"
+            raise BadInput(f"{self.url}: has no model {self.model!r} ({where}); it has {named or 'none'}")
         self.positions = models[self.model].max_context_length
 
     def base(self) -> Sampler:
@@ -114,7 +117,7 @@ class TinkerService(TrainingService):
 
     def ask(self, call: Callable[[], Found]) -> Found:
         """What `call` gives, which may wait. Raises as `TrainingService` says."""
-        if self._gone:
+        if self._gone and self._silence():
             raise Unavailable(self._gone)
         found: Future[Found] = Future()
 
@@ -136,15 +139,16 @@ class TinkerService(TrainingService):
                 raise Unavailable(self._gone)
         try:
             return found.result()
-        except (tinker.TinkerError, httpx.HTTPError, ValueError, RuntimeError, TimeoutError, OSError) as error:
+        except Exception as error:  # of the client's, which has kinds of its own that have nothing in common
             self._ends[:] = ["errored"]
             raise self._said(error) from None
 
     def _said(self, error: Exception) -> BadInput:
         line = f"{self.url}: {first_line(error).replace(self._key, '…')}"
         category = getattr(getattr(error, "category", None), "name", "")
+        status = next((code for one in _causes(error) if (code := getattr(one, "status_code", 0))), 0)
         ours = type(error) is tinker.TinkerError  # what the client itself does not take, such as a key
-        refused = getattr(error, "status_code", 0) in REFUSES or category == "User" or ours
+        refused = status in REFUSES or category == "User" or ours
         return BadInput(line) if refused else Unavailable(line)
 
     def _silence(self) -> str:
@@ -152,7 +156,7 @@ class TinkerService(TrainingService):
         try:
             told = httpx.get(f"{self.url}/api/v1/healthz", headers={"X-API-Key": self._key}, timeout=LOOK)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return first_line(error)
+            return first_line(error).replace(self._key, "…")
         return f"HTTP {told.status_code}" if told.status_code >= 500 else ""
 
 
@@ -234,6 +238,14 @@ class TinkerAdapter(TrainedAdapter):
         if [*map(len, found)] != [len(context) + len(ids) - 1 for context, ids in texts]:
             raise BadInput(f"{self._service.url}: says no log-probability of every token that it was given")
         return [values[len(context) - 1 :] for (context, _), values in zip(texts, found, strict=True)]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def _datum(context: tuple[int, ...], ids: tuple[int, ...], **of_ids: Sequence[float]) -> Any:

@@ -22,6 +22,7 @@ except ImportError:
 
 WAITS = (0.25, 0.5, 1.0)  # seconds before a request for a completion, which changes nothing, is sent again
 TIMEOUT, CONNECT = 600.0, 10.0  # seconds: a busy server may let a completion wait
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 CONCURRENCY = 64  # requests at a time; the server makes batches of them
 
 
@@ -41,7 +42,8 @@ class TokenServer:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=CONCURRENCY)
         try:
-            self._http = httpx2.Client(base_url=self.url, headers=headers, limits=limits)
+            here = httpx2.URL(self.url).host in LOOPBACK  # which no proxy serves
+            self._http = httpx2.Client(base_url=self.url, headers=headers, limits=limits, trust_env=not here)
         except httpx2.InvalidURL as error:
             raise BadInput(f"{url}: is no address: {first_line(error)}") from None
         self._sockets: WeakSet[socket.socket] = WeakSet()

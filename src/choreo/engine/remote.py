@@ -26,6 +26,7 @@ from choreo.engine.local import Kept, drawn_once
 from choreo.engine.losses import Actions, PolicyLoss
 from choreo.engine.noise import seed_of
 from choreo.engine.requests import Completion, Ids, Request, Scorable
+from choreo.errors import BadInput
 from choreo.types import Sample
 
 SEEDS = 2**31  # seeds of requests are below it
@@ -45,14 +46,24 @@ class _Agent:
 class RemoteEngine:
     """An `Engine` over one base of a service and the adapters on it. An agent that has learnt nothing is the base.
 
-    positions: the most tokens of a context and its completion together; None is not known. rank: of new adapters.
+    positions: the most tokens of a context and its completion together; None is not known. vocabulary: how many ids
+    the tokenizer's model has; a service that draws others has another base. rank: of new adapters.
     seed: what these begin from, with the agent's name. Its methods raise what `TrainingService` raises.
     """
 
     def __init__(
-        self, service: TrainingService, *, pad_id: int, end_id: int, positions: int | None, rank: int, seed: int
+        self,
+        service: TrainingService,
+        *,
+        pad_id: int,
+        end_id: int,
+        positions: int | None,
+        vocabulary: int,
+        rank: int,
+        seed: int,
     ):
         self.service, self.pad_id, self.end_id, self.positions = service, pad_id, end_id, positions
+        self.vocabulary = vocabulary
         self.rank, self.seed = rank, seed
         self._agents: dict[str, _Agent] = {}
         self._base: Sampler | None = None
@@ -167,6 +178,11 @@ class RemoteEngine:
         ]
         drawn = self._sampler(agent).draw(asked, tokens=tokens, temperature=temperature, end_id=self.end_id)
         version = 0 if agent is None else self.version(agent)
+        if (largest := max(token for group in drawn for one in group for token in one.ids)) >= self.vocabulary:
+            raise BadInput(
+                f"{self.service.url}: drew token {largest}, and the model of the tokenizer has {self.vocabulary}: "
+                "model.base is not the base that the service has"
+            )
         found = zip(chain.from_iterable(places.values()), chain.from_iterable(drawn), strict=True)
         done = {i: Completion(one.ids, one.logprobs, one.ids[-1] == self.end_id, version) for i, one in found}
         return [done[i] for i in range(len(requests))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,13 @@ if TYPE_CHECKING:  # these take httpx2
 
 
 @contextmanager
-def served(settings: Rollouts, base: Path, model: Weights, agents: int) -> Iterator[Rollouts]:
+def served(
+    settings: Rollouts, base: Path, model: Weights, agents: int, stopping: Callable[[], bool]
+) -> Iterator[Rollouts]:
     """The settings with the url of the server that they want choreo to start, which runs meanwhile; else as they are.
 
-    base: the folder of the base. model: how it is loaded here. agents: how many adapters it is to hold. Of several
-    ranks the first one starts it. Raises what `vllm_started` raises.
+    base: the folder of the base. model: how it is loaded here. agents: how many adapters it is to hold. stopping:
+    whether to wait for it no longer. Of several ranks the first one starts it. Raises what `vllm_started` raises.
     """
     if not settings.starts:
         yield settings
@@ -29,7 +31,7 @@ def served(settings: Rollouts, base: Path, model: Weights, agents: int) -> Itera
     from choreo.engine.vllm_start import vllm_started
 
     with ExitStack() as stack:
-        url = parallel.first(lambda: stack.enter_context(vllm_started(settings, base, model, agents)))
+        url = parallel.first(lambda: stack.enter_context(vllm_started(settings, base, model, agents, stopping)))
         yield settings.model_copy(update={"url": (url,)})
 
 

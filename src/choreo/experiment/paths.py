@@ -40,9 +40,10 @@ def rooted(recipe: config.Recipe) -> config.Recipe:
     def walk(value: Any, key: str = "", above: str = "") -> Any:
         if key in OPTIONS:
             return value
-        if isinstance(value, dict):  # of a judge with a url, the model is as its server names it
+        if isinstance(value, dict):  # of a judge with a url, and of a backend, the model is as the server names it
             return {
-                k: inner if k == "model" and value.get("url") else walk(inner, k, key) for k, inner in value.items()
+                k: inner if k == "model" and (value.get("url") or key == "engine") else walk(inner, k, key)
+                for k, inner in value.items()
             }
         if isinstance(value, tuple):
             return tuple(walk(inner, key) for inner in value)

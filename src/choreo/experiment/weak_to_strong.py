@@ -70,7 +70,7 @@ class Gate:
 
 GATES = (
     Gate("few_minus_teacher", "reward of the student with few labels, minus the best teacher's", least=0.0),
-    Gate("few_of_ceiling", "the same, as a share of the strong ceiling's", least=0.9),
+    Gate("few_of_ceiling", "reward of the student with few labels, as a share of its ceiling's", least=0.9),
     Gate("teacher_ceiling", "reward of the best teacher with the labels of all prompts", most=0.8),
     Gate("errors_from_features", "AUC of a probe of the student's base for a teacher's errors, the highest", most=0.65),
     Gate("errors_correlate", "correlation of two teachers' errors, the highest", most=0.4),

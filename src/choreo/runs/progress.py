@@ -63,6 +63,11 @@ class Progress:
     def interrupted(self, value: bool) -> None:
         self._interrupted = value
 
+    @property
+    def interrupted_here(self) -> bool:
+        """As `interrupted`, of this process alone: no other rank is asked, so ranks need not ask together."""
+        return self._interrupted or self._stop_wanted
+
     def start(self, label: str, total: int, done: int = 0) -> None:
         """A phase of `total` steps begins. `done` of them were done before a resume."""
         notify(self.callbacks, "on_phase", label, total, done)

@@ -156,6 +156,13 @@ class MacpoRecipe(Recipe):
     def weights(self) -> Weights:
         return self.agents
 
+    @field_validator("writing")
+    @classmethod
+    def _has_negative_agents(cls, value: Writing, info: ValidationInfo) -> Writing:
+        if value.negative_temperature is not None and "rounds" in info.data and info.data["rounds"].negatives != "twin":
+            raise ValueError('negative_temperature: goes with rounds.negatives = "twin" alone')
+        return value
+
     @field_validator("rounds")
     @classmethod
     def _a_ceiling_has_no_rounds(cls, value: Rounds, info: ValidationInfo) -> Rounds:

@@ -28,7 +28,7 @@ REFUSED: dict[str, tuple[NotThere, ...]] = {
     "protocol": (NotThere("constrained", "the service gives no log-probabilities under choreo's grammar"),),
     "warmup": tuple(NotThere(key, "a warm start is not built for a service") for key in ("answers", "own", "run")),
     "learning": (
-        NotThere("beta", "the service's policy loss has no KL; set it to 0", 0.0),
+        NotThere("beta", "the service's policy loss has no KL", 0.0),
         NotThere("baseline", "the service gives no hidden states to predict values from"),
         NotThere("micro_tokens", NO_EFFECT),
     ),
@@ -41,8 +41,9 @@ def complaint(section: str, value: Section | None) -> str:
         return ""
     if section == "attack":
         return "an attacker beside the pair is not built for a service (engine.backend)"
+    wrong = []
     for key, why, allowed in REFUSED.get(section, ()):
-        found = getattr(value, key)
-        if found != (type(value).model_fields[key].default if allowed is ... else allowed):
-            return f"{key} = {shown(found)}: {why} (engine.backend)"
-    return ""
+        found, least = getattr(value, key), type(value).model_fields[key].default if allowed is ... else allowed
+        if found != least:
+            wrong.append(f"{key} = {shown(found)}: {why}; it has to be {shown(least)}")
+    return f"{', and '.join(wrong)} (engine.backend)" if wrong else ""

@@ -54,6 +54,7 @@ class RemotePair(AnyPair[RemoteEngine]):
             pad_id=chat.pad_id,
             end_id=chat.end_id,
             positions=min((most for most in positions if most is not None), default=None),
+            vocabulary=config.vocab_size,
             rank=recipe.model.rank,
             seed=recipe.seed,
         )

@@ -25,7 +25,7 @@ from choreo.engine.losses import PolicyLoss
 from choreo.engine.requests import Engine
 from choreo.engine.rollouts import served
 from choreo.environments.task import CACHE, Task
-from choreo.errors import BadInput, Unavailable
+from choreo.errors import BadInput, Interrupted, Unavailable
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
 from choreo.judges.resolve import UNTOLD, strict
 from choreo.methods.judge_watch import JudgeWatch
@@ -58,7 +58,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
     if recipe.engine.starts:
         progress.say(f"starting the server that samples, which may take minutes: {recipe.engine.command}")
     folder = base_folder(recipe.model.base, weights=not recipe.engine.remote)
-    with served(recipe.engine, folder, recipe.model, len(AGENTS)) as engine:
+    with served(recipe.engine, folder, recipe.model, len(AGENTS), lambda: progress.interrupted_here) as engine:
         recipe = recipe.model_copy(update={"engine": engine})
         pair = pair_of(recipe)
         with pair.rollouts() as rollouts, player_of(recipe, rollouts) as player:
@@ -153,7 +153,10 @@ def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: 
             if attacker:
                 attacker.undo()
             # No weight has moved in this step. Going on without verdicts would be learning from their absence.
-            raise type(missing)(f"saved at step {_saved(run, step - 1, state)}; {missing}") from None
+            last = _saved(run, step - 1, state)
+            if isinstance(missing, Unavailable) and progress.interrupted_here:  # who ended us has ended the server, too
+                raise Interrupted(f"saved at step {last}") from None
+            raise type(missing)(f"saved at step {last}; {missing}") from None
         agents, key = learners(recipe.stages, stage), (recipe.seed, step)
         parts = split(episodes, agents=agents, rewards=recipe.rewards, stage=stage, key=key)
         figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
@@ -200,11 +203,12 @@ def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
 
 @contextmanager
 def _saying_where_it_goes_on(run: Run) -> Iterator[None]:
-    """For what asks a service that has the weights: where it is gone, the run goes on from its last checkpoint."""
+    """For what asks a service that has the weights: where it is gone or refuses, the run goes on from its last
+    checkpoint."""
     try:
         yield
-    except Unavailable as gone:
-        raise Unavailable(f"saved at step {max(checkpoints(run.path), default=0)}; {gone}") from None
+    except BadInput as gone:
+        raise type(gone)(f"saved at step {max(checkpoints(run.path), default=0)}; {gone}") from None
 
 
 def _saved(run: Run, step: int, state: Callable[[int], Mapping[str, Any]]) -> int:
@@ -212,7 +216,7 @@ def _saved(run: Run, step: int, state: Callable[[int], Mapping[str, Any]]) -> in
     if step and not run.checkpoint(step).exists():
         try:
             checkpoint.save(run.checkpoint(step), state(step))
-        except Unavailable:
+        except BadInput:
             return max(checkpoints(run.path), default=0)
     return step
 

@@ -14,6 +14,7 @@ from choreo import config
 from choreo.engine import checkpoint
 from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
+from choreo.experiment.run import bases
 from choreo.files import durable
 from choreo.game.moves import Review
 from choreo.game.play import play, review
@@ -25,8 +26,6 @@ from choreo.methods.macpo.schedule import STUDENT, phases_done, schedule
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.models.hub import fingerprint
-from choreo.models.resolve import base_folder
 from choreo.runs.folder import checkpoints, read_info
 from choreo.swarm.answers import Answer, Answers, Truth, cached, truth_of
 from choreo.types import Episode, Prompt, Turn
@@ -96,7 +95,7 @@ def waltz_answers(
     always_on: after it, alone, with feedback when the feedback agent asks for a revision, and revising every answer.
     """
     _, last = max(checkpoints(run).items())
-    prompts, base = heldout_prompts(recipe), "+".join(fingerprint(base_folder(base)) for base in recipe.bases())
+    prompts, base = heldout_prompts(recipe), "+".join(bases(recipe).values())
     pairs: dict[bool, AnyPair[Any]] = {}
     found = {}
     for arm, trained, rounds, always in (
@@ -177,7 +176,7 @@ def macpo_answers(
 
         key = {
             "checkpoint": weights_of(folder),
-            "bases": [fingerprint(base_folder(base)) for base in recipe.bases()],
+            "bases": [*bases(recipe).values()],
             "seed": recipe.seed,
             "temperature": recipe.evaluation.temperature,
             "beta": recipe.rounds.beta,
