@@ -187,7 +187,7 @@ def test_what_the_service_refuses_is_said_in_a_line(server, monkeypatch):
     for key, says in (
         ("tml-of-somebody", "Error code: 401"),
         ("mine", "give the key of"),
-        ("tml-\u2026", "give the key of"),
+        ("tml-\u00e9", "give the key of"),
     ):
         monkeypatch.setenv("TINKER_API_KEY", key)
         with pytest.raises(BadInput, match=says) as refused:
@@ -348,7 +348,12 @@ def test_a_missing_address_key_or_client_is_said(server, monkeypatch):
     ):
         m.setenv("WORLD_SIZE", "2")
         RemotePair(made)
-    asked = len(server.asked)
+
+    def asked() -> list[str]:
+        """But for what sessions of other tests send by themselves."""
+        return [path for path in server.asked if not path.endswith(("heartbeat", "retrieve", "/finish"))]
+
+    before = asked()
     with (
         monkeypatch.context() as m,
         pytest.raises(BadInput, match="the server's address as engine"),
@@ -362,7 +367,7 @@ def test_a_missing_address_key_or_client_is_said(server, monkeypatch):
         m.setitem(sys.modules, "tinker", None)
         m.delitem(sys.modules, "choreo.clients.tinker")
         BACKENDS.get("tinker")
-    assert len(server.asked) == asked
+    assert asked() == before
     monkeypatch.setenv("TINKER_BASE_URL", server.url)
     pair = RemotePair(made.model_copy(update={"engine": made.engine.model_copy(update={"url": ()})}))
     assert pair.device == f"tinker at {server.url}" and pair.engine.positions == 512

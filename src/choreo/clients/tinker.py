@@ -58,7 +58,8 @@ class TinkerService(TrainingService):
     def __init__(self, url: str, model: str):
         self.url, self.model = (url or os.environ.get(URL, "")).strip().rstrip("/"), model
         if not self.url.startswith(("http://", "https://")):
-            raise BadInput(f'backend = "tinker": give the server\'s address, http…, as engine.url, or in {URL}')
+            where = f"as engine.url, or in {URL}; it begins with http:// or https://"
+            raise BadInput(f'backend = "tinker": give the server\'s address {where}')
         self._key = os.environ.get(KEY, "").strip()
         if not self._key.startswith(PREFIX) or not (self._key.isascii() and self._key.isprintable()):
             raise BadInput(f'backend = "tinker": give the key of {self.url}, {PREFIX}…, in {KEY}')
