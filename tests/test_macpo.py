@@ -22,7 +22,7 @@ from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.methods.macpo.agents import MacpoAgents
-from choreo.methods.macpo.answers import AnswerWriter, negatives, positives, weak_negatives
+from choreo.methods.macpo.answers import AnswerWriter, negatives, positives
 from choreo.methods.macpo.phase_data import confident, phase_data
 from choreo.methods.macpo.schedule import Phase, schedule
 from choreo.methods.macpo.split import LabelledPrompt, noisy, split_prompts
@@ -221,21 +221,6 @@ def test_refusals_are_read_as_the_pairs_words_want_it_whoever_judges(tiny_folder
         asked = ["Help: this is harmless.", "Refuse: this is harmful."] * 3
         encoded = [loaded.student.chat.encode(words) for words in asked]
         assert all(_holds(turn.context, ids) for turn, ids in zip(talked, encoded, strict=True))
-
-
-def test_negative_agents_may_write_at_a_temperature_of_their_own(tiny_folder):
-    greedy = recipe(tiny_folder, writing={"negative_temperature": 0.0, "answer_tokens": 8})
-    loaded = MacpoAgents.load(greedy)
-    prompts, student, teacher = split_prompts(greedy).unlabelled, loaded.student, loaded.teachers[0]
-    writer = AnswerWriter(greedy, loaded, prompts)
-    contexts = [student.context(prompt) for prompt in prompts]
-    keys = [("other", i) for i in range(len(prompts))]
-    likeliest = [turn.ids for turn in student.write("student-", contexts, keys, tokens=8, temperature=0.0)]
-    assert negatives(writer, 1, student) == [ids for (ids,) in weak_negatives(writer)] == likeliest
-    sampled = [turn.ids for turn in writer.write(1, teacher, teacher.negative, "again")]
-    assert sampled != likeliest  # as positives are, and as negatives are by default
-    same = AnswerWriter(recipe(tiny_folder, writing={"answer_tokens": 8}), loaded, prompts)
-    assert negatives(same, 1, student) != likeliest
 
 
 def _holds(context: Sequence[int], ids: Sequence[int]) -> bool:
