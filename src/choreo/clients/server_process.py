@@ -34,7 +34,7 @@ def running_server(
     answers: Callable[[], bool],
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Runs a server's command; entered once it answers, and ended behind.
+    """Runs a server's command. The block begins when the server answers, and the server ends after it.
 
     name: whose server it is, for messages. environment: all of its variables. answers: whether the server answers.
     stopping: whether to wait for that no longer.
@@ -57,9 +57,11 @@ def running_server(
     assert process.stdin is not None
     named = False
     try:
-        if failed := _wait(process, name, log, answers, stopping):
+        try:
+            _wait(process, name, log, answers, stopping)
+        except BadInput:
             named = True
-            raise failed
+            raise
         try:
             yield
         except Unavailable as error:
@@ -86,18 +88,17 @@ def free_port() -> int:
 
 def _wait(
     process: subprocess.Popen[bytes], name: str, log: str, answers: Callable[[], bool], stopping: Callable[[], bool]
-) -> BadInput | None:
-    """Waits until the server answers; what is to be raised where it never will. Raises Interrupted."""
+) -> None:
+    """Waits until the server answers. Raises what `running_server` raises before it is entered."""
     until = time.monotonic() + WAIT
     while not answers():
         if stopping():
             raise Interrupted(f"{name} was starting; nothing was sampled yet")
         if process.poll() is not None:
-            return BadInput(str(_ended(name, process, log)))
+            raise BadInput(str(_ended(name, process, log)))
         if time.monotonic() > until:
-            return Unavailable(f"{name}: does not answer after {WAIT / 60:.0f} minutes; what it printed: {log}")
+            raise Unavailable(f"{name}: does not answer after {WAIT / 60:.0f} minutes; what it printed: {log}")
         time.sleep(POLL)
-    return None
 
 
 def _ended(what: str, process: subprocess.Popen[bytes], log: str) -> Unavailable:
