@@ -338,7 +338,8 @@ def test_a_run_of_parts_of_ones_own_goes_on_from_another_folder(mine, tiny_folde
     card = (elsewhere / "exported" / "conversation" / "README.md").read_text(encoding="utf-8")
     assert "in the environment `mine.py:Harbour`, by the verdicts of the judge `judge`" in card
     (mine / "mine.py").unlink()
-    sys.modules.pop(next(name for name in sys.modules if name.startswith("choreo_user_mine_")))
+    for name in [name for name in sys.modules if name.startswith("choreo_user_mine_")]:  # those of earlier tests too
+        del sys.modules[name]
     capsys.readouterr()
     assert main(["eval", "../run"]) == 2
     err = capsys.readouterr().err

@@ -99,11 +99,12 @@ def logged(data: bytes) -> Iterator[bytes]:
 
 
 def test_wandb_offline_has_the_steps_under_one_id(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     from wandb.proto import wandb_internal_pb2
 
     tracked_run(tmp_path / "run", "wandb")
+    wandb.teardown()  # its own process may write the last block after `finish` has returned; this waits for its end
     found, ids = {}, set()
     files = sorted((tmp_path / "run").rglob("*.wandb"))
     for data in (data for file in files for data in logged(file.read_bytes())):
