@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,20 @@ def policy(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
 def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """DPO: reference log-probabilities and one update."""
     chat, engine, (learner,) = team(work, CONVERSATION)
+    for preferences in batches_of_pairs(work, chat):
+        figures = learner.update(preference_pairs(engine, CONVERSATION, preferences), DPOLoss(DPO_BETA))
+        turns.end(trained=figures["tokens"])
+
+
+def score(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
+    """Reference log-probabilities of the pairs."""
+    chat, engine, _ = team(work, CONVERSATION)
+    for preferences in batches_of_pairs(work, chat):
+        pairs = preference_pairs(engine, CONVERSATION, preferences)
+        turns.end(scored=sum(len(sample.ids) for pair in pairs for sample in pair))
+
+
+def batches_of_pairs(work: Mapping[str, Any], chat: Chat) -> Iterator[list[Preference]]:
     preferences = [
         Preference(
             Prompt(str(i), text, "general", "bench"),
@@ -75,9 +89,7 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     ]
     size = work["sizes"]["pairs"]
     for start in range(0, len(preferences), size):
-        pairs = preference_pairs(engine, CONVERSATION, preferences[start : start + size])
-        figures = learner.update(pairs, DPOLoss(DPO_BETA))
-        turns.end(sampled=0, trained=figures["tokens"])
+        yield preferences[start : start + size]
 
 
 def joint(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
@@ -143,4 +155,4 @@ if __name__ == "__main__":
     name, folder = sys.argv[1], Path(sys.argv[2])
     turns = Turns()
     work = json.loads((folder / "work.json").read_text(encoding="utf-8"))
-    {"policy": policy, "dpo": dpo, "waltz": waltz, "joint": joint}[name](work, folder, turns)
+    {"policy": policy, "dpo": dpo, "score": score, "waltz": waltz, "joint": joint}[name](work, folder, turns)

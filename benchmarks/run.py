@@ -6,6 +6,7 @@ Printed are medians, quartiles in brackets, and ratios: tokens per second of cho
 
 policy  a whole GRPO step: sample, reward, reference log-probabilities, advantages, one update
 dpo     a whole DPO step: reference log-probabilities, one update
+score   the reference log-probabilities of a DPO step alone
 waltz   a whole WaltzRL step of the shipped recipe (sample c_0, f_0 and c_1, judge, reference, update both
         agents), against two GRPO trainers of TRL, one per agent, and against CoMLRL's MAGRPO of two agents, on as
         many samples of the same states
@@ -13,7 +14,8 @@ joint   a whole MAGRPO step: two agents, each a whole model, answer the same pro
 
 On micro-llama all weights are trained. On smollm2 it is LoRA, by PEFT on TRL's side. There is no `waltz`, since TRL
 cannot hold a review to its grammar, and no `joint`. All sides compute in float32. A token counts once when it is
-sampled and once when it is trained on. Sizes are in work.py. Peers that are not installed are named and left out.
+sampled, once when it is trained on, and in `score` when it is scored. Sizes are in work.py. Peers that are not
+installed are named and left out.
 
 One more peer is a module, PEER_side.py, and a line in SIDES.
 """
@@ -40,8 +42,13 @@ import choreo
 HERE = Path(__file__).resolve().parent
 # By library, whose part is LIBRARY_side.py: of each piece of work the processes whose steps together are one step.
 SIDES = {
-    "choreo": {"policy": ["policy"], "dpo": ["dpo"], "waltz": ["waltz"], "joint": ["joint"]},
-    "trl": {"policy": ["policy"], "dpo": ["dpo"], "waltz": ["waltz-conversation", "waltz-feedback"]},
+    "choreo": {"policy": ["policy"], "dpo": ["dpo"], "score": ["score"], "waltz": ["waltz"], "joint": ["joint"]},
+    "trl": {
+        "policy": ["policy"],
+        "dpo": ["dpo"],
+        "score": ["score"],
+        "waltz": ["waltz-conversation", "waltz-feedback"],
+    },
     "comlrl": {"waltz": ["waltz"], "joint": ["joint"]},
 }
 PEERS = [library for library in SIDES if library != "choreo"]
@@ -228,7 +235,7 @@ def figures_of(turns: list[Turn]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "seconds": spread([t["seconds"] for t in turns]),
         "cpu_seconds": spread([t["cpu_seconds"] for t in turns]),
-        "tokens": median(t["sampled"] + t["trained"] for t in turns),
+        "tokens": median(map(tokens, turns)),
         "tokens_per_second": spread(rates(turns)),
         "peak_mib": max(t["peak_mib"] for t in turns),
     }
@@ -251,8 +258,12 @@ def ratios(ours: list[Turn], theirs: list[Turn]) -> dict[str, Any]:
     return found | {"memory_ratio": max(t["peak_mib"] for t in ours) / max(t["peak_mib"] for t in theirs)}
 
 
+def tokens(turn: Turn) -> float:
+    return sum(turn.get(name, 0.0) for name in ("sampled", "trained", "scored"))
+
+
 def rates(turns: list[Turn]) -> list[float]:
-    return [(t["sampled"] + t["trained"]) / t["seconds"] for t in turns]
+    return [tokens(t) / t["seconds"] for t in turns]
 
 
 def rollout_rates(turns: list[Turn]) -> list[float]:
@@ -291,6 +302,7 @@ def table(name: str, figures: dict[str, Any], work: dict[str, Any]) -> str:
     titles = {
         "policy": f"GRPO step: {answers}",
         "dpo": f"DPO step: {work['pairs']} pairs",
+        "score": f"Reference log-probabilities: {work['pairs']} pairs",
         "waltz": "WaltzRL step of the shipped recipe, against GRPO or MAGRPO of both agents",
         "joint": f"MAGRPO step of two agents: {answers} from each",
     }

@@ -123,6 +123,30 @@ def grpo(
 def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
     """DPO on the same pairs; TRL reads and tokenises them before the first step."""
     sizes = Sizes(**work["sizes"])
+    trainer, counts = dpo_trainer(work, folder)
+
+    def figures() -> dict[str, int]:
+        return {"trained": sum(counts.pop(0) for _ in range(sizes.parts))}
+
+    trainer.add_callback(TurnsCallback(turns, figures))
+    trainer.train()
+
+
+def score(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
+    """The reference log-probabilities of the pairs, as TRL computes them before a training."""
+    sizes = Sizes(**work["sizes"])
+    trainer, counts = dpo_trainer(work, folder)
+    model = trainer.model if trainer.ref_model is None else trainer.ref_model
+    for number, batch in enumerate(trainer.get_train_dataloader(), start=1):
+        trainer.compute_ref_log_probs(model, batch)
+        if number % sizes.parts == 0:
+            turns.end(scored=sum(counts.pop(0) for _ in range(sizes.parts)))
+
+
+def dpo_trainer(work: Mapping[str, Any], folder: Path) -> tuple[DPOTrainer, list[int]]:
+    """The trainer, and the answer tokens of the batches that it has made and nobody has counted yet: the next batch is
+    made before a step ends."""
+    sizes = Sizes(**work["sizes"])
     contexts = spelled(work, [row[0] for row in work["pairs"]])
     chosen, rejected = ([row[i] for row in work["pairs"]] for i in (1, 2))
     arguments = DPOConfig(
@@ -133,18 +157,8 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         **common(sizes, sizes.pairs),
     )
     data = Dataset.from_dict({"prompt": contexts, "chosen": chosen, "rejected": rejected})
-    counts: list[int] = []  # of the batches made and not yet trained on: the next one is made before a step ends
-
-    def figures() -> dict[str, int]:
-        return {"sampled": 0, "trained": sum(counts.pop(0) for _ in range(sizes.parts))}
-
-    trainer = DPOTrainer(
-        model=work["model"],
-        args=arguments,
-        train_dataset=data,
-        peft_config=adapter(work),
-        callbacks=[TurnsCallback(turns, figures)],
-    )
+    trainer = DPOTrainer(model=work["model"], args=arguments, train_dataset=data, peft_config=adapter(work))
+    counts: list[int] = []
     collate = trainer.data_collator
 
     def counted(rows: list[Any]) -> Any:
@@ -153,7 +167,7 @@ def dpo(work: Mapping[str, Any], folder: Path, turns: Turns) -> None:
         return batch
 
     trainer.data_collator = counted
-    trainer.train()
+    return trainer, counts
 
 
 def adapter(work: Mapping[str, Any]) -> LoraConfig | None:
@@ -168,7 +182,7 @@ if __name__ == "__main__":
     work = json.loads((folder / "work.json").read_text(encoding="utf-8"))
     if name == "policy":
         policy(work, folder, turns, vllm)
-    elif name == "dpo":
-        dpo(work, folder, turns)
+    elif name in ("dpo", "score"):
+        {"dpo": dpo, "score": score}[name](work, folder, turns)
     else:
         waltz(name.removeprefix("waltz-"), work, folder, turns, vllm)

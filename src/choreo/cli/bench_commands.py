@@ -14,7 +14,7 @@ from choreo.errors import BadInput
 from choreo.server.extra import require_server
 
 BASES = ("micro-llama", "smollm2")  # those that benchmarks/run.py times
-WORK = ("policy", "dpo", "waltz", "joint")  # what benchmarks/run.py times
+WORK = ("policy", "dpo", "score", "waltz", "joint")  # what benchmarks/run.py times
 
 
 def add(commands: Any) -> None:
@@ -43,7 +43,8 @@ def add(commands: Any) -> None:
         "--work",
         choices=WORK,
         action="append",
-        help="of train: a step of GRPO (policy), DPO, WaltzRL or MAGRPO (joint); may be given again (default: all)",
+        help="of train: a step of GRPO (policy), DPO, WaltzRL or MAGRPO (joint), or a reference's scores;"
+        " may be given again (default: all)",
     )
     bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
     bench_command.add_argument(
