@@ -120,6 +120,11 @@ class Learner:
         self.team.version[self.agent] += 1
         return float(norm)
 
+    def forget(self) -> None:
+        """Drops the optimiser's moments, as for an objective whose gradients are of another size: AdamW divides by
+        what it remembers of theirs. The agent's weights and version stay."""
+        self.optimizer.state.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly: the agent's weights and version, and the optimiser's moments."""
         return {"agent": self.team.state_dict(self.agent), "optimizer": self.optimizer.state_dict()}

@@ -45,13 +45,20 @@ def warm_update(
     step: int,
     rng: random.Random,
 ) -> dict[str, float]:
-    """Step 1, 2, … of the warm start, on `rewordings` of `prompts`. Returns the update's figures."""
+    """Step 1, 2, … of the warm start, on `rewordings` of `prompts`. Returns the update's figures.
+
+    After the last one the optimiser forgets it: gradients of the warm start are a hundred times as large as those of
+    reinforcement learning, whose steps would be next to nothing for thousands of updates.
+    """
     model = agents.model
     samples = [
         Sample(learner.agent, model.context(prompt), (*model.chat.encode(new.text), model.chat.end_id), (), "", 0.0)
         for prompt, new in rewordings(prompts, settings.warmup_rows, split_seed, rng)
     ]
-    return learner.update(samples, sft_loss, lr=settings.warmup_rate(step))
+    figures = learner.update(samples, sft_loss, lr=settings.warmup_rate(step))
+    if step == settings.warmup_steps:
+        learner.forget()
+    return figures
 
 
 def drawn_intents(settings: Rewriting, training: Mapping[Kind, Sequence[Prompt]], rng: random.Random) -> list[Prompt]:
