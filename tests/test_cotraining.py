@@ -15,6 +15,7 @@ from warm import Warm
 
 from choreo.cli import main
 from choreo.engine import checkpoint
+from choreo.engine.losses import sft_loss
 from choreo.environments.microworld.rewording import reworded, same_request
 from choreo.environments.microworld.split import pools
 from choreo.environments.microworld.suites import prompts
@@ -26,13 +27,13 @@ from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.cotraining.attacker import CoAttacker, attacked_figures
 from choreo.methods.waltz.cotraining.report import attack_rounds
 from choreo.methods.waltz.cotraining.schedule import attacked, author
-from choreo.methods.waltz.cotraining.settings import CoTraining
+from choreo.methods.waltz.cotraining.settings import ATTACKER, CoTraining
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.runs.episodes import episode_of
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.types import Episode, Verdict
+from choreo.types import Episode, Sample, Verdict
 
 SUITES = ("vanilla_harmful", "adversarial_harmful", "sensitive_benign", "adversarial_benign", "dual_use")
 ATTACK = {
@@ -228,6 +229,22 @@ def test_steps_after_the_last_checkpoint_are_done_again(whole, tmp_path):
 def resumed(path: Path, whole: Path) -> None:
     assert lines(path) == lines(whole) and games(path) == games(whole)
     assert same(checkpoint.load(checkpoints(path)[5]), checkpoint.load(checkpoints(whole)[5]))
+
+
+@pytest.mark.slow
+def test_the_first_update_after_the_warm_start_is_as_large_as_a_first_update_is():
+    """AdamW's first step moves each weight by the learning rate, whatever came before."""
+    recipe = WaltzRecipe.model_validate(SMALL)
+    attacker = CoAttacker(recipe.attack, recipe, Pair(recipe), Task(recipe))
+    attacker.warm_start(Progress())
+    before = deepcopy(attacker.learner.parameters)
+    prompt = attacker.training["harmful"][0]
+    tries = [Sample(ATTACKER, attacker.agents.model.context(prompt), (5, 6), (-1.0, -1.0), "", 0.0)]
+    attacker.learner.update(tries, sft_loss, lr=0.01)
+    moved = max(
+        float((new - old).detach().abs().max()) for new, old in zip(attacker.learner.parameters, before, strict=True)
+    )
+    assert moved == pytest.approx(0.01, rel=0.01)
 
 
 @pytest.mark.slow
