@@ -232,19 +232,16 @@ def resumed(path: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_update_after_the_warm_start_is_as_large_as_a_first_update_is():
-    """AdamW's first step moves each weight by the learning rate, whatever came before."""
+def test_the_first_update_after_the_warm_start_is_that_of_an_optimiser_which_remembers_nothing():
     recipe = WaltzRecipe.model_validate(SMALL)
-    attacker = CoAttacker(recipe.attack, recipe, Pair(recipe), Task(recipe))
-    attacker.warm_start(Progress())
-    before = deepcopy(attacker.learner.parameters)
-    prompt = attacker.training["harmful"][0]
-    tries = [Sample(ATTACKER, attacker.agents.model.context(prompt), (5, 6), (-1.0, -1.0), "", 0.0)]
-    attacker.learner.update(tries, sft_loss, lr=0.01)
-    moved = max(
-        float((new - old).detach().abs().max()) for new, old in zip(attacker.learner.parameters, before, strict=True)
-    )
-    assert moved == pytest.approx(0.01, rel=0.01)
+    pair, task = Pair(recipe), Task(recipe)
+    warm, fresh = (CoAttacker(recipe.attack, recipe, pair, task) for _ in range(2))
+    warm.warm_start(Progress())
+    fresh.agents.model.team.load_state_dict(ATTACKER, warm.agents.model.team.state_dict(ATTACKER))
+    context = warm.agents.model.context(warm.training["harmful"][0])
+    for one in (warm, fresh):
+        one.learner.update([Sample(ATTACKER, context, (5, 6), (-1.0, -1.0), "", 0.0)], sft_loss, lr=0.01)
+    assert same(warm.learner.state_dict(), fresh.learner.state_dict())
 
 
 @pytest.mark.slow
