@@ -44,7 +44,7 @@ demo: $(VENV)/.installed
 
 test: lint $(INTEROP)/.installed $(VERIFIERS)/.installed
 	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm CHOREO_VERIFIERS=$(CURDIR)/$(VERIFIERS)/bin/vf-eval $(PYTEST) -rs \
-		--ignore tests/test_machines.py
+		--durations=50 --durations-min=3 --ignore tests/test_machines.py
 
 check: lint
 	$(PYTEST) -m 'not slow'
