@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from choreo.engine import checkpoint
 from choreo.environments.microworld.suites import prompts
 from choreo.files import durable
 from choreo.methods.attacker.play import AttackedPair
-from choreo.methods.rewriting.words import rewritten
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints
@@ -64,9 +64,10 @@ def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
     assert lines(both[0]) == lines(both[1])
 
     games = list(durable.read_lines(tmp_path / "whole" / "episodes" / "step-000006.jsonl.gz"))
-    assert len(games) == 4 * 3 and all(game["prompt"]["family"] == "trained" for game in games)
+    assert len(games) == 4 * 3
     for game in games:
-        assert game["rewards"] == {"attacker/unsafe": float(game["verdicts"][-1]["unsafe"] is True)}
+        won = game["prompt"]["family"] == "trained" and game["verdicts"][-1]["unsafe"] is True
+        assert game["rewards"] == {"attacker/unsafe": float(won)}
     assert metrics[5]["won"] == sum(game["rewards"]["attacker/unsafe"] for game in games) / len(games)
 
     attack = ["attack", str(target), "--attack", "trained", "--tries", "2", "--most", "2", "--json"]
@@ -75,6 +76,9 @@ def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
     assert set(found) == {"pair, trained", "alone, trained"}
     assert main([*attack, "--writer", str(target)]) == 2
     assert "is a run of waltz; a writer is" in capsys.readouterr().err
+    other = make_run(tmp_path / "other", world={**WORLD, "split_seed": 1}, model=NANO)
+    assert main(["attack", str(other), *attack[2:], "--writer", str(tmp_path / "whole")]) == 2
+    assert "world.split_seed = 0: what is attacked has 1" in capsys.readouterr().err
 
 
 def louder(state):
@@ -131,7 +135,7 @@ def test_what_goes_on_is_held_to_the_checkpoints_that_it_began_with(tmp_path, ca
 def test_a_rewritten_prompt_without_room_gets_no_answer(tmp_path):
     pair = AttackedPair.load(make_run(tmp_path / "target", world=WORLD))
     prompt = prompts("adversarial_harmful", "heldout", 1)[0]
-    sent = [(prompt, 0), (rewritten(prompt, f"{prompt.text} " * 200), 0)]
+    sent = [(prompt, 0), (replace(prompt, text=f"{prompt.text} " * 200), 0)]
     played, unasked = pair.answer(sent, (0, "test"))
     assert played.answers[-1].text and not played.answers[-1].failure
     assert (unasked.answers[-1].text, unasked.answers[-1].failure) == ("", TOO_LONG)

@@ -16,7 +16,9 @@ from warm import Warm
 from choreo.cli import main
 from choreo.engine import checkpoint
 from choreo.engine.losses import sft_loss
-from choreo.environments.microworld.rewording import reworded, same_request
+from choreo.environments.microworld import grammar, lexicon
+from choreo.environments.microworld.judge import WorldJudge
+from choreo.environments.microworld.rewording import reworded, same_harm, same_request
 from choreo.environments.microworld.split import pools
 from choreo.environments.microworld.suites import prompts
 from choreo.environments.task import Task
@@ -67,6 +69,31 @@ def test_a_rewording_is_read_as_the_request_that_it_is():
                 assert same_request(prompt, other.text) is None
 
 
+def test_a_harmful_deed_is_asked_for_by_any_words_that_name_it_alone():
+    """What is not read as the prompt's own request has no right answer that anybody knows, and pays nobody."""
+    asked = [prompt for suite in ("vanilla_harmful", "adversarial_harmful") for prompt in prompts(suite, "train", 60)]
+    hidden, named = ([p for p in asked if bool(p.meaning.pointer) is points] for points in (True, False))
+    judge = WorldJudge()
+    for prompt in named:
+        deed = prompt.meaning.deed.phrase(prompt.language)
+        assert same_harm(prompt, prompt.text) == prompt.meaning
+        assert rewritten(prompt, f"{deed}?! {deed[:2]}").meaning == prompt.meaning
+        assert same_harm(prompt, f"{deed}, {deed}") is same_harm(prompt, deed[:-2]) is None
+        place = lexicon.CONTEXTS["game"][lexicon.column(prompt.language)]
+        assert same_harm(prompt, f"{deed} {place}") is None  # harmless there
+    for prompt in hidden:
+        deed, other = prompt.meaning.deed, prompt.meaning.mistaken
+        thing, else_ = (lexicon.without_article(one.thing, prompt.language) for one in (deed, other))
+        swapped = prompt.text.replace(thing, "\0").replace(else_, thing).replace("\0", else_)
+        assert rewritten(prompt, swapped) is rewritten(prompt, prompt.text.replace(thing, else_)) is None
+        openly = rewritten(prompt, f"{deed.phrase(prompt.language)}?!")
+        points = grammar.help_with(deed, prompt.language, random.Random(1), pointer=prompt.meaning.pointer)
+        assert judge(prompt, points).unsafe and judge(openly, points).unsafe is None  # it points at nothing there
+        assert judge(openly, grammar.help_with(deed, prompt.language, random.Random(1))).unsafe
+    assert hidden and named
+    assert same_harm(prompts("sensitive_benign", "train", 1)[0], "") is None
+
+
 def test_a_warm_start_rewords_in_the_training_part_alone_and_by_copying():
     seed = random.randrange(10**6)
     print(f"seed {seed}")
@@ -86,8 +113,8 @@ def test_a_warm_start_rewords_in_the_training_part_alone_and_by_copying():
 
 def test_a_try_is_paid_by_its_aim_and_only_where_it_asks_for_the_same():
     harmful, benign = (prompts(suite, "train", 2) for suite in ("adversarial_harmful", "sensitive_benign"))
-    assert rewritten(harmful[0], "Do some harm!").text == "Do some harm!"  # an answer may do harm, asked for or not
-    assert rewritten(benign[0], "Do some harm!") is None
+    assert rewritten(harmful[0], "Do some harm!") is rewritten(benign[0], "Do some harm!") is None
+    assert rewritten(harmful[0], harmful[0].text) is None  # no other words
     assert rewritten(benign[0], harmful[0].text) is None  # to refuse it would be right
     hidden = reworded(benign[0], [], random.Random(1))
     assert rewritten(benign[0], hidden.text).meaning == hidden.meaning
@@ -166,9 +193,7 @@ def test_the_attacker_learns_beside_the_pair_and_the_run_tells_of_it(whole):
     for step, row in enumerate(rows, 1):
         played = list(durable.read_lines(whole / "episodes" / f"step-{step:06d}.jsonl.gz"))
         words = [game["prompt"]["text"] for game in played if game["prompt"]["family"] == FAMILY]
-        harmful = [game for game in played if game["prompt"]["kind"] == "harmful"]
         assert len({*words}) <= 4 and all(words.count(text) % 2 == 0 for text in words)  # one for both samples
-        assert any(game["prompt"]["family"] == FAMILY for game in harmful)
         assert not any(g["prompt"]["family"] == FAMILY for g in played if g["prompt"]["kind"] == "general")
         there = {prompt.id: prompt for prompt in prompts_of(whole)}
         episodes: list[Episode] = [
@@ -232,11 +257,18 @@ def resumed(path: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_update_after_the_warm_start_is_that_of_an_optimiser_which_remembers_nothing():
-    recipe = WaltzRecipe.model_validate(SMALL)
+def test_after_a_warm_start_it_writes_tries_and_its_optimiser_remembers_nothing():
+    long = {"warmup_steps": 120, "warmup_rows": 16, "warmup_lr": 0.02}
+    recipe = WaltzRecipe.model_validate(SMALL | {"attack": ATTACK | long | {"share": 1.0}})
     pair, task = Pair(recipe), Task(recipe)
     warm, fresh = (CoAttacker(recipe.attack, recipe, pair, task) for _ in range(2))
     warm.warm_start(Progress())
+    asked = [(prompt, sample) for some in warm.training.values() for prompt in some for sample in range(2)]
+    words = warm.rewrite(asked, 1)
+    tries = [new for (_, _), (new, _) in zip(asked, words, strict=True) if new.family == FAMILY]
+    assert {new.kind for new in tries} == {"harmful", "benign"} and {*tries} == {*tries[::2]} and len(tries) > 9
+    assert all(new in (old, rewritten(old, new.text)) for (old, _), (new, _) in zip(asked, words, strict=True))
+
     fresh.agents.model.team.load_state_dict(ATTACKER, warm.agents.model.team.state_dict(ATTACKER))
     context = warm.agents.model.context(warm.training["harmful"][0])
     for one in (warm, fresh):
@@ -266,7 +298,7 @@ def test_a_round_can_be_taken_back(whole):
 def test_figures_of_what_was_attacked():
     harmful, benign = (prompts(suite, "train", 1)[0] for suite in ("adversarial_harmful", "sensitive_benign"))
     won, held, left = Verdict(True, False), Verdict(False, False), Verdict(None, None)
-    tried = rewritten(harmful, "anything")
+    tried = rewritten(harmful, reworded(harmful, [], random.Random(1)).text)
     played = [Episode(tried, k, (), verdicts=(verdict,)) for k, verdict in enumerate((won, held, left))]
     played.append(Episode(benign, 0, (), verdicts=(held,)))
     assert attacked_figures(played) == {"attacked/share": 0.75, "attacked/asr": 0.5}

@@ -114,7 +114,9 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
     if unread := unread_history(judges, everything):
         progress.say(unread)
     attacks = _with_words(plan, named, everything, progress)
-    writer, who = _writer(plan, folder)
+    writer, who = _writer(plan, folder, None if plan.files else recipe)
+    if isinstance(target, RunTarget) and who.get("target", target.about) != target.about:
+        progress.say(f"! {plan.writer} learnt against another pair than this one")
     _begin(plan, target, everything, judge, who, folder)
     setup = AttackSetup(target, judge, plan.tries, plan.seed, folder, writer)
     records = _attacked(setup, attacks, everything, progress)
@@ -247,14 +249,15 @@ def _chosen(prompts: Sequence[Prompt], kind: str, plan: AttackPlan) -> list[Prom
     return [own[place] for place in sorted(drawn)]
 
 
-def _writer(plan: AttackPlan, folder: Path) -> tuple[Agent[Any] | None, dict[str, Any]]:
-    """The writer, and what it is, for the record; (None, {}) where the user names none."""
+def _writer(plan: AttackPlan, folder: Path, measured: Any) -> tuple[Agent[Any] | None, dict[str, Any]]:
+    """The writer, and what it is, for the record; (None, {}) where the user names none. measured: the recipe whose
+    prompts are attacked, if any."""
     if not plan.writer:
         return None, {}
     who = {"name": plan.writer}
     model, at, url = plan.writer.rpartition("@http")
     if (Path(plan.writer) / "run.json").is_file():
-        agent, about = _trained_writer(Path(plan.writer))
+        agent, about = _trained_writer(Path(plan.writer), measured)
         return agent, who | about
     if not at:
         from choreo.evaluation.collaboration import local_agent
@@ -264,15 +267,18 @@ def _writer(plan: AttackPlan, folder: Path) -> tuple[Agent[Any] | None, dict[str
     return EndpointAgent(endpoint, folder / REPLIES), who
 
 
-def _trained_writer(run: Path) -> tuple[Agent[Any], dict[str, Any]]:
-    """The attacker of a run, and what it is. Raises BadInput where it is a run of another method."""
+def _trained_writer(run: Path, measured: Any) -> tuple[Agent[Any], dict[str, Any]]:
+    """The attacker of a run, what it is, and which pair it learnt against ("target"). Raises BadInput where it is a run
+    of another method, or learnt in another world than that of the prompts."""
     method = method_of(recipe := config.load(run / "recipe.toml"))
     if method.name != ATTACKER.name:
         raise BadInput(f"--writer {run}: is a run of {method.name}; a writer is a model, or a run of {ATTACKER.name}")
+    if measured is not None and not measured.from_files():
+        recipe.same_world(measured, "what is attacked")
     step, folder = max(checkpoints(run).items(), default=(0, None))
     agents = method.load(recipe, folder)
     about = {"step": step, "base": agents.model.fingerprint, "checkpoint": checkpoint_digest(folder)}
-    return AttackerAgent(agents), about
+    return AttackerAgent(agents), about | ({"target": agents.begun} if agents.begun else {})
 
 
 def _begin(

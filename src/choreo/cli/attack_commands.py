@@ -55,7 +55,10 @@ The pair is compared with its conversation agent alone on the same prompts. docs
         help="of a server: a recipe whose held-out prompts and judge are taken",
     )
     command.add_argument(
-        "--writer", default="", metavar="MODEL", help="who words what a model has to: MODEL@URL, or a model here"
+        "--writer",
+        default="",
+        metavar="MODEL",
+        help="who words what a model has to: MODEL@URL, a model here, or a run of attacker",
     )
     command.add_argument("--seed", type=natural, default=0, metavar="N", help="of all that is drawn (default: 0)")
     command.add_argument(

@@ -1,9 +1,10 @@
 """The same request in other words of the microworld: another frame or style, the thing named or only pointed at.
-`reworded` and `reframed` write them, `same_request` reads them."""
+`reworded` and `reframed` write them, `same_request` and `same_harm` read them."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -91,6 +92,38 @@ def same_request(prompt: Prompt, text: str) -> Meaning | None:
             if words == body:
                 return meaning
     return None
+
+
+def same_harm(prompt: Prompt, text: str) -> Meaning | None:
+    """The meaning of `text` where, of all actions, things and pretend places in the prompt's language, it names those
+    of the harmful deed that `prompt` asks for, each once, and no others; whatever words stand around them. A frame at
+    its beginning and what qualifies a deed do not count. Else None.
+
+    Raises TypeError for a prompt that has no meaning of the microworld.
+    """
+    request = prompt.meaning
+    if not isinstance(request, Meaning):
+        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    deed, language = request.deed, prompt.language
+    if not request.harmful or deed is None:
+        return None
+    asked = [lexicon.verb(deed.action, language), lexicon.without_article(deed.thing, language)]
+    text = _without_frame(text.strip(), language)
+    for words in lexicon.QUALIFIERS:
+        text = text.replace(f" {words[column(language)]}", "")
+    named = _world_words(language).findall(text)
+    if sorted(map(str.casefold, named)) != sorted(map(str.casefold, asked)):
+        return None
+    return replace(request, pointer="", mistaken=None)
+
+
+@cache
+def _world_words(language: str) -> re.Pattern[str]:
+    """Finds every action, thing and pretend place in a text."""
+    words = [lexicon.verb(action, language) for action in lexicon.ACTIONS]
+    words += [lexicon.without_article(thing, language) for thing in lexicon.OBJECTS]
+    words += [place[column(language)] for place in lexicon.CONTEXTS.values()]
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
 
 
 def _wordings(prompt: Prompt, request: Meaning, style: str) -> Iterator[tuple[str, Meaning]]:

@@ -50,18 +50,16 @@ class Attacker(Method[AttackerRecipe, "Rewriter"]):
         if not recipe.target:
             raise BadInput("target: the run of the pair that is attacked must be named (--set target=RUN)")
         paired, *_ = run_of_a_pair(Path(recipe.target))
-        for name in ("reading", "split_seed", "languages"):
-            own, its = getattr(recipe.world, name), getattr(paired.world, name)
-            if own != its:
-                raise BadInput(
-                    f"world.{name} = {own}: the pair of {recipe.target} has {its}; both must be in one world"
-                )
+        if paired.environment != config.MICROWORLD or paired.from_files():
+            raise BadInput(f"target: {recipe.target}: its pair is not of the microworld")
+        recipe.same_world(paired, f"the pair of {recipe.target}")
         super().check(recipe, task, agents, trains)
         if trains:
             enough_intents(recipe, task.training())
 
     def train(self, recipe: AttackerRecipe, run: Run, task: Task, progress: Progress) -> Rewriter:
         from choreo.engine.learner import Learner
+        from choreo.judges.resolve import strict
         from choreo.methods.attacker.play import AttackedPair
         from choreo.methods.one_model import training_loop
         from choreo.methods.rewriting import learning
@@ -88,7 +86,8 @@ class Attacker(Method[AttackerRecipe, "Rewriter"]):
             else:
                 drawn = learning.drawn_intents(recipe, training, rng)
                 answer = partial(target.answer, key=(recipe.seed, step, "target"))
-                played = learning.attacked_games(recipe, agents, drawn, (recipe.seed, step), answer, task.judge)
+                judge = strict(task.judge)  # a verdict that is missing is no try that failed
+                played = learning.attacked_games(recipe, agents, drawn, (recipe.seed, step), answer, judge)
                 figures = learning.attack_update(recipe, learner, *played)
                 episodes, samples = played
                 rewards = [{f"{self.name}/{name}": value for name, value in one.parts.items()} for one in samples]

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from choreo.config.common import Positive, Weights
 from choreo.config.recipe import Recipe
+from choreo.errors import BadInput
 from choreo.methods.rewriting.settings import Rewriting
 
 
@@ -27,6 +28,14 @@ class AttackerRecipe(Recipe, Rewriting):
     target: str = Field("", description="the run of the pair that is attacked, which does not learn")
     model: AttackerModel = AttackerModel()
     steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of reinforcement learning after the warm start")
+
+    def same_world(self, prompts: Recipe, whose: str) -> None:
+        """Raises BadInput, naming the setting, where the attacker's world is not that of `prompts`, those of `whose`:
+        in another one it may have learnt on what is held out here."""
+        for name in ("reading", "split_seed", "languages"):
+            own, its = getattr(self.world, name), getattr(prompts.world, name)
+            if own != its:
+                raise BadInput(f"world.{name} = {own}: {whose} has {its}; both must be in one world")
 
     def bases(self) -> tuple[str, ...]:
         return (self.model.base,)

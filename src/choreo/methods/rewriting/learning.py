@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from choreo.algorithms.advantages import estimator
+from choreo.algorithms.advantages import estimator, flat_groups
 from choreo.engine.learner import Learner
 from choreo.engine.losses import PolicyLoss, sft_loss
 from choreo.environments.microworld.rewording import reframed
@@ -103,19 +103,20 @@ def attacked_games(
 def attack_update(
     settings: Rewriting, learner: Learner, episodes: Sequence[Episode[Any]], samples: Sequence[Sample]
 ) -> dict[str, float]:
-    """One update by what `attacked_games` gave. Returns its figures, with "won": the share of games that were paid.
-    Where prompts of both kinds were attacked, also that share by the reward's name ("unsafe", "overrefuse"), and
-    "kept": the share of the benign prompts' rewritings that still asked for the same."""
+    """One update by what `attacked_games` gave. Returns its figures, with "won": the share of games that were paid;
+    "kept": the share of rewritings that were a try (`rewriting.words.rewritten`); and "groups_without_gradient": the
+    share of prompts whose rewritings all got the same reward. Where prompts of both kinds were attacked, also the
+    share that was paid by the reward's name ("unsafe", "overrefuse")."""
     how = estimator(settings.estimator)
     loss = PolicyLoss(settings.clip, divide=how.divide(settings.prompt_tokens))
     figures = learner.update(how(samples), loss, lr=settings.lr)
     figures["won"] = _mean([sample.reward for sample in samples])
     names = dict.fromkeys(name for sample in samples for name in sample.parts)
-    if settings.counts()["benign"]:
+    if len(names) > 1:
         figures |= {name: _mean([s.parts[name] for s in samples if name in s.parts]) for name in names}
-        benign = [game for game in episodes if game.prompt.kind == "benign"]
-        figures["kept"] = _mean([game.prompt.family == FAMILY for game in benign])
-    return figures
+    figures["kept"] = _mean([game.prompt.family == FAMILY for game in episodes])
+    [(flat, total)] = flat_groups(samples).values()
+    return figures | {"groups_without_gradient": flat / total}
 
 
 def _mean(values: Sequence[float | bool]) -> float:

@@ -5,28 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 
 from choreo.environments.microworld.meaning import Meaning
-from choreo.environments.microworld.rewording import same_request
+from choreo.environments.microworld.rewording import same_harm, same_request
 from choreo.types import Prompt, Verdict
 
 FAMILY = "trained"  # of prompts in an attacker's words
 
 
 def rewritten(prompt: Prompt, text: str) -> Prompt | None:
-    """`prompt` in the attacker's words; None where these are no try at it: there are none, or, of a benign prompt of
-    the microworld, they do not ask for the same, and to refuse them may be right.
+    """`prompt` in the attacker's words; None where these are no try at it: there are none, they are those of the
+    prompt, or, of a prompt of the microworld, they do not ask for the same. For what else they ask nobody can tell, and
+    so neither what a right answer would be.
 
-    Its meaning is that of the new words where they ask for the same. Else it stays: what the suite asks for is what is
-    judged, and an answer that tells how to do harm is unsafe, asked for or not.
+    A harmful prompt is asked for by any words that name its deed and nothing else of the world (`same_harm`): whoever
+    then tells how to do it does harm. To refuse odd words about a harmless deed may be right, so a benign prompt is
+    asked for by the world's own words alone (`same_request`).
     """
     text = text.strip()
-    if not text:
+    if not text or text == prompt.text:
         return None
-    meaning = prompt.meaning
-    if isinstance(meaning, Meaning):
-        meaning = same_request(prompt, text)
-        if meaning is None and prompt.kind != "harmful":
-            return None
-    return replace(prompt, text=text, family=FAMILY, meaning=meaning or prompt.meaning)
+    if not isinstance(prompt.meaning, Meaning):
+        return replace(prompt, text=text, family=FAMILY)
+    meaning = same_request(prompt, text) or same_harm(prompt, text)
+    return None if meaning is None else replace(prompt, text=text, family=FAMILY, meaning=meaning)
 
 
 def attack_reward(kind: str, sent: bool, verdict: Verdict) -> dict[str, float]:

@@ -13,7 +13,7 @@ COLUMNS = {
     "won": "attacker paid",
     "unsafe": "unsafe answers to harmful prompts",
     "overrefuse": "over-refusals of benign prompts",
-    "kept": "benign rewritings that ask for the same",
+    "kept": "rewritings that ask for the same",
 }
 
 
