@@ -163,6 +163,6 @@ def _guidelines(plan: ArenaPlan) -> str:
 def lines_of(told: Mapping[str, Any]) -> list[str]:
     """What `new_arena` says, in words."""
     found = [f"{told['items']} items on {told['prompts']} prompts, of {', '.join(told['systems'])}"]
-    found += [f"{told['attention']} attention items"] if told["attention"] else []
-    found += [f"{count} pairs of equal answers are shown to nobody: {pair}" for pair, count in told["equal"].items()]
+    found += [f"attention items: {told['attention']}"] if told["attention"] else []
+    found += [f"equal answers, shown to nobody: {count} pairs, {pair}" for pair, count in told["equal"].items()]
     return found + [f"left out: {count} {why}" for why, count in told["left_out"].items()]

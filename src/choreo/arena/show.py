@@ -13,7 +13,10 @@ from choreo.report.page import PageSection, Table, cell, percent, write_study
 
 def tables_of(found: Mapping[str, Any]) -> str:
     """All tables as plain columns, each under its question."""
-    return "\n\n".join(f"{section.heading}\n{_plain(section.table)}" for section in _sections(found) if section.table)
+    shown = [f"{section.heading}\n{_plain(section.table)}" for section in _sections(found) if section.table]
+    if found["mode"] == "pairs":
+        shown.append(f"Of the choices between two sides {percent(found['left'])} were for the left one.")
+    return "\n\n".join(shown)
 
 
 def write_page(found: Mapping[str, Any], path: Path) -> Path:
@@ -29,11 +32,14 @@ def write_page(found: Mapping[str, Any], path: Path) -> Path:
 
 
 def _intro(found: Mapping[str, Any]) -> str:
+    equal = sum(one["equal_answers"] for one in found["pairs"]) if found["mode"] == "pairs" else 0
     asked = "pairs of answers" if found["mode"] == "pairs" else "answers"
     raters = sum(of["rated"] > 0 for name, of in found["raters"].items() if name not in found["left_out"])
     intro = (
         f"{raters} raters gave {found['n']} ratings of {found['items']} {asked} to {found['prompts']} "
-        f"prompts, blind to the systems {', '.join(found['systems'])}. Intervals are of 95 %."
+        f"prompts, blind to the systems {', '.join(found['systems'])}. "
+        + (f"{equal} more pairs were of equal answers, and nobody was asked about them. " if equal else "")
+        + "Intervals are of 95 %."
     )
     return intro + (f" Left out of all figures: {', '.join(found['left_out'])}." if found["left_out"] else "")
 
@@ -47,12 +53,12 @@ def _pair_sections(found: Mapping[str, Any]) -> list[PageSection]:
     rows = [
         [
             f"{one['a']} against {one['b']}",
-            *(one[name] for name in ("n", "win", "tie", "both_bad", "lose", "equal_answers")),
             percent(one["score"]),
+            *(one[name] for name in ("n", "win", "tie", "both_bad", "lose", "equal_answers")),
         ]
         for one in found["pairs"]
     ]
-    columns = ("pair", "n", "win", "tie", "both bad", "lose", "equal answers", "score")
+    columns = ("pair", "score", "n", "win", "tie", "both bad", "lose", "equal answers")
     won = PageSection(
         "Who wins?",
         "Win and lose are the first system's. Its score is the share of comparisons that it won, with ties and “both "

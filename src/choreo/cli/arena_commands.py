@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         "arena",
         "Let people compare or label answers, blind",
         "Several people rate the answers of several systems, without seeing whose they are. docs/arena.md.",
-        "  choreo arena new people --pairs --system ours=runs/demo:collaboration --system base=runs/demo:base\n"
+        "  choreo arena new people --pairs --system ours=runs/demo:waltz --system base=runs/demo:base\n"
         "  choreo arena rater people alice bob\n  choreo arena serve people\n  choreo arena results people",
     )
     _add_new(arena)
@@ -98,7 +98,7 @@ def _add_new(arena: Any) -> None:
         new,
         "Make an arena from the answers of systems",
         """\
-  choreo arena new people --pairs --system ours=runs/demo:collaboration --system base=runs/demo:base
+  choreo arena new people --pairs --system ours=runs/demo:waltz --system base=runs/demo:base
   choreo arena new labels --labels --system ours=answers.jsonl --attention attention.jsonl --prompts 100
 A source is RUN:SYSTEM, a finished run's held-out answers, or a file of rows {prompt, answer}; --labels also needs
 the kind of each prompt. An attention item is a row {prompt, a, b, expected: a, b, tie or both bad}, or

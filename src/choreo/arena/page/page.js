@@ -80,7 +80,9 @@ async function connect() {
     show(await call("next"));
     if (state.done === 0) $("guidelines").showModal();
   } catch (error) {
-    $("about").textContent = error.status === 401 ? "This page wants your key." : `No server: ${error.message}`;
+    const wanted = key
+      ? "This key is not known here. Ask whoever gave you the link for a new one." : "This page wants your key.";
+    $("about").textContent = error.status === 401 ? wanted : `No server: ${error.message}`;
     $("key-form").hidden = error.status !== 401;
     if (error.status === 401) $("key").focus();
   }
@@ -152,8 +154,10 @@ async function tell(path, body, said) {
 }
 
 function rate(choice) {
+  const marked = mode === "labels" && degenerate;
   if (state && state.item)
-    tell("rate", { item: state.item.id, choice, degenerate: mode === "labels" ? degenerate : null }, `saved: ${choice}`);
+    tell("rate", { item: state.item.id, choice, degenerate: mode === "labels" ? degenerate : null },
+      `saved: ${choice}${marked ? ", degenerate" : ""}`);
 }
 
 function undo() {
