@@ -47,6 +47,9 @@ def test_pairs_are_rated_by_keyboard_alone(tmp_path):
             page.press("u", 85)  # the last one too
             saved(page, 2)
             assert page.complaints == []
+        with Page(f"{server.url}/#key=renewed") as page:
+            page.wait("!document.getElementById('key-form').hidden")
+            assert "This key is not known here" in text(page, "about")
         with Page(f"{server.url}/") as page:  # without the link: the key is asked for, and the work goes on
             page.wait("!document.getElementById('key-form').hidden")
             page.write(secret)
