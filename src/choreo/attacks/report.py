@@ -113,7 +113,7 @@ def _section(attack: str, systems: Mapping[str, Mapping[str, Any]]) -> PageSecti
     if unworded:
         said += f" The writer gave no words, so that the prompt was sent as it stands: {', '.join(unworded)} of tries."
     columns = ["system, rate", *(f"{k} {'try' if k == '1' else 'tries'}" for k in at), "tries left open"]
-    return PageSection(attack, said, Table(columns, rows), "\n".join(figures))
+    return PageSection(attack, said, Table(columns, rows), f'<div class="figures">\n{"".join(figures)}\n</div>')
 
 
 def _contrasts(summary: Mapping[str, Any]) -> PageSection | None:
@@ -157,13 +157,14 @@ def _ways(summary: Mapping[str, Any], wins: Sequence[Record], own: Mapping[str, 
     systems, attacks = (list(dict.fromkeys(names)) for names in zip(*parts, strict=True))
     rows = []
     for found in itertools.product(attacks, RATES):
-        rows += [[*found, way, *(won[system] for system in systems)] for way, won in _most(counted.get(found, {}))]
+        for way, won in _most(counted.get(found, {})):
+            rows.append([", ".join(found), way, *(won[system] for system in systems)])
     said = (
         "Of a prompt, the try that won it. Later ways had fewer prompts left to win. The ways that won most have a "
         f"row, {WAYS} of each attack and kind of prompts."
     )
-    columns = ("attack", "prompts", "way", *systems)
-    return PageSection("What won", said, Table(columns, rows, words=3)) if rows else None
+    columns = ("attack, prompts", "way", *systems)
+    return PageSection("What won", said, Table(columns, rows, words=2)) if rows else None
 
 
 def _most(by_way: Mapping[str, Counter[str]]) -> list[tuple[str, Counter[str]]]:

@@ -310,6 +310,7 @@ def _begin(
     before = read_object(file) if file.is_file() else {}
     for name, value in same.items():
         if before and before.get(name) != value:
-            raise BadInput(f"{folder}: attacks with another {name}: {difference(name, before.get(name), value)}")
+            other = f"other {name}" if name == "prompts" else f"another {name}"
+            raise BadInput(f"{folder}: was begun with {other}: {difference(name, before.get(name), value)}")
     told = {"schema": 1, "name": METHOD, "method": METHOD, **same, "versions": versions()}
     durable.write_json(file, before | told)
