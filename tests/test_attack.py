@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,8 @@ from choreo.attacks.kinds import ATTACKS
 from choreo.attacks.kinds.best_of_n import CAPITALS, NOISED, respelled
 from choreo.attacks.kinds.injection import WAYS
 from choreo.attacks.kinds.paraphrase import reworded_by
+from choreo.attacks.report import attack_page
+from choreo.attacks.same import difference
 from choreo.config.parts import ATTACKS as REGISTRY
 from choreo.environments.microworld import habits, wording
 from choreo.environments.microworld.judge import WorldJudge
@@ -84,6 +87,72 @@ def test_the_contrast_is_paired_by_prompt():
     found = pair_contrast(pair, alone, 1, 0)
     assert set(found) == {"asr"}
     assert (found["asr"]["value"], found["asr"]["n"]) == (-0.5, 2)  # c is open for one of them
+
+
+# ── what is told of them ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_tells_ways_of_attacks_that_have_some_and_why_a_try_won():
+    """Nine prompts of one family. best-of-n wins one at once and one later; paraphrase wins all the others in words of
+    eight families, one of them twice."""
+    asked = [replace(BREAD, id=str(n), family="memory/plain-tell") for n in range(11)]
+
+    def won(prompt, attack, number, system="pair", **words):
+        sent = {"id": prompt.id, "text": prompt.text, "kind": prompt.kind, "family": prompt.family} | words
+        verdict = {"unsafe": False, "overrefuse": True, "reason": "garbled"}
+        told = {"name": attack, "system": system, "try": number, "won": True, "prompt": prompt.text}
+        return {"prompt": sent, "answers": [{"text": '{"'}], "verdicts": [verdict], "attack": told}
+
+    wins = [won(asked[0], "best-of-n", 2, "alone"), won(asked[0], "best-of-n", 1), won(asked[1], "best-of-n", 2)]
+    wins += [won(one, "paraphrase", 2, text=f"other {i}", family=f"way {i}") for i, one in enumerate(asked[2:10])]
+    wins.append(won(asked[10], "paraphrase", 3, text="other", family="way 7"))
+    figures = attack_figures({"benign": {"0": [False, True]}}, 2)
+    summary = {
+        "target": {"name": "runs/mine", "step": 54},
+        "judge": {"judge": "microworld"},
+        "prompts": {"benign": 11},
+        "seed": 0,
+        "tries": 2,
+        "systems": {f"{system}, {a}": figures for a in ("best-of-n", "paraphrase") for system in ("pair", "alone")},
+        "contrasts": {"paraphrase": {"orr": {"value": 0.5, "low": 0.1, "high": 0.9, "p": 0.035993, "n": 11}}},
+    }
+    page = attack_page(summary, wins, {one.id: one.family for one in asked})
+    assert "memory/plain-tell" not in page and "runs/mine at step 54." in page
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
+    assert [row for row in rows if row[0].endswith(", benign")] == [
+        ["best-of-n, benign", "the prompt as it stands, first try", "1", "0"],
+        ["best-of-n, benign", "the prompt as it stands, a later try", "1", "1"],
+        ["paraphrase, benign", "way 7", "2", "0"],
+        *(["paraphrase, benign", f"way {n}", "1", "0"] for n in range(4)),
+        ["paraphrase, benign", "3 other ways", "3", "0"],
+    ]
+    examples = [row for row in rows if row[-1] == "garbled"]
+    assert [(row[0], row[3], row[4]) for row in examples[:2]] == [
+        ("pair, best-of-n", "the prompt as it stands", "{&#34;"),
+        ("alone, best-of-n", "the prompt as it stands", "{&#34;"),
+    ]
+    assert ["paraphrase", "ORR", "+50.0 (+10.0 to +90.0)", "0.036", "11"] in rows
+    # All plots have one axis, from 0 to 100 %, whatever they show.
+    plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(plots) == 2 and all(
+        re.findall(r">(\d+) %<", one) == ["0", "20", "40", "60", "80", "100"] for one in plots
+    )
+
+
+def test_what_differs_from_the_attack_that_goes_on_is_said_in_words():
+    begun = {"step": 40, "base": "58", "checkpoint": "a1"}
+    moved = {"step": 54, "base": "58", "checkpoint": "b2"}
+    assert difference("target", begun, moved) == "step 40, and not 54; go on with --step 40"
+    assert "weights of step 40" in difference("target", begun, {**begun, "checkpoint": "c3"})
+    served = {"model": "m", "url": "http://x/v1"}
+    assert difference("target", begun, served) == "step 40 of a run, and not m@http://x/v1"
+    writer = {"name": "runs/a", "step": 60, "checkpoint": "d4"}
+    assert difference("writer", {}, writer) == "none, and not runs/a; go on without --writer"
+    assert difference("writer", writer, {}) == "runs/a, and not none; go on with --writer runs/a"
+    assert difference("writer", writer, {**writer, "step": 80}) == "runs/a at step 60, and it is at 80 now"
+    assert difference("judge", "offline", "microworld") == "offline, and not microworld"
+    same = {"count": 8, "digest": "1"}
+    assert difference("prompts", same, {**same, "digest": "2"}).startswith("as many, 8, but not the same")
 
 
 # ── attacks ──────────────────────────────────────────────────────────────────────────────────────

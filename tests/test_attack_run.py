@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -88,9 +89,18 @@ def test_a_run_is_attacked_killed_resumed_and_watched(tmp_path, capsys):
     assert main([*command, "--out", str(tmp_path / "killed"), "--resume"]) == 0
     assert json.loads(capsys.readouterr().out) == summary
     assert made(tmp_path / "killed") == made(tmp_path / "whole")
-    for other, said in ((["--seed", "1"], "seed"), (["--most", "3"], "prompts")):
+    for other, said in (
+        (["--seed", "1"], "another seed: 0, and not 1; go on with --seed 0"),
+        (["--most", "3"], "other prompts: 8, and not 6; go on with --most"),
+    ):
         assert main([*command, *other, "--out", str(tmp_path / "killed"), "--resume"]) == 2
-        assert f"attacks with another {said}" in capsys.readouterr().err
+        assert f"was begun with {said}" in capsys.readouterr().err
+    (tmp_path / "killed" / "summary.json").unlink()
+    assert main([*command, "--out", str(tmp_path / "killed"), "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert f"{run}: the pair is attacked as it is before training" in told
+    # What an earlier call has done takes none of this one's time, so nothing is said of the time that is left.
+    assert not re.search(r" (\d+)/(?!\1 ).*left", told), told
     # A larger budget goes on where the smaller one ended.
     assert main([*command, "--tries", "4", "--out", str(tmp_path / "killed"), "--resume"]) == 0
     assert made(tmp_path / "whole").items() <= made(tmp_path / "killed").items()
@@ -98,6 +108,7 @@ def test_a_run_is_attacked_killed_resumed_and_watched(tmp_path, capsys):
     page = (tmp_path / "killed" / "report.html").read_text()
     assert main(["report", str(tmp_path / "killed")]) == 0
     assert (tmp_path / "killed" / "report.html").read_text() == page
+    assert f"Target: {run} before training." in page
     assert "<svg" in page and "pair, injection" in page and "alone, paraphrase" in page
     watcher = Watcher(tmp_path / "killed")  # without its thread
     watcher.look()
@@ -120,7 +131,8 @@ def test_a_served_pair_is_attacked_in_both_of_its_modes(tmp_path, capsys, monkey
         assert main(command) == 0
         summary = json.loads(capsys.readouterr().out)
         asked = [server.metric("answers_total", mode=mode) for mode in ("adaptive", "off")]
-        assert main([*target, "--suite", "none.csv"]) == 2 and "none.csv" in capsys.readouterr().err
+        assert main([*target, "--suite", "none.csv"]) == 2
+        assert "attack: --suite none.csv: no such file or folder" in capsys.readouterr().err
         assert main(target) == 2 and "--suite FILE" in capsys.readouterr().err
     assert set(summary["systems"]) == {"pair, best-of-n", "alone, best-of-n"}
     sent = [one["sent"] for one in summary["systems"].values()]
@@ -217,10 +229,16 @@ def test_a_writer_that_gives_no_words_is_told_and_an_attack_may_lie_in_a_folder(
 
 def test_what_cannot_be_attacked_is_said_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "attacked").mkdir()
+    (tmp_path / "attacked" / "run.json").write_text('{"method": "attack"}')
     run = make_run(tmp_path / "run", world=SMALL)
     for words, said in (
         ([str(tmp_path / "none")], "no such run folder"),
         ([str(tmp_path / "empty")], "not a run folder"),
+        ([str(tmp_path / "attacked")], "attacked: is the folder of an attack; expected a run"),
+        ([str(run), "--resume"], "--out DIR says in which"),
+        ([str(run), "--resume", "--out", str(tmp_path / "none")], "none: no such folder; --resume goes on in one"),
+        ([str(run), "--attack", "trained"], "a run of attacker"),
         ([str(run), "--attack", "gcg"], "no attack 'gcg'; there are best-of-n"),
         ([str(run), "--step", "7"], "no checkpoint of step 7; there are none, and 0 is untrained"),
         ([str(run), "--recipe", "waltz"], "--recipe goes with MODEL@URL"),

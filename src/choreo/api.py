@@ -227,7 +227,7 @@ def attack(
     Raises BadInput; Interrupted, with every chunk of tries kept: the same call with `out` and `into_existing` goes on.
     """
     named = target.path if isinstance(target, Run) else target
-    files = sources(_files(suites), formats) if suites or formats else {}
+    files = sources(_files(suites, "attack"), formats) if suites or formats else {}
     settings = judge_from([judge] if isinstance(judge, str) else list(judge)) if judge else None
 
     from choreo.attacks.run import AttackPlan, run_attack
@@ -362,10 +362,13 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | config.Recipe, overrides: S
     return config.load(recipe, overrides) if isinstance(recipe, (str, Path)) else config.make(recipe, overrides)
 
 
-def _files(names: Sequence[str | Path]) -> list[Path]:
+def _files(names: Sequence[str | Path], command: str = "eval") -> list[Path]:
+    why = "no such file or folder"
+    if command == "eval":
+        why = f"neither {' nor '.join(PARTS)} of a run, nor a file or folder"
     for name in names:
         if not columns.is_on_hub(name) and not shipped.place(Path(name)).exists():
-            raise BadInput(f"eval: --suite {name}: neither {' nor '.join(PARTS)} of a run, nor a file or folder")
+            raise BadInput(f"{command}: --suite {name}: {why}")
     return [Path(name) for name in names]
 
 

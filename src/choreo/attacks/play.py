@@ -26,6 +26,7 @@ CHUNK = 64  # prompts that are played as one batch
 FOLDER = "attempts"
 QUESTION_TOKENS = 512  # at most, of a reworded prompt
 WRITER_TEMPERATURE = 1.0
+WRITERS = "--writer (MODEL@URL, a model here, or for trained a run of attacker)"
 
 Record = Mapping[str, Any]
 
@@ -72,11 +73,7 @@ def play_attack(
         live = [prompt for prompt in prompts if not any(won(prompt, one.verdict) for one in before[prompt.id])]
         for first in range(0, len(live), CHUNK):
             chunk = live[first : first + CHUNK]
-            file = (
-                setup.folder
-                / FOLDER
-                / f"{quote(title(system, name), safe='')}.{number:03d}-{first // CHUNK:03d}.jsonl.gz"
-            )
+            file = setup.folder / FOLDER / f"{_stem(system, name)}.{number:03d}-{first // CHUNK:03d}.jsonl.gz"
             if not file.is_file():
                 cases = [Case(prompt, number, before[prompt.id], setup.seed) for prompt in chunk]
                 durable.write_lines(file, _played(setup, system, name, attack, cases))
@@ -84,6 +81,15 @@ def play_attack(
             for prompt, one in zip(chunk, records, strict=True):
                 before[prompt.id] = (*before[prompt.id], _attempt(prompt, one))
             yield records
+
+
+def chunks_there(folder: Path, system: str, name: str) -> int:
+    """How many chunks of an attack on a system earlier calls have left: `play_attack` gives these first."""
+    return sum(1 for _ in (folder / FOLDER).glob(f"{_stem(system, name)}.[0-9]*-[0-9]*.jsonl.gz"))
+
+
+def _stem(system: str, name: str) -> str:
+    return quote(title(system, name), safe="")
 
 
 def _played(setup: AttackSetup, system: str, name: str, attack: Attack, cases: Sequence[Case]) -> list[Record]:
@@ -136,7 +142,7 @@ def _replies(setup: AttackSetup, name: str, questions: Sequence[tuple[Case, Writ
     if not questions:
         return []
     if setup.writer is None:
-        raise BadInput(f"attack {name!r}: a model has to word these prompts; name one with --writer MODEL@URL")
+        raise BadInput(f"attack {name!r}: a model has to word these prompts; name one with {WRITERS}")
     games: list[Episode[Any]] = [
         Episode(Prompt(case.prompt.id, question.text, "general", "attack"), case.number, ())
         for case, question in questions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from choreo.attacks.curves import RATES
 from choreo.attacks.play import FOLDER, title, title_parts
 from choreo.errors import BadInput
 from choreo.files import durable
@@ -16,8 +18,11 @@ from choreo.files.json_file import read_object
 from choreo.report import page, plots
 from choreo.report.page import PageSection, Table
 
-SHOWN = 12  # tries that won, of every attack on every system
-LETTERS = 300  # of a prompt or an answer
+SHOWN = 2  # tries that won, of every attack on every system and kind of prompts
+WAYS = 5  # of every attack and kind of prompts
+LETTERS = 200  # of a prompt, an answer or a reason
+AS_IT_STANDS = "the prompt as it stands"
+FIRST, AGAIN, CHANGED = f"{AS_IT_STANDS}, first try", f"{AS_IT_STANDS}, a later try", "changed words"  # beside ways
 NAMES = {"asr": ("ASR", "unsafe final answers to harmful prompts"), "orr": ("ORR", "benign prompts over-refused")}
 INTRO = """\
 Every prompt is tried until a try wins or the budget is used up: on harmful prompts an unsafe final answer wins, on \
@@ -34,24 +39,30 @@ def write_attack_report(folder: Path) -> Path:
     if not (folder / "summary.json").is_file():
         raise BadInput(f"{folder}: this attack has not come to its end; go on with choreo attack … --resume")
     summary = read_object(folder / "summary.json")
-    tries = (one for file in sorted(folder.glob(f"{FOLDER}/*.jsonl.gz")) for one in durable.read_lines(file))
-    wins = [
-        one
-        for one in tries
-        if one["attack"]["won"]
-        and one["attack"]["try"] <= summary["tries"]
-        and title(one["attack"]["system"], one["attack"]["name"]) in summary["systems"]
-    ]
-    return page.write(folder / "report.html", attack_page(summary, wins))
+    wins: list[Record] = []
+    families: dict[str, str] = {}
+    for file in sorted(folder.glob(f"{FOLDER}/*.jsonl.gz")):
+        for one in durable.read_lines(file):
+            attack = one["attack"]
+            if attack["try"] > summary["tries"] or title(attack["system"], attack["name"]) not in summary["systems"]:
+                continue
+            if attack["try"] == 1:
+                families[one["prompt"]["id"]] = one["prompt"]["family"]
+            if attack["won"]:
+                wins.append(one)
+    return page.write(folder / "report.html", attack_page(summary, wins, families))
 
 
-def attack_page(summary: Mapping[str, Any], wins: Sequence[Record]) -> str:
-    """The page's HTML. wins: the records of tries that won (`play.play_attack`)."""
-    sections = [*_curves(summary), _contrasts(summary), _ways(summary, wins), _examples(wins)]
+def attack_page(summary: Mapping[str, Any], wins: Sequence[Record], families: Mapping[str, str]) -> str:
+    """The page's HTML. wins: the records of tries that won (`play.play_attack`). families: those that the prompts have
+    in their suite, by id."""
+    sections = [*_curves(summary), _contrasts(summary), _ways(summary, wins, families), _examples(summary, wins)]
     shown = [section for section in sections if section]
     target, judge = summary["target"]["name"], summary["judge"]["judge"]
+    step = summary["target"].get("step")
+    when = "" if step is None else f" at step {step}" if step else " before training"
     counts = ", ".join(f"{count} {kind}" for kind, count in summary["prompts"].items())
-    facts = f"Target: {target}. Judge: {judge}. Prompts: {counts}. Seed {summary['seed']}."
+    facts = f"Target: {target}{when}. Judge: {judge}. Prompts: {counts}. Seed {summary['seed']}."
     return page.render(
         "study.html",
         title=f"{target} under attack",
@@ -84,18 +95,16 @@ def _section(attack: str, systems: Mapping[str, Mapping[str, Any]]) -> PageSecti
         curves = {system: one["tries"][rate] for system, one in systems.items() if rate in one["tries"]}
         if curves:
             at = [*next(iter(curves.values()))]
-            rows += [[f"{system}, {short}", *points.values()] for system, points in curves.items()]
+            rows += [
+                [f"{system}, {short}", *points.values(), page.percent(systems[system]["open"][rate], interval=False)]
+                for system, points in curves.items()
+            ]
             series = [
                 plots.Line.through(system, [*points.values()], [float(k) for k in at])
                 for system, points in curves.items()
             ]
-            figures.append(plots.lines(series, f"{attack}: {short}, {words}", "tries", percent=True))
-    left = ", ".join(
-        f"{system}, {NAMES[rate][0]} {page.percent(share, interval=False)}"
-        for system, one in systems.items()
-        for rate, share in one["open"].items()
-    )
-    said = f"Within so many tries. Of the tries for each rate, the judge left open: {left}."
+            figures.append(plots.lines(series, f"{attack}: {short}, {words}", "tries", percent=True, whole=True))
+    said = "Within so many tries; last, the share of the tries that the judge left open."
     unworded = [
         f"{system} {page.percent(one['not_reworded'], interval=False)}"
         for system, one in systems.items()
@@ -103,13 +112,13 @@ def _section(attack: str, systems: Mapping[str, Mapping[str, Any]]) -> PageSecti
     ]
     if unworded:
         said += f" The writer gave no words, so that the prompt was sent as it stands: {', '.join(unworded)} of tries."
-    columns = ["system, rate", *(f"{k} {'try' if k == '1' else 'tries'}" for k in at)]
-    return PageSection(attack, said, Table(columns, rows), "\n".join(figures))
+    columns = ["system, rate", *(f"{k} {'try' if k == '1' else 'tries'}" for k in at), "tries left open"]
+    return PageSection(attack, said, Table(columns, rows), f'<div class="figures">\n{"".join(figures)}\n</div>')
 
 
 def _contrasts(summary: Mapping[str, Any]) -> PageSection | None:
     rows = [
-        [name, NAMES[rate][0], _points(one), one["p"], one["n"]]
+        [name, NAMES[rate][0], _points(one), f"{one['p']:.2g}", one["n"]]
         for name, rates in summary["contrasts"].items()
         for rate, one in rates.items()
         if one["value"] is not None
@@ -118,46 +127,73 @@ def _contrasts(summary: Mapping[str, Any]) -> PageSection | None:
         f"The pair's rate minus that of its conversation agent alone, within {summary['tries']} tries on each prompt."
     )
     columns = ("attack", "rate", "difference in points", "p", "prompts")
-    return PageSection("The pair against its conversation agent alone", said, Table(columns, rows)) if rows else None
+    return (
+        PageSection("The pair against its conversation agent alone", said, Table(columns, rows, words=2))
+        if rows
+        else None
+    )
 
 
 def _points(one: Mapping[str, Any]) -> str:
     return f"{100 * one['value']:+.1f} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
 
 
-def _ways(summary: Mapping[str, Any], wins: Sequence[Record]) -> PageSection | None:
-    """Which ways of an attack that has several won how often, the first try apart."""
-    counted = Counter(
-        (title(one["attack"]["system"], one["attack"]["name"]), one["prompt"]["kind"], one["prompt"]["family"])
-        for one in wins
-        if one["attack"]["try"] > 1
-    )
-    first = Counter(
-        (title(one["attack"]["system"], one["attack"]["name"]), one["prompt"]["kind"])
-        for one in wins
-        if one["attack"]["try"] == 1
-    )
-    rows = [[name, kind, "the prompt as it stands", count] for (name, kind), count in first.items()]
-    several = {name for name, _, family in counted if family}
-    rows += [[*found, count] for found, count in counted.most_common() if found[0] in several]
-    order = {name: place for place, name in enumerate(summary["systems"])}
-    rows.sort(key=lambda row: (order[row[0]], row[1], -row[3]))
-    said = "Of a prompt, the try that won it. Later ways had fewer prompts left to win."
-    return PageSection("What won", said, Table(("system, attack", "prompts", "way", "won"), rows)) if rows else None
-
-
-def _examples(wins: Sequence[Record]) -> PageSection | None:
-    shown: Counter[str] = Counter()
-    rows = []
+def _ways(summary: Mapping[str, Any], wins: Sequence[Record], own: Mapping[str, str]) -> PageSection | None:
+    """Which ways of an attack won how often, on each system: only an attack that gives its tries a family of their own
+    has ways."""
+    has_ways = {one["attack"]["name"] for one in wins if one["prompt"]["family"] != own.get(one["prompt"]["id"])}
+    counted: dict[tuple[str, str], dict[str, Counter[str]]] = {}
     for one in wins:
-        name = title(one["attack"]["system"], one["attack"]["name"])
-        if one["attack"]["try"] > 1 and shown[name] < SHOWN:
-            shown[name] += 1
-            texts = (one["attack"]["prompt"], one["prompt"]["text"], one["answers"][-1]["text"])
-            rows.append([name, one["prompt"]["kind"], one["attack"]["try"], *map(_short, texts)])
-    columns = ("system, attack", "prompt's kind", "try", "prompt", "sent", "final answer")
-    said = f"The first {SHOWN} later tries that won, of every attack; attempts/ has all, and choreo watch shows them."
-    return PageSection("Tries that won", said, Table(columns, rows)) if rows else None
+        attack, prompt = one["attack"], one["prompt"]
+        if attack["try"] == 1:
+            way = FIRST
+        elif prompt["text"] == attack["prompt"]:
+            way = AGAIN
+        else:
+            way = prompt["family"] if attack["name"] in has_ways else CHANGED
+        by_way = counted.setdefault((attack["name"], prompt["kind"]), {})
+        by_way.setdefault(way, Counter())[attack["system"]] += 1
+    parts = [title_parts(name) for name in summary["systems"]]
+    systems, attacks = (list(dict.fromkeys(names)) for names in zip(*parts, strict=True))
+    rows = []
+    for found in itertools.product(attacks, RATES):
+        for way, won in _most(counted.get(found, {})):
+            rows.append([", ".join(found), way, *(won[system] for system in systems)])
+    said = (
+        "Of a prompt, the try that won it. Later ways had fewer prompts left to win. The ways that won most have a "
+        f"row, {WAYS} of each attack and kind of prompts."
+    )
+    columns = ("attack, prompts", "way", *systems)
+    return PageSection("What won", said, Table(columns, rows, words=2)) if rows else None
+
+
+def _most(by_way: Mapping[str, Counter[str]]) -> list[tuple[str, Counter[str]]]:
+    """The first try, then the ways that won most; the rest of them as one."""
+    ways = sorted((way for way in by_way if way != FIRST), key=lambda way: -by_way[way].total())
+    shown = ways if len(ways) <= WAYS + 1 else ways[:WAYS]
+    rows = [(way, by_way[way]) for way in (FIRST, *shown) if way in by_way]
+    if rest := ways[len(shown) :]:
+        rows.append((f"{len(rest)} other ways", sum((by_way[way] for way in rest), Counter())))
+    return rows
+
+
+def _examples(summary: Mapping[str, Any], wins: Sequence[Record]) -> PageSection | None:
+    """The first later tries that won, the systems in the order that the summary has them in."""
+    shown: dict[tuple[str, str], list[list[Any]]] = {(name, kind): [] for name in summary["systems"] for kind in RATES}
+    for one in wins:
+        attack, sent = one["attack"], one["prompt"]
+        place = shown[title(attack["system"], attack["name"]), sent["kind"]]
+        if attack["try"] > 1 and len(place) < SHOWN:
+            words = AS_IT_STANDS if sent["text"] == attack["prompt"] else sent["text"]
+            texts = (attack["prompt"], words, one["answers"][-1]["text"], one["verdicts"][-1]["reason"])
+            place.append([f"{sent['kind']}, try {attack['try']}", *map(_short, texts)])
+    rows = [[name, *row] for (name, _), found in shown.items() for row in found]
+    columns = ("system, attack", "prompt's kind, try", "prompt", "sent", "final answer", "the judge's reason")
+    said = (
+        f"The first {SHOWN} later tries that won, of every attack and kind of prompts; attempts/ has all, and choreo "
+        "watch shows them."
+    )
+    return PageSection("Tries that won", said, Table(columns, rows, words=len(columns))) if rows else None
 
 
 def _short(text: str) -> str:

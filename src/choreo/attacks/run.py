@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from choreo.agents.base import Agent
 from choreo.agents.endpoint import EndpointAgent
 from choreo.attacks.base import Attack, Attempt, Case, WriterQuestion
 from choreo.attacks.curves import RATES, attack_figures, pair_contrast
-from choreo.attacks.play import AttackSetup, Record, play_attack, title
+from choreo.attacks.play import WRITERS, AttackSetup, Record, chunks_there, play_attack, title
 from choreo.attacks.report import write_attack_report
+from choreo.attacks.same import difference
 from choreo.attacks.targets import ALONE, PAIR, REPLIES, RunTarget, ServedTarget, Target
 from choreo.clients.http import Endpoint
 from choreo.config.judge import Judge as JudgeSettings
@@ -39,7 +41,7 @@ from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import checkpoint_digest, checkpoints, versions
+from choreo.runs.folder import checkpoint_digest, checkpoints, is_finished, versions
 from choreo.runs.lock import take
 from choreo.runs.progress import Progress
 from choreo.types import Prompt, Verdict
@@ -103,8 +105,9 @@ def _run(plan: AttackPlan, folder: Path, progress: Progress) -> dict[str, Any]:
     if isinstance(target, RunTarget):
         for remark in target.pair.remarks:
             progress.say(f"! {remark}")
-        if not target.about["step"]:
-            progress.say(f"{plan.target}: the pair is attacked as it is before training")
+        when = f"at step {target.about['step']}" if target.about["step"] else "before training"
+        unfinished = plan.step is None and not is_finished(plan.target)
+        progress.say(f"{plan.target}: the pair is attacked as it is {when}{', the last so far' if unfinished else ''}")
         prompts = target.pair.fitting(prompts, "prompts", progress)
     chosen = {kind: _chosen(prompts, kind, plan) for kind in RATES}
     if not any(chosen.values()):
@@ -157,7 +160,7 @@ def _with_words(
         name for name, attack in attacks.items() if any(isinstance(attack(case), WriterQuestion) for case in cases)
     ]
     if asking and not plan.writer:
-        why = f"{', '.join(asking)}: a model has to word these prompts; name one with --writer MODEL@URL"
+        why = f"{', '.join(asking)}: a model has to word these prompts; name one with {WRITERS}"
         if plan.attacks:
             raise BadInput(f"attack {why}")
         progress.say(f"! left out: {why}")
@@ -173,9 +176,15 @@ def _attacked(
     for name, attack in attacks.items():
         for system in setup.target.systems:
             label = title(system, name)
+            played = play_attack(setup, system, name, attack, prompts)
             own = records.setdefault(label, [])
-            progress.start(label, len(prompts) * setup.tries)
-            for chunk in play_attack(setup, system, name, attack, prompts):
+            for chunk in itertools.islice(played, chunks_there(setup.folder, system, name)):
+                own += chunk
+            done, shares = _so_far(own, setup.tries)
+            progress.start(label, len(prompts) * setup.tries, done)
+            if own:
+                progress.advance(done, shares)
+            for chunk in played:
                 own += chunk
                 progress.advance(*_so_far(own, setup.tries))
                 if progress.interrupted:
@@ -301,6 +310,7 @@ def _begin(
     before = read_object(file) if file.is_file() else {}
     for name, value in same.items():
         if before and before.get(name) != value:
-            raise BadInput(f"{folder}: attacks with another {name}: {before.get(name)!r:.120}, and not {value!r:.120}")
+            other = f"other {name}" if name == "prompts" else f"another {name}"
+            raise BadInput(f"{folder}: was begun with {other}: {difference(name, before.get(name), value)}")
     told = {"schema": 1, "name": METHOD, "method": METHOD, **same, "versions": versions()}
     durable.write_json(file, before | told)

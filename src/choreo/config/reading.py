@@ -10,6 +10,7 @@ from choreo.config.checking import check, meanings, shown, suggest
 from choreo.config.recipe import Recipe
 from choreo.errors import BadInput
 from choreo.files import toml
+from choreo.files.json_file import read_object
 from choreo.registry import Registry
 
 METHODS = Registry("method", "choreo.methods", "choreo.methods", "METHODS")
@@ -73,6 +74,9 @@ def find(path: str | Path) -> Path:
             raise BadInput(f"{path}: no shipped recipe has this name{suggest(file.name, shipped)}")
         return SHIPPED / f"{file.name}.toml"
     if not file.is_file():
+        info = file.with_name("run.json")
+        if file.name == "recipe.toml" and info.is_file() and read_object(info).get("method") == "attack":
+            raise BadInput(f"{file.parent}: is the folder of an attack; expected a run")
         raise BadInput(f"{path}: no such recipe file")
     return file
 

@@ -22,10 +22,15 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text, numbers, None (shown as a dash), or estimates {value, n, low, high, undetermined}."""
+    """Cells are text, numbers, None (shown as a dash), or estimates {value, n, low, high, undetermined}.
+
+    words: how many columns, from the left, hold words: they are aligned to the left. Where all do, a row becomes a
+    block on a narrow screen.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    words: int = 1
 
 
 @dataclass(frozen=True)

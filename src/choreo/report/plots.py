@@ -74,8 +74,10 @@ def lines(
     y_label: str = "",
     percent: bool = False,
     mark: tuple[float, str] | None = None,
+    whole: bool = False,
 ) -> str:
     """Curves over one x. percent: y is a fraction, shown as 0–100 %. mark: a dashed vertical line at x, with words.
+    whole: of fractions all from 0 to 100 % is shown, whatever the values are.
 
     From 30 points on, a line is a centred mean of about a tenth of the points, over the pale raw values.
     """
@@ -104,7 +106,7 @@ def lines(
         if percent:
             use_percent(axes.yaxis)
             low, high = axes.get_ylim()
-            axes.set_ylim(max(low, -0.03), min(high, 1.03))
+            axes.set_ylim(*((-0.03, 1.03) if whole else (max(low, -0.03), min(high, 1.03))))
         if mark is not None:
             axes.axvline(mark[0], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
             at = axes.get_xaxis_transform()
