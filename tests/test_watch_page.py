@@ -143,8 +143,9 @@ def test_a_wrong_review_is_marked_and_a_tapped_game_comes_into_view(tmp_path):
             page.wait(
                 f"document.querySelector('#game .text').textContent === '{prompt}?' && {top.format('game')} === 0"
             )
-            flags = "[...document.querySelectorAll('#game .head span:not(.hint)')].map((one) => [one.textContent, one.className])"
-            assert [flag for flag in page.js(flags) if ":" in flag[0]] == wanted
+            heads = "[...document.querySelectorAll('#game .head span:not(.hint)')]"
+            said = page.js(f"{heads}.map((one) => [one.textContent, one.className])")
+            assert [one for one in said if ":" in one[0]] == wanted
             page.js("document.querySelector('#game .back').click()")
             assert page.js(top.format("list")) in range(0, 100)
         assert page.complaints == []
