@@ -120,6 +120,9 @@ def test_a_run_is_attacked_killed_resumed_and_watched(tmp_path, capsys):
     watcher.index.close()
     assert found["total"] == len(records(tmp_path / "killed", system="pair", name="injection"))
     assert (row["method"], row["state"], row["problem"]) == ("attack", "finished", "")
+    assert row["doing"] == f"finished after {len(records(tmp_path / 'killed')):,} tries on {run}"
+    assert (row["measures"], row["report"]) == ({}, str(tmp_path / "killed" / "report.html"))
+    assert (row["bases"], row["judges"], row["seed"]) == (["nano-llama"], {"attack": summary["judge"]["judge"]}, 0)
 
 
 def test_a_served_pair_is_attacked_in_both_of_its_modes(tmp_path, capsys, monkeypatch):

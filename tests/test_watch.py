@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import threading
@@ -14,10 +15,11 @@ from choreo.cli import main
 from choreo.errors import BadInput
 from choreo.files import durable
 from choreo.methods.waltz.recipe import WaltzRecipe
+from choreo.models.hub import fingerprint
 from choreo.models.resolve import BASES
 from choreo.runs.episodes import record
 from choreo.runs.folder import Run
-from choreo.runs.lock import is_held
+from choreo.runs.lock import is_held, take
 from choreo.watch.curves import curve_figures, values_of
 from choreo.watch.figures import alarm_times
 from choreo.watch.folders import GrowingLines, runs_in
@@ -97,6 +99,45 @@ def test_a_run_is_running_interrupted_or_finished_by_its_lock_and_summary(watche
     assert "holds what no run does" in row["problem"] and row["state"] == "finished"
     (run.path / "summary.json").write_text("{")
     assert "summary.json: not JSON" in told(watcher)["runs"][0]["problem"]
+
+
+def attack_folder(folder, tries):
+    """As `choreo attack` leaves it when it is stopped after so many tries of one system."""
+    about = {"step": 4, "base": f"{fingerprint(BASES / 'nano-llama')}+0123456789abcdef", "checkpoint": "c" * 16}
+    (folder / "attempts").mkdir(parents=True)
+    info = {"name": "attack", "method": "attack", "target": about, "seed": 7, "judge": "microworld", "writer": {}}
+    durable.write_json(folder / "run.json", info)
+    games = [record(episode(number), {}) for number in range(tries)]
+    if tries:
+        durable.write_lines(folder / "attempts" / "pair%2C%20injection.001-000.jsonl.gz", games)
+
+
+def test_an_attack_has_tries_and_its_row_no_figures_of_one_of_its_systems(watcher, tmp_path):
+    attack_folder(tmp_path / "none", 0)
+    attack_folder(tmp_path / "some", 3)
+    watcher._walked = float("-inf")
+    watcher.look()  # before its files are read, it says no number that is wrong
+    unread = [row["doing"] for row in json.loads(watcher.told)["runs"]]
+    assert unread == ["stopped; its tries are still being read"] * 2
+    none, some = told(watcher)["runs"]
+    assert (none["doing"], some["doing"]) == ("stopped before its first try", "stopped after 3 tries")
+    assert (some["state"], some["report"], some["measures"]) == ("interrupted", "", {})
+    assert (some["bases"], some["judges"], some["seed"]) == (
+        ["nano-llama", "0123456789abcdef"], {"attack": "microworld"}, 7,
+    )  # fmt: skip
+    run = watcher.runs[some["run"]]
+    assert (run.base("conversation"), run.base("feedback")) == ("nano-llama", "0123456789abcdef")
+    lock = take(tmp_path / "some")
+    assert told(watcher)["runs"][1]["doing"] == "attacking, 3 tries so far"
+    os.close(lock)
+    rate = {"value": 0.25, "low": 0.1, "high": 0.5, "n": 12}
+    systems = {name: {"asr": rate, "orr": rate, "sent": 500} for name in ("pair, injection", "alone, injection")}
+    durable.write_json(tmp_path / "some" / "summary.json", {"target": {"name": "runs/mine"}, "systems": systems})
+    (tmp_path / "some" / "report.html").write_text("")
+    row = told(watcher)["runs"][1]
+    assert (row["state"], row["doing"]) == ("finished", "finished after 1,000 tries on runs/mine")
+    assert (row["measures"], row["by"], row["problem"]) == ({}, "", "")
+    assert row["report"] == str(tmp_path / "some" / "report.html")
 
 
 def test_to_ask_for_the_lock_never_stops_a_run_that_begins(tmp_path):
@@ -267,8 +308,16 @@ def test_a_game_is_shown_with_its_turns_in_order_and_broken_characters_mended():
     assert [turn["what"] for turn in game["turns"]] == ["draft", "review", "revision"]
     assert game["turns"][1]["advantages"] == [0.333333] and game["turns"][0]["advantages"] is None
     assert game["turns"][0]["pieces"] == ["conversation 5", "conversation 6"]
+    made["verdicts"][0] |= {"unsafe": True, "overrefuse": None}
+    for unsafe, word in ((True, "right"), (False, "wrong")):
+        made["feedback"][0] |= {"unsafe": unsafe, "overrefuse": False}
+        assert shown_game(made, lambda agent, ids: None)["turns"][1]["checked"] == {
+            "unsafe": word,
+            "overrefuse": "open",
+        }
     made["verdicts"] = made["rewards"] = {}  # as of a game that nobody has judged
     assert indexed(made).verdict == "unjudged" and indexed(made).reward is None
+    assert shown_game(made, lambda agent, ids: None)["turns"][1]["checked"] == {}
 
 
 def test_pieces_of_tokens_join_to_the_text():

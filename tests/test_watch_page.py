@@ -121,6 +121,36 @@ def test_a_run_is_followed_from_its_first_step_to_the_game_that_went_wrong(tmp_p
         assert "Is choreo watch still running?" in text(page, "error")
 
 
+def test_a_wrong_review_is_marked_and_a_tapped_game_comes_into_view(tmp_path):
+    """On a phone. A review of one answer says that nothing is wrong with it; one of two that the first is unsafe."""
+    open_answer = Verdict(False, None)
+    with Run.create(tmp_path / "mine", WaltzRecipe()) as run:
+        play(run, 1, [game(0, "missed", UNSAFE), game(1, "false alarm", GOOD, GOOD), game(2, "unsure", open_answer)])
+    marks = {
+        "missed": [["unsafe: no ✗ the judge says yes", "bad"], ["over-refusing: no ✓ the judge agrees", "good"]],
+        "false alarm": [["unsafe: yes ✗ the judge says no", "bad"], ["over-refusing: no ✓ the judge agrees", "good"]],
+        "unsure": [["unsafe: no ✓ the judge agrees", "good"], ["over-refusing: no (the judge left it open)", ""]],
+    }
+    top = "Math.round(document.getElementById('{}').getBoundingClientRect().top)"
+    with watching(tmp_path) as server, Page(f"{server.url}/#key=sk-test", width=420, height=800) as page:
+        seen(page, "#about", "1 run, 0 running, 3 games")
+        page.press("4", 52)
+        page.wait("document.querySelectorAll('.line').length === 3")
+        seen(page, "#game .text", "missed?")
+        assert page.js(top.format("game")) > 400, "nobody has asked for a game yet"
+        for place, (prompt, wanted) in enumerate(marks.items()):
+            page.js(f"document.querySelectorAll('.line')[{place}].click()")
+            page.wait(
+                f"document.querySelector('#game .text').textContent === '{prompt}?' && {top.format('game')} === 0"
+            )
+            heads = "[...document.querySelectorAll('#game .head span:not(.hint)')]"
+            said = page.js(f"{heads}.map((one) => [one.textContent, one.className])")
+            assert [one for one in said if ":" in one[0]] == wanted
+            page.js("document.querySelector('#game .back').click()")
+            assert page.js(top.format("list")) in range(0, 100)
+        assert page.complaints == []
+
+
 def test_seeds_are_a_band_and_recipes_say_what_differs(tmp_path):
     for seed, steps, rank in ((1, 3, 8), (2, 3, 8), (3, 2, 4)):
         with Run.create(
@@ -178,6 +208,7 @@ def test_only_who_has_the_key_reads_anything(tmp_path):
             assert http.post("/runs").status_code == 405
         with Page(f"{server.url}/") as page:
             page.wait("!document.getElementById('key-form').hidden")
+            assert count(page, "section:not([hidden])") == 0
             page.write("sk-test")
             page.press("Enter", 13, text="\r")
             page.wait("document.querySelectorAll('#rows tr').length === 1")

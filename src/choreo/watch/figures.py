@@ -20,9 +20,12 @@ from choreo.judges.resolve import names
 from choreo.methods.waltz.report import SYSTEMS
 from choreo.runs.folder import is_finished
 from choreo.runs.lock import is_held
+from choreo.types import FEEDBACK
+from choreo.watch.attack import attack_doing, attacked_bases, is_attack
 from choreo.watch.folders import INNER, GrowingLines, stamp
 
 RECENT = 5  # steps whose mean stands for "now"
+STAMPED = ("metrics.jsonl", "run.json", "summary.json", "heldout", "attempts")  # change while a run is at work
 FTR = "general"  # FTR is told on ordinary requests, as in the report
 
 Line = Mapping[str, Any]
@@ -41,8 +44,9 @@ class WatchedRun:
         self.row: dict[str, Any] = {}
         self._stamps: dict[str, Any] = {}
 
-    def look(self) -> None:
-        """Reads what has changed."""
+    def look(self, played: int | None = None) -> None:
+        """Reads what has changed. played: of an attack, its tries that are in the index of games; None where some of
+        its files are still to be read."""
         self.metrics.read()
         for name in ("run.json", "summary.json", "recipe.toml"):
             file = self.path / name
@@ -55,38 +59,44 @@ class WatchedRun:
                 found, self.problem = {}, str(error)
             setattr(self, {"run.json": "info", "summary.json": "summary", "recipe.toml": "recipe"}[name], found)
         try:
-            self.row = self._row(self.metrics.lines)
+            self.row = self._row(self.metrics.lines, played)
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # no choreo wrote this
             self.problem = f"{self.path}: holds what no run does ({type(error).__name__})"
             self.info, self.recipe, self.summary = {}, {}, {}
-            self.row = self._row([])
+            self.row = self._row([], None)
 
     def base(self, agent: str) -> str:
-        """The model that `agent` is on, as the recipe names it; "" where it does not say."""
+        """The model that `agent` is on, as the recipe names it; "" where it does not say. An attack has no recipe: what
+        its run.json says of the pair."""
+        if is_attack(self.info):
+            return next(iter(attacked_bases(self.info)[:: -1 if agent == FEEDBACK else 1]), "")
         model, agents = _table(self.recipe, "model"), _table(self.recipe, "agents")
         if agents:
             teachers = agents.get("teachers") or []
             of = {f"teacher-{number}": name for number, name in enumerate(teachers, 1)}
             return str(of.get(agent.removesuffix("-start").rstrip("+-"), agents.get("student", "")))
-        return str((agent == "feedback" and model.get("feedback_base")) or model.get("base", ""))
+        return str((agent == FEEDBACK and model.get("feedback_base")) or model.get("base", ""))
 
-    def _row(self, lines: Sequence[Line]) -> dict[str, Any]:
-        inner = self.path.name in INNER
+    def _row(self, lines: Sequence[Line], played: int | None) -> dict[str, Any]:
+        inner, attack = self.path.name in INNER, is_attack(self.info)
         held, finished = is_held(self.path), is_finished(self.path)
         state = "running" if held else "finished" if finished else "interrupted"
         step = lines[-1]["step"] if lines else 0
         steps = None if inner else _table(self.recipe, "learning").get("steps")
         seconds = mean([line.get("seconds") for line in lines[-RECENT:]])
-        measures, by = _measured(self.summary, lines)
+        measures, by = ({}, "") if attack else _measured(self.summary, lines)
+        report = self.path / "report.html"
         return {
             "run": self.number,
             "name": self.name,
             "inner": inner,
             "method": self.info.get("method", ""),
             "recipe": self.info.get("name", ""),
-            "bases": self._bases(),
+            "attack": attack,
+            "report": str(report) if report.is_file() else "",
+            "bases": attacked_bases(self.info) if attack else self._bases(),
             "judges": self._judges(),
-            "seed": _table(self.info, "seeds").get("seed"),
+            "seed": self.info.get("seed") if attack else _table(self.info, "seeds").get("seed"),
             "started": self.info.get("started", ""),
             "state": state,
             "step": step,
@@ -94,7 +104,7 @@ class WatchedRun:
             "seconds": seconds,
             "left": None if state != "running" or not steps or seconds is None else max(0, steps - step) * seconds,
             "updated": (self._updated() or 0) / 1e9,
-            "doing": self._doing(state, lines, steps),
+            "doing": attack_doing(state, self.summary, played) if attack else self._doing(state, lines, steps),
             "measures": measures,
             "by": by,
             "alarms": alarm_times(lines),
@@ -109,7 +119,9 @@ class WatchedRun:
         return list(dict.fromkeys(Path(str(name)).name for name in found if name))
 
     def _judges(self) -> dict[str, str]:
-        """The judges by role: training, and gold where there is one."""
+        """The judges by role: training, and gold where there is one. An attack has one, which trains nothing."""
+        if is_attack(self.info):
+            return {"attack": str(self.info["judge"])} if self.info.get("judge") else {}
         told = {"training": self.info.get("judge"), "gold": self.info.get("gold")}
         if known := {role: one for role, one in told.items() if isinstance(one, dict)}:
             return names(known)
@@ -117,7 +129,7 @@ class WatchedRun:
         return {role: str(one["kind"]) for role, one in tables.items() if one.get("kind")}
 
     def _updated(self) -> int | None:
-        stamps = [stamp(self.path / name) for name in ("metrics.jsonl", "run.json", "summary.json", "heldout")]
+        stamps = [stamp(self.path / name) for name in STAMPED]
         return max((found[1] for found in stamps if found), default=None)
 
     def _doing(self, state: str, lines: Sequence[Line], steps: int | None) -> str:

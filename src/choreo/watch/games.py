@@ -63,10 +63,12 @@ def verdict_of(verdict: Record) -> str:
 
 
 def shown_game(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
-    """What the page shows: {prompt, sample, rewards, turns, learnt}. turns: in the order of the game. learnt: which of
-    them have advantages. pieces: gives the text of each of an agent's ids, or None where its tokenizer is not here."""
+    """What the page shows: {prompt, sample, rewards, turns, learnt}. turns: in the order of the game; a review has in
+    "checked" what `checked_labels` says of it. learnt: which of them have advantages. pieces: gives the text of each of
+    an agent's ids, or None where its tokenizer is not here."""
     advantages = record.get("advantages") or {}
-    verdicts = [verdict_words(verdict) for verdict in record.get("verdicts") or []]
+    judged = record.get("verdicts") or []
+    verdicts = [verdict_words(verdict) for verdict in judged]
     turns = []
     for number, answer in enumerate(record["answers"]):
         what = "draft" if number == 0 else "revision"
@@ -74,9 +76,21 @@ def shown_game(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[s
         turns.append({"what": what, "verdict": verdict, **_turn(answer, advantages, pieces)})
         if number < len(record["reviews"]):
             parsed = record["feedback"][number] if number < len(record["feedback"]) else None
-            turns.append({"what": "review", "parsed": parsed, **_turn(record["reviews"][number], advantages, pieces)})
+            checked = checked_labels(parsed, judged[number]) if parsed and number < len(judged) else {}
+            review = _turn(record["reviews"][number], advantages, pieces)
+            turns.append({"what": "review", "parsed": parsed, "checked": checked, **review})
     fields = ("prompt", "sample", "rewards")
     return {**{name: record.get(name) for name in fields}, "turns": turns, "learnt": sorted(advantages)}
+
+
+def checked_labels(parsed: Record, verdict: Record) -> dict[str, str]:
+    """Of the two labels of a review, by name: right or wrong by the judge's verdict on the answer that was reviewed, or
+    open where the judge left that open."""
+    found = {}
+    for name in ("unsafe", "overrefuse"):
+        known = verdict.get(name)
+        found[name] = "open" if known is None else "right" if bool(parsed.get(name)) == known else "wrong"
+    return found
 
 
 def _turn(

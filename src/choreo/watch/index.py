@@ -207,6 +207,12 @@ class GameIndex:
                 counts["agent"][agent] += count if mask >> number & 1 else 0
         return {name: [[value, n] for value, n in sorted(one.items()) if n] for name, one in counts.items()}
 
+    def games_of(self, run: int) -> int:
+        """How many games of the run there are."""
+        counted = "SELECT count(*) FROM games WHERE file IN (SELECT id FROM files WHERE run = ?)"
+        with self._alone:
+            return int(self._reading.execute(counted, (run,)).fetchone()[0])
+
     def last_step(self, run: int) -> dict[str, Any] | None:
         """How the games of the run's last step of training ended: {step, games, and how many are of each outcome and
         verdict}; None without games."""

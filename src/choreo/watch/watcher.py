@@ -7,6 +7,7 @@ import re
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -40,6 +41,7 @@ class Watcher:
         self._stamps: dict[Path, str] = {}  # of the files of games that are in the index, or cannot be
         self._damaged: dict[Path, str] = {}
         self._waiting = 0  # files that are not in the index yet
+        self._unread: Counter[int] | None = None  # of them, by run; None before anybody has counted
         self._problem_of_index = ""
         self._walked = float("-inf")
         self._last: dict[int, tuple[int, dict[str, Any] | None]] = {}
@@ -73,7 +75,7 @@ class Watcher:
             self._walked = time.monotonic()
         rows = []
         for number, run in list(self.runs.items()):
-            run.look()
+            run.look(self._played(number))
             rows.append({**run.row, "last": self._last_games(number), "problem": self._problem(run)})
         by_name = {row["name"]: row for row in rows}
         for row in rows:  # a run whose warm start is going on says so
@@ -97,12 +99,13 @@ class Watcher:
         """Brings files of games into the index for so long, the newest first. Returns whether some are left."""
         deadline = time.monotonic() + seconds
         todo = self._todo()
-        self._waiting = len(todo)
+        self._waiting, self._unread = len(todo), Counter(run.number for run, *_ in todo)
         for run, file, now, source, step in todo:
             if time.monotonic() > deadline or self._ending.is_set():
                 return True
             self._stamps[file] = now
             self._waiting -= 1
+            self._unread[run.number] -= 1
             self._damaged.pop(file, None)
             try:
                 games = [indexed(record) for record in read_lines(file)]
@@ -144,6 +147,10 @@ class Watcher:
         del self._stamps[file]
         self._damaged.pop(file, None)
         self.index.drop(file)
+
+    def _played(self, number: int) -> int | None:
+        """The games of a run; None where files of it are still to be read."""
+        return None if self._unread is None or self._unread[number] else self.index.games_of(number)
 
     def _last_games(self, number: int) -> dict[str, Any] | None:
         version = self.index.version

@@ -1,6 +1,7 @@
 // The curves of the chosen runs: of one run the fields of a figure in one plot; of several a plot for each field, the
 // runs laid over each other, and those that differ in their seed alone as one line with a band.
 import { chart, named, smoothed } from "./chart.js";
+import { reportOf } from "./runs.js";
 import { $, call, element, query } from "./server.js";
 import { view } from "./view.js";
 
@@ -46,8 +47,12 @@ export function drawCurves(told) {
   $("figures").replaceChildren(...figures.flatMap((figure) => (several ? apart(figure, groups) : [together(figure, groups[0], marks)])).filter(Boolean));
   const spread = bands ? " A band goes from the lowest to the highest seed, its line is their mean." : "";
   const dashed = marks.length ? " A dashed red line: an alarm begins." : "";
-  $("curves-hint").textContent = !found.runs.length ? "No run is chosen (x in the table), and none has curves yet."
-    : !figures.length ? "No step has been recorded yet." : `Faint lines are single steps, bold ones means of ${view.smooth} steps.${spread}${dashed}`;
+  const attacks = found.runs.map((one) => runs.get(one.run)).filter((run) => run?.attack);
+  const hints = attacks.map((run) => `${run.name} is an attack: it has tries in place of steps, and no curves here. ${reportOf(run)}`);
+  if (!found.runs.length) hints.push("No run is chosen (x in the table), and none has curves yet.");
+  else if (figures.length) hints.push(`Faint lines are single steps, bold ones means of ${view.smooth} steps.${spread}${dashed}`);
+  else if (attacks.length < found.runs.length) hints.push("No step has been recorded yet.");
+  $("curves-hint").replaceChildren(...hints.map((hint) => element("div", hint)));
 }
 
 function alikeAmong(some, runs) {

@@ -1,5 +1,5 @@
 // One game: its turns, what the judge said, its rewards by component, and what each token was worth.
-import { $, button, call, element, query, short, signed, svg } from "./server.js";
+import { $, button, call, element, query, short, signed, sourceName, svg } from "./server.js";
 
 const LOOKS = [["plain", "changes"], ["advantages", "advantages"], ["logprobs", "log-probabilities"]];
 let look = "plain", shown = null, where = null;
@@ -28,7 +28,7 @@ export function nextLook() {
 
 function draw() {
   const game = shown, prompt = game.prompt;
-  const facts = [where ? where.name : "", game.step === null ? `held out: ${game.source}` : `step ${game.step}`, prompt.kind, prompt.suite, prompt.language, `sample ${game.sample}`];
+  const facts = [where ? where.name : "", game.step === null ? sourceName(game.source) : `step ${game.step}`, prompt.kind, prompt.suite, prompt.language, `sample ${game.sample}`];
   const choices = element("div", undefined, "choices");
   for (const [name, text] of LOOKS) {
     const one = button(text, () => { look = name; draw(); });
@@ -36,7 +36,9 @@ function draw() {
     choices.append(one);
   }
   choices.append(element("span", { plain: "", advantages: "blue: above the baseline, orange: below; t goes on", logprobs: "the fainter, the less likely; t goes on" }[look], "hint"));
-  const made = [element("p", facts.filter(Boolean).join(" · "), "hint"), ...earlier(prompt), element("h3", "Prompt"), element("p", prompt.text, "text"), choices];
+  const back = button("↑ to the list", () => $("found").scrollIntoView());
+  back.className = "back";
+  const made = [back, element("p", facts.filter(Boolean).join(" · "), "hint"), ...earlier(prompt), element("h3", "Prompt"), element("p", prompt.text, "text"), choices];
   let before = null;
   for (const turn of game.turns) {
     made.push(turnOf(turn, before, game));
@@ -57,7 +59,7 @@ function turnOf(turn, before, game) {
   const made = element("section", undefined, `turn ${state}`), head = element("div", undefined, "head");
   head.append(element("h3", turn.what));
   if (turn.verdict) head.append(element("span", turn.verdict[0], state));
-  if (turn.parsed) head.append(flag("unsafe", turn.parsed.unsafe), flag("over-refusing", turn.parsed.overrefuse));
+  if (turn.parsed) head.append(flag("unsafe", turn.parsed.unsafe, turn.checked.unsafe), flag("over-refusing", turn.parsed.overrefuse, turn.checked.overrefuse));
   else if (turn.what === "review") head.append(element("span", "cannot be read", "bad"));
   const said = [turn.agent, `${turn.ids.length} tokens`, turn.version !== null && `policy ${turn.version}`, !turn.finished && !turn.failure && "cut off at its limit"];
   head.append(element("span", said.filter(Boolean).join(", "), "hint"));
@@ -81,14 +83,17 @@ function turnOf(turn, before, game) {
   return made;
 }
 
-function flag(name, value) {
-  return element("span", `${name}: ${value ? "yes" : "no"}`, value ? "bad" : "good");
+// A label of a review. checked: right or wrong by the judge's verdict on the answer that was reviewed, or open.
+function flag(name, value, checked) {
+  const word = (yes) => (yes ? "yes" : "no");
+  const says = { right: " ✓ the judge agrees", wrong: ` ✗ the judge says ${word(!value)}`, open: " (the judge left it open)" }[checked] || "";
+  return element("span", `${name}: ${word(value)}${says}`, { right: "good", wrong: "bad" }[checked] || "");
 }
 
 function learnt(turn, game) {
   const forced = new Set(turn.forced);
   const own = (turn.advantages || []).filter((_, i) => !forced.has(i));
-  if (!own.length) return game.learnt.length ? "Nothing was learnt from this turn: of each agent one turn of a game is a sample." : game.step === null ? "Held-out games are not learnt from." : "No advantages were recorded of this game.";
+  if (!own.length) return game.learnt.length ? "Nothing was learnt from this turn: of each agent one turn of a game is a sample." : game.step === null ? "Games on held-out prompts and tries of an attack are not learnt from." : "No advantages were recorded of this game.";
   const low = Math.min(...own), high = Math.max(...own);
   const mean = own.reduce((sum, value) => sum + value, 0) / own.length;
   return low === high ? `Advantage of every token: ${signed(mean, 3)}.` : `Advantage: mean ${signed(mean, 3)}, from ${signed(low, 3)} to ${signed(high, 3)}.`;

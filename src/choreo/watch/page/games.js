@@ -1,7 +1,7 @@
 // Games: what to look for, the list, and the one that is chosen.
 import { clearGame, nextLook, showGame } from "./game.js";
 import { GameList } from "./list.js";
-import { $, button, call, element, query, signed } from "./server.js";
+import { $, button, call, counted, element, query, signed, sourceName } from "./server.js";
 import { FILTERS, view, write } from "./view.js";
 
 const LABELS = { source: "from", kind: "kind", suite: "suite", verdict: "verdict at the end", outcome: "outcome", agent: "agent", first_step: "from step", last_step: "to step", order: "order" };
@@ -11,10 +11,10 @@ let list = null, told = null, filledFor = "", shownFor = "", timer = null;
 
 export async function openGames(now) {
   told = now;
-  list ||= new GameList(lineOf, (game) => {
+  list ||= new GameList(lineOf, (game, tapped) => {
     view.game = game.id;
     write();
-    showGame(game.id, told).catch(said);
+    showGame(game.id, told).then(() => { if (tapped && view.game === game.id) bringIntoView(); }).catch(said);
   });
   await fill();
   await find(true);
@@ -30,6 +30,11 @@ export async function refreshGames(now) {
     if ($("list").scrollTop === 0 && list.place <= 0) await find(true);
     else { $("fresh").hidden = false; $("fresh").textContent = "there are new games: show them"; }
   }
+}
+
+// On a narrow screen the game stands below the list, most of it out of sight.
+function bringIntoView() {
+  if (matchMedia("(max-width: 62rem)").matches) $("game").scrollIntoView();
 }
 
 function said(error) {
@@ -55,8 +60,7 @@ async function find(keep = false) {
   const same = JSON.stringify(question) === shownFor;
   shownFor = JSON.stringify(question);
   if (!(await list.ask(question, keep && same))) return;
-  const n = list.total.toLocaleString("en");
-  $("count").textContent = `${n} game${list.total === 1 ? "" : "s"}${told.waiting ? `; ${told.waiting} files are still being read` : ""}`;
+  $("count").textContent = `${counted(list.total, "game")}${told.waiting ? `; ${counted(told.waiting, "file")} still to be read` : ""}`;
   if (view.game !== null && keep) {
     list.place = list.pages.get(0)?.findIndex((game) => game.id === view.game) ?? -1;
     list.render();
@@ -95,7 +99,7 @@ async function fill() {
   const choices = await call(`choices?${query({ runs: view.runs.join() })}`);
   for (const [name, values] of Object.entries(choices)) {
     const field = $(`by-${name}`);
-    const options = [new Option("all", ""), ...values.map(([value, n]) => new Option(`${name === "source" ? (value ? `held out: ${value}` : "training") : value} (${n.toLocaleString("en")})`, name === "source" && !value ? "training" : value))];
+    const options = [new Option("all", ""), ...values.map(([value, n]) => new Option(`${name === "source" ? (value ? sourceName(value) : "training") : value} (${n.toLocaleString("en")})`, name === "source" && !value ? "training" : value))];
     field.replaceChildren(...options);
     field.parentElement.hidden = values.length < 2 && !view.filters[name];
   }

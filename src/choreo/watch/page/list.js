@@ -4,7 +4,8 @@ import { $, call, element, query } from "./server.js";
 const HEIGHT = 58, PAGE = 50, KEPT = 40; // of a line; games in a page; pages that are kept
 
 export class GameList {
-  // draw: makes a line's contents from a game. chosen: is told of the game that is chosen.
+  // draw: makes a line's contents from a game. chosen: is told of the game that is chosen, and
+  // whether by pointing at it.
   constructor(draw, chosen) {
     this.draw = draw;
     this.chosen = chosen;
@@ -16,7 +17,7 @@ export class GameList {
     new ResizeObserver(() => this.soon()).observe(this.box);
     this.rows.addEventListener("click", (event) => {
       const line = event.target.closest(".line");
-      if (line) this.choose(Number(line.dataset.place));
+      if (line) this.choose(Number(line.dataset.place), true);
     });
   }
 
@@ -93,7 +94,7 @@ export class GameList {
     if (this.place >= 0) this.box.setAttribute("aria-activedescendant", `game-${this.place}`);
   }
 
-  async choose(place) {
+  async choose(place, tapped = false) {
     if (!this.total) return;
     this.place = Math.max(0, Math.min(this.total - 1, place));
     const top = this.place * HEIGHT;
@@ -102,6 +103,6 @@ export class GameList {
     await this.load(Math.floor(this.place / PAGE));
     this.render();
     const game = this.at(this.place);
-    if (game) this.chosen(game);
+    if (game) this.chosen(game, tapped);
   }
 }

@@ -2,7 +2,7 @@ import { drawCurves, readCurves } from "./curves.js";
 import { gameKeys, openGames, refreshGames } from "./games.js";
 import { openRecipes } from "./recipes.js";
 import { drawRuns, runKeys } from "./runs.js";
-import { $, call, element, useKey } from "./server.js";
+import { $, call, counted, element, useKey } from "./server.js";
 import { firstKey, read, view, write } from "./view.js";
 
 const EVERY = 2000; // milliseconds between two looks
@@ -10,7 +10,8 @@ const KEYS = [
   ["1 2 3 4", "runs, curves, recipes, games"], ["j k", "next, previous run or game (also ↓ ↑)"],
   ["x", "choose a run, or let it go; several are laid over each other"], ["Enter", "the curves of the run"],
   ["g", "the games of the run"], ["/", "look for words in games"], ["b", "games that a revision broke"],
-  ["u", "games that end unsafe"], ["l", "lowest reward first"], ["c", "all games again"],
+  ["u", "games that end unsafe; after b, those that are both: filters add up, and the same key again drops its own"],
+  ["l", "lowest reward first"], ["c", "all games again, without filters"],
   ["t", "advantages, log-probabilities or changes, on the words"], ["s", "smooth curves more, or less"], ["?", "these keys"],
 ];
 let told = null;
@@ -28,6 +29,7 @@ async function look() {
     $("key-form").hidden = true;
     $("error").textContent = told.problem;
     $("error").hidden = !told.problem;
+    if (!before) unveil();
     if (told !== before) await show(before);
     else about();
   } catch (error) {
@@ -44,8 +46,8 @@ async function look() {
 
 function about() {
   const running = told.runs.filter((run) => run.state === "running" && !run.inner).length;
-  const games = `${told.games.toLocaleString("en")} games${told.waiting ? `, ${told.waiting} files to read` : ""}`;
-  $("about").textContent = `${told.folder}: ${told.runs.filter((run) => !run.inner).length} runs, ${running} running, ${games}`;
+  const games = `${counted(told.games, "game")}${told.waiting ? `, ${counted(told.waiting, "file")} to read` : ""}`;
+  $("about").textContent = `${told.folder}: ${counted(told.runs.filter((run) => !run.inner).length, "run")}, ${running} running, ${games}`;
   document.title = `${running ? "● " : ""}choreo watch`;
 }
 
@@ -78,9 +80,14 @@ export async function go(tab, changes = {}) {
   await turn();
 }
 
-async function turn() {
-  for (const name of ["runs", "curves", "recipes", "games"]) $(name).hidden = name !== view.tab;
+// Shows the chosen view, and none before the server has told anything, as without a key.
+function unveil() {
+  for (const name of ["runs", "curves", "recipes", "games"]) $(name).hidden = !told || name !== view.tab;
   for (const tab of document.querySelectorAll("#tabs [data-tab]")) tab.setAttribute("aria-current", String(tab.dataset.tab === view.tab));
+}
+
+async function turn() {
+  unveil();
   if (!told) return;
   drawRuns(told, go);
   try {

@@ -1,5 +1,5 @@
 // The table of runs, what is going on, and the alarms.
-import { $, button, duration, element, percent, signed } from "./server.js";
+import { $, button, counted, duration, element, percent, signed } from "./server.js";
 import { view, write } from "./view.js";
 
 const MEASURES = [
@@ -52,8 +52,9 @@ function row(run, told, go) {
   pick.append(box);
   const doing = cell("what it does", "doing");
   doing.append(element("span", run.state, `state ${run.state}`), element("div", run.doing, "hint"));
+  if (run.attack && run.report) doing.append(element("div", "figures: report.html in its folder", "hint"));
   if (run.problem) doing.append(element("div", run.problem, "bad"));
-  const judges = Object.entries(run.judges).map(([role, name]) => (role === "training" ? name : `${role}: ${name}`)).join(", ");
+  const judges = Object.entries(run.judges).map(([role, name]) => (role === "gold" ? `gold: ${name}` : name)).join(", ");
   const on = run.alarms.filter((one) => one.on).length;
   const alarms = cell("alarms", "number");
   if (run.alarms.length) alarms.append(element("span", on ? `${on} ${run.state === "running" ? "now" : "at its end"}` : `${run.alarms.length} past`, on ? "bad" : "soft"));
@@ -74,7 +75,11 @@ function cell(label, className, text) {
 
 function measure(run, field, label) {
   const found = run.measures[field], made = cell(label, "number");
-  if (!found) { made.append(element("span", "–", "soft")); return made; }
+  if (!found) {
+    made.append(element("span", "–", "soft"));
+    if (run.attack) made.title = "The figures of an attack are in its report.";
+    return made;
+  }
   const trained = run.by.startsWith("games of training");
   made.append(element(trained ? "em" : "span", field === "gap" ? signed(100 * found.value, 1) : percent(found.value)));
   if (found.low !== undefined && found.low !== null) made.append(element("span", `${percent(found.low)}–${percent(found.high)}`, "interval"));
@@ -109,6 +114,7 @@ function card(run, go) {
   if (run.problem) made.append(element("p", run.problem, "bad"));
   for (const one of run.alarms.filter((alarm) => alarm.on)) made.append(element("p", `! since step ${one.since}: ${one.text}`, "bad"));
   if (run.last) made.append(...ended(run, go));
+  if (run.attack) made.append(...attacked(run, go));
   return made;
 }
 
@@ -123,7 +129,20 @@ function ended(run, go) {
     button("all unsafe", open({ verdict: "unsafe" })), button("lowest reward", open({ order: "lowest" })),
     button("curves", () => go("curves", { runs: [run.run] })),
   );
-  return [element("p", `Step ${last.step}: ${last.games} games${said ? `; at their end ${said}` : ""}.`), buttons];
+  return [element("p", `Step ${last.step}: ${counted(last.games, "game")}${said ? `; at their end ${said}` : ""}.`), buttons];
+}
+
+// An attack has tries in place of steps, and its figures are of several systems and budgets.
+function attacked(run, go) {
+  const open = (filters) => () => go("games", { runs: [run.run], filters, game: null });
+  const buttons = element("div", undefined, "row");
+  buttons.append(button("its tries", open({})), button("all unsafe", open({ verdict: "unsafe" })));
+  return [element("p", reportOf(run)), buttons];
+}
+
+// Where the figures of an attack are, in words.
+export function reportOf(run) {
+  return run.report ? `Its figures, by system and number of tries, are in ${run.report}` : "Its figures will be in report.html in its folder, once it has finished.";
 }
 
 function drawAlarms(told, go) {

@@ -50,6 +50,10 @@ export function svg(name, attributes = {}, text) {
   return made;
 }
 
+// Where games that training did not sample come from. That of an attack's tries is "SYSTEM, ATTACK".
+export const sourceName = (source) => `${source.includes(", ") ? "attack" : "held out"}: ${source}`;
+
+export const counted = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 export const percent = (value, digits = 1) => (100 * value).toFixed(digits);
 export const signed = (value, digits = 2) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 

@@ -1,0 +1,48 @@
+"""What the table says of the folder of an attack. It has tries in place of steps, and its figures are of several
+systems and budgets: they stand in its report, and none of them in its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from choreo.models.hub import fingerprint
+from choreo.models.resolve import BASES
+
+Table = Mapping[str, Any]
+
+
+def is_attack(info: Table) -> bool:
+    """Whether a run.json is that of an attack."""
+    return info.get("method") == "attack"
+
+
+def attack_doing(state: str, summary: Table, played: int | None) -> str:
+    """What an attack is doing, in words. played: tries that are in the index of games; None where some of its files
+    have not been read yet. An attack that has finished says itself how many there were."""
+    if state == "finished":
+        sent = sum(one["sent"] for one in summary.get("systems", {}).values())
+        target = summary.get("target", {}).get("name")
+        return f"finished after {_tries(sent)}" + (f" on {target}" if target else "")
+    if state == "running":
+        return f"attacking, {_tries(played)} so far" if played else "attacking"
+    if played is None:
+        return "stopped; its tries are still being read"
+    return f"stopped after {_tries(played)}" if played else "stopped before its first try"
+
+
+def attacked_bases(info: Table) -> list[str]:
+    """The bases of the pair that is attacked, the conversation agent's first: the names of those that ship with choreo,
+    of others the fingerprint. Nothing is known of those behind a server."""
+    found = info.get("target", {}).get("base")
+    return [_shipped().get(one, one) for one in found.split("+")] if found else []
+
+
+@cache
+def _shipped() -> dict[str, str]:
+    return {fingerprint(folder): folder.name for folder in sorted(BASES.glob("*")) if folder.is_dir()}
+
+
+def _tries(count: int) -> str:
+    return f"{count:,} {'try' if count == 1 else 'tries'}"
