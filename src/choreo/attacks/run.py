@@ -37,6 +37,7 @@ from choreo.judges.base import Judge
 from choreo.judges.resolve import choose, counts, describe, probe, unread_history
 from choreo.methods.attacker.method import ATTACKER
 from choreo.methods.attacker.play import AttackerAgent
+from choreo.methods.attacker.recipe import AttackerRecipe
 from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
@@ -279,13 +280,14 @@ def _writer(plan: AttackPlan, folder: Path, measured: Any) -> tuple[Agent[Any] |
 def _trained_writer(run: Path, measured: Any) -> tuple[Agent[Any], dict[str, Any]]:
     """The attacker of a run, what it is, and which pair it learnt against ("target"). Raises BadInput where it is a run
     of another method, or learnt in another world than that of the prompts."""
-    method = method_of(recipe := config.load(run / "recipe.toml"))
-    if method.name != ATTACKER.name:
-        raise BadInput(f"--writer {run}: is a run of {method.name}; a writer is a model, or a run of {ATTACKER.name}")
+    recipe = config.load(run / "recipe.toml")
+    if not isinstance(recipe, AttackerRecipe):
+        method = method_of(recipe).name
+        raise BadInput(f"--writer {run}: is a run of {method}; a writer is a model, or a run of {ATTACKER.name}")
     if measured is not None and not measured.from_files():
         recipe.same_world(measured, "what is attacked")
     step, folder = max(checkpoints(run).items(), default=(0, None))
-    agents = method.load(recipe, folder)
+    agents = ATTACKER.load(recipe, folder)
     about = {"step": step, "base": agents.model.fingerprint, "checkpoint": checkpoint_digest(folder)}
     return AttackerAgent(agents), about | ({"target": agents.begun} if agents.begun else {})
 
