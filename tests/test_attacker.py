@@ -113,7 +113,7 @@ def test_what_goes_on_is_held_to_the_checkpoints_that_it_began_with(tmp_path, ca
     replaced(last)
     capsys.readouterr()
     assert main([*command, "--out", str(out), "--resume"]) == 2
-    assert "attacks with another writer" in capsys.readouterr().err
+    assert "was begun with another writer" in capsys.readouterr().err
     shutil.rmtree(last)
     (attacker / "summary.json").unlink()  # the attacker's run has one step left
     kept = tmp_path / "kept"
@@ -121,7 +121,7 @@ def test_what_goes_on_is_held_to_the_checkpoints_that_it_began_with(tmp_path, ca
     shutil.copytree(pair, kept)
     replaced(pair)
     assert main([*command, "--out", str(out), "--resume"]) == 2
-    assert "attacks with another target" in capsys.readouterr().err
+    assert "was begun with another target" in capsys.readouterr().err
     assert main(["train", "--resume", str(attacker)]) == 2
     assert "is another pair than the attacker began with" in capsys.readouterr().err
     # A target that was trained further is still there as it was.
