@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from choreo.runs.progress import Progress
 
 pytestmark = pytest.mark.slow
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 STEPS = 8
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -99,3 +102,20 @@ def test_what_cannot_be_is_said_once(tmp_path):
     _, said = process.communicate(timeout=600)
     assert process.returncode == 2 and said.count("choreo: ") == 1 and "nothing" in said, said
     assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_reads_the_documented_commands():
+    """Its parser takes abbreviations of its own options from what stands behind the script, such as --run."""
+    from torch.distributed.run import parse_args
+
+    found = []
+    for page in ("cluster.md", "your-model.md", "scale.md"):
+        text = (
+            (DOCS / page).read_text(encoding="utf-8").replace("\\\n", " ").replace("torchrun …", "torchrun --nnodes 4")
+        )
+        found += re.findall(r"torchrun (--[^\n`#]* choreo train [^\n`#]*)", text)
+    assert len(found) == 3
+    for line in found:
+        read = parse_args(shlex.split(line))
+        assert read.module and read.training_script == "choreo"
+        assert read.training_script_args == ["train", "mine.toml", "--run", "runs/mine"]

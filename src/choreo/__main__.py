@@ -1,4 +1,4 @@
-"""`python -m choreo` is `choreo`, and so is `torchrun ... -m choreo`."""
+"""`python -m choreo` is `choreo`, and so is `torchrun ... -m -- choreo`."""
 
 import sys
 

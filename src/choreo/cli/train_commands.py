@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
   choreo train --resume runs/mine                 after Ctrl-C, SIGTERM (exit code 75), a crash or a kill
   choreo train waltz --processes 2                in two processes, which share the work
-  torchrun --nproc-per-node 8 -m choreo train mine.toml --run runs/mine      the same, by PyTorch's own command
+  torchrun --nproc-per-node 8 -m -- choreo train mine.toml --run runs/mine   the same, by PyTorch's own command
   choreo train mine.toml --cluster auto           on the machines of the Ray cluster that this one belongs to
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,

@@ -30,7 +30,10 @@ def command_of(settings: Rollouts) -> list[str]:
     """The words of the command. Raises BadInput where there is no such program."""
     words = shlex.split(settings.command)
     if shutil.which(words[0]) is None:
-        raise BadInput(f"engine.command: {words[0]}: no such program; engine.url names a server that runs already")
+        raise BadInput(
+            f"engine.command: {words[0]}: no such program; install vLLM, or name a server that runs already with "
+            "engine.url"
+        )
     return words
 
 
