@@ -15,7 +15,7 @@ def tables_of(found: Mapping[str, Any]) -> str:
     """All tables as plain columns, each under its question."""
     shown = [f"{section.heading}\n{_plain(section.table)}" for section in _sections(found) if section.table]
     if found["mode"] == "pairs":
-        shown.append(f"Of the choices between two sides {percent(found['left'])} were for the left one.")
+        shown.append(_left(found))
     return "\n\n".join(shown)
 
 
@@ -62,8 +62,7 @@ def _pair_sections(found: Mapping[str, Any]) -> list[PageSection]:
     won = PageSection(
         "Who wins?",
         "Win and lose are the first system's. Its score is the share of comparisons that it won, with ties and “both "
-        f"bad” as halves. Equal answers were shown to nobody. Of the choices between two sides "
-        f"{percent(found['left'])} were for the left one; without a bias it is 50 %.",
+        f"bad” as halves. Equal answers were shown to nobody. {_left(found)}",
         Table(columns, rows),
     )
     known = any(one["value"] is not None for one in found["strengths"].values())
@@ -76,6 +75,11 @@ def _pair_sections(found: Mapping[str, Any]) -> list[PageSection]:
     )
     strong = [[name, _signed(one)] for name, one in found["strengths"].items()]
     return [won, PageSection("How strong are they?", said, Table(("system", "strength"), strong))]
+
+
+def _left(found: Mapping[str, Any]) -> str:
+    share = percent(found["left"])
+    return f"Of the choices between two sides {share} were for the left one; without a bias it is 50 %."
 
 
 def _label_sections(found: Mapping[str, Any]) -> list[PageSection]:

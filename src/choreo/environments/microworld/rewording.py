@@ -123,6 +123,7 @@ def _world_words(language: str) -> re.Pattern[str]:
     words = [lexicon.verb(action, language) for action in lexicon.ACTIONS]
     words += [lexicon.without_article(thing, language) for thing in lexicon.OBJECTS]
     words += [place[column(language)] for place in lexicon.CONTEXTS.values()]
+    words.sort(key=len, reverse=True)  # of words that begin alike the longest is meant
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
 
 
