@@ -201,6 +201,8 @@ def test_a_pair_on_a_card_on_four_and_what_does_not_fit(eight, prompts, capsys):
     assert twice["traffic"]["gradients"] == pytest.approx(2 * four["traffic"]["gradients"])
     assert twice["traffic"]["adapters"] <= 2 * 200 * 3 * 4 * 41_943_040  # once a step, not once an update
     assert four["seconds"]["learn"] < one["seconds"]["learn"] / 3
+    started = ("--set", "engine.rollouts=vllm", "--set", "engine.command=no-such-program serve")  # it may be there
+    assert planned(capsys, *base, *started)["cost"]["devices"] == {"train": 1, "sample": 1, "judge": 1}
     whole = planned(capsys, *base, "--set", "model.train=full")
     assert whole["fits"] is False and whole["cost"]["seconds"] is None and whole["cost"]["money"] is None
 

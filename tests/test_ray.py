@@ -98,5 +98,9 @@ def test_a_cluster_that_does_not_answer_is_said_in_one_line(tmp_path, capsys):
     assert main(["train", "waltz", "--cluster", "127.0.0.1:1", "--run", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("choreo: --cluster 127.0.0.1:1: no cluster answers: ") and not (tmp_path / "run").exists()
-    assert main(["train", "waltz", "--cluster", "here", "--run", str(tmp_path / "run")]) == 2
-    assert "--cluster here: expected auto or host:port" in capsys.readouterr().err
+    for address in ("here", "ray://127.0.0.1:10001"):
+        assert main(["train", "waltz", "--cluster", address, "--run", str(tmp_path / "run")]) == 2
+        assert f"--cluster {address}: expected auto or host:port" in capsys.readouterr().err
+    wrong = ["--set", "learning.steps=0", "--run", str(tmp_path / "run")]
+    assert main(["train", "waltz", "--cluster", "127.0.0.1:1", *wrong]) == 2  # what is wrong here is said first
+    assert "learning.steps" in capsys.readouterr().err

@@ -363,7 +363,8 @@ def test_a_missing_address_key_or_client_is_said(server, monkeypatch):
         m.delenv("TINKER_API_KEY")
         with pytest.raises(BadInput, match=f"give the key of {server.url}, tml-…, in TINKER_API_KEY"):
             RemotePair(made)
-    with monkeypatch.context() as m, pytest.raises(BadInput, match=r'pip install "choreo-rl\[tinker\]"'):
+    needed = r'^backend = "tinker" needs .*pip install "choreo-rl\[tinker\]"$'
+    with monkeypatch.context() as m, pytest.raises(BadInput, match=needed):
         m.setitem(sys.modules, "tinker", None)
         m.delitem(sys.modules, "choreo.clients.tinker")
         BACKENDS.get("tinker")

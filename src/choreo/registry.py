@@ -89,6 +89,8 @@ def load_object(name: str, what: str = "object") -> Any:
     try:
         file = _file_of(where)
         module = _from_file(file) if file else _from_path(where)
+    except BadInput:  # it says itself what it needs
+        raise
     except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
         reason, kind = first_line(error), type(error).__name__
         if not isinstance(error, _NoFile) and not reason.startswith(kind):

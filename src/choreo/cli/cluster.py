@@ -274,7 +274,9 @@ def _connected(address: str) -> Iterator[None]:
         _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
-        raise Unavailable(f"--cluster {address}: no cluster answers: {first_line(error)}") from None
+        # Of a machine that belongs to no cluster Ray speaks of options that are not choreo's.
+        found = "this machine belongs to none (ray start)" if address == "auto" else first_line(error)
+        raise Unavailable(f"--cluster {address}: no cluster answers: {found}") from None
     try:
         yield
     finally:
@@ -285,7 +287,7 @@ def _reach(address: str) -> None:
     """Raises OSError where nobody listens there: Ray itself would wait for a quarter of an hour."""
     if address == "auto":
         return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and colon and port.isdecimal()):
-        raise BadInput(f"--cluster {address}: expected auto or host:port")
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal()) or "/" in host:
+        raise BadInput(f"--cluster {address}: expected auto or host:port, of the cluster's head")
     socket.create_connection((host, int(port)), timeout=10).close()

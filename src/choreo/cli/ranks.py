@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from choreo.cli.output import say
@@ -19,9 +20,10 @@ from choreo.clients.server_process import free_port
 POLL, GRACE = 0.05, 20.0  # seconds: between two looks, and for the others to end when one has failed
 
 
-def run_in_ranks(processes: int, words: Sequence[str]) -> int:
+def run_in_ranks(processes: int, words: Sequence[str], run: Path) -> int:
     """Runs `choreo WORDS` in so many ranks, to its end. Returns the exit code: of the first rank that fails, if any.
 
+    run: the folder of the run, which a message names.
     SIGINT and SIGTERM reach every rank as they are, and SIGHUP as SIGINT. When a rank dies of a signal, the others are
     ended.
     """
@@ -47,7 +49,7 @@ def run_in_ranks(processes: int, words: Sequence[str]) -> int:
             command = [sys.executable, "-m", "choreo.cli", *words]
             # A session of its own: a signal reaches it from here alone, and once.
             ranks.append(subprocess.Popen(command, env={**os.environ, **own}, start_new_session=True))
-        return _wait(ranks)
+        return _wait(ranks, run)
     finally:
         for process in ranks:
             process.kill()
@@ -56,7 +58,7 @@ def run_in_ranks(processes: int, words: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], run: Path) -> int:
     """The exit code of the first rank that fails, once all have ended, or soon after."""
     failed, deadline = 0, float("inf")
     running = True
@@ -65,7 +67,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         for rank, process in enumerate(ranks):
             code = process.poll()
             if code and code < 0:
-                say(f"choreo: rank {rank} ended by signal {-code}; go on with choreo train --resume RUN")
+                say(f"choreo: rank {rank} ended by signal {-code}; choreo train --resume {run} goes on")
                 return 1
             if code and not failed:
                 failed, deadline = code, time.monotonic() + GRACE

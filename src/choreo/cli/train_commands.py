@@ -69,8 +69,8 @@ absolute paths, and can be trained again.""",
   choreo plan mine.toml --gpus 4 --memory 80 --peak 989 --bandwidth 3350 --utilisation .4 --link 450 --price 2
 What train refuses is refused here, but for what only weights or servers say. Nothing is assumed of a card: without its
 figures no time is said. Servers that the recipe names count as one card each, beside those that train.
-A model's configuration is enough: a folder with a config.json, or a name on the hub. A GGUF file, or smollm2, is
-converted first, once.""",
+A model's configuration is enough: a folder with a config.json (--set model.base=DIR), or a name on the hub. A GGUF
+file, or smollm2, is converted first, once. Files of prompts must be there, as for train.""",
     )
     plan_command.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     set_option(plan_command)
@@ -141,18 +141,8 @@ def train(args: argparse.Namespace) -> int:
         raise BadInput(f"train: give a recipe, or --resume RUN ({both})")
     if args.resume and (args.set or args.run or args.overwrite):
         raise BadInput("train: --resume goes on exactly as before; --set, --run and --overwrite do not go with it")
-    if args.cluster:
-        from choreo import api, config
-        from choreo.cli.cluster import run_in_cluster
-
-        if not args.resume:
-            args.run = args.run or api.new_folder(config.load(args.recipe, args.set).name)
-        run = args.resume or args.run
-        return run_in_cluster(args.cluster, args.processes or 0, _for_ranks(args), run, args.json)
-    if args.processes and args.processes > 1:
-        from choreo.cli.ranks import run_in_ranks
-
-        return run_in_ranks(args.processes, _for_ranks(args))
+    if args.cluster or (args.processes or 1) > 1:
+        return _train_in_ranks(args)
     from choreo import parallel
 
     def before_a_run(*_: object) -> None:  # no state is there to save; a run takes SIGTERM over (`Progress`)
@@ -167,6 +157,23 @@ def train(args: argparse.Namespace) -> int:
         raise Terminated("no step was in hand") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _train_in_ranks(args: argparse.Namespace) -> int:
+    """The recipe is read here first: what is wrong with it is said once, and before a cluster is asked for room."""
+    from choreo import api, config
+
+    if not args.resume:
+        recipe = config.load(args.recipe, args.set)
+        args.run = args.run or api.new_folder(recipe.name)
+    run = args.resume or args.run
+    if args.cluster:
+        from choreo.cli.cluster import run_in_cluster
+
+        return run_in_cluster(args.cluster, args.processes or 0, _for_ranks(args), run, args.json)
+    from choreo.cli.ranks import run_in_ranks
+
+    return run_in_ranks(args.processes, _for_ranks(args), run)
 
 
 class _TerminatedEarly(KeyboardInterrupt):

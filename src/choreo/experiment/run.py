@@ -16,6 +16,7 @@ from choreo.config.prompts import Prompts, Source, SystemMessages
 from choreo.config.rollouts import Rollouts
 from choreo.data.answers import LabelledAnswer, load
 from choreo.data.reading import taken
+from choreo.engine.vllm_start import command_of
 from choreo.environments.task import Task
 from choreo.errors import BadInput, TooFew
 from choreo.evaluation.agreement import agreement
@@ -94,6 +95,8 @@ def check(recipe: config.Recipe, trains: bool = True) -> None:
     """
     task = Task(recipe)
     _ = task.judges
+    if trains and recipe.engine.starts:
+        command_of(recipe.engine)
     _check(recipe, task, lambda: method_of(recipe).load(recipe), trains)
     gc.collect()  # with recompute a model's layers are cycles, and would stay in memory beside those of the run
     for settings in recipe.judges():
@@ -105,7 +108,8 @@ def check_unloaded(recipe: config.Recipe) -> tuple[Task, Any]:
     weights; `Unread` where a base has no tokenizer here.
 
     What training refuses beside is what weights or servers say: files of weights whose numbers are not finite, a model
-    whose logits are not known, a server that is not there or serves something else.
+    whose logits are not known, a server that is not there or serves something else; and whether the program that
+    starts a sampling server is installed: a plan may be for another machine.
     """
     task = Task(recipe)
     if not local(recipe.judge):

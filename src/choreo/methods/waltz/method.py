@@ -87,10 +87,6 @@ class Waltz(Method[WaltzRecipe, "AnyPair[Any]"]):
             if recipe.environment != config.MICROWORLD or recipe.from_files():
                 raise BadInput("attack: an attacker is trained in the microworld alone")
             enough_intents(recipe.attack, task.training(), "attack.")
-        if trains and recipe.engine.starts:
-            from choreo.engine.vllm_start import command_of
-
-            command_of(recipe.engine)
         if trains:
             with nullcontext(agents) if recipe.engine.starts else agents.rollouts() as rollouts:
                 prompts = training_prompts(rollouts, task, recipe.learning)
