@@ -105,7 +105,8 @@ def attack_folder(folder, tries):
     """As `choreo attack` leaves it when it is stopped after so many tries of one system."""
     about = {"step": 4, "base": f"{fingerprint(BASES / 'nano-llama')}+0123456789abcdef", "checkpoint": "c" * 16}
     (folder / "attempts").mkdir(parents=True)
-    info = {"name": "attack", "method": "attack", "target": about, "seed": 7, "judge": "microworld", "writer": {}}
+    info = {"name": "attack", "method": "attack", "attacks": "runs/mine", "target": about, "seed": 7, "writer": {}}
+    info["judge"] = "microworld"
     durable.write_json(folder / "run.json", info)
     games = [record(episode(number), {}) for number in range(tries)]
     if tries:
@@ -120,7 +121,8 @@ def test_an_attack_has_tries_and_its_row_no_figures_of_one_of_its_systems(watche
     unread = [row["doing"] for row in json.loads(watcher.told)["runs"]]
     assert unread == ["stopped; its tries are still being read"] * 2
     none, some = told(watcher)["runs"]
-    assert (none["doing"], some["doing"]) == ("stopped before its first try", "stopped after 3 tries")
+    assert none["doing"] == "stopped before its first try on runs/mine"
+    assert some["doing"] == "stopped after 3 tries on runs/mine"
     assert (some["state"], some["report"], some["measures"]) == ("interrupted", "", {})
     assert (some["bases"], some["judges"], some["seed"]) == (
         ["nano-llama", "0123456789abcdef"], {"attack": "microworld"}, 7,
@@ -128,11 +130,11 @@ def test_an_attack_has_tries_and_its_row_no_figures_of_one_of_its_systems(watche
     run = watcher.runs[some["run"]]
     assert (run.base("conversation"), run.base("feedback")) == ("nano-llama", "0123456789abcdef")
     lock = take(tmp_path / "some")
-    assert told(watcher)["runs"][1]["doing"] == "attacking, 3 tries so far"
+    assert told(watcher)["runs"][1]["doing"] == "attacking runs/mine, 3 tries so far"
     os.close(lock)
     rate = {"value": 0.25, "low": 0.1, "high": 0.5, "n": 12}
     systems = {name: {"asr": rate, "orr": rate, "sent": 500} for name in ("pair, injection", "alone, injection")}
-    durable.write_json(tmp_path / "some" / "summary.json", {"target": {"name": "runs/mine"}, "systems": systems})
+    durable.write_json(tmp_path / "some" / "summary.json", {"systems": systems})
     (tmp_path / "some" / "report.html").write_text("")
     row = told(watcher)["runs"][1]
     assert (row["state"], row["doing"]) == ("finished", "finished after 1,000 tries on runs/mine")

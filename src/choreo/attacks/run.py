@@ -314,5 +314,6 @@ def _begin(
         if before and before.get(name) != value:
             other = f"other {name}" if name == "prompts" else f"another {name}"
             raise BadInput(f"{folder}: was begun with {other}: {difference(name, before.get(name), value)}")
-    told = {"schema": 1, "name": METHOD, "method": METHOD, **same, "versions": versions()}
+    # What the target is called is told, and not compared: another path may lead to the same pair.
+    told = {"schema": 1, "name": METHOD, "method": METHOD, "attacks": plan.target, **same, "versions": versions()}
     durable.write_json(file, before | told)

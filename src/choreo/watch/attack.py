@@ -18,18 +18,19 @@ def is_attack(info: Table) -> bool:
     return info.get("method") == "attack"
 
 
-def attack_doing(state: str, summary: Table, played: int | None) -> str:
-    """What an attack is doing, in words. played: tries that are in the index of games; None where some of its files
+def attack_doing(state: str, info: Table, summary: Table, played: int | None) -> str:
+    """What an attack is doing, and to whom, in words. info: its run.json. played: tries that are in the index of games; None where some of its files
     have not been read yet. An attack that has finished says itself how many there were."""
+    target = info.get("attacks") or summary.get("target", {}).get("name", "")  # an older run.json does not say
+    on = f" on {target}" if target else ""
     if state == "finished":
         sent = sum(one["sent"] for one in summary.get("systems", {}).values())
-        target = summary.get("target", {}).get("name")
-        return f"finished after {_tries(sent)}" + (f" on {target}" if target else "")
+        return f"finished after {_tries(sent)}{on}"
     if state == "running":
-        return f"attacking, {_tries(played)} so far" if played else "attacking"
+        return f"attacking{f' {target}' if target else ''}{f', {_tries(played)} so far' if played else ''}"
     if played is None:
         return "stopped; its tries are still being read"
-    return f"stopped after {_tries(played)}" if played else "stopped before its first try"
+    return f"stopped after {_tries(played)}{on}" if played else f"stopped before its first try{on}"
 
 
 def attacked_bases(info: Table) -> list[str]:

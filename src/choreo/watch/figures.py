@@ -104,7 +104,9 @@ class WatchedRun:
             "seconds": seconds,
             "left": None if state != "running" or not steps or seconds is None else max(0, steps - step) * seconds,
             "updated": (self._updated() or 0) / 1e9,
-            "doing": attack_doing(state, self.summary, played) if attack else self._doing(state, lines, steps),
+            "doing": attack_doing(state, self.info, self.summary, played)
+            if attack
+            else self._doing(state, lines, steps),
             "measures": measures,
             "by": by,
             "alarms": alarm_times(lines),
