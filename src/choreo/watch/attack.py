@@ -19,8 +19,10 @@ def is_attack(info: Table) -> bool:
 
 
 def attack_doing(state: str, info: Table, summary: Table, played: int | None) -> str:
-    """What an attack is doing, and to whom, in words. info: its run.json. played: tries that are in the index of games; None where some of its files
-    have not been read yet. An attack that has finished says itself how many there were."""
+    """What an attack is doing, and to whom, in words. An attack that has finished says itself how many tries there were.
+
+    info: its run.json. played: tries that are in the index of games; None where some of its files have not been read.
+    """
     target = info.get("attacks") or summary.get("target", {}).get("name", "")  # an older run.json does not say
     on = f" on {target}" if target else ""
     if state == "finished":
