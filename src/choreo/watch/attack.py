@@ -19,7 +19,7 @@ def is_attack(info: Table) -> bool:
 
 
 def attack_doing(state: str, info: Table, summary: Table, played: int | None) -> str:
-    """What an attack is doing, and to whom, in words. An attack that has finished says itself how many tries there were.
+    """What an attack is doing, and to whom, in words. An attack that has finished says how many tries there were.
 
     info: its run.json. played: tries that are in the index of games; None where some of its files have not been read.
     """
