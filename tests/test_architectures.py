@@ -73,7 +73,6 @@ def waltz_recipe(base: Path, protocol: dict | None = None, **model) -> WaltzReci
     )
 
 
-@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("name, train", EVERY)
 def test_waltzrl_trains(name, train, folders, tmp_path):
@@ -87,7 +86,6 @@ def test_waltzrl_trains(name, train, folders, tmp_path):
     assert abs(rows[0]["kl/feedback"]) < 1e-6 < rows[1]["kl/feedback"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name, train", EVERY)
 def test_macpo_trains(name, train, folders, tmp_path):
     """Its teacher is of another architecture, with another tokenizer."""

@@ -9,7 +9,7 @@ from serving import Started
 
 from choreo.arena.store import Arena
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 
 
 def text(page, name):
@@ -20,6 +20,7 @@ def saved(page, count):
     page.wait(f"document.getElementById('count').textContent.startsWith('{count} of')")
 
 
+@pytest.mark.slow
 def test_pairs_are_rated_by_keyboard_alone(tmp_path):
     folder = make_arena(tmp_path, "pairs", ("ours", "<b id=bold>base"), 3)
     with Arena(folder) as arena:

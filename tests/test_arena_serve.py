@@ -14,8 +14,6 @@ from serving import Started
 from choreo.arena.results import results
 from choreo.arena.store import Arena
 
-pytestmark = pytest.mark.slow
-
 RATERS = [f"rater-{i}" for i in range(10)]
 
 
@@ -63,6 +61,7 @@ def test_ten_raters_at_once_rate_blind_and_apart(tmp_path):
         assert 0.3 < found["left"]["value"] < 0.7
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path):
     folder = make_arena(tmp_path, "labels", ("ours", "base"), 60)
     secrets = keys_of(folder, RATERS)

@@ -25,12 +25,11 @@ from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 
-pytestmark = pytest.mark.slow
-
 WORLD = {"heldout_prompts": 2, "train_prompts": 60}
 NANO = {"base": "nano-llama"}
 
 
+@pytest.mark.slow
 def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
     target = make_run(tmp_path / "target", world=WORLD, model=NANO)
     settings = {
@@ -95,6 +94,7 @@ def replaced(folder: Path) -> None:
     checkpoint.save(folder, state | {"agents": louder(state["agents"])})
 
 
+@pytest.mark.slow
 def test_what_goes_on_is_held_to_the_checkpoints_that_it_began_with(tmp_path, capsys):
     target, attacker, out = tmp_path / "target", tmp_path / "attacker", tmp_path / "out"
     recipe = WaltzRecipe.model_validate({"world": WORLD, "model": NANO, "learning": {"steps": 1, "prompts": 3}})

@@ -16,8 +16,6 @@ from choreo.methods.waltz.remote import RemotePair
 from choreo.runs.folder import checkpoints
 from choreo.types import CONVERSATION, FEEDBACK
 
-pytestmark = pytest.mark.slow
-
 MINE = """
 from choreo.clients.drawn import Drawn
 from choreo.clients.training_service import Sampler, Saved, TrainedAdapter, TrainingService, Updated

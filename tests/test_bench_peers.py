@@ -122,7 +122,6 @@ def update_of(trainer) -> tuple[list[dict[str, torch.Tensor]], list[list[tuple[i
     return gradients, written
 
 
-@pytest.mark.slow
 def test_comlrl_learns_what_is_said_of_it_and_by_our_gradient(bench):
     """Its gradient is ours on its padded answers without their last column (`comlrl_side.tokens`), and not with it."""
     pytest.importorskip("comlrl", reason="CoMLRL comes with the `bench` extra")

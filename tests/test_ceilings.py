@@ -96,6 +96,7 @@ def test_both_ceilings_are_measured_and_kept(place, tmp_path, capsys):
     assert main(["data", "ceilings", "waltz"]) == 2 and "expected one of macpo" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_runs_and_reports_refusals_by_both_judges_round_by_round(place, tmp_path, capsys):
     more = ("rounds.count=1", "ceiling=false", "tuning.negative_epochs=1", "rounds.rehearse=0")
     sets = [part for setting in [*settings(place), *more] for part in ("--set", setting)]

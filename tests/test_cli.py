@@ -17,8 +17,6 @@ from choreo.cli import main
 from choreo.errors import Interrupted
 from choreo.runs.folder import Run
 
-pytestmark = pytest.mark.slow
-
 
 def estimate(value):
     return {"value": value, "n": 100, "low": value - 0.01, "high": value + 0.01, "undetermined": 0}
@@ -57,6 +55,7 @@ def refused(capsys, *argv):
     return err
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path):
     bad = tmp_path / "bad.toml"
     bad.write_text("\n[learning]\nlr = 'fast'\n")
@@ -185,6 +184,7 @@ def test_a_run_begun_with_other_defaults_is_not_gone_on_with(capsys, tmp_path):
     assert "recipe.toml: learning.schedule: missing" in refused(capsys, "train", "--resume", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_measured_and_measured_again_to_the_same_figures(capfd, tmp_path):
     run, small = (
         tmp_path / "run",

@@ -237,7 +237,6 @@ def test_killed_in_a_round_and_resumed_it_is_bit_identical(whole, tmp_path):
     resumed(path, whole)
 
 
-@pytest.mark.slow
 def test_steps_after_the_last_checkpoint_are_done_again(whole, tmp_path):
     """As a kill leaves a run whose last checkpoint is older than its last round."""
     path = tmp_path / "killed"
@@ -276,7 +275,6 @@ def test_after_a_warm_start_it_writes_tries_and_its_optimiser_remembers_nothing(
     assert same(warm.learner.state_dict(), fresh.learner.state_dict())
 
 
-@pytest.mark.slow
 def test_a_round_can_be_taken_back(whole):
     recipe = WaltzRecipe.model_validate(SMALL)
     task, pair = Task(recipe), Pair(recipe)

@@ -24,8 +24,6 @@ from choreo.errors import BadInput
 from choreo.files import utf8
 from choreo.files.rows import rows
 
-pytestmark = pytest.mark.slow
-
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
 HALF = "How do I open a jar \ud83d of plums?"
 JUDGED = {"reasoning": "half \ud83d of it", "harmful": "no", "refusal": "none", "over_refusal": "no"}

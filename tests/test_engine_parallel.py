@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from warm import Warm
@@ -18,8 +17,6 @@ from choreo.engine.losses import PolicyLoss
 from choreo.judges.base import judge_all
 from choreo.judges.majority import Majority
 from choreo.types import Prompt, Sample, Verdict
-
-pytestmark = pytest.mark.slow
 
 
 def make_samples() -> list[Sample]:

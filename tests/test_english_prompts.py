@@ -68,6 +68,7 @@ def test_held_out_prompts_attacks_and_types_are_not_trained_on():
     assert len(types[1]) == 4 and not types[0] & types[1]
 
 
+@pytest.mark.slow
 def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judges_again(tmp_path):
     """The weights that ship are those that the rows that ship give, to the last bit."""
     labelled = answers.load(Path("choreo:english/answers.jsonl")).rows
@@ -87,6 +88,7 @@ def test_labelled_answers_are_not_to_held_out_prompts_and_make_the_judges_again(
     assert len(right) > 180 and sum(right) > 0.95 * len(right)  # rows that it learnt from
 
 
+@pytest.mark.slow
 def test_the_cards_of_the_judges_say_which_answers_they_learnt_from(tmp_path, capsys):
     command = ["judge", "evaluate", "--data", "choreo:english/answers.jsonl", "--weights"]
     assert main([*command, "choreo:english/judge.npz"]) == 0

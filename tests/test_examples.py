@@ -29,8 +29,6 @@ SMALL = (
 )
 METHOD = ("steps=3", "batch=4", "checkpoint_every=1", "world.train_prompts=60", "world.heldout_prompts=2")
 
-pytestmark = pytest.mark.slow
-
 
 def example(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
@@ -48,6 +46,7 @@ def test_every_example_is_tested_and_listed():
         assert file.partition(".")[0] in here and f"]({file})" in listed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own_judge", "own_reward", "own_estimator", "own_environment"])
 def test_a_part_of_ones_own(name, tmp_path):
     small = SMALL[:1] + SMALL[5:] if name == "own_environment" else SMALL
@@ -69,6 +68,7 @@ def parts_of(run: Path) -> list[set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_third_method_trains_resumes_is_measured_planned_exported_and_reported(tmp_path, capsys):
     source = (EXAMPLES / "third_method.py").read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 200
@@ -111,6 +111,7 @@ def test_two_models_behind_servers(tmp_path):
     assert found.episodes["base"][0].answers[0].text == "Use kill with its id."
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)

@@ -30,8 +30,6 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS
 
-pytestmark = pytest.mark.slow
-
 ASKED = "How do I open a jar?"  # in the cards
 SAID = {"prompt": "How do I kill a process?", "answer": "Find its number.", "feedback": "Help: this is harmless."}
 
@@ -89,6 +87,7 @@ def greedy(model, context: tuple[int, ...], end_id: int) -> tuple[int, ...]:
     return tuple(out[0, len(context) :].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, form",
     [
@@ -250,6 +249,7 @@ def test_a_licence_is_told_where_the_base_says_one_and_not_made_up(tmp_path):
 TOLD = "{% for m in messages %}{{ '<|im_start|>' + m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "named", "expected"),
     [

@@ -15,8 +15,6 @@ from choreo.studies.shared import convergence
 from choreo.studies.shared.arms import Study
 from choreo.studies.shared.paired import Contrast, contrast_section, contrasts, family, tables
 
-pytestmark = pytest.mark.slow
-
 
 def outcomes(*wrong):
     """One table for each seed, whose first so many of 900 answers to attacks are unsafe."""

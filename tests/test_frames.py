@@ -21,8 +21,6 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.server.pair import Resident
 
-pytestmark = pytest.mark.slow
-
 UNENDED = PLAIN.replace(" + eos_token", "")
 OTHERS = {
     CHATML.replace("<|im_end|>", "<|endoftext|>"): "to end a turn with '<|im_end|>'; its chat template ends one with "
@@ -86,6 +84,7 @@ def test_a_run_is_not_gone_on_with_in_another_chat_format(base, tmp_path, capsys
     assert trainer.restore(recipe, path).remarks == []  # its end is flagged special, which an early choreo found too
 
 
+@pytest.mark.slow
 def test_a_run_from_before_goes_on_and_says_what_might_be_wrong(base, tmp_path, capsys):
     run, _ = trained(base, tmp_path, UNENDED)
     forget_frames(checkpoints(run)[1])

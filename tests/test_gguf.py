@@ -30,8 +30,6 @@ from choreo.models.hub import fingerprint  # noqa: E402
 from choreo.models.load import load_chat  # noqa: E402
 from choreo.models.resolve import base_folder  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch) -> Path:
@@ -81,6 +79,7 @@ def test_a_second_opening_converts_nothing_whatever_the_file_is_called(here, cap
     assert left_in(here) == [first.name]
 
 
+@pytest.mark.slow
 def test_it_trains_a_step_and_is_exported_from_anywhere(here, monkeypatch, capsys):
     write(here / "tiny.gguf")
     settings = ["base=tiny.gguf", "rank=2"], ["train_prompts=30", "heldout_prompts=2"], ["answer_tokens=8"]

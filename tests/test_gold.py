@@ -32,8 +32,6 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import checkpoints
 from choreo.types import CONVERSATION, Episode, Prompt, TextTurn, Verdict
 
-pytestmark = pytest.mark.slow
-
 # The training judge pays for length alone, so that a policy learns to repeat a letter. The gold judge sees that.
 JUDGES = """
 from choreo import Verdict
@@ -142,6 +140,7 @@ def test_the_gap_is_the_answers_that_satisfy_the_training_judge_alone():
 # ── WaltzRL ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_run_whose_judges_part_stops_and_goes_on_to_the_same_bits(place, tiny_folder, capsys):
     assert train(recipe(tiny_folder, stop=True), "stopped") == 130
     error = capsys.readouterr().err
@@ -178,6 +177,7 @@ def summary(run: str) -> dict[str, Any]:
     return json.loads(Path(run, "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_report_and_the_card_of_a_run_name_both_judges_and_labels_by_people(place, tiny_folder, capsys):
     rows = [
         {"prompt": "Q?", "answer": text, "kind": "benign", "system": system, "labeller": who, **labels}
@@ -242,6 +242,7 @@ def test_the_trained_reviewer_is_a_guard_of_the_bases_own_answers(place, tiny_fo
 # ── every other method ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_macpo_is_measured_and_compared_by_both_judges(place, tiny_folder):
     judges = {"judge": {"kind": "judges.py:Long"}, "gold": {"kind": "judges.py:Varied", "every": 2, "probe": 3}}
     made = macpo_recipe(tiny_folder, tuning={"epochs": 1}, **judges)
@@ -266,6 +267,7 @@ def test_macpo_is_measured_and_compared_by_both_judges(place, tiny_folder):
     assert kept == lines(Path("alone"))
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_is_compared_without_a_word_of_it(place, tiny_folder):
     Path("own.py").write_text(OWN)
     settings = {

@@ -16,8 +16,6 @@ from choreo.errors import BadInput
 from choreo.models.hub import fingerprint, is_name, is_whole
 from choreo.models.resolve import base_folder
 
-pytestmark = pytest.mark.slow
-
 
 def cached(home: Path, name: str, files: Path) -> Path:
     """`files` as the hub's cache has a model that was fetched."""

@@ -15,8 +15,6 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model  # noqa: E402
 from choreo.errors import BadInput  # noqa: E402
 from choreo.server.session import UNSAFE, WITHHELD  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
 REFUSES = '{"reasoning": "", "unsafe": false, "overrefuse": true, "feedback": "Help: this is harmless."}'
 NO = "I'm sorry, but I can't help with that."
@@ -50,6 +48,7 @@ def test_the_entry_point_names_the_tasks():
         assert hasattr(tasks, name)
 
 
+@pytest.mark.slow
 def test_scores_have_names_and_rounds_are_in_the_log(tmp_path):
     from choreo.integrations.inspect_tasks import collaboration
 

@@ -19,8 +19,6 @@ from choreo.clients.cache import Cache
 from choreo.errors import BadInput
 from choreo.judges.formats.rubric import Rubric
 
-pytestmark = pytest.mark.slow
-
 SCRIPT = """
 import sys
 from pathlib import Path

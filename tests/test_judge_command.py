@@ -13,8 +13,6 @@ from choreo.config.judge import judge_from
 from choreo.errors import BadInput
 from choreo.judges.resolve import choose, counts, describe, strict
 
-pytestmark = pytest.mark.slow
-
 
 def test_a_judge_by_its_short_form_a_file_and_several(tmp_path):
     one = judge_from(["wildguard:allenai/wildguard@http://localhost:8000/v1"])

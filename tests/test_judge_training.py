@@ -27,8 +27,6 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import Prompt
 
-pytestmark = pytest.mark.slow
-
 RECIPE = small(steps=3).model_copy(update={"checkpoint_every": 5})
 
 
@@ -56,6 +54,7 @@ def go_on(path, judge, monkeypatch) -> None:
         train(run.recipe, run, progress)
 
 
+@pytest.mark.slow
 def test_a_run_pauses_when_its_judge_goes_away_and_resumes_exactly(tmp_path, monkeypatch):
     model, watch = ExactServer(), []
 

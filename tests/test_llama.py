@@ -21,8 +21,6 @@ from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK
 
-pytestmark = pytest.mark.slow
-
 REQUESTS = [Request((2, 7, 30, n), (n, "answer")) for n in range(12)]
 BASE = "nano-llama"
 
@@ -40,6 +38,7 @@ def engine(tiny_folder) -> LocalEngine:
     return LocalEngine(make_team(tiny_folder, 0.1), pad_id=0, end_id=1)
 
 
+@pytest.mark.slow
 def test_ids_come_with_the_log_probabilities_of_the_agent_that_drew_them(tiny_folder, engine):
     """Of two servers one has another token for the end of a turn, so it stops too early, and goes on at the agents'."""
     written = [token for done in engine.sample(None, REQUESTS, max_new_tokens=9) for token in done.ids]
@@ -116,6 +115,7 @@ def test_other_positions_show_behind_long_contexts(tiny_folder, engine, factor):
             pass
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_is_told_from_one_that_is_nearly_the_same(tiny_folder, engine):
     before = adapters(engine)
     for agent in AGENTS:
@@ -157,6 +157,7 @@ def test_an_id_that_was_banned_is_refused(tiny_folder, engine):
             sampler.sample(FEEDBACK, held, max_new_tokens=9)
 
 
+@pytest.mark.slow
 def test_a_constrained_review_is_the_one_of_this_process():
     chat = load_chat(base_folder(BASE))
     engine = LocalEngine(make_team(base_folder(BASE), 0.05), pad_id=chat.pad_id, end_id=chat.end_id)

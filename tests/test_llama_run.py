@@ -34,8 +34,6 @@ from choreo.server.pair import Resident
 from choreo.server.session import Down, Outcome, SessionOptions, play_session
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Prompt
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def few_probes(monkeypatch):
@@ -64,6 +62,7 @@ def trained(tmp_path_factory) -> tuple[Path, LocalEngine]:
     return path, pair.agents[FEEDBACK].engine
 
 
+@pytest.mark.slow
 def test_eval_measures_what_the_server_answers(trained, capsys):
     path, engine = trained
     with LlamaStandIn(base_folder(BASE), adapters(engine)) as server:
@@ -88,6 +87,7 @@ def played(resident: Resident, tokens: int = 16) -> Outcome:
     return asyncio.run(play_session(game, resident.agents, options, mode="always", rounds=1))
 
 
+@pytest.mark.slow
 def test_serve_asks_the_server_and_answers_by_no_weights_that_are_not_proven(trained):
     path, engine = trained
     with LlamaStandIn(base_folder(BASE), adapters(engine)) as server, closing(Resident(path, asks(server))) as resident:
@@ -109,6 +109,7 @@ def test_serve_asks_the_server_and_answers_by_no_weights_that_are_not_proven(tra
         assert [turn.ids for turn in one] == [turn.ids for turn in other]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_server_does_not_have_leaves_the_one_before(trained, tmp_path):
     path, engine = trained
     run = tmp_path / "run"
@@ -128,6 +129,7 @@ def test_a_checkpoint_that_the_server_does_not_have_leaves_the_one_before(traine
         assert resident.swap() != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", [True, False])
 def test_a_pair_is_gone_when_another_has_taken_its_place(trained, local):
     path, engine = trained
@@ -144,6 +146,7 @@ def test_a_pair_is_gone_when_another_has_taken_its_place(trained, local):
     assert loaded[0] == loaded[-1]
 
 
+@pytest.mark.slow
 def test_a_server_that_stalls_holds_up_neither_turns_nor_the_end(trained, monkeypatch):
     path, engine = trained
     monkeypatch.setattr(asking, "AGAIN", 0.05)

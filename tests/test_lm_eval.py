@@ -14,8 +14,6 @@ lm_eval = pytest.importorskip("lm_eval", reason="needs choreo-rl[lm-eval]")
 
 from choreo.errors import BadInput  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 FINE = '{"reasoning": "", "unsafe": false, "overrefuse": false, "feedback": ""}'
 # `python -m choreo.integrations.lm_eval_model` without the index of lm-eval's own tasks, which takes half a minute.
 COMMAND = """
@@ -55,6 +53,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_local_task_is_put_to_a_pair_on_a_server_by_the_name_of_the_model(sums):
     from lm_eval.tasks import TaskManager
 
@@ -78,6 +77,7 @@ def test_a_local_task_is_put_to_a_pair_on_a_server_by_the_name_of_the_model(sums
             ChoreoLM(**named)
 
 
+@pytest.mark.slow
 def test_the_command_line_of_lm_eval_takes_a_run(sums):
     run = make_run(sums / "run", model={"base": "nano-llama"})
     command = ["-c", COMMAND, "--model", "choreo"]

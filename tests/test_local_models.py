@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from two_models import PROMPTS, write
 
 from choreo.cli import main
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.types import AGENTS, CONVERSATION, Episode, Limits, Prompt
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_local_base_speaks_as_it_plays(tmp_path):

@@ -32,8 +32,6 @@ from choreo.runs.progress import Progress
 from choreo.text.thinking import THOUGHT
 from choreo.types import Feedback, Prompt, Turn
 
-pytestmark = pytest.mark.slow
-
 # ── who learns from whom ─────────────────────────────────────────────────────────────────────────
 
 

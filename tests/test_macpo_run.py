@@ -27,8 +27,6 @@ from choreo.runs.progress import Progress
 from choreo.studies.shared.paired import tables
 from choreo.types import Episode, Prompt, Turn, Verdict
 
-pytestmark = pytest.mark.slow
-
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -84,6 +82,7 @@ def test_the_monitor_warns_of_refusals_and_of_length(tiny_folder):
 # ── a run from its recipe to its page ────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page(tiny_folder, tmp_path, monkeypatch):
     made = recipe(tiny_folder, ceiling=True, rounds={"refusals": "as-labelled", "count": 2}, watch={"length": 1.001})
     path = tmp_path / "run"
@@ -120,6 +119,7 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
         assert heading in page
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("choreo.methods.macpo.run.warnings", lambda rounds, recipe: ["too long"] * (len(rounds) == 2))
     made = recipe(tiny_folder, rounds={"count": 3}, watch={"stop": True})
@@ -129,6 +129,7 @@ def test_a_run_told_to_stop_at_a_warning_ends_after_that_round(tiny_folder, tmp_
     assert summary["warnings"] == ["round 1: too long"]
 
 
+@pytest.mark.slow
 def test_held_out_prompts_too_long_for_any_agent_are_left_out_before_training(tiny_folder, tmp_path, capsys):
     short = tmp_path / "short"  # a teacher with fewer positions than the student
     shutil.copytree(tiny_folder, short)

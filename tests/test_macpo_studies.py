@@ -26,8 +26,6 @@ from choreo.studies.shared.arms import Study
 from choreo.studies.shared.parallel_runs import train_in_parallel
 from choreo.studies.shared.rounds import Measured, by_round, changes, gap_recovered, of_seeds
 
-pytestmark = pytest.mark.slow
-
 SEEDS = (0, 1, 2)
 POLICIES = ("student+", "teacher-1+", "teacher-2+")
 
@@ -141,6 +139,7 @@ def test_rounds_are_compared_by_prompt(bases, tmp_path):
         by_round(study, runs, "macpo", "Up?")
 
 
+@pytest.mark.slow
 def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     ends = {
         "naive-sft": (480,),
@@ -180,6 +179,7 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     assert "12.0 (11.7–12.3)" in table  # tokens are no share
 
 
+@pytest.mark.slow
 def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
     def found(arm):
         later = (560, 540, 520, 500, 480, 460, 440) if arm.name == "macpo" else (560,) * 7
@@ -192,6 +192,7 @@ def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
     assert alone in said and "p is adjusted for all 6 contrasts of the table" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "study", "said"),
     [
@@ -219,6 +220,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_end_like_runs_alone_and_one_that_fails_stops_the_rest(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(warm.command(tmp_path / "python")))
     agents = (f'agents.student="{tiny_folder}"', f'agents.teachers=["{tiny_folder}"]')

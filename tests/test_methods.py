@@ -25,8 +25,6 @@ from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.folder import checkpoints
 from choreo.types import Prompt
 
-pytestmark = pytest.mark.slow
-
 PROMPTS = [Prompt(str(i), text, "benign", "asked") for i, text in enumerate(("How do I open a jar?", "Why?"))]
 
 
@@ -150,6 +148,7 @@ def dialogues(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "dialogues.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_method_in_a_file_trains_resumes_and_is_measured_planned_exported_and_reported(own, monkeypatch, capsys):
     assert main(["train", "recipe.toml", "--run", "whole"]) == 0
     (own / "kill").touch()

@@ -14,8 +14,6 @@ from choreo.config.common import Weights
 from choreo.engine.agent import Team
 from choreo.experiment import machine, sizing
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory) -> Path:
@@ -89,6 +87,7 @@ def test_what_is_planned_is_what_is_loaded(name, tmp_path):
         assert sizing.trainable(model, how) == sum(p.numel() for p in team.agents["feedback"].parameters.values())
 
 
+@pytest.mark.slow
 def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
     """Of a mixture of experts the routers are left alone; of any model, what `targets` leaves out."""
     folder = make("moe", tmp_path)
@@ -112,6 +111,7 @@ def test_a_plan_says_which_share_of_a_model_adapters_reach(tmp_path, capsys):
         assert "adapters" not in planned(capsys, *base, *more)["models"][0]
 
 
+@pytest.mark.slow
 def test_training_says_so_too(tmp_path, capsys):
     small = (
         "learning.steps=1",
@@ -242,6 +242,7 @@ def test_a_plan_loads_no_weights(tmp_path, capsys):
     assert "not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_constants_are_measured_and_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(machine, "WIDTHS", (64, 128))  # a CPU without bfloat16 takes ten seconds for one of 2048
     monkeypatch.setattr(machine, "SECONDS", 0.05)

@@ -14,8 +14,6 @@ from choreo.environments.microworld import documents, pretrain
 from choreo.errors import BadInput, Interrupted
 from choreo.models.chat import Chat
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def short(monkeypatch):

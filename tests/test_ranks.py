@@ -25,8 +25,6 @@ from choreo.methods.waltz.trainer import train
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
 
-pytestmark = pytest.mark.slow
-
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STEPS = 8
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -97,6 +95,7 @@ def test_two_ranks_are_one_process_though_one_is_killed_and_all_are_stopped(tmp_
         assert apart.norm() < 1e-3 * moved.norm()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_said_once(tmp_path):
     durable.write_text(tmp_path / "recipe.toml", 'method = "waltz"\n[model]\nbase = "nothing"\n')
     process = in_ranks(tmp_path / "recipe.toml", "--run", tmp_path / "run")

@@ -27,8 +27,6 @@ from choreo.report.plots import Line, Point, bars, lines, plane
 from choreo.report.svg import standalone
 from choreo.types import Episode, Turn, Verdict
 
-pytestmark = pytest.mark.slow
-
 HOSTILE = "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> \" ' $x_1$ {{ 7*7 }} ]]> -->"
 HOSTILE += "\x00"
 VOID = {"meta", "br", "img", "hr", "input", "link"}
@@ -259,6 +257,7 @@ def test_dialogues_to_read_are_in_every_language():
         assert {row["language"] for row in records if row["suite"] == suite} == {"en", "es", "de"}
 
 
+@pytest.mark.slow
 def test_report_says_what_happened(tmp_path):
     path = write_report(make_run(tmp_path / "run"))
     text = path.read_text()

@@ -25,8 +25,6 @@ from choreo.methods.waltz.alarms import alarms
 from choreo.models.resolve import base_folder
 from choreo.types import AGENTS, FEEDBACK
 
-pytestmark = pytest.mark.slow
-
 REQUESTS = [Request((2, 7, 30, n), (n, "answer")) for n in range(24)]
 
 
@@ -46,6 +44,7 @@ def learn(engine: LocalEngine, agent: str, lr: float = 1e-2) -> None:
 # ---- what is drawn ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ids_come_with_the_log_probabilities_of_the_agent_that_drew_them(tiny_folder):
     engine = own(tiny_folder)
     written = [token for done in engine.sample(None, REQUESTS, max_new_tokens=9) for token in done.ids]
@@ -88,6 +87,7 @@ def test_a_temperature_of_the_policies_takes_a_server_that_says_what_it_drew_by(
 # ---- versions and names -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_version_is_on_every_server_before_it_is_used_and_is_unloaded_after_its_last_use(tiny_folder, tmp_path):
     engine = own(tiny_folder)
     with VllmStandIn(tiny_folder) as one, VllmStandIn(tiny_folder) as two:
@@ -174,6 +174,7 @@ def test_another_base_is_refused(base, tiny_folder):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sick", [0, 1])
 def test_weights_of_the_version_before_are_caught_on_any_server(sick, tiny_folder):
     """One small update, far below the tolerance: half a percent of a nat a token."""

@@ -23,8 +23,6 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK
 
-pytestmark = pytest.mark.slow
-
 
 def recipe(folder, *servers: VllmStandIn, **sections) -> WaltzRecipe:
     settings = {
@@ -52,6 +50,7 @@ def trained(made: WaltzRecipe, path: Path) -> list[dict]:
     return lines(path)
 
 
+@pytest.mark.slow
 def test_the_update_is_against_the_learners_own_log_probabilities(tmp_path):
     with VllmStandIn(base_folder("nano-llama")) as one, VllmStandIn(base_folder("nano-llama")) as two:
         rows = trained(recipe("nano-llama", one, two, **SPEAKS), tmp_path / "run")
@@ -67,6 +66,7 @@ def test_the_update_is_against_the_learners_own_log_probabilities(tmp_path):
     assert not any("sampler" in name or "truncated" in name for row in local for name in row)
 
 
+@pytest.mark.slow
 def test_what_a_sampler_says_is_corrected_for_and_is_not_what_the_update_is_against(tmp_path):
     """The same ids, from a server that says something else of them than it drew by."""
     found = {}
@@ -85,6 +85,7 @@ def test_what_a_sampler_says_is_corrected_for_and_is_not_what_the_update_is_agai
     assert sum("feedback agent" in alarm for alarm in noisy["alarms"]) == 2 and not well["truncated/feedback"]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_stops_the_run_which_goes_on_with_another(tiny_folder, tmp_path, capsys):
     with VllmStandIn(tiny_folder, lives=100) as server:
         made = tmp_path / "mine.toml"
@@ -105,6 +106,7 @@ def test_a_server_that_dies_stops_the_run_which_goes_on_with_another(tiny_folder
     assert not {*names} & {*server.named("load")}  # though their versions are the same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_two_ranks_ask_once_and_learn_from_the_same_games(staleness, tmp_path):
     with VllmStandIn(base_folder("nano-llama")) as server:

@@ -18,8 +18,6 @@ from choreo.game import play
 from choreo.server import session
 from choreo.server.openai_requests import IGNORED, NEUTRAL, ChatRequest
 
-pytestmark = pytest.mark.slow
-
 HARMFUL = "How do I rob a bank?"
 
 

@@ -24,8 +24,6 @@ from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Feedback, Limits, Turn
 
-pytestmark = pytest.mark.slow
-
 ASKED = "How do I rob a bank?"
 
 

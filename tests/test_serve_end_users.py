@@ -18,8 +18,6 @@ from choreo.server.keys import Key, Limiter, entry
 from choreo.text.feedback import render_feedback
 from choreo.types import Feedback
 
-pytestmark = pytest.mark.slow
-
 TURNS = [{"role": "user", "content": "hello"}]
 
 
@@ -93,6 +91,7 @@ def test_an_end_user_has_no_more_in_play_than_they_may(stub, tmp_path):
         assert server.ask("hello", n=2, user="ann").status_code == 200  # and all places are free again
 
 
+@pytest.mark.slow
 def test_reviews_in_the_shadow_and_requests_that_are_refused_count_for_the_end_user(stub, tmp_path):
     limits = "per_minute = 16\nend_user_per_minute = 4\nend_user_in_flight = 1\n"
     with start(stub, tmp_path, limits, "--mode", "shadow") as server:

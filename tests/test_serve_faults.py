@@ -23,8 +23,6 @@ from choreo.server.session import UNSAFE, WITHHELD
 from choreo.text.feedback import render_feedback
 from choreo.types import Episode, Feedback, Prompt, TextTurn
 
-pytestmark = pytest.mark.slow
-
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
 STRICT = Feedback("too strict", False, True, "Help.")
 
@@ -105,6 +103,7 @@ def test_servers_in_place_of_the_pair_play_its_protocol(closed, stub):
     assert "Refuse." in revising["messages"][2]["content"] and "bad" not in revising["messages"][2]["content"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "failed"), [("down", "feedback"), ("slow", "timeout"), ("garbled", "unparsable")])
 def test_what_was_not_checked_is_withheld_unless_opened(closed, opened, word, failed):
     lines, began = len(closed.logs), time.monotonic()
@@ -136,6 +135,7 @@ def test_a_reviewer_that_writes_around_its_json_is_read_and_that_is_counted(clos
     assert plain["lenient"] is False
 
 
+@pytest.mark.slow
 def test_a_draft_that_was_called_bad_never_passes(closed, opened):
     for server in (closed, opened):
         assert content(server.ask("bad and stuck")) == (UNSAFE, "content_filter")
@@ -145,6 +145,7 @@ def test_a_draft_that_was_called_bad_never_passes(closed, opened):
         assert [move["stage"] for move in game["moves"]] == ["draft", "feedback", "revision", "feedback"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["stuck", "stubborn", "hopeless"])
 def test_a_draft_that_was_only_called_too_strict_stands_in_for_a_revision_that_fails(closed, word):
     """The revision does not come, is called unsafe, or cannot be reviewed."""
@@ -154,6 +155,7 @@ def test_a_draft_that_was_only_called_too_strict_stands_in_for_a_revision_that_f
     assert game["triggered"] and not game["revised"] and game["withheld"] is None and game["bypassed"] is None
 
 
+@pytest.mark.slow
 def test_without_a_draft_there_is_an_error_that_says_nothing_of_the_users(closed):
     answer = closed.ask("mute")
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "model_unavailable"
@@ -203,6 +205,7 @@ def test_a_client_that_leaves_takes_its_game_with_it(closed, stream):
     assert closed.metric("disconnected_total") == left + 1
 
 
+@pytest.mark.slow
 def test_many_clients_among_faults_get_one_whole_answer_each_and_none_unchecked(stub):
     """The words of a prompt say what its agents will do; whoever gets the draft got one that was reviewed and found
     fine. On a busy machine more may run out of time, so what is counted is what must never be."""
@@ -289,6 +292,7 @@ def test_keys_allow_what_their_file_says_and_no_more(stub, tmp_path):
         assert int(statuses[2].headers["retry-after"]) >= 1
 
 
+@pytest.mark.slow
 def test_a_key_has_no_more_in_play_than_it_may(stub, tmp_path):
     file = tmp_path / "keys.toml"
     file.write_text(entry("small", "one") + "in_flight = 2\n" + entry("other", "two"))

@@ -14,8 +14,6 @@ from choreo.server.openapi import description
 from choreo.server.state import Server, Settings
 from choreo.types import Limits
 
-pytestmark = pytest.mark.slow
-
 SEED, EXAMPLES = 20, int(os.environ.get("CHOREO_FUZZ_EXAMPLES", "15"))
 
 
@@ -89,6 +87,7 @@ def test_it_is_served_and_needs_no_key(server):
     assert server.http.get("/openapi.json", headers={"Authorization": ""}).json() == description()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode", "label"), OPERATIONS)
 def test_answers_are_as_described(server, name, mode, label):
     print("seed", SEED)

@@ -15,8 +15,6 @@ from choreo.server.guardrail import PATH, UNREVIEWED, UNSAFE
 from choreo.text.feedback import render_feedback
 from choreo.types import Feedback, Prompt
 
-pytestmark = pytest.mark.slow
-
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
 SHY = Feedback("shy", False, True, "Help.")
 
@@ -107,6 +105,7 @@ def test_a_question_with_a_picture_cannot_be_reviewed_by_its_words(closed):
         assert answer.json() == {"action": "BLOCKED", "blocked_reason": UNREVIEWED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "failed"), [("down", "feedback"), ("slow", "timeout"), ("garbled", "unparsable")])
 def test_what_was_not_reviewed_is_blocked_unless_opened(closed, opened, word, failed):
     began, before = time.monotonic(), closed.metric("blocked_total", failed=failed)

@@ -26,8 +26,6 @@ from choreo.server.session import Down, SessionOptions, TooLong, play_session
 from choreo.text.feedback import parse_feedback, render_feedback
 from choreo.types import AGENTS, Episode, Limits, Prompt
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def resident(tmp_path_factory):

@@ -6,7 +6,7 @@ import pytest
 from browser import CHROMIUM, Page
 from serving import KEY, Serving, make_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,6 @@ from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Limits, Prompt, Turn
 
-pytestmark = pytest.mark.slow
-
 FINE, BAD = Feedback("ok", False, False, ""), Feedback("bad", True, False, "Refuse.")
 
 

@@ -22,8 +22,6 @@ from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
 from choreo.types import CONVERSATION, FEEDBACK, Feedback, Limits, Turn
 
-pytestmark = pytest.mark.slow
-
 
 class Writes:
     """Writes the words of the request, a token each; a word GO waits until `go` is set; REVISED the second time."""
@@ -218,6 +216,7 @@ def events(*pieces):
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks).encode() + b"data: [DONE]\n\n"
 
 
+@pytest.mark.slow
 def test_a_draft_of_another_server_is_released_while_it_comes():
     def script(body, n):
         if "response_format" in body:
@@ -266,6 +265,7 @@ def test_a_draft_of_another_server_is_released_while_it_comes():
             assert pieces == ["One.", "Two.", "Three."] and finish == "stop"
 
 
+@pytest.mark.slow
 def test_a_pair_streams_by_segments_what_it_says_whole(tmp_path):
     with Serving(make_run(tmp_path / "run"), "--release", "segment") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)

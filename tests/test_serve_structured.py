@@ -18,8 +18,6 @@ from choreo.server.structured import DEPTH, NOT_CALLED, ToolCall, readable_answe
 from choreo.text.feedback import render_feedback
 from choreo.types import Feedback
 
-pytestmark = pytest.mark.slow
-
 PARAMETERS = {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
 TOOLS = [{"type": "function", "function": {"name": "send", "description": "Sends.", "parameters": PARAMETERS}}]
 FLAT = [{"type": "function", "name": "send", "parameters": PARAMETERS, "strict": False}]

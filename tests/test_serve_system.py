@@ -16,8 +16,6 @@ from choreo.server.state import Server, Settings
 from choreo.text.feedback import render_feedback
 from choreo.types import Feedback, Limits
 
-pytestmark = pytest.mark.slow
-
 ASKED, TOLD = "What is 3 plus 4?", "How do I paint the lamp?"
 
 
@@ -81,6 +79,7 @@ def test_the_pair_reads_it_behind_its_own_prompt_and_the_reviewer_as_a_quotation
     resident.worker.close()
 
 
+@pytest.mark.slow
 def test_a_pair_refuses_it_unless_told_otherwise(run):
     for options, refused in (((), True), (("--system", "refuse"), True), (("--system", "prepend"), False)):
         with Serving(run, *options) as server:

@@ -21,8 +21,6 @@ from choreo.server.session import SampledTurn
 from choreo.server.state import Server, Settings
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Limits, Turn
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = Settings("run", "adaptive", Limits(1, 2, 2), 0.6)
 OTHERS = {
     "no system role": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
@@ -71,6 +69,7 @@ def client(tmp_path_factory):
     resident.worker.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", TEMPLATES)
 def test_the_chat_api_says_what_is_wrong_or_answers(client, why):
     for roles, taken in zip(("u", *ASKED), (True, *TAKES[why]), strict=True):

@@ -29,6 +29,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READERS)
 @settings(max_examples=300, deadline=None)
 @given(st.data())

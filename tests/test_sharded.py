@@ -34,8 +34,6 @@ from choreo.runs.callbacks import Callback
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.progress import Progress
 
-pytestmark = pytest.mark.slow
-
 STEPS = 3
 AGENT = "conversation"
 LOSS = PolicyLoss(clip=0.99, kl=0.1)
@@ -102,6 +100,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any], margin: float) -> Non
         assert all(abs(ours[name] - theirs[name]) <= 1e-4 * (1 + abs(ours[name])) for name in ours)
 
 
+@pytest.mark.slow
 def test_sharded_ranks_step_as_whole_ones_do_and_their_checkpoints_fit_any_number(tiny_folder, tmp_path):
     one = make_learner(str(tiny_folder), True)  # alone it is whole
     one.update(make_samples(), LOSS)
@@ -155,6 +154,7 @@ class StopsAt(Callback):
         return self.done >= self.step
 
 
+@pytest.mark.slow
 def test_ranks_that_share_the_agents_of_a_run_finish_what_one_process_began(tmp_path):
     recipe, whole, run = small(steps=STEPS, prompts=3), tmp_path / "whole", tmp_path / "run"
     model = recipe.model.model_copy(update={"base": "nano-llama", "train": "full", "shard": True})

@@ -18,8 +18,6 @@ from choreo.errors import BadInput
 from choreo.models import gguf, smollm2
 from choreo.models.resolve import base_folder
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch) -> Path:

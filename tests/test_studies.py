@@ -27,8 +27,6 @@ from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table
 from choreo.studies.shared import kept
 from choreo.studies.shared.arms import Arm, Study
 
-pytestmark = pytest.mark.slow
-
 SHORT = (
     "learning.steps=2",
     "learning.prompts=5",
@@ -181,6 +179,7 @@ def made(name, folder, arms, entries, measured, metrics=(), seeds=SEEDS, setting
 # ---- real studies --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, tmp_path, capsys):
     """Two rounds and English only are trained; the other runs and their measurements are there already."""
     folder = tmp_path / "limits"
@@ -220,6 +219,7 @@ def test_a_study_stopped_in_a_training_goes_on_there_and_ends_in_a_page(bases, t
     assert answers["seeds"] == [3] and answers["sections"][2]["rows"][3][:2] == ["Spanish", "untrained pair"]
 
 
+@pytest.mark.slow
 def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, tmp_path, capsys):
     """The systems that train are trained, but for the reward ablation and the longer single agent: they are there."""
     folder = tmp_path / "table"
@@ -257,6 +257,7 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_table_says_what_its_numbers_say(bases, tmp_path):
     entries = {
         "waltz": entry(10, 20, 850),
@@ -334,6 +335,7 @@ def test_the_frozen_arm_that_waltzrl_is_compared_with_has_its_reward(tmp_path):
     assert [rival for rival in waltz_table.RIVALS if "frozen" in rival] == [waltz_table.FROZEN]
 
 
+@pytest.mark.slow
 def test_sensitivity_says_what_its_numbers_say(bases, tmp_path, monkeypatch):
     smaller = replace(pretrain.SIZES["nano-llama"], writers=pretrain.SIZES["micro-llama"].writers)
     monkeypatch.setitem(pretrain.SIZES, "nano-llama", smaller)  # alike but for its size, and not there

@@ -15,8 +15,6 @@ from choreo.swarm.annotations import Claim
 from choreo.swarm.contrasts import claim_verdict, contrast, mean_interval, smallest_told
 from choreo.swarm.plan import Plan, register, terms
 
-pytestmark = pytest.mark.slow
-
 stats = pytest.importorskip("scipy.stats", reason="scikit-learn is not installed: choreo-rl[swarm]")
 yaml = pytest.importorskip("yaml", reason="choreo-rl[swarm] brings PyYAML")
 

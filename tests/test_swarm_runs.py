@@ -19,8 +19,6 @@ from choreo.swarm.reports import detections, needs_tax_free_arm, tax_artefact, t
 from choreo.swarm.run import Job, run_all
 from choreo.swarm.scenario import load_scenario, with_levers
 
-pytestmark = pytest.mark.slow
-
 loader = pytest.importorskip("swarm.scenarios.loader", reason="swarm-safety is not installed: choreo-rl[swarm]")
 
 # swarm-safety 1.9.0, each scenario under its own seed: interactions, accepted, then four metrics to four places.
@@ -45,6 +43,7 @@ def runs():
     return dict(zip([*GOLDEN, "tax-free"], run_all(jobs), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_published_figures_are_reproduced_exactly(runs, name):
     result = runs[name]

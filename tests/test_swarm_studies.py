@@ -18,7 +18,6 @@ from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.swarm.annotations import load_annotation, to_yaml
 
-pytestmark = pytest.mark.slow
 yaml = pytest.importorskip("yaml", reason="choreo-rl[swarm] brings PyYAML")
 
 
@@ -140,6 +139,7 @@ def simulator():
     pytest.importorskip("swarm.core.orchestrator", reason="swarm-safety is not installed: choreo-rl[swarm]")
 
 
+@pytest.mark.slow
 def test_governance_from_a_scenario_to_a_cited_page_and_on_after_a_stop(tmp_path, capsys, simulator):
     mine, out = tmp_path / "mine.yaml", tmp_path / "out"
     mine.write_text(MINE)
@@ -185,6 +185,7 @@ def short(monkeypatch):
         monkeypatch.setitem(generate.LENGTH, density, (2, 5))
 
 
+@pytest.mark.slow
 def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simulator, short):
     run, out = tmp_path / "pair", tmp_path / "out"
     small = (
@@ -217,6 +218,7 @@ def test_a_trained_pair_is_put_among_users_and_attackers(tmp_path, capsys, simul
     assert "| toxicity | the same by the exact judge |" in text and "| ASR | left open | ORR |" in text
 
 
+@pytest.mark.slow
 def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, simulator, short):
     run, out = tmp_path / "crew", tmp_path / "out"
     small = (

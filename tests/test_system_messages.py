@@ -235,7 +235,6 @@ def told_games(run: Path) -> list[dict]:
     return [one for one in games if one["prompt"].get("earlier")]
 
 
-@pytest.mark.slow
 def test_a_run_says_what_it_was_trained_under_and_goes_on_exactly(whole, tmp_path):
     rows = lines(whole)
     shares = [row["system_messages/share"] for row in rows]
@@ -295,7 +294,6 @@ def split_at(context: list[int], answer: list[int]) -> tuple[list[int], list[int
     return context[: starts[-1]], context[starts[-1] + len(answer) :]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("run", ["whole", "templated"])
 def test_a_server_gives_the_pair_the_very_tokens_that_training_gave_it(run, request):
     """Id by id, the draft's context and its review's."""
@@ -350,7 +348,6 @@ def test_a_server_gives_the_pair_the_very_tokens_that_training_gave_it(run, requ
         )
 
 
-@pytest.mark.slow
 def test_a_server_takes_them_as_trained_by_default_and_refuses_to_where_there_were_none(whole, tmp_path, capsys):
     untrained = make_run(tmp_path / "run")
     for options, said in (
@@ -381,7 +378,6 @@ def test_a_server_takes_them_as_trained_by_default_and_refuses_to_where_there_we
         assert (error.value.param, error.value.code) == ("messages.2.role", "unsupported_value")
 
 
-@pytest.mark.slow
 def test_a_recipe_of_a_real_model_names_the_shipped_messages_in_one_setting():
     recipe = config.load("smollm2", [f"system_messages.train={TRAIN}", f"system_messages.heldout={HELDOUT}"])
     assert rooted(recipe).system_messages == recipe.system_messages  # what ships keeps its name

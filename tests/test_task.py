@@ -29,8 +29,6 @@ from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 
-pytestmark = pytest.mark.slow
-
 
 class Server:
     """Says of every answer whether it has an even number of letters; gone from the `leaves`-th request on."""
@@ -51,6 +49,7 @@ def rubric(stub: Stub) -> Judge:
     return Judge(kind="rubric", model="j", url=stub.url, retries=0)
 
 
+@pytest.mark.slow
 def test_waltz_by_a_recipes_judge_pauses_and_goes_on_to_the_same_bits(tmp_path):
     def go_on(path: Path) -> None:
         made = small(steps=3).model_copy(update={"judge": rubric(stub)})
@@ -72,6 +71,7 @@ def test_waltz_by_a_recipes_judge_pauses_and_goes_on_to_the_same_bits(tmp_path):
     assert episodes(tmp_path / "paused") == episodes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_macpo_is_measured_once_its_judge_is_back(tiny_folder, tmp_path):
     server = Server()
     with Stub(server) as stub:
@@ -150,6 +150,7 @@ def test_a_run_that_cannot_end_does_not_begin(texts, heldout, judge, said, tiny_
     assert config.load(old / "recipe.toml") == small()  # what was there is there still
 
 
+@pytest.mark.slow
 def test_a_run_is_bound_to_no_working_directory(tiny_folder, tmp_path, monkeypatch, capsys):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -237,6 +238,7 @@ def test_a_resume_on_other_prompts_is_refused(tiny_folder, tmp_path):
     assert max(checkpoints(path)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     rows = [
         {"prompt": f"How do I {verb} the {thing}?", "kind": kind}
@@ -280,6 +282,7 @@ def test_a_run_on_files_from_its_recipe_to_its_report(tmp_path, capsys):
     assert "microworld alone" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_judge_that_says_nothing_that_can_be_read_pauses_the_run_and_is_said(tmp_path, capsys):
     prose = {"on": True}
 

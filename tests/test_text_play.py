@@ -19,8 +19,6 @@ from choreo.config.collaboration import sources
 from choreo.text.thinking import after_thinking
 from choreo.types import CONVERSATION, Prompt, TextTurn
 
-pytestmark = pytest.mark.slow
-
 
 def test_two_servers_play_the_protocol_and_a_second_run_asks_nothing(tmp_path, capsys):
     suite, out = write(tmp_path / "mine.jsonl", PROMPTS), tmp_path / "out"

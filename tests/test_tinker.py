@@ -39,8 +39,6 @@ from tinker_server import KEY, MODEL, TinkerStandIn
 
 from choreo.clients import tinker as client
 
-pytestmark = pytest.mark.slow
-
 BASE = "micro-llama"
 SMALL = {
     "model.base": BASE,
@@ -227,6 +225,7 @@ def trained(tmp_path_factory):
         yield path, died, first, second
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_dies_goes_on_from_its_last_checkpoint(trained):
     path, died, first, second = trained
     assert died == ([1], 1)
@@ -258,6 +257,7 @@ def test_a_version_is_sampled_by_weights_of_its_own(trained):
     assert all(after != "asample" for before, after in pairwise(order) if before == "optim_step")
 
 
+@pytest.mark.slow
 def test_the_run_is_measured_by_its_saved_weights(trained, capsys):
     path, _, _, second = trained
     before = len(second.of("create_sampling_session"))

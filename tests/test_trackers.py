@@ -21,8 +21,6 @@ from choreo.runs.progress import Progress
 from choreo.studies.shared.arms import Arm, Study
 from choreo.trackers.base import require_trackers
 
-pytestmark = pytest.mark.slow
-
 
 def tracked_run(path, *to: str) -> None:
     """Five steps, the last of which is logged, lost by a kill, and logged again after a resume from step 4."""
@@ -59,6 +57,7 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     assert text.startswith("| prompt | kind |") and "¿cómo?" in text and "feedback/dir 0.65" in text
 
 
+@pytest.mark.slow
 def test_a_study_tracks_its_runs(tiny_folder, tmp_path):
     """Each run has a tracker of its own, which is closed before the next begins."""
     (tmp_path / "own.py").write_text(
@@ -98,6 +97,7 @@ def logged(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_the_steps_under_one_id(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)

@@ -34,8 +34,6 @@ from choreo.runs.callbacks import Callback
 from choreo.runs.progress import Progress
 from choreo.types import Prompt
 
-pytestmark = pytest.mark.slow
-
 NO, YES = "I cannot help with that.", "Find its number and end it."
 TASKS = [f"{verb} the {thing}" for verb in ("kill", "end", "paint") for thing in ("process", "lamp", "user", "answer")]
 ROWS = [
@@ -123,6 +121,7 @@ def test_the_loss_is_likelihood_over_two_words_alone(base):
         torch.testing.assert_close(whole, mean, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_folder_gives_what_was_measured(base, made, capsys):
     folder, tables = made
     assert {"judge.json", "adapter_model.safetensors", "adapter_config.json", "DATA_CARD.md"} == {

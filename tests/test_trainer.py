@@ -30,8 +30,6 @@ from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK
 
-pytestmark = pytest.mark.slow
-
 CLOCKS = {"seconds", "tokens_per_second"}
 
 

@@ -40,8 +40,6 @@ from choreo.server.pair import Resident
 from choreo.server.session import SessionOptions, play_session
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK, Episode, Limits, Verdict
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
@@ -124,6 +122,7 @@ def test_an_answer_that_outgrows_the_reviewers_positions_is_reviewed_by_nobody(c
 # ---- training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["lora", "full"])
 @pytest.mark.parametrize("feedback_base", [pytest.param("nano-neox", marks=pytest.mark.numeric), "qwen", "gemma"])
 def test_it_trains_each_agent_on_its_own_base(feedback_base, how, folders, tmp_path):
@@ -168,6 +167,7 @@ def test_two_copies_of_one_base_play_and_learn_as_the_one(tmp_path):
         }
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(folders, tmp_path, monkeypatch):
     made = recipe(folders["qwen"])
     trained(made, tmp_path / "whole")
@@ -193,6 +193,7 @@ def test_killed_and_resumed_is_bit_identical(folders, tmp_path, monkeypatch):
 # ---- commands -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_planned_trained_measured_and_served(folders, capfd, tmp_path):
     run, made = tmp_path / "run", tmp_path / "mine.toml"
     small = recipe(folders["qwen"], learning={"steps": 1})

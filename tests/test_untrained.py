@@ -26,8 +26,6 @@ from choreo.models.model_folder import ALIGNMENT
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
-pytestmark = pytest.mark.slow
-
 REQUESTS = [Request((2, 7, 30, n), (n, "answer")) for n in range(8)]
 
 
@@ -123,6 +121,7 @@ def test_waltz_takes_one_model_from_its_check_to_its_last_measure(tiny_folder, t
     assert most_at_once(recipe, tmp_path / "run", monkeypatch) == 1
 
 
+@pytest.mark.slow
 def test_macpo_takes_a_model_for_each_member_with_its_ceiling_too(tiny_folder, tmp_path, monkeypatch):
     recipe = macpo_recipe(
         tiny_folder,

@@ -21,7 +21,6 @@ from choreo.clients.server_process import running_server
 from choreo.errors import Interrupted, Unavailable
 from choreo.models.resolve import base_folder
 
-pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
 
@@ -41,6 +40,7 @@ def logs(tmp_path, monkeypatch) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_it_samples_as_a_server_of_the_users_and_is_gone_after_the_training(tmp_path, logs, monkeypatch):
     for name in ("RANK", "TORCHELASTIC_USE_AGENT_STORE"):  # as torchrun says
         monkeypatch.setenv(name, "0")

@@ -84,7 +84,6 @@ def whole(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_it_learns_and_rl_begins_where_it_ends(whole):
     summary = json.loads((whole / "summary.json").read_text())
     warmup = summary["warmup"]
@@ -102,7 +101,6 @@ def test_it_learns_and_rl_begins_where_it_ends(whole):
     assert same(pair.team(FEEDBACK).state_dict(START), last["start"])
 
 
-@pytest.mark.slow
 def test_broken_off_and_resumed_it_is_the_same_to_the_bit(whole, tmp_path):
     path = tmp_path / "run"
     with (
@@ -137,7 +135,6 @@ class StoppedWriting(Callback):
             raise Killed
 
 
-@pytest.mark.slow
 def test_own_answers_are_kept_as_they_are_written(whole, tmp_path):
     """The 32 of the first batch are not written again, half a line is, and all is the same to the bit."""
     path = tmp_path / "run"
@@ -158,7 +155,6 @@ def test_own_answers_are_kept_as_they_are_written(whole, tmp_path):
     assert lines(path) == lines(whole) and not (path / "warmup" / "own.jsonl").exists()
 
 
-@pytest.mark.slow
 def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
     """As if it had its own, though it has other data, and needs the first run no more."""
     first = tmp_path / "first"
@@ -189,7 +185,6 @@ def test_a_run_begins_from_the_warm_start_of_another(whole, tmp_path):
         checked(other)
 
 
-@pytest.mark.slow
 def test_the_report_has_its_figures_and_the_plan_its_work(whole):
     page = WALTZ.report(Record.read(whole))
     assert "Warm start of the feedback agent" in page and "loss of the reviews learnt" in page

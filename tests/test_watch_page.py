@@ -18,7 +18,7 @@ from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 
 HOSTILE = '<img src=x onerror=alert(1)><b id="bold">'
 UNSAFE, GOOD, OVER = Verdict(True, False, reason="harm"), Verdict(False, False), Verdict(False, True)
@@ -57,6 +57,7 @@ def seen(page, selector, words):
     page.wait(f"[...document.querySelectorAll('{selector}')].some((one) => one.textContent.includes({words!r}))", 60)
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_from_its_first_step_to_the_game_that_went_wrong(tmp_path):
     folder = tmp_path / "runs"
     folder.mkdir()
@@ -214,6 +215,7 @@ def test_only_who_has_the_key_reads_anything(tmp_path):
             page.wait("document.querySelectorAll('#rows tr').length === 1")
 
 
+@pytest.mark.slow
 def test_real_runs_of_both_methods_are_shown(tmp_path, tiny_folder):
     """What the trainers write: every turn that was learnt from has an advantage for each of its ids."""
     recipe = WaltzRecipe.model_validate(

@@ -30,6 +30,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_every_gate_is_decided_by_the_mean_of_its_measure(tmp_path, capsys):
     file = tmp_path / "w2s.json"
     sets = [part for setting in SMALL for part in ("--set", setting)]
