@@ -49,8 +49,8 @@ absolute paths, and can be trained again.""",
     train_command.add_argument(
         "--cluster",
         metavar="ADDRESS",
-        help="run ranks on a Ray cluster, whose machines see the run folder: auto, or host:port; N ranks with --processes N, "
-        "else one for every GPU or machine. A lost rank is replaced",
+        help="run ranks on a Ray cluster, whose machines see the run folder: auto, or host:port; N ranks with "
+        "--processes N, else one for every GPU or machine. A lost rank is replaced",
     )
     train_command.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
     json_option(train_command)
