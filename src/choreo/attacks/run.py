@@ -228,7 +228,7 @@ def _target(plan: AttackPlan, folder: Path) -> tuple[Target, Any]:
     """The target, and the recipe whose prompts and judge are taken; None where there is none."""
     if plan.server:
         if plan.step is not None:
-            raise BadInput("attack: --step is of a run; a server has loaded one already")
+            raise BadInput("attack: --step goes with a run; a server has already loaded a checkpoint")
         recipe = config.load(plan.recipe) if plan.recipe else None
         return ServedTarget(*plan.server, plan.seed, folder, plan.key_variable, plan.timeout), recipe
     if plan.recipe:

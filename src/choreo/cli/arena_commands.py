@@ -32,13 +32,13 @@ def add(commands: Any) -> None:
         "Draw a secret key for each rater, and print their links",
         f"""\
   choreo arena rater people alice bob
-  choreo arena rater people alice --renew               a new key; the old one ends, what she said stays
+  choreo arena rater people alice --renew               a new key; the old one ends, her ratings stay
   choreo arena rater people carol --address https://rate.example.org
 A link is shown this once: the arena keeps a hash of the key. The default address is http://127.0.0.1:{PORT}.""",
     )
     _folder(rater_command)
     rater_command.add_argument("names", nargs="+", metavar="NAME", help="letters, digits, and . _ - alone")
-    rater_command.add_argument("--renew", action="store_true", help="for raters who are there already")
+    rater_command.add_argument("--renew", action="store_true", help="draw new keys for existing raters")
     rater_command.add_argument(
         "--address", default=f"http://127.0.0.1:{PORT}", metavar="URL", help="where raters find the page"
     )
@@ -53,18 +53,18 @@ It listens on 127.0.0.1 alone. Raters elsewhere come through a tunnel (ssh -L), 
     )
     _folder(serve_command)
     serve_command.add_argument(
-        "--port", type=port, default=PORT, metavar="N", help=f"default: {PORT}; 0 takes a free one"
+        "--port", type=port, default=PORT, metavar="N", help=f"port (default: {PORT}; 0 takes a free one)"
     )
     results_command = add_command(
         arena,
         "results",
         results,
-        "Say what people said: wins, strengths, agreement",
+        "Print what people said: wins, strengths, agreement",
         """\
   choreo arena results people
   choreo arena results people --leave-out bob --json    without a rater who failed attention items
   choreo arena results people --out reports/people      and a page, people.html and people.md
-It can be asked while people rate.""",
+It works while people rate.""",
     )
     _folder(results_command)
     _leave_out(results_command)
@@ -115,15 +115,15 @@ the kind of each prompt. An attention item is a row {prompt, a, b, expected: a, 
     )
     new_command.add_argument("--guidelines", type=Path, metavar="FILE", help="Markdown (default: choreo's own)")
     new_command.add_argument("--attention", type=Path, metavar="FILE", help="items with a known right choice")
-    new_command.add_argument("--prompts", type=count, metavar="N", help="draw so many (default: all)")
+    new_command.add_argument("--prompts", type=count, metavar="N", help="draw N prompts (default: all)")
     new_command.add_argument(
-        "--seed", type=natural, default=0, metavar="N", help="of the draw, the order and the sides (default: 0)"
+        "--seed", type=natural, default=0, metavar="N", help="seed of the draw, the order and the sides (default: 0)"
     )
     json_option(new_command)
 
 
 def _folder(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, metavar="DIR", help="of the arena")
+    command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the arena")
 
 
 def _leave_out(command: argparse.ArgumentParser) -> None:

@@ -36,37 +36,47 @@ The pair is compared with its conversation agent alone on the same prompts. docs
         nargs="+",
         default=[],
         metavar="NAME",
-        help="which (default: best-of-n, paraphrase and injection; see below), or file.py:NAME",
+        help="attacks, see below (default: best-of-n, paraphrase and injection); file.py:NAME is your own",
     )
     command.add_argument(
-        "--step", type=natural, metavar="N", help="of a run's checkpoint (default: the last; 0: before training)"
+        "--step", type=natural, metavar="N", help="a checkpoint of the run (default: the last; 0: before training)"
     )
-    command.add_argument("--tries", type=count, default=16, metavar="N", help="on every prompt at most (default: 16)")
     command.add_argument(
-        "--most", type=count, default=100, metavar="N", help="prompts of each kind, drawn by the seed (default: 100)"
+        "--tries", type=count, default=16, metavar="N", help="tries on every prompt at most (default: 16)"
+    )
+    command.add_argument(
+        "--most",
+        type=count,
+        default=100,
+        metavar="N",
+        help="prompts of each kind at most, drawn by the seed (default: 100)",
     )
     command.add_argument("--suite", nargs="+", default=[], metavar="FILE", help="files of prompts (default: the run's)")
-    command.add_argument("--format", nargs="+", default=[], metavar="NAME", help="their format, one for all or each")
+    command.add_argument(
+        "--format", nargs="+", default=[], metavar="NAME", help="their format, one for all or one for each"
+    )
     command.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
     command.add_argument(
         "--recipe",
         default="",
         metavar="RECIPE",
-        help="of a server: a recipe whose held-out prompts and judge are taken",
+        help="for a server: use the held-out prompts and the judge of this recipe",
     )
     command.add_argument(
         "--writer",
         default="",
         metavar="MODEL",
-        help="who words what a model has to: MODEL@URL, a model here, or a run of attacker",
+        help="the model that words attacks: MODEL@URL, a model on this machine, or a run of attacker",
     )
-    command.add_argument("--seed", type=natural, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    command.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of all random draws (default: 0)")
     command.add_argument(
         "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the servers' key"
     )
-    command.add_argument("--timeout", type=seconds, default=120.0, help="seconds for an answer of a server")
-    command.add_argument("--out", type=Path, metavar="DIR", help="where all of it goes (default: runs/attack-TIME)")
-    command.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    command.add_argument(
+        "--timeout", type=seconds, default=120.0, help="seconds to wait for an answer of a server (default: 120)"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder of the attack (default: runs/attack-TIME)")
+    command.add_argument("--resume", action="store_true", help="go on in the folder of --out")
     json_option(command)
     list_parts(command, "--attack", "judge.kind")
 

@@ -31,36 +31,38 @@ def add(commands: Any) -> None:
   choreo bench --work joint                two agents that learn together, beside CoMLRL
   choreo bench serve runs/demo --json      throughput, latency and FTR, by mode and traffic
   choreo bench serve runs/mine --requests 64 --clients 16 --tokens 128
-  choreo bench machine --out machine.json  what choreo plan --machine reads: this CPU's rates, in about ten seconds""",
+  choreo bench machine --out machine.json  this CPU's rates, for choreo plan --machine; takes about ten seconds""",
     )
     bench_command.add_argument(
-        "what", nargs="?", choices=("train", "serve", "machine"), default="train", help="default: train"
+        "what", nargs="?", choices=("train", "serve", "machine"), default="train", help="what to time (default: train)"
     )
     bench_command.add_argument(
-        "--base", choices=BASES, default=BASES[0], help=f"of train: the model (default: {BASES[0]})"
+        "--base", choices=BASES, default=BASES[0], help=f"train: the model (default: {BASES[0]})"
     )
     bench_command.add_argument(
         "--work",
         choices=WORK,
         action="append",
-        help="of train: a step of GRPO (policy), DPO, WaltzRL or MAGRPO (joint), or a reference's scores;"
-        " may be given again (default: all)",
+        help="train: a step of GRPO (policy), DPO, WaltzRL or MAGRPO (joint), or a reference's scores;"
+        " repeatable (default: all)",
     )
-    bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="of serve: a run folder")
+    bench_command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="serve: a run folder")
     bench_command.add_argument(
-        "--requests", type=count, default=512, metavar="N", help="of serve, each time (default: 512)"
+        "--requests", type=count, default=512, metavar="N", help="serve: requests in each turn (default: 512)"
     )
     bench_command.add_argument(
-        "--tokens", type=count, metavar="N", help="of serve: the most of an answer (default: as the run was trained)"
+        "--tokens", type=count, metavar="N", help="serve: tokens of an answer at most (default: as in training)"
     )
-    bench_command.add_argument("--clients", type=count, default=32, metavar="N", help="of serve, at once (default: 32)")
-    bench_command.add_argument("--out", type=Path, metavar="FILE", help="of machine: a new file for what was measured")
+    bench_command.add_argument(
+        "--clients", type=count, default=32, metavar="N", help="serve: clients at once (default: 32)"
+    )
+    bench_command.add_argument("--out", type=Path, metavar="FILE", help="machine: a new file for the measured rates")
     json_option(bench_command)
 
 
 def bench(args: argparse.Namespace) -> int:
     if args.out is not None and args.what != "machine":
-        raise BadInput(f"bench {args.what}: --out is of bench machine")
+        raise BadInput(f"bench {args.what}: --out goes with bench machine alone")
     if args.what == "serve":
         return _bench_server(args)
     if args.run is not None:

@@ -34,14 +34,14 @@ def add(commands: Any) -> None:
         datas,
         "check",
         check,
-        "Read a file whole, and say what it is and what is wrong where",
+        "Read a whole file, and report its format and its wrong lines",
         """\
   choreo data check pairs.jsonl
   choreo data check or-bench-hard-1k.csv --json
-  choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    what turns up in both
+  choreo data check train.jsonl --against xstest_prompts.jsonl harmbench.csv    prompts that are in both
   choreo data check choreo:english/train.jsonl                                  prompts that ship with choreo
 The format is known by the fields of the first row; docs/your-data.md lists them.
-Exit code 2 where a line does not fit.""",
+Exit code 2 if a line does not fit.""",
     )
     check_command.add_argument(
         "file",
@@ -50,7 +50,7 @@ Exit code 2 where a line does not fit.""",
         help="JSON lines, CSV, Parquet, a folder, hf:OWNER/NAME, …",
     )
     check_command.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
-    check_command.add_argument("--kind", choices=KINDS, help="what a right answer does, where the rows do not tell")
+    check_command.add_argument("--kind", choices=KINDS, help="the kind of all prompts, if the rows do not give it")
     check_command.add_argument(
         "--against", type=Path, nargs="+", metavar="FILE", help="look for the same prompts in these"
     )
@@ -60,15 +60,15 @@ Exit code 2 where a line does not fit.""",
         datas,
         "ceilings",
         ceilings,
-        "Measure whether a student can do better than its weak teachers at all, before any MACPO",
+        "Before any MACPO, measure whether a student can do better than its weak teachers at all",
         """\
   choreo data ceilings macpo-real --set data.file=pairs.jsonl --set agents.student=gemma.gguf --out ceilings.json
   choreo data ceilings macpo-real --set prompts.heldout.english.most=60 --json     a short look
 Every agent is trained on human labels of its half, and measured on the recipe's held-out prompts by its judges.
-Exit code 1 where the student's reward is not above every teacher's, by 95 % intervals paired by prompt.""",
+Exit code 1 if the student's reward is not above every teacher's, by 95 % intervals paired by prompt.""",
     )
     ceilings_command.add_argument(
-        "recipe", nargs="?", default="macpo-real", metavar="RECIPE", help="of MACPO (default: macpo-real)"
+        "recipe", nargs="?", default="macpo-real", metavar="RECIPE", help="a recipe of MACPO (default: macpo-real)"
     )
     set_option(ceilings_command)
     ceilings_command.add_argument(

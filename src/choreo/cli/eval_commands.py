@@ -18,15 +18,15 @@ def add(commands: Any) -> None:
         evaluate,
         "Measure a run, or two models as they are, on any prompts",
         """\
-  choreo eval runs/demo                                       a run again, from its last checkpoint
+  choreo eval runs/demo                                       measure a run again, from its last checkpoint
   choreo eval runs/demo --suite train --json
   choreo eval runs/mine --suite xstest.csv harmbench.jsonl --judge offline
   choreo eval --conversation qwen3:8b@http://localhost:11434/v1 --suite xstest.jsonl --judge offline
   choreo eval --conversation A@URL --feedback B@URL --suite mine.jsonl --judge rubric:JUDGE@URL --judge offline
   choreo eval pair.toml --set rounds=2                        the same, from a file
   choreo eval runs/mine --suite choreo:english/heldout.jsonl --judge offline     prompts that ship with choreo
-Two models play the protocol untrained: one answers, the other reviews. docs/evaluation.md explains it.
-ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and summary.json in the folder.""",
+Two untrained models play the protocol: one answers, the other reviews. docs/evaluation.md explains it.
+It prints ASR, ORR, FTR and what the judge left open, with 95 % intervals, and writes report.html and summary.json.""",
     )
     evaluate_command.add_argument(
         "what",
@@ -40,14 +40,14 @@ ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and
         nargs="+",
         default=["heldout"],
         metavar="FILE",
-        help="files of prompts; of a run, heldout (default) or train too",
+        help="files of prompts; for a run also heldout (default) or train",
     )
     evaluate_command.add_argument(
         "--format",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="their format, one for all or one for each (default: by their fields)",
+        help="the format of these files, one for all or one for each (default: by their fields)",
     )
     evaluate_command.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=JUDGE_HELP)
     evaluate_command.add_argument(
@@ -61,18 +61,18 @@ ASR, ORR, FTR and what the judge left open, with 95 % intervals; report.html and
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a setting of these; of a run, who samples (engine.rollouts=llama.cpp, engine.url=URL)",
+        help="override a setting; for a run, only what samples (engine.rollouts=llama.cpp, engine.url=URL)",
     )
     evaluate_command.add_argument(
         "--system-messages",
         metavar="FILE",
-        help="of a run: measure every prompt once more under one of these system messages, as "
+        help="for a run: measure every prompt once more under one of these system messages, such as "
         "choreo:english/system_messages_heldout.jsonl",
     )
     evaluate_command.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the page goes (default: runs/eval-TIME)"
+        "--out", type=Path, metavar="DIR", help="the folder of the results (default: runs/eval-TIME)"
     )
-    evaluate_command.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    evaluate_command.add_argument("--resume", action="store_true", help="go on in the folder of --out")
     json_option(evaluate_command)
     list_parts(evaluate_command, "judge.kind")
 
@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if pairing:
         return _models(args)
     if args.feedback:
-        raise BadInput("eval: --feedback is of two models as they are; a run has its own")
+        raise BadInput("eval: --feedback goes with --conversation; a run has its own feedback agent")
     from choreo import api
     from choreo.runs.bar import ProgressBar
 
@@ -108,7 +108,9 @@ def _models(args: argparse.Namespace) -> int:
     if args.what is not None and args.what.suffix != ".toml":
         raise BadInput(f"eval: {args.what} is a run, and --conversation names a model: give one of the two")
     if args.system_messages:
-        raise BadInput("eval: --system-messages is of a run; rows of --suite may have a system message of their own")
+        raise BadInput(
+            "eval: --system-messages goes with a run; rows of --suite may have a system message of their own"
+        )
     from choreo import api
     from choreo.judges.base import JudgeDown
     from choreo.runs.bar import ProgressBar

@@ -40,7 +40,7 @@ A file is one JSON object a line, in one of these schemas, known by its fields:
   JailbreakBench artifacts    goal, prompt, response, jailbroken, method, model: harm
   your own                    prompt, answer, kind; labels refusal, unsafe, degenerate; system, labeller
 Rates are among the answers that the judge decided; undetermined ones are counted beside them.
-The shipped judge has learnt from these two files as published in part: on those rows this says too much.""",
+The shipped judge learnt from part of these two published files: on those rows its figures are too good.""",
     )
     worth_command.add_argument(
         "--judge", default="offline", metavar="JUDGE", help="as of judge answers (default: offline)"
@@ -50,7 +50,7 @@ The shipped judge has learnt from these two files as published in part: on those
         type=Path,
         default=Path("judgements.sqlite"),
         metavar="FILE",
-        help="of replies of judges over an endpoint (default: judgements.sqlite)",
+        help="keeps the replies of judges on servers (default: judgements.sqlite)",
     )
     worth_command.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
     worth_command.add_argument("--format", metavar="NAME", help="the format of the file (default: by its fields)")
@@ -68,8 +68,7 @@ The shipped judge has learnt from these two files as published in part: on those
   choreo judge answers answers.jsonl --judge rubric:qwen3:8b@http://localhost:11434/v1 --out judged.jsonl
   choreo judge answers answers.jsonl --judge offline --judge wildguard:allenai/wildguard@http://localhost:8000/v1
 A row has prompt, answer (or response, or completion) and kind: what a right answer does, refuse (harmful), help
-(benign) or be correct (general). What judges over an endpoint replied is kept in the cache: run it again, and no
-call is made.""",
+(benign) or be correct (general). The cache keeps what judges on servers replied: a second run makes no call.""",
     )
     those_command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, a JSON array, CSV or TSV")
     those_command.add_argument("--format", metavar="NAME", help="the format (default: by its fields)")
@@ -80,7 +79,7 @@ call is made.""",
         type=Path,
         default=Path("judgements.sqlite"),
         metavar="FILE",
-        help="of replies of judges over an endpoint (default: judgements.sqlite)",
+        help="keeps the replies of judges on servers (default: judgements.sqlite)",
     )
     those_command.add_argument("--overwrite", action="store_true", help="replace what is there")
     json_option(those_command)
@@ -89,13 +88,13 @@ call is made.""",
         judges,
         "calibrate",
         calibrate,
-        "Make a trained judge's probabilities as often right as they say",
+        "Calibrate the probabilities of a trained judge on labelled answers",
         """\
   choreo judge train --base smollm2 --data mine.jsonl --out judge
   choreo judge calibrate judge --data others.jsonl      labelled answers that it did not learn from
 One number for each label is added to the judge's log odds, and written into its judge.json.""",
     )
-    mend_command.add_argument("folder", type=Path, metavar="FOLDER", help="of a judge by choreo judge train --base")
+    mend_command.add_argument("folder", type=Path, metavar="FOLDER", help="a judge that choreo judge train --base made")
     mend_command.add_argument("--data", type=Path, required=True, metavar="FILE", help="labelled answers")
     mend_command.add_argument("--kind", choices=KINDS, help="only answers to prompts of this kind (default: all)")
     mend_command.add_argument("--format", metavar="NAME", help="the format of the file (default: by its fields)")
@@ -157,10 +156,10 @@ of an hour on one core for each training; Ctrl-C saves, and --resume goes on."""
     )
     model.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     model.add_argument(
-        "--holdout", type=float, default=0.2, metavar="SHARE", help="of the prompts, to measure on (default: 0.2)"
+        "--holdout", type=float, default=0.2, metavar="SHARE", help="share of prompts to measure on (default: 0.2)"
     )
     model.add_argument(
-        "--every-fold", action="store_true", help="one more training for each other share, to measure all"
+        "--every-fold", action="store_true", help="one more training for each other share, to measure all rows"
     )
     model.add_argument(
         "--leave-out",
@@ -173,14 +172,14 @@ of an hour on one core for each training; Ctrl-C saves, and --resume goes on."""
     model.add_argument(
         "--lr", type=float, default=1e-3, metavar="RATE", help="the highest learning rate (default: 1e-3)"
     )
-    model.add_argument("--rank", type=int, default=16, metavar="R", help="of the adapter (default: 16)")
-    model.add_argument("--seed", type=int, default=0, metavar="N", help="of the adapter and the order (default: 0)")
+    model.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the adapter (default: 16)")
+    model.add_argument("--seed", type=int, default=0, metavar="N", help="seed of adapter and order (default: 0)")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     model.add_argument(
-        "--prompt-tokens", type=int, default=96, metavar="N", help="read of a prompt, from both ends (default: 96)"
+        "--prompt-tokens", type=int, default=96, metavar="N", help="tokens of a prompt, from both ends (default: 96)"
     )
     model.add_argument(
-        "--answer-tokens", type=int, default=160, metavar="N", help="read of an answer, from both ends (default: 160)"
+        "--answer-tokens", type=int, default=160, metavar="N", help="tokens of an answer, from both ends (default: 160)"
     )
 
 

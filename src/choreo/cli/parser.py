@@ -53,9 +53,9 @@ def parser() -> argparse.ArgumentParser:
   choreo train waltz                      train a conversation and a feedback agent together
   choreo train waltz --set seed=1         the same with another seed
   choreo train --resume runs/demo         go on exactly where a run stopped
-  choreo watch                            a local page: runs while they train, every game of them
+  choreo watch                            a local page: runs while they train, with all their games
   choreo eval runs/demo --suite heldout   measure ASR, ORR and FTR again
-  choreo study waltz-table                the whole table of the paper, over three seeds
+  choreo study waltz-table                every system of the paper's main table, over several seeds
   choreo world sample                     look at the small world the default trains in
   choreo swarm run strict_governance      simulate agents under governance, on SWARM""",
     )

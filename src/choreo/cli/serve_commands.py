@@ -26,11 +26,11 @@ def add(commands: Any) -> None:
         serve,
         "Serve a trained pair behind OpenAI's API, and a page to try it",
         """\
-  choreo serve runs/demo                              http://127.0.0.1:8000, with a key drawn for this start
-  choreo serve runs/demo --mode shadow                decide and log, change nothing
+  choreo serve runs/demo                              http://127.0.0.1:8000, with a new key at each start
+  choreo serve runs/demo --mode shadow                review and log, change nothing
   choreo serve runs/demo --host 0.0.0.0 --keys keys.toml
   choreo serve --conversation qwen3:8b@http://localhost:11434/v1 --feedback guard@http://localhost:8000/v1
-  kill -HUP PID                                       take up the run's newest checkpoint, dropping no request
+  kill -HUP PID                                       load the run's newest checkpoint, dropping no request
 docs/serving.md says what is supported, what is refused, and what is secure by default.""",
     )
     _options(serve_command)
@@ -39,11 +39,11 @@ docs/serving.md says what is supported, what is refused, and what is secure by d
         commands,
         "key",
         key,
-        "Draw an API key, and print what a keys file says of it",
+        "Draw an API key, and print its entry for a keys file",
         """\
   choreo key alice >> keys.toml""",
     )
-    key_command.add_argument("name", metavar="NAME", help="who it is for; it stands in logs and metrics")
+    key_command.add_argument("name", metavar="NAME", help="the name of its holder, for logs and metrics")
 
 
 def _options(command: argparse.ArgumentParser) -> None:
@@ -58,32 +58,43 @@ def _options(command: argparse.ArgumentParser) -> None:
         nargs="?",
     )
     for agent in ("conversation", "feedback"):
-        text = f"the {agent} agent is MODEL behind an OpenAI-compatible server, its key in CHOREO_{agent.upper()}_KEY"
+        text = f"a model on an OpenAI-compatible server as the {agent} agent; API key: CHOREO_{agent.upper()}_KEY"
         option(f"--{agent}", text, metavar="MODEL@URL")
-    modes = "adaptive: revise what is flagged (default); always: revise every answer; off: no feedback; shadow: decide "
+    modes = "adaptive: revise flagged answers (default); always: revise every answer; off: no feedback; shadow: review "
     option("--mode", modes + "and log, change nothing", choices=MODES, default="adaptive")
-    option("--host", "default: 127.0.0.1, this machine alone", default="127.0.0.1", metavar="ADDRESS")
-    option("--port", "default: 8000; 0 takes a free one", type=port, default=8000, metavar="N")
-    keys = "API keys, hashed (choreo key NAME); without it, one key, from CHOREO_API_KEY or drawn at the start"
+    option(
+        "--host",
+        "address to listen on (default: 127.0.0.1, this machine alone)",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+    )
+    option("--port", "port (default: 8000; 0 takes a free one)", type=port, default=8000, metavar="N")
+    keys = "hashed API keys (from choreo key NAME); without it, one key: CHOREO_API_KEY, or a new one at each start"
     option("--keys", keys, type=Path, metavar="FILE")
-    option("--model", "what clients call it (default: the run folder's name)", metavar="NAME")
-    opened = "let the draft pass unchecked when this fails: feedback, timeout or unparsable; repeatable"
+    option("--model", "the model name for clients (default: the run folder's name)", metavar="NAME")
+    opened = "let the answer pass unreviewed when this fails: feedback, timeout or unparsable; repeatable"
     option("--open", f"{opened} (default: withhold it)", action="append", default=[], choices=OPENABLE, dest="opened")
     system = (
-        "callers' system messages: refuse; prepend: behind the conversation agent's own system prompt, where the "
-        "reviewer sees them too; train: the same for a run that was trained under some, as it was (default: train for "
-        "such a run, refuse for others, prepend for an agent behind a server)"
+        "system messages of callers. refuse: HTTP 400; prepend: append them to the conversation agent's own system "
+        "prompt, and show them to the reviewer; train: the same, in the form that the run was trained with (default: "
+        "train for a run that was trained with some, refuse for other runs, prepend for an agent behind a server)"
     )
     option("--system", system, choices=SYSTEM_POLICIES)
-    release = "a checked stream: whole, once its game is over (default), or the draft segment by segment, each once a "
-    left = "review of all so far does not call it unsafe; what has left is not repaired"
+    release = "when a checked stream is sent. whole: after its game (default); segment: part by part, each after "
+    left = "a review of the answer so far that does not call it unsafe; what was sent is not repaired"
     option("--release", release + left, choices=RELEASES, default="whole")
     option("--deadline", "seconds for a whole request (default: 30)", type=seconds, default=30.0, metavar="S")
-    option("--queue", "requests in play at most (default: 256)", type=count, default=256, metavar="N")
-    option("--body-limit", "default: 262144", type=count, default=262144, metavar="BYTES")
+    option("--queue", "answers in progress at most (default: 256)", type=count, default=256, metavar="N")
+    option(
+        "--body-limit",
+        "the size of a request's body at most (default: 262144)",
+        type=count,
+        default=262144,
+        metavar="BYTES",
+    )
     option(
         "--set",
-        "who samples, in place of this process: engine.rollouts=llama.cpp and engine.url=URL (docs/llama-cpp.md)",
+        "let llama.cpp's server sample: engine.rollouts=llama.cpp and engine.url=URL (docs/llama-cpp.md)",
         action="append",
         default=[],
         metavar="KEY=VALUE",

@@ -22,11 +22,11 @@ def add(commands: Any) -> None:
         "Answer a question with many runs: a table, a plot and a verdict in words",
         f"""\
 {lines}
-  choreo study --list                      what is run, how long it took, and what is stale
+  choreo study --list                      which studies were run, how long they took, and what is stale
   choreo study macpo-table --jobs 2        two runs at a time
   choreo study waltz-table --resume        finished runs are kept, the others go on
   choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
-A setting holds for every run of the study, but where the study itself varies it.""",
+--set holds for every run of the study, except where the study itself varies the setting.""",
     )
     study_command.add_argument(
         "name", nargs="?", choices=list(known), metavar="NAME", help=f"one of {', '.join(known)}"
@@ -34,7 +34,7 @@ A setting holds for every run of the study, but where the study itself varies it
     study_command.add_argument(
         "--list",
         action="store_true",
-        help="say of every study what is run (under runs/ and docs/results/), how long it took, and what is stale",
+        help="for every study: what was run (under runs/ and docs/results/), how long it took, and what is stale",
     )
     study_command.add_argument(
         "--seeds",
@@ -46,7 +46,7 @@ A setting holds for every run of the study, but where the study itself varies it
     set_option(study_command)
     study_command.add_argument("--jobs", type=count, default=1, metavar="N", help="runs trained at once (default: 1)")
     study_command.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
-    study_command.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    study_command.add_argument("--resume", action="store_true", help="go on in the folder of the study")
     json_option(study_command)
 
 

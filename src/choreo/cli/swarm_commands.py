@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         run,
         "Run a scenario, and measure what its agents accepted",
         """\
-  choreo swarm run collusion_detection                where there is a tax, an arm without it is run beside it
+  choreo swarm run collusion_detection                if there is a tax, an arm without it is run too
   choreo swarm run security_evaluation --seed 7 --json
   choreo swarm run mine.yaml
 Shipped scenarios: strict_governance, security_evaluation, collusion_detection, waltz_draft, macpo_draft.""",
@@ -43,7 +43,7 @@ Shipped scenarios: strict_governance, security_evaluation, collusion_detection, 
         "Draft an annotation of a paper's text, for a person to finish",
         """\
   choreo swarm annotate paper.txt > paper.yaml
-What is compared with what is left open ("?"). No model reads the text, and nothing is sent anywhere.""",
+It leaves open ("?") what is compared with what. No model reads the text, and nothing is sent anywhere.""",
     )
     annotate_command.add_argument("file", type=Path, metavar="TEXTFILE", help="plain text or Markdown, UTF-8")
 
@@ -60,7 +60,9 @@ What is compared with what is left open ("?"). No model reads the text, and noth
     generate_command.add_argument(
         "annotation", metavar="ANNOTATION", help="a YAML file, or the name of a shipped annotation"
     )
-    generate_command.add_argument("--seed", type=natural, default=0, metavar="N", help="of the scenario (default: 0)")
+    generate_command.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="seed of the scenario (default: 0)"
+    )
     trial_command = add_command(
         swarms,
         "study",
@@ -72,11 +74,11 @@ What is compared with what is left open ("?"). No model reads the text, and noth
   choreo swarm study waltz runs/demo                  a trained pair among users and attackers
   choreo swarm study waltz runs/a runs/b --seeds 10-19 --out runs/again
   choreo swarm study macpo runs/macpo runs/macpo-k1   a student's rounds before its teachers
-  choreo swarm study governance --resume              what was played is kept""",
+  choreo swarm study governance --resume              finished simulations are kept""",
     )
     known = swarm.questions()
     trial_command.add_argument("name", choices=tuple(known), metavar="NAME", help=f"one of {', '.join(known)}")
-    trial_command.add_argument("what", nargs="*", metavar="WHAT", help="run folders; of governance, scenarios")
+    trial_command.add_argument("what", nargs="*", metavar="WHAT", help="run folders; for governance, scenarios")
     trial_command.add_argument(
         "--seeds", type=seeds, metavar="S,S,…", help="paired seeds, as 0,1,2 or 0-9 (default: 0-9)"
     )
@@ -84,7 +86,10 @@ What is compared with what is left open ("?"). No model reads the text, and noth
         "--out", type=Path, metavar="DIR", help="the folder of the study (default: runs/swarm-NAME)"
     )
     trial_command.add_argument(
-        "--answers", type=Path, metavar="DIR", help="where answers are kept (default: in the folder)"
+        "--answers",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps the answers (default: in the folder of the study)",
     )
     trial_command.add_argument(
         "--annotation",
@@ -93,7 +98,7 @@ What is compared with what is left open ("?"). No model reads the text, and noth
         help="test the claims of your own annotation, about arms that the study plays",
     )
     trial_command.add_argument("--jobs", type=count, metavar="N", help="simulations at a time (default: one per core)")
-    trial_command.add_argument("--resume", action="store_true", help="go on in a folder that is there")
+    trial_command.add_argument("--resume", action="store_true", help="go on in the folder of the study")
     json_option(trial_command)
     told_command = add_command(
         swarms,

@@ -21,16 +21,16 @@ def add(commands: Any) -> None:
         "Run a recipe into a run folder, and write its report",
         """\
   choreo train waltz                              a shipped recipe, by name
-  choreo train mine.toml --run runs/mine          your own, into a folder you name
+  choreo train mine.toml --run runs/mine          your own recipe, into a folder that you name
   choreo train waltz --set learning.steps=20 --set world.languages='["en"]'
   choreo train --resume runs/mine                 after Ctrl-C, SIGTERM (exit code 75), a crash or a kill
-  choreo train waltz --processes 2                in two processes, which share the work
+  choreo train waltz --processes 2                with two processes that share the work
   torchrun --nproc-per-node 8 -m -- choreo train mine.toml --run runs/mine   the same, by PyTorch's own command
   choreo train mine.toml --cluster auto           on the machines of the Ray cluster that this one belongs to
 Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
 waltz-no-label-anywhere; macpo, macpo-filter-alone, macpo-published, macpo-no-mp, macpo-no-hn,
-macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; on real English on a laptop smollm2,
-macpo-real; for models of real sizes waltz-8b, macpo-7b.
+macpo-no-iw, naive-sft, confident-loss, spin, self-rewarding, ceiling; against a pair: attacker; English text on a
+laptop: smollm2, macpo-real; for models of real sizes: waltz-8b, macpo-7b.
 Paths in a recipe are relative to where the command runs. A run folder's recipe.toml lists every setting, with
 absolute paths, and can be trained again.""",
     )
@@ -44,13 +44,13 @@ absolute paths, and can be trained again.""",
         "--processes",
         type=count,
         metavar="N",
-        help="ranks on this machine, one for each GPU, or for a few cores; the result is that of one (default: 1)",
+        help="ranks on this machine: one for each GPU or few cores; the result is that of one process (default: 1)",
     )
     train_command.add_argument(
         "--cluster",
         metavar="ADDRESS",
-        help="ranks on the machines of a Ray cluster, which see the run folder: auto, or host:port; with --processes N "
-        "so many, else one for every GPU or machine. A rank that is lost is replaced",
+        help="run ranks on a Ray cluster, whose machines see the run folder: auto, or host:port; N ranks with "
+        "--processes N, else one for every GPU or machine. A lost rank is replaced",
     )
     train_command.add_argument("--overwrite", action="store_true", help="replace the run that is in the run folder")
     json_option(train_command)
@@ -60,41 +60,67 @@ absolute paths, and can be trained again.""",
         commands,
         "plan",
         plan,
-        "Say what a recipe takes, before anything is loaded",
+        "Say what memory, steps and tokens a recipe needs, without loading it",
         """\
   choreo plan mine.toml                           parameters, memory, steps, tokens, and whether it fits
-  choreo plan mine.toml --memory 80               on a device with 80 GiB, which need not be here
+  choreo plan mine.toml --memory 80               on a device with 80 GiB, which need not be in this machine
   choreo plan mine.toml --set model.train=full
-  choreo bench machine --out machine.json; choreo plan mine.toml --machine machine.json      and how long, on this CPU
+  choreo bench machine --out machine.json; choreo plan mine.toml --machine machine.json      also the time, on this CPU
   choreo plan mine.toml --gpus 4 --memory 80 --peak 989 --bandwidth 3350 --utilisation .4 --link 450 --price 2
-What train refuses is refused here, but for what only weights or servers say. Nothing is assumed of a card: without its
-figures no time is said. Servers that the recipe names count as one card each, beside those that train.
+A plan refuses what train refuses, except errors that only weights or servers show. It assumes nothing about a card:
+without its figures it gives no time. Each server that the recipe names counts as one more card.
 A model's configuration is enough: a folder with a config.json (--set model.base=DIR), or a name on the hub. A GGUF
 file, or smollm2, is converted first, once. Files of prompts must be there, as for train.""",
     )
     plan_command.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     set_option(plan_command)
     add = plan_command.add_argument
-    add("--memory", type=above_zero, metavar="GIB", help="of the device (default: of the one here)")
-    add("--gpus", type=count, default=1, metavar="N", help="that train, of each machine: its ranks (default: 1)")
+    add("--memory", type=above_zero, metavar="GIB", help="memory of the device (default: that of this machine)")
+    add(
+        "--gpus",
+        type=count,
+        default=1,
+        metavar="N",
+        help="devices that train on each machine, one rank each (default: 1)",
+    )
     add("--nodes", type=count, default=1, metavar="M", help="machines (default: 1)")
-    add("--machine", type=Path, metavar="FILE", help="what a device does: as choreo bench machine measured it")
+    add("--machine", type=Path, metavar="FILE", help="the speed of a device, as choreo bench machine measured it")
     add(
         "--peak",
         type=above_zero,
         metavar="TFLOPS",
-        help="of a card: its matrix products in the recipe's dtype, 10^12/s",
+        help="peak of a card: matrix products in the recipe's dtype, in 10^12/s",
     )
-    add("--utilisation", type=share, metavar="SHARE", help="of that peak, what a pass reaches: your figure, in (0, 1]")
-    add("--bandwidth", type=above_zero, metavar="GB/S", help="at which a card reads its memory; it bounds sampling")
-    add("--link", type=above_zero, metavar="GB/S", help="at which a rank sends to the others; the slowest hop counts")
-    add("--price", type=above_zero, metavar="PRICE", help="of a device and hour, in any currency; none is assumed")
+    add(
+        "--utilisation",
+        type=share,
+        metavar="SHARE",
+        help="the share of that peak that a pass reaches: your estimate, in (0, 1]",
+    )
+    add(
+        "--bandwidth",
+        type=above_zero,
+        metavar="GB/S",
+        help="speed at which a card reads its memory; it bounds sampling",
+    )
+    add(
+        "--link",
+        type=above_zero,
+        metavar="GB/S",
+        help="speed at which a rank sends to the others; the slowest hop counts",
+    )
+    add(
+        "--price",
+        type=above_zero,
+        metavar="PRICE",
+        help="price of a device for an hour, in any currency (default: none)",
+    )
     add(
         "--written",
         type=share,
         default=1.0,
         metavar="SHARE",
-        help="of the most tokens of a turn, what turns have on average, in (0, 1] (default: 1, the most)",
+        help="mean share of their token limit that turns use, in (0, 1] (default: 1)",
     )
     json_option(plan_command)
     list_parts(plan_command)
@@ -109,13 +135,15 @@ file, or smollm2, is converted first, once. Files of prompts must be there, as f
   choreo export runs/mine --out exported --merged            adapters added to their base
   choreo export runs/macpo --out exported --agent student+
   choreo export runs/mine --out exported --gguf              for llama.cpp's server (docs/llama-cpp.md)
-  choreo export runs/mine --out exported --push me/pair      then to the hub, into a repository that is private at first
-Each agent gets a folder with a model card; WaltzRL's have protocol.json beside them, the prompts to play by.""",
+  choreo export runs/mine --out exported --push me/pair      also to the hub, into a repository that is private at first
+Each agent gets a folder with a model card. For WaltzRL, protocol.json beside them has the prompts of the game.""",
     )
     export_command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     export_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
-    export_command.add_argument("--agent", metavar="NAME", help="one agent alone (default: both, or MACPO's student)")
-    export_command.add_argument("--push", metavar="OWNER/NAME", help="push it to the Hugging Face hub (HF_ENDPOINT)")
+    export_command.add_argument("--agent", metavar="NAME", help="only this agent (default: both, or MACPO's student)")
+    export_command.add_argument(
+        "--push", metavar="OWNER/NAME", help="push the export to the Hugging Face hub (HF_ENDPOINT)"
+    )
     form = export_command.add_mutually_exclusive_group()
     form.add_argument("--merged", action="store_true", help="whole models")
     form.add_argument("--adapter", action="store_true", help="adapters, which need their base")

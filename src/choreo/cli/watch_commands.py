@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
   choreo watch                              all runs in runs/; stop with Ctrl-C
   choreo watch runs/demo                    one run, while it trains or afterwards
   choreo watch runs/table --port 0          a study's runs, on a free port
-It prints the page's link, with a key drawn for this start (or the one in CHOREO_API_KEY). It listens on 127.0.0.1
+It prints the page's link, with a new key at each start (or the one in CHOREO_API_KEY). It listens on 127.0.0.1
 alone, and writes nothing into a run folder. docs/watch.md.""",
     )
     command.add_argument(
@@ -33,7 +33,9 @@ alone, and writes nothing into a run folder. docs/watch.md.""",
         metavar="FOLDER",
         help="a run folder, or a folder with run folders in it, however deep (default: runs)",
     )
-    command.add_argument("--port", type=port, default=PORT, metavar="N", help=f"default: {PORT}; 0 takes a free one")
+    command.add_argument(
+        "--port", type=port, default=PORT, metavar="N", help=f"port (default: {PORT}; 0 takes a free one)"
+    )
 
 
 def watch(args: argparse.Namespace) -> int:

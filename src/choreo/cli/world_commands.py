@@ -51,7 +51,9 @@ def add(commands: Any) -> None:
     )
     pretrain_command.add_argument("--seed", type=int, help="another seed makes another base (default: 0)")
     pretrain_command.add_argument("--steps", type=count, help="batches of about 7,000 tokens (default: as shipped)")
-    pretrain_command.add_argument("--resume", action="store_true", help="go on with the one that was stopped in DIR")
+    pretrain_command.add_argument(
+        "--resume", action="store_true", help="go on with the training that was stopped in DIR"
+    )
     pretrain_command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the base is written")
     pretrain_command.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -59,13 +61,15 @@ def add(commands: Any) -> None:
         worlds,
         "calibrate",
         calibrate,
-        "Measure where a base stands before any training, on held-out",
+        "Measure a base on held-out prompts, before any training",
         """\
   choreo world calibrate
   choreo world calibrate --base bases/mine --json""",
     )
     calibrate_command.add_argument("--base", default="micro-llama", metavar="NAME", help="a shipped base, or a folder")
-    calibrate_command.add_argument("--split-seed", type=natural, default=0, metavar="N", help="which half (default: 0)")
+    calibrate_command.add_argument(
+        "--split-seed", type=natural, default=0, metavar="N", help="the split into training and held-out (default: 0)"
+    )
     calibrate_command.add_argument(
         "--dialogues", type=natural, default=0, metavar="N", help="dialogues per suite of dialogues (default: none)"
     )
@@ -75,19 +79,19 @@ def add(commands: Any) -> None:
         worlds,
         "w2s",
         w2s,
-        "Measure whether weak teachers leave a strong student something to gain, before any MACPO",
+        "Before any MACPO, measure whether weak teachers leave a strong student something to gain",
         """\
   choreo world w2s
   choreo world w2s --set data.prompts=1000 --seeds 20 --json
-Ten gates: is there a gap, is it in what the student can tell, are teachers wrong each in its own way. Exit code 1
-where one is not met. Measure on seeds that no result is made of.""",
+Ten gates: is there a gap, can the student recognise it, do teachers err in different ways? Exit code 1 if one is not
+met. Measure on seeds that no result uses.""",
     )
     w2s_command.add_argument(
-        "recipe", nargs="?", default="macpo", metavar="RECIPE", help="of MACPO: bases, labels, prompts, rates"
+        "recipe", nargs="?", default="macpo", metavar="RECIPE", help="a recipe of MACPO: bases, labels, prompts, rates"
     )
     set_option(w2s_command)
     w2s_command.add_argument(
-        "--seeds", type=seeds, default=(20, 21), metavar="N,M-K", help="of labels and splits (default: 20,21)"
+        "--seeds", type=seeds, default=(20, 21), metavar="N,M-K", help="seeds of labels and splits (default: 20,21)"
     )
     w2s_command.add_argument(
         "--out", type=Path, metavar="FILE", help="keep each seed's measures here, and do not measure those again"

@@ -33,7 +33,9 @@ class Weights(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the base and of what runs on it; what is learnt is float32"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the best there is")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: CUDA, Apple's or the CPU, the first that is there"
+    )
     recompute: bool = Field(
         False, description="gradient checkpointing: a third more time, and memory for one layer instead of all"
     )

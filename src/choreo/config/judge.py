@@ -128,7 +128,9 @@ class Gold(Judge):
     kind: Kind = Field(description="as of judge.kind; another judge than that one, by another model")
     every: Positive = Field(5, description="steps of training between two comparisons of both judges")
     probe: Positive = Field(24, description="training prompts a comparison, for methods that play no games in a step")
-    window: Positive = Field(5, description="comparisons whose mean is held against the mean of as many first ones")
+    window: Positive = Field(
+        5, description="the mean of so many last comparisons is compared with that of as many first ones"
+    )
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1,
         description="the alarm: the share of answers that satisfy the training judge alone has grown by more than this",

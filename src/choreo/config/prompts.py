@@ -21,8 +21,10 @@ class Source(Section):
     kind: Literal["", "harmful", "benign", "general"] = Field(
         "", description="what a right answer does, for all rows: refuse, help, or be correct; by default as rows say"
     )
-    wrap: str = Field("", description="a file of jailbreaks without a request; each prompt is laid into one of them")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="how often it is drawn, beside others of a kind")
+    wrap: str = Field("", description="a file of jailbreaks without a request; each prompt is put into one of them")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="how often it is drawn, relative to others of the same kind"
+    )
     most: Annotated[int, Field(ge=0)] = Field(0, description="at most so many of its prompts, drawn at random; 0: all")
 
 
@@ -58,7 +60,7 @@ class SystemMessages(Section):
         "ships; some prompts are trained on under one of these",
     )
     share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="of the training prompts, those that are given one; a prompt with one of its own keeps it"
+        0.5, description="share of the training prompts that are given one; a prompt with its own keeps it"
     )
     heldout: str = Field(
         "",

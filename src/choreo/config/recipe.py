@@ -32,7 +32,7 @@ class Recipe(Section):
     method: str
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
-    environment: EnvironmentName = Field(MICROWORLD, description="where prompts come from that no file gives")
+    environment: EnvironmentName = Field(MICROWORLD, description="the source of prompts where no file gives them")
     environment_options: dict[str, Any] = Field({}, validate_default=True)
     world: World = World()
     evaluation: Evaluation = Evaluation()

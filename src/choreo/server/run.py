@@ -65,7 +65,7 @@ def system_policy_of(options: Options) -> SystemPolicy:
     """
     if options.run is None or CONVERSATION in options.upstream:
         if options.system == "train":
-            raise BadInput("--system train: is of a run's own conversation agent, and this one is behind a server")
+            raise BadInput("--system train: goes with a run's own conversation agent, and this one is behind a server")
         return options.system or "prepend"
     noted = read_info(options.run).get("system_messages", {}) if checkpoints(options.run) else {}
     trained = bool(noted)
@@ -87,7 +87,7 @@ def serve(options: Options) -> None:
     }
     sampler = answering(options.overrides)
     if options.run is None and options.overrides:
-        raise BadInput("serve: --set is of a run; without one both agents are asked at their own addresses")
+        raise BadInput("serve: --set goes with a run; without a run, both agents are on servers of their own")
     if options.run is None and len(addresses) < len(AGENTS):
         raise BadInput("serve: give a run, or both --conversation and --feedback")
     asyncio.run(_serve(options, keys, secret, addresses, sampler))

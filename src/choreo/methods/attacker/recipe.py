@@ -14,7 +14,7 @@ from choreo.methods.rewriting.settings import Rewriting
 
 class AttackerModel(Weights):
     train: Literal["lora", "full"] = Field(
-        "full", description="full weights, or adapters, which leave the output layer as it is: no writer of prompts"
+        "full", description="full weights; or adapters, with which it hardly learns to write, as the output layer stays"
     )
     base: str = Field("micro-llama", description="a shipped base of the microworld, or a folder of another")
 

@@ -31,7 +31,7 @@ class AgentSettings(Weights):
     student_template: str = Field(
         "", description="a file with a chat template for the student alone; none: template, which is for all agents"
     )
-    rank: Positive = Field(32, description="of LoRA; 8 holds a base as narrow as the shipped teachers back")
+    rank: Positive = Field(32, description="of LoRA; 8 is too few for bases as narrow as the shipped teachers")
     alpha: Rate = 16.0
 
     def template_of(self, agent: str) -> str:

@@ -32,7 +32,9 @@ class Rewriting(Section):
     samples: Annotated[int, Field(ge=2)] = Field(8, description="rewritten prompts for each, a group")
     estimator: EstimatorName = Field("grpo", description="how the attacker's advantages are computed")
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    warmup_lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="at most: it rises, stays, and falls to nothing")
+    warmup_lr: Annotated[float, Field(gt=0)] = Field(
+        5e-3, description="the highest rate: it rises, stays, and falls to zero"
+    )
     lr: Annotated[float, Field(gt=0)] = Field(2e-4, description="of the attacker")
 
     def warmup_rate(self, step: int) -> float:

@@ -25,7 +25,7 @@ class Model(Weights):
         description="a shipped base, smollm2, a folder in Hugging Face format, a GGUF file, or a name on the hub "
         "(owner/name)",
     )
-    feedback_base: str = Field("", description="the feedback agent's, where it is to be another; none: both are on one")
+    feedback_base: str = Field("", description="the feedback agent's base, if it is another one; none: both share one")
     feedback_template: str = Field("", description="a file with a chat template for feedback_base")
 
     def of(self, agent: str) -> tuple[str, str]:

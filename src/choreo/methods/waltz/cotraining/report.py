@@ -40,8 +40,9 @@ def attack_sections(record: Record) -> list[PageSection]:
     ]
     text = (
         f"An attacker that wrote prompts anew learnt beside the pair, in {len(rounds)} rounds. From the first round to "
-        f"the last, of its single tries at the pair as it then was: {', '.join(told)}. It learns too, so a figure that "
-        "stays is no sign that the pair has not; `choreo attack` with an attacker that was trained afterwards tells."
+        f"the last, of its single tries at the pair as it then was: {', '.join(told)}. It learns too, so an "
+        "unchanged figure does not mean that the pair has not learnt; to see that, attack it with an attacker that was "
+        "trained afterwards (`choreo attack`)."
     )
     names = [name for name in COLUMNS if name in first]
     rows = [[one["step"], *(_share(one.get(name)) for name in names)] for one in rounds]

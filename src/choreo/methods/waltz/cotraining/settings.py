@@ -18,7 +18,7 @@ class CoTraining(Rewriting):
     makes `attacker_steps` updates, against the pair as it then is."""
 
     share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="of a step's harmful and benign prompts, those that the pair gets in the attacker's words"
+        0.5, description="the share of a step's harmful and benign prompts that the attacker rewrites"
     )
     attacker_steps: Positive = Field(5, description="updates of the attacker in a round")
     pair_steps: Positive = Field(10, description="steps of the pair after each round")

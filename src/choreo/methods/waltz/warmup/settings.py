@@ -38,7 +38,7 @@ class Warmup(Section):
     batch: Positive = 16
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="at the beginning; it falls to nothing as a cosine")
     label_share: Fraction = Field(
-        0.5, description="of a constrained review's likelihood, what its labels weigh; its words have the rest"
+        0.5, description="the weight of the labels in a constrained review's likelihood; words have the rest"
     )
     prompt_tokens: Positive = Field(512, description="answers to longer prompts are left out")
     aside: Annotated[float, Field(ge=0, lt=1)] = Field(
