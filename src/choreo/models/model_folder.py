@@ -129,7 +129,7 @@ def check_whole(folder: Path) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder has files of weights."""
-    return any(_there(folder / name) for name in (WEIGHTS, INDEX, PICKLED, PICKLED_INDEX))
+    return any(is_there(folder / name) for name in (WEIGHTS, INDEX, PICKLED, PICKLED_INDEX))
 
 
 def check_weights(folder: Path, model: Any) -> None:
@@ -164,7 +164,7 @@ def check_weights(folder: Path, model: Any) -> None:
 def headers(folder: Path) -> dict[str, Tensor]:
     """The tensors in the folder's files of weights, by name. Only headers are read. Raises BadInput."""
     for whole, index in ((folder / WEIGHTS, folder / INDEX), (folder / PICKLED, folder / PICKLED_INDEX)):
-        if files := [whole] if _there(whole) else _parts(index) if _there(index) else []:
+        if files := [whole] if is_there(whole) else _parts(index) if is_there(index) else []:
             read = _header if whole.suffix == ".safetensors" else _pickled
             return {name: tensor for file in files for name, tensor in read(file).items()}
     return {}
@@ -175,7 +175,7 @@ def _parts(index: Path) -> list[Path]:
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise BadInput(f"{index}: weight_map: expected the names of files by the names of tensors")
     files = [index.parent / part for part in sorted(set(parts.values()))]
-    if missing := [file.name for file in files if not _there(file)]:
+    if missing := [file.name for file in files if not is_there(file)]:
         raise BadInput(f"{index}: names {_some(missing)}, and there is no such file here")
     return files
 
@@ -228,7 +228,7 @@ def tokenizer(folder: str | Path, config: Any = None) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    if config is None and _there(folder / "config.json"):
+    if config is None and is_there(folder / "config.json"):
         config = configuration(folder, quantised=True)
     if not has_tokenizer(folder):
         raise BadInput(f"{folder}: {NO_TOKENIZER}")
@@ -251,7 +251,7 @@ def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int], config: An
 
     config: the model's configuration, if it was read already.
     """
-    if config is None and not _there(Path(folder) / "config.json"):
+    if config is None and not is_there(Path(folder) / "config.json"):
         return
     rows = (config or configuration(folder, quantised=True)).get_text_config().vocab_size
     if (highest := max(ids, default=0)) >= rows:
@@ -304,7 +304,7 @@ def _align(model: Any) -> None:
             value.data = value.data.clone()
 
 
-def _there(file: Path) -> bool:
+def is_there(file: Path) -> bool:
     """Whether anything has that name, also a folder or a broken link, which cannot be read."""
     return file.exists() or file.is_symlink()
 
