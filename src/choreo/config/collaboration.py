@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.checking import check
-from choreo.config.common import Positive, Section, bare_names
+from choreo.config.common import AboveZero, Natural, NonNegative, Positive, Section, bare_names
 from choreo.config.judge import Judge
 from choreo.config.prompts import Source, blame_exact
 from choreo.config.wording import Wording
@@ -31,8 +31,8 @@ class Collaboration(Section):
     rounds: Annotated[int, Field(ge=1, le=8)] = Field(1, description="feedback rounds at most")
     answer_tokens: Positive = Field(1024, description="at most this many new tokens per answer")
     feedback_tokens: Positive = Field(512, description="at most this many new tokens per feedback")
-    temperature: Annotated[float, Field(ge=0)] = 0.6
-    seed: Annotated[int, Field(ge=0)] = 0
+    temperature: NonNegative = 0.6
+    seed: Natural = 0
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a model that is loaded here")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="of a model that is loaded here")
     template: str = Field(
@@ -41,8 +41,8 @@ class Collaboration(Section):
     feedback_template: str = Field("", description="the same for feedback, where that is another model")
     wording: Wording = Field(Wording(), description="what the agents are told")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
-    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one try of a turn")
-    retries: Annotated[int, Field(ge=0)] = 4
+    timeout: AboveZero = Field(120.0, description="seconds for one try of a turn")
+    retries: Natural = 4
     concurrency: Positive = Field(8, description="requests at a time")
 
     @property
