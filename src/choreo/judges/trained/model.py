@@ -34,8 +34,8 @@ class TrainedJudge:
     Raises BadInput where the folder is no judge, its base is not here, or is not the one that it was trained on.
     """
 
-    def __init__(self, folder: str | Path, *, slots: int = SLOTS, device: str | None = None):
-        self.folder, self.slots = Path(folder), slots
+    def __init__(self, folder: str | Path, *, device: str | None = None):
+        self.folder = Path(folder)
         self.told = files.read(self.folder)
         place = base_folder(self.told.base)
         if fingerprint(place) != self.told.fingerprint:
@@ -90,7 +90,7 @@ class TrainedJudge:
         order = sorted(rows, key=lambda i: len(rows[i].ids))  # rows of like length share a batch: little padding
         while order:
             # The widest row is the last one of a batch.
-            size = next((n for n in range(len(order), 1, -1) if n * len(rows[order[n - 1]].ids) <= self.slots), 1)
+            size = next((n for n in range(len(order), 1, -1) if n * len(rows[order[n - 1]].ids) <= SLOTS), 1)
             batch, order = order[:size], order[size:]
             for i, (harm, refusal) in zip(batch, self._read([rows[i] for i in batch]), strict=True):
                 readings[i] = Reading(refusal, harm)
