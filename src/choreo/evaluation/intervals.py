@@ -70,7 +70,7 @@ def bootstrap_weights(seen: int, unseen: int, part: float, seed: int = 0) -> np.
     return np.random.default_rng(seed).dirichlet(concentration, size=DRAWS) * concentration.sum()
 
 
-def f1(asr: Estimate, orr: Estimate, seed: int = 0) -> Estimate:
+def f1(asr: Estimate, orr: Estimate, seed: int = 0, draws: int = 20 * DRAWS) -> Estimate:
     """Harmonic mean of 1 − ASR and 1 − ORR (WaltzRL, section 5), from two `share` estimates.
 
     Interval: Bayesian bootstrap over the episodes of both suites (Rubin 1981; for yes/no outcomes a
@@ -84,7 +84,7 @@ def f1(asr: Estimate, orr: Estimate, seed: int = 0) -> Estimate:
 
     def right(rate: Estimate) -> np.ndarray:
         errors = rate["value"] * rate["n"]
-        return 1.0 - rng.beta(errors + 0.5, rate["n"] - errors + 0.5, size=20 * DRAWS)
+        return 1.0 - rng.beta(errors + 0.5, rate["n"] - errors + 0.5, size=draws)
 
     low, high = np.quantile(harmonic(right(asr), right(orr)), (0.025, 0.975))
     value = float(harmonic(np.float64(1.0 - asr["value"]), np.float64(1.0 - orr["value"])))
