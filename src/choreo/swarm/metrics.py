@@ -97,6 +97,7 @@ def toxicity_rate_all(interactions: Interactions) -> MetricValue:
 
 
 def acceptance_rate(interactions: Interactions) -> MetricValue:
+    """|A| / |N|: the share that was accepted."""
     return _mean(float(i.accepted) for i in interactions)
 
 

@@ -122,6 +122,7 @@ def describe_answers(
 
 
 def reward(episodes: Sequence[Episode]) -> Estimate:
+    """The share of games whose last answer satisfies the judge; one that it leaves open does not."""
     return share([bool(satisfactory(episode.verdicts[-1])) for episode in episodes])
 
 
