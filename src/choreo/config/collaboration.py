@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from choreo.config.addresses import model_at_url
 from choreo.config.checking import check
 from choreo.config.common import AboveZero, Natural, NonNegative, Positive, Section, bare_names
 from choreo.config.judge import Judge
@@ -62,7 +63,7 @@ class Collaboration(Section):
         mine = info.field_name == "template"
         if value and not mine and feedback in ("", conversation):
             raise ValueError("goes with a feedback model of its own alone; template is for both where they are one")
-        if value and "@http" in (conversation if mine else feedback):
+        if value and model_at_url(conversation if mine else feedback):
             other = f"; {'feedback_template' if mine else 'template'} is of {agents[mine]}"
             raise ValueError(f"{agents[not mine]} is on a server, which has its own template{other}")
         return value

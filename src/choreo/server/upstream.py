@@ -18,6 +18,7 @@ from choreo.agents.endpoint import messages, request_seed, review_format
 from choreo.clients.http import LARGEST, key_in
 from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.clients.streamed import StreamedReply
+from choreo.config.addresses import model_at_url
 from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput
 from choreo.files import utf8
@@ -58,10 +59,10 @@ class Address:
     @classmethod
     def read(cls, named: str, key_variable: str) -> Address:
         """From MODEL@URL, as `choreo eval` takes it."""
-        model, at, url = named.rpartition("@http")
-        if not (model and at):
+        model, url = model_at_url(named) or ("", "")
+        if not model:
             raise BadInput(f"{named!r}: must be MODEL@URL, as in qwen3:8b@http://localhost:11434/v1")
-        return cls(f"http{url}", model, key_variable)
+        return cls(url, model, key_variable)
 
     def __post_init__(self) -> None:
         try:
