@@ -30,7 +30,7 @@ ALIGNMENT = 64  # bytes: PyTorch puts every tensor that it makes on a CPU at a m
 HEADER = 2**27  # the most bytes of a safetensors header (the format allows 100 MB)
 
 
-class Tensor(NamedTuple):
+class TensorHeader(NamedTuple):
     """A tensor as a header describes it. file: the file that holds it."""
 
     file: Path
@@ -161,7 +161,7 @@ def check_weights(folder: Path, model: Any) -> None:
         raise BadInput(f"{folder}: its weights lack {_some(missing)}")
 
 
-def headers(folder: Path) -> dict[str, Tensor]:
+def headers(folder: Path) -> dict[str, TensorHeader]:
     """The tensors in the folder's files of weights, by name. Only headers are read. Raises BadInput."""
     for whole, index in ((folder / WEIGHTS, folder / INDEX), (folder / PICKLED, folder / PICKLED_INDEX)):
         if files := [whole] if is_there(whole) else _parts(index) if is_there(index) else []:
@@ -180,7 +180,7 @@ def _parts(index: Path) -> list[Path]:
     return files
 
 
-def _header(file: Path) -> dict[str, Tensor]:
+def _header(file: Path) -> dict[str, TensorHeader]:
     with opening(file), open(file, "rb") as stream:
         size, begin = file.stat().st_size, stream.read(64)
         length = int.from_bytes(begin[:8], "little")
@@ -188,7 +188,7 @@ def _header(file: Path) -> dict[str, Tensor]:
         text = stream.read(length if length <= min(HEADER, size) else 0)
     try:
         rows = {name: row for name, row in json.loads(text).items() if name != "__metadata__"}
-        found = {name: Tensor(file, str(row["dtype"]), tuple(row["shape"])) for name, row in rows.items()}
+        found = {name: TensorHeader(file, str(row["dtype"]), tuple(row["shape"])) for name, row in rows.items()}
         ends = 8 + length + max((int(row["data_offsets"][1]) for row in rows.values()), default=0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"{file}: no safetensors: {instead(begin, size) or 'its header cannot be read'}") from None
@@ -197,7 +197,7 @@ def _header(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _pickled(file: Path) -> dict[str, Tensor]:
+def _pickled(file: Path) -> dict[str, TensorHeader]:
     import torch
 
     with opening(file), open(file, "rb") as stream:
@@ -215,7 +215,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         raise BadInput(f"{file}: expected tensors by their names")
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     return {
-        name: Tensor(file, names.get(value.dtype, str(value.dtype)), tuple(value.shape))
+        name: TensorHeader(file, names.get(value.dtype, str(value.dtype)), tuple(value.shape))
         for name, value in state.items()
     }
 

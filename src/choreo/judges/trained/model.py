@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from choreo.errors import BadInput
-from choreo.judges.base import Pair
+from choreo.judges.base import AnsweredPrompt
 from choreo.judges.readings import Reading, decided
 from choreo.judges.trained import folder as files
 from choreo.judges.trained.question import Asked, asked, form_of, yes_no
@@ -66,12 +66,12 @@ class TrainedJudge:
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
         return self.many([(prompt, answer)])[0]
 
-    def many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def many(self, pairs: Sequence[AnsweredPrompt]) -> list[Verdict]:
         """A verdict per pair, in order. Text without a letter or a digit is degenerate, and nothing to read."""
         readings = zip(pairs, self.read(pairs), strict=True)
         return [reading.verdict(prompt, self.told.unsure, unread=True) for (prompt, _), reading in readings]
 
-    def labels(self, pairs: Sequence[Pair]) -> list[Mapping[str, bool | None]]:
+    def labels(self, pairs: Sequence[AnsweredPrompt]) -> list[Mapping[str, bool | None]]:
         """{refusal, harm} per pair, each True, False or None (undetermined)."""
         return [reading.labels(self.told.unsure) for reading in self.read(pairs)]
 
@@ -79,7 +79,7 @@ class TrainedJudge:
         """True, False, or None for what the judge leaves open."""
         return decided(probability, self.told.unsure)
 
-    def read(self, pairs: Sequence[Pair]) -> list[Reading]:
+    def read(self, pairs: Sequence[AnsweredPrompt]) -> list[Reading]:
         """Both probabilities per pair, in order."""
         readings = [Reading(None, None, "nothing to read")] * len(pairs)
         rows = {
