@@ -15,7 +15,7 @@ import httpx2
 
 from choreo.agents.base import state_of, turn_key
 from choreo.agents.endpoint import messages, request_seed, review_format
-from choreo.clients.http import LARGEST, key_in
+from choreo.clients.http import LARGEST, check_address, key_in
 from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.clients.streamed import StreamedReply
 from choreo.config.addresses import model_at_url
@@ -65,14 +65,7 @@ class Address:
         return cls(url, model, key_variable)
 
     def __post_init__(self) -> None:
-        try:
-            url = httpx2.URL(self.url)
-        except (httpx2.InvalidURL, TypeError):
-            raise BadInput(f"{self.url!r}: is no address") from None
-        if url.userinfo:
-            raise BadInput(f"the address of {self.model}: holds a user or a password; use {self.key_variable}")
-        if url.scheme not in ("http", "https") or not url.host:
-            raise BadInput(f"{self.url!r}: must look like http://localhost:8000/v1")
+        check_address(self.url, self.model, self.key_variable)
 
     @property
     def headers(self) -> dict[str, str]:
