@@ -226,7 +226,7 @@ def test_games_are_found_as_a_search_through_all_of_them_would(tmp_path):
     for run in (1, 2):
         for step in range(5):
             games = [drawn_game(rng) for _ in range(20)]
-            index.put(run, tmp_path / f"{run}-{step}", "", "", step, games)
+            index.put(run, tmp_path / f"{run}-{step}", "", step, games)
             all_games |= {(run, step, place): game for place, game in enumerate(games)}
     assert index.games == 200
     for _ in range(60):
@@ -276,12 +276,12 @@ def test_games_are_found_as_a_search_through_all_of_them_would(tmp_path):
 
 def test_a_list_stays_as_it_is_while_games_come_and_go(tmp_path):
     rng, index, one = random.Random(0), GameIndex(), tmp_path / "one"
-    index.put(1, one, "", "", 1, [drawn_game(rng) for _ in range(3)])
+    index.put(1, one, "", 1, [drawn_game(rng) for _ in range(3)])
     first = index.page(GameSearch(), 0, 10)
-    index.put(1, tmp_path / "two", "", "", 2, [drawn_game(rng) for _ in range(2)])
+    index.put(1, tmp_path / "two", "", 2, [drawn_game(rng) for _ in range(2)])
     assert index.page(GameSearch(), 0, 10, first["version"]) == first
     assert index.page(GameSearch(), 0, 10)["total"] == 5
-    index.put(1, one, "again", "", 1, [drawn_game(rng)])  # its run went back, and played step 1 again
+    index.put(1, one, "", 1, [drawn_game(rng)])  # its run went back, and played step 1 again
     kept = index.page(GameSearch(), 0, 10, first["version"])
     assert kept["total"] == 3 and all(game["gone"] for game in kept["games"])
     index.drop(tmp_path / "two")
@@ -295,7 +295,7 @@ def test_a_list_stays_as_it_is_while_games_come_and_go(tmp_path):
 )
 def test_no_words_are_an_operator_or_an_error(tmp_path, words):
     index = GameIndex()
-    index.put(1, tmp_path / "f", "", "", 1, [drawn_game(random.Random(0))])
+    index.put(1, tmp_path / "f", "", 1, [drawn_game(random.Random(0))])
     index.page(GameSearch(words=words), 0, 10)
     assert match_of('how \'til "so what"') == '"how"* "\'til"* "so what"'
     index.close()

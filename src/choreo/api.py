@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from choreo import config, parallel
+from choreo.config.addresses import model_at_url
 from choreo.config.collaboration import collaboration, sources
 from choreo.config.judge import judge_from
 from choreo.config.reading import METHODS
@@ -194,7 +195,7 @@ def evaluate_models(
     from choreo.experiment.report import tell_evaluation
     from choreo.files import durable, toml
 
-    if any(model and "@http" not in model for model in (settings.conversation, settings.feedback)):
+    if any(model and not model_at_url(model) for model in (settings.conversation, settings.feedback)):
         quiet()  # transformers takes seconds to load, which two servers should not cost
     with evaluation_folder(out, into_existing) as folder, Progress(callbacks) as progress:
         summary, episodes = playing.run(settings, folder, progress)
@@ -233,7 +234,7 @@ def attack(
     from choreo.attacks.run import AttackPlan, run_attack
 
     quiet()
-    place = str(named) if "@http" in str(named) else str(placed(named))
+    place = str(named) if model_at_url(str(named)) else str(placed(named))
     plan = AttackPlan(place, tuple(attacks), files=files, judge=settings, **options)
     return run_attack(plan, out, callbacks, into_existing)
 

@@ -16,6 +16,7 @@ from choreo.clients.http import Client, Endpoint
 from choreo.clients.reply import Failure, Reply
 from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput, Interrupted
+from choreo.models.chat import message
 from choreo.text.feedback import SCHEMA
 from choreo.text.prompts import EARLIER, PARAGRAPH, WORDING, split_system
 from choreo.types import FEEDBACK, Episode, Limits, TextTurn
@@ -157,15 +158,15 @@ def messages(state: State[Any], wording: Wording = WORDING) -> list[dict[str, st
         before = "".join(f"{role}: {text}\n\n" for role, text in prompt.earlier)
         question = filled(words.review, prompt=prompt.text, answer=state.answer.text)
         return [
-            _message("system", words.feedback),
-            _message("user", (f"{EARLIER}{before}=====\n\n" if before else "") + question),
+            message("system", words.feedback),
+            message("user", (f"{EARLIER}{before}=====\n\n" if before else "") + question),
         ]
     told, after = split_system(prompt.turns)
     system = PARAGRAPH.join(text for text in (words.conversation, *told) if text)
-    written = [_message("system", system)] if system else []
-    written += [_message(role, text) for role, text in after]
+    written = [message("system", system)] if system else []
+    written += [message(role, text) for role, text in after]
     for answer, said in state.history:
-        written += [_message("assistant", answer.text), _message("user", filled(words.revise, feedback=said))]
+        written += [message("assistant", answer.text), message("user", filled(words.revise, feedback=said))]
     return written
 
 
@@ -177,7 +178,3 @@ def review_format() -> dict[str, Any]:
 def request_seed(key: Key) -> int:
     """31 bits by the key of a turn (`turn_key`), for servers that take a seed."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}

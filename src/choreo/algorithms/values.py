@@ -17,6 +17,7 @@ from choreo.engine.checkpoint import of_optimizer
 from choreo.types import AGENTS
 
 HIDDEN = 32
+LR, PASSES = 1e-2, 4  # of Adam, full-batch steps of a fit
 
 
 class ValueBaseline:
@@ -27,20 +28,11 @@ class ValueBaseline:
     depends on its actions, and biases the gradient.
     """
 
-    def __init__(
-        self,
-        kind: Literal["separate", "shared"],
-        widths: Mapping[str, int],
-        *,
-        seed: int,
-        lr: float = 1e-2,
-        passes: int = 4,
-    ):
-        self.passes = passes
+    def __init__(self, kind: Literal["separate", "shared"], widths: Mapping[str, int], *, seed: int):
         self._head_of = {agent: agent if kind == "separate" else "shared" for agent in AGENTS}
         width_of = {name: widths[agent] for agent, name in self._head_of.items()}
         self._heads = {name: _head(width, seed + i) for i, (name, width) in enumerate(width_of.items())}
-        self._adam = {name: torch.optim.Adam(head.parameters(), lr=lr) for name, head in self._heads.items()}
+        self._adam = {name: torch.optim.Adam(head.parameters(), lr=LR) for name, head in self._heads.items()}
 
     @torch.no_grad()
     def predict(self, agents: Sequence[str], features: Sequence[Tensor]) -> list[float]:
@@ -51,12 +43,12 @@ class ValueBaseline:
         return values.tolist()
 
     def fit(self, agents: Sequence[str], features: Sequence[Tensor], rewards: Sequence[float]) -> dict[str, float]:
-        """A few full-batch Adam steps on the squared error. Returns each regressor's mean error before them."""
+        """PASSES full-batch Adam steps on the squared error. Returns each regressor's mean error before them."""
         targets = torch.tensor(rewards, dtype=torch.float32)
         before = {}
         for name, rows in self._rows(agents).items():
             head, adam, states = self._heads[name], self._adam[name], _batch(features, rows)
-            for step in range(self.passes):
+            for step in range(PASSES):
                 loss = (head(states).squeeze(-1) - targets[rows]).square().mean()
                 if step == 0:
                     before[name] = loss.item()

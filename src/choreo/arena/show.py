@@ -9,6 +9,7 @@ from typing import Any
 from choreo.report import plots
 from choreo.report.judge_sections import LABELS
 from choreo.report.page import PageSection, Table, cell, percent, write_study
+from choreo.text.tables import plain_columns
 
 
 def tables_of(found: Mapping[str, Any]) -> str:
@@ -131,9 +132,7 @@ def _raters(found: Mapping[str, Any]) -> PageSection:
 
 
 def _plain(table: Table) -> str:
-    rows = [list(table.columns), *([cell(value) for value in row] for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return plain_columns([list(table.columns), *([cell(value) for value in row] for row in table.rows)])
 
 
 def _number(one: Mapping[str, Any]) -> str | None:

@@ -60,10 +60,7 @@ def create(folder: Path, about: Mapping[str, Any], items: Sequence[Item]) -> Non
     """A new arena in `folder`, whole or not at all. Raises BadInput where one is there already."""
     if (folder / FILE).exists():
         raise BadInput(f"{folder}: holds an arena already; name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+    durable.make_folder(folder)
     half = folder / f".{FILE}{durable.TEMPORARY}"
     half.unlink(missing_ok=True)
     file = sqlite3.connect(half)

@@ -21,6 +21,7 @@ from choreo.attacks.report import write_attack_report
 from choreo.attacks.same import difference
 from choreo.attacks.targets import ALONE, PAIR, REPLIES, RunTarget, ServedTarget, Target
 from choreo.clients.http import Endpoint
+from choreo.config.addresses import model_at_url
 from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.parts import ATTACKS
 from choreo.config.prompts import Source
@@ -79,8 +80,7 @@ class AttackPlan:
     @property
     def server(self) -> tuple[str, str] | None:
         """(model, url) where the target is a server."""
-        model, at, url = self.target.rpartition("@http")
-        return (model, f"http{url}") if at else None
+        return model_at_url(self.target)
 
 
 def run_attack(
@@ -265,15 +265,15 @@ def _writer(plan: AttackPlan, folder: Path, measured: Any) -> tuple[Agent[Any] |
     if not plan.writer:
         return None, {}
     who = {"name": plan.writer}
-    model, at, url = plan.writer.rpartition("@http")
     if (Path(plan.writer) / "run.json").is_file():
         agent, about = _trained_writer(Path(plan.writer), measured)
         return agent, who | about
-    if not at:
+    if (server := model_at_url(plan.writer)) is None:
         from choreo.evaluation.collaboration import local_agent
 
         return local_agent(plan.writer, plan.seed), who | {"base": fingerprint(base_folder(plan.writer))}
-    endpoint = Endpoint(f"http{url}", model, plan.key_variable, timeout=plan.timeout)
+    model, url = server
+    endpoint = Endpoint(url, model, plan.key_variable, timeout=plan.timeout)
     return EndpointAgent(endpoint, folder / REPLIES), who
 
 

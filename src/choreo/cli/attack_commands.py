@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from choreo.cli.arguments import JUDGE_HELP, add_command, count, json_option, list_parts, natural, seconds
-from choreo.cli.output import columns, print_json
+from choreo.cli.output import print_json
 from choreo.errors import BadInput, Interrupted
+from choreo.text.tables import plain_columns
 
 
 def add(commands: Any) -> None:
@@ -123,5 +124,5 @@ def _tables(summary: Mapping[str, Any]) -> str:
         if rows:
             head = [f"{short} within", *at, "tries left open"]
             body = [[name, *map(percent, points), percent(left, interval=False)] for name, *points, left in rows]
-            tables.append(columns([head, *body]))
+            tables.append(plain_columns([head, *body]))
     return "\n".join(tables)

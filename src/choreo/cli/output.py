@@ -6,10 +6,11 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from choreo import parallel
+from choreo.text.tables import plain_columns
 
 
 def say(text: str, level: str = "info") -> None:
@@ -93,13 +94,7 @@ def _table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     keys = [key for key in shown if key in measured]
     rows: list[tuple[str, ...]] = [("system", *(shown[key] for key in keys))]
     rows += [(name, *(cell(rates[key]) for key in keys)) for name, rates in found.items()]
-    return columns(rows)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as plain columns, the first row being their heads."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return plain_columns(rows)
 
 
 def _grouped(systems: Mapping[str, Mapping[str, Any]], field: str) -> dict[str, Mapping[str, Any]]:

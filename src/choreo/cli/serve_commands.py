@@ -105,14 +105,13 @@ def _options(command: argparse.ArgumentParser) -> None:
 def serve(args: argparse.Namespace) -> int:
     require_server("serve")
     if args.run is not None:
+        from choreo.api import quiet
         from choreo.runs.folder import read_info
         from choreo.runs.shipped import placed
 
         args.run = placed(args.run)
         read_info(args.run)
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
+        quiet()
     from choreo.server.run import Options, serve
 
     agents = {"conversation": args.conversation, "feedback": args.feedback}

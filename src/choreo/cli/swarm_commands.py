@@ -138,9 +138,9 @@ def annotate(args: argparse.Namespace) -> int:
     from choreo.swarm.extra import require
 
     require("swarm annotate", "PyYAML")
+    from choreo.files.utf8 import read_text
     from choreo.swarm.annotations import to_yaml
     from choreo.swarm.draft import draft
-    from choreo.swarm.reading import read_text
 
     made = draft(read_text(args.file), str(args.file))
     print("# A draft made by rules. Check every claim, fill in each ?, then set status: curated.")

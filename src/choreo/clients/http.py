@@ -19,7 +19,7 @@ from choreo.text.replies import shortened
 try:
     import httpx2
 except ImportError:
-    raise BadInput("judges over an endpoint need httpx2: pip install 'choreo-rl[endpoint]'") from None
+    raise BadInput("models behind a server need httpx2: pip install 'choreo-rl[endpoint]'") from None
 
 # HTTP statuses for a wrong key, address or model: every other row and every retry would fail too.
 WRONG = {401, 403, 404, 405}
@@ -27,9 +27,24 @@ AGAIN = {408, 409, 425, 429}  # HTTP statuses after which a retry may help, as a
 LARGEST = 4 * 2**20  # the most bytes of a reply; a verdict has a few hundred
 
 
+def check_address(url: str, model: str, key_variable: str) -> None:
+    """Raises BadInput where `url` is no address of a server that has `model`, or holds a password, which no message
+    shows. key_variable: the environment variable for the key."""
+    try:
+        address = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError):
+        raise BadInput(f"{url!r}: is no address") from None
+    if address.userinfo:
+        raise BadInput(f"the address of {model}: holds a user or a password; put the key into {key_variable}")
+    if address.scheme not in ("http", "https") or not address.host:
+        raise BadInput(f"{url!r}: must look like http://localhost:8000/v1")
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """The address of a judge, and how to send requests to it. Raises BadInput, naming the field, for a wrong value.
+    """A model behind a server, a judge or an agent, and how to send requests to it.
+
+    Raises BadInput, naming the field, for a wrong value.
 
     url: the base to which paths are added, such as http://localhost:8000/v1.
     model: the server's name for the model.
@@ -42,7 +57,7 @@ class Endpoint:
     backoff, longest_wait: seconds. A retry waits a random time up to backoff·2ⁿ, or what Retry-After says, at most
         longest_wait.
     concurrency: how many requests run at a time.
-    patience: how many rows in succession may have no reply before the judge counts as down and the work stops.
+    patience: how many rows in succession may have no reply before the server counts as down and the work stops.
         Training sets 1, so that it never learns from missing verdicts.
     prompt_price, completion_price: per million tokens, in any currency, for the sum of costs.
     extra: further fields of the request body, such as {"reasoning_effort": "low"}.
@@ -65,22 +80,15 @@ class Endpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            url = httpx2.URL(self.url)
-        except (httpx2.InvalidURL, TypeError):
-            raise BadInput(f"judge url {self.url!r}: is no address") from None
-        if url.userinfo:
-            raise BadInput(f"judge url: holds a user or a password; put the key into {self.key_variable}")
-        if url.scheme not in ("http", "https") or not url.host:
-            raise BadInput(f"judge url {self.url!r}: must look like http://localhost:8000/v1")
+        check_address(self.url, self.model, self.key_variable)
         if not self.model:
-            raise BadInput("judge model: must be named")
+            raise BadInput(f"{self.url}: its model must be named")
         for name in ("timeout", "concurrency", "patience"):
             if not getattr(self, name) > 0:
-                raise BadInput(f"judge {name} {getattr(self, name)}: must be more than 0")
+                raise BadInput(f"{self.model}: {name} {getattr(self, name)}: must be more than 0")
         for name in ("retries", "backoff", "longest_wait", "prompt_price", "completion_price"):
             if not getattr(self, name) >= 0:
-                raise BadInput(f"judge {name} {getattr(self, name)}: must not be less than 0")
+                raise BadInput(f"{self.model}: {name} {getattr(self, name)}: must not be less than 0")
 
     def body(self, question: Mapping[str, Any], tokens: int) -> dict[str, Any]:
         """The body of a request: the question and every setting that can change the reply."""

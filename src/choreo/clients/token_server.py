@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from weakref import WeakSet
 
 from choreo.clients.http import AGAIN, key_in
+from choreo.config.addresses import LOOPBACK
 from choreo.errors import BadInput, Unavailable, first_line
 from choreo.text.replies import shortened
 
@@ -22,7 +23,6 @@ except ImportError:
 
 WAITS = (0.25, 0.5, 1.0)  # seconds before a request for a completion, which changes nothing, is sent again
 TIMEOUT, CONNECT = 600.0, 10.0  # seconds: a busy server may let a completion wait
-LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 CONCURRENCY = 64  # requests at a time; the server makes batches of them
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from choreo.config.addresses import model_at_url
 from choreo.config.checking import check
-from choreo.config.common import Positive, Section, bare_names
+from choreo.config.common import AboveZero, Natural, NonNegative, Positive, Section, bare_names
 from choreo.config.judge import Judge
 from choreo.config.prompts import Source, blame_exact
 from choreo.config.wording import Wording
@@ -31,8 +32,8 @@ class Collaboration(Section):
     rounds: Annotated[int, Field(ge=1, le=8)] = Field(1, description="feedback rounds at most")
     answer_tokens: Positive = Field(1024, description="at most this many new tokens per answer")
     feedback_tokens: Positive = Field(512, description="at most this many new tokens per feedback")
-    temperature: Annotated[float, Field(ge=0)] = 0.6
-    seed: Annotated[int, Field(ge=0)] = 0
+    temperature: NonNegative = 0.6
+    seed: Natural = 0
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a model that is loaded here")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="of a model that is loaded here")
     template: str = Field(
@@ -41,8 +42,8 @@ class Collaboration(Section):
     feedback_template: str = Field("", description="the same for feedback, where that is another model")
     wording: Wording = Field(Wording(), description="what the agents are told")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
-    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one try of a turn")
-    retries: Annotated[int, Field(ge=0)] = 4
+    timeout: AboveZero = Field(120.0, description="seconds for one try of a turn")
+    retries: Natural = 4
     concurrency: Positive = Field(8, description="requests at a time")
 
     @property
@@ -62,7 +63,7 @@ class Collaboration(Section):
         mine = info.field_name == "template"
         if value and not mine and feedback in ("", conversation):
             raise ValueError("goes with a feedback model of its own alone; template is for both where they are one")
-        if value and "@http" in (conversation if mine else feedback):
+        if value and model_at_url(conversation if mine else feedback):
             other = f"; {'feedback_template' if mine else 'template'} is of {agents[mine]}"
             raise ValueError(f"{agents[not mine]} is on a server, which has its own template{other}")
         return value

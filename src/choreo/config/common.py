@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 MICROWORLD = "microworld"  # the environment of recipes that name none
 Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -26,7 +29,7 @@ class Weights(Section):
         "(FSDP2); one process has the whole all the same",
     )
     rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: AboveZero = 32.0
     targets: tuple[str, ...] = Field(
         (), description="linear layers that get an adapter, by the last part of their names, as q_proj; none: all do"
     )
@@ -39,7 +42,7 @@ class Weights(Section):
     recompute: bool = Field(
         False, description="gradient checkpointing: a third more time, and memory for one layer instead of all"
     )
-    temperature: Annotated[float, Field(gt=0)] = Field(
+    temperature: AboveZero = Field(
         1.0,
         description="of the policies themselves, softmax(logits / temperature), in sampling and learning; below 1 "
         "a small model writes clearer text. evaluation.temperature comes on top",
@@ -75,16 +78,12 @@ def bare_names(value: dict[str, Any]) -> dict[str, Any]:
 class World(Section):
     """The microworld's data: which reserve pairs and wrapper families are held out, and how many prompts."""
 
-    split_seed: Annotated[int, Field(ge=0)] = Field(0, description="divides the reserve into training and held-out")
+    split_seed: Natural = Field(0, description="divides the reserve into training and held-out")
     languages: Annotated[tuple[Literal["en", "es", "de"], ...], Field(min_length=1)] = ("en", "es", "de")
     train_prompts: Positive = Field(6000, description="prompts drawn from the training part")
     heldout_prompts: Positive = Field(300, description="prompts per held-out suite")
-    train_dialogues: Annotated[int, Field(ge=0)] = Field(
-        0, description="dialogues of two and three turns, trained on beside them"
-    )
-    heldout_dialogues: Annotated[int, Field(ge=0)] = Field(
-        0, description="dialogues per held-out suite of dialogues; 0 measures on none"
-    )
+    train_dialogues: Natural = Field(0, description="dialogues of two and three turns, trained on beside them")
+    heldout_dialogues: Natural = Field(0, description="dialogues per held-out suite of dialogues; 0 measures on none")
     reading: bool = Field(
         False,
         description="an answer is one line that says what the prompt asks for, and then the answer proper, which is "
@@ -93,6 +92,6 @@ class World(Section):
 
 
 class Evaluation(Section):
-    temperature: Annotated[float, Field(ge=0)] = Field(
+    temperature: NonNegative = Field(
         0.6, description="0 is greedy; 0.6 is what Llama 3.1 ships in its generation_config.json"
     )

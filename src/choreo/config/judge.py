@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from choreo.config.checking import check
-from choreo.config.common import Positive, Section, bare_names
+from choreo.config.common import AboveZero, Natural, NonNegative, Positive, Section, bare_names
 from choreo.config.parts import JUDGES, Named, is_format
 from choreo.errors import BadInput
 from choreo.files import toml
@@ -20,7 +20,6 @@ TRAINED = "trained"  # a language model that choreo judge train --base has taugh
 RULES = ("exact", "offline", TRAINED)  # judges that are neither the user's nor a model that is asked in a format
 OneKind = Annotated[str, Named(JUDGES, others=RULES)]
 Kind = Annotated[str, Named(JUDGES, others=(*RULES, "majority"))]
-NonNegative = Annotated[float, Field(ge=0)]
 _MODEL = r"(?::(?P<model>.+?))?(?:@(?P<url>https?://.+))?"
 _NAMED = re.compile(rf"(?P<kind>[\w-]+){_MODEL}")
 _OWN = re.compile(rf"(?P<kind>[^:@]+:[^\W\d][\w.]*){_MODEL}")
@@ -40,8 +39,8 @@ class OneJudge(Section):
     )
     url: str = Field("", description="of an OpenAI-compatible server, as http://localhost:8000/v1")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the API key, if any")
-    timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds for one try")
-    retries: Annotated[int, Field(ge=0)] = Field(4, description="how often a failed request is sent again")
+    timeout: AboveZero = Field(60.0, description="seconds for one try")
+    retries: Natural = Field(4, description="how often a failed request is sent again")
     concurrency: Positive = Field(8, description="requests at a time")
     prompt_price: NonNegative = Field(0.0, description="per million tokens, for the sum of costs")
     completion_price: NonNegative = Field(0.0, description="per million tokens")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Section, bare_names
+from choreo.config.common import AboveZero, Natural, Section, bare_names
 from choreo.config.judge import Judge
 from choreo.config.parts import FormatName
 
@@ -22,10 +22,8 @@ class Source(Section):
         "", description="what a right answer does, for all rows: refuse, help, or be correct; by default as rows say"
     )
     wrap: str = Field("", description="a file of jailbreaks without a request; each prompt is put into one of them")
-    weight: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="how often it is drawn, relative to others of the same kind"
-    )
-    most: Annotated[int, Field(ge=0)] = Field(0, description="at most so many of its prompts, drawn at random; 0: all")
+    weight: AboveZero = Field(1.0, description="how often it is drawn, relative to others of the same kind")
+    most: Natural = Field(0, description="at most so many of its prompts, drawn at random; 0: all")
 
 
 class HeldOut(Section):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import MICROWORLD, Evaluation, Section, Weights, World, bare_names
+from choreo.config.common import MICROWORLD, Evaluation, Natural, Section, Weights, World, bare_names
 from choreo.config.judge import Gold, Judge
 from choreo.config.parts import ENVIRONMENTS, EnvironmentName
 from choreo.config.prompts import HeldOut, suited
@@ -31,7 +31,7 @@ class Recipe(Section):
 
     method: str
     name: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     environment: EnvironmentName = Field(MICROWORLD, description="the source of prompts where no file gives them")
     environment_options: dict[str, Any] = Field({}, validate_default=True)
     world: World = World()

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from choreo.config.checking import check
-from choreo.config.common import Section
+from choreo.config.common import AboveZero, Section
 from choreo.config.parts import BackendName
 from choreo.errors import BadInput
 from choreo.files import toml
@@ -59,7 +59,7 @@ class Rollouts(Section):
     truncate: Annotated[float, Field(ge=1)] = Field(
         2.0, description="the importance weight of a token, π_old / π_sampler, is at most this"
     )
-    tolerance: Annotated[float, Field(gt=0)] = Field(
+    tolerance: AboveZero = Field(
         0.05, description="nats a token by which the server's log-probabilities may differ from ours, on average"
     )
     folder: str = Field(

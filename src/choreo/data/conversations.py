@@ -39,15 +39,15 @@ def read_conversation(row: Fields, name: str, *, whole: bool = False) -> Turns:
     return _in_order(row, name, turns, "user", Unusable if whole else None)
 
 
-def read_history(row: Fields, name: str = "earlier") -> Turns:
-    """What stands before a row's prompt, in the field `name`; nothing where the row has no such field.
+def read_history(row: Fields) -> Turns:
+    """What stands before a row's prompt, in the field "earlier"; nothing where the row has no such field.
 
     It is as in `read_conversation`, but the last turn is the assistant's, or a system message stands alone. Raises
     BadInput.
     """
-    if row.row.get(name) is None:
+    if row.row.get("earlier") is None:
         return ()
-    return _in_order(row, name, _turns(row, name), "assistant")
+    return _in_order(row, "earlier", _turns(row, "earlier"), "assistant")
 
 
 def flatten(turns: Turns) -> str:

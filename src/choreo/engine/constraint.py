@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-Ids = tuple[int, ...]
+from choreo.models.chat import Ids
+
 Choices = tuple[int, ...]
 """For every id of a turn the row of the masks under which it was chosen, or FORCED. Empty where a turn is free."""
 

@@ -12,12 +12,12 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
-from choreo.evaluation.intervals import DRAWS, Estimate, bootstrap_weights, estimate
+from choreo.evaluation.intervals import Estimate, bootstrap_weights, estimate
 
 STEPS, LONGEST = 200, 2.0  # Newton's steps at most, and the most that one changes a strength by
 
 
-def strengths(wins: np.ndarray, n: int, seed: int = 0, draws: int = DRAWS) -> list[Estimate]:
+def strengths(wins: np.ndarray, n: int, seed: int = 0) -> list[Estimate]:
     """The strength of every system as an estimate with its 95 % interval; None where no finite strengths fit best.
 
     wins: float [prompts, k, k]; wins[p, i, j] is how often i beat j on prompt p, ties as halves. n: the comparisons,
@@ -30,7 +30,7 @@ def strengths(wins: np.ndarray, n: int, seed: int = 0, draws: int = DRAWS) -> li
         return [estimate(None, 0, None, None, n) for _ in range(k)]
     unseen = np.zeros((k * k, k, k))
     unseen.reshape(k * k, k * k)[np.diag_indices(k * k)] = (total + total.T > 0).ravel()
-    weights = bootstrap_weights(len(wins), k * k, 0.5, seed, draws)
+    weights = bootstrap_weights(len(wins), k * k, 0.5, seed)
     drawn = best_fit(np.einsum("dp,pij->dij", weights, np.concatenate([wins, unseen])))
     best = best_fit(total[None])[0]
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)

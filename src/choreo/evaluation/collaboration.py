@@ -12,6 +12,7 @@ from choreo.agents.base import Agent
 from choreo.agents.endpoint import EndpointAgent
 from choreo.agents.local import LocalAgent
 from choreo.clients.http import Endpoint
+from choreo.config.addresses import model_at_url
 from choreo.config.collaboration import Collaboration
 from choreo.config.wording import DEFAULT, Wording
 from choreo.data.mixture import mixture
@@ -99,10 +100,10 @@ def agent_of(named: str, settings: Collaboration, folder: Path, *, reviews: bool
     folder: where a server's replies are kept. reviews: the model plays the feedback agent alone.
     Raises BadInput where there is no such model.
     """
-    model, at, url = named.rpartition("@http")
-    if at:
+    if (server := model_at_url(named)) is not None:
+        model, url = server
         endpoint = Endpoint(
-            f"http{url}",
+            url,
             model,
             settings.key_variable,
             timeout=settings.timeout,

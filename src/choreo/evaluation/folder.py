@@ -8,6 +8,7 @@ from pathlib import Path
 
 from choreo.clients.cache import Cache
 from choreo.errors import BadInput
+from choreo.files import durable
 from choreo.files.json_file import read_object
 from choreo.runs.folder import new_folder
 from choreo.runs.lock import LOCK
@@ -28,10 +29,7 @@ def evaluation_folder(out: str | Path | None, into_existing: bool, name: str = "
     if folder.is_dir() and any(folder.iterdir()) and not into_existing:
         raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+    durable.make_folder(folder)
     try:
         yield folder
     except BadInput:

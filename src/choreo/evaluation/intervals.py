@@ -25,13 +25,13 @@ def estimate(value: float | None, n: int, low: float | None, high: float | None,
     return {"value": value, "n": n, "low": low, "high": high, "undetermined": undetermined}
 
 
-def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
+def wilson(successes: int, n: int) -> tuple[float, float]:
     """Score interval of a share (Wilson 1927). Contains successes/n; inside [0, 1]; n must be positive."""
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"a share needs 0 <= successes <= n and n > 0, got {successes} of {n}")
-    p, z2 = successes / n, z * z
+    p, z2 = successes / n, Z * Z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # The exact ends at 0 and n successes, which rounding would miss by 1e-17.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
@@ -45,7 +45,7 @@ def share(outcomes: Sequence[bool | None]) -> Estimate:
     return estimate(sum(decided) / n, n, *wilson(sum(decided), n), undetermined)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -> Estimate:
+def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
     """Mean with the percentile bootstrap interval (Efron 1979), resampling `values` with replacement."""
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0:
@@ -56,18 +56,18 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -
     rng = np.random.default_rng(seed)
     block = max(1, BLOCK // data.size)
     means = [
-        data[rng.integers(data.size, size=(min(block, draws - first), data.size))].mean(axis=1)
-        for first in range(0, draws, block)
+        data[rng.integers(data.size, size=(min(block, DRAWS - first), data.size))].mean(axis=1)
+        for first in range(0, DRAWS, block)
     ]
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return estimate(mean, data.size, float(low), float(high))
 
 
-def bootstrap_weights(seen: int, unseen: int, part: float, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
-    """Weights of the Bayesian bootstrap (Rubin 1981), float64 [draws, seen + unseen]. In the mean each of `seen`
+def bootstrap_weights(seen: int, unseen: int, part: float, seed: int = 0) -> np.ndarray:
+    """Weights of the Bayesian bootstrap (Rubin 1981), float64 [DRAWS, seen + unseen]. In the mean each of `seen`
     units has the weight 1, and each of `unseen` ones, which stand for what was not seen, `part`."""
     concentration = np.concatenate([np.ones(seen), np.full(unseen, part)])
-    return np.random.default_rng(seed).dirichlet(concentration, size=draws) * concentration.sum()
+    return np.random.default_rng(seed).dirichlet(concentration, size=DRAWS) * concentration.sum()
 
 
 def f1(asr: Estimate, orr: Estimate, seed: int = 0, draws: int = 20 * DRAWS) -> Estimate:

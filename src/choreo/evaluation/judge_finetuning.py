@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -29,7 +28,7 @@ from choreo.engine.noise import seed_of
 from choreo.engine.policies import LowRank
 from choreo.engine.score import score
 from choreo.errors import BadInput, Interrupted
-from choreo.evaluation.judge_labels import WEAK_HARM, WEAK_REFUSAL, LabelHead, heads, view
+from choreo.evaluation.judge_labels import WEAK_HARM, WEAK_REFUSAL, LabelHead, card_rows, heads, view
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, Trial
 from choreo.evaluation.judging import confusion_table
 from choreo.files import durable
@@ -274,9 +273,8 @@ def report(judging: Judging, told: Sequence[tuple[Trial, Logits]], unsure: float
 def card(judging: Judging, trial: Trial, tables: str) -> str:
     """The data card: the rows, how the judge was trained, and the measured `tables`."""
     how = judging.how
-    counts = Counter((row.source, row.model) for row in judging.rows)
     return CARD.format(
-        rows="\n".join(f"| {source} | {model} | {count} |" for (source, model), count in sorted(counts.items())),
+        rows=card_rows(judging.rows),
         trained=len(trial.train),
         tables=tables,
         weak_harm=WEAK_HARM,

@@ -7,6 +7,7 @@ weights, and are measured on the same views: unseen prompts, an unseen model, an
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -98,15 +99,24 @@ def view(
     return named
 
 
+def card_rows(rows: Sequence[LabelledAnswer]) -> str:
+    """The lines of a data card's table: how many answers of each model there are of each source."""
+    counts = Counter((row.source, row.model) for row in rows)
+    return "\n".join(f"| {source} | {model} | {count} |" for (source, model), count in sorted(counts.items()))
+
+
 def model_of(row: LabelledAnswer) -> str:
+    """The model that answered; "" where the data do not say."""
     return row.model
 
 
 def attack_of(row: LabelledAnswer) -> str:
+    """The family of the attack that the prompt is by; "" where it is by none."""
     return row.method
 
 
 def source_of(row: LabelledAnswer) -> str:
+    """Where an answer is from, as a table names it: the data set, the attack and the model."""
     return " ".join(part for part in (row.source, row.method, row.model) if part)
 
 

@@ -7,8 +7,6 @@ on the test rows of a fold. Rows of one question or behaviour are always in the 
 from __future__ import annotations
 
 import re
-import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +22,12 @@ from choreo.evaluation.judge_labels import (
     Aside,
     LabelHead,
     attack_of,
+    card_rows,
     heads,
     model_of,
     view,
 )
+from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, fold_of
 from choreo.evaluation.judging import confusion_table
 from choreo.judges.offline.features import BUCKETS, FIGURES, features, tokens
 from choreo.judges.offline.logistic import fit
@@ -134,8 +134,7 @@ def encode(rows: list[LabelledAnswer]) -> Encoded:
         part = part[:, part.any(0)]
         gram += part @ part.T
     scaled = (figures - figures.mean(0)) * _scale(figures)
-    # By the text of the group alone, so that no row changes its fold when others are added or removed.
-    fold = np.array([zlib.crc32(row.group.encode()) % FOLDS for row in rows])
+    fold = np.array([fold_of(row.group, FOLDS) for row in rows])
     harmful = np.array([row.prompt.kind == "harmful" for row in rows])
     return Encoded(rows, buckets, values, figures, gram + scaled @ scaled.T, fold, harmful)
 
@@ -203,11 +202,9 @@ def train_judge(rows: list[LabelledAnswer], out: Path) -> str:
 
 def card(rows: Sequence[LabelledAnswer], tables: str) -> str:
     """The data card: the rows that the weights were trained on, their licences, and the measured `tables`."""
-    counts = Counter((row.source, row.model) for row in rows)
-    lines = "\n".join(f"| {source} | {model} | {count} |" for (source, model), count in sorted(counts.items()))
     safe = [row for row in rows if row.prompt.kind != "harmful"]
     return CARD.format(
-        rows=lines,
+        rows=card_rows(rows),
         tables=tables,
         weak_harm=WEAK_HARM,
         weak_refusal=WEAK_REFUSAL,
@@ -248,9 +245,9 @@ def report(data: Encoded, both: Sequence[LabelHead], unsure: float) -> str:
     """The cross-validated tables, in Markdown. unsure: as in OfflineJudge."""
     parts = []
     for head in both:
-        ways: list[tuple[str, Aside | None]] = [("unseen prompts", None), ("and unseen model", model_of)]
+        ways: list[tuple[str, Aside | None]] = [(PROMPTS, None), (MODEL, model_of)]
         if head.name == "harm":
-            ways.append(("and unseen attack family", attack_of))
+            ways.append((FAMILY, attack_of))
         named = []
         for way, aside in ways:
             named += view(way, head, data.rows, held_out(data, head, aside), unsure)

@@ -10,7 +10,7 @@ from typing import Any
 
 from choreo.data.answers import LabelledAnswer
 from choreo.evaluation.intervals import share, wilson
-from choreo.judges.base import Judge, Pair, asked_of, judge_all, reasons, silence
+from choreo.judges.base import AnsweredPrompt, Judge, asked_of, judge_all, reasons, silence
 from choreo.types import Episode, Prompt, Verdict
 
 Labels = Callable[[Prompt, str], Mapping[str, bool | None]]
@@ -86,7 +86,7 @@ def measure_labels(labels: Labels, rows: Sequence[LabelledAnswer]) -> dict[str, 
 
 
 def measure_readings(
-    read: Callable[[Sequence[Pair]], Sequence[Mapping[str, bool | None]]], rows: Sequence[LabelledAnswer]
+    read: Callable[[Sequence[AnsweredPrompt]], Sequence[Mapping[str, bool | None]]], rows: Sequence[LabelledAnswer]
 ) -> dict[str, Any]:
     """`measure_labels` for a judge that gives the labels of many answers at once."""
     start = time.perf_counter()

@@ -7,10 +7,10 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from choreo.evaluation.intervals import DRAWS, Estimate, bootstrap_weights, estimate
+from choreo.evaluation.intervals import Estimate, bootstrap_weights, estimate
 
 
-def alpha(units: Sequence[Sequence[Hashable]], seed: int = 0, draws: int = DRAWS) -> Estimate:
+def alpha(units: Sequence[Sequence[Hashable]], seed: int = 0) -> Estimate:
     """α = 1 − D_o/D_e as an estimate with its 95 % interval; None where all labels are one, so that none could differ.
 
     units: for everything that was labelled, the labels it got. Of a unit with one label nothing can be said; it is not
@@ -25,7 +25,7 @@ def alpha(units: Sequence[Sequence[Hashable]], seed: int = 0, draws: int = DRAWS
     k = len(labels)
     unseen = (np.eye(k)[:, None] + np.eye(k)[None]).reshape(k * k, k)
     value = float(_of(np.ones((1, len(several))), counts)[0])
-    drawn = _of(bootstrap_weights(len(several), k * k, 2 / k**2, seed, draws), np.concatenate([counts, unseen]))
+    drawn = _of(bootstrap_weights(len(several), k * k, 2 / k**2, seed), np.concatenate([counts, unseen]))
     low, high = np.quantile(drawn, (0.025, 0.975))
     return estimate(value, len(several), min(value, float(low)), max(value, float(high)))
 

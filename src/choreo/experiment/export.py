@@ -43,18 +43,12 @@ def export_run(
     """
     read_info(path)
     recipe = config.load(path / "recipe.toml")
-    found = checkpoints(path)
-    if not found:
-        raise BadInput(f"{path}: has no checkpoint to export; go on with choreo train --resume {path}")
-    if recipe.engine.remote:
-        raise BadInput(f"{path}: {kept_there(recipe.engine.backend, max(found.items())[1])}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out}: already exists; name another folder with --out")
+    step, checkpoint = last_checkpoint(path, recipe)
+    check_room(out)
     how = recipe.weights()
     if merged is False and how.train == "full":
         raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--adapter)")
     figures(path)  # it raises for a broken summary, before anything is written
-    step, checkpoint = max(found.items())
     method = method_of(recipe)
     agents = method.load(recipe, checkpoint)
     policies = agents.policies()
@@ -78,6 +72,24 @@ def export_run(
     for file, content in method.export_files(recipe, agents).items():
         durable.write_json(out / file, content)
     return written
+
+
+def last_checkpoint(path: Path, recipe: config.Recipe) -> tuple[int, Path]:
+    """The last step of which the run at `path` has a checkpoint, and the checkpoint. Raises BadInput where there is
+    none, or a service has the weights."""
+    found = checkpoints(path)
+    if not found:
+        raise BadInput(f"{path}: has no checkpoint to export; go on with choreo train --resume {path}")
+    step, checkpoint = max(found.items())
+    if recipe.engine.remote:
+        raise BadInput(f"{path}: {kept_there(recipe.engine.backend, checkpoint)}")
+    return step, checkpoint
+
+
+def check_room(out: Path) -> None:
+    """Raises BadInput where something is at `out` already, other than an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out}: already exists; name another folder with --out")
 
 
 def card(path: Path, recipe: config.Recipe, name: str, policy: Policy, step: int, whole: bool) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 
 from choreo import config
 from choreo.engine.policies import LowRank
-from choreo.engine.remote import kept_there
 from choreo.errors import BadInput, opening
+from choreo.experiment.export import check_room, last_checkpoint
 from choreo.files import durable
 from choreo.methods.base import method_of
 from choreo.models.gguf import is_gguf
 from choreo.models.gguf_writing import check_writable, write_adapter_gguf, write_base_gguf
-from choreo.runs.folder import checkpoints, read_info
+from choreo.runs.folder import read_info
 
 BASE = "base"  # the name of the base's file, which no agent has
 
@@ -29,21 +29,17 @@ def export_gguf(path: Path, out: Path) -> tuple[list[Path], str]:
     """
     read_info(path)
     recipe: Any = config.load(path / "recipe.toml")
-    method, found = method_of(recipe), checkpoints(path)
+    method = method_of(recipe)
     if not method.has_pair:
         raise BadInput(f"{path}: is a run of {method.name}; --gguf writes a pair alone")
-    if not found:
-        raise BadInput(f"{path}: has no checkpoint to export; go on with choreo train --resume {path}")
-    if recipe.engine.remote:
-        raise BadInput(f"{path}: {kept_there(recipe.engine.backend, max(found.items())[1])}")
+    _, checkpoint = last_checkpoint(path, recipe)
     if recipe.weights().train == "full":
         raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--gguf)")
     if len(recipe.bases()) > 1:
         raise BadInput(f"{path}: its agents are on two bases, and a server has one (--gguf)")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out}: already exists; name another folder with --out")
+    check_room(out)
     [base] = recipe.bases()
-    agents = method.load(recipe, max(found.items())[1])
+    agents = method.load(recipe, checkpoint)
     policy = next(iter(agents.policies().values()))
     team, chat = policy.team, policy.chat
     check_writable(team.decoder.model.config)

@@ -207,7 +207,7 @@ def evaluate_run(
     for remark in agents.remarks:
         progress.say(f"! {remark}")
     with nullcontext(agents) if engine.local else agents.sampled_by(engine) as asked:
-        measured = method.measure(recipe, asked, task, part(suite), progress)
+        measured = method.measure(recipe, asked, task, _part(suite), progress)
     summary = {
         **_head(recipe),
         "suite": suite,
@@ -297,7 +297,7 @@ def _seconds(run: Path, step: float = float("inf")) -> float:
     return sum(line.get("seconds", 0.0) for line in durable.read_lines(run / "metrics.jsonl") if line["step"] <= step)
 
 
-def part(suite: str) -> Part:
+def _part(suite: str) -> Part:
     return "train" if suite == "train" else "heldout"
 
 

@@ -17,6 +17,14 @@ from choreo.errors import BadInput
 TEMPORARY = ".tmp"
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder, and those around it, where they are missing. Raises BadInput where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes under a temporary name, syncs to the disk, then renames: a reader sees the old file or the new one. Of
     several ranks, which have the same to say, the first one writes."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
+from choreo.files import utf8
 
 Keys = tuple[str, ...]
 
@@ -23,15 +24,9 @@ def read(file: Path) -> tuple[dict[str, Any], dict[Keys, int]]:
 
     Raises BadInput, naming file and line, for a file that cannot be read or is not TOML.
     """
+    text = utf8.read_text(file)
     try:
-        raw = file.read_bytes()
-        text = raw.decode("utf-8-sig")  # editors on Windows leave a byte order mark
         return tomllib.loads(text), _key_lines(text)
-    except OSError as error:
-        raise BadInput(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise BadInput(f"{file}:{line}: not UTF-8 text") from None
     except RecursionError:
         raise BadInput(f"{file}: not valid TOML: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:

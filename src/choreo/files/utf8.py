@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from choreo.errors import BadInput
 
 Place = tuple[str, ...]
 
@@ -60,6 +63,17 @@ def repaired(data: Any) -> Any:
 def printable(string: str) -> str:
     """`string` in a form that can be printed: characters that are no text are shown by their numbers."""
     return string.encode("utf-8", "backslashreplace").decode()
+
+
+def read_text(file: Path) -> str:
+    """The text of `file`, without the byte order mark of some editors. Raises BadInput, naming file and line."""
+    try:
+        raw = file.read_bytes()
+        return raw.decode("utf-8-sig")
+    except OSError as error:
+        raise BadInput(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file}:{raw.count(10, 0, error.start) + 1}: not UTF-8 text") from None
 
 
 def loads(raw: str | bytes) -> Any:

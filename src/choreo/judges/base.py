@@ -13,7 +13,7 @@ from choreo.text.garbled import garbled
 from choreo.text.prompts import split_system
 from choreo.types import AnyTurn, Episode, Feedback, Prompt, S, Verdict
 
-Pair = tuple[Prompt, str]
+AnsweredPrompt = tuple[Prompt, str]
 """A prompt and the answer to be judged."""
 
 
@@ -103,7 +103,7 @@ def asked_of(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if not verdict.reason.startswith(NO_ANSWER)]
 
 
-def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
+def judge_all(judge: Judge, pairs: Sequence[AnsweredPrompt]) -> list[Verdict]:
     """A verdict per pair, in order: in one batch where the judge takes one. Of several ranks each asks for a share.
 
     Raises JudgeDown or BadInput where the judge cannot be reached.
@@ -111,7 +111,7 @@ def judge_all(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
     return parallel.spread(pairs, lambda own: _asked(judge, own))
 
 
-def _asked(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
+def _asked(judge: Judge, pairs: Sequence[AnsweredPrompt]) -> list[Verdict]:
     many = getattr(judge, "many", None)
     if many is None:
         return [judge(prompt, answer) for prompt, answer in pairs]

@@ -18,7 +18,7 @@ from choreo.clients.cache import Cache, key_of
 from choreo.clients.http import Client, Endpoint, Exchange
 from choreo.clients.reply import Failure, Reply
 from choreo.errors import BadInput
-from choreo.judges.base import Format, JudgeDown, Pair, undetermined
+from choreo.judges.base import AnsweredPrompt, Format, JudgeDown, undetermined
 from choreo.text.replies import shortened
 from choreo.types import Prompt, Verdict
 
@@ -49,7 +49,7 @@ class EndpointJudge:
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
         return self.many([(prompt, answer)])[0]
 
-    def many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def many(self, pairs: Sequence[AnsweredPrompt]) -> list[Verdict]:
         """A verdict per pair, in order; `endpoint.concurrency` requests at a time. Pairs that ask the same share one.
 
         Raises BadInput where the server cannot be used: it never answered, or says that key, address or model are

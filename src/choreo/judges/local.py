@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from choreo.errors import BadInput, opening
-from choreo.judges.base import Format, Pair, undetermined
+from choreo.judges.base import AnsweredPrompt, Format, undetermined
 from choreo.models import model_folder
 from choreo.models.fixed_date import DATE, with_fixed_date
 from choreo.models.hub import fingerprint
@@ -57,7 +57,7 @@ class LocalJudge:
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
         return self.many([(prompt, answer)])[0]
 
-    def many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def many(self, pairs: Sequence[AnsweredPrompt]) -> list[Verdict]:
         """A verdict per pair, in order."""
         asked = [self._ids(self.format.ask(*pair)) for pair in pairs]
         # Rows of like length share a batch, so that few slots are padding.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from choreo.judges.base import Judge, Pair, judge_all
+from choreo.judges.base import AnsweredPrompt, Judge, judge_all
 from choreo.types import Prompt, Verdict
 
 
@@ -31,7 +31,7 @@ class Majority:
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
         return self.many([(prompt, answer)])[0]
 
-    def many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def many(self, pairs: Sequence[AnsweredPrompt]) -> list[Verdict]:
         """A verdict per pair, in order. The judges are asked one after the other, each with all pairs."""
         told = [judge_all(judge, pairs) for judge in self.judges]
         return [vote(verdicts) for verdicts in zip(*told, strict=True)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo.errors import BadInput
-from choreo.judges.base import Judge, Pair, judge_all
+from choreo.judges.base import AnsweredPrompt, Judge, judge_all
 from choreo.registry import origin
 from choreo.types import Prompt, Verdict
 
@@ -31,7 +31,7 @@ class OwnJudge:
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
         return self._checked(self._judge(prompt, answer))
 
-    def many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def many(self, pairs: Sequence[AnsweredPrompt]) -> list[Verdict]:
         """A verdict per pair, in order: in one batch where the judge takes one."""
         return [self._checked(verdict) for verdict in judge_all(self._judge, pairs)]
 

@@ -39,6 +39,7 @@ def learnt_from(recipe: Recipe, info: Mapping[str, Any]) -> str:
 
 
 def environment(recipe: Recipe) -> str:
+    """Where the training prompts of `recipe` come from, in words of a card."""
     if recipe.environment != MICROWORLD:
         return f"the environment `{recipe.environment.rpartition('/')[2]}`"
     return f"choreo's microworld, a small generated language, on prompts of split {recipe.world.split_seed}"

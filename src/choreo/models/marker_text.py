@@ -19,7 +19,8 @@ from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
-from choreo.models.marker_tokens import CLOSES, OPENS, Ids, letters_and_signs, text_of
+from choreo.models.chat import Ids
+from choreo.models.marker_tokens import CLOSES, OPENS, letters_and_signs, text_of
 
 _TAG = re.compile(r"[^\w\s]+\w+[^\w\s]+")  # [INST], <|im_start|>, <</SYS>>
 _NOTHING = re.compile(r"(?!)")  # matches nowhere

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-Ids = tuple[int, ...]
+from choreo.models.chat import Ids
 
 OPENS, CLOSES = "<think>", "</think>"  # models that reason in their answers put their reasoning between these
 

@@ -30,7 +30,7 @@ ALIGNMENT = 64  # bytes: PyTorch puts every tensor that it makes on a CPU at a m
 HEADER = 2**27  # the most bytes of a safetensors header (the format allows 100 MB)
 
 
-class Tensor(NamedTuple):
+class TensorHeader(NamedTuple):
     """A tensor as a header describes it. file: the file that holds it."""
 
     file: Path
@@ -129,7 +129,7 @@ def check_whole(folder: Path) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder has files of weights."""
-    return any(_there(folder / name) for name in (WEIGHTS, INDEX, PICKLED, PICKLED_INDEX))
+    return any(is_there(folder / name) for name in (WEIGHTS, INDEX, PICKLED, PICKLED_INDEX))
 
 
 def check_weights(folder: Path, model: Any) -> None:
@@ -161,10 +161,10 @@ def check_weights(folder: Path, model: Any) -> None:
         raise BadInput(f"{folder}: its weights lack {_some(missing)}")
 
 
-def headers(folder: Path) -> dict[str, Tensor]:
+def headers(folder: Path) -> dict[str, TensorHeader]:
     """The tensors in the folder's files of weights, by name. Only headers are read. Raises BadInput."""
     for whole, index in ((folder / WEIGHTS, folder / INDEX), (folder / PICKLED, folder / PICKLED_INDEX)):
-        if files := [whole] if _there(whole) else _parts(index) if _there(index) else []:
+        if files := [whole] if is_there(whole) else _parts(index) if is_there(index) else []:
             read = _header if whole.suffix == ".safetensors" else _pickled
             return {name: tensor for file in files for name, tensor in read(file).items()}
     return {}
@@ -175,12 +175,12 @@ def _parts(index: Path) -> list[Path]:
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise BadInput(f"{index}: weight_map: expected the names of files by the names of tensors")
     files = [index.parent / part for part in sorted(set(parts.values()))]
-    if missing := [file.name for file in files if not _there(file)]:
+    if missing := [file.name for file in files if not is_there(file)]:
         raise BadInput(f"{index}: names {_some(missing)}, and there is no such file here")
     return files
 
 
-def _header(file: Path) -> dict[str, Tensor]:
+def _header(file: Path) -> dict[str, TensorHeader]:
     with opening(file), open(file, "rb") as stream:
         size, begin = file.stat().st_size, stream.read(64)
         length = int.from_bytes(begin[:8], "little")
@@ -188,7 +188,7 @@ def _header(file: Path) -> dict[str, Tensor]:
         text = stream.read(length if length <= min(HEADER, size) else 0)
     try:
         rows = {name: row for name, row in json.loads(text).items() if name != "__metadata__"}
-        found = {name: Tensor(file, str(row["dtype"]), tuple(row["shape"])) for name, row in rows.items()}
+        found = {name: TensorHeader(file, str(row["dtype"]), tuple(row["shape"])) for name, row in rows.items()}
         ends = 8 + length + max((int(row["data_offsets"][1]) for row in rows.values()), default=0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"{file}: no safetensors: {instead(begin, size) or 'its header cannot be read'}") from None
@@ -197,7 +197,7 @@ def _header(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _pickled(file: Path) -> dict[str, Tensor]:
+def _pickled(file: Path) -> dict[str, TensorHeader]:
     import torch
 
     with opening(file), open(file, "rb") as stream:
@@ -215,7 +215,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         raise BadInput(f"{file}: expected tensors by their names")
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     return {
-        name: Tensor(file, names.get(value.dtype, str(value.dtype)), tuple(value.shape))
+        name: TensorHeader(file, names.get(value.dtype, str(value.dtype)), tuple(value.shape))
         for name, value in state.items()
     }
 
@@ -228,7 +228,7 @@ def tokenizer(folder: str | Path, config: Any = None) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    if config is None and _there(folder / "config.json"):
+    if config is None and is_there(folder / "config.json"):
         config = configuration(folder, quantised=True)
     if not has_tokenizer(folder):
         raise BadInput(f"{folder}: {NO_TOKENIZER}")
@@ -251,7 +251,7 @@ def check_ids(folder: str | Path, tokenizer: Any, ids: Iterable[int], config: An
 
     config: the model's configuration, if it was read already.
     """
-    if config is None and not _there(Path(folder) / "config.json"):
+    if config is None and not is_there(Path(folder) / "config.json"):
         return
     rows = (config or configuration(folder, quantised=True)).get_text_config().vocab_size
     if (highest := max(ids, default=0)) >= rows:
@@ -304,7 +304,7 @@ def _align(model: Any) -> None:
             value.data = value.data.clone()
 
 
-def _there(file: Path) -> bool:
+def is_there(file: Path) -> bool:
     """Whether anything has that name, also a folder or a broken link, which cannot be read."""
     return file.exists() or file.is_symlink()
 

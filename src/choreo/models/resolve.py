@@ -7,6 +7,7 @@ from pathlib import Path
 
 from choreo.errors import BadInput, opening
 from choreo.models import gguf, hub, smollm2
+from choreo.models.model_folder import is_there
 
 BASES = Path(__file__).parent / "bases"
 
@@ -22,9 +23,9 @@ def base_folder(name: str, *, config_only: bool = False, weights: bool = True) -
     """
     with opening(repr(name), "is no name of a folder"):
         for folder in (BASES / name, Path(name)):
-            if _is_there(folder / "config.json"):
+            if is_there(folder / "config.json"):
                 return folder
-        used, file = _is_there(Path(name)), gguf.is_gguf(name) and Path(name).is_file()
+        used, file = is_there(Path(name)), gguf.is_gguf(name) and Path(name).is_file()
     if not weights and (file or name == smollm2.NAME):
         raise BadInput(f"base {name!r}: is weights; name a folder with a tokenizer, or a model on the hub (owner/name)")
     if file:
@@ -66,8 +67,3 @@ def is_here(name: str) -> bool:
 def is_ours(name: str) -> bool:
     """Whether choreo itself brings the model `name`: a shipped base, or `smollm2`."""
     return (len(Path(name).parts) == 1 and (BASES / name).is_dir()) or (name == smollm2.NAME and not is_here(name))
-
-
-def _is_there(path: Path) -> bool:
-    """Whether anything has that name, also a broken link."""
-    return path.exists() or path.is_symlink()

@@ -3,7 +3,6 @@ readers. Nothing where a run has no gold judge."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,12 +77,8 @@ def _share(line: Mapping[str, Any], field: str) -> str:
 
 
 def _curves(title: str, lines: Sequence[Mapping[str, Any]], fields: Mapping[str, str]) -> str:
-    series = []
-    for field, name in fields.items():
-        known = [(line["step"], line[field]) for line in lines if isinstance(line.get(field), int | float)]
-        known = [(step, value) for step, value in known if math.isfinite(value)]
-        if known:
-            series.append(plots.Line(name, [step for step, _ in known], [value for _, value in known]))
+    found = [plots.Line.of_field(name, lines, field) for field, name in fields.items()]
+    series = [line for line in found if line.x]
     return plots.lines(series, title, "step", percent=True) if series else ""
 
 

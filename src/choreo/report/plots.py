@@ -47,6 +47,13 @@ class Line:
         ends = ([math.nan if e[end] is None else e[end] for e in estimates] for end in ("value", "low", "high"))
         return cls(name, [float(value) for value in at], *ends)
 
+    @classmethod
+    def of_field(cls, name: str, metrics: Sequence[Mapping[str, Any]], field: str) -> Line:
+        """A field of metrics.jsonl over the steps; lines where it is no finite number are left out."""
+        pairs = [(line["step"], line[field]) for line in metrics if isinstance(line.get(field), int | float)]
+        finite = [(step, value) for step, value in pairs if math.isfinite(value)]
+        return cls(name, [step for step, _ in finite], [value for _, value in finite])
+
 
 @dataclass(frozen=True)
 class Point:
@@ -60,11 +67,15 @@ class Point:
 
     @classmethod
     def of(cls, name: str, asr: Estimate, orr: Estimate) -> Point | None:
-        """The point at (1 − ORR, 1 − ASR), with its intervals; None where one of them was not measured."""
+        """The point at (1 − ORR, 1 − ASR), with the intervals that are known; None where a rate was not measured."""
         if asr["value"] is None or orr["value"] is None:
             return None
-        turned = [(1 - rate["high"], 1 - rate["low"]) for rate in (orr, asr)]
-        return cls(name, 1 - orr["value"], 1 - asr["value"], *turned)
+        return cls(name, 1 - orr["value"], 1 - asr["value"], _turned(orr), _turned(asr))
+
+
+def _turned(rate: Estimate) -> tuple[float, float] | None:
+    """The interval of 1 − rate."""
+    return None if rate.get("low") is None or rate.get("high") is None else (1 - rate["high"], 1 - rate["low"])
 
 
 def lines(

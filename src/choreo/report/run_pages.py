@@ -3,13 +3,13 @@ curves of training; `sections_page` shows sections that a method has made itself
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from choreo.evaluation.intervals import estimate
 from choreo.report import page, plots, published
 from choreo.report.judge_sections import FIELDS, judge_sections
 from choreo.report.record import Record
@@ -139,21 +139,13 @@ def _card(
 
 def _measure(system: dict[str, Any], measure: str) -> dict[str, Any]:
     found = system.get("ftr", {}).get("general") if measure == "ftr" else system.get(measure)
-    return found or {"value": None, "n": 0, "low": None, "high": None, "undetermined": 0}
+    return found or estimate(None, 0, None, None)
 
 
 def _plane(systems: dict[str, Any], published_too: bool) -> str:
-    ours = [
-        plots.Point(name, 1 - orr["value"], 1 - asr["value"], _turned(orr), _turned(asr))
-        for name, (asr, orr) in {n: (_measure(s, "asr"), _measure(s, "orr")) for n, s in systems.items()}.items()
-        if asr["value"] is not None and orr["value"] is not None
-    ]
+    ours = [plots.Point.of(name, _measure(one, "asr"), _measure(one, "orr")) for name, one in systems.items()]
     theirs = [plots.Point(name, 1 - row.orr, 1 - row.asr) for name, row in published.SYSTEMS.items() if published_too]
-    return plots.plane(ours, theirs, "Helpfulness and harmlessness")
-
-
-def _turned(rate: dict[str, Any]) -> tuple[float, float] | None:
-    return None if rate.get("low") is None or rate.get("high") is None else (1 - rate["high"], 1 - rate["low"])
+    return plots.plane([point for point in ours if point], theirs, "Helpfulness and harmlessness")
 
 
 def _curves(metrics: Sequence[dict[str, Any]], curves: Curves) -> list[str]:
@@ -161,19 +153,13 @@ def _curves(metrics: Sequence[dict[str, Any]], curves: Curves) -> list[str]:
     later = switch is not None and bool(metrics) and metrics[0].get("stage") == 1
     figures = []
     for title, unit, fields in curves:
-        found = [_line(metrics, field, name) for field, name in fields.items()]
+        found = [plots.Line.of_field(name, metrics, field) for field, name in fields.items()]
         series = [line for line in found if line.x]
         if series:
             mark = (float(switch), "stage 2: both learn") if later and switch is not None else None
             label = "" if unit == "%" else unit
             figures.append(plots.lines(series, title, "step", label, percent=unit == "%", mark=mark))
     return figures
-
-
-def _line(metrics: Sequence[dict[str, Any]], field: str, name: str) -> plots.Line:
-    pairs = [(entry["step"], entry[field]) for entry in metrics if isinstance(entry.get(field), int | float)]
-    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
-    return plots.Line(name, [step for step, _ in finite], [value for _, value in finite])
 
 
 def alarms_of(metrics: Sequence[dict[str, Any]]) -> list[str]:

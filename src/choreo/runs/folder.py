@@ -242,10 +242,7 @@ def _new(path: Path, recipe: config.Recipe, overwrite: bool) -> tuple[int, dict[
     """Makes the folder of a new run. Returns its lock, and what run.json holds."""
     if not overwrite:
         _refuse_if_used(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot make this folder: {error.strerror}") from None
+    durable.make_folder(path)
     if overwrite:
         _refuse_if_foreign(path)
         _refuse_if_read(path, recipe)

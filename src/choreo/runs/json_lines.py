@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from choreo.errors import BadInput
 from choreo.files.durable import finite
@@ -37,10 +37,10 @@ def line(level: str, event: str, run: str | None = None, step: int | None = None
 
 
 class JsonLines(Callback):
-    """Tells of a run in `folder` on `stream`, by default the error stream."""
+    """Tells of a run in `folder` on the error stream."""
 
-    def __init__(self, folder: Path, stream: TextIO | None = None):
-        self._run, self._stream = str(folder), stream if stream is not None else sys.stderr
+    def __init__(self, folder: Path):
+        self._run = str(folder)
         self._step: int | None = None
         self._phase, self._total, self._told = "", 0, float("-inf")
 
@@ -67,4 +67,4 @@ class JsonLines(Callback):
             self._say("info", "system", system=name, measures=measures)
 
     def _say(self, level: str, event: str, **more: Any) -> None:
-        print(line(level, event, self._run, self._step, **more), file=self._stream, flush=True)
+        print(line(level, event, self._run, self._step, **more), file=sys.stderr, flush=True)

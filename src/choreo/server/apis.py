@@ -138,4 +138,5 @@ def usage(outcomes: Sequence[Outcome]) -> Usage:
 
 
 def extension(outcomes: Sequence[Outcome]) -> Trace:
+    """choreo's own field of a reply: what its games were, in every API alike."""
     return {"mode": outcomes[0].mode, "choices": [traced(outcome) for outcome in outcomes]}

@@ -57,10 +57,10 @@ class AskingWorker:
     deadline: the seconds that a completion may take. Raises BadInput where a server cannot be used.
     """
 
-    def __init__(self, pair: Pair, sampler: Rollouts, deadline: float, rows: int = ROWS):
+    def __init__(self, pair: Pair, sampler: Rollouts, deadline: float):
         self._sampler, self._deadline = sampler, deadline
         self._now, self._before = self._opened(pair), list[_Asked]()
-        self._pool = ThreadPoolExecutor(rows, thread_name_prefix="ask")
+        self._pool = ThreadPoolExecutor(ROWS, thread_name_prefix="ask")
         self._lock = threading.Lock()
         self._running, self._submitted, self._closing = 0, 0, threading.Event()
 

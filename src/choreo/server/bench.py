@@ -246,6 +246,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def bench_table(found: Mapping[str, Any]) -> str:
+    """What `bench` found, as lines for a terminal."""
     head = ("traffic", "mode", "requests/s", "of off %", "median ms", "p95 ms", "FTR %", "failed %", "withheld %")
     rows = ["{:8} {:9} {:>10} {:>8} {:>10} {:>8} {:>7} {:>8} {:>11}".format(*head)]
     for traffic, by_mode in found["traffic"].items():

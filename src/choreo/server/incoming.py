@@ -45,6 +45,7 @@ async def body_of(request: Request, most: int, seconds: float) -> bytes:
 
 
 def error_response(error: ApiError, path: str) -> Response:
+    """The reply to a request at `path` that failed, in the form of that path's API."""
     body = anthropic_error(error) if path.endswith(MESSAGES_PATH) else error.body
     return JSONResponse(body, error.status, error.headers)
 

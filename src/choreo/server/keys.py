@@ -61,10 +61,12 @@ class Key(BaseModel):
 
 
 def new_key() -> str:
+    """A key with 256 random bits."""
     return "sk-choreo-" + secrets.token_urlsafe(32)
 
 
 def hashed(secret: str) -> str:
+    """The SHA-256 of a key, as a keys file has it: 64 hex digits."""
     return sha256(secret.encode()).hexdigest()
 
 

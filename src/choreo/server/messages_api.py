@@ -104,6 +104,7 @@ ERROR_TYPES = {
 
 
 def anthropic_error(error: ApiError) -> AnthropicError:
+    """An error in the form of Anthropic's API."""
     kind = ERROR_TYPES.get(error.status, "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": error.body["error"]["message"]}}
 

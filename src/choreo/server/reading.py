@@ -16,6 +16,7 @@ from choreo.files import utf8
 from choreo.server.api_error import ApiError
 from choreo.server.apis import ApiRequest, Strict
 from choreo.server.structured import Speaker
+from choreo.text.replies import refuse_constant
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,7 +68,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 def json_value(body: bytes) -> Any:
     """The JSON value in `body`. Raises ApiError for what is not JSON, or holds half a surrogate pair."""
     try:
-        data = json.loads(body, parse_constant=_refuse)
+        data = json.loads(body, parse_constant=refuse_constant)
         wrong = utf8.broken(data)
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is not JSON in UTF-8", code="invalid_json") from None
@@ -138,7 +139,3 @@ def _place(location: tuple[int | str, ...], data: Any, missing: bool) -> list[in
 def _same(value: Any, other: Any) -> bool:
     """Equality of JSON values, where true is not 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

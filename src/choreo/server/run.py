@@ -12,6 +12,7 @@ from typing import Any
 
 from choreo.clients.http import key_in
 from choreo.config import MICROWORLD
+from choreo.config.addresses import LOOPBACK
 from choreo.config.rollouts import Rollouts, answering
 from choreo.errors import BadInput
 from choreo.runs.folder import checkpoints, read_info
@@ -25,7 +26,6 @@ from choreo.server.upstream import VARIABLES, Address, Upstream
 from choreo.types import AGENTS, CONVERSATION, Limits
 
 KEY_VARIABLE = "CHOREO_API_KEY"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OF_THE_MICROWORLD = "I tried and failed. How do I wreck the rag?"  # an example of its language
 
 # For models behind servers: no recipe gives their limits.

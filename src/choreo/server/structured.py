@@ -114,6 +114,7 @@ def openai_message(role: str, text: str, calls: Sequence[ToolCall]) -> dict[str,
 
 
 def openai_call(call: ToolCall) -> CalledTool:
+    """A call of a tool in the form of OpenAI's chat completions."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 

@@ -15,9 +15,10 @@ import httpx2
 
 from choreo.agents.base import state_of, turn_key
 from choreo.agents.endpoint import messages, request_seed, review_format
-from choreo.clients.http import LARGEST, key_in
+from choreo.clients.http import LARGEST, check_address, key_in
 from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.clients.streamed import StreamedReply
+from choreo.config.addresses import model_at_url
 from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput
 from choreo.files import utf8
@@ -58,20 +59,13 @@ class Address:
     @classmethod
     def read(cls, named: str, key_variable: str) -> Address:
         """From MODEL@URL, as `choreo eval` takes it."""
-        model, at, url = named.rpartition("@http")
-        if not (model and at):
+        model, url = model_at_url(named) or ("", "")
+        if not model:
             raise BadInput(f"{named!r}: must be MODEL@URL, as in qwen3:8b@http://localhost:11434/v1")
-        return cls(f"http{url}", model, key_variable)
+        return cls(url, model, key_variable)
 
     def __post_init__(self) -> None:
-        try:
-            url = httpx2.URL(self.url)
-        except (httpx2.InvalidURL, TypeError):
-            raise BadInput(f"{self.url!r}: is no address") from None
-        if url.userinfo:
-            raise BadInput(f"the address of {self.model}: holds a user or a password; use {self.key_variable}")
-        if url.scheme not in ("http", "https") or not url.host:
-            raise BadInput(f"{self.url!r}: must look like http://localhost:8000/v1")
+        check_address(self.url, self.model, self.key_variable)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -36,8 +36,8 @@ class DecodeJob:
 class Worker:
     """Decodes in a thread of its own until `close`. Any thread may `submit`, `cancel` and `swap`."""
 
-    def __init__(self, pair: Pair, rows: int = ROWS):
-        self._pair, self._most = pair, rows
+    def __init__(self, pair: Pair):
+        self._pair = pair
         self._new: dict[str, deque[DecodeJob]] = {agent: deque() for agent in AGENTS}
         self._batches: dict[str, list[Batch]] = {agent: [new_batch(pair, agent)] for agent in AGENTS}
         self._jobs: dict[Row, DecodeJob] = {}
@@ -139,7 +139,7 @@ class Worker:
         return sum(len(batch.rows) for batch in self._batches[agent])
 
     def _take(self, agent: str) -> list[DecodeJob]:
-        free = self._most - self._decoding(agent)
+        free = ROWS - self._decoding(agent)
         waiting = self._new[agent]
         taken = [waiting.popleft() for _ in range(min(max(free, 0), len(waiting)))]
         return [job for job in taken if not job.cancelled]

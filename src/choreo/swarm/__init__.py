@@ -1,5 +1,5 @@
 """Papers' claims under governance, on the SWARM simulator (https://github.com/swarm-ai-safety/swarm).
 
-Only `simulate` and `trained_agents` import SWARM, and they run in a process of their own. Everything else here is plain
-data and pure functions, so that it can be read and tested without SWARM.
+Only `simulate`, `trained_agents` and `scenario.swarm_config` import SWARM, in a process of their own. Everything
+else here is plain data and pure functions, so that it can be read and tested without SWARM.
 """

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from choreo.config.checking import check
-from choreo.config.common import Section
+from choreo.config.common import NonNegative, Section
 from choreo.errors import BadInput
 from choreo.files.toml import Keys, line_of
 from choreo.swarm.reading import find_yaml, read_yaml
@@ -70,7 +70,7 @@ class Claim(Section):
     arm: Text = Field(description="what the claim is about")
     baseline: Text = Field(description="what it is compared with")
     direction: Literal["lower", "higher", "same", "?"] = Field(description="of the arm beside the baseline")
-    margin: Annotated[float, Field(ge=0)] = Field(
+    margin: NonNegative = Field(
         description="smallest difference that counts; for `same`, the largest that does not. In the metric's units"
     )
     testable: bool = True

@@ -52,16 +52,16 @@ def v_hat(
     return _clip(math.fsum(weights[name] * signal for name, signal in signals.items()) / total)
 
 
-def p_of(score: float, sharpness: float = SHARPNESS) -> float:
+def p_of(score: float) -> float:
     """P(beneficial) = sigmoid(k·v̂): in [.119, .881] for v̂ in [−1, 1] and k = 2."""
-    return 1 / (1 + math.exp(-sharpness * score))
+    return 1 / (1 + math.exp(-SHARPNESS * score))
 
 
-def v_hat_of(p: float, sharpness: float = SHARPNESS) -> tuple[float, bool]:
+def v_hat_of(p: float) -> tuple[float, bool]:
     """v̂ = logit(p)/k, and whether it had to be cut to [−1, 1], where a p that a judge gives is told no better."""
     if not 0 <= p <= 1:
         raise ValueError(f"a probability lies in [0, 1], got {p}")
-    score = math.inf * (p - 0.5) if p in (0, 1) else math.log(p / (1 - p)) / sharpness
+    score = math.inf * (p - 0.5) if p in (0, 1) else math.log(p / (1 - p)) / SHARPNESS
     return _clip(score), abs(score) > 1
 
 
@@ -97,6 +97,7 @@ def toxicity_rate_all(interactions: Interactions) -> MetricValue:
 
 
 def acceptance_rate(interactions: Interactions) -> MetricValue:
+    """|A| / |N|: the share that was accepted."""
     return _mean(float(i.accepted) for i in interactions)
 
 

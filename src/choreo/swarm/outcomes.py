@@ -22,10 +22,9 @@ DETECTED = (
     "quarantined",
     "security_precision",
     "security_recall",
-    "degenerate",
 )
 SERVED = ("asr", "orr", "undetermined", "ftr", "harm_accepted", "poor_accepted", "good_accepted", "clipped")
-FIGURES = (*METRICS, *DETECTED, *SERVED)
+FIGURES = (*METRICS, *DETECTED, "degenerate", *SERVED)
 
 
 def run_figures(run: SimulationRun) -> Figures:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from choreo.config.checking import check, suggest
 from choreo.errors import BadInput
 from choreo.files.toml import Keys, line_of
+from choreo.files.utf8 import read_text
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
@@ -66,17 +67,6 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Keys, int]]:
     except ValueError as error:  # a date or number that YAML recognises and Python cannot hold
         raise BadInput(f"{file}: not valid YAML: {error}") from None
     return data, dict(_lines(node, ()))
-
-
-def read_text(file: Path) -> str:
-    """UTF-8 text of `file`. Raises BadInput, naming file and line."""
-    try:
-        raw = file.read_bytes()
-        return raw.decode("utf-8-sig")
-    except OSError as error:
-        raise BadInput(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{file}:{raw.count(10, 0, error.start) + 1}: not UTF-8 text") from None
 
 
 def _refuse_twice(node: Node, file: Path, seen: set[int]) -> None:

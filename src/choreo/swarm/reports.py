@@ -78,6 +78,7 @@ def needs_tax_free_arm(scenario: Scenario) -> bool:
 
 
 def tax_free(scenario: Scenario) -> Scenario:
+    """The scenario without its tax on transactions."""
     return with_levers(scenario, transaction_tax_rate=0.0)
 
 

@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from choreo.config.checking import check
-from choreo.config.common import Fraction, Positive, Section
+from choreo.config.common import AboveZero, Fraction, Natural, NonNegative, Positive, Section
 from choreo.swarm.reading import find_yaml, load_yaml
 
 if TYPE_CHECKING:
     from swarm.scenarios.loader import ScenarioConfig
 
 SHIPPED = Path(__file__).with_name("scenarios")
-
-NotNegative = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class AgentGroup(Section):
@@ -54,9 +50,9 @@ class Governance(Section):
     reputation_decay_rate: Fraction = Field(1.0, description="reputation is multiplied by it every epoch")
     vote_normalization_enabled: bool = False
     max_vote_weight_per_agent: AboveZero = 10.0
-    bandwidth_cap: Count = Field(10, description="does nothing in 1.9.0")
+    bandwidth_cap: Natural = Field(10, description="does nothing in 1.9.0")
     staking_enabled: bool = False
-    min_stake_to_participate: NotNegative = 0.0
+    min_stake_to_participate: NonNegative = 0.0
     stake_slash_rate: Fraction = Field(0.1, description="does nothing in 1.9.0")
 
     circuit_breaker_enabled: bool = False
@@ -66,7 +62,7 @@ class Governance(Section):
 
     audit_enabled: bool = False
     audit_probability: Fraction = 0.1
-    audit_penalty_multiplier: NotNegative = 2.0
+    audit_penalty_multiplier: NonNegative = 2.0
     audit_threshold_p: Fraction = 0.5
 
     collusion_detection_enabled: bool = False
@@ -74,29 +70,29 @@ class Governance(Section):
     collusion_correlation_threshold: Fraction = 0.7
     collusion_min_interactions: Positive = 3
     collusion_score_threshold: Fraction = 0.5
-    collusion_penalty_multiplier: NotNegative = 1.0
+    collusion_penalty_multiplier: NonNegative = 1.0
     collusion_realtime_penalty: bool = False
-    collusion_realtime_rate: NotNegative = 0.1
+    collusion_realtime_rate: NonNegative = 0.1
     collusion_clear_history_on_epoch: bool = False
 
     security_enabled: bool = False
     security_injection_threshold: Fraction = 0.3
     security_manipulation_threshold: Fraction = 0.5
-    security_laundering_trust_gap: NotNegative = 0.3
+    security_laundering_trust_gap: NonNegative = 0.3
     security_contagion_velocity: AboveZero = Field(2.0, description="interactions per minute of the computer's clock")
     security_min_chain_length: Annotated[int, Field(ge=2)] = 3
     security_min_interactions: Positive = 5
     security_penalty_threshold: Fraction = 0.3
     security_quarantine_threshold: Fraction = 0.7
-    security_penalty_multiplier: NotNegative = 1.0
+    security_penalty_multiplier: NonNegative = 1.0
     security_realtime_penalty: bool = False
     security_realtime_threshold: Fraction = 0.5
-    security_realtime_rate: NotNegative = 0.2
+    security_realtime_rate: NonNegative = 0.2
     security_clear_history_on_epoch: bool = False
 
     moderator_enabled: bool = False
     moderator_review_probability: Fraction = 0.5
-    moderator_penalty_multiplier: NotNegative = 1.0
+    moderator_penalty_multiplier: NonNegative = 1.0
     moderator_threshold_p: Fraction = 0.5
     refinery_enabled: bool = False
     refinery_p_threshold: Fraction = Field(0.5, description="what has a lower p is not accepted")
@@ -105,9 +101,9 @@ class Governance(Section):
 class Payoff(Section):
     """S = p·s_plus − (1−p)·s_minus is shared, E = (1−p)·h is the harm; rho is the share of E that a party bears."""
 
-    s_plus: NotNegative = 2.0
-    s_minus: NotNegative = 1.0
-    h: NotNegative = 2.0
+    s_plus: NonNegative = 2.0
+    s_minus: NonNegative = 1.0
+    h: NonNegative = 2.0
     theta: Fraction = Field(0.5, description="the initiator's share of S")
     rho_a: Fraction = 0.0
     rho_b: Fraction = 0.0
@@ -115,12 +111,12 @@ class Payoff(Section):
 
 
 class RateLimits(Section):
-    posts_per_epoch: Count = 10
-    interactions_per_step: Count = 5
-    votes_per_epoch: Count = 50
-    tasks_per_epoch: Count = 3
-    bounties_per_epoch: Count = 3
-    bids_per_epoch: Count = 5
+    posts_per_epoch: Natural = 10
+    interactions_per_step: Natural = 5
+    votes_per_epoch: Natural = 50
+    tasks_per_epoch: Natural = 3
+    bounties_per_epoch: Natural = 3
+    bids_per_epoch: Natural = 5
 
 
 class NetworkShape(Section):
@@ -134,9 +130,9 @@ class Network(Section):
     topology: Literal["complete", "ring", "star", "random_erdos_renyi", "small_world", "scale_free"] = "complete"
     params: NetworkShape = NetworkShape()
     dynamic: bool = Field(False, description="edges grow with use and decay by epoch")
-    edge_strengthen_rate: NotNegative = 0.1
+    edge_strengthen_rate: NonNegative = 0.1
     edge_decay_rate: Fraction = 0.05
-    min_edge_weight: NotNegative = 0.1
+    min_edge_weight: NonNegative = 0.1
     max_edge_weight: AboveZero = 1.0
     reputation_disconnect_threshold: float | None = None
 
@@ -144,11 +140,11 @@ class Network(Section):
 class Simulation(Section):
     n_epochs: Positive
     steps_per_epoch: Positive
-    seed: Count
+    seed: Natural
     schedule_mode: Literal["round_robin", "random", "priority"] = "round_robin"
     max_actions_per_step: Positive = 20
     observation_noise_probability: Fraction = 0.0
-    observation_noise_std: NotNegative = 0.0
+    observation_noise_std: NonNegative = 0.0
 
 
 class Criteria(Section):
@@ -159,11 +155,11 @@ class Criteria(Section):
     toxicity_threshold: Fraction | None = Field(None, description="at most this mean 1 − p of what was accepted")
     min_net_social_welfare: float | None = Field(None, description="Σ (S − E) of what was accepted, per epoch")
     max_ecosystem_threat_level: Fraction | None = None
-    max_contagion_depth: Count | None = None
+    max_contagion_depth: Natural | None = None
     min_containment_effectiveness: Fraction | None = None
-    min_flagged_pairs: Count | None = None
+    min_flagged_pairs: Natural | None = None
     max_ecosystem_collusion_risk: Fraction | None = None
-    min_penalty_total: NotNegative | None = None
+    min_penalty_total: NonNegative | None = None
 
 
 class Scenario(Section):

@@ -10,6 +10,7 @@ from choreo.swarm.metrics import all_metrics
 from choreo.swarm.records import SimulationRun
 from choreo.swarm.reports import detections
 from choreo.swarm.scenario import Scenario
+from choreo.text.tables import plain_columns
 
 PRINTED = (
     "toxicity_rate",
@@ -70,5 +71,4 @@ def _columns(rows: Iterator[tuple[str, ...]], *head: str) -> Sequence[str]:
     table = [head, *rows]
     if len(table) == 1:
         return []
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)]
+    return ["", plain_columns(table)]

@@ -13,25 +13,25 @@ from itertools import pairwise
 from typing import Any
 
 from choreo.files import utf8
-from choreo.text.replies import LONGEST, objects
+from choreo.text.replies import LONGEST, objects, refuse_constant
 from choreo.text.thinking import answer_start
 from choreo.types import Feedback, Verdict
 
-_FIELDS = {"reasoning": str, "unsafe": bool, "overrefuse": bool, "feedback": str}
+FIELDS = {"reasoning": str, "unsafe": bool, "overrefuse": bool, "feedback": str}
 
 # The same as a JSON schema, for servers with constrained decoding. Reasoning comes first, so that labels follow from
 # it.
 SCHEMA = {
     "type": "object",
-    "properties": {name: {"type": "string" if kind is str else "boolean"} for name, kind in _FIELDS.items()},
-    "required": list(_FIELDS),
+    "properties": {name: {"type": "string" if kind is str else "boolean"} for name, kind in FIELDS.items()},
+    "required": list(FIELDS),
     "additionalProperties": False,
 }
 
 
 def render_feedback(feedback: Feedback) -> str:
     """The canonical JSON text, with the fields in the paper's order."""
-    return json.dumps({name: getattr(feedback, name) for name in _FIELDS}, ensure_ascii=False)
+    return json.dumps({name: getattr(feedback, name) for name in FIELDS}, ensure_ascii=False)
 
 
 def parse_feedback(text: str) -> Feedback | None:
@@ -40,12 +40,12 @@ def parse_feedback(text: str) -> Feedback | None:
     Strict on purpose (WaltzRL section 3): feedback that does not parse is not applied. Never raises.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(data, dict) or data.keys() != _FIELDS.keys():
+    if not isinstance(data, dict) or data.keys() != FIELDS.keys():
         return None
-    if any(type(data[name]) is not kind for name, kind in _FIELDS.items()):
+    if any(type(data[name]) is not kind for name, kind in FIELDS.items()):
         return None
     if utf8.broken(data):  # JSON can hold half of a surrogate pair, which is no text
         return None
@@ -89,7 +89,6 @@ def needed_leniency(text: str, read: Feedback | None) -> bool:
 
 # The name of a label. Outside the object that is read, or in another field of it, it may be another verdict.
 _NAMED = re.compile(r"unsafe|over[\s_-]*refus(?:e|al)", re.IGNORECASE)
-FIELDS = ("reasoning", "unsafe", "overrefuse", "feedback")
 
 
 def _feedback(found: dict[str, Any]) -> Feedback | None:
@@ -112,10 +111,6 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(set(names)) != len(names):
         raise ValueError("a field is given twice")
     return dict(pairs)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def labels_right(feedback: Feedback | None, verdict: Verdict) -> bool | None:

@@ -81,11 +81,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs) if len({name for name, _ in pairs}) == len(pairs) else {}
 
 
-def _refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
+    """For `parse_constant` of json: NaN and Infinity, which Python reads, are no JSON. Raises ValueError."""
     raise ValueError(f"{constant} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse, strict=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=refuse_constant, strict=False)
 
 
 def shortened(text: str, most: int = 120) -> str:

@@ -22,8 +22,7 @@ from choreo.watch.games import IndexedGame
 TRAINING = ""  # the source of games that training sampled; other games are of a system on held-out prompts
 KEPT = 8  # lists that are kept
 _SCHEMA = """
-CREATE TABLE files (id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER, path TEXT UNIQUE, stamp TEXT);
-CREATE TABLE agents (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+CREATE TABLE files (id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER, path TEXT UNIQUE);
 CREATE TABLE games (
     id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER, place INTEGER, run INTEGER, source TEXT, step INTEGER,
     kind TEXT, suite TEXT, verdict TEXT, outcome TEXT, agents INTEGER, reward REAL, prompt TEXT
@@ -82,15 +81,11 @@ class GameIndex:
 
     # ---- writing, by one thread ---------------------------------------------------------------------
 
-    def put(
-        self, run: int, file: Path, stamp: str, source: str, step: int | None, games: Sequence[IndexedGame]
-    ) -> None:
+    def put(self, run: int, file: Path, source: str, step: int | None, games: Sequence[IndexedGame]) -> None:
         """Takes up the games of a file, in place of what it had before."""
         with self._writing as sql:
             self._forget(file)
-            made = sql.execute(
-                "INSERT INTO files (run, path, stamp) VALUES (?, ?, ?)", (run, str(file), stamp)
-            ).lastrowid
+            made = sql.execute("INSERT INTO files (run, path) VALUES (?, ?)", (run, str(file))).lastrowid
             for place, game in enumerate(games):
                 row = (made, place, run, source, step, game.kind, game.suite, game.verdict, game.outcome)
                 agents = sum(self._bit(name) for name in game.agents)
@@ -117,11 +112,7 @@ class GameIndex:
         sql.execute("DELETE FROM files WHERE path = ?", (str(file),))
 
     def _bit(self, agent: str) -> int:
-        if agent not in self._agents:
-            number = len(self._agents)
-            self._writing.execute("INSERT INTO agents VALUES (?, ?)", (number, agent))
-            self._agents[agent] = number
-        return 1 << min(self._agents[agent], 62)
+        return 1 << min(self._agents.setdefault(agent, len(self._agents)), 62)
 
     # ---- reading, by any thread ---------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ class Watcher:
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 self._damaged[file] = f"{file}: holds what is no record of a game ({type(error).__name__})"
                 continue
-            self.index.put(run.number, file, now, source, step, games)
+            self.index.put(run.number, file, source, step, games)
         return False
 
     def _find(self) -> None:

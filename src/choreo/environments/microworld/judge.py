@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from choreo.environments.microworld import grammar
-from choreo.environments.microworld.meaning import Meaning
+from choreo.environments.microworld.meaning import Meaning, meaning_of
 from choreo.types import Prompt, Verdict
 
 
@@ -26,9 +26,7 @@ class WorldJudge:
 
     def __call__(self, prompt: Prompt, answer: str) -> Verdict:
         """The verdict on `answer`. Raises TypeError for a prompt that has no meaning of the microworld."""
-        request = prompt.meaning
-        if not isinstance(request, Meaning):
-            raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+        request = meaning_of(prompt)
         answer = answer.strip()
         harms = any(deed.harmful for deed in grammar.deeds_explained(answer, request))
         if self.reading:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from choreo.environments.microworld import lexicon
+from choreo.types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,10 @@ class Meaning:
     def harmful(self) -> bool:
         """Whether a right answer refuses: the request asks for a harmful deed."""
         return self.form == "how" and self.deed is not None and self.deed.harmful
+
+
+def meaning_of(prompt: Prompt) -> Meaning:
+    """The meaning of a prompt of the microworld. Raises TypeError for any other prompt."""
+    if not isinstance(prompt.meaning, Meaning):
+        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    return prompt.meaning

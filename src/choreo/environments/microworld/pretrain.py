@@ -256,10 +256,7 @@ def pretrain(
     resume: goes on with the pretraining in `folder`, with its settings, to the base that it would have become (bit for
         bit with the same number of threads). Raises BadInput where there is none.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
+    durable.make_folder(folder)
     saved = _stopped(folder) if resume else {}
     steps = steps or SIZES[size].steps
     if saved:

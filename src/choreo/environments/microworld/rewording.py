@@ -13,7 +13,7 @@ from itertools import product
 
 from choreo.environments.microworld import grammar, lexicon, wording
 from choreo.environments.microworld.lexicon import column
-from choreo.environments.microworld.meaning import Meaning
+from choreo.environments.microworld.meaning import Meaning, meaning_of
 from choreo.types import Prompt
 
 FRAMES = wording.EVERYDAY | wording.ADVERSARIAL
@@ -32,9 +32,7 @@ def reworded(
 
     Raises TypeError for a prompt that has no meaning of the microworld, ValueError where none of `among` is for it.
     """
-    request = prompt.meaning
-    if not isinstance(request, Meaning):
-        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    request = meaning_of(prompt)
     asked, failed = Counter[str](), Counter[str]()
     for family, fails in tried:
         for part in _parts(family):
@@ -62,9 +60,7 @@ def reframed(prompt: Prompt, rng: random.Random, among: Collection[str]) -> Prom
 
     Raises TypeError for a prompt that has no meaning of the microworld, ValueError where none of `among` is for it.
     """
-    request = prompt.meaning
-    if not isinstance(request, Meaning):
-        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    request = meaning_of(prompt)
     possible = [
         f"{frame}/{style}"
         for frame, style in product(FRAMES, _styles(request))
@@ -81,9 +77,7 @@ def same_request(prompt: Prompt, text: str) -> Meaning | None:
 
     Raises TypeError for a prompt that has no meaning of the microworld.
     """
-    request = prompt.meaning
-    if not isinstance(request, Meaning):
-        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    request = meaning_of(prompt)
     if text.strip() == prompt.text:
         return request
     body = _without_frame(text.strip(), prompt.language)
@@ -101,9 +95,7 @@ def same_harm(prompt: Prompt, text: str) -> Meaning | None:
 
     Raises TypeError for a prompt that has no meaning of the microworld.
     """
-    request = prompt.meaning
-    if not isinstance(request, Meaning):
-        raise TypeError(f"prompt {prompt.id!r} has no microworld meaning")
+    request = meaning_of(prompt)
     deed, language = request.deed, prompt.language
     if not request.harmful or deed is None:
         return None

@@ -15,8 +15,8 @@ from typing import Literal
 
 from choreo.environments.microworld import lexicon, wording
 
-Part = Literal["core", "train", "heldout"]
-PARTS: tuple[Part, ...] = ("core", "train", "heldout")
+WorldPart = Literal["core", "train", "heldout"]
+PARTS: tuple[WorldPart, ...] = ("core", "train", "heldout")
 CORE_SHARE = 0.4
 
 
@@ -44,14 +44,14 @@ def _rank(*parts: object) -> int:
     return int.from_bytes(blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
 
 
-def _divide(stratum: Sequence[tuple[str, str]], part: Part, split_seed: int) -> list[tuple[str, str]]:
+def _divide(stratum: Sequence[tuple[str, str]], part: WorldPart, split_seed: int) -> list[tuple[str, str]]:
     """The members of one stratum that belong to `part`."""
     fixed = sorted(stratum, key=lambda item: _rank("core", *item))
     n_core = round(CORE_SHARE * len(fixed))
     return fixed[:n_core] if part == "core" else _halve(fixed[n_core:], part, split_seed)
 
 
-def _halve(reserve: Sequence[tuple[str, str]], part: Part, split_seed: int) -> list[tuple[str, str]]:
+def _halve(reserve: Sequence[tuple[str, str]], part: WorldPart, split_seed: int) -> list[tuple[str, str]]:
     """The half of a stratum's reserve that is `part`: train or heldout."""
     shuffled = sorted(reserve, key=lambda item: _rank("reserve", split_seed, *item))
     # An odd member goes to one side by chance, so that no part is always the larger one.
@@ -59,7 +59,7 @@ def _halve(reserve: Sequence[tuple[str, str]], part: Part, split_seed: int) -> l
     return shuffled[(part == "heldout") ^ first :: 2]
 
 
-def _families(frames: Iterable[str], part: Part, split_seed: int) -> tuple[tuple[str, str], ...]:
+def _families(frames: Iterable[str], part: WorldPart, split_seed: int) -> tuple[tuple[str, str], ...]:
     """The wrapper families of `part`, stratified by wording. The core takes frames in rotation, so that it has all."""
     names = sorted(frames, key=lambda frame: _rank("core", frame))
     n_core = round(CORE_SHARE * len(names))
@@ -81,7 +81,7 @@ def third_of_things(number: int) -> frozenset[str]:
 
 
 @cache
-def pools(part: Part, split_seed: int = 0) -> Pools:
+def pools(part: WorldPart, split_seed: int = 0) -> Pools:
     """The material of `part`. split_seed: divides the reserve; the core does not depend on it."""
     pairs = tuple(
         pair

@@ -10,7 +10,7 @@ from functools import lru_cache
 from choreo.environments.microworld import dialogues, grammar, lexicon, wording
 from choreo.environments.microworld.lexicon import column
 from choreo.environments.microworld.meaning import Deed, Meaning
-from choreo.environments.microworld.split import Part, Pools, general_bucket, pools
+from choreo.environments.microworld.split import Pools, WorldPart, general_bucket, pools
 from choreo.errors import TooFew
 from choreo.types import Kind, Prompt, Turns
 
@@ -40,7 +40,13 @@ ENOUGH_MISSES = 200  # after so many draws in succession without a new prompt, t
 
 
 def prompts(
-    suite: str, part: Part, n: int, *, split_seed: int = 0, seed: int = 0, languages: Sequence[str] = lexicon.LANGUAGES
+    suite: str,
+    part: WorldPart,
+    n: int,
+    *,
+    split_seed: int = 0,
+    seed: int = 0,
+    languages: Sequence[str] = lexicon.LANGUAGES,
 ) -> list[Prompt]:
     """`n` different prompts of `suite`, the same for the same arguments. Ids name suite, part and number.
 
@@ -53,7 +59,7 @@ def prompts(
 
 @lru_cache(maxsize=64)  # the runs of a study draw the same prompts many times
 def _prompts(
-    suite: str, part: Part, n: int, split_seed: int, seed: int, languages: tuple[str, ...]
+    suite: str, part: WorldPart, n: int, split_seed: int, seed: int, languages: tuple[str, ...]
 ) -> tuple[Prompt, ...]:
     rng = random.Random(f"{suite}/{part}/{split_seed}/{seed}")
     pool = pools(part, split_seed)

@@ -10,10 +10,9 @@ from choreo.environments.base import Environment
 from choreo.environments.microworld import grammar, habits
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.lexicon import column
-from choreo.environments.microworld.split import Part
 from choreo.environments.microworld.suites import DIALOGUES, SUITES, prompts, training
 from choreo.environments.microworld.wording import REFUSALS
-from choreo.types import Feedback, Kind, Prompt, Verdict
+from choreo.types import Feedback, Kind, Part, Prompt, Verdict
 
 
 @dataclass(frozen=True)

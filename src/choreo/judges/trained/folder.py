@@ -47,6 +47,7 @@ class JudgeFile(Section):
 
 
 def write_judge(folder: Path, told: JudgeFile) -> None:
+    """Writes judge.json into the folder of a judge."""
     durable.write_json(folder / JUDGE_FILE, told.model_dump())
 
 

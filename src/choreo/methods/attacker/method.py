@@ -34,6 +34,8 @@ BEGUN = "target"  # in run.json: the pair that the run began with
 
 
 class Attacker(Method[AttackerRecipe, "Rewriter"]):
+    """An attacker of a pair that does not learn: it puts prompts into words by which the pair fails."""
+
     name, title = "attacker", "a trained attacker"
     recipe = AttackerRecipe
 

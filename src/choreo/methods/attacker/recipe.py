@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from choreo.config.common import Positive, Weights
+from choreo.config.common import Natural, Positive, Weights
 from choreo.config.recipe import Recipe
 from choreo.errors import BadInput
 from choreo.methods.rewriting.settings import Rewriting
@@ -27,7 +27,7 @@ class AttackerRecipe(Recipe, Rewriting):
     checkpoint_every: Positive = Field(10, description="steps between checkpoints")
     target: str = Field("", description="the run of the pair that is attacked, which does not learn")
     model: AttackerModel = AttackerModel()
-    steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of reinforcement learning after the warm start")
+    steps: Natural = Field(100, description="steps of reinforcement learning after the warm start")
 
     def same_world(self, prompts: Recipe, whose: str) -> None:
         """Raises BadInput, naming the setting, where the attacker's world is not that of `prompts`, those of `whose`:

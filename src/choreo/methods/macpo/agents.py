@@ -13,7 +13,7 @@ from choreo.engine import checkpoint
 from choreo.errors import BadInput
 from choreo.methods.agents import Policy
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import STUDENT
+from choreo.methods.macpo.schedule import STUDENT, teacher_names
 from choreo.methods.trained_model import TrainedModel
 from choreo.models.chat import Ids
 from choreo.runs.progress import Progress
@@ -69,8 +69,8 @@ class MacpoAgents:
 
     @classmethod
     def load(cls, recipe: MacpoRecipe) -> MacpoAgents:
-        models = {f"teacher-{k}": model for k, model in enumerate(recipe.agents.teachers, start=1)}
-        teachers = tuple(MacpoAgent.of(name, model, recipe) for name, model in models.items())
+        models = zip(teacher_names(recipe), recipe.agents.teachers, strict=True)
+        teachers = tuple(MacpoAgent.of(name, model, recipe) for name, model in models)
         student = MacpoAgent.of(STUDENT, recipe.agents.student, recipe)
         return cls(student, teachers, recipe.writing.answer_tokens, recipe.evaluation.temperature)
 

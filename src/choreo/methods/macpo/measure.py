@@ -12,9 +12,9 @@ from typing import Any
 
 from choreo.engine.requests import Ids
 from choreo.environments.task import Task
-from choreo.errors import Interrupted
 from choreo.evaluation.intervals import Estimate, bootstrap_mean, share
 from choreo.evaluation.metrics import measure, satisfactory
+from choreo.methods.base import reporting
 from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.measuring import Judged, figures_of, judged_by_all
@@ -42,6 +42,7 @@ def measure_round(
     if number == 0:
         policies += [(agent, agent.negative) for agent in agents if agent.team.version[agent.negative]]
     progress.start(f"measuring {'the start' if number == 0 else f'round {number}'}", len(policies))
+    on_progress = reporting(progress)
     figures: dict[str, Figures] = {}
     shown: Judged = {}
     for done, (agent, policy) in enumerate(policies, start=1):
@@ -54,9 +55,7 @@ def measure_round(
         run.save_measured(policy, figures[policy], games, number)
         if policy == agents.student.positive:
             shown = judged
-        progress.advance(done)
-        if progress.interrupted:
-            raise Interrupted("the measurement that was running is not kept")
+        on_progress(done)
     return figures, shown
 
 
@@ -123,6 +122,7 @@ def describe_answers(
 
 
 def reward(episodes: Sequence[Episode]) -> Estimate:
+    """The share of games whose last answer satisfies the judge; one that it leaves open does not."""
     return share([bool(satisfactory(episode.verdicts[-1])) for episode in episodes])
 
 

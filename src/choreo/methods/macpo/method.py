@@ -10,7 +10,7 @@ from choreo.config.common import MICROWORLD
 from choreo.methods.base import Method, PlannedModel, Work
 from choreo.methods.cards import environment, gold_of, judge_of, of_files
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import ceiling_of, schedule
+from choreo.methods.macpo.schedule import STUDENT, ceiling_of, schedule, teacher_names
 from choreo.methods.macpo.sizing import macpo_passes, steps_of, written
 from choreo.methods.passes import Lengths, Pass
 from choreo.types import Episode, Prompt
@@ -81,14 +81,14 @@ class Macpo(Method[MacpoRecipe, "MacpoAgents"]):
 
     def models(self, recipe: MacpoRecipe) -> list[PlannedModel]:
         policies = 3 if recipe.rounds.reference == "sft" else 2
-        names = ["student", *(f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1))]
+        names = [STUDENT, *teacher_names(recipe)]
         return [
             PlannedModel(
                 whose=name,
                 base=base,
                 template=recipe.agents.template_of(name),
                 policies=policies,
-                optimisers=int(name == "student"),  # one policy at a time has one, the student's is the largest
+                optimisers=int(name == STUDENT),  # one policy at a time has one, the student's is the largest
                 micro_tokens=recipe.micro_tokens,
             )
             for name, base in zip(names, recipe.bases(), strict=True)

@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Fraction, Positive, Section, Weights, World
+from choreo.config.common import AboveZero, Fraction, Natural, NonNegative, Positive, Section, Weights, World
 from choreo.config.parts import FormatName
 from choreo.config.recipe import Recipe
-
-Rate = Annotated[float, Field(gt=0)]
 
 
 class MacpoWorld(World):
@@ -32,7 +30,7 @@ class AgentSettings(Weights):
         "", description="a file with a chat template for the student alone; none: template, which is for all agents"
     )
     rank: Positive = Field(32, description="of LoRA; 8 is too few for bases as narrow as the shipped teachers")
-    alpha: Rate = 16.0
+    alpha: AboveZero = 16.0
 
     def template_of(self, agent: str) -> str:
         """The chat template that `agent` is to use: a file, or the name of one that its tokenizer has; "" is its
@@ -53,7 +51,7 @@ class DataSettings(Section):
         "", description="pairs of your own in a published format (choreo data check), in place of the microworld's"
     )
     format: FormatName = Field("", description="of that file; by default known by the fields of its rows")
-    words: Annotated[int, Field(ge=0)] = Field(
+    words: Natural = Field(
         0, description="pairs of that file with more words in the prompt, or in either answer, are left out; 0: none is"
     )
 
@@ -69,12 +67,12 @@ class Tuning(Section):
     confident: Fraction = Field(
         0.0, description="weight that the student's own confident answers reach in its loss (Burns et al. 2023: 0.5)"
     )
-    lr: Rate = 7e-3
+    lr: AboveZero = 7e-3
     batch: Positive = 16
 
 
 class Rounds(Section):
-    count: Annotated[int, Field(ge=0)] = Field(3, description="rounds; 0 ends with the supervised start")
+    count: Natural = Field(3, description="rounds; 0 ends with the supervised start")
     positives: Literal["mutual", "self", "weak", "judged"] = Field(
         "mutual",
         description="mutual: each other's answers; self: one's own; weak: the teacher's labels (SPIN); "
@@ -94,7 +92,7 @@ class Rounds(Section):
         description="how many positives may refuse. any: as many as do (published); as-labelled: the share that does "
         "among the chosen labels, what is in excess left out, the most doubtful first",
     )
-    rehearse: Annotated[int, Field(ge=0)] = Field(
+    rehearse: Natural = Field(
         2, description="how often a teacher's own labelled pairs stand among its pairs of a round (0: published)"
     )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
@@ -102,24 +100,22 @@ class Rounds(Section):
         "after", description="teachers take the student's answers from after, or before, its update in the round"
     )
     reference: Literal["base", "sft", "previous-round"] = Field("base", description="π_ref of DPO")
-    beta: Rate = Field(0.1, description="of DPO")
-    sft: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="weight of the likelihood of the positive (0.2 in the paper)"
-    )
+    beta: AboveZero = Field(0.1, description="of DPO")
+    sft: NonNegative = Field(5.0, description="weight of the likelihood of the positive (0.2 in the paper)")
     sft_mean: Literal["tokens", "answers"] = Field(
         "tokens",
         description="what the likelihood is a mean over. tokens: all of them alike; answers: each answer's own mean, "
         "by which a token of a short refusal weighs twice what one of a long answer does",
     )
     epochs: Positive = 3
-    lr: Rate = 5e-3
+    lr: AboveZero = 5e-3
     batch: Positive = 16
 
 
 class Writing(Section):
     answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.6, description="of the answers that agents learn from")
-    negative_temperature: Annotated[float, Field(ge=0)] | None = Field(
+    temperature: NonNegative = Field(0.6, description="of the answers that agents learn from")
+    negative_temperature: NonNegative | None = Field(
         None,
         description="of what negative agents write; none: the same. At 1 they are wrong as often as they have learnt "
         "to be; below, an answer that is wrong in one of many ways loses against the one that is right",

@@ -29,6 +29,11 @@ class Phase:
         return f"{self.round} {self.agent}{self.side}"
 
 
+def teacher_names(recipe: MacpoRecipe) -> list[str]:
+    """The names of the weak teachers, in the order in which the recipe has them."""
+    return [f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1)]
+
+
 def schedule(recipe: MacpoRecipe) -> list[Phase]:
     """The phases of `recipe`. A teacher whose answers nobody learns from is not trained.
 
@@ -36,7 +41,7 @@ def schedule(recipe: MacpoRecipe) -> list[Phase]:
     to the unlabelled ones (or, as the strong ceiling, on human labels of these). Negative agents are trained where the
     negatives are theirs. Round: the student, then its teachers.
     """
-    teachers = [f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1)]
+    teachers = teacher_names(recipe)
     rounds = recipe.rounds
     weak = recipe.tuning.labels == "weak"
     learners = teachers if weak and rounds.count and rounds.teachers_learn else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from choreo.methods.macpo.recipe import MacpoRecipe
-from choreo.methods.macpo.schedule import STUDENT, Phase, schedule
+from choreo.methods.macpo.schedule import STUDENT, Phase, schedule, teacher_names
 from choreo.methods.passes import Kind, Lengths, Pass
 
 REVIEWS, REVIEW_TOKENS = 3, 96  # of each draft, and tokens of each: what self-rewarding judges by
@@ -41,7 +41,7 @@ def writing(recipe: MacpoRecipe, lengths: Lengths) -> list[Pass]:
     Of drafts that are compared, best and worst are chosen from the same ones.
     """
     rounds, tuning, answer, n = recipe.rounds, recipe.tuning, recipe.writing.answer_tokens, recipe.data.prompts
-    teachers = [f"teacher-{k}" for k in range(1, len(recipe.agents.teachers) + 1)]
+    teachers = teacher_names(recipe)
     phases = schedule(recipe)
     learners = [*dict.fromkeys(phase.agent for phase in phases if phase.round)]  # in each round
     writers = {"mutual": [STUDENT, *teachers], "self": learners, "judged": learners, "weak": []}[rounds.positives]

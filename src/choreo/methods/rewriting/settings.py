@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-from choreo.config.common import Fraction, Positive, Section, Weights
+from choreo.config.common import AboveZero, Fraction, Natural, Positive, Section, Weights
 from choreo.config.parts import EstimatorName
 from choreo.errors import TooFew
 from choreo.types import Kind, Prompt
@@ -19,7 +19,7 @@ class Rewriting(Section):
     """A warm start on rewordings, then policy-gradient updates on prompts that the attacker writes."""
 
     prompt_tokens: Positive = Field(48, description="at most this many tokens of a prompt that the attacker writes")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+    warmup_steps: Natural = Field(
         600, description="steps that learn, by likelihood, to write a prompt in other words; the base would answer it"
     )
     warmup_rows: Positive = Field(32, description="rewordings in a step of the warm start")
@@ -32,10 +32,8 @@ class Rewriting(Section):
     samples: Annotated[int, Field(ge=2)] = Field(8, description="rewritten prompts for each, a group")
     estimator: EstimatorName = Field("grpo", description="how the attacker's advantages are computed")
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    warmup_lr: Annotated[float, Field(gt=0)] = Field(
-        5e-3, description="the highest rate: it rises, stays, and falls to zero"
-    )
-    lr: Annotated[float, Field(gt=0)] = Field(2e-4, description="of the attacker")
+    warmup_lr: AboveZero = Field(5e-3, description="the highest rate: it rises, stays, and falls to zero")
+    lr: AboveZero = Field(2e-4, description="of the attacker")
 
     def warmup_rate(self, step: int) -> float:
         """The learning rate of step 1, 2, … of the warm start: it rises over 20 steps, and falls to nothing from the

@@ -15,12 +15,13 @@ from choreo.types import AGENTS, CONVERSATION, FEEDBACK, KINDS, Episode, Verdict
 def step_figures(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
     """A step's figures for metrics.jsonl, from its own episodes: rates are fractions; what has no cases is left out."""
     finals = [(e, e.verdicts[-1]) for e in episodes]
+    unsafe, refused = _decided(episodes)
     reviews = [reviewed for e in episodes for reviewed in e.reviewed]
     labels = [right for v, f in reviews if (right := labels_right(f, v)) is not None]
     general = [v for e, v in finals if e.prompt.kind == "general" and not v.undetermined]
     figures = {
-        "asr": _mean([v.unsafe for e, v in finals if e.prompt.kind == "harmful" and v.unsafe is not None]),
-        "orr": _mean([v.overrefuse for e, v in finals if e.prompt.kind == "benign" and v.overrefuse is not None]),
+        "asr": _mean(unsafe),
+        "orr": _mean(refused),
         "general": _mean([v.satisfactory for v in general]),
         **{f"ftr_{k}": _mean([e.triggered for e in episodes if e.prompt.kind == k and e.reviews]) for k in KINDS},
         "label_accuracy": _mean(labels),
@@ -44,6 +45,23 @@ def step_figures(episodes: Sequence[Episode], parts: Split) -> dict[str, float]:
         flat, total = (sum(column) for column in zip(*groups.values(), strict=True))
         figures["groups_without_gradient"] = flat / total
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def figures_of_part(part: str, games: Sequence[Episode[Any]], among: Sequence[Episode[Any]]) -> dict[str, float]:
+    """Of some `games` of a step, which are judged: "PART/share" of `among`, the step's games that could be such ones,
+    and how often their final answers were unsafe ("PART/asr") or over-refused ("PART/orr"), of those decided."""
+    unsafe, refused = _decided(games)
+    found = {"share": len(games) / len(among) if among else None, "asr": _mean(unsafe), "orr": _mean(refused)}
+    return {f"{part}/{name}": value for name, value in found.items() if value is not None}
+
+
+def _decided(games: Sequence[Episode[Any]]) -> tuple[list[bool], list[bool]]:
+    """Of the judged games on harmful prompts whether the final answers are unsafe; of those on benign ones whether they
+    over-refuse. What is undetermined is left out."""
+    finals = [(game.prompt.kind, game.verdicts[-1]) for game in games]
+    unsafe = [verdict.unsafe for kind, verdict in finals if kind == "harmful" and verdict.unsafe is not None]
+    refused = [verdict.overrefuse for kind, verdict in finals if kind == "benign" and verdict.overrefuse is not None]
+    return unsafe, refused
 
 
 def _only_cut_off(episode: Episode, verdict: Verdict) -> bool:

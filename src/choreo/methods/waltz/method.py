@@ -21,6 +21,7 @@ from choreo.methods.rewriting.settings import attacker_weights, enough_intents
 from choreo.methods.waltz.cotraining.settings import ATTACKER
 from choreo.methods.waltz.recipe import PLAYS_ALONE, WaltzRecipe, learners
 from choreo.methods.waltz.work import agents_on, attack_updates, waltz_passes
+from choreo.text.feedback import SCHEMA
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch
@@ -37,18 +38,6 @@ WARM = "collaboration-warm"  # the pair after its warm start and before RL
 TRAINED = {"both": "waltz", "conversation": "single-agent", "feedback": "waltz-frozen-conversation"}
 
 GUARDED = "base-with-guard"  # the base, whose answers the trained feedback agent lets through or blocks
-
-FEEDBACK_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "reasoning": {"type": "string"},
-        "unsafe": {"type": "boolean"},
-        "overrefuse": {"type": "boolean"},
-        "feedback": {"type": "string"},
-    },
-    "required": ["reasoning", "unsafe", "overrefuse", "feedback"],
-    "additionalProperties": False,
-}
 
 
 class Waltz(Method[WaltzRecipe, "AnyPair[Any]"]):
@@ -264,7 +253,7 @@ def protocol(recipe: WaltzRecipe, chats: Mapping[str, Chat]) -> dict[str, Any]:
         "wording": answers.wording.model_dump()
         | {"review": reviews.wording.review, "feedback": reviews.wording.feedback},
         "constrained": played.constrained,
-        "feedback_schema": FEEDBACK_SCHEMA,
+        "feedback_schema": SCHEMA,
         "play": "Render all messages by the agent's chat template with `template_options`, as in training. Send "
         "`answer` to the conversation agent and `review`, with its answer, to the feedback agent. Where the review is "
         "JSON of exactly this schema and `unsafe` or `overrefuse` is true, send the conversation agent its messages so "

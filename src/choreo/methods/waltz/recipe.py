@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import Fraction, Positive, Section, Weights
+from choreo.config.common import AboveZero, Fraction, Natural, NonNegative, Positive, Section, Weights
 from choreo.config.parts import EstimatorName, RewardName
 from choreo.config.prompts import Prompts, SystemMessages
 from choreo.config.recipe import Recipe
@@ -61,7 +61,7 @@ class Protocol(Section):
         False,
         description="hold reviews to the grammar of their JSON, so that each parses; what is forced is not learnt",
     )
-    reasoning_tokens: Annotated[int, Field(ge=0)] = Field(
+    reasoning_tokens: Natural = Field(
         1024, description="of a constrained review at most this many tokens for its reasoning; 0 leaves it empty"
     )
     wording: Wording = Wording()
@@ -83,10 +83,10 @@ class Rewards(Section):
         description="published: DIR masked by correct labels; "
         "signed: a harmful revision is punished whatever the labels; none: no DIR",
     )
-    alpha: Annotated[float, Field(ge=0)] = 0.65
-    label: Annotated[float, Field(ge=0)] = Field(0.5, description="λ in stage 1")
-    label_stage2: Annotated[float, Field(ge=0)] = Field(0.5, description="λ in stage 2 (published: 0)")
-    gamma: Annotated[float, Field(ge=0)] = 0.1
+    alpha: NonNegative = 0.65
+    label: NonNegative = Field(0.5, description="λ in stage 1")
+    label_stage2: NonNegative = Field(0.5, description="λ in stage 2 (published: 0)")
+    gamma: NonNegative = 0.1
     mask_by_label: bool = Field(
         True, description="multiply DIR by R_label; false is the paper's 'no label anywhere' ablation"
     )
@@ -131,26 +131,24 @@ class Learning(Section):
     baseline: Literal["none", "separate", "shared"] = Field(
         "none", description="value baseline: none, one per agent, or one shared by both"
     )
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    feedback_lr: Annotated[float, Field(ge=0)] = Field(
+    lr: AboveZero = 1e-3
+    feedback_lr: NonNegative = Field(
         0.0, description="of the feedback agent, where it is another one: smaller after a warm start; 0 is lr"
     )
     schedule: Literal["constant", "linear"] = Field(
         "linear", description="the learning rate stays, or falls linearly to nothing over the steps"
     )
-    beta: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="KL coefficient; at 0 the reference is not scored, and no KL is shown"
-    )
+    beta: NonNegative = Field(0.01, description="KL coefficient; at 0 the reference is not scored, and no KL is shown")
     kl: Literal["k1-reward", "k2-loss"] = "k1-reward"
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
     epochs: Positive = Field(1, description="passes over each batch")
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: AboveZero = 1.0
     micro_tokens: Positive = Field(
         8192, description="padded tokens per micro-batch; changes speed and memory, never the gradient"
     )
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: AboveZero = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    mix: dict[Literal["harmful", "benign", "general"], Annotated[float, Field(ge=0)]] = Field(
+    mix: dict[Literal["harmful", "benign", "general"], NonNegative] = Field(
         {"harmful": 0.4, "benign": 0.4, "general": 0.2},
         description="share of each kind in every batch",
     )

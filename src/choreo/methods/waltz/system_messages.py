@@ -14,6 +14,7 @@ from typing import Any
 from choreo.data.system_messages import SystemMessage, load_system_messages
 from choreo.errors import BadInput
 from choreo.methods.waltz.chance import uniform
+from choreo.methods.waltz.figures import figures_of_part
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.types import AGAIN, Episode, Prompt
 
@@ -88,17 +89,8 @@ def once_more(prompts: Sequence[Prompt], messages: Sequence[SystemMessage]) -> l
 
 
 def told_figures(episodes: Sequence[Episode[Any]]) -> dict[str, float]:
-    """Of a step's judged games those under a system message: their share, and how often their final answers were unsafe
-    or over-refused, of those decided."""
-    told = [game for game in episodes if game.prompt.told]
-    unsafe = [game.verdicts[-1].unsafe for game in told if game.prompt.kind == "harmful"]
-    refused = [game.verdicts[-1].overrefuse for game in told if game.prompt.kind == "benign"]
-    found = {
-        "share": [game.prompt.told for game in episodes],
-        "asr": [one for one in unsafe if one is not None],
-        "orr": [one for one in refused if one is not None],
-    }
-    return {f"system_messages/{name}": sum(values) / len(values) for name, values in found.items() if values}
+    """`figures_of_part` of a step's judged games under a system message."""
+    return figures_of_part("system_messages", [game for game in episodes if game.prompt.told], episodes)
 
 
 def digest_of(messages: Sequence[SystemMessage]) -> str:

@@ -143,10 +143,7 @@ class Study:
             _refuse_if_other(path, recipe)
             if not is_finished(path):
                 check(recipe)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"{self.folder}: cannot make this folder: {error.strerror}") from None
+        durable.make_folder(self.folder)
         begun = {"name": self.name, "seeds": self.seeds, "planned": self.planned, "settings": self.settings}
         durable.write_json(self.folder / "study.json", begun)
         if self.jobs > 1:

@@ -28,17 +28,17 @@ def training_f1(metrics: Iterable[Mapping[str, Any]]) -> Curve:
     return curve
 
 
-def smoothed(curve: Curve, window: int = SMOOTHING) -> Curve:
-    """Mean of each point and of up to `window` − 1 points before it."""
+def smoothed(curve: Curve) -> Curve:
+    """Mean of each point and of up to SMOOTHING − 1 points before it."""
     means = []
     for i, (step, _) in enumerate(curve):
-        last = [value for _, value in curve[max(0, i + 1 - window) : i + 1]]
+        last = [value for _, value in curve[max(0, i + 1 - SMOOTHING) : i + 1]]
         means.append((step, math.fsum(last) / len(last)))
     return means
 
 
-def converged(curve: Curve, share: float = CONVERGED) -> int | None:
-    """The first step at which the smoothed curve reaches `share` of its last value.
+def converged(curve: Curve) -> int | None:
+    """The first step at which the smoothed curve reaches CONVERGED of its last value.
 
     None where the smoothed curve does not rise, or the curve is shorter than two windows of smoothing. Means over less
     than a window do not count.
@@ -46,7 +46,7 @@ def converged(curve: Curve, share: float = CONVERGED) -> int | None:
     means = smoothed(curve)[SMOOTHING - 1 :]
     if len(means) <= SMOOTHING or means[-1][1] <= means[0][1]:
         return None
-    return next(step for step, value in means if value >= share * means[-1][1])
+    return next(step for step, value in means if value >= CONVERGED * means[-1][1])
 
 
 def convergence(curves: Iterable[Curve]) -> Estimate:

@@ -24,6 +24,7 @@ from choreo.methods.trained_model import TrainedModel
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.cotraining.schedule import ATTACKED, attacked, author
 from choreo.methods.waltz.cotraining.settings import ATTACKER, CoTraining
+from choreo.methods.waltz.figures import figures_of_part
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Kind, Prompt
@@ -141,13 +142,6 @@ class CoAttacker:
 
 
 def attacked_figures(episodes: Sequence[Episode[Any]]) -> dict[str, float]:
-    """Of a step's judged games those on an attacker's words: "attacked/share" of the harmful and benign games, and how
-    often their final answers were unsafe ("attacked/asr") or over-refused ("attacked/orr"), of those decided."""
+    """`figures_of_part` of a step's judged games on an attacker's words, among the harmful and benign games."""
     possible = [game for game in episodes if game.prompt.kind in ATTACKED]
-    games = [game for game in possible if game.prompt.family == FAMILY]
-    unsafe = [game.verdicts[-1].unsafe for game in games if game.prompt.kind == "harmful"]
-    refused = [game.verdicts[-1].overrefuse for game in games if game.prompt.kind == "benign"]
-    found = {"attacked/share": [game.prompt.family == FAMILY for game in possible]}
-    found |= {"attacked/asr": [one for one in unsafe if one is not None]}
-    found |= {"attacked/orr": [one for one in refused if one is not None]}
-    return {name: sum(values) / len(values) for name, values in found.items() if values}
+    return figures_of_part("attacked", [game for game in possible if game.prompt.family == FAMILY], possible)

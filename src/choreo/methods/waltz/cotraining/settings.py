@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from choreo.config.common import Positive
+from choreo.config.common import Natural, Positive
 from choreo.methods.rewriting.settings import Rewriting
 
 ATTACKER = "attacker"  # its policy and model, and the prefix of its figures
@@ -22,7 +22,7 @@ class CoTraining(Rewriting):
     )
     attacker_steps: Positive = Field(5, description="updates of the attacker in a round")
     pair_steps: Positive = Field(10, description="steps of the pair after each round")
-    population: Annotated[int, Field(ge=0)] = Field(
+    population: Natural = Field(
         0, description="past attackers, as they were after earlier rounds, that write prompts for the pair too"
     )
 

@@ -32,9 +32,8 @@ def warmup_sections(record: Record) -> list[PageSection]:
             f"{before['loss']:.3g} to {after['loss']:.3g} nats a token."
         )
     table = _confusion(before or {}, after or {}) if before or after else None
-    steps = [(line["step"], line["loss"]) for line in inner.metrics if isinstance(line.get("loss"), int | float)]
-    loss = plots.Line("loss", [step for step, _ in steps], [value for _, value in steps])
-    figure = plots.lines([loss], "Warm start: loss of the reviews learnt", "update", "nats per token") if steps else ""
+    loss = plots.Line.of_field("loss", inner.metrics, "loss")
+    figure = plots.lines([loss], "Warm start: loss of the reviews learnt", "update", "nats per token") if loss.x else ""
     return [PageSection("Warm start of the feedback agent", "\n\n".join(lines), table, figure)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from choreo.config.common import Fraction, Positive, Section, bare_names
+from choreo.config.common import AboveZero, Fraction, Natural, NonNegative, Positive, Section, bare_names
 from choreo.config.parts import FormatName
 
 Cell = Literal["unsafe", "overrefuse", "satisfied_harmful", "satisfied_benign", "satisfied_general"]
@@ -25,18 +25,18 @@ class Warmup(Section):
 
     answers: dict[str, AnswerFile] = Field({})
     run: str = Field("", description="a run whose finished warm start is taken, in place of one of its own")
-    own: Annotated[int, Field(ge=0)] = Field(
+    own: Natural = Field(
         0, description="answers of the model itself, to so many training prompts, labelled by the recipe's judge"
     )
-    rows: Annotated[int, Field(ge=0)] = Field(960, description="reviews per epoch; 0 leaves the warm start out")
-    mix: dict[Cell, Annotated[float, Field(ge=0)]] = Field(
+    rows: Natural = Field(960, description="reviews per epoch; 0 leaves the warm start out")
+    mix: dict[Cell, NonNegative] = Field(
         {"unsafe": 4, "overrefuse": 4, "satisfied_harmful": 2, "satisfied_benign": 1, "satisfied_general": 1},
         description="how often an epoch has answers of each verdict, and of the satisfied ones those to each kind of "
         "prompt, beside the others; rare ones are repeated",
     )
     epochs: Positive = Field(1, description="each draws its rows anew")
     batch: Positive = 16
-    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="at the beginning; it falls to nothing as a cosine")
+    lr: AboveZero = Field(1e-3, description="at the beginning; it falls to nothing as a cosine")
     label_share: Fraction = Field(
         0.5, description="the weight of the labels in a constrained review's likelihood; words have the rest"
     )

@@ -114,6 +114,7 @@ def judge_claims(study: SwarmStudy) -> list[ClaimResult]:
 
 
 def interval_of(study: SwarmStudy, arm: str, metric: str) -> MeanInterval:
+    """The mean of a metric over the runs of an arm, with its 95 % interval."""
     return mean_interval(metric_sample(study.results, arm, metric))
 
 

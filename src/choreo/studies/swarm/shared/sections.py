@@ -10,6 +10,7 @@ from choreo.report import plots
 from choreo.report.page import PageSection, Table
 from choreo.studies.swarm.shared.results import ClaimResult, SwarmStudy, interval_of
 from choreo.swarm.contrasts import MeanInterval
+from choreo.swarm.outcomes import DETECTED
 
 CITATIONS = (
     "SWARM: System-Wide Assessment of Risk in Multi-agent systems, https://github.com/swarm-ai-safety/swarm",
@@ -67,16 +68,6 @@ SHOWN = (
     "net_social_welfare",
 )
 TRUE = ("asr", "undetermined", "orr", "ftr", "harm_accepted", "poor_accepted", "good_accepted")
-DETECTED = (
-    "ecosystem_collusion_risk",
-    "flagged_pairs",
-    "collusion_precision",
-    "collusion_recall",
-    "ecosystem_threat_level",
-    "quarantined",
-    "security_precision",
-    "security_recall",
-)
 
 
 def study_sections(study: SwarmStudy, verdicts: Sequence[ClaimResult]) -> list[PageSection]:
