@@ -15,7 +15,7 @@ import httpx2
 
 from choreo.agents.base import state_of, turn_key
 from choreo.agents.endpoint import messages, request_seed, review_format
-from choreo.clients.http import LARGEST, check_address, key_in
+from choreo.clients.http import AGAIN, LARGEST, check_address, key_in
 from choreo.clients.reply import Failure, Reply, parse_reply
 from choreo.clients.streamed import StreamedReply
 from choreo.config.addresses import model_at_url
@@ -184,7 +184,7 @@ class Upstream:
             content = content if on_text is None else streamed.completion(content)
             outcome = parse_reply(content)
             return outcome, isinstance(outcome, Failure) and not streamed.text, content
-        may_pass = response.status_code in (408, 409, 429) or response.status_code >= 500
+        may_pass = response.status_code in AGAIN or response.status_code >= 500
         return Failure(f"HTTP {response.status_code}", ""), may_pass, b""
 
 
