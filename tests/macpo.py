@@ -20,11 +20,11 @@ def recipe(folder: Path, **sections) -> MacpoRecipe:
     settings = {
         "seed": 5,
         "ceiling": False,
-        "world": {"train_prompts": 60, "heldout_prompts": 2},
+        "world": {"train_prompts": 60, "heldout_prompts": 2, "reading": False},
         "agents": {"teachers": (str(folder), str(folder)), "student": str(folder), "rank": 2},
         "data": {"labels": 6, "prompts": 6},
         "tuning": {"epochs": 2, "batch": 3},
-        "rounds": {"count": 1, "batch": 4, "refusals": "any", "rehearse": 0},  # so small a base never refuses
+        "rounds": {"count": 1, "batch": 4},
         "writing": {"answer_tokens": 6},
     }
     merged = {

@@ -47,6 +47,7 @@ def test_schedules():
     assert short("macpo-no-iw", "rounds.count=1") == [*twins[:3], *twins[4:], "1 student+."]
     assert short("macpo-no-hn", "rounds.count=1") == [*start, "0 student+.", *learning]
     assert short("naive-sft") == [start[0], "0 student+."]
+    assert short("consensus") == [*start, "0 student+."]
     assert short("spin", "rounds.count=1") == [start[0], "0 student+.", "1 student+."]
     assert short("ceiling") == ["0 student+."]
 
@@ -324,7 +325,17 @@ def test_who_has_no_twin_shows_none(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["spin", "self-rewarding", "macpo-no-mp", "macpo-no-hn", "macpo-filter-alone", "macpo-published", "confident-loss"],
+    [
+        "spin",
+        "self-rewarding",
+        "macpo-no-mp",
+        "macpo-no-hn",
+        "macpo-as-labelled",
+        "macpo-rehearse",
+        "macpo-published",
+        "consensus",
+        "confident-loss",
+    ],
 )
 def test_every_rule_runs(tiny_folder, tmp_path, name):
     settings = load(name)

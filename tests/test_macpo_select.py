@@ -10,7 +10,7 @@ import torch
 
 from choreo.engine.losses import Actions, sft_loss
 from choreo.engine.pack import pack
-from choreo.methods.macpo.select import Candidate, best_and_worst, in_share, most_likely, perplexity
+from choreo.methods.macpo.select import Candidate, best_and_worst, consensus, in_share, most_likely, perplexity
 
 
 def test_perplexity_by_hand():
@@ -55,6 +55,14 @@ def test_of_the_kind_in_excess_the_most_doubtful_go():
 def test_best_and_worst_want_a_difference():
     assert best_and_worst([0.0, 2.0, 1.0, 2.0]) == (1, 0)
     assert best_and_worst([1.0, 1.0]) is None
+
+
+def test_consensus_is_the_answer_nearest_to_the_others():
+    # F1 over words by hand: 0 and 2 share 4 of 4 and 5 words (8/9); 1 shares "to" with 0 (2/7) and with 2 (2/8).
+    assert consensus(["use a rope to", "refuse to it", "use a rope to kill"]) == 0
+    assert consensus(["no", "yes", "yes"]) == 1 and consensus(["only"]) == 0
+    assert consensus(["a", "b", "c"]) == 0  # nothing in common: the first teacher's
+    assert consensus(["", "x", ""]) == 0
 
 
 def test_weights_of_the_likelihood_by_hand():

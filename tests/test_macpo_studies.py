@@ -77,7 +77,7 @@ def games(right: float, refused: float) -> bytes:
 @pytest.fixture
 def bases(tmp_path, monkeypatch):
     """Folders by the names of the bases that the recipes want, with a fingerprint and nothing else."""
-    for name in ("coins-llama", "nano-llama", "nano-qwen", "nano-neox"):
+    for name in ("micro-llama", "weak-llama", "weak-qwen", "weak-neox"):
         (tmp_path / "bases" / name).mkdir(parents=True)
         (tmp_path / "bases" / name / "config.json").write_text("{}")
     monkeypatch.setattr("choreo.models.resolve.BASES", tmp_path / "bases")
@@ -142,25 +142,23 @@ def test_rounds_are_compared_by_prompt(bases, tmp_path):
 @pytest.mark.slow
 def test_the_table_says_what_its_rounds_say(bases, tmp_path):
     ends = {
-        "naive-sft": (480,),
-        "confident-loss": (492,),
+        "naive-sft-longer": (480, 481, 482),
+        "consensus": (492,),
         "ceiling": (570,),
+        "macpo": (480, 540, 564),
         "macpo-no-iw": (480, 540, 563),
-        "macpo-filter-alone": (480, 540, 558),
+        "macpo-published": (480, 540, 558),
     }
 
     def found(arm):
-        return (
-            rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-filter-alone" else 60)
-            if (arm.name != "macpo")
-            else rounds(480, 540, 564, refused=60)
-        )
+        return rounds(*ends.get(arm.name, (480, 500, 510)), refused=0 if arm.name == "macpo-published" else 60)
 
     made("macpo-table", tmp_path / "study", macpo_table.ARMS, found, bases)
     said = macpo_table.run(Study.open("macpo-table", tmp_path / "study", SEEDS, (), Progress()))
-    assert "macpo against naive-sft: reward is higher, +14.0 points (" in said
-    assert "PGR of MACPO between the first teacher at its start and the ceiling: 0.96 (" in said
-    assert "naive-sft: 16.0 % won, 2.0 % lost" in said
+    assert "macpo against macpo at the start: reward is higher, +14.0 points (" in said
+    assert "PGR of macpo between the first teacher at its start and the ceiling: 0.96 (" in said
+    assert "macpo against naive-sft-longer: 13.7 % won, 0.0 % lost" in said
+    assert "macpo against consensus: 14.0 % won, 2.0 % lost" in said
     assert "that teacher wrote 60% in the first round and 80% in the last (mean over seeds); a filter" in said
     answers = json.loads((tmp_path / "study" / "answers.json").read_text())
     whose = next(one for one in answers["sections"] if one["heading"].startswith("Whose answers"))
@@ -170,11 +168,11 @@ def test_the_table_says_what_its_rounds_say(bases, tmp_path):
         (2, "teacher-1"),
         (2, "teacher-2"),
     ]
-    assert "macpo against macpo-no-iw: reward is not told apart, +0.2 points (" in said
-    assert "adjusted for all 9 contrasts" in said
-    assert "macpo against macpo at the start: ORR is higher, +20.0 points" in said
-    assert "macpo-filter-alone against macpo: reward is not told apart" in said
-    assert "; ORR is lower, -20.0 points" in said
+    (table,) = [one for one in answers["sections"] if one["heading"] == "The table"]
+    assert [row[0] for row in table["rows"]][:2] == ["naive-sft", "macpo"]  # naive SFT is MACPO's start
+    assert "macpo against macpo-no-iw: reward is not told apart, +0.2 points" in said
+    assert "adjusted for all 11 contrasts" in said
+    assert "macpo against macpo-published: ORR is higher, +20.0 points" in said
     table = (tmp_path / "study" / "study.md").read_text()
     assert "12.0 (11.7–12.3)" in table  # tokens are no share
 
@@ -188,7 +186,7 @@ def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
     made("macpo-stability", tmp_path / "study", macpo_stability.ARMS, found, bases)
     said = macpo_stability.run(Study.open("macpo-stability", tmp_path / "study", SEEDS, (), Progress()))
     assert "macpo against macpo after round 3: reward is lower, -20.0 points" in said
-    alone = "macpo-filter-alone against macpo-filter-alone after round 3: reward is not told apart, +0.0 points"
+    alone = "macpo-published against macpo-published after round 3: reward is not told apart, +0.0 points"
     assert alone in said and "p is adjusted for all 6 contrasts of the table" in said
 
 

@@ -134,21 +134,22 @@ def test_training_says_so_too(tmp_path, capsys):
 def test_the_shipped_macpo_is_planned_without_its_bases_weights(capsys):
     found = planned(capsys, "macpo", "--memory", "8")
     assert [model["agents_of"] for model in found["models"]] == ["student", "teacher-1", "teacher-2", "teacher-3"]
-    assert found["fits"] is True and found["steps"] == 770 + 3 * 681 + 190  # start, three rounds, ceiling: by hand
-    assert planned(capsys, "macpo", "--set", "ceiling=false")["steps"] == 770 + 3 * 681
+    assert found["fits"] is True and found["steps"] == 1880 + 3 * 752 + 188  # start, three rounds, ceiling: by hand
+    assert planned(capsys, "macpo", "--set", "ceiling=false")["steps"] == 1880 + 3 * 752
 
 
 @pytest.mark.parametrize(
     "name, change, each",
     [
-        ("macpo", [], 2 * 40 + 3 * 4 * 40 + 4 * 40),  # start; three rounds of four writers; negatives once
-        ("self-rewarding", [], 40 + 3 * 4 * (40 + 3 * 96)),  # drafts, each reviewed three times
-        ("confident-loss", [], 40 + 4 * 40),  # its own answers before every epoch but the first
-        ("macpo", ["--set", "rounds.negatives=prompt"], 40 + 3 * 4 * 40 + 4 * 2 * 40),  # a first answer, and another
+        ("macpo", [], 2 * 56 + 3 * 4 * 56 + 4 * 56),  # start; three rounds of four writers; negatives once
+        ("self-rewarding", [], 56 + 3 * 4 * (56 + 3 * 96)),  # drafts, each reviewed three times
+        ("confident-loss", [], 56 + 3 * 56),  # its own answers before every epoch but the first
+        ("consensus", [], 3 * 56),  # every teacher once
+        ("macpo", ["--set", "rounds.negatives=prompt"], 56 + 3 * 4 * 56 + 4 * 2 * 56),  # a first answer, and another
     ],
 )
 def test_what_macpo_writes_is_counted_by_hand(name, change, each, capsys):
-    assert planned(capsys, name, "--set", "ceiling=false", *change)["tokens"] == 600 * each
+    assert planned(capsys, name, "--set", "ceiling=false", *change)["tokens"] == 3000 * each
 
 
 def test_a_model_that_is_not_here_is_bad_input(monkeypatch, capsys):

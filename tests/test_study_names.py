@@ -16,7 +16,7 @@ def test_a_module_in_the_package_is_a_study(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
     assert studies.questions() == known | {"pair-size": "does a pair need size? Two bases."}
     assert studies.load("pair-size").__doc__.startswith("`choreo study pair-size`")
-    with pytest.raises(ValueError, match="no study 'pair'; there are macpo-noise, "):
+    with pytest.raises(ValueError, match="no study 'pair'; there are macpo-baselines, "):
         studies.load("pair")
 
 

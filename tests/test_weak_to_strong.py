@@ -11,7 +11,7 @@ import torch
 
 from choreo import config
 from choreo.cli import main
-from choreo.experiment.weak_to_strong import GATES, Gate, OneSeed, auc, flipped
+from choreo.experiment.weak_to_strong import GATES, Gate, OneSeed, auc, flipped, highest_correlation
 from choreo.methods.macpo.answers import AnswerWriter
 from choreo.methods.macpo.schedule import STUDENT, Phase
 from choreo.methods.macpo.split import LabelledPrompt
@@ -105,6 +105,13 @@ def test_as_many_labels_are_flipped_as_are_wrong():
 def test_auc_by_hand():
     assert auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])) == (1 + 1 + 1 + 0.5) / 4
     assert auc(np.array([]), np.array([1.0])) is None
+
+
+def test_correlation_by_hand():
+    one, two = [True, True, False, False], [True, False, True, False]
+    assert highest_correlation(np.array([one, two, one])) == pytest.approx(1)
+    assert highest_correlation(np.array([one, two])) == pytest.approx(0)
+    assert highest_correlation(np.array([one])) == 0 and np.isnan(highest_correlation(np.array([one, [True] * 4])))
 
 
 def test_only_a_recipe_of_macpo_in_the_microworld_is_measured(capsys):

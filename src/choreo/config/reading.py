@@ -28,7 +28,6 @@ LATER = {
     ("world", "heldout_dialogues"),
     ("warmup",),
     ("warmup", "run"),
-    ("writing", "negative_temperature"),
     ("model", "shard"),
     ("agents", "shard"),
     ("model", "temperature"),

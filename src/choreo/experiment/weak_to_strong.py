@@ -287,8 +287,6 @@ def _told(lab: OneSeed, writer: AnswerWriter) -> dict[str, Any]:
         good.append(right)
         scores.append(whole)
     rights, picked = np.stack(good), np.argmin(np.stack(scores), 0)
-    with np.errstate(invalid="ignore"):  # a teacher that is always wrong, or never, has no correlation: NaN
-        correlations = np.corrcoef(~rights)[np.triu_indices(len(rights), 1)]
     chosen, _ = from_teachers(writer, 1)
     rejected = negatives(writer, 1, agents.student)
     chat = agents.student.chat
@@ -307,9 +305,19 @@ def _told(lab: OneSeed, writer: AnswerWriter) -> dict[str, Any]:
         "readings_from_perplexity": of_readings,
         "errors_from_features_of": from_features,
         "errors_from_features": float(np.max(list(from_features.values()))),
-        "errors_correlate": float(correlations.max()) if len(rights) > 1 else 0.0,
+        "errors_correlate": highest_correlation(~rights),
         "pairs_in_order": fmean(pairs),
     }
+
+
+def highest_correlation(wrong: NDArray[np.bool_]) -> float:
+    """The highest correlation of two rows of bool [teachers, prompts]: 0 for one teacher alone, and NaN where a teacher
+    is always wrong, or never."""
+    if len(wrong) < 2:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        matrix = np.atleast_2d(np.corrcoef(wrong))
+    return float(matrix[np.triu_indices(len(wrong), 1)].max())
 
 
 def _read(prompt: Prompt, answer: str) -> bool:

@@ -1,4 +1,4 @@
-"""`choreo study macpo-stability`: ten rounds, and ten with the paper's filter alone."""
+"""`choreo study macpo-stability`: ten rounds, and ten with the paper's balance of losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import BySeed, Measured, at, by_round, paired_rounds, rounds_of
 
 ROUNDS, PAPERS = 10, 3  # rounds here, and in the paper
-RULES = ("macpo", "macpo-filter-alone")
+RULES = ("macpo", "macpo-published")
 ALONE = ("ceiling=false", f"rounds.count={ROUNDS}")
 ARMS = tuple(Arm(rule, rule, ALONE) for rule in RULES)
 # What ten rounds change, and what those after the paper's last one do.

@@ -14,10 +14,10 @@ from choreo.studies.shared.paired import Contrast, contrast_section, contrasts
 from choreo.studies.shared.rounds import STUDENT, BySeed, Measured, at, paired_rounds, rounds_of
 
 TEACHERS = {
-    "one": ["nano-llama"],
-    "two": ["nano-llama", "nano-qwen"],
-    "three": ["nano-llama", "nano-qwen", "nano-neox"],
-    "three alike": ["nano-llama"] * 3,
+    "one": ["weak-llama"],
+    "two": ["weak-llama", "weak-qwen"],
+    "three": ["weak-llama", "weak-qwen", "weak-neox"],
+    "three alike": ["weak-llama"] * 3,
 }
 NEGATIVES = ("twin", "prompt", "decoding")
 ALONE = "ceiling=false"

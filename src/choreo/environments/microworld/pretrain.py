@@ -90,7 +90,7 @@ SIZES = {
     "weak-qwen": Size(
         "qwen2", _shape(64, 176, 3, 2, num_key_value_heads=2), (PretrainingPhase(3000),), AUTHORS, without=1
     ),
-    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), (PretrainingPhase(3000),), AUTHORS, without=2),
+    "weak-neox": Size("gpt_neox", _shape(64, 256, 3, 2), (PretrainingPhase(1500),), AUTHORS, without=2),
 }
 
 

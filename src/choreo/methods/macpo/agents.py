@@ -37,7 +37,7 @@ class MacpoAgent(TrainedModel):
     def of(cls, name: str, base: str, recipe: MacpoRecipe) -> MacpoAgent:
         """Both policies, and a copy of the start where that is the reference, equal to the base."""
         start = [f"{name}-start"] if recipe.rounds.reference == "sft" else []
-        wording = Wording(conversation=recipe.writing.system)
+        wording = Wording(conversation=recipe.system)
         policies = [f"{name}+", f"{name}-", *start]
         return cls.load(name, base, policies, recipe, wording, recipe.agents.template_of(name))
 

@@ -18,7 +18,7 @@ from choreo.methods.macpo.agents import MacpoAgent, MacpoAgents
 from choreo.methods.macpo.generation_cache import GenerationCache
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import STUDENT
-from choreo.methods.macpo.select import Candidate, best_and_worst, most_likely, perplexity
+from choreo.methods.macpo.select import Candidate, best_and_worst, consensus, most_likely, perplexity
 from choreo.methods.macpo.sizing import REVIEW_TOKENS, REVIEWS
 from choreo.text.feedback import parse_feedback
 from choreo.types import Prompt, Turn
@@ -84,6 +84,15 @@ def weak_labels(writer: AnswerWriter) -> Chosen:
     """What the first teacher answered before round 1, as the student would write it."""
     teacher, student = writer.agents.teachers[0], writer.agents.student
     return _adopted(writer.write(0, teacher, teacher.positive), teacher, student)
+
+
+def consensus_labels(writer: AnswerWriter) -> Chosen:
+    """Of what all teachers answered before round 1 the answer nearest to the others, as the student would write it."""
+    teachers, student = writer.agents.teachers, writer.agents.student
+    written = [writer.write(0, teacher, teacher.positive) for teacher in teachers]
+    adopted = [_adopted(turns, teacher, student) for turns, teacher in zip(written, teachers, strict=True)]
+    texts = zip(*([turn.text for turn in turns] for turns in written), strict=True)
+    return [answers[consensus(own)] for own, *answers in zip(texts, *adopted, strict=True)]
 
 
 def weak_negatives(writer: AnswerWriter) -> Chosen:

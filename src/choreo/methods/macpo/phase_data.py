@@ -12,6 +12,7 @@ from choreo.methods.macpo.agents import MacpoAgent
 from choreo.methods.macpo.answers import (
     AnswerWriter,
     Chosen,
+    consensus_labels,
     negatives,
     positives,
     reference,
@@ -108,7 +109,10 @@ def _start(writer: AnswerWriter, data: PromptSplit, agent: MacpoAgent, positive:
         return [(row.prompt, agent.spell(row.chosen if positive else row.rejected)) for row in data.labelled]
     if data.ceiling:
         return [(row.prompt, agent.spell(row.chosen)) for row in data.ceiling]
-    written = weak_labels(writer) if positive else weak_negatives(writer)
+    if positive:
+        written = consensus_labels(writer) if writer.recipe.tuning.labels == "consensus" else weak_labels(writer)
+    else:
+        written = weak_negatives(writer)
     return [(prompt, ids) for prompt, kept in zip(writer.prompts, written, strict=True) for ids in kept]
 
 

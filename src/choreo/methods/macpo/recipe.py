@@ -6,30 +6,47 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from choreo.config.common import AboveZero, Fraction, Natural, NonNegative, Positive, Section, Weights, World
+from choreo.config.common import (
+    MICROWORLD,
+    AboveZero,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Section,
+    Weights,
+    World,
+)
 from choreo.config.parts import FormatName
 from choreo.config.recipe import Recipe
+from choreo.environments.microworld.habits import READ_FIRST
 
 
 class MacpoWorld(World):
-    """The microworld as every recipe has it; fewer held-out prompts, for every agent is measured after every round."""
+    """The microworld as every recipe has it, but answers begin with a reading; and there are fewer held-out prompts,
+    for every agent is measured after every round."""
 
     heldout_prompts: Positive = Field(150, description="prompts per held-out suite")
+    reading: bool = Field(
+        True,
+        description="an answer is one line that says what the prompt asks for, and then the answer proper, which is "
+        "judged; labels are of this form",
+    )
 
 
 class AgentSettings(Weights):
     """Every agent has a base of its own, with a positive and a negative policy on it."""
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        ("nano-llama", "nano-qwen", "nano-neox"),
+        ("weak-llama", "weak-qwen", "weak-neox"),
         description="bases of the weak teachers, one each: shipped ones, smollm2, folders, GGUF files, or names on the "
         "hub (owner/name)",
     )
-    student: str = Field("coins-llama", description="the strong student's base")
+    student: str = Field("micro-llama", description="the strong student's base")
     student_template: str = Field(
         "", description="a file with a chat template for the student alone; none: template, which is for all agents"
     )
-    rank: Positive = Field(32, description="of LoRA; 8 is too few for bases as narrow as the shipped teachers")
+    rank: Positive = Field(32, description="of LoRA; 8 is too few for bases as narrow as the shipped ones")
     alpha: AboveZero = 16.0
 
     def template_of(self, agent: str) -> str:
@@ -41,8 +58,8 @@ class AgentSettings(Weights):
 class DataSettings(Section):
     """The training prompts: some with human labels, for the teachers, the others without, for the student."""
 
-    labels: Positive = Field(200, description="prompts with labels. Few: the teachers are to be weak")
-    prompts: Positive = Field(600, description="prompts without labels")
+    labels: Positive = Field(1500, description="prompts with labels, for the teachers")
+    prompts: Positive = Field(3000, description="prompts without labels, for the student and every round")
     noise: Fraction = Field(0.0, description="share of the labels whose two answers are exchanged")
     kinds: Annotated[tuple[Literal["harmful", "benign", "general"], ...], Field(min_length=1)] = Field(
         ("harmful", "benign", "general"), description="kinds of the microworld's prompts, as many of each"
@@ -59,16 +76,26 @@ class DataSettings(Section):
 class Tuning(Section):
     """The supervised start of every agent."""
 
-    labels: Literal["weak", "human"] = Field(
-        "weak", description="what the student starts on: a teacher's answers, or (the strong ceiling) human labels"
+    labels: Literal["weak", "consensus", "human"] = Field(
+        "weak",
+        description="what the student starts on. weak: the first teacher's answers; consensus: of all teachers' "
+        "answers to a prompt the one that has the most words in common with the others; human: human labels (the "
+        "strong ceiling)",
     )
-    epochs: Positive = Field(5, description="of positive agents")
-    negative_epochs: Positive = Field(5, description="of negative agents")
+    epochs: Positive = Field(1, description="of positive agents")
+    negative_epochs: Positive = Field(3, description="of negative agents")
     confident: Fraction = Field(
         0.0, description="weight that the student's own confident answers reach in its loss (Burns et al. 2023: 0.5)"
     )
-    lr: AboveZero = 7e-3
+    lr: AboveZero = 1e-3
     batch: Positive = 16
+
+    @field_validator("confident")
+    @classmethod
+    def _rises_by_epoch(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("epochs") == 1:
+            raise ValueError("its weight rises from epoch to epoch, so it takes tuning.epochs of 2 or more")
+        return value
 
 
 class Rounds(Section):
@@ -88,39 +115,43 @@ class Rounds(Section):
     candidates: Annotated[int, Field(ge=2)] = Field(4, description="drafts per prompt, where drafts are compared")
     keep: Positive = Field(1, description="how many of the teachers' answers to a prompt the student takes")
     refusals: Literal["any", "as-labelled"] = Field(
-        "as-labelled",
+        "any",
         description="how many positives may refuse. any: as many as do (published); as-labelled: the share that does "
         "among the chosen labels, what is in excess left out, the most doubtful first",
     )
     rehearse: Natural = Field(
-        2, description="how often a teacher's own labelled pairs stand among its pairs of a round (0: published)"
+        0, description="how often a teacher's own labelled pairs stand among its pairs of a round (0: published)"
     )
     teachers_learn: bool = Field(True, description="false freezes the teachers after their start")
     adopt: Literal["after", "before"] = Field(
         "after", description="teachers take the student's answers from after, or before, its update in the round"
     )
     reference: Literal["base", "sft", "previous-round"] = Field("base", description="π_ref of DPO")
-    beta: AboveZero = Field(0.1, description="of DPO")
+    beta: AboveZero = Field(0.1, description="of DPO. Its margins are sums over tokens")
     sft: NonNegative = Field(5.0, description="weight of the likelihood of the positive (0.2 in the paper)")
     sft_mean: Literal["tokens", "answers"] = Field(
         "tokens",
-        description="what the likelihood is a mean over. tokens: all of them alike; answers: each answer's own mean, "
-        "by which a token of a short refusal weighs twice what one of a long answer does",
+        description="what the likelihood is a mean over. tokens: all of them alike; answers: each answer's own mean "
+        "(published), by which a token of a short refusal weighs more than one of a long answer",
     )
-    epochs: Positive = 3
-    lr: AboveZero = 5e-3
+    epochs: Positive = 1
+    lr: AboveZero = 1e-3
     batch: Positive = 16
 
 
 class Writing(Section):
-    answer_tokens: Positive = Field(40, description="at most this many new tokens per answer")
+    answer_tokens: Positive = Field(56, description="at most this many new tokens per answer")
     temperature: NonNegative = Field(0.6, description="of the answers that agents learn from")
-    negative_temperature: NonNegative | None = Field(
-        None,
-        description="of what negative agents write; none: the same. At 1 they are wrong as often as they have learnt "
-        "to be; below, an answer that is wrong in one of many ways loses against the one that is right",
+    negative_temperature: NonNegative = Field(
+        1.0,
+        description="of what negative agents write. At 1 they are wrong as often as they have learnt to be; below, an "
+        "answer that is wrong in one of many ways loses against the one that is right",
     )
-    system: str = Field("", description="the system prompt of every agent; none: the default one")
+    system: str = Field(
+        "",
+        description="the system prompt of every agent; none: the one under which the microworld's bases read first, "
+        "where world.reading holds, else the default one",
+    )
 
 
 class Watch(Section):
@@ -152,12 +183,11 @@ class MacpoRecipe(Recipe):
     def weights(self) -> Weights:
         return self.agents
 
-    @field_validator("writing")
-    @classmethod
-    def _has_negative_agents(cls, value: Writing, info: ValidationInfo) -> Writing:
-        if value.negative_temperature is not None and "rounds" in info.data and info.data["rounds"].negatives != "twin":
-            raise ValueError('negative_temperature: goes with rounds.negatives = "twin" alone')
-        return value
+    @property
+    def system(self) -> str:
+        """The system prompt of every agent; "" is the default one."""
+        reads = self.world.reading and self.environment == MICROWORLD and not self.data.file
+        return self.writing.system or (READ_FIRST if reads else "")
 
     @field_validator("rounds")
     @classmethod

@@ -38,15 +38,17 @@ def schedule(recipe: MacpoRecipe) -> list[Phase]:
     """The phases of `recipe`. A teacher whose answers nobody learns from is not trained.
 
     Start: the weak teachers on the labels of the labelled prompts; the strong student on what the first teacher answers
-    to the unlabelled ones (or, as the strong ceiling, on human labels of these). Negative agents are trained where the
-    negatives are theirs. Round: the student, then its teachers.
+    to the unlabelled ones (or on the consensus of all; or, as the strong ceiling, on human labels). Negative agents are
+    trained where the negatives are theirs. Round: the student, then its teachers.
     """
     teachers = teacher_names(recipe)
     rounds = recipe.rounds
-    weak = recipe.tuning.labels == "weak"
+    labels = recipe.tuning.labels
+    weak = labels != "human"
     learners = teachers if weak and rounds.count and rounds.teachers_learn else []
     negative = rounds.count > 0 and rounds.negatives == "twin"
-    read = teachers if learners or (rounds.count and rounds.positives == "mutual") else teachers[:1]
+    several = labels == "consensus" or learners or (rounds.count and rounds.positives == "mutual")
+    read = teachers if several else teachers[:1]
     start = [Phase(0, teacher, "+") for teacher in read] if weak else []
     if negative:  # the student's begins with what the first teacher's negative agent writes
         start += [Phase(0, teacher, "-") for teacher in (learners or teachers[:1])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,18 @@ def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:
     """The first index of the highest and of the lowest score; None where all are equal (self-rewarding)."""
     high, low = max(scores), min(scores)
     return None if high == low else (scores.index(high), scores.index(low))
+
+
+def consensus(answers: Sequence[str]) -> int:
+    """The index of the answer that has the most in common with the others: the highest sum of F1 over words; the first
+    of equals. It is a majority vote for texts (minimum Bayes risk decoding, Kumar and Byrne 2004)."""
+    words = [Counter(answer.split()) for answer in answers]
+    return max(range(len(words)), key=lambda i: (sum(_f1(words[i], other) for other in words), -i))
+
+
+def _f1(one: Counter[str], other: Counter[str]) -> float:
+    total = one.total() + other.total()
+    return 2 * (one & other).total() / total if total else 1.0
 
 
 def _ranked(answers: Sequence[Candidate]) -> list[int]:

@@ -56,6 +56,8 @@ def writing(recipe: MacpoRecipe, lengths: Lengths) -> list[Pass]:
         return [wrote(whose, asked), wrote(whose, asked * REVIEWS, drafted, REVIEW_TOKENS)]
 
     found: list[Pass] = []
+    if tuning.labels == "consensus":
+        found += [wrote(name, 1) for name in teachers[1:]]
     if tuning.labels != "human":
         found.append(wrote(teachers[0], 1 + (rounds.negatives == "twin" and rounds.count > 0)))
     if tuning.confident:  # the student's own answers, anew before every epoch but the first
