@@ -133,3 +133,11 @@ def test_a_recipe_written_out_explains_every_setting():
         assert len(settings) > 25 and all(lines[i - 1].startswith("# ") for i in settings)
     text = to_toml(load("waltz"))
     assert "# a whole number >= 0: divides the reserve into training and held-out\nsplit_seed = 0" in text
+
+
+def test_a_run_older_than_a_switch_goes_on_only_where_it_is_off(tmp_path):
+    for name, missing in (("waltz", []), ("macpo", ["world.reading"])):
+        lines = to_toml(load(name)).splitlines(keepends=True)
+        file = tmp_path / f"{name}.toml"
+        file.write_text("".join(line for line in lines if not line.startswith("reading = ")))
+        assert reading.unset(file) == missing

@@ -28,12 +28,9 @@ LATER = {
     ("world", "heldout_dialogues"),
     ("warmup",),
     ("warmup", "run"),
-    ("model", "shard"),
-    ("agents", "shard"),
     ("model", "temperature"),
     ("agents", "temperature"),
     ("learning", "feedback_lr"),
-    ("protocol", "constrained"),
     ("protocol", "reasoning_tokens"),
 }
 
@@ -83,13 +80,14 @@ def find(path: str | Path) -> Path:
 def unset(file: Path) -> list[str]:
     """The settings that the recipe in `file` leaves to their defaults, as dotted keys.
 
-    Settings whose default is an empty text are not listed, nor those in LATER. A run that is older than such a setting
-    can go on without it.
+    Settings whose default is an empty text or off are not listed, nor those in LATER. A run that is older than such a
+    setting can go on without it.
     """
     data, _ = toml.read(file)
     written = set(_leaves(data))
     whole = _check(data, lambda keys: str(file)).model_dump()
-    missing = [keys for keys, value in _leaves(whole).items() if value != "" and keys not in written]
+    given = {keys for keys, value in _leaves(whole).items() if value != "" and value is not False}
+    missing = [keys for keys in _leaves(whole) if keys in given and keys not in written]
     return [".".join(keys) for keys in missing if not any(keys[: len(later)] == later for later in LATER)]
 
 
