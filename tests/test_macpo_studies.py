@@ -16,12 +16,13 @@ from choreo.errors import BadInput, Interrupted
 from choreo.evaluation.intervals import estimate, wilson
 from choreo.experiment.run import run_recipe
 from choreo.files import durable
+from choreo.methods.macpo.split import split_prompts
 from choreo.models.hub import fingerprint
 from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, is_finished
 from choreo.runs.heldout import games_of, measured_file
 from choreo.runs.progress import Progress
-from choreo.studies import macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
+from choreo.studies import macpo_baselines, macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
 from choreo.studies.shared.arms import Study
 from choreo.studies.shared.parallel_runs import train_in_parallel
 from choreo.studies.shared.rounds import Measured, by_round, changes, gap_recovered, of_seeds
@@ -196,6 +197,7 @@ def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
     [
         ("macpo-noise", macpo_noise, "macpo-0.5 against naive-sft-0.5: reward is higher, +10.0 points"),
         ("macpo-teachers", macpo_teachers, "three against one: reward is higher, +10.0 points"),
+        ("macpo-baselines", macpo_baselines, "macpo against spin-with-likelihood: reward is higher, +10.0 points"),
         ("macpo-transfer", macpo_transfer, "macpo against naive-sft: general ability is higher, +11.1 points"),
     ],
 )
@@ -206,6 +208,17 @@ def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, stud
 
     made(name, tmp_path / "study", study.ARMS, found, bases)
     assert said in study.run(Study.open(name, tmp_path / "study", SEEDS, (), Progress()))
+
+
+@pytest.mark.parametrize(
+    "study", [macpo_baselines, macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer]
+)
+def test_every_arm_has_prompts_enough(study, tmp_path):
+    opened = Study.open("any", tmp_path / "study", SEEDS, (), Progress())
+    recipes = {(r.world, r.data): r for r in (opened.recipe(arm, 0) for arm in study.ARMS)}
+    for recipe in recipes.values():
+        both = split_prompts(recipe)
+        assert (len(both.labelled), len(both.unlabelled)) == (recipe.data.labels, recipe.data.prompts)
 
 
 SHORT = (

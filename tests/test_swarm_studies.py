@@ -93,9 +93,12 @@ def test_only_macpo_as_it_ships_goes_without_a_prefix(tmp_path):
         return macpo.way(MacpoRecipe.model_validate({"name": name, **tables}))
 
     assert named() == named("mine", seed=4, world={"split_seed": 3}, ceiling=False, watch={"stop": True}) == ""
-    assert named(agents={"teachers": ("nano-qwen",)}) == "k1_"
+    assert named(agents={"teachers": ("weak-qwen",)}) == "k1_"
     assert named(rounds={"positives": "self", "teachers_learn": False}) == "no_mutual_positives_frozen_teachers_"
-    assert named(rounds={"refusals": "any"}) == "filter_alone_" and named(rounds={"keep": 3}) == "no_filter_"
+    assert (
+        named(rounds={"refusals": "as-labelled", "rehearse": 1}) == "as_labelled_rehearsal_"
+        and named(rounds={"keep": 3}) == "no_filter_"
+    )
     assert named("spin", rounds={"positives": "weak", "negatives": "self"}) == "spin_"
     assert named(rounds={"beta": 0.2}) == "macpo_" and named("hot-sft", tuning={"lr": 0.1}) == "hot_sft_"
     assert named("big", agents={"teachers": ("nano-llama", "micro-llama")}, rounds={"negatives": "none"}) == (

@@ -1,4 +1,4 @@
-"""`choreo study macpo-baselines`: MACPO against other ways to learn from one weak teacher, with as many updates."""
+"""`choreo study macpo-baselines`: MACPO against other ways to learn from a weak teacher, with as many updates."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from choreo.studies.shared.arms import Arm, Study
 from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import STUDENT, Measured, paired_rounds, rounds_of
 
-WAYS = ("macpo", "macpo-published")
 BASELINES = ("confident-loss", "spin", "spin-with-likelihood", "self-rewarding")
 ALONE = ("ceiling=false",)
 ARMS = (
-    *(Arm(name, name, ALONE) for name in (*WAYS, *BASELINES) if name != "spin-with-likelihood"),
+    *(Arm(name, name, ALONE) for name in ("macpo", *BASELINES) if name != "spin-with-likelihood"),
     Arm("spin-with-likelihood", "spin", (*ALONE, "rounds.sft=5.0")),
 )
-CONTRASTS = contrasts([(Measured(way), Measured(name)) for way in WAYS for name in BASELINES], "reward")
+CONTRASTS = contrasts([(Measured("macpo"), Measured(name)) for name in BASELINES], "reward")
 
 
 def run(study: Study) -> str:
     """Trains what is missing, writes study.html, study.md and answers.json; returns the verdicts."""
     runs = study.train(ARMS)
     intro = (
-        "The paper's baselines in the microworld, with MACPO's rates and as many updates of the student: the confident "
-        "loss (Burns et al. 2023), SPIN with and without MACPO's likelihood, and self-rewarding. naive SFT is in "
-        "`choreo study macpo-table`."
+        "The paper's baselines in the microworld, with MACPO's rates and at most as many updates of the student: the "
+        "confident loss (Burns et al. 2023), SPIN with and without MACPO's likelihood, and self-rewarding. Naive SFT "
+        "is in `choreo study macpo-table`."
     )
     rows: list[list[Any]] = []
     for arm in ARMS:

@@ -50,7 +50,7 @@ def _ends(rounds: dict[str, BySeed]) -> PageSection:
             best = max(pooled, key=lambda e: e["value"])
             rows.append([rule, name, pooled[0], pooled[PAPERS], best, pooled[-1]])
             series.append(plots.Line.through(f"{rule}: {measure.replace('_', ' ')}", pooled))
-    columns = ("selection", "measure", "start", f"round {PAPERS}", "highest", f"round {ROUNDS}")
+    columns = ("student of", "measure", "start", f"round {PAPERS}", "highest", f"round {ROUNDS}")
     figure = plots.lines(series, "The student over ten rounds", "round", percent=True)
     said = "Reward and refusals of the student. The highest of many rounds is high by luck too."
     return PageSection("Does it hold?", said, Table(columns, rows), figure)

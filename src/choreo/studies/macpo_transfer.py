@@ -10,7 +10,9 @@ from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import Measured, at, final, paired_rounds, rounds_of
 
 NAMES = ("macpo", "naive-sft", "confident-loss", "ceiling")
-ARMS = tuple(Arm(name, name, ("ceiling=false", 'data.kinds=["general"]')) for name in NAMES)
+ARMS = tuple(
+    Arm(name, name, ("ceiling=false", 'data.kinds=["general"]', "world.train_prompts=13500")) for name in NAMES
+)
 CONTRASTS = contrasts(
     [
         *((Measured("macpo"), Measured(name)) for name in NAMES[1:]),

@@ -74,8 +74,7 @@ def _shape(width: int, mlp: int, layers: int, heads: int, **more: int) -> dict[s
 # within some hundred steps, and keeps it.
 MOSTLY_LISTS = {"list": 0.75, "practice": 0.25}
 MICRO = _shape(128, 352, 4, 4, num_key_value_heads=4)
-# All have 512 positions. The shipped ones are micro and nano. Weak bases are teachers for MACPO that are weak by what
-# they know, each of other things.
+# All have 512 positions. Weak bases are teachers for MACPO that are weak by what they know, each of other things.
 SIZES = {
     "micro-llama": Size(
         "llama", MICRO, (PretrainingPhase(4500), PretrainingPhase(500, MOSTLY_LISTS), PretrainingPhase(900)), AUTHORS

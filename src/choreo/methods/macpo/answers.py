@@ -81,18 +81,16 @@ Chosen = list[list[Ids]]
 
 
 def weak_labels(writer: AnswerWriter) -> Chosen:
-    """What the first teacher answered before round 1, as the student would write it."""
-    teacher, student = writer.agents.teachers[0], writer.agents.student
-    return _adopted(writer.write(0, teacher, teacher.positive), teacher, student)
-
-
-def consensus_labels(writer: AnswerWriter) -> Chosen:
-    """Of what all teachers answered before round 1 the answer nearest to the others, as the student would write it."""
-    teachers, student = writer.agents.teachers, writer.agents.student
-    written = [writer.write(0, teacher, teacher.positive) for teacher in teachers]
-    adopted = [_adopted(turns, teacher, student) for turns, teacher in zip(written, teachers, strict=True)]
-    texts = zip(*([turn.text for turn in turns] for turns in written), strict=True)
-    return [answers[consensus(own)] for own, *answers in zip(texts, *adopted, strict=True)]
+    """What the teachers answered before round 1, as the student would write it: the first teacher, or, by
+    `tuning.labels`, of all answers that did not fail the one nearest to the others."""
+    voters = writer.agents.teachers if writer.recipe.tuning.labels == "consensus" else writer.agents.teachers[:1]
+    written = [writer.write(0, teacher, teacher.positive) for teacher in voters]
+    adopted = [writer.agents.student.adopt(turns, teacher) for turns, teacher in zip(written, voters, strict=True)]
+    labels: Chosen = []
+    for turns, answers in zip(zip(*written, strict=True), zip(*adopted, strict=True), strict=True):
+        sound = [k for k, turn in enumerate(turns) if not turn.failure]
+        labels.append([answers[sound[consensus([turns[k].text for k in sound])]]] if sound else [])
+    return labels
 
 
 def weak_negatives(writer: AnswerWriter) -> Chosen:

@@ -12,7 +12,6 @@ from choreo.methods.macpo.agents import MacpoAgent
 from choreo.methods.macpo.answers import (
     AnswerWriter,
     Chosen,
-    consensus_labels,
     negatives,
     positives,
     reference,
@@ -46,9 +45,8 @@ def phase_data(writer: AnswerWriter, data: PromptSplit, phase: Phase) -> PhaseDa
     recipe, agent = writer.recipe, writer.agents[phase.agent]
     policy, tuning, rounds = agent.name + phase.side, recipe.tuning, recipe.rounds
     if phase.round == 0:
-        positive = phase.side == "+"
-        epochs = tuning.epochs if positive else tuning.negative_epochs
-        rows = _start(writer, data, agent, positive)
+        epochs = tuning.epochs_of(agent.name, phase.side)
+        rows = _start(writer, data, agent, positive=phase.side == "+")
         units: Sequence[Unit] = [_sample(policy, agent.context(prompt), ids) for prompt, ids in rows]
         return PhaseData(units, sft_loss, epochs, tuning.batch, tuning.lr, {})
     chosen, figures = positives(writer, phase.round, agent)
@@ -92,7 +90,7 @@ def confident(writer: AnswerWriter, units: Sequence[Unit], epoch: int) -> Sequen
     greedily, written anew before every epoch; it is text, so no gradient passes through it. Weights are per token.
     """
     tuning, student = writer.recipe.tuning, writer.agents.student
-    a = tuning.confident * epoch / max(1, tuning.epochs - 1)
+    a = tuning.confident * epoch / max(1, tuning.epochs_of(STUDENT, "+") - 1)
     if not a:
         return units
     own = writer.write(0, student, student.positive, f"own-{epoch}", temperature=0.0)
@@ -109,10 +107,7 @@ def _start(writer: AnswerWriter, data: PromptSplit, agent: MacpoAgent, positive:
         return [(row.prompt, agent.spell(row.chosen if positive else row.rejected)) for row in data.labelled]
     if data.ceiling:
         return [(row.prompt, agent.spell(row.chosen)) for row in data.ceiling]
-    if positive:
-        written = consensus_labels(writer) if writer.recipe.tuning.labels == "consensus" else weak_labels(writer)
-    else:
-        written = weak_negatives(writer)
+    written = weak_labels(writer) if positive else weak_negatives(writer)
     return [(prompt, ids) for prompt, kept in zip(writer.prompts, written, strict=True) for ids in kept]
 
 

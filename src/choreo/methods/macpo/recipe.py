@@ -83,6 +83,7 @@ class Tuning(Section):
         "strong ceiling)",
     )
     epochs: Positive = Field(1, description="of positive agents")
+    student_epochs: Natural = Field(0, description="of the positive student; 0: as many as of other positive agents")
     negative_epochs: Positive = Field(3, description="of negative agents")
     confident: Fraction = Field(
         0.0, description="weight that the student's own confident answers reach in its loss (Burns et al. 2023: 0.5)"
@@ -93,9 +94,15 @@ class Tuning(Section):
     @field_validator("confident")
     @classmethod
     def _rises_by_epoch(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("epochs") == 1:
-            raise ValueError("its weight rises from epoch to epoch, so it takes tuning.epochs of 2 or more")
+        if value and (info.data.get("student_epochs") or info.data.get("epochs")) == 1:
+            raise ValueError("its weight rises from epoch to epoch, so it takes tuning.student_epochs of 2 or more")
         return value
+
+    def epochs_of(self, agent: str, side: Literal["+", "-"]) -> int:
+        """Passes over its samples of the start of one policy."""
+        if side == "-":
+            return self.negative_epochs
+        return (agent == "student" and self.student_epochs) or self.epochs
 
 
 class Rounds(Section):
@@ -144,8 +151,8 @@ class Writing(Section):
     temperature: NonNegative = Field(0.6, description="of the answers that agents learn from")
     negative_temperature: NonNegative = Field(
         1.0,
-        description="of what negative agents write. At 1 they are wrong as often as they have learnt to be; below, an "
-        "answer that is wrong in one of many ways loses against the one that is right",
+        description='of what negative agents write (rounds.negatives = "twin"). At 1 they are wrong as often as they '
+        "have learnt to be; below, an answer that is wrong in one of many ways loses against the one that is right",
     )
     system: str = Field(
         "",
@@ -188,6 +195,13 @@ class MacpoRecipe(Recipe):
         """The system prompt of every agent; "" is the default one."""
         reads = self.world.reading and self.environment == MICROWORLD and not self.data.file
         return self.writing.system or (READ_FIRST if reads else "")
+
+    @field_validator("tuning")
+    @classmethod
+    def _votes(cls, value: Tuning, info: ValidationInfo) -> Tuning:
+        if value.labels == "consensus" and "agents" in info.data and len(info.data["agents"].teachers) < 3:
+            raise ValueError('labels = "consensus" takes three teachers or more')
+        return value
 
     @field_validator("rounds")
     @classmethod

@@ -16,7 +16,7 @@ def steps_of(recipe: MacpoRecipe, phase: Phase) -> int:
     tuning, rounds, n = recipe.tuning, recipe.rounds, recipe.data.prompts
     if phase.round == 0:
         n = recipe.data.prompts if phase.agent == STUDENT else recipe.data.labels
-        return (tuning.epochs if phase.side == "+" else tuning.negative_epochs) * math.ceil(n / tuning.batch)
+        return tuning.epochs_of(phase.agent, phase.side) * math.ceil(n / tuning.batch)
     kept = min(rounds.keep, len(recipe.agents.teachers)) if phase.agent == STUDENT else 1
     own = 0 if phase.agent == STUDENT else rounds.rehearse * recipe.data.labels
     return rounds.epochs * math.ceil((kept * n + own) / rounds.batch)
@@ -61,7 +61,7 @@ def writing(recipe: MacpoRecipe, lengths: Lengths) -> list[Pass]:
     if tuning.labels != "human":
         found.append(wrote(teachers[0], 1 + (rounds.negatives == "twin" and rounds.count > 0)))
     if tuning.confident:  # the student's own answers, anew before every epoch but the first
-        found.append(wrote(STUDENT, tuning.epochs - 1))
+        found.append(wrote(STUDENT, tuning.epochs_of(STUDENT, "+") - 1))
     for name in writers:
         found += drafts(name, rounds.count) if rounds.positives == "judged" else [wrote(name, rounds.count)]
     times = rounds.count if rounds.renew else min(1, rounds.count)

@@ -89,7 +89,7 @@ def _recipe(run: Path) -> MacpoRecipe:
 
 
 def way(recipe: MacpoRecipe) -> str:
-    """The prefix of a run's arms: nothing for MACPO as it ships, else what the run leaves out.
+    """The prefix of a run's arms: nothing for MACPO as it ships, else what the run leaves out or adds.
 
     A run that differs in anything else has the name of its recipe in the prefix, so that it is never taken for MACPO.
     """
@@ -102,8 +102,8 @@ def way(recipe: MacpoRecipe) -> str:
         ("rounds.negatives", rounds.negatives == "none", "no_hard_negatives"),
         ("rounds.positives", rounds.positives == "self", "no_mutual_positives"),
         ("rounds.teachers_learn", not rounds.teachers_learn, "frozen_teachers"),
-        ("rounds.refusals", rounds.refusals == "any", "filter_alone"),
-        ("rounds.rehearse", rounds.rehearse == 0, "no_rehearsal"),
+        ("rounds.refusals", rounds.refusals == "as-labelled", "as_labelled"),
+        ("rounds.rehearse", rounds.rehearse > 0, "rehearsal"),
         ("rounds.keep", 1 < len(teachers) <= rounds.keep, "no_filter"),
     ):
         if key in with_levers and holds:
