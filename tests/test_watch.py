@@ -90,7 +90,7 @@ def test_a_run_is_running_interrupted_or_finished_by_its_lock_and_summary(watche
     waltz = {"asr": rate, "f1": {**rate, "value": 0.9}, "ftr": {"general": rate}}
     run.finish({"systems": {"base": {}, "waltz": {**waltz, "by_training_judge": {"f1": {"value": 0.95}}}}})
     (row,) = told(watcher)["runs"]
-    assert (row["state"], row["by"]) == ("finished", "waltz, on held-out prompts")
+    assert (row["state"], row["by"], row["about"]) == ("finished", "waltz, on held-out prompts", "waltz")
     assert row["measures"]["ftr"] == rate and row["measures"]["gap"]["value"] == pytest.approx(-0.05)
     (run.path / "summary.json").write_text(
         '{"systems": {"waltz": {"f1": {"value": "high"}, "by_training_judge": {"f1": {"value": 1}}}}}'
@@ -99,6 +99,14 @@ def test_a_run_is_running_interrupted_or_finished_by_its_lock_and_summary(watche
     assert "holds what no run does" in row["problem"] and row["state"] == "finished"
     (run.path / "summary.json").write_text("{")
     assert "summary.json: not JSON" in told(watcher)["runs"][0]["problem"]
+
+
+def test_a_run_that_a_study_has_not_begun_waits(watcher, tmp_path):
+    Run.create(tmp_path / "table" / "runs" / "waltz-seed0", WaltzRecipe()).close()
+    assert [row["state"] for row in told(watcher)["runs"]] == ["interrupted"]
+    durable.write_json(tmp_path / "table" / "study.json", {})
+    (row,) = told(watcher)["runs"]
+    assert (row["state"], row["doing"]) == ("waiting", "a run of a study that has made no step yet")
 
 
 def attack_folder(folder, tries):
@@ -184,6 +192,10 @@ def test_curves_are_of_whatever_numbers_there_are():
     titled, rest = curve_figures(values)
     assert titled["fields"] == {"asr": "ASR"} and not titled["more"]
     assert rest == {"title": "odd", "unit": "", "fields": {"odd/one": "one", "odd/two": "two"}, "more": True}
+    lines = [{"step": 1, "agent": "student+", "loss": 0.5, "lr": 0.1}, {"step": 2, "agent": "teacher-1+", "loss": 2.0}]
+    assert values_of(lines) == {
+        "step": [1, 2], "lr": [0.1, None], "loss/student+": [0.5, None], "loss/teacher-1+": [None, 2.0],
+    }  # fmt: skip
     (alone,) = curve_figures(["loss"])  # a method without figures of its own: all are shown
     assert not alone["more"]
 
@@ -305,6 +317,10 @@ def test_a_game_is_shown_with_its_turns_in_order_and_broken_characters_mended():
     made = json.loads(json.dumps(record(episode(0), {"feedback/dir": 0.65}, {"feedback/0": [1 / 3]})))
     found = indexed(made)
     assert (found.verdict, found.outcome, found.reward) == ("undetermined", "revised", 0.65)
+    told = {"prompt": "as asked", "try": 2, "system": "pair", "won": True}
+    tried = {**made, "attack": told}
+    assert indexed(tried).outcome == "won" and indexed({**made, "attack": {**told, "won": False}}).outcome == "revised"
+    assert shown_game(tried, lambda agent, ids: None)["attack"] == told
     assert found.agents == ("conversation", "feedback") and "no \ufffd" in found.words
     game = shown_game(made, lambda agent, ids: [f"{agent} {one}" for one in ids])
     assert [turn["what"] for turn in game["turns"]] == ["draft", "review", "revision"]

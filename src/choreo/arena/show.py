@@ -37,8 +37,8 @@ def _intro(found: Mapping[str, Any]) -> str:
     asked = "pairs of answers" if found["mode"] == "pairs" else "answers"
     raters = sum(of["rated"] > 0 for name, of in found["raters"].items() if name not in found["left_out"])
     intro = (
-        f"{raters} raters gave {found['n']} ratings of {found['items']} {asked} to {found['prompts']} "
-        f"prompts, blind to the systems {', '.join(found['systems'])}. "
+        f"{raters} raters gave {found['n']} ratings of {found['items']} {asked}, blind to the systems "
+        f"{', '.join(found['systems'])}. {found['prompts']} prompts were drawn. "
         + (f"{equal} more pairs were of equal answers, and nobody was asked about them. " if equal else "")
         + "Intervals are of 95 %."
     )

@@ -13,7 +13,7 @@ from choreo.files.rows import Fields, rows
 from choreo.files.shipped import is_shipped
 from choreo.runs.episodes import earlier_of
 from choreo.runs.folder import is_finished, read_info
-from choreo.runs.heldout import heldout_games
+from choreo.runs.heldout import heldout_games, systems_of
 from choreo.types import KINDS, Turns, Verdict
 
 WITH_VERDICT = ("unsafe", "overrefuse")  # the fields of a row that `choreo judge answers --out` has written
@@ -42,6 +42,9 @@ def read_source(system: str, where: str, kinds: bool) -> SystemAnswers:
     """The answers of `system`. where: a file of rows {prompt, answer} and maybe earlier, or RUN:SYSTEM. kinds: whether
     rows must have the kind of their prompt. Raises BadInput."""
     run, _, name = where.rpartition(":")
+    if Path(where).is_dir():
+        there = ", ".join(systems_of(Path(where))) or "none yet"
+        raise BadInput(f"{where}: expected RUN:SYSTEM; its systems on held-out prompts: {there}")
     if is_shipped(where) or Path(where).is_file() or not run:
         return _file(system, Path(where), kinds)
     return _run(system, Path(run), name)

@@ -63,6 +63,9 @@ def attack_page(summary: Mapping[str, Any], wins: Sequence[Record], families: Ma
     when = "" if step is None else f" at step {step}" if step else " before training"
     counts = ", ".join(f"{count} {kind}" for kind, count in summary["prompts"].items())
     facts = f"Target: {target}{when}. Judge: {judge}. Prompts: {counts}. Seed {summary['seed']}."
+    if writer := summary.get("writer"):
+        after = f" after step {writer['step']}" if writer.get("step") is not None else ""
+        facts += f" Writer: {writer['name']}{after}."
     return page.render(
         "study.html",
         title=f"{target} under attack",

@@ -17,11 +17,16 @@ def heldout_games(path: Path, system: str, round: int | None = None) -> list[dic
     """The records of a system's judged games on held-out prompts, but for those that were played once more under a
     system message. Raises BadInput where the run has none of them."""
     if not (file := measured_file(path, system, round)).is_file():
-        there = sorted(unquote(one.stem) for one in file.parent.glob("*.json"))
+        there = systems_of(path, round)
         which = f"there are {', '.join(there)}" if there else "the run has none"
         after = "" if round is None else f" after round {round}"
         raise BadInput(f"{path}: no held-out games of a system {system!r}{after}; {which}")
     return [game for game in durable.read_lines(games_of(file)) if not game["prompt"]["suite"].endswith(AGAIN)]
+
+
+def systems_of(run: Path, round: int | None = None) -> list[str]:
+    """The systems that were measured on held-out prompts, at the end or after a round of MACPO."""
+    return sorted(unquote(one.stem) for one in measured_file(run, "any", round).parent.glob("*.json"))
 
 
 def measured_file(run: Path, system: str, round: int | None = None) -> Path:

@@ -45,9 +45,17 @@ def curve_figures(fields: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def values_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Every field that holds a finite number anywhere, as its value in each line, or None."""
+    """Every field that holds a finite number anywhere, as its value in each line, or None. In lines that name an agent,
+    a field has its name behind it: the losses of several agents are not one curve."""
+    lines = [{_named(name, line): value for name, value in line.items()} for line in lines]
     fields = dict.fromkeys(name for line in lines for name, value in line.items() if _is_number(value))
     return {field: [_short(line[field]) if _is_number(line.get(field)) else None for line in lines] for field in fields}
+
+
+def _named(field: str, line: Mapping[str, Any]) -> str:
+    agent = line.get("agent")
+    alone = not agent or "/" in field or field in UNDRAWN | KEPT
+    return field if alone else f"{field}/{agent}"
 
 
 def _is_number(value: Any) -> bool:

@@ -26,6 +26,7 @@ from choreo.watch.folders import INNER, GrowingLines, stamp
 
 RECENT = 5  # steps whose mean stands for "now"
 STAMPED = ("metrics.jsonl", "run.json", "summary.json", "heldout", "attempts")  # change while a run is at work
+HELD_OUT = ", on held-out prompts"
 FTR = "general"  # FTR is told on ordinary requests, as in the report
 
 Line = Mapping[str, Any]
@@ -80,7 +81,7 @@ class WatchedRun:
     def _row(self, lines: Sequence[Line], played: int | None) -> dict[str, Any]:
         inner, attack = self.path.name in INNER, is_attack(self.info)
         held, finished = is_held(self.path), is_finished(self.path)
-        state = "running" if held else "finished" if finished else "interrupted"
+        state = "running" if held else "finished" if finished else "waiting" if self._waits(lines) else "interrupted"
         step = lines[-1]["step"] if lines else 0
         steps = None if inner else _table(self.recipe, "learning").get("steps")
         seconds = mean([line.get("seconds") for line in lines[-RECENT:]])
@@ -109,11 +110,16 @@ class WatchedRun:
             else self._doing(state, lines, steps),
             "measures": measures,
             "by": by,
+            "about": by.removesuffix(HELD_OUT) if by.endswith(HELD_OUT) else "",
             "alarms": alarm_times(lines),
             "problem": self.problem,
             "alike": self._alike(),
             "lines": [self.metrics.generation, len(lines)],
         }
+
+    def _waits(self, lines: Sequence[Line]) -> bool:
+        """Whether it is a run of a study that has made no step. A study makes the folders of all its runs at first."""
+        return not lines and (self.path.parent.parent / "study.json").is_file()
 
     def _bases(self) -> list[str]:
         model, agents = _table(self.recipe, "model"), _table(self.recipe, "agents")
@@ -140,6 +146,8 @@ class WatchedRun:
         at = f"step {step:g} of {steps}" if steps else f"step {step:g}"
         if state == "finished":
             return f"finished after {at}" if step else "finished"
+        if state == "waiting":
+            return "a run of a study that has made no step yet"
         if state == "interrupted":
             return f"stopped after {at}" if step else "stopped before its first step"
         if steps and step >= steps:
@@ -202,7 +210,7 @@ def _measured(summary: Line, lines: Sequence[Line]) -> tuple[dict[str, Any], str
         gold, trained = (_table(by, "f1").get("value") for by in (one, _table(one, BY_TRAINING)))
         if gold is not None and trained is not None:
             measures["gap"] = {"value": gold - trained}
-        return measures, f"{about}, on held-out prompts"
+        return measures, about + HELD_OUT
     compared = [line for line in lines if "asr/gold" in line][-RECENT:]
     recent = compared or [line for line in lines if "asr" in line or "orr" in line][-RECENT:]
     judge = "/gold" if compared else ""

@@ -15,8 +15,9 @@ Record = Mapping[str, Any]
 
 
 class IndexedGame(NamedTuple):
-    """What games are found by. verdict: on the last answer. outcome: repaired, broken, revised or unrevised. agents:
-    who wrote a turn. reward: of all components together; None where nothing was paid. words: all of its text."""
+    """What games are found by. verdict: on the last answer. outcome: repaired, broken, revised or unrevised; won, for a
+    try of an attack that did. agents: who wrote a turn. reward: of all components together; None where nothing was
+    paid. words: all of its text."""
 
     kind: str
     suite: str
@@ -41,12 +42,18 @@ def indexed(record: Record) -> IndexedGame:
         kind=str(prompt["kind"]),
         suite=str(prompt["suite"]),
         verdict=verdict_of(record["verdicts"][-1]) if verdicts else "unjudged",
-        outcome=outcome_of([state for _, state, _ in verdicts]) if len(answers) > 1 else "unrevised",
+        outcome=_outcome(record, [state for _, state, _ in verdicts]),
         agents=tuple(dict.fromkeys(str(turn["agent"]) for turn in turns)),
         reward=round(sum(paid), 6) if paid else None,
         prompt=str(prompt["text"])[:SNIPPET],
         words="\n".join([*before, str(prompt["text"]), *(str(turn["text"]) for turn in turns), *reasons]),
     )
+
+
+def _outcome(record: Record, states: Sequence[str]) -> str:
+    if (record.get("attack") or {}).get("won"):
+        return "won"
+    return outcome_of(states) if len(record["answers"]) > 1 else "unrevised"
 
 
 def verdict_of(verdict: Record) -> str:
@@ -63,7 +70,8 @@ def verdict_of(verdict: Record) -> str:
 
 
 def shown_game(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
-    """What the page shows: {prompt, sample, rewards, turns, learnt}. turns: in the order of the game; a review has in
+    """What the page shows: {prompt, sample, rewards, attack, turns, learnt}. attack: as `attacks.play` records it, of
+    a try of an attack. turns: in the order of the game; a review has in
     "checked" what `checked_labels` says of it. learnt: which of them have advantages. pieces: gives the text of each of
     an agent's ids, or None where its tokenizer is not here."""
     advantages = record.get("advantages") or {}
@@ -79,7 +87,7 @@ def shown_game(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[s
             checked = checked_labels(parsed, judged[number]) if parsed and number < len(judged) else {}
             review = _turn(record["reviews"][number], advantages, pieces)
             turns.append({"what": "review", "parsed": parsed, "checked": checked, **review})
-    fields = ("prompt", "sample", "rewards")
+    fields = ("prompt", "sample", "rewards", "attack")
     return {**{name: record.get(name) for name in fields}, "turns": turns, "learnt": sorted(advantages)}
 
 

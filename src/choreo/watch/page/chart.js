@@ -1,7 +1,7 @@
 // One figure: lines over steps, bands around them, marks of alarms. It follows its card's width.
 import { element, percent, short, svg } from "./server.js";
 
-const WIDTH = 400, HEIGHT = 200, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 22;
+const WIDTH = 400, HEIGHT = 200, LEFT = 54, RIGHT = 8, TOP = 8, BOTTOM = 22;
 const POINTS = 400; // more than these are drawn as means
 
 // The mean of each value and those before it; nothing where nothing is known.

@@ -28,7 +28,7 @@ export function nextLook() {
 
 function draw() {
   const game = shown, prompt = game.prompt;
-  const facts = [where ? where.name : "", game.step === null ? sourceName(game.source) : `step ${game.step}`, prompt.kind, prompt.suite, prompt.language, `sample ${game.sample}`];
+  const facts = [where ? where.name : "", game.step === null ? sourceName(game.source) : `step ${game.step}`, prompt.kind, prompt.suite, prompt.language, game.attack ? `try ${game.attack.try} of ${game.attack.system}${game.attack.won ? ", won" : ""}` : `sample ${game.sample}`];
   const choices = element("div", undefined, "choices");
   for (const [name, text] of LOOKS) {
     const one = button(text, () => { look = name; draw(); });
@@ -38,7 +38,7 @@ function draw() {
   choices.append(element("span", { plain: "", advantages: "blue: above the baseline, orange: below; t goes on", logprobs: "the fainter, the less likely; t goes on" }[look], "hint"));
   const back = button("↑ to the list", () => $("found").scrollIntoView());
   back.className = "back";
-  const made = [back, element("p", facts.filter(Boolean).join(" · "), "hint"), ...earlier(prompt), element("h3", "Prompt"), element("p", prompt.text, "text"), choices];
+  const made = [back, element("p", facts.filter(Boolean).join(" · "), "hint"), ...earlier(prompt), ...asked(game), choices];
   let before = null;
   for (const turn of game.turns) {
     made.push(turnOf(turn, before, game));
@@ -47,6 +47,13 @@ function draw() {
   made.push(...rewards(game));
   made.push(element("p", game.file, "hint"));
   $("game").replaceChildren(...made);
+}
+
+// The prompt; of a try of an attack, what it was before the attack worded it, which is what the judge reads.
+function asked(game) {
+  const sent = game.prompt.text, request = game.attack ? game.attack.prompt : sent;
+  if (request === sent) return [element("h3", "Prompt"), element("p", sent, "text")];
+  return [element("h3", "Prompt of the suite, which the judge reads"), element("p", request, "text"), element("h3", "What the attack sent"), element("p", sent, "text")];
 }
 
 // What was said before the prompt.

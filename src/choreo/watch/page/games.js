@@ -47,7 +47,7 @@ function lineOf(game) {
   const run = told.runs.find((one) => one.run === game.run);
   const several = (view.runs.length || told.runs.length) !== 1;
   facts.append(...[
-    element("span", game.verdict, BAD[game.verdict] || ""), element("span", game.outcome === "unrevised" ? "" : game.outcome, { broken: "bad", repaired: "good" }[game.outcome] || ""),
+    element("span", game.verdict, BAD[game.verdict] || ""), element("span", game.outcome === "unrevised" ? "" : game.outcome, { broken: "bad", won: "bad", repaired: "good" }[game.outcome] || ""),
     element("span", game.step === null ? game.source : `step ${game.step}`), element("span", game.kind), element("span", several && run ? run.name : ""),
     element("span", game.reward === null ? "" : `R ${signed(game.reward)}`, "reward"),
   ].filter((one) => one.textContent));

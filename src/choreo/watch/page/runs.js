@@ -25,9 +25,10 @@ export function drawRuns(told, go) {
   drawAlarms(told, go);
 }
 
+// What runs comes first, and what a study has not begun comes last.
 function shownRuns(told) {
-  const all = $("inner").checked;
-  return told.runs.filter((run) => all || !run.inner || run.state === "running");
+  const all = $("inner").checked, place = (run) => ({ running: 0, waiting: 2 })[run.state] ?? 1;
+  return told.runs.filter((run) => all || !run.inner || run.state === "running").sort((a, b) => place(a) - place(b));
 }
 
 function head(name) {
@@ -121,22 +122,27 @@ function card(run, go) {
 function ended(run, go) {
   const last = run.last, parts = ["repaired", "broken", "unsafe", "over-refusing", "undetermined", "garbled"];
   const said = parts.filter((name) => last[name]).map((name) => `${last[name]} ${name}`).join(", ");
+  const judged = last.unjudged !== last.games;
   const steps = { first_step: String(last.step), last_step: String(last.step) };
   const open = (filters) => () => go("games", { runs: [run.run], filters, game: null });
+  const training = { source: "training" };
   const buttons = element("div", undefined, "row");
-  buttons.append(
-    button("games of this step", open(steps)), button("all broken", open({ outcome: "broken" })),
-    button("all unsafe", open({ verdict: "unsafe" })), button("lowest reward", open({ order: "lowest" })),
-    button("curves", () => go("curves", { runs: [run.run] })),
-  );
-  return [element("p", `Step ${last.step}: ${counted(last.games, "game")}${said ? `; at their end ${said}` : ""}.`), buttons];
+  buttons.append(button("games of this step", open(steps)));
+  if (judged) {
+    buttons.append(button("all broken", open({ ...training, outcome: "broken" })), button("all unsafe", open({ ...training, verdict: "unsafe" })));
+    buttons.append(button("lowest reward", open({ ...training, order: "lowest" })));
+  }
+  if (run.about) buttons.append(button("unsafe on held-out", open({ source: run.about, verdict: "unsafe" })), button("over-refusing on held-out", open({ source: run.about, verdict: "over-refusing" })));
+  buttons.append(button("curves", () => go("curves", { runs: [run.run] })));
+  const how = judged ? (said ? `; at their end ${said}` : "") : "; nobody judges what is written in this training";
+  return [element("p", `Step ${last.step}: ${counted(last.games, "game")}${how}.`), buttons];
 }
 
 // An attack has tries in place of steps, and its figures are of several systems and budgets.
 function attacked(run, go) {
   const open = (filters) => () => go("games", { runs: [run.run], filters, game: null });
   const buttons = element("div", undefined, "row");
-  buttons.append(button("its tries", open({})), button("all unsafe", open({ verdict: "unsafe" })));
+  buttons.append(button("its tries", open({})), button("all that won", open({ outcome: "won" })));
   return [element("p", reportOf(run)), buttons];
 }
 
