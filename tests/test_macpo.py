@@ -18,15 +18,13 @@ from warm import Warm
 
 from choreo.config import load
 from choreo.engine import checkpoint
-from choreo.environments.microworld.habits import READ_FIRST
 from choreo.environments.microworld.judge import WorldJudge
 from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.methods.macpo.agents import MacpoAgents
-from choreo.methods.macpo.answers import AnswerWriter, negatives, positives, weak_labels
+from choreo.methods.macpo.answers import AnswerWriter, negatives, positives
 from choreo.methods.macpo.phase_data import confident, phase_data
 from choreo.methods.macpo.schedule import Phase, schedule
-from choreo.methods.macpo.sizing import steps_of
 from choreo.methods.macpo.split import LabelledPrompt, noisy, split_prompts
 from choreo.methods.macpo.trainer import train
 from choreo.runs.folder import Run, checkpoints
@@ -369,43 +367,6 @@ def test_a_checkpoint_of_other_phases_is_refused(tiny_folder, tmp_path):
     checkpoint.save(path, {**saved, "phases": ["0 teacher-1+", "0 teacher-2+"]})
     with pytest.raises(BadInput, match="was trained in other phases"), Run.open(tmp_path / "run") as run:
         next(train(made, run, Progress()))
-
-
-def test_the_consensus_of_three_is_learnt_and_a_failed_answer_has_no_vote(tiny_folder):
-    three = {"teachers": (str(tiny_folder),) * 3}
-    made = recipe(tiny_folder, agents=three, rounds={"count": 0}, tuning={"labels": "consensus"})
-    loaded, data = MacpoAgents.load(made), split_prompts(made)
-    writer = AnswerWriter(made, loaded, data.unlabelled)
-    said = [("no", "yes", "yes"), ("a", "b", "c"), ("do it", "do it", "no"), ("x", "y", "z")] + [("", "", "")] * 2
-    failed = [(), (), (0, 1), (0, 1, 2), (), ()]
-    for k, teacher in enumerate(loaded.teachers):
-        turns = [
-            Turn(
-                teacher.positive, 0, (), teacher.spell(own[k]), (), 0, own[k], True, failure=THOUGHT if k in bad else ""
-            )
-            for own, bad in zip(said, failed, strict=True)
-        ]
-        writer.cache.get(f"0/{teacher.positive}/answer/0", lambda turns=turns: turns)
-    learnt = weak_labels(writer)
-    assert [loaded.student.chat.decode(ids) for kept in learnt[:3] for ids in kept] == ["yes", "a", "no"]
-    assert learnt[3] == []
-
-
-def test_a_vote_takes_three_and_the_confident_loss_several_epochs_of_the_student_alone():
-    with pytest.raises(BadInput, match="three teachers or more"):
-        load("consensus", ('agents.teachers=["weak-llama", "weak-qwen"]',))
-    with pytest.raises(BadInput, match="student_epochs of 2 or more"):
-        load("confident-loss", ("tuning.student_epochs=1",))
-    teacher, student = schedule(load("confident-loss"))
-    base = load("naive-sft")
-    assert steps_of(load("confident-loss"), teacher) == steps_of(base, teacher)
-    assert steps_of(load("confident-loss"), student) == 4 * steps_of(base, student)
-
-
-def test_agents_are_told_to_read_first_where_the_microworld_wants_readings(tmp_path):
-    assert load("macpo").system == READ_FIRST and load("macpo-coins").system == ""
-    assert load("macpo", ("data.file=pairs.jsonl",)).system == ""
-    assert load("macpo", ("writing.system=Be brief.",)).system == "Be brief."
 
 
 def test_answers_pass_between_tokenizers_as_text(tiny_folder, tmp_path):
