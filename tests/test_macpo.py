@@ -23,7 +23,7 @@ from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.answers import AnswerWriter, negatives, positives
-from choreo.methods.macpo.phase_data import confident, phase_data
+from choreo.methods.macpo.phase_data import phase_data
 from choreo.methods.macpo.schedule import Phase, schedule
 from choreo.methods.macpo.split import LabelledPrompt, noisy, split_prompts
 from choreo.methods.macpo.trainer import train
@@ -246,20 +246,6 @@ def test_positives_refuse_as_often_as_the_labels_do(tiny_folder, monkeypatch):
     half = math.ceil(list(spoken.values()).count(True) / 2)
     assert kept.count(True) == max(half, round(kept.count(False) / 3))
     assert given.figures["learnt/left"] == len(kept) / 40
-
-
-def test_the_confident_loss_shifts_weight_to_the_students_own_answers(tiny_folder):
-    made = recipe(tiny_folder, tuning={"epochs": 3, "confident": 0.5})
-    loaded, data = MacpoAgents.load(made), split_prompts(made)
-    writer = AnswerWriter(made, loaded, data.unlabelled)
-    weak = phase_data(writer, data, Phase(0, "student", "+")).units
-    assert confident(writer, weak, 0) is weak
-    for epoch, a in ((1, 0.25), (2, 0.5)):
-        mixed = confident(writer, weak, epoch)
-        own = writer.write(0, loaded.student, "student+", f"own-{epoch}", temperature=0.0)
-        assert [[set(s.advantages) for s in pair] for pair in mixed] == [[{1 - a}, {a}]] * len(weak)
-        assert [(w.ids, o.ids) for w, o in mixed] == [(w.ids, t.ids) for w, t in zip(weak, own, strict=True)]
-        assert all(w.context == o.context for w, o in mixed)
 
 
 def test_self_rewarding_pairs_the_drafts_that_its_reviews_find_best_and_worst(tiny_folder, monkeypatch):

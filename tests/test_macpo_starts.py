@@ -10,7 +10,8 @@ from choreo.environments.microworld.habits import READ_FIRST
 from choreo.errors import BadInput
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.macpo.answers import AnswerWriter, weak_labels
-from choreo.methods.macpo.schedule import schedule
+from choreo.methods.macpo.phase_data import confident, phase_data
+from choreo.methods.macpo.schedule import Phase, schedule
 from choreo.methods.macpo.sizing import steps_of
 from choreo.methods.macpo.split import split_prompts
 from choreo.text.thinking import THOUGHT
@@ -52,3 +53,17 @@ def test_agents_are_told_to_read_first_where_the_microworld_wants_readings(tmp_p
     assert load("macpo").system == READ_FIRST and load("macpo-coins").system == ""
     assert load("macpo", ("data.file=pairs.jsonl",)).system == ""
     assert load("macpo", ("writing.system=Be brief.",)).system == "Be brief."
+
+
+def test_the_confident_loss_shifts_weight_to_the_students_own_answers(tiny_folder):
+    made = recipe(tiny_folder, tuning={"epochs": 3, "confident": 0.5})
+    loaded, data = MacpoAgents.load(made), split_prompts(made)
+    writer = AnswerWriter(made, loaded, data.unlabelled)
+    weak = phase_data(writer, data, Phase(0, "student", "+")).units
+    assert confident(writer, weak, 0) is weak
+    for epoch, a in ((1, 0.25), (2, 0.5)):
+        mixed = confident(writer, weak, epoch)
+        own = writer.write(0, loaded.student, "student+", f"own-{epoch}", temperature=0.0)
+        assert [[set(s.advantages) for s in pair] for pair in mixed] == [[{1 - a}, {a}]] * len(weak)
+        assert [(w.ids, o.ids) for w, o in mixed] == [(w.ids, t.ids) for w, t in zip(weak, own, strict=True)]
+        assert all(w.context == o.context for w, o in mixed)
