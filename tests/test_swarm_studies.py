@@ -234,6 +234,7 @@ def test_a_student_is_put_before_its_teachers_round_by_round(tmp_path, capsys, s
         "rounds.count=1",
         "world.heldout_prompts=5",
         "world.train_prompts=60",
+        "world.reading=false",
     )
     assert main(["train", "macpo", "--run", str(run), *(x for s in small for x in ("--set", s))]) == 0
     capsys.readouterr()
