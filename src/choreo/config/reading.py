@@ -86,8 +86,8 @@ def unset(file: Path) -> list[str]:
     data, _ = toml.read(file)
     written = set(_leaves(data))
     whole = _check(data, lambda keys: str(file)).model_dump()
-    given = {keys for keys, value in _leaves(whole).items() if value != "" and value is not False}
-    missing = [keys for keys in _leaves(whole) if keys in given and keys not in written]
+    on = [keys for keys, value in _leaves(whole).items() if value != "" and value is not False]
+    missing = [keys for keys in on if keys not in written]
     return [".".join(keys) for keys in missing if not any(keys[: len(later)] == later for later in LATER)]
 
 

@@ -71,9 +71,9 @@ def verdict_of(verdict: Record) -> str:
 
 def shown_game(record: Record, pieces: Callable[[str, Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
     """What the page shows: {prompt, sample, rewards, attack, turns, learnt}. attack: as `attacks.play` records it, of
-    a try of an attack. turns: in the order of the game; a review has in
-    "checked" what `checked_labels` says of it. learnt: which of them have advantages. pieces: gives the text of each of
-    an agent's ids, or None where its tokenizer is not here."""
+    a try of an attack. turns: in the order of the game; a review has in "checked" what `checked_labels` says of it.
+    learnt: which of them have advantages. pieces: gives the text of each of an agent's ids, or None where its tokenizer
+    is not here."""
     advantages = record.get("advantages") or {}
     judged = record.get("verdicts") or []
     verdicts = [verdict_words(verdict) for verdict in judged]

@@ -81,8 +81,11 @@ Chosen = list[list[Ids]]
 
 
 def weak_labels(writer: AnswerWriter) -> Chosen:
-    """What the teachers answered before round 1, as the student would write it: the first teacher, or, by
-    `tuning.labels`, of all answers that did not fail the one nearest to the others."""
+    """The answers that the student begins with, in its own ids; empty for a prompt without an answer.
+
+    They are the first teacher's, from before round 1. With the consensus (`tuning.labels`) each is, of all teachers'
+    answers to the prompt that did not fail, the one that is nearest to the others.
+    """
     voters = writer.agents.teachers if writer.recipe.tuning.labels == "consensus" else writer.agents.teachers[:1]
     written = [writer.write(0, teacher, teacher.positive) for teacher in voters]
     adopted = [writer.agents.student.adopt(turns, teacher) for turns, teacher in zip(written, voters, strict=True)]
