@@ -22,7 +22,15 @@ from choreo.runs.bar import ProgressBar
 from choreo.runs.folder import Run, is_finished
 from choreo.runs.heldout import games_of, measured_file
 from choreo.runs.progress import Progress
-from choreo.studies import macpo_baselines, macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer
+from choreo.studies import (
+    macpo_baselines,
+    macpo_negatives,
+    macpo_noise,
+    macpo_stability,
+    macpo_table,
+    macpo_teachers,
+    macpo_transfer,
+)
 from choreo.studies.shared.arms import Study
 from choreo.studies.shared.parallel_runs import train_in_parallel
 from choreo.studies.shared.rounds import Measured, by_round, changes, gap_recovered, of_seeds
@@ -197,13 +205,14 @@ def test_ten_rounds_tell_loss_from_none(bases, tmp_path):
     [
         ("macpo-noise", macpo_noise, "macpo-0.5 against naive-sft-0.5: reward is higher, +10.0 points"),
         ("macpo-teachers", macpo_teachers, "three against one: reward is higher, +10.0 points"),
+        ("macpo-negatives", macpo_negatives, "prompt against twin: reward is lower, -10.0 points"),
         ("macpo-baselines", macpo_baselines, "macpo against spin-with-likelihood: reward is higher, +10.0 points"),
         ("macpo-transfer", macpo_transfer, "macpo against naive-sft: general ability is higher, +11.1 points"),
     ],
 )
 def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, study, said):
     def found(arm):
-        best = arm.name.startswith("macpo") or arm.name == "three"
+        best = arm.name.startswith("macpo") or arm.name in ("three", "twin")
         return rounds(480, 560) if best else rounds(480, 500)
 
     made(name, tmp_path / "study", study.ARMS, found, bases)
@@ -211,7 +220,8 @@ def test_the_other_studies_say_what_their_rounds_say(bases, tmp_path, name, stud
 
 
 @pytest.mark.parametrize(
-    "study", [macpo_baselines, macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer]
+    "study",
+    [macpo_baselines, macpo_negatives, macpo_noise, macpo_stability, macpo_table, macpo_teachers, macpo_transfer],
 )
 def test_every_arm_has_prompts_enough(study, tmp_path):
     opened = Study.open("any", tmp_path / "study", SEEDS, (), Progress())

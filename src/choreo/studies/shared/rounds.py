@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
 from choreo.evaluation.intervals import Estimate, estimate, over_seeds
+from choreo.evaluation.metrics import pool
 from choreo.evaluation.paired import Tables
 from choreo.files import durable
 from choreo.methods.macpo.measure import pgr
 from choreo.report import plots
 from choreo.report.page import PageSection, Table
 from choreo.studies.shared.arms import Runs, Study
-from choreo.studies.shared.paired import Contrast, Family, contrast_section, family
+from choreo.studies.shared.paired import Contrast, Family, contrast_section, contrasts, family
 
 STUDENT, WEAK = "student+", "teacher-1+"
 OF_TEACHER = "taken/teacher-"  # in metrics.jsonl, once a round
@@ -130,6 +131,29 @@ def changes(arm: str, policies: Sequence[str], last: int) -> tuple[Contrast, ...
         for policy in policies
         for after, before in steps
     )
+
+
+def ways_compared(pairs: Sequence[tuple[str, str]], arms: Iterable[str]) -> tuple[Contrast, ...]:
+    """A family about rewards: at the end of each pair of arms; and of every arm, all rounds and the last one alone."""
+    ends = [(Measured(a), Measured(b)) for a, b in pairs]
+    own = [(Measured(arm), Measured(arm, before)) for arm in arms for before in (0, -2)]
+    return contrasts([*ends, *own], "reward")
+
+
+def rewards_by_arm(rounds: Mapping[str, BySeed], heading: str, what: str) -> PageSection:
+    """The student's reward round by round, and its refusals at the end, of several arms. what: how arms differ."""
+    rows: list[list[Any]] = []
+    series = []
+    for name, runs in rounds.items():
+        last = pool([seed[-1]["agents"][STUDENT] for seed in runs])
+        pooled = [over_seeds(at(runs, number), 1.0) for number in range(len(runs[0]))]
+        rows.append([name, *pooled, last["orr"], last["refused_benign"]])
+        series.append(plots.Line.through(name, pooled))
+    numbers = range(len(next(iter(rounds.values()))[0]))
+    columns = (what, *("start" if n == 0 else f"round {n}" for n in numbers), "ORR", "harmless prompts refused")
+    figure = plots.lines(series, "Reward of the student", "round", percent=True)
+    said = "The student's reward round by round; the differences are tested in the next table."
+    return PageSection(heading, said, Table(columns, rows), figure)
 
 
 def two_digits(number: Estimate) -> str | None:
