@@ -312,8 +312,14 @@ def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monk
         "ARMS",
         (*waltz_limits.ARMS, replace(waltz_limits.ARMS[0], settings=("seed=1", "protocol.answer_tokens=9"))),
     )
-    assert listed("waltz-limits").endswith(f"stale, other now: recipes ({waltz_limits.ARMS[0].name}), bases")
+    assert listed("waltz-limits").endswith(
+        f"stale, other now: recipes ({waltz_limits.ARMS[0].name}: protocol.answer_tokens), bases"
+    )
     file.write_text(text)
+    older = json.loads((tmp_path / "docs" / "results" / "waltz-limits.json").read_text())
+    for recipe in older["made"]["recipes"].values():
+        del recipe["protocol"]["constrained"]  # a setting that came later, with its default
+    assert not kept.changed(older["made"], [study.recipe(waltz_limits.ARMS[1], 0)])
     gone = tmp_path / "docs" / "results" / "waltz-limits.json"
     gone.write_text(gone.read_text().replace('"settings": []', '"settings": ["protocol.gone=1"]'))
     assert "stale, other now: a setting (" in listed("waltz-limits")

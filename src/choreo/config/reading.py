@@ -84,11 +84,18 @@ def unset(file: Path) -> list[str]:
     setting can go on without it.
     """
     data, _ = toml.read(file)
-    written = set(_leaves(data))
+    written = set(toml.leaves(data))
     whole = _check(data, lambda keys: str(file)).model_dump()
-    on = [keys for keys, value in _leaves(whole).items() if value != "" and value is not False]
+    on = [keys for keys, value in toml.leaves(whole).items() if value != "" and value is not False]
     missing = [keys for keys in on if keys not in written]
     return [".".join(keys) for keys in missing if not any(keys[: len(later)] == later for later in LATER)]
+
+
+def differences(a: Recipe, b: Recipe, besides: tuple[str, ...] = ()) -> list[str]:
+    """The settings in which two recipes differ, sorted, as dotted keys. besides: settings, or tables, to leave out."""
+    one, other = (toml.leaves(recipe.model_dump()) for recipe in (a, b))
+    found = sorted(".".join(keys) for keys in one.keys() | other.keys() if one.get(keys) != other.get(keys))
+    return [key for key in found if not any(key == name or key.startswith(f"{name}.") for name in besides)]
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -114,13 +121,6 @@ def _recipe_of(method: str) -> type[Recipe]:
     if isinstance(found, type) or not (isinstance(kind, type) and issubclass(kind, Recipe)):
         raise BadInput(f"method {method!r}: expected an object of a subclass of choreo.Method, with a recipe class")
     return kind
-
-
-def _leaves(table: Mapping[str, Any], above: toml.Keys = ()) -> dict[toml.Keys, Any]:
-    found: dict[toml.Keys, Any] = {}
-    for key, value in table.items():
-        found |= _leaves(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
-    return found
 
 
 def _blame(paths: dict[str, toml.Keys], wrong: toml.Keys) -> str:

@@ -42,6 +42,14 @@ def line_of(lines: Mapping[Keys, int], keys: Keys) -> int:
     return lines.get(keys, 1)
 
 
+def leaves(table: Mapping[str, Any], above: Keys = ()) -> dict[Keys, Any]:
+    """Every value of nested tables by its keys. A table without keys has none."""
+    found: dict[Keys, Any] = {}
+    for key, value in table.items():
+        found |= leaves(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
+    return found
+
+
 def assign(data: dict[str, Any], argument: str) -> Keys:
     """Sets one "a.b=c" in `data`, in place, and returns its keys. c is read as a TOML value, or else as plain text."""
     name, equals, raw = argument.partition("=")

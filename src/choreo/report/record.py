@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from choreo.errors import BadInput
+from choreo.files import toml
 from choreo.files.json_file import read_array, read_object
 from choreo.judges.resolve import names
 
@@ -57,7 +58,7 @@ class Record:
             "title": f"{self.folder.resolve().name}: report",
             "facts": _facts(self.summary, self.metrics),
             "recipe": self.recipe,
-            "versions": _flat(self.info),
+            "versions": [(".".join(keys), str(value)) for keys, value in toml.leaves(self.info).items()],
         }
 
 
@@ -146,11 +147,3 @@ def _facts(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[t
     if isinstance(summary.get("seconds"), int | float):
         facts.append(("time", f"{summary['seconds'] / 60:.1f} min"))
     return facts
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        rows += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, str(value))]
-    return rows

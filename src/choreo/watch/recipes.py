@@ -40,12 +40,6 @@ def _rows(columns: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     return found
 
 
-def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in table.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{name}.")
-        else:
-            found[name] = json.dumps(value, ensure_ascii=False, default=str)
-    return found
+def _flat(table: Mapping[str, Any]) -> dict[str, str]:
+    leaves = toml.leaves(table).items()
+    return {".".join(keys): json.dumps(value, ensure_ascii=False, default=str) for keys, value in leaves}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +17,7 @@ from choreo.experiment.run import bases
 from choreo.files.json_file import read_object
 from choreo.runs.folder import is_finished, read_info, versions
 
+REPEATED = ("name", "seed", "world.split_seed")  # in which repetitions of one training may differ
 PROMPTS = 20  # of every suite, by which a change of the world is seen
 
 
@@ -29,8 +30,8 @@ def source() -> dict[str, str]:
 def made(folder: Path) -> dict[str, Any]:
     """With what the finished runs of the study in `folder` were made:
 
-    date, versions: of this summary; runs: how many; seconds: of all their training; arms: a digest of each arm's
-    recipe; bases: fingerprints; commits, worlds: as `source` had them when each run began.
+    date, versions: of this summary; runs: how many; seconds: of all their training; recipes: each arm's, of
+    one of its seeds; bases: fingerprints; commits, worlds: as `source` had them when each run began.
     """
     paths = [path for path in sorted((folder / "runs").glob("*-seed*")) if is_finished(path)]
     summaries = [read_object(path / "summary.json") for path in paths]
@@ -40,17 +41,11 @@ def made(folder: Path) -> dict[str, Any]:
         "versions": versions(),
         "runs": len(paths),
         "seconds": sum(summary.get("seconds", 0.0) for summary in summaries),
-        "arms": {path.name.rpartition("-seed")[0]: digest(config.load(path / "recipe.toml")) for path in paths},
+        "recipes": {path.name.rpartition("-seed")[0]: _recipe(path) for path in paths},
         "bases": {name: base for summary in summaries for name, base in summary.get("bases", {}).items()},
         "commits": sorted({found.get("commit", "") for found in sources}),
         "worlds": sorted({found.get("world", "") for found in sources}),
     }
-
-
-def digest(recipe: config.Recipe) -> str:
-    """16 hex digits of a recipe, whatever its name and seeds."""
-    same = {"name": "", "seed": 0, "world": recipe.world.model_copy(update={"split_seed": 0})}
-    return _digest(config.to_toml(recipe.model_copy(update=same)))
 
 
 def world() -> str:
@@ -63,11 +58,12 @@ def world() -> str:
 
 
 def changed(found: dict[str, Any], recipes: Iterable[config.Recipe]) -> list[str]:
-    """What differs now from what `made` found. recipes: of the study's arms as they are now."""
+    """What differs now from what `made` found. recipes: of the study's arms as they are now.
+
+    A setting that is newer than the runs had its default in them.
+    """
     now = list(recipes)
-    known, differ = set(found["arms"].values()), []
-    if others := [recipe.name for recipe in now if digest(recipe) not in known]:
-        differ.append(f"recipes ({', '.join(others)})" if len(others) < len(now) else "recipes")
+    differ = _other_recipes(found, now)
     there: dict[str, str] = {}
     for recipe in now:
         try:
@@ -79,6 +75,28 @@ def changed(found: dict[str, Any], recipes: Iterable[config.Recipe]) -> list[str
     if found["worlds"] != [world()]:
         differ.append("the world")
     return list(dict.fromkeys(differ))
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    """The recipe of a run as JSON holds it."""
+    return config.load(run / "recipe.toml").model_dump(mode="json", exclude_none=True)
+
+
+def _other_recipes(found: dict[str, Any], now: Sequence[config.Recipe]) -> list[str]:
+    """Which arms have other recipes now, and the first setting that differs; empty where none has."""
+    try:
+        known = [config.make(recipe) for recipe in found["recipes"].values()]
+    except KeyError:  # kept by an older choreo
+        return ["recipes are not known"]
+    except BadInput as error:
+        return [f"a setting ({error})"]
+    others = []
+    for recipe in now:
+        differing = [config.differences(recipe, other, REPEATED) for other in known]
+        if all(differing):
+            nearest = min(differing, key=len, default=["new"])
+            others.append(f"{recipe.name}: {nearest[0]}")
+    return [f"recipes ({'; '.join(others)})"] if others else []
 
 
 def _digest(text: str) -> str:

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from choreo import config
 from choreo.errors import BadInput
 from choreo.methods.macpo.method import MACPO
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.schedule import STUDENT
 from choreo.runs.progress import Progress
+from choreo.studies.shared.kept import REPEATED
 from choreo.studies.swarm.shared.answers import load_recipe, macpo_answers, training_answers
 from choreo.studies.swarm.shared.design import REPLAYED, Design, ReportText
 from choreo.studies.swarm.shared.folder import ScenarioArm
-from choreo.studies.swarm.shared.recipes import REPEATED, differences, run_folders
+from choreo.studies.swarm.shared.recipes import run_folders
 from choreo.swarm import probe
 from choreo.swarm.annotations import load_annotation
 from choreo.swarm.answers import Answer, Answers, with_p
@@ -94,7 +96,7 @@ def way(recipe: MacpoRecipe) -> str:
     A run that differs in anything else has the name of its recipe in the prefix, so that it is never taken for MACPO.
     """
     rounds, teachers, published = recipe.rounds, recipe.agents.teachers, MacpoRecipe()
-    with_levers = set(differences(recipe, published, BESIDES))
+    with_levers = set(config.differences(recipe, published, BESIDES))
     fewer = len(set(teachers)) == len(teachers) and set(teachers) < set(published.agents.teachers)
     left_out = []
     for key, holds, name in (
