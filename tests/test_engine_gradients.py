@@ -191,6 +191,7 @@ def test_at_step_zero_the_ratio_is_one_the_kl_zero_and_dpo_ln_2(train, tiny_fold
     learner = Learner(team, "feedback", lr=1e-3, micro_tokens=engine.micro_tokens)
     metrics = learner.update(pairs, DPOLoss(beta=0.1))
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6) and metrics["margin"] == pytest.approx(0, abs=1e-6)
+    assert not {"kl", "ratio", "entropy"} & metrics.keys()  # the tokens are not the policy's own
     assert learner.update(pairs, DPOLoss(beta=0.1))["accuracy"] > 0.8
 
 

@@ -182,11 +182,14 @@ def _column(samples: Sequence[Sample], name: str, like: Tensor) -> Tensor | None
 
 @torch.no_grad()
 def monitored(actions: Actions) -> dict[str, Tensor]:
-    """Sums over tokens of the figures that are watched in any policy update."""
-    sums = {}
-    if actions.old is not None:
-        sums["entropy"] = -actions.old.sum()
-        sums["ratio"] = ((actions.logprobs - actions.old).exp() - 1).abs().sum()
+    """Sums over tokens of the figures that are watched in an update on the policy's own samples.
+
+    Of another's tokens, as those of preference pairs, there are none: only an expectation under the policy is a KL, and
+    exp(log π_ref − log π_θ) of a token that the policy has unlearnt can have any size.
+    """
+    if actions.old is None:
+        return {}
+    sums = {"entropy": -actions.old.sum(), "ratio": ((actions.logprobs - actions.old).exp() - 1).abs().sum()}
     if actions.reference is not None:
         gap = actions.reference - actions.logprobs
         sums["kl"] = (gap.exp() - 1 - gap).sum()
