@@ -265,7 +265,7 @@ def waltz_contexts(chat: Any, base: str, sizes: Sizes) -> dict[str, list[str]]:
     from choreo.environments.microworld.world import World
     from choreo.game.play import play
     from choreo.methods.waltz.agents import Pair
-    from choreo.methods.waltz.trainer import draw
+    from choreo.methods.waltz.batches import draw
     from choreo.types import CONVERSATION, FEEDBACK
 
     recipe = config.load("waltz", overrides(base, sizes))

@@ -85,7 +85,7 @@ def test_a_mixture_draws_by_weight_wraps_and_holds_out(tmp_path):
     assert all(text.startswith(("Play along: s", "No rules.\n\ns")) for text in small_texts) and len(small_texts) == 20
     assert wrapped([Prompt("1", r"a\1", "benign", "")], ["[PROMPT]"], "k")[0].text == r"a\1"
 
-    from choreo.methods.waltz.trainer import draw
+    from choreo.methods.waltz.batches import draw
 
     learning = Learning(prompts=8, samples=1, mix={"harmful": 1.0})
     pool = {"harmful": list(mixed.prompts), "benign": [], "general": []}

@@ -20,9 +20,12 @@ from choreo.environments.microworld.world import World
 from choreo.environments.task import Task
 from choreo.errors import BadInput
 from choreo.methods.waltz.alarms import alarms
+from choreo.methods.waltz.batches import draw
 from choreo.methods.waltz.method import WALTZ
-from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe
-from choreo.methods.waltz.trainer import _loss, draw, rate, ready, restore, stage1_steps, train
+from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, stage1_steps
+from choreo.methods.waltz.stages import ready
+from choreo.methods.waltz.trainer import restore, train
+from choreo.methods.waltz.updates import policy_loss, rate
 from choreo.models.resolve import base_folder
 from choreo.runs.callbacks import Callback
 from choreo.runs.episodes import record
@@ -254,4 +257,4 @@ def test_every_way_to_learn_trains_the_agents_it_names(change, tmp_path):
     assert updated == learning[recipe.stages.train]
     assert [row["stage"] for row in rows] == {"feedback": [1, 1], "both": [1, 2]}.get(recipe.stages.train, [2, 2])
     # KL is a loss where the recipe says so, and else in the reward.
-    assert (_loss(recipe, FEEDBACK).kl > 0) == (recipe.learning.kl == "k2-loss")
+    assert (policy_loss(recipe, FEEDBACK).kl > 0) == (recipe.learning.kl == "k2-loss")

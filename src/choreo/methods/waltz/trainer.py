@@ -11,18 +11,14 @@ itself bit for bit. So it does where the games are played one step ahead (`playe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from choreo.algorithms.advantages import estimator
 from choreo.algorithms.importance import mismatch, truncated
-from choreo.algorithms.values import ValueBaseline
 from choreo.engine import checkpoint
-from choreo.engine.losses import PolicyLoss
-from choreo.engine.requests import Engine
 from choreo.engine.rollouts import served
 from choreo.environments.task import CACHE, Task
 from choreo.errors import BadInput, Interrupted, Unavailable
@@ -36,17 +32,18 @@ from choreo.methods.waltz.figures import shown_figures, step_figures
 from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.pairs import here, pair_of
 from choreo.methods.waltz.player import Player, player_of
-from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, learners, stage1_steps
+from choreo.methods.waltz.recipe import WaltzRecipe, learners
 from choreo.methods.waltz.samples import split
+from choreo.methods.waltz.stages import Stage
 from choreo.methods.waltz.system_messages import digest_of, told_figures, trained_messages, under_some
+from choreo.methods.waltz.updates import policy_loss, rate, values_of, with_advantages, with_old
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
-from choreo.types import AGENTS, FEEDBACK, Prompt, Sample
+from choreo.types import AGENTS, Episode, Prompt, Sample
 
 INEXACT = "a server samples: a run that is resumed is another run of the same distribution (docs/rollouts.md)"
-SWITCH_WINDOW = 5  # steps whose mean label accuracy and format rate decide the switch to stage 2
 
 
 def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None = None) -> AnyPair[Any]:
@@ -62,163 +59,212 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         recipe = recipe.model_copy(update={"engine": engine})
         pair = pair_of(recipe)
         with pair.rollouts() as rollouts, player_of(recipe, rollouts) as player:
-            _train(recipe, run, progress, task or Task(recipe, run.path), pair, player)
+            Training(recipe, run, progress, task or Task(recipe, run.path), pair, player).to_the_end()
     return pair
 
 
-def _train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: AnyPair[Any], player: Player) -> None:
-    """player: who plays the games that the pair learns from."""
-    learning = recipe.learning
-    learner_of = {
-        agent: pair.learner(agent, learning, rate(learning, agent, 1)) for agent in learners(recipe.stages, stage=2)
-    }
-    values, digest = _values(recipe, pair), task.digest
-    messages, share = trained_messages(recipe), recipe.system_messages.share
-    attacker = CoAttacker(recipe.attack, recipe, here(pair), task) if recipe.attack else None
-    recent: list[tuple[float, float]] = []  # label accuracy and format rate of the last steps of stage 1
-    # Where the conversation agent is frozen throughout, all of the run is stage 1.
-    stage = 1 if recipe.stages.train == "feedback" or (recipe.stages.train == "both" and stage1_steps(recipe)) else 2
+class Training:
+    """One run of WaltzRL. A checkpoint after `step` holds `state()`.
 
-    def state(step: int) -> dict[str, Any]:
-        saved = {"step": step, "stage": stage, "recent": [list(row) for row in recent], "base": pair.base}
-        saved |= {"prompts": digest, "frames": pair.frames()}
-        saved |= {"system_messages": digest_of(messages)} if messages else {}
-        saved["agents"] = {agent: learner.state_dict() for agent, learner in learner_of.items()}
-        saved |= pair.start_state() | player.state_dict(step)
-        saved |= {"attack": attacker.state_dict(step)} if attacker else {}
-        return saved | ({"values": values.state_dict()} if values else {})
+    step: the last one that was learnt. player: who plays the games that the pair learns from.
+    """
 
-    step, path = run.rewind()
-    if path is not None:
-        saved = pair.read_checkpoint(path)
-        if saved.get("prompts", digest) != digest:  # a checkpoint of an early choreo has none
-            there = "files hold" if task.weights else f"{task.place} has"
-            raise BadInput(f"{path}: was trained on other prompts than the {there} now")
-        if messages and saved.get("system_messages") != digest_of(messages):
-            raise BadInput(
-                f"{path}: was trained under other system messages than {recipe.system_messages.train} has now"
-            )
-        example = {
-            "stage": stage,
-            "recent": [(0.0, 0.0)],
-            "agents": {a: one.example() for a, one in learner_of.items()},
+    def __init__(
+        self, recipe: WaltzRecipe, run: Run, progress: Progress, task: Task, pair: AnyPair[Any], player: Player
+    ):
+        """Goes on from the run's last checkpoint, or begins. Raises BadInput where that does not fit the recipe."""
+        self.recipe, self.run, self.progress = recipe, run, progress
+        self.task, self.pair, self.player = task, pair, player
+        self.learners = {
+            agent: pair.learner(agent, recipe.learning, rate(recipe.learning, agent, 1))
+            for agent in learners(recipe.stages, stage=2)
         }
-        checkpoint.check(path, saved, example | ({"values": values.example()} if values else {}))
-        stage, recent = saved["stage"], [(label, form) for label, form in saved["recent"]]
-        for agent, learner in learner_of.items():
-            learner.load_state_dict(saved["agents"][agent])
-        pair.load_start(path, saved)
-        player.load_state_dict(path, step, saved)
-        if values:
-            values.load_state_dict(saved["values"])
-        if attacker:
-            attacker.load_state_dict(path, saved)
-    elif recipe.warmup.on:
-        warm_start(recipe, run, here(pair), task, progress)
-    if attacker and path is None:
-        run.log_beside(attacker.warm_start(progress))
-    for remark in [*pair.remarks, *([] if player.rollouts.exact else [INEXACT])]:
-        progress.say(f"! {remark}")
-    judge, watch = strict(task.judge), JudgeWatch(task, run)
-    prompts = training_prompts(player.rollouts, task, learning, progress)
-    told = sum(prompt.told for some in prompts.values() for prompt in some)
-    if messages or told:  # a server that is to take callers' system messages as training did looks for this
-        run.note(system_messages={"given": len(messages), "own": told})
-    if messages:
-        progress.say(f"system messages: {share:.0%} of the training prompts get one of {len(messages)}")
-        if blind := sorted(UNTOLD & recipe.judge.kinds()):
-            progress.say(f"! the judge ({', '.join(blind)}) does not read them, and judges by the request alone")
+        self.stage = Stage(recipe)
+        self.values = values_of(recipe, pair)
+        self.messages = trained_messages(recipe)
+        self.attacker = CoAttacker(recipe.attack, recipe, here(pair), task) if recipe.attack else None
+        self.step, path = run.rewind()
+        if path is not None:
+            self._load(path)
+        elif recipe.warmup.on:
+            warm_start(recipe, run, here(pair), task, progress)
+        if self.attacker and path is None:
+            run.log_beside(self.attacker.warm_start(progress))
+        for remark in [*pair.remarks, *([] if player.rollouts.exact else [INEXACT])]:
+            progress.say(f"! {remark}")
+        self.judge, self.watch = strict(task.judge), JudgeWatch(task, run)
+        self.prompts = training_prompts(player.rollouts, task, recipe.learning, progress)
+        self._say_what_is_told()
 
-    def batch_of(step: int) -> list[tuple[Prompt, int]]:
-        batch = draw(prompts, learning, recipe.seed, step, task.weights)
-        batch = attacker.rewrite(batch, step) if attacker else batch
-        key = (recipe.seed, step, "system message")
-        return under_some(batch, messages, share, key, player.rollouts.has_room)
+    def to_the_end(self) -> None:
+        """All steps that are left. Raises as `train` does."""
+        steps = self.recipe.learning.steps
+        self.progress.start("training", steps, self.step)
+        while self.step < steps:
+            self._learn_step(self.step + 1)
+            stop = self.progress.interrupted or self.watch.stopping  # asked once: what is "saved" must have been saved
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == steps or stop:
+                with self._saying_where_it_goes_on():
+                    checkpoint.save(self.run.checkpoint(self.step), self.state())
+            if stop and self.step < steps:
+                raise self.watch.interruption(self.step)
 
-    progress.start("training", learning.steps, step)
-    while step < learning.steps:
-        step += 1
+    # ---- a step ------------------------------------------------------------------------------------
+
+    def _learn_step(self, step: int) -> None:
         began = time.monotonic()
-        try:
-            attacks = attacker.round(step, judge) if attacker else {}
-            episodes = judge_episodes(judge, player.games(step, batch_of))
-            asked = asked_of([verdict for episode in episodes for verdict in episode.verdicts])
-            left_open = reasons(asked)
-            # Where a judge by rule leaves everything open, the answers are at fault, and training may mend these.
-            by_rule = {*recipe.judge.kinds()} <= {"exact", "offline"}
-            if asked and sum(left_open.values()) == len(asked) and not by_rule:
-                raise JudgeDown(_undecided(judge.name, left_open, Path(recipe.judge.cache or run.path / CACHE)))
-            compared = watch.compare(episodes) if watch.due(step) else {}
-        except (BadInput, JudgeDown) as missing:
-            if attacker:
-                attacker.undo()
-            # No weight has moved in this step. Going on without verdicts would be learning from their absence.
-            last = _saved(run, step - 1, state)
-            if isinstance(missing, Unavailable) and progress.interrupted_here:  # who ended us has ended the server, too
-                raise Interrupted(f"saved at step {last}") from None
-            raise type(missing)(f"saved at step {last}; {missing}") from None
-        agents, key = learners(recipe.stages, stage), (recipe.seed, step)
-        parts = split(episodes, agents=agents, rewards=recipe.rewards, stage=stage, key=key)
-        figures: dict[str, Any] = {"stage": stage, **step_figures(episodes, parts), **compared}
-        figures |= attacks | (attacked_figures(episodes) if attacker else {})
-        figures |= told_figures(episodes) if messages else {}
-        with _saying_where_it_goes_on(run):
-            learnt = parts.samples if player.exact else _with_old(pair, parts.samples)
-            samples = _advantages(learnt, learning, pair, values)
-            figures |= {} if player.exact else mismatch(samples, recipe.engine.truncate)
-            for agent in agents:
-                own, loss = [sample for sample in samples if sample.agent == agent], _loss(recipe, agent)
-                own = own if player.exact else truncated(own, recipe.engine.truncate)
-                for _ in range(learning.epochs if own else 0):
-                    updated = learner_of[agent].update(own, loss, lr=rate(learning, agent, step))
-                if own:
-                    figures |= {f"{name}/{agent}": value for name, value in updated.items()}
+        attacks, episodes, compared = self._judged_games(step)
+        agents, key = self.stage.agents, (self.recipe.seed, step)
+        parts = split(episodes, agents=agents, rewards=self.recipe.rewards, stage=self.stage.number, key=key)
+        figures: dict[str, Any] = {"stage": self.stage.number, **step_figures(episodes, parts), **compared}
+        figures |= attacks | (attacked_figures(episodes) if self.attacker else {})
+        figures |= told_figures(episodes) if self.messages else {}
+        with self._saying_where_it_goes_on():
+            samples, learnt = self._update(step, agents, parts.samples)
+        figures |= learnt
         written = sum(len(t.ids) for e in episodes for t in (*e.answers, *e.reviews))
         seconds = time.monotonic() - began
         figures |= {"tokens": written, "seconds": seconds, "tokens_per_second": written / seconds}
-        figures["alarms"] = alarms(figures, grouped=estimator(learning.estimator).grouped)
-        figures["alarms"] += [alarm] if (alarm := silence(judge.name, len(asked), left_open)) else []
-        figures["alarms"] += watch.alarms
-        run.log(step, figures)
-        run.save_episodes(step, episodes, parts.paid, parts.advantages(samples))
-        progress.advance(step, shown_figures(figures), figures["alarms"])
-        if stage == 1 and recipe.stages.train == "both":
-            recent = [*recent, (figures.get("label_accuracy", 0.0), figures["format_rate"])][-SWITCH_WINDOW:]
-            if step >= stage1_steps(recipe) or ready(recent, recipe.stages):
-                stage = 2
-                progress.say(f"step {step}: stage 2, both agents learn")
-        stop = progress.interrupted or watch.stopping  # asked once: what says "saved" below must have been saved
-        if step % recipe.checkpoint_every == 0 or step == learning.steps or stop:
-            with _saying_where_it_goes_on(run):
-                checkpoint.save(run.checkpoint(step), state(step))
-        if stop and step < learning.steps:
-            raise watch.interruption(step)
+        figures["alarms"] = self._alarms(figures, episodes)
+        self.run.log(step, figures)
+        self.run.save_episodes(step, episodes, parts.paid, parts.advantages(samples))
+        self.progress.advance(step, shown_figures(figures), figures["alarms"])
+        self.step = step
+        if self.stage.ends(step, figures):
+            self.progress.say(f"step {step}: stage 2, both agents learn")
+
+    def _judged_games(self, step: int) -> tuple[dict[str, float], list[Episode], dict[str, Any]]:
+        """Figures of the attacker's round, the games of `step` with their verdicts, and the judges' comparison.
+
+        Where a judge or a server is gone the run is saved as it was before the step, and the error says where.
+        """
+        try:
+            attacks = self.attacker.round(step, self.judge) if self.attacker else {}
+            episodes = judge_episodes(self.judge, self.player.games(step, self._batch))
+            self._refuse_if_undecided(episodes)
+            compared = self.watch.compare(episodes) if self.watch.due(step) else {}
+        except (BadInput, JudgeDown) as missing:
+            if self.attacker:
+                self.attacker.undo()
+            # No weight has moved in this step. Going on without verdicts would be learning from their absence.
+            last = self._saved()
+            if isinstance(missing, Unavailable) and self.progress.interrupted_here:  # who ended us has ended the server
+                raise Interrupted(f"saved at step {last}") from None
+            raise type(missing)(f"saved at step {last}; {missing}") from None
+        return attacks, episodes, compared
+
+    def _batch(self, step: int) -> list[tuple[Prompt, int]]:
+        recipe = self.recipe
+        batch = draw(self.prompts, recipe.learning, recipe.seed, step, self.task.weights)
+        batch = self.attacker.rewrite(batch, step) if self.attacker else batch
+        key = (recipe.seed, step, "system message")
+        return under_some(batch, self.messages, recipe.system_messages.share, key, self.player.rollouts.has_room)
+
+    def _refuse_if_undecided(self, episodes: Sequence[Episode]) -> None:
+        """Raises JudgeDown where the judge left all answers open. Where a judge by rule does, the answers are at fault,
+        and training may mend these."""
+        asked, left_open = _left_open(episodes)
+        by_rule = {*self.recipe.judge.kinds()} <= {"exact", "offline"}
+        if asked and sum(left_open.values()) == asked and not by_rule:
+            cache = Path(self.recipe.judge.cache or self.run.path / CACHE)
+            raise JudgeDown(_undecided(self.judge.name, left_open, cache))
+
+    def _update(
+        self, step: int, agents: Sequence[str], samples: Sequence[Sample]
+    ) -> tuple[list[Sample], dict[str, float]]:
+        """One update of each agent that learns. Returns the samples with their advantages, and figures by agent."""
+        learning, engine, exact = self.recipe.learning, self.recipe.engine, self.player.exact
+        learnt = list(samples) if exact else with_old(self.pair, samples)
+        learnt = with_advantages(learnt, learning, self.pair, self.values)
+        figures: dict[str, float] = {} if exact else mismatch(learnt, engine.truncate)
+        for agent in agents:
+            own, loss = [sample for sample in learnt if sample.agent == agent], policy_loss(self.recipe, agent)
+            own = own if exact else truncated(own, engine.truncate)
+            for _ in range(learning.epochs if own else 0):
+                updated = self.learners[agent].update(own, loss, lr=rate(learning, agent, step))
+            if own:
+                figures |= {f"{name}/{agent}": value for name, value in updated.items()}
+        return learnt, figures
+
+    def _alarms(self, figures: dict[str, Any], episodes: Sequence[Episode]) -> list[str]:
+        found = alarms(figures, grouped=estimator(self.recipe.learning.estimator).grouped)
+        silent = silence(self.judge.name, *_left_open(episodes))
+        return [*found, *([silent] if silent else []), *self.watch.alarms]
+
+    # ---- what is saved and said --------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint after `step` holds."""
+        saved = {"step": self.step, **self.stage.state_dict(), "base": self.pair.base}
+        saved |= {"prompts": self.task.digest, "frames": self.pair.frames()}
+        saved |= {"system_messages": digest_of(self.messages)} if self.messages else {}
+        saved["agents"] = {agent: learner.state_dict() for agent, learner in self.learners.items()}
+        saved |= self.pair.start_state() | self.player.state_dict(self.step)
+        saved |= {"attack": self.attacker.state_dict(self.step)} if self.attacker else {}
+        return saved | ({"values": self.values.state_dict()} if self.values else {})
+
+    def _load(self, path: Path) -> None:
+        """Takes what `state` gave from the checkpoint at `path`. Raises BadInput where it does not fit."""
+        saved, digest = self.pair.read_checkpoint(path), self.task.digest
+        if saved.get("prompts", digest) != digest:  # a checkpoint of an early choreo has none
+            there = "files hold" if self.task.weights else f"{self.task.place} has"
+            raise BadInput(f"{path}: was trained on other prompts than the {there} now")
+        if self.messages and saved.get("system_messages") != digest_of(self.messages):
+            there = f"{self.recipe.system_messages.train} has"
+            raise BadInput(f"{path}: was trained under other system messages than {there} now")
+        example = Stage.example() | {"agents": {agent: one.example() for agent, one in self.learners.items()}}
+        checkpoint.check(path, saved, example | ({"values": self.values.example()} if self.values else {}))
+        self.stage.load_state_dict(saved)
+        for agent, learner in self.learners.items():
+            learner.load_state_dict(saved["agents"][agent])
+        self.pair.load_start(path, saved)
+        self.player.load_state_dict(path, self.step, saved)
+        if self.values:
+            self.values.load_state_dict(saved["values"])
+        if self.attacker:
+            self.attacker.load_state_dict(path, saved)
+
+    def _saved(self) -> int:
+        """The step that a run which stops now goes on from: this one, unless what has the weights is gone."""
+        if self.step and not self.run.checkpoint(self.step).exists():
+            try:
+                checkpoint.save(self.run.checkpoint(self.step), self.state())
+            except BadInput:
+                return max(checkpoints(self.run.path), default=0)
+        return self.step
+
+    @contextmanager
+    def _saying_where_it_goes_on(self) -> Iterator[None]:
+        """For what asks a service that has the weights: where it is gone or refuses, the run goes on from its last
+        checkpoint."""
+        try:
+            yield
+        except BadInput as gone:
+            raise type(gone)(f"saved at step {max(checkpoints(self.run.path), default=0)}; {gone}") from None
+
+    def _say_what_is_told(self) -> None:
+        """Notes and says which system messages the agents are trained under."""
+        count, progress = len(self.messages), self.progress
+        told = sum(prompt.told for some in self.prompts.values() for prompt in some)
+        if count or told:  # a server that is to take callers' system messages as training did looks for this
+            self.run.note(system_messages={"given": count, "own": told})
+        if count:
+            share = self.recipe.system_messages.share
+            progress.say(f"system messages: {share:.0%} of the training prompts get one of {count}")
+            if blind := sorted(UNTOLD & self.recipe.judge.kinds()):
+                progress.say(f"! the judge ({', '.join(blind)}) does not read them, and judges by the request alone")
+
+
+def _left_open(episodes: Sequence[Episode]) -> tuple[int, Mapping[str, int]]:
+    """On how many answers a judge was asked, and why it left some of them open, by reason."""
+    asked = asked_of([verdict for episode in episodes for verdict in episode.verdicts])
+    return len(asked), reasons(asked)
 
 
 def _undecided(judge: str, reasons: Mapping[str, int], cache: Path) -> str:
     """The message where a judge left every answer of a step open. Its replies are in `cache`, and are read again."""
     message = f"judge {judge} decided nothing in the whole step, most often: {', '.join([*reasons][:3])}"
     return f"{message}; what it replied is kept: once it is mended, remove {cache}" if cache.is_file() else message
-
-
-@contextmanager
-def _saying_where_it_goes_on(run: Run) -> Iterator[None]:
-    """For what asks a service that has the weights: where it is gone or refuses, the run goes on from its last
-    checkpoint."""
-    try:
-        yield
-    except BadInput as gone:
-        raise type(gone)(f"saved at step {max(checkpoints(run.path), default=0)}; {gone}") from None
-
-
-def _saved(run: Run, step: int, state: Callable[[int], Mapping[str, Any]]) -> int:
-    """The step that a run which stops after `step` goes on from: `step`, unless what has the weights is gone."""
-    if step and not run.checkpoint(step).exists():
-        try:
-            checkpoint.save(run.checkpoint(step), state(step))
-        except BadInput:
-            return max(checkpoints(run.path), default=0)
-    return step
 
 
 def restore(recipe: WaltzRecipe, path: Path | None) -> AnyPair[Any]:
@@ -231,72 +277,3 @@ def restore(recipe: WaltzRecipe, path: Path | None) -> AnyPair[Any]:
     if path is not None:
         pair.load(path)
     return pair
-
-
-def rate(learning: Learning, agent: str, step: int) -> float:
-    """The agent's learning rate in `step` (1, 2, …): constant, or falling linearly, to nothing after the last step."""
-    left = 1.0 if learning.schedule == "constant" else 1 - (step - 1) / learning.steps
-    return ((agent == FEEDBACK and learning.feedback_lr) or learning.lr) * left
-
-
-def ready(recent: Sequence[tuple[float, float]], stages: Stages) -> bool:
-    """Whether labels and format, as the last steps of stage 1 had them, are good enough for stage 2."""
-    if len(recent) < SWITCH_WINDOW:
-        return False
-    label, form = (sum(column) / len(recent) for column in zip(*recent, strict=True))
-    return label >= stages.switch_label_accuracy and form >= stages.switch_format_rate
-
-
-def _scores(
-    pair: AnyPair[Any], samples: Sequence[Sample], policy: Callable[[str], str | None]
-) -> list[tuple[float, ...]]:
-    """log π of every id of the samples, in order, by the policy that `policy` names for the sample's agent."""
-
-    def score(engine: Engine, own: Sequence[Sample]) -> list[tuple[float, ...]]:
-        found: dict[int, tuple[float, ...]] = {}
-        policies = [policy(sample.agent) for sample in own]
-        for name in dict.fromkeys(policies):
-            places = [i for i, used in enumerate(policies) if used == name]
-            pairs = [(own[i].context, own[i].ids, own[i].choices) for i in places]
-            found |= zip(places, engine.score(name, pairs, pair.masks(own[0].agent)), strict=True)
-        return [found[i] for i in range(len(own))]
-
-    return pair.of_each(samples, score)
-
-
-def _with_old(pair: AnyPair[Any], samples: Sequence[Sample]) -> list[Sample]:
-    """Samples that another engine or earlier weights drew, with log π_old as the learner computes it."""
-    scores = _scores(pair, samples, lambda agent: agent)
-    return [replace(sample, logprobs=old) for sample, old in zip(samples, scores, strict=True)]
-
-
-def _values(recipe: WaltzRecipe, pair: AnyPair[Any]) -> ValueBaseline | None:
-    if recipe.learning.baseline == "none":
-        return None
-    widths = {role: agent.engine.features([(agent.chat.end_id,)]).shape[1] for role, agent in pair.agents.items()}
-    return ValueBaseline(recipe.learning.baseline, widths, seed=recipe.seed)
-
-
-def _loss(recipe: WaltzRecipe, agent: str) -> PolicyLoss:
-    learning, protocol = recipe.learning, recipe.protocol
-    divide = estimator(learning.estimator).divide(protocol.limits.tokens(agent))
-    return PolicyLoss(learning.clip, kl=learning.beta if learning.kl == "k2-loss" else 0.0, divide=divide)
-
-
-def _advantages(
-    samples: list[Sample], learning: Learning, pair: AnyPair[Any], values: ValueBaseline | None
-) -> list[Sample]:
-    """The samples with log π_ref (where the KL needs it) and advantages."""
-    if not samples:
-        return []
-    if learning.beta:
-        scores = _scores(pair, samples, pair.reference)
-        samples = [replace(sample, reference=score) for sample, score in zip(samples, scores, strict=True)]
-    predicted = None
-    if values:
-        agents = [sample.agent for sample in samples]
-        features = pair.of_each(samples, lambda engine, own: list(engine.features([s.context for s in own])))
-        predicted = values.predict(agents, features)
-        values.fit(agents, features, [sample.reward for sample in samples])
-    beta = learning.beta if learning.kl == "k1-reward" else 0.0
-    return estimator(learning.estimator)(samples, beta=beta, values=predicted)
