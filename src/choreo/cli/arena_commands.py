@@ -79,7 +79,7 @@ It works while people rate.""",
         "Write what people said to a file",
         """\
   choreo arena export people --as csv --out ratings.csv
-  choreo arena export people --as preferences --out pairs.jsonl       for [prompts] of MACPO
+  choreo arena export people --as preferences --out pairs.jsonl       for data.file of MACPO
   choreo arena export people --as dpo --out dpo.jsonl                 for TRL
   choreo arena export labels --as answers --out answers.jsonl         for judge train and [warmup.answers]
 Preferences and answers are what most raters of an item said; csv has every rating.""",
