@@ -38,5 +38,8 @@ def run(study: Study) -> str:
             "MACPO against the others, and against itself without noise", paired_rounds(study, runs, CONTRASTS)
         ),
     ]
-    intro = "The chosen and the rejected answer of a share of the labelled prompts change places before the teachers see them."
+    intro = (
+        "The chosen and the rejected answer of a share of the labelled prompts change places before the teachers see "
+        "them."
+    )
     return study.write("MACPO under wrong labels", intro, sections)

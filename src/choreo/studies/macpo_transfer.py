@@ -38,7 +38,10 @@ def run(study: Study) -> str:
     columns = ("student of", "start", "end", "all suites, end")
     series = {"general ability": [over_seeds(final(found, "general"), 1.0) for found in rounds.values()]}
     figure = plots.bars(list(rounds), series, "General ability of the student at the end", "correct answers")
-    intro = "Labelled and unlabelled prompts are general ones alone. General ability is the share of held-out general prompts that are answered correctly."
+    intro = (
+        "Labelled and unlabelled prompts are general ones alone. General ability is the share of held-out general "
+        "prompts that are answered correctly."
+    )
     said = "General ability of each student at its start and at its end, and its reward over all suites."
     sections = [
         PageSection("Does it carry over?", said, Table(columns, rows), figure),
