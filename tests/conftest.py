@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported. One thread, as a command that a test begins has: sums of two differ in their last digits,
+# and at these sizes a second thread only waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 SENTENCES = [
     "Answer the user.",
@@ -38,8 +42,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # at these sizes a second thread only waits
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
