@@ -292,7 +292,7 @@ def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monk
         return line
 
     monkeypatch.chdir(tmp_path)
-    assert listed("waltz-limits").split(None, 1)[1] == "not run: 15 runs, 3 seeds"
+    assert listed("waltz-limits").split(None, 1)[1] == "not run here: 15 runs, 3 seeds"
     folder = tmp_path / "runs" / "waltz-limits"
     (tmp_path / "runs").mkdir()
     there = {arm.name: entry(10, 20) for arm in waltz_limits.ARMS}

@@ -34,7 +34,7 @@ def words(state: Mapping[str, Any]) -> str:
         runs = state["planned"]
         if state["begun"]:
             return f"{state['finished']} of {runs or state['begun']} runs are done"
-        return "not run" if runs is None else f"not run: {runs} runs, {state['seeds']} seeds"
+        return "not run here" if runs is None else f"not run here: {runs} runs, {state['seeds']} seeds"
     made = state["made"]
     commits = ", ".join(commit[:8] + "+" * commit.endswith("+") for commit in made["commits"] if commit)
     how = f"stale, other now: {', '.join(state['stale'])}" if state["stale"] else "up to date"
