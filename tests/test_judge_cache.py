@@ -86,14 +86,14 @@ def test_stopped_by_the_user_what_came_is_kept(tmp_path):
 
         def interrupt(outcome):
             checked(outcome)
-            if len(one._cache) >= 8:
+            if len(one._asker.cache) >= 8:
                 raise KeyboardInterrupt
 
         one._check = interrupt
         with pytest.raises(KeyboardInterrupt):
             one.many(pairs(100))
         calls = len(stub.seen)
-        assert calls < 20 and len(one._cache) == calls  # those on their way were paid for and are kept
+        assert calls < 20 and len(one._asker.cache) == calls  # those on their way were paid for and are kept
         one._check = checked
         one.many(pairs(100))
         assert len(stub.seen) == 100

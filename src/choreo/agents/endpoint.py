@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from choreo.agents.base import Key, State, state_of, turn_key
-from choreo.clients.cache import Cache, key_of
-from choreo.clients.http import Client, Endpoint
+from choreo.clients.asker import Asker
+from choreo.clients.cache import key_of
+from choreo.clients.http import Endpoint
 from choreo.clients.reply import Failure, Reply
 from choreo.config.wording import Wording, filled
 from choreo.errors import BadInput, Interrupted
@@ -29,7 +29,6 @@ class EndpointAgent:
     wording: what it is told, where that is not `text.prompts.WORDING`.
     schema: hold reviews to their JSON schema (`response_format`). An untrained model mostly writes words around its
         JSON, and a review that does not parse is not applied.
-    counts: calls, cached replies, tokens of the calls, and failures by kind.
     """
 
     trained = False
@@ -43,14 +42,20 @@ class EndpointAgent:
         wording: Wording = WORDING,
     ):
         self.endpoint, self.schema, self.wording = endpoint, schema, wording
-        self.counts: Counter[str] = Counter()
-        self._client = Client(endpoint)
-        self._cache = Cache(cache)
+        self._asker = Asker(endpoint, cache, "agent")
+        self._numbers: Counter[str] = Counter()
         self._replied: set[str] = set()  # roles in which the server has replied, now or earlier
+        self._missing = 0  # turns in a row, in the order they ended, that got no reply
 
     @property
     def name(self) -> str:
         return f"{self.endpoint.model} at {self.endpoint.url}"
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was done since the agent was made: calls, retries, tokens and `unmetered` as `Asker` counts them, cached
+        replies, and failures by kind."""
+        return self._numbers + self._asker.counts
 
     def turns(
         self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float | None
@@ -65,35 +70,18 @@ class EndpointAgent:
         keys = [
             key_of([self.endpoint.address(body), body, list(own)]) for body, own in zip(bodies, turn_keys, strict=True)
         ]
-        found: dict[str, Reply | Failure] = {key: Reply(**reply) for key, reply in self._cache.find(keys).items()}
-        self.counts["cached"] += len(found)
+        found: dict[str, Reply | Failure] = {**self._asker.kept(keys)}
+        self._numbers["cached"] += len(found)
         if found:
             self._replied.add(role)
-        self._ask_all(role, {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}, found)
+        asked = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
+        self._missing = 0
+        outcomes = self._asker.ask(asked, partial(self._check, role))
+        failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
+        if failures and role not in self._replied:  # fewer turns than patience, and not one reply
+            raise self._down(role, failures[0])
+        found |= outcomes
         return [self._turn(role, len(game.reviews), found[key]) for game, key in zip(games, keys, strict=True)]
-
-    def _ask_all(self, role: str, bodies: dict[str, dict[str, Any]], found: dict[str, Reply | Failure]) -> None:
-        """Puts the outcome of every body into `found`, by its key, asking several at a time."""
-        missing, last = 0, None
-        self._client.stopping.clear()
-        with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="agent") as pool:
-            try:
-                asking = pool.map(self._ask, bodies, bodies.values())
-                for key, (calls, outcome) in zip(bodies, asking, strict=True):
-                    found[key] = outcome
-                    self._count(calls, outcome)
-                    if isinstance(outcome, Reply):
-                        self._replied.add(role)
-                        missing = 0
-                    else:
-                        last, missing = outcome, 0 if outcome.of_row and role in self._replied else missing + 1
-                        self._check(role, outcome, missing)
-            except BaseException:
-                self._client.stopping.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        if last and role not in self._replied:  # fewer turns than patience, and not one reply
-            self._check(role, last, self.endpoint.patience)
 
     def _body(self, state: State[Any], key: Key, max_tokens: int, temperature: float | None) -> dict[str, Any]:
         question: dict[str, Any] = {"messages": messages(state, self.wording), "seed": request_seed(key)}
@@ -102,50 +90,40 @@ class EndpointAgent:
         body = self.endpoint.body(question, max_tokens)
         return body if temperature is None else body | {"temperature": float(temperature)}
 
-    def _ask(self, key: str, body: dict[str, Any]) -> tuple[int, Reply | Failure]:
-        """The number of requests it took, and the outcome. A reply is kept at once. Runs in threads, so nothing is
-        counted here."""
-        asked = self._client.ask(body)
-        if isinstance(asked.outcome, Failure):
-            return asked.calls, asked.outcome
-        return asked.calls, Reply(**self._cache.keep(key, asdict(asked.outcome)))
-
-    def _count(self, calls: int, outcome: Reply | Failure) -> None:
-        self.counts["calls"] += calls
+    def _check(self, role: str, outcome: Reply | Failure) -> None:
+        """Raises once going on makes no sense."""
         if isinstance(outcome, Reply):
-            self.counts["prompt_tokens"] += outcome.prompt_tokens or 0
-            self.counts["completion_tokens"] += outcome.completion_tokens or 0
+            self._replied.add(role)
+            self._missing = 0
+            return
+        self._missing = 0 if outcome.of_row and role in self._replied else self._missing + 1
+        never_there = outcome.kind == "unreachable" and not self._replied
+        if outcome.kind == "wrong" or never_there or self._missing >= self.endpoint.patience:
+            raise self._down(role, outcome)
 
-    def _check(self, role: str, outcome: Failure, missing: int) -> None:
-        """Raises once going on makes no sense. missing: turns in a row without a reply."""
+    def _down(self, role: str, outcome: Failure) -> BadInput | Interrupted:
         failed = f"{self.name}: {outcome.kind}: {outcome.details}"
         if outcome.kind == "wrong":
-            raise BadInput(f"{failed} (is the address, the model or the key in {self.endpoint.key_variable} wrong?)")
-        if not self._replied and outcome.kind == "unreachable":
-            raise BadInput(f"{failed}; is the server running, and is this its address?")
-        if missing < self.endpoint.patience:
-            return
+            return BadInput(f"{failed} (is the address, the model or the key in {self.endpoint.key_variable} wrong?)")
         if outcome.of_row:
             schema = "; json_schema = false is for servers that take no response_format"
-            raise BadInput(
-                f"{failed}; it takes no request of the {role} agent{schema if role == FEEDBACK and self.schema else ''}"
-            )
+            said = schema if role == FEEDBACK and self.schema else ""
+            return BadInput(f"{failed}; it takes no request of the {role} agent{said}")
         if not self._replied:
-            raise BadInput(f"{failed}; is the server running, and is this its address?")
-        raise Interrupted(f"{failed}; it stopped answering. {len(self._cache)} replies are kept")
+            return BadInput(f"{failed}; is the server running, and is this its address?")
+        return Interrupted(f"{failed}; it stopped answering. {len(self._asker.cache)} replies are kept")
 
     def _turn(self, role: str, round: int, outcome: Reply | Failure) -> TextTurn:
         if isinstance(outcome, Failure):
-            self.counts[f"failed: {outcome.kind}"] += 1
+            self._numbers[f"failed: {outcome.kind}"] += 1
             return TextTurn(role, round, "", False, 0, f"{outcome.kind}: {outcome.details}")
         text, failure = outcome.answer
         if failure:
-            self.counts[f"failed: {failure.split(':')[0]}"] += 1
+            self._numbers[f"failed: {failure.split(':')[0]}"] += 1
         return TextTurn(role, round, text, outcome.finish != "length", outcome.completion_tokens, failure)
 
     def close(self) -> None:
-        self._client.close()
-        self._cache.close()
+        self._asker.close()
 
 
 def messages(state: State[Any], wording: Wording = WORDING) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Replies of judges in one SQLite file, so that no question is sent, or paid for, twice.
+"""Replies of models behind servers in one SQLite file, so that no question is sent, or paid for, twice.
 
 Every reply is committed at once, so a kill loses no stored reply. Several processes may share a file: the first reply
 to a question stays, and every process reads that one. The file must lie on a local disk, because SQLite's write-ahead

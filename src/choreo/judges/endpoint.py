@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from choreo.clients.cache import Cache, key_of
-from choreo.clients.http import Client, Endpoint, Exchange
+from choreo.clients.asker import Asker
+from choreo.clients.cache import key_of
+from choreo.clients.http import Endpoint
 from choreo.clients.reply import Failure, Reply
 from choreo.errors import BadInput
 from choreo.judges.base import AnsweredPrompt, Format, JudgeDown, undetermined
@@ -34,8 +34,7 @@ class EndpointJudge:
     def __init__(self, format: Format, endpoint: Endpoint, cache: Path | None = None):
         self.format = format
         self.endpoint = endpoint
-        self._cache = Cache(cache)
-        self._client = Client(endpoint)
+        self._asker = Asker(endpoint, cache, "judge")
         self._answered = False  # the server has replied to this object
         self._known = False  # … or to an earlier one: the cache holds replies to this very judge
         self._missing = 0  # rows in a row, in the order they ended, that got no reply
@@ -58,9 +57,7 @@ class EndpointJudge:
         bodies = [self.endpoint.body(self.format.ask(*pair), self.format.tokens) for pair in pairs]
         keys = [self._key(body) for body in bodies]
         questions = dict(zip(keys, bodies, strict=True))
-        outcomes: dict[str, Reply | Failure] = {
-            key: Reply(**reply) for key, reply in self._cache.find(questions).items()
-        }
+        outcomes: dict[str, Reply | Failure] = {**self._asker.kept(questions)}
         self._known |= bool(outcomes)
         asked = {key: body for key, body in questions.items() if key not in outcomes}
         outcomes |= self._ask(asked)
@@ -85,17 +82,9 @@ class EndpointJudge:
         here, whatever the server charges for them.
         cost: by the endpoint's prices, in their currency.
         """
-        names = (
-            "rows",
-            "judged",
-            "calls",
-            "cached",
-            "retries",
-            "prompt_tokens",
-            "completion_tokens",
-            "unmetered",
-        )
-        counts: dict[str, Any] = {name: self._numbers[name] for name in names}
+        names = ("rows", "judged", "calls", "cached", "retries", "prompt_tokens", "completion_tokens", "unmetered")
+        found = self._numbers + self._asker.counts
+        counts: dict[str, Any] = {name: found[name] for name in names}
         prompt, completion = counts["prompt_tokens"], counts["completion_tokens"]
         cost = (prompt * self.endpoint.prompt_price + completion * self.endpoint.completion_price) / 1e6
         return counts | {"undetermined": dict(sorted(self._reasons.items())), "cost": cost}
@@ -110,59 +99,19 @@ class EndpointJudge:
         return {"judge": self.name} | asked | {"endpoint": asdict(self.endpoint) | {"extra": dict(self.endpoint.extra)}}
 
     def close(self) -> None:
-        self._client.close()
-        self._cache.close()
+        self._asker.close()
 
     def _key(self, body: dict[str, Any]) -> str:
         """Of everything that matters for a reply: address, the whole request body, and which words these are."""
         return key_of([self.endpoint.address(body), body, self.format.name, self.format.version])
 
     def _ask(self, questions: dict[str, dict[str, Any]]) -> dict[str, Reply | Failure]:
-        """The outcome of each question; replies are stored as they come."""
-        if not questions:
-            return {}
-        outcomes: dict[str, Reply | Failure] = {}
-        self._client.stopping.clear()
-        with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="judge") as pool:
-            futures = {pool.submit(self._one, key, body): key for key, body in questions.items()}
-            try:
-                for future in as_completed(futures):
-                    key = futures.pop(future)
-                    outcomes[key] = self._count(future)
-                    self._check(outcomes[key])
-            except BaseException:
-                # Requests on their way were paid for: wait for them (a time-out at most), so that they are kept.
-                self._client.stopping.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                for future in futures:
-                    if not future.cancelled() and not future.exception():
-                        self._count(future)
-                raise
+        """The outcome of each question."""
+        outcomes = self._asker.ask(questions, self._check)
         failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
         if failures and not self._known:  # fewer rows than patience, and not one reply
             raise self._down(failures[0])
         return outcomes
-
-    def _one(self, key: str, body: dict[str, Any]) -> tuple[Exchange, Reply | Failure]:
-        """Asks, and stores a reply at once; the outcome that holds is the first one stored."""
-        asked = self._client.ask(body)
-        if isinstance(asked.outcome, Failure):
-            return asked, asked.outcome
-        return asked, Reply(**self._cache.keep(key, asdict(asked.outcome)))
-
-    def _count(self, future: Future[tuple[Exchange, Reply | Failure]]) -> Reply | Failure:
-        """Counts what a question took, and returns its outcome."""
-        asked, outcome = future.result()
-        self._numbers["calls"] += asked.calls
-        self._numbers["retries"] += max(0, asked.calls - 1)
-        reply = asked.outcome
-        if isinstance(reply, Failure):
-            return outcome
-        if reply.prompt_tokens is None or reply.completion_tokens is None:
-            self._numbers["unmetered"] += 1
-        self._numbers["prompt_tokens"] += reply.prompt_tokens or 0
-        self._numbers["completion_tokens"] += reply.completion_tokens or 0
-        return outcome
 
     def _check(self, outcome: Reply | Failure) -> None:
         """Raises once going on makes no sense."""
@@ -191,7 +140,8 @@ class EndpointJudge:
         tries = f"after {self.endpoint.retries + 1} tries of at most {self.endpoint.timeout:g} s"
         if not self._answered:
             return BadInput(f"{where}: no answer {tries}, last {told}; is the server running, and is this its address?")
-        kept = f"its {len(self._cache)} replies are kept" + (f" in {self._cache.path}" if self._cache.path else "")
+        cache = self._asker.cache
+        kept = f"its {len(cache)} replies are kept" + (f" in {cache.path}" if cache.path else "")
         return JudgeDown(f"{where}: stopped answering; {tries}, last {told}; {kept}")
 
     def _read(self, prompt: Prompt, outcome: Reply | Failure) -> Verdict:
