@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,12 @@ def here(tmp_path, monkeypatch) -> Path:
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if not (Path(path) / smollm2.MODULE).exists()])
+
+    def found_here(name):  # whatever is installed beside choreo
+        spec = find_spec(name)
+        return spec if spec and Path(spec.origin).is_relative_to(tmp_path) else None
+
+    monkeypatch.setattr(smollm2, "find_spec", found_here)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -25,7 +25,7 @@ from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import Learning, Stages, WaltzRecipe, stage1_steps
 from choreo.methods.waltz.stages import ready
 from choreo.methods.waltz.trainer import restore, train
-from choreo.methods.waltz.updates import policy_loss, rate
+from choreo.methods.waltz.updates import learning_rate, policy_loss
 from choreo.models.resolve import base_folder
 from choreo.runs.callbacks import Callback
 from choreo.runs.episodes import record
@@ -226,10 +226,10 @@ def test_alarms_name_what_is_wrong_and_are_silent_otherwise():
 
 def test_the_learning_rate_falls_to_nothing_or_stays():
     linear, constant = Learning(lr=0.4, steps=4), Learning(lr=0.4, steps=4, schedule="constant")
-    assert [rate(linear, CONVERSATION, step) for step in (1, 2, 3, 4)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
-    assert {rate(constant, FEEDBACK, step) for step in (1, 2, 3, 4)} == {0.4}
+    assert [learning_rate(linear, CONVERSATION, step) for step in (1, 2, 3, 4)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert {learning_rate(constant, FEEDBACK, step) for step in (1, 2, 3, 4)} == {0.4}
     slower = linear.model_copy(update={"feedback_lr": 0.04})
-    assert [rate(slower, agent, 3) for agent in (CONVERSATION, FEEDBACK)] == pytest.approx([0.2, 0.02])
+    assert [learning_rate(slower, agent, 3) for agent in (CONVERSATION, FEEDBACK)] == pytest.approx([0.2, 0.02])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,9 @@ class EndpointAgent:
     def counts(self) -> Counter[str]:
         """What was done since the agent was made: calls, retries, tokens and `unmetered` as `Asker` counts them, cached
         replies, and failures by kind."""
-        return self._numbers + self._asker.counts
+        found = Counter(self._numbers)
+        found.update(self._asker.counts)  # a sum would leave out what is 0
+        return found
 
     def turns(
         self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float | None

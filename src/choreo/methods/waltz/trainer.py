@@ -36,7 +36,7 @@ from choreo.methods.waltz.recipe import WaltzRecipe, learners
 from choreo.methods.waltz.samples import split
 from choreo.methods.waltz.stages import Stage
 from choreo.methods.waltz.system_messages import digest_of, told_figures, trained_messages, under_some
-from choreo.methods.waltz.updates import policy_loss, rate, values_of, with_advantages, with_old
+from choreo.methods.waltz.updates import learning_rate, policy_loss, value_baseline, with_advantages, with_old
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.models.resolve import base_folder
 from choreo.runs.folder import Run, checkpoints
@@ -59,11 +59,11 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
         recipe = recipe.model_copy(update={"engine": engine})
         pair = pair_of(recipe)
         with pair.rollouts() as rollouts, player_of(recipe, rollouts) as player:
-            Training(recipe, run, progress, task or Task(recipe, run.path), pair, player).to_the_end()
+            Trainer(recipe, run, progress, task or Task(recipe, run.path), pair, player).to_the_end()
     return pair
 
 
-class Training:
+class Trainer:
     """One run of WaltzRL. A checkpoint after `step` holds `state()`.
 
     step: the last one that was learnt. player: who plays the games that the pair learns from.
@@ -76,11 +76,11 @@ class Training:
         self.recipe, self.run, self.progress = recipe, run, progress
         self.task, self.pair, self.player = task, pair, player
         self.learners = {
-            agent: pair.learner(agent, recipe.learning, rate(recipe.learning, agent, 1))
+            agent: pair.learner(agent, recipe.learning, learning_rate(recipe.learning, agent, 1))
             for agent in learners(recipe.stages, stage=2)
         }
         self.stage = Stage(recipe)
-        self.values = values_of(recipe, pair)
+        self.values = value_baseline(recipe, pair)
         self.messages = trained_messages(recipe)
         self.attacker = CoAttacker(recipe.attack, recipe, here(pair), task) if recipe.attack else None
         self.step, path = run.rewind()
@@ -181,7 +181,7 @@ class Training:
             own, loss = [sample for sample in learnt if sample.agent == agent], policy_loss(self.recipe, agent)
             own = own if exact else truncated(own, engine.truncate)
             for _ in range(learning.epochs if own else 0):
-                updated = self.learners[agent].update(own, loss, lr=rate(learning, agent, step))
+                updated = self.learners[agent].update(own, loss, lr=learning_rate(learning, agent, step))
             if own:
                 figures |= {f"{name}/{agent}": value for name, value in updated.items()}
         return learnt, figures

@@ -15,7 +15,7 @@ from choreo.methods.waltz.recipe import Learning, WaltzRecipe
 from choreo.types import FEEDBACK, Sample
 
 
-def rate(learning: Learning, agent: str, step: int) -> float:
+def learning_rate(learning: Learning, agent: str, step: int) -> float:
     """The agent's learning rate in `step` (1, 2, …): constant, or falling linearly, to nothing after the last step."""
     left = 1.0 if learning.schedule == "constant" else 1 - (step - 1) / learning.steps
     return ((agent == FEEDBACK and learning.feedback_lr) or learning.lr) * left
@@ -44,7 +44,7 @@ def with_old(pair: AnyPair[Any], samples: Sequence[Sample]) -> list[Sample]:
     return [replace(sample, logprobs=old) for sample, old in zip(samples, scores, strict=True)]
 
 
-def values_of(recipe: WaltzRecipe, pair: AnyPair[Any]) -> ValueBaseline | None:
+def value_baseline(recipe: WaltzRecipe, pair: AnyPair[Any]) -> ValueBaseline | None:
     """The value baseline of a recipe, untrained; None where it has none."""
     if recipe.learning.baseline == "none":
         return None
