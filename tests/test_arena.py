@@ -10,6 +10,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+from arena import answers as answers_of
 from arena import make_arena, write_rows
 
 from choreo.arena.export import KINDS_OF_FILES, export_arena
@@ -216,6 +217,15 @@ def test_bad_input_is_one_line_and_makes_nothing(tmp_path, monkeypatch, capsys, 
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "arena").exists()
+
+
+def test_prompts_are_drawn_and_where_fewer_are_there_a_line_says_so(tmp_path, capsys):
+    sources = [f"--system={name}={answers_of(tmp_path, name, 5)}" for name in ("ours", "base")]
+    for asked, drawn in ((3, 3), (5, 5), (6, 5)):
+        assert main(["arena", "new", str(tmp_path / f"{asked}"), "--pairs", *sources, "--prompts", str(asked)]) == 0
+        told = capsys.readouterr().out
+        assert f"{drawn} items on {drawn} prompts" in told
+        assert ("fewer prompts than --prompts 6: all systems have answered only 5" in told) == (asked > drawn)
 
 
 def test_nothing_is_lost_or_overwritten_by_a_command(rated, tmp_path, capsys):

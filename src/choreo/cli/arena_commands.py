@@ -115,7 +115,9 @@ the kind of each prompt. An attention item is a row {prompt, a, b, expected: a, 
     )
     new_command.add_argument("--guidelines", type=Path, metavar="FILE", help="Markdown (default: choreo's own)")
     new_command.add_argument("--attention", type=Path, metavar="FILE", help="items with a known right choice")
-    new_command.add_argument("--prompts", type=count, metavar="N", help="draw N prompts (default: all)")
+    new_command.add_argument(
+        "--prompts", type=count, metavar="N", help="draw N prompts, or all if there are fewer (default: all)"
+    )
     new_command.add_argument(
         "--seed", type=natural, default=0, metavar="N", help="seed of the draw, the order and the sides (default: 0)"
     )
