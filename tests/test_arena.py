@@ -241,13 +241,24 @@ def test_nothing_is_lost_or_overwritten_by_a_command(rated, tmp_path, capsys):
         (["rater", folder, "a b"], "a name has"),
         (["results", folder, "--leave-out", "dora"], "there is no such rater; there are alice, bob"),
         (["results", str(tmp_path)], "holds no arena"),
+        (["results", folder, "--out", "."], ".: is a folder"),
+        (["results", folder, "--out", str(out / "page")], "out.csv: cannot make this folder"),
     ):
         assert main(["arena", *command]) == 2
         assert said in capsys.readouterr().err
     assert out.read_text() == "mine" and len(rated.ratings()) == 14
     assert main(["arena", "results", folder, "--json", "--out", str(tmp_path / "page")]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 12
-    assert "ours against base" in (tmp_path / "page.md").read_text() and (tmp_path / "page.html").is_file()
+    assert "ours against base" in (tmp_path / "page.md").read_text()
+    page = ["arena", "results", folder, "--out", str(tmp_path / "page.html")]
+    for name in ("page.html", "page.md", "page-2.svg"):  # any one of them may be somebody's own
+        for file in tmp_path.glob("page*"):
+            file.unlink()
+        (tmp_path / name).write_text("mine")
+        assert main(page) == 2
+        assert f"{name}: already exists" in capsys.readouterr().err and [*tmp_path.glob("page*")] == [tmp_path / name]
+        assert main([*page, "--overwrite"]) == 0
+        assert (tmp_path / name).read_text() != "mine"
 
 
 def test_the_command_line_names_the_files_that_there_are():
