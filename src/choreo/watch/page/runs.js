@@ -101,13 +101,13 @@ function card(run, go) {
   const title = element("h2");
   title.append(element("span", run.state, `state ${run.state}`), ` ${run.name}`);
   const ago = Math.max(0, Date.now() / 1000 - run.updated);
-  const times = [run.seconds !== null && `${duration(run.seconds)} a step`, run.left !== null && `about ${duration(run.left)} left`, `last sign ${duration(ago)} ago`];
+  const times = [run.seconds !== null && `${duration(run.seconds)} a ${run.attack ? "try" : "step"}`, run.left !== null && `${run.bound} ${duration(run.left)} left`, `last sign ${duration(ago)} ago`];
   made.append(title, element("p", run.doing), element("p", times.filter(Boolean).join(", "), "hint"));
   if (run.steps) {
     const bar = element("progress");
     bar.max = run.steps;
     bar.value = run.step;
-    bar.setAttribute("aria-label", "steps done");
+    bar.setAttribute("aria-label", `${run.attack ? "tries" : "steps"} done`);
     made.append(bar);
   }
   if (run.state === "running" && run.seconds && ago > 600 && ago > 10 * run.seconds)
