@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,14 @@ Line = Mapping[str, Any]
 
 
 class WatchedRun:
-    """A run folder, and what is known of it. number: its name on the page. row: as `look` last made it."""
+    """A run folder, and what is known of it. number: its name on the page. row: as `look` last made it.
+
+    secret: a part of the address of its report. A link cannot send the key, so whoever has the address needs no other.
+    """
 
     def __init__(self, number: int, path: Path, name: str):
         self.number, self.path, self.name = number, path, name
+        self.secret = token_urlsafe()
         self.metrics = GrowingLines(path / "metrics.jsonl")
         self.info: dict[str, Any] = {}
         self.recipe: dict[str, Any] = {}
@@ -91,7 +96,8 @@ class WatchedRun:
             "method": self.info.get("method", ""),
             "recipe": self.info.get("name", ""),
             "attack": attack,
-            "report": str(report) if report.is_file() else "",
+            "report": str(report) if (reported := report.is_file()) else "",
+            "report_page": f"report/{self.secret}" if reported else "",
             "bases": attacked_bases(self.info) if attack else self._bases(),
             "judges": self._judges(),
             "seed": self.info.get("seed") if attack else _table(self.info, "seeds").get("seed"),
