@@ -10,6 +10,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+from arena import answers as answers_of
 from arena import make_arena, write_rows
 
 from choreo.arena.export import KINDS_OF_FILES, export_arena
@@ -218,6 +219,15 @@ def test_bad_input_is_one_line_and_makes_nothing(tmp_path, monkeypatch, capsys, 
     assert not (tmp_path / "arena").exists()
 
 
+def test_prompts_are_drawn_and_where_fewer_are_there_a_line_says_so(tmp_path, capsys):
+    sources = [f"--system={name}={answers_of(tmp_path, name, 5)}" for name in ("ours", "base")]
+    for asked, drawn in ((3, 3), (5, 5), (6, 5)):
+        assert main(["arena", "new", str(tmp_path / f"{asked}"), "--pairs", *sources, "--prompts", str(asked)]) == 0
+        told = capsys.readouterr().out
+        assert f"{drawn} items on {drawn} prompts" in told
+        assert ("fewer prompts than --prompts 6: all systems have answered only 5" in told) == (asked > drawn)
+
+
 def test_nothing_is_lost_or_overwritten_by_a_command(rated, tmp_path, capsys):
     folder, out = str(rated.folder), tmp_path / "out.csv"
     out.write_text("mine")
@@ -231,13 +241,24 @@ def test_nothing_is_lost_or_overwritten_by_a_command(rated, tmp_path, capsys):
         (["rater", folder, "a b"], "a name has"),
         (["results", folder, "--leave-out", "dora"], "there is no such rater; there are alice, bob"),
         (["results", str(tmp_path)], "holds no arena"),
+        (["results", folder, "--out", "."], ".: is a folder"),
+        (["results", folder, "--out", str(out / "page")], "out.csv: cannot make this folder"),
     ):
         assert main(["arena", *command]) == 2
         assert said in capsys.readouterr().err
     assert out.read_text() == "mine" and len(rated.ratings()) == 14
     assert main(["arena", "results", folder, "--json", "--out", str(tmp_path / "page")]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 12
-    assert "ours against base" in (tmp_path / "page.md").read_text() and (tmp_path / "page.html").is_file()
+    assert "ours against base" in (tmp_path / "page.md").read_text()
+    page = ["arena", "results", folder, "--out", str(tmp_path / "page.html")]
+    for name in ("page.html", "page.md", "page-2.svg"):  # any one of them may be somebody's own
+        for file in tmp_path.glob("page*"):
+            file.unlink()
+        (tmp_path / name).write_text("mine")
+        assert main(page) == 2
+        assert f"{name}: already exists" in capsys.readouterr().err and [*tmp_path.glob("page*")] == [tmp_path / name]
+        assert main([*page, "--overwrite"]) == 0
+        assert (tmp_path / name).read_text() != "mine"
 
 
 def test_the_command_line_names_the_files_that_there_are():

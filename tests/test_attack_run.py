@@ -72,6 +72,8 @@ def test_a_run_is_attacked_killed_resumed_and_watched(tmp_path, capsys):
     first = [records(tmp_path / "whole", system=s, name="injection", **{"try": 1}) for s in ("pair", "alone")]
     assert [one["answers"][0]["ids"] for one in first[0]] == [one["answers"][0]["ids"] for one in first[1]]
     assert summary["contrasts"]["injection"]["asr"]["n"] > 0
+    progress = json.loads((tmp_path / "whole" / "run.json").read_text())["progress"]
+    assert progress["done"] == progress["total"] == 2 * 2 * 8 * 3 and progress["seconds"] > 0
 
     again = ["-m", "choreo.cli", *command, "--out", str(tmp_path / "killed")]
     process = Warm(again)
@@ -82,6 +84,8 @@ def test_a_run_is_attacked_killed_resumed_and_watched(tmp_path, capsys):
     process.kill()
     process.wait()
     kept = made(tmp_path / "killed")
+    half = json.loads((tmp_path / "killed" / "run.json").read_text())["progress"]
+    assert 0 < half["done"] < half["total"] == progress["total"]
     assert 3 <= len(kept) < len(made(tmp_path / "whole"))
     assert main([*command, "--out", str(tmp_path / "killed")]) == 2  # what is there is not written over
     assert "already exists" in capsys.readouterr().err

@@ -48,6 +48,7 @@ def test_an_attacker_is_trained_killed_resumed_and_used(tmp_path, capsys):
     metrics = lines(tmp_path / "whole")
     assert [("won" in line) for line in metrics] == [False] * 3 + [True] * 3
     assert metrics[2]["loss"] < metrics[0]["loss"]
+    assert Run.read(tmp_path / "whole").info["steps"] == 6
 
     process = Warm(["-m", "choreo.cli", *command, "--run", str(tmp_path / "killed")])
     deadline = time.monotonic() + 300

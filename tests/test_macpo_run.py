@@ -99,6 +99,7 @@ def test_a_run_is_measured_round_by_round_against_its_ceiling_and_ends_in_a_page
     with Run.open(path) as run, Progress() as progress:
         summary = summary_of(run_macpo(made, run, progress))
         durable.write_json(path / "summary.json", summary)
+    assert run.info["measuring"] > 0
     assert [line["round"] for line in summary["rounds"]] == [0, 1, 2]
     assert summary["rounds"][0]["agents"].keys() == {
         f"{name}{side}" for name in ("student", "teacher-1", "teacher-2") for side in "+-"

@@ -138,8 +138,19 @@ def test_an_attack_has_tries_and_its_row_no_figures_of_one_of_its_systems(watche
     run = watcher.runs[some["run"]]
     assert (run.base("conversation"), run.base("feedback")) == ("nano-llama", "0123456789abcdef")
     lock = take(tmp_path / "some")
-    assert told(watcher)["runs"][1]["doing"] == "attacking runs/mine, 3 tries so far"
+    row = told(watcher)["runs"][1]
+    assert (row["doing"], row["steps"], row["left"]) == ("attacking runs/mine, 3 tries so far", None, None)
+    info = json.loads((tmp_path / "some" / "run.json").read_text())
+    durable.write_json(
+        tmp_path / "some" / "run.json", {**info, "progress": {"done": 40, "total": 1000, "seconds": 0.5}}
+    )
+    row = told(watcher)["runs"][1]
+    assert row["doing"] == "attacking runs/mine, 3 tries so far; done or no longer needed: 40 of 1,000"
+    assert (row["step"], row["steps"], row["bound"], row["left"]) == (40, 1000, "at most", 480.0)
     os.close(lock)
+    row = told(watcher)["runs"][1]
+    assert row["doing"] == "stopped after 3 tries on runs/mine; done or no longer needed: 40 of 1,000"
+    assert row["left"] is None
     rate = {"value": 0.25, "low": 0.1, "high": 0.5, "n": 12}
     systems = {name: {"asr": rate, "orr": rate, "sent": 500} for name in ("pair, injection", "alone, injection")}
     durable.write_json(tmp_path / "some" / "summary.json", {"systems": systems})

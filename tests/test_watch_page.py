@@ -215,6 +215,27 @@ def test_only_who_has_the_key_reads_anything(tmp_path):
             page.wait("document.querySelectorAll('#rows tr').length === 1")
 
 
+def test_a_report_opens_by_its_link_and_knows_nothing_of_the_page(tmp_path):
+    with Run.create(tmp_path / "run", WaltzRecipe()) as run:
+        play(run, 1, [game(0, "fine", GOOD)])
+    hostile = "try { sessionStorage.length } catch { document.title = origin } fetch('/runs')"
+    run.report.write_text(f"<style>p {{ color: rgb(1, 2, 3) }}</style><p>ASR fell.</p><script>{hostile}</script>")
+    with watching(tmp_path) as server:
+        with Page(f"{server.url}/#key=sk-test") as page:
+            seen(page, "#rows a", "report")
+            seen(page, ".card a", str(run.report))
+            link = page.js("document.querySelector('#rows a').href")
+            page.js("document.querySelector('#rows a').target = ''; document.querySelector('#rows a').click()")
+            page.wait(f"location.href === {link!r} && document.title === 'null'")
+            assert page.js("getComputedStyle(document.querySelector('p')).color") == "rgb(1, 2, 3)"
+            assert any("connect" in one.lower() for one in page.complaints), "it may ask the server for nothing"
+        assert link.startswith(f"{server.url}/report/") and len(link.rpartition("/")[2]) > 40
+        assert httpx2.get(link).headers["cache-control"] == "no-store"
+        run.report.unlink()
+        for gone in (link, link + "x", f"{server.url}/report/é", f"{server.url}/report/"):
+            assert httpx2.get(gone, headers={"Authorization": "Bearer sk-test"}).status_code == 404
+
+
 @pytest.mark.slow
 def test_real_runs_of_both_methods_are_shown(tmp_path, tiny_folder):
     """What the trainers write: every turn that was learnt from has an advantage for each of its ids."""

@@ -39,7 +39,9 @@ class ArenaPlan:
 
 
 def new_arena(folder: Path, plan: ArenaPlan) -> dict[str, Any]:
-    """Makes the arena and says what is in it: {mode, systems, prompts, items, attention, equal, left_out}.
+    """Makes the arena and says what is in it: {mode, systems, prompts, asked, items, attention, equal, left_out}.
+
+    asked: how many prompts the plan wanted to draw. Where fewer are there, all of them are taken.
 
     Raises BadInput, and makes nothing, where something is there already or a file cannot be used.
     """
@@ -69,7 +71,7 @@ def new_arena(folder: Path, plan: ArenaPlan) -> dict[str, Any]:
     }
     create(folder, about, items)
     told = {key: about[key] for key in ("mode", "systems", "prompts", "equal", "left_out")}
-    return told | {"items": len(made), "attention": len(attention)}
+    return told | {"asked": plan.prompts, "items": len(made), "attention": len(attention)}
 
 
 def _shared(sources: Sequence[SystemAnswers]) -> tuple[list[Turns], dict[str, int]]:
@@ -163,6 +165,8 @@ def _guidelines(plan: ArenaPlan) -> str:
 def lines_of(told: Mapping[str, Any]) -> list[str]:
     """What `new_arena` says, in words."""
     found = [f"{told['items']} items on {told['prompts']} prompts, of {', '.join(told['systems'])}"]
+    if (told["asked"] or 0) > told["prompts"]:
+        found.append(f"fewer prompts than --prompts {told['asked']}: all systems have answered only {told['prompts']}")
     found += [f"attention items: {told['attention']}"] if told["attention"] else []
     found += [f"equal answers, shown to nobody: {count} pairs, {pair}" for pair, count in told["equal"].items()]
     return found + [f"left out: {count} {why}" for why, count in told["left_out"].items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -49,6 +50,7 @@ from choreo.runs.progress import Progress
 from choreo.types import Prompt, Verdict
 
 METHOD = "attack"  # of run.json and summary.json
+INFO = "run.json"
 OFFLINE = JudgeSettings(kind="offline")  # of files, where the user names no judge
 USUAL = ("best-of-n", "paraphrase", "injection")  # where the user names none; what they do is told in any language
 
@@ -172,8 +174,19 @@ def _with_words(
 def _attacked(
     setup: AttackSetup, attacks: Mapping[str, Attack], prompts: Sequence[Prompt], progress: Progress
 ) -> dict[str, list[Record]]:
-    """All records, by attack and system. The progress counts a prompt's whole budget once it is won."""
+    """All records, by attack and system. The progress counts a prompt's whole budget once it is won.
+
+    run.json has it too: "done" and "total", in tries of the whole attack, and the "seconds" of a try that was sent.
+    """
     records: dict[str, list[Record]] = {}
+    budget, sent, spent = len(prompts) * setup.tries, 0, 0.0
+
+    def note(done: int) -> None:
+        total = budget * len(attacks) * len(setup.target.systems)
+        through = budget * (len(records) - 1)
+        told = {"done": through + done, "total": total, "seconds": spent / sent if sent else None}
+        durable.write_json(setup.folder / INFO, read_object(setup.folder / INFO) | {"progress": told})
+
     for name, attack in attacks.items():
         for system in setup.target.systems:
             label = title(system, name)
@@ -182,12 +195,17 @@ def _attacked(
             for chunk in itertools.islice(played, chunks_there(setup.folder, system, name)):
                 own += chunk
             done, shares = _so_far(own, setup.tries)
-            progress.start(label, len(prompts) * setup.tries, done)
+            progress.start(label, budget, done)
+            note(done)
             if own:
                 progress.advance(done, shares)
+            began = time.monotonic()
             for chunk in played:
                 own += chunk
-                progress.advance(*_so_far(own, setup.tries))
+                done, shares = _so_far(own, setup.tries)
+                sent, spent, began = sent + len(chunk), spent + time.monotonic() - began, time.monotonic()
+                note(done)
+                progress.advance(done, shares)
                 if progress.interrupted:
                     raise Interrupted("stopped")
     return records
@@ -308,7 +326,7 @@ def _begin(
         "judge": judge.name,
         "writer": writer,
     }
-    file = folder / "run.json"
+    file = folder / INFO
     before = read_object(file) if file.is_file() else {}
     for name, value in same.items():
         if before and before.get(name) != value:

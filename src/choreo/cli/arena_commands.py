@@ -64,6 +64,7 @@ It listens on 127.0.0.1 alone. Raters elsewhere come through a tunnel (ssh -L), 
   choreo arena results people
   choreo arena results people --leave-out bob --json    without a rater who failed attention items
   choreo arena results people --out reports/people      and a page, people.html and people.md
+  choreo arena results people --out reports/people --overwrite
 It works while people rate.""",
     )
     _folder(results_command)
@@ -71,6 +72,7 @@ It works while people rate.""",
     results_command.add_argument(
         "--out", type=Path, metavar="FILE", help="write a page: FILE.html, FILE.md and figures"
     )
+    results_command.add_argument("--overwrite", action="store_true", help="replace the page that is there")
     json_option(results_command)
     export_command = add_command(
         arena,
@@ -115,7 +117,9 @@ the kind of each prompt. An attention item is a row {prompt, a, b, expected: a, 
     )
     new_command.add_argument("--guidelines", type=Path, metavar="FILE", help="Markdown (default: choreo's own)")
     new_command.add_argument("--attention", type=Path, metavar="FILE", help="items with a known right choice")
-    new_command.add_argument("--prompts", type=count, metavar="N", help="draw N prompts (default: all)")
+    new_command.add_argument(
+        "--prompts", type=count, metavar="N", help="draw N prompts, or all if there are fewer (default: all)"
+    )
     new_command.add_argument(
         "--seed", type=natural, default=0, metavar="N", help="seed of the draw, the order and the sides (default: 0)"
     )
@@ -171,7 +175,10 @@ def results(args: argparse.Namespace) -> int:
     from choreo.arena.results import results
     from choreo.arena.show import tables_of, write_page
     from choreo.arena.store import Arena
+    from choreo.report.page import study_there
 
+    if args.out and not args.overwrite and (there := study_there(args.out)):
+        raise BadInput(f"{there[0]}: already exists; name another with --out, or give --overwrite")
     with Arena(args.folder) as arena:
         found = results(arena, args.leave_out)
     if args.out:

@@ -148,6 +148,7 @@ def training_loop(
     for remark in agents.remarks:
         progress.say(f"! {remark}")
     watch = JudgeWatch(task, run)
+    run.note(steps=steps)
     progress.start(label, steps, step)
     while step < steps:
         step += 1

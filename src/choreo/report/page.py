@@ -9,12 +9,14 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from choreo.errors import BadInput
 from choreo.files import durable
 
 DASH = "–"
@@ -83,12 +85,12 @@ def write_study(path: str | Path, title: str, intro: str, sections: Sequence[Pag
     """Write a study as PATH.html, as PATH.md, and one .svg per figure beside the Markdown; returns the HTML's path.
 
     path: with or without an .html or .md suffix; its folder is made. Paragraphs in texts are parted by blank lines.
+    Raises BadInput where that cannot be.
     """
     from choreo.report.svg import standalone  # matplotlib is imported with it, which other pages do not need
 
-    base = Path(path)
-    base = base.with_suffix("") if base.suffix in (".html", ".md") else base
-    base.parent.mkdir(parents=True, exist_ok=True)
+    base = _base(path)
+    durable.make_folder(base.parent)
     text = [f"# {_markdown(title)}", _markdown(intro)]
     for index, section in enumerate(sections, start=1):
         text += [f"## {_markdown(section.heading)}", _markdown(section.verdict)]
@@ -105,6 +107,20 @@ def write_study(path: str | Path, title: str, intro: str, sections: Sequence[Pag
     figures = [Markup(section.figure) for section in sections]
     page = render("study.html", title=title, intro=intro, sections=list(zip(sections, figures, strict=True)))
     return write(base.with_name(base.name + ".html"), page)
+
+
+def study_there(path: str | Path) -> list[Path]:
+    """The files of a study at `path` that are there already, which `write_study` may write over."""
+    base = _base(path)
+    pages = [base.with_name(base.name + suffix) for suffix in (".html", ".md")]
+    return [page for page in pages if page.exists()] + sorted(base.parent.glob(f"{escape(base.name)}-[0-9]*.svg"))
+
+
+def _base(path: str | Path) -> Path:
+    base = Path(path)
+    if not base.name:
+        raise BadInput(f"{path}: is a folder; expected the name of a page")
+    return base.with_suffix("") if base.suffix in (".html", ".md") else base
 
 
 def write(path: Path, text: str) -> Path:

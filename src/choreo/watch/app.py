@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from secrets import compare_digest
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,6 +34,13 @@ PAGE = Path(__file__).parent / "page"
 MOST = 200  # games in one answer
 
 NOT_STORED = {"Cache-Control": "no-store"}
+# A report runs a script of its own. In a sandbox it has another origin than the page, whose key it cannot read then.
+OF_A_REPORT = NOT_STORED | {
+    "Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 def watch_page(watcher: Watcher, keys: Sequence[Key]) -> Starlette:
@@ -59,9 +67,22 @@ def watch_page(watcher: Watcher, keys: Sequence[Key]) -> Starlette:
             return Response(status_code=304, headers={"ETag": tag})
         return Response(told, media_type="application/json", headers={"ETag": tag, "Cache-Control": "no-cache"})
 
+    async def report(request: Request) -> Response:
+        """The report of a run, for whoever has been told its address: the table has it."""
+        told = request.path_params["secret"].encode()
+        run = next((one for one in watcher.runs.values() if compare_digest(one.secret.encode(), told)), None)
+        try:
+            page = await asyncio.to_thread((run.path / "report.html").read_bytes) if run else None
+        except OSError:
+            page = None
+        if page is None:
+            raise ApiError(404, "there is no such report any more; open it from the table of runs", param="report")
+        return Response(page, media_type="text/html; charset=utf-8", headers=OF_A_REPORT)
+
     return Starlette(
         routes=[
             Route("/runs", runs),
+            Route("/report/{secret}", report),
             Route("/curves", guarded(curves)),
             Route("/recipes", guarded(recipes)),
             Route("/choices", guarded(lambda watcher, asked: watcher.index.choices(numbers(asked, "runs")))),

@@ -25,14 +25,25 @@ def attack_doing(state: str, info: Table, summary: Table, played: int | None) ->
     """
     target = info.get("attacks") or summary.get("target", {}).get("name", "")  # an older run.json does not say
     on = f" on {target}" if target else ""
+    pace = attack_pace(info)
+    of = f"; done or no longer needed: {pace['step']:,} of {pace['steps']:,}" if pace["steps"] else ""
     if state == "finished":
         sent = sum(one["sent"] for one in summary.get("systems", {}).values())
         return f"finished after {_tries(sent)}{on}"
     if state == "running":
-        return f"attacking{f' {target}' if target else ''}{f', {_tries(played)} so far' if played else ''}"
+        return f"attacking{f' {target}' if target else ''}{f', {_tries(played)} so far' if played else ''}{of}"
     if played is None:
         return "stopped; its tries are still being read"
-    return f"stopped after {_tries(played)}{on}" if played else f"stopped before its first try{on}"
+    return f"stopped after {_tries(played)}{on}{of}" if played else f"stopped before its first try{on}"
+
+
+def attack_pace(info: Table) -> dict[str, Any]:
+    """step (tries that are done or no longer needed), steps (all tries), seconds (of one that is sent), left, and
+    bound: "at most", since a prompt needs no more tries once one has succeeded. None is not known."""
+    told = info.get("progress", {})
+    done, total, seconds = told.get("done", 0), told.get("total"), told.get("seconds")
+    left = (total - done) * seconds if total and seconds else None
+    return {"step": done, "steps": total, "seconds": seconds, "left": left, "bound": "at most"}
 
 
 def attacked_bases(info: Table) -> list[str]:

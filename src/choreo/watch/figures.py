@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ from choreo.methods.waltz.report import SYSTEMS
 from choreo.runs.folder import is_finished
 from choreo.runs.lock import is_held
 from choreo.types import FEEDBACK
-from choreo.watch.attack import attack_doing, attacked_bases, is_attack
+from choreo.watch.attack import attack_doing, attack_pace, attacked_bases, is_attack
 from choreo.watch.folders import INNER, GrowingLines, stamp
+from choreo.watch.pace import RECENT, mean, time_left
 
-RECENT = 5  # steps whose mean stands for "now"
 STAMPED = ("metrics.jsonl", "run.json", "summary.json", "heldout", "attempts")  # change while a run is at work
 HELD_OUT = ", on held-out prompts"
 FTR = "general"  # FTR is told on ordinary requests, as in the report
@@ -33,10 +33,14 @@ Line = Mapping[str, Any]
 
 
 class WatchedRun:
-    """A run folder, and what is known of it. number: its name on the page. row: as `look` last made it."""
+    """A run folder, and what is known of it. number: its name on the page. row: as `look` last made it.
+
+    secret: a part of the address of its report. A link cannot send the key, so whoever has the address needs no other.
+    """
 
     def __init__(self, number: int, path: Path, name: str):
         self.number, self.path, self.name = number, path, name
+        self.secret = token_urlsafe()
         self.metrics = GrowingLines(path / "metrics.jsonl")
         self.info: dict[str, Any] = {}
         self.recipe: dict[str, Any] = {}
@@ -82,9 +86,7 @@ class WatchedRun:
         inner, attack = self.path.name in INNER, is_attack(self.info)
         held, finished = is_held(self.path), is_finished(self.path)
         state = "running" if held else "finished" if finished else "waiting" if self._waits(lines) else "interrupted"
-        step = lines[-1]["step"] if lines else 0
-        steps = None if inner else _table(self.recipe, "learning").get("steps")
-        seconds = mean([line.get("seconds") for line in lines[-RECENT:]])
+        pace = attack_pace(self.info) if attack else self._pace(lines, inner)
         measures, by = ({}, "") if attack else _measured(self.summary, lines)
         report = self.path / "report.html"
         return {
@@ -94,20 +96,19 @@ class WatchedRun:
             "method": self.info.get("method", ""),
             "recipe": self.info.get("name", ""),
             "attack": attack,
-            "report": str(report) if report.is_file() else "",
+            "report": str(report) if (reported := report.is_file()) else "",
+            "report_page": f"report/{self.secret}" if reported else "",
             "bases": attacked_bases(self.info) if attack else self._bases(),
             "judges": self._judges(),
             "seed": self.info.get("seed") if attack else _table(self.info, "seeds").get("seed"),
             "started": self.info.get("started", ""),
             "state": state,
-            "step": step,
-            "steps": steps,
-            "seconds": seconds,
-            "left": None if state != "running" or not steps or seconds is None else max(0, steps - step) * seconds,
+            **pace,
+            "left": (pace["left"] or None) if state == "running" else None,
             "updated": (self._updated() or 0) / 1e9,
             "doing": attack_doing(state, self.info, self.summary, played)
             if attack
-            else self._doing(state, lines, steps),
+            else self._doing(state, lines, pace["steps"]),
             "measures": measures,
             "by": by,
             "about": by.removesuffix(HELD_OUT) if by.endswith(HELD_OUT) else "",
@@ -116,6 +117,21 @@ class WatchedRun:
             "alike": self._alike(),
             "lines": [self.metrics.generation, len(lines)],
         }
+
+    def _pace(self, lines: Sequence[Line], inner: bool) -> dict[str, Any]:
+        """step, steps, seconds (of one), left, bound: see `time_left`. A run inside a run may have the recipe of the
+        outer one, so its number of steps is only what it has noted itself."""
+        steps = self.info.get("steps") or (None if inner else _table(self.recipe, "learning").get("steps"))
+        left, bound = time_left(
+            lines,
+            steps or 0,
+            rounds=_table(self.recipe, "rounds").get("count", 0),
+            measuring=self.info.get("measuring", 0.0),
+            cheap=self.recipe.get("warmup_steps", 0),
+        )
+        seconds = mean([line.get("seconds") for line in lines[-RECENT:]])
+        step = lines[-1]["step"] if lines else 0
+        return {"step": step, "steps": steps, "seconds": seconds, "left": left, "bound": bound}
 
     def _waits(self, lines: Sequence[Line]) -> bool:
         """Whether it is a run of a study that has made no step. A study makes the folders of all its runs at first."""
@@ -184,12 +200,6 @@ def alarm_times(lines: Sequence[Line]) -> list[dict[str, Any]]:
     for one in found.values():
         one["on"] = one["text"] in before
     return sorted(found.values(), key=lambda one: (-one["on"], -one["last"], -one["since"]))
-
-
-def mean(values: Sequence[Any]) -> float | None:
-    """The mean of what are finite numbers; None where there are none."""
-    known = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
-    return math.fsum(known) / len(known) if known else None
 
 
 def _measured(summary: Line, lines: Sequence[Line]) -> tuple[dict[str, Any], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
     judged: Judged = {}
     for number, _ in train(recipe, run, progress, agents, task):
         if number == len(rounds):
+            began = time.monotonic()
             try:
                 figures, judged = measure_round(task, recipe, agents, number, prompts, progress, run)
             except (BadInput, JudgeDown) as missing:
@@ -53,6 +55,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
             rounds.append({"round": number, "agents": figures})
             rounds[-1]["warnings"] = warnings(rounds, recipe)
             durable.write_json(file, rounds)
+            run.note(measuring=time.monotonic() - began)
         found = rounds[number]["warnings"]
         for warning in found:
             progress.say(f"! round {number}: {warning}")

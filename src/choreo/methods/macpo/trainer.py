@@ -64,12 +64,14 @@ def train(
     watch = JudgeWatch(task, run)
     for remark in agents.remarks:
         progress.say(f"! {remark}")
+    ahead = [steps_of(recipe, phase) for phase in phases]
+    run.note(steps=step + sum(ahead[done:]))
     if path is not None and phases[done - 1].last:
         yield phases[done - 1].round, agents
-    total = sum(steps_of(recipe, phase) for phase in phases)
     for number, phase in enumerate(phases[done:], start=done + 1):
-        progress.start(_words(phase), total, step)
+        progress.start(_words(phase), step + sum(ahead[number - 1 :]), step)
         step = train_phase(writer, data, phase, run, progress, watch, step)
+        run.note(steps=step + sum(ahead[number:]))  # a phase has fewer where a prompt has nothing to learn from
         trained = [str(phase) for phase in phases[:number]]
         state = {"phases": trained, "data": data.digest, "agents": agents.state_dict()}
         state["book"] = writer.cache.state_dict()

@@ -2,7 +2,7 @@
 // runs laid over each other, and those that differ in their seed alone as one line with a band.
 import { chart, named, smoothed } from "./chart.js";
 import { reportOf } from "./runs.js";
-import { $, call, element, query } from "./server.js";
+import { $, call, element, holding, query } from "./server.js";
 import { view } from "./view.js";
 
 const COLOURS = 8, DASHES = ["none", "6 3", "2 2", "8 3 2 3"];
@@ -48,11 +48,11 @@ export function drawCurves(told) {
   const spread = bands ? " A band goes from the lowest to the highest seed, its line is their mean." : "";
   const dashed = marks.length ? " A dashed red line: an alarm begins." : "";
   const attacks = found.runs.map((one) => runs.get(one.run)).filter((run) => run?.attack);
-  const hints = attacks.map((run) => `${run.name} is an attack: it has tries in place of steps, and no curves here. ${reportOf(run)}`);
-  if (!found.runs.length) hints.push("No run is chosen (x in the table), and none has curves yet.");
-  else if (figures.length) hints.push(`Faint lines are single steps, bold ones means of ${view.smooth} steps.${spread}${dashed}`);
-  else if (attacks.length < found.runs.length) hints.push("No step has been recorded yet.");
-  $("curves-hint").replaceChildren(...hints.map((hint) => element("div", hint)));
+  const hints = attacks.map((run) => [`${run.name} is an attack: it has tries in place of steps, and no curves here. `, ...reportOf(run)]);
+  if (!found.runs.length) hints.push(["No run is chosen (x in the table), and none has curves yet."]);
+  else if (figures.length) hints.push([`Faint lines are single steps, bold ones means of ${view.smooth} steps.${spread}${dashed}`]);
+  else if (attacks.length < found.runs.length) hints.push(["No step has been recorded yet."]);
+  $("curves-hint").replaceChildren(...hints.map((hint) => holding("div", hint)));
 }
 
 function alikeAmong(some, runs) {

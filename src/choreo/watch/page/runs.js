@@ -1,5 +1,5 @@
 // The table of runs, what is going on, and the alarms.
-import { $, button, counted, duration, element, percent, signed } from "./server.js";
+import { $, button, counted, duration, element, holding, percent, signed } from "./server.js";
 import { view, write } from "./view.js";
 
 const MEASURES = [
@@ -53,7 +53,7 @@ function row(run, told, go) {
   pick.append(box);
   const doing = cell("what it does", "doing");
   doing.append(element("span", run.state, `state ${run.state}`), element("div", run.doing, "hint"));
-  if (run.attack && run.report) doing.append(element("div", "figures: report.html in its folder", "hint"));
+  if (run.report) doing.append(holding("div", [run.attack ? "figures: " : "", reportLink(run, "report")], "hint"));
   if (run.problem) doing.append(element("div", run.problem, "bad"));
   const judges = Object.entries(run.judges).map(([role, name]) => (role === "gold" ? `gold: ${name}` : name)).join(", ");
   const on = run.alarms.filter((one) => one.on).length;
@@ -101,13 +101,13 @@ function card(run, go) {
   const title = element("h2");
   title.append(element("span", run.state, `state ${run.state}`), ` ${run.name}`);
   const ago = Math.max(0, Date.now() / 1000 - run.updated);
-  const times = [run.seconds !== null && `${duration(run.seconds)} a step`, run.left !== null && `about ${duration(run.left)} left`, `last sign ${duration(ago)} ago`];
+  const times = [run.seconds !== null && `${duration(run.seconds)} a ${run.attack ? "try" : "step"}`, run.left !== null && `${run.bound} ${duration(run.left)} left`, `last sign ${duration(ago)} ago`];
   made.append(title, element("p", run.doing), element("p", times.filter(Boolean).join(", "), "hint"));
   if (run.steps) {
     const bar = element("progress");
     bar.max = run.steps;
     bar.value = run.step;
-    bar.setAttribute("aria-label", "steps done");
+    bar.setAttribute("aria-label", `${run.attack ? "tries" : "steps"} done`);
     made.append(bar);
   }
   if (run.state === "running" && run.seconds && ago > 600 && ago > 10 * run.seconds)
@@ -116,6 +116,7 @@ function card(run, go) {
   for (const one of run.alarms.filter((alarm) => alarm.on)) made.append(element("p", `! since step ${one.since}: ${one.text}`, "bad"));
   if (run.last) made.append(...ended(run, go));
   if (run.attack) made.append(...attacked(run, go));
+  else if (run.report) made.append(holding("p", ["Report: ", reportLink(run, run.report)]));
   return made;
 }
 
@@ -143,12 +144,25 @@ function attacked(run, go) {
   const open = (filters) => () => go("games", { runs: [run.run], filters, game: null });
   const buttons = element("div", undefined, "row");
   buttons.append(button("its tries", open({})), button("all that won", open({ outcome: "won" })));
-  return [element("p", reportOf(run)), buttons];
+  return [holding("p", reportOf(run)), buttons];
 }
 
-// Where the figures of an attack are, in words.
+// Where the figures of an attack are: words and a link.
 export function reportOf(run) {
-  return run.report ? `Its figures, by system and number of tries, are in ${run.report}` : "Its figures will be in report.html in its folder, once it has finished.";
+  return run.report
+    ? ["Its figures, by system and number of tries, are in ", reportLink(run, run.report)]
+    : ["Its figures will be in report.html in its folder, once it has finished."];
+}
+
+// Opens beside this page: a report is a page of its own, and knows nothing of this one.
+function reportLink(run, text) {
+  const made = element("a", text);
+  made.href = run.report_page;
+  made.target = "_blank";
+  made.rel = "noopener";
+  made.title = run.report;
+  made.addEventListener("click", (event) => event.stopPropagation()); // a click on a row shows curves
+  return made;
 }
 
 function drawAlarms(told, go) {
@@ -178,7 +192,7 @@ function focusRow() {
 // Returns whether the key was one of these.
 export function runKeys(event, told, go) {
   const rows = shownRuns(told), place = rows.findIndex((run) => run.run === at);
-  const onButton = event.target.tagName === "BUTTON";
+  const onButton = /^(A|BUTTON)$/.test(event.target.tagName);
   if (event.key === "j" || event.key === "ArrowDown" || event.key === "k" || event.key === "ArrowUp") {
     const step = event.key === "j" || event.key === "ArrowDown" ? 1 : -1;
     const inTable = $("rows").contains(document.activeElement);

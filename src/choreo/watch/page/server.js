@@ -34,6 +34,13 @@ export function element(name, text, className) {
   return made;
 }
 
+// parts: texts and elements.
+export function holding(name, parts, className) {
+  const made = element(name, undefined, className);
+  made.append(...parts);
+  return made;
+}
+
 export function button(text, work, key) {
   const made = element("button");
   made.type = "button";
