@@ -10,6 +10,7 @@ from pathlib import Path
 from choreo.errors import BadInput, Unavailable
 
 LOCK = ".lock"
+PATIENCE = 0.5  # seconds. Whoever asks `is_held` has the lock for a moment
 
 
 def take(path: Path) -> int:
@@ -19,15 +20,16 @@ def take(path: Path) -> int:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise BadInput(f"{path}: cannot write here: {error.strerror}") from None
-    for wait in (0.02, 0.1, 0.2, None):  # whoever asks `is_held` has the lock for a moment
+    deadline = time.monotonic() + PATIENCE
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except OSError:
-            if wait is not None:
-                time.sleep(wait)
-    os.close(descriptor)
-    raise Unavailable(f"{path}: another process is writing this run")
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise Unavailable(f"{path}: another process is writing this run") from None
+            time.sleep(0.005)
 
 
 def is_held(path: Path) -> bool:
