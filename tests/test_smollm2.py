@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
     def found_here(name):  # whatever is installed beside choreo
         spec = find_spec(name)
-        return spec if spec and Path(spec.origin).is_relative_to(tmp_path) else None
+        return spec if spec and spec.origin and Path(spec.origin).is_relative_to(tmp_path) else None
 
     monkeypatch.setattr(smollm2, "find_spec", found_here)
     monkeypatch.chdir(tmp_path)

@@ -13,11 +13,13 @@ from stub_endpoint import Say, Stub, chat
 from two_models import FINE, NO, PROMPTS, REFUSES, YES, rubric, world, write
 
 from choreo.agents.base import State
-from choreo.agents.endpoint import messages
+from choreo.agents.endpoint import EndpointAgent, messages
 from choreo.cli import main
+from choreo.clients.http import Endpoint
 from choreo.config.collaboration import sources
+from choreo.errors import BadInput
 from choreo.text.thinking import after_thinking
-from choreo.types import CONVERSATION, Prompt, TextTurn
+from choreo.types import CONVERSATION, Episode, Limits, Prompt, TextTurn
 
 
 def test_two_servers_play_the_protocol_and_a_second_run_asks_nothing(tmp_path, capsys):
@@ -261,3 +263,14 @@ def test_no_two_files_share_a_name(tmp_path):
     files = [Path(name) for name in ("a.csv", "b/a.csv", "a-2.csv", "c/a.csv", "a-3.csv", "d/a-2.csv")]
     named = sources(files)
     assert [source.file for source in named.values()] == [str(file) for file in files]
+
+
+def test_a_wrong_key_stops_the_work_and_is_what_is_said():
+    """However many turns wait: those that are not sent any more say nothing of the server."""
+    games = [Episode(Prompt(f"p{i}", "Hello", "general", "mine"), 0, ()) for i in range(500)]
+    with Stub(lambda body, n: Say({"error": {"message": "who are you?"}}, 401)) as server:
+        for _ in range(5):
+            agent = EndpointAgent(Endpoint(server.url, "a"))
+            with pytest.raises(BadInput, match=r"who are you\?.*the key in OPENAI_API_KEY wrong"):
+                agent.turns(games, CONVERSATION, Limits(1, 8, 8), key=(), temperature=None)
+            agent.close()

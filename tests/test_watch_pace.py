@@ -20,10 +20,10 @@ def test_a_round_of_macpo_takes_as_long_as_the_one_before(tmp_path):
         run.note(steps=8)
         took = ((0, 1.0), (0, 3.0), (1, 20.0), (1, 4.0), (2, 20.0), (2, 4.0), (3, 20.0), (3, 4.0))
         expected = [
-            ("at least", 7 * 1.0),
-            ("at least", 6 * 2.0),  # nothing has been measured yet
-            ("at least", 5 * 8.0 + 3 * 2.5),
-            ("at least", 4 * 7.0 + 3 * 2.5),
+            ("usually more than", 7 * 1.0),
+            ("usually more than", 6 * 2.0),  # nothing has been measured yet
+            ("usually more than", 5 * 8.0 + 3 * 2.5),
+            ("usually more than", 4 * 7.0 + 3 * 2.5),
             ("about", 4.0 + 24.0 + 2 * 2.5),
             ("about", 24.0 + 2 * 2.5),
             ("about", 4.0 + 2.5),
@@ -42,7 +42,7 @@ def test_a_round_of_macpo_takes_as_long_as_the_one_before(tmp_path):
 def test_steps_of_a_warm_start_are_cheaper_than_those_after_it(tmp_path):
     with Run.create(tmp_path / "mine", AttackerRecipe(warmup_steps=2, steps=2)) as run:
         run.note(steps=4)
-        for step, bound in ((1, "at least"), (2, "about")):
+        for step, bound in ((1, "usually more than"), (2, "about")):
             run.log(step, {"seconds": 3.0})
             row = seen(run)
             assert (row["bound"], row["left"]) == (bound, 3.0 * (4 - step))

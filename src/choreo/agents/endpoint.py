@@ -63,7 +63,9 @@ class EndpointAgent:
         self, games: Sequence[Episode[Any]], role: str, limits: Limits, *, key: Key, temperature: float | None
     ) -> list[TextTurn]:
         """See `Agent.turns`. A turn that gets no reply after every retry fails alone; `endpoint.patience` of them in a
-        row, or a server that never answered in this role, stop the work. temperature: None is that of the server."""
+        row, as they end, or a server that never answered in this role, stop the work.
+
+        temperature: None is that of the server."""
         turn_keys = [turn_key(game, role, key) for game in games]
         bodies = [
             self._body(state_of(game, role), own, limits.tokens(role), temperature)
@@ -81,7 +83,7 @@ class EndpointAgent:
         outcomes = self._asker.ask(asked, partial(self._check, role))
         failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
         if failures and role not in self._replied:  # fewer turns than patience, and not one reply
-            raise self._down(role, failures[0])
+            raise self._down(role, failures[-1])
         found |= outcomes
         return [self._turn(role, len(game.reviews), found[key]) for game, key in zip(games, keys, strict=True)]
 
@@ -98,6 +100,8 @@ class EndpointAgent:
             self._replied.add(role)
             self._missing = 0
             return
+        if outcome.kind == "stopped":
+            return  # another turn says why
         self._missing = 0 if outcome.of_row and role in self._replied else self._missing + 1
         never_there = outcome.kind == "unreachable" and not self._replied
         if outcome.kind == "wrong" or never_there or self._missing >= self.endpoint.patience:

@@ -38,15 +38,18 @@ class Asker:
     def ask(self, questions: Mapping[str, dict[str, Any]], check: Callable[[Outcome], None]) -> dict[str, Outcome]:
         """The outcome of each request body, by its key; `endpoint.concurrency` at a time.
 
-        check: gets each outcome as it comes. If it raises, no other question is sent, and this raises the same.
+        check: gets each outcome as it comes. If it raises, no other question is sent, and this raises the same. What is
+        not sent for that reason may still come, as the failure "stopped".
         """
         outcomes: dict[str, Outcome] = {}
         if not questions:
             return outcomes
         self._client.stopping.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix=self.name) as pool:
-            futures = {pool.submit(self._one, key, body): key for key, body in questions.items()}
+            futures: dict[Future[tuple[Exchange, Outcome]], str] = {}
             try:
+                for key, body in questions.items():
+                    futures[pool.submit(self._one, key, body)] = key
                 for future in as_completed(futures):
                     key = futures.pop(future)
                     outcomes[key] = self._count(future)

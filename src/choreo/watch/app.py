@@ -70,7 +70,7 @@ def watch_page(watcher: Watcher, keys: Sequence[Key]) -> Starlette:
     async def report(request: Request) -> Response:
         """The report of a run, for whoever has been told its address: the table has it."""
         told = request.path_params["secret"].encode()
-        run = next((one for one in watcher.runs.values() if compare_digest(one.secret.encode(), told)), None)
+        run = next((one for one in list(watcher.runs.values()) if compare_digest(one.secret.encode(), told)), None)
         try:
             page = await asyncio.to_thread((run.path / "report.html").read_bytes) if run else None
         except OSError:

@@ -39,11 +39,11 @@ def attack_doing(state: str, info: Table, summary: Table, played: int | None) ->
 
 def attack_pace(info: Table) -> dict[str, Any]:
     """step (tries that are done or no longer needed), steps (all tries), seconds (of one that is sent), left, and
-    bound: "at most", since a prompt needs no more tries once one has succeeded. None is not known."""
+    bound: "usually less than", since a prompt needs no more tries once one has succeeded. None is not known."""
     told = info.get("progress", {})
     done, total, seconds = told.get("done", 0), told.get("total"), told.get("seconds")
     left = (total - done) * seconds if total and seconds else None
-    return {"step": done, "steps": total, "seconds": seconds, "left": left, "bound": "at most"}
+    return {"step": done, "steps": total, "seconds": seconds, "left": left, "bound": "usually less than"}
 
 
 def attacked_bases(info: Table) -> list[str]:

@@ -13,26 +13,26 @@ RECENT = 5  # steps whose mean stands for "now"
 def time_left(
     lines: Sequence[Mapping[str, Any]], steps: int, *, rounds: int = 0, measuring: float = 0.0, cheap: int = 0
 ) -> tuple[float | None, str]:
-    """(seconds, "about" or "at least"); (None, "") where nothing is known, or no step is left.
+    """(seconds, "about" or "usually more than"); (None, "") where nothing is known, or no step is left.
 
     lines: of metrics.jsonl. steps: of the whole run. rounds: of MACPO, behind its start, round 0. measuring: seconds
     that it takes to measure all agents, as after every round. cheap: how many steps at the beginning are a warm start.
 
     Rounds of MACPO are alike, so one takes as long as the one before it. Before a whole round is there only the cheaper
-    steps of the start are known: that much is left, or more.
+    steps of the start are known. Usually more than that is left; a long preparation of a short phase makes it too much.
     """
     if not lines or (step := lines[-1]["step"]) >= steps:
         return None, ""
     if (now := lines[-1].get("round")) is None:
         each = mean([line.get("seconds") for line in lines[-RECENT:]])
-        return (None, "") if each is None else ((steps - step) * each, "at least" if step < cheap else "about")
+        return (None, "") if each is None else ((steps - step) * each, "usually more than" if step < cheap else "about")
     spent: dict[int, float] = defaultdict(float)
     for line in lines:
         spent[line.get("round", 0)] += line.get("seconds") or 0.0
     ends = rounds - now + 1
     if now > 1:
         return max(0.0, ends * (spent[now - 1] + measuring) - spent[now]), "about"
-    return (steps - step) * sum(spent.values()) / len(lines) + ends * measuring, "at least"
+    return (steps - step) * sum(spent.values()) / len(lines) + ends * measuring, "usually more than"
 
 
 def mean(values: Sequence[Any]) -> float | None:

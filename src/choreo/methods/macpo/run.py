@@ -61,6 +61,7 @@ def run_macpo(recipe: MacpoRecipe, run: Run, progress: Progress, task: Task | No
             progress.say(f"! round {number}: {warning}")
         if found and recipe.watch.stop:
             progress.say(f"stopped after round {number}, because watch.stop is true")
+            run.note(steps=run.metrics[-1]["step"])
             break
     measured = Measurement({}, {})
     for name, trained in (BASE, False), (recipe.name, True):

@@ -25,8 +25,8 @@ class Stage:
         """Those that learn in it."""
         return learners(self._stages, self.number)
 
-    def ends(self, step: int, figures: Mapping[str, Any]) -> bool:
-        """Whether stage 2 begins after `step`, whose figures these are. Called once for every step, in order."""
+    def advance(self, step: int, figures: Mapping[str, Any]) -> bool:
+        """Takes the figures of `step`, and tells whether stage 2 begins after it. For every step once, in order."""
         if self.number == 2 or self._stages.train != "both":
             return False
         last = (figures.get("label_accuracy", 0.0), figures["format_rate"])

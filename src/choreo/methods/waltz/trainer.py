@@ -75,6 +75,7 @@ class Trainer:
         """Goes on from the run's last checkpoint, or begins. Raises BadInput where that does not fit the recipe."""
         self.recipe, self.run, self.progress = recipe, run, progress
         self.task, self.pair, self.player = task, pair, player
+        self.digest = task.digest  # of the prompts as they are now: files may change while a run trains
         self.learners = {
             agent: pair.learner(agent, recipe.learning, learning_rate(recipe.learning, agent, 1))
             for agent in learners(recipe.stages, stage=2)
@@ -130,7 +131,7 @@ class Trainer:
         self.run.save_episodes(step, episodes, parts.paid, parts.advantages(samples))
         self.progress.advance(step, shown_figures(figures), figures["alarms"])
         self.step = step
-        if self.stage.ends(step, figures):
+        if self.stage.advance(step, figures):
             self.progress.say(f"step {step}: stage 2, both agents learn")
 
     def _judged_games(self, step: int) -> tuple[dict[str, float], list[Episode], dict[str, Any]]:
@@ -196,7 +197,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What a checkpoint after `step` holds."""
         saved = {"step": self.step, **self.stage.state_dict(), "base": self.pair.base}
-        saved |= {"prompts": self.task.digest, "frames": self.pair.frames()}
+        saved |= {"prompts": self.digest, "frames": self.pair.frames()}
         saved |= {"system_messages": digest_of(self.messages)} if self.messages else {}
         saved["agents"] = {agent: learner.state_dict() for agent, learner in self.learners.items()}
         saved |= self.pair.start_state() | self.player.state_dict(self.step)
@@ -205,8 +206,8 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         """Takes what `state` gave from the checkpoint at `path`. Raises BadInput where it does not fit."""
-        saved, digest = self.pair.read_checkpoint(path), self.task.digest
-        if saved.get("prompts", digest) != digest:  # a checkpoint of an early choreo has none
+        saved = self.pair.read_checkpoint(path)
+        if saved.get("prompts", self.digest) != self.digest:  # a checkpoint of an early choreo has none
             there = "files hold" if self.task.weights else f"{self.task.place} has"
             raise BadInput(f"{path}: was trained on other prompts than the {there} now")
         if self.messages and saved.get("system_messages") != digest_of(self.messages):

@@ -84,10 +84,10 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 def _other_recipes(found: dict[str, Any], now: Sequence[config.Recipe]) -> list[str]:
     """Which arms have other recipes now, and the first setting that differs; empty where none has."""
+    if "recipes" not in found:  # kept by an older choreo
+        return ["recipes are not known"]
     try:
         known = [config.make(recipe) for recipe in found["recipes"].values()]
-    except KeyError:  # kept by an older choreo
-        return ["recipes are not known"]
     except BadInput as error:
         return [f"a setting ({error})"]
     others = []
