@@ -23,7 +23,7 @@ from choreo.experiment.run import dialogue_records
 from choreo.methods.waltz.measure import chunks
 from choreo.report import published
 from choreo.report.page import PageSection, Table, write_study
-from choreo.report.plots import Line, Point, bars, lines, plane
+from choreo.report.plots import Line, Point, bars, cloud, lines, plane
 from choreo.report.svg import standalone
 from choreo.types import Episode, Turn, Verdict
 
@@ -388,3 +388,11 @@ def test_in_a_browser(tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     assert "7 of 7 shown, changed ones first" in dom, "the filter's script ran"
     assert dom.count("<script") == 1 and "<img" not in dom
+
+
+@pytest.mark.parametrize("names", [4, 24, 60])
+@pytest.mark.filterwarnings("error")  # matplotlib warns where a key leaves no room for the axes
+def test_a_key_of_many_names_leaves_room_for_the_points(names):
+    third = share([True] * 30 + [False] * 70)
+    drawn = cloud({f"no_mutual_positives_round_{i}": (third, third) for i in range(names)}, "Many", "x", "y")
+    assert drawn.count("no_mutual_positives_round_") >= names

@@ -249,8 +249,10 @@ def cloud(series: Mapping[str, tuple[Estimate, Estimate]], title: str, x_label: 
         axes.margins(0.12)
         if known:
             handles, labels = axes.get_legend_handles_labels()
-            narrow = max(map(len, labels)) <= 30
-            figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=1 + narrow)
+            columns = 2 if max(map(len, labels)) <= 36 else 1
+            below = -(-len(labels) // columns) - 4  # rows of the key that would take their height from the axes
+            figure.set_figheight(figure.get_figheight() + 0.22 * max(0, below))
+            figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=columns)
         return inline_svg(figure, f"{title}. {' '.join(words)}")
 
 
