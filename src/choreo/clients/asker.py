@@ -38,8 +38,8 @@ class Asker:
     def ask(self, questions: Mapping[str, dict[str, Any]], check: Callable[[Outcome], None]) -> dict[str, Outcome]:
         """The outcome of each request body, by its key; `endpoint.concurrency` at a time.
 
-        check: gets each outcome as it comes. If it raises, no other question is sent, and this raises the same. What is
-        not sent for that reason may still come, as the failure "stopped".
+        check: gets each outcome as it comes. If it raises, no other question is sent, and this raises the same. After a
+        failure "wrong" the client sends no other question: `check` may get these as failures "stopped" first.
         """
         outcomes: dict[str, Outcome] = {}
         if not questions:

@@ -15,11 +15,11 @@ def time_left(
 ) -> tuple[float | None, str]:
     """(seconds, "about" or "usually more than"); (None, "") where nothing is known, or no step is left.
 
-    lines: of metrics.jsonl. steps: of the whole run. rounds: of MACPO, behind its start, round 0. measuring: seconds
+    lines: of metrics.jsonl. steps: of the whole run. rounds: of MACPO, after its start (round 0). measuring: seconds
     that it takes to measure all agents, as after every round. cheap: how many steps at the beginning are a warm start.
 
-    Rounds of MACPO are alike, so one takes as long as the one before it. Before a whole round is there only the cheaper
-    steps of the start are known. Usually more than that is left; a long preparation of a short phase makes it too much.
+    Rounds of MACPO are alike, so a round is expected to take as long as the one before it. Until the first round has
+    ended, only the steps of the start are known. These are cheaper, so usually more time than that is left.
     """
     if not lines or (step := lines[-1]["step"]) >= steps:
         return None, ""

@@ -22,11 +22,11 @@ class Stage:
 
     @property
     def agents(self) -> tuple[str, ...]:
-        """Those that learn in it."""
+        """The agents that learn in this stage."""
         return learners(self._stages, self.number)
 
     def advance(self, step: int, figures: Mapping[str, Any]) -> bool:
-        """Takes the figures of `step`, and tells whether stage 2 begins after it. For every step once, in order."""
+        """Takes the figures of `step`. Returns whether stage 2 begins after it. Call it once a step, in order."""
         if self.number == 2 or self._stages.train != "both":
             return False
         last = (figures.get("label_accuracy", 0.0), figures["format_rate"])

@@ -66,7 +66,7 @@ def train(recipe: WaltzRecipe, run: Run, progress: Progress, task: Task | None =
 class Trainer:
     """One run of WaltzRL. A checkpoint after `step` holds `state()`.
 
-    step: the last one that was learnt. player: who plays the games that the pair learns from.
+    step: the last step whose update was made. player: who plays the games that the pair learns from.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class Trainer:
             progress.say(f"! {remark}")
         self.judge, self.watch = strict(task.judge), JudgeWatch(task, run)
         self.prompts = training_prompts(player.rollouts, task, recipe.learning, progress)
-        self._say_what_is_told()
+        self._note_system_messages()
 
     def to_the_end(self) -> None:
-        """All steps that are left. Raises as `train` does."""
+        """Trains all steps that are left. Raises as `train` does."""
         steps = self.recipe.learning.steps
         self.progress.start("training", steps, self.step)
         while self.step < steps:
@@ -243,7 +243,7 @@ class Trainer:
         except BadInput as gone:
             raise type(gone)(f"saved at step {max(checkpoints(self.run.path), default=0)}; {gone}") from None
 
-    def _say_what_is_told(self) -> None:
+    def _note_system_messages(self) -> None:
         """Notes and says which system messages the agents are trained under."""
         count, progress = len(self.messages), self.progress
         told = sum(prompt.told for some in self.prompts.values() for prompt in some)
