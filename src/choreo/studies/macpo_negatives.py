@@ -6,6 +6,8 @@ from choreo.studies.shared.arms import Arm, Study
 from choreo.studies.shared.paired import contrast_section
 from choreo.studies.shared.rounds import paired_rounds, rewards_by_arm, rounds_of, ways_compared
 
+# Registered (docs/studies/registered.md): the first three seeds of macpo-table.
+SEEDS = tuple(range(60, 63))
 NEGATIVES = ("twin", "prompt", "decoding")
 ARMS = tuple(Arm(rule, "macpo", ("ceiling=false", f"rounds.negatives={rule}")) for rule in NEGATIVES)
 CONTRASTS = ways_compared((("prompt", "twin"), ("decoding", "twin")), NEGATIVES)

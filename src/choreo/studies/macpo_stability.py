@@ -11,12 +11,14 @@ from choreo.studies.shared.arms import Arm, Study
 from choreo.studies.shared.paired import contrast_section, contrasts
 from choreo.studies.shared.rounds import BySeed, Measured, at, by_round, paired_rounds, rounds_of
 
+# Registered (docs/studies/registered.md): five fresh seeds, of which the second arm has the first three.
+SEEDS = tuple(range(70, 75))
 ROUNDS, PAPERS = 10, 3  # rounds here, and in the paper
 RULES = ("macpo", "macpo-published")
 ALONE = ("ceiling=false", f"rounds.count={ROUNDS}")
-ARMS = tuple(Arm(rule, rule, ALONE) for rule in RULES)
-# What ten rounds change, and what those after the paper's last one do.
-CONTRASTS = tuple(
+ARMS = (Arm(RULES[0], RULES[0], ALONE), Arm(RULES[1], RULES[1], ALONE, first=3))
+# The registered hypotheses, one family: what ten rounds change, and what those after the paper's last one do.
+REGISTERED = tuple(
     contrast
     for rule in RULES
     for contrast in (
@@ -33,7 +35,7 @@ def run(study: Study) -> str:
     intro = f"The paper ends after three rounds. Here there are {ROUNDS}, with the refusals beside the reward."
     sections = [
         _ends(rounds),
-        contrast_section("From start to end, and after round 3", paired_rounds(study, runs, CONTRASTS)),
+        contrast_section("From start to end, and after round 3", paired_rounds(study, runs, REGISTERED)),
     ]
     for rule in RULES:
         sections += by_round(study, runs, rule, f"Round by round: {rule}.")

@@ -12,6 +12,8 @@ from choreo.studies.shared.arms import Arm, Entry, Runs, Study
 from choreo.studies.shared.paired import contrast_section, contrasts, family
 from choreo.types import KINDS
 
+# Registered (docs/studies/registered.md): three fresh seeds.
+SEEDS = tuple(range(50, 53))
 ROUNDS = (1, 2, 3)
 NAMES = {"en": "English", "es": "Spanish", "de": "German"}
 ENGLISH, ALL = "english-only", "all-languages"

@@ -19,6 +19,8 @@ from choreo.studies.shared.convergence import CONVERGED, SMOOTHING, Curve, conve
 from choreo.studies.shared.paired import Contrast, Family, Finding, contrast_section, contrasts, family
 from choreo.types import KINDS
 
+# Registered (docs/studies/registered.md): the seeds of waltz-limits, whose runs with more rounds are also runs of this.
+SEEDS = tuple(range(50, 53))
 ALPHAS = (0.0, 0.25, 0.65, 1.0)
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 BASELINES = ("none", "separate", "shared")
