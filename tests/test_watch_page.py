@@ -122,6 +122,23 @@ def test_a_run_is_followed_from_its_first_step_to_the_game_that_went_wrong(tmp_p
         assert "Is choreo watch still running?" in text(page, "error")
 
 
+def test_a_keyboard_keeps_its_place_while_the_page_is_drawn_anew(tmp_path):
+    name = "waltz-frozen-conversation_seed40"
+    folder = tmp_path / "runs"
+    with Run.create(folder / name, WaltzRecipe()) as run:
+        play(run, 1, [game(0, "fine", GOOD)])
+        with watching(folder) as server, Page(f"{server.url}/#key=sk-test", width=900) as page:
+            seen(page, ".card", "Step 1: 1 game.")
+            page.js(
+                "[...document.querySelectorAll('.card button')].find((one) => one.textContent === 'curves').focus()"
+            )
+            play(run, 2, [game(0, "later", GOOD)])
+            seen(page, ".card", "Step 2: 1 game.")
+            assert page.js("document.activeElement.textContent") == "curves"
+            assert text(page, "rows").startswith(name)
+            assert count(page, "#rows .name wbr") == 3, "a long name breaks after - and _ alone"
+
+
 def test_a_wrong_review_is_marked_and_a_tapped_game_comes_into_view(tmp_path):
     """On a phone. A review of one answer says that nothing is wrong with it; one of two that the first is unsafe."""
     open_answer = Verdict(False, None)

@@ -1,5 +1,5 @@
 // The table of runs, what is going on, and the alarms.
-import { $, button, counted, duration, element, holding, percent, signed } from "./server.js";
+import { $, breakable, button, counted, duration, element, holding, keepingFocus, percent, signed } from "./server.js";
 import { view, write } from "./view.js";
 
 const MEASURES = [
@@ -13,16 +13,16 @@ let at = null; // the run that the keyboard is on
 export function drawRuns(told, go) {
   const rows = shownRuns(told);
   if (!rows.some((run) => run.run === at)) at = (rows.find((run) => run.state === "running") || rows[0] || {}).run ?? null;
-  const focused = $("rows").contains(document.activeElement) && document.activeElement.tagName === "TR";
   if (!$("columns").children.length) $("columns").append(...COLUMNS.map(head));
-  $("rows").replaceChildren(...rows.map((run) => row(run, told, go)));
+  keepingFocus(() => {
+    $("rows").replaceChildren(...rows.map((run) => row(run, told, go)));
+    $("now").replaceChildren(...cards(told, go));
+    drawAlarms(told, go);
+  });
   $("table").hidden = !rows.length;
   $("runs-hint").textContent = rows.length
     ? "Figures in italics are of training, the others of held-out prompts. x chooses runs, Enter shows curves, g shows games."
     : `There is no run yet. Train one: choreo train waltz --run ${told.folder}/mine`;
-  if (focused) focusRow();
-  $("now").replaceChildren(...cards(told, go));
-  drawAlarms(told, go);
 }
 
 // What runs comes first, and what a study has not begun comes last.
@@ -60,11 +60,17 @@ function row(run, told, go) {
   const alarms = cell("alarms", "number");
   if (run.alarms.length) alarms.append(element("span", on ? `${on} ${run.state === "running" ? "now" : "at its end"}` : `${run.alarms.length} past`, on ? "bad" : "soft"));
   made.append(
-    pick, cell("run", "name", run.name), doing, cell("method", "", run.recipe && run.recipe !== run.method ? `${run.method} (${run.recipe})` : run.method),
+    pick, nameOf(run), doing, cell("method", "", run.recipe && run.recipe !== run.method ? `${run.method} (${run.recipe})` : run.method),
     cell("base", "", run.bases.join(", ")), cell("judge", "", judges), cell("seed", "", run.seed ?? ""),
     ...MEASURES.map(([field, name]) => measure(run, field, name)), alarms,
   );
   made.addEventListener("click", () => { at = run.run; go("curves", { runs: [run.run] }); });
+  return made;
+}
+
+function nameOf(run) {
+  const made = cell("run", "name");
+  made.append(...breakable(run.name));
   return made;
 }
 
@@ -98,8 +104,9 @@ function cards(told, go) {
 
 function card(run, go) {
   const made = element("div", undefined, "card");
+  made.dataset.run = run.run;
   const title = element("h2");
-  title.append(element("span", run.state, `state ${run.state}`), ` ${run.name}`);
+  title.append(element("span", run.state, `state ${run.state}`), " ", ...breakable(run.name));
   const ago = Math.max(0, Date.now() / 1000 - run.updated);
   const times = [run.seconds !== null && `${duration(run.seconds)} a ${run.attack ? "try" : "step"}`, run.left !== null && `${run.bound} ${duration(run.left)} left`, `last sign ${duration(ago)} ago`];
   made.append(title, element("p", run.doing), element("p", times.filter(Boolean).join(", "), "hint"));
@@ -170,6 +177,7 @@ function drawAlarms(told, go) {
   all.sort((a, b) => Number(b.on) - Number(a.on) || b.run.updated - a.run.updated || b.last - a.last);
   const items = all.map((one) => {
     const item = element("li");
+    item.dataset.run = one.run.run;
     const when = one.on ? `${one.run.state === "running" ? "now" : "at its end"}, since step ${one.since}` : `until step ${one.last}`;
     item.append(button(one.run.name, () => go("curves", { runs: [one.run.run] })), element("span", when, one.on ? "bad" : "soft"), element("span", one.text));
     return item;

@@ -41,6 +41,21 @@ export function holding(name, parts, className) {
   return made;
 }
 
+// A name that may break after - _ . and /, and nowhere else.
+export function breakable(name) {
+  return name.split(/(?<=[-_./])/).flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part]));
+}
+
+// Draws anew, and gives the focus to what stands for what had it: of the same run, of the same kind, with the same text.
+export function keepingFocus(draw) {
+  const had = document.activeElement || document.body, known = described(had);
+  draw();
+  if (had === document.body || had.isConnected) return;
+  const same = [...document.querySelectorAll(had.tagName)].find((one) => described(one) === known);
+  if (same) same.focus({ preventScroll: true });
+}
+const described = (one) => [one.closest("[data-run]")?.dataset.run, one.tagName, one.tagName === "TR" || one.textContent].join();
+
 export function button(text, work, key) {
   const made = element("button");
   made.type = "button";
