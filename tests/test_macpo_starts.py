@@ -49,6 +49,12 @@ def test_a_vote_takes_three_and_the_confident_loss_several_epochs_of_the_student
     assert steps_of(load("confident-loss"), student) == 4 * steps_of(base, student)
 
 
+@pytest.mark.parametrize("setting", ["data.words=60", "data.format=hh-rlhf"])
+def test_what_is_said_of_a_file_takes_a_file(setting):
+    with pytest.raises(BadInput, match="names none"):
+        load("macpo", (setting,))
+
+
 def test_agents_are_told_to_read_first_where_the_microworld_wants_readings(tmp_path):
     assert load("macpo").system == READ_FIRST and load("macpo-coins").system == ""
     assert load("macpo", ("data.file=pairs.jsonl",)).system == ""

@@ -26,6 +26,7 @@ from choreo.methods.macpo.run import run_macpo
 from choreo.methods.waltz.recipe import Model, WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.runs.bar import ProgressBar
+from choreo.runs.callbacks import Callback
 from choreo.runs.folder import Run, checkpoints
 from choreo.runs.progress import Progress
 
@@ -232,6 +233,33 @@ def test_a_resume_on_other_prompts_is_refused(tiny_folder, tmp_path):
         file.write_text(now)
         with Run.open(path) as run, Progress() as progress, pytest.raises(BadInput, match="other prompts than the fil"):
             train(recipe, run, progress)
+    file.write_text(whole)
+    with Run.open(path) as run, Progress() as progress:
+        train(recipe, run, progress)
+    assert max(checkpoints(path)) == 2
+
+
+class Edits(Callback):
+    """Writes `text` into `file` when the first step is done, as somebody at an editor would."""
+
+    def __init__(self, file, text):
+        self.file, self.text = file, text
+
+    def on_metrics(self, step, metrics):
+        self.file.write_text(self.text)
+
+
+def test_a_file_that_is_edited_while_a_run_trains_on_it_is_other_prompts_at_resume(tiny_folder, tmp_path):
+    two = {"steps": 2, "prompts": 2, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}}
+    recipe = config.load(on_files(tmp_path, tiny_folder, FEW, ["Who?"], learning=two, checkpoint_every=1))
+    path, file = tmp_path / "run", tmp_path / "train.jsonl"
+    whole = file.read_text()
+    with Run.create(path, recipe) as run, Progress() as progress:
+        run.callbacks = (Edits(file, whole + "\n" + OTHER),)
+        train(recipe, run, progress)
+    shutil.rmtree(checkpoints(path)[2])
+    with Run.open(path) as run, Progress() as progress, pytest.raises(BadInput, match="other prompts than the fil"):
+        train(recipe, run, progress)
     file.write_text(whole)
     with Run.open(path) as run, Progress() as progress:
         train(recipe, run, progress)

@@ -72,6 +72,13 @@ class DataSettings(Section):
         0, description="pairs of that file with more words in the prompt, or in either answer, are left out; 0: none is"
     )
 
+    @field_validator("format", "words")
+    @classmethod
+    def _of_a_file(cls, value: str | int, info: ValidationInfo) -> str | int:
+        if value and not info.data.get("file"):
+            raise ValueError("is about a file of pairs, and data.file names none")
+        return value
+
 
 class Tuning(Section):
     """The supervised start of every agent."""
