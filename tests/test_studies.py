@@ -12,7 +12,7 @@ import pytest
 from choreo import config
 from choreo.cli import main
 from choreo.environments.microworld import pretrain
-from choreo.errors import Interrupted
+from choreo.errors import BadInput, Interrupted
 from choreo.evaluation.intervals import estimate, f1, wilson
 from choreo.evaluation.metrics import HEADLINE
 from choreo.files import durable
@@ -24,7 +24,7 @@ from choreo.runs.folder import checkpoints, is_finished, read_info
 from choreo.runs.heldout import games_of, measured_file
 from choreo.runs.progress import Progress
 from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table
-from choreo.studies.shared import kept
+from choreo.studies.shared import equal_runs, kept
 from choreo.studies.shared.arms import Arm, Study
 
 SHORT = (
@@ -252,6 +252,30 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
     tokenizer.write_text(text + "\n")  # another base of the same name
     assert "was trained on another base than micro-llama is now" in study("waltz-table", "--run", folder, "--resume")
     tokenizer.write_text(text)
+
+
+def test_finished_runs_of_equal_recipes_are_copied_from_another_study(bases, tmp_path):
+    one, two = waltz_limits.ARMS[:2]
+    made("waltz-limits", tmp_path / "first", (one, two), {one.name: entry(10, 20), two.name: entry(30, 40)}, {})
+    study = Study.open("mine", tmp_path / "second", SEEDS, (), Progress(), reuse=(tmp_path / "first",))
+    runs = study.train([replace(two, name="again")])["again"]  # all are there, so nothing is trained
+    assert [e["asr"]["value"] for e in study.trained(runs, "waltz")] == [30 / 900] * len(SEEDS)
+    study.write("T", "I", [])
+    assert f"trained before for other studies: {runs[0].name}, " in (tmp_path / "second" / "study.md").read_text()
+
+    def taken(arm):
+        wanted = {tmp_path / "third" / "runs" / "x": study.recipe(arm, SEEDS[0])}
+        return equal_runs.copy_equal(wanted, [tmp_path / "first"])
+
+    assert not taken(Arm("x", settings=("protocol.rounds=2", "learning.steps=7")))
+    tokenizer = bases / "micro-llama" / "tokenizer.json"
+    text = tokenizer.read_text()
+    tokenizer.write_text(text + "\n")
+    assert not taken(two), "a base of that name, and another one"
+    tokenizer.write_text(text)
+    assert taken(two)
+    with pytest.raises(BadInput, match="holds no study"):
+        equal_runs.copy_equal({}, [tmp_path])
 
 
 # ---- verdicts ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
   choreo study --list                      which studies were run, how long they took, and what is stale
   choreo study macpo-table --jobs 2        two runs at a time
   choreo study waltz-table --resume        finished runs are kept, the others go on
+  choreo study macpo-noise --reuse runs/macpo-table runs/macpo-baselines     what is trained there is not trained again
   choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
 --set holds for every run of the study, except where the study itself varies the setting.""",
     )
@@ -47,12 +48,20 @@ def add(commands: Any) -> None:
     study_command.add_argument("--jobs", type=count, default=1, metavar="N", help="runs trained at once (default: 1)")
     study_command.add_argument("--run", type=Path, metavar="DIR", help="the folder of the study (default: runs/NAME)")
     study_command.add_argument("--resume", action="store_true", help="go on in the folder of the study")
+    study_command.add_argument(
+        "--reuse",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of other studies: their finished runs of equal recipes are copied and not trained again",
+    )
     json_option(study_command)
 
 
 def study(args: argparse.Namespace) -> int:
     if args.list:
-        if args.name or args.seeds or args.set or args.run or args.resume or args.jobs > 1:
+        if args.name or args.seeds or args.set or args.run or args.resume or args.reuse or args.jobs > 1:
             raise BadInput("study: --list goes with --json alone")
         return _list(args.json)
     if args.name is None:
@@ -72,7 +81,7 @@ def study(args: argparse.Namespace) -> int:
     with Progress([ProgressBar()]) as progress:
         try:
             registered = getattr(module, "SEEDS", ())
-            opened = Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs, registered)
+            opened = Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs, registered, args.reuse)
             verdicts = module.run(opened)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None

@@ -25,7 +25,7 @@ from choreo.errors import BadInput, Interrupted
 from choreo.evaluation.paired import Tables
 from choreo.experiment.paths import rooted
 from choreo.experiment.report import write_report
-from choreo.experiment.run import bases, check, run_recipe
+from choreo.experiment.run import check, run_recipe
 from choreo.experiment.tracking import tracking
 from choreo.files import durable, toml
 from choreo.files.json_file import read_object
@@ -35,7 +35,7 @@ from choreo.runs.callbacks import Callback, notify
 from choreo.runs.folder import Run, checkpoints, is_finished
 from choreo.runs.heldout import games_of, heldout_games, measured_file, write_measured
 from choreo.runs.progress import Progress
-from choreo.studies.shared import kept
+from choreo.studies.shared import equal_runs, kept
 from choreo.studies.shared.paired import tables
 from choreo.studies.shared.parallel_runs import train_in_parallel
 
@@ -71,6 +71,7 @@ class Study:
     make what they decide exploratory, and the page says so.
     jobs: how many runs are trained at once, each in a process of its own.
     registered: the seeds that the study was written down with (docs/studies/registered.md); none: it was not.
+    reuse: folders of other studies, from which finished runs of equal recipes are copied.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Study:
     jobs: int = 1
     planned: tuple[int, ...] = ()
     registered: tuple[int, ...] = ()
+    reuse: tuple[Path, ...] = ()
 
     @classmethod
     def open(
@@ -92,6 +94,7 @@ class Study:
         progress: Progress,
         jobs: int = 1,
         registered: Sequence[int] = (),
+        reuse: Sequence[Path] = (),
     ) -> Study:
         """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
 
@@ -110,7 +113,7 @@ class Study:
         seeds = tuple(seeds or saved.get("seeds") or registered or SEEDS)
         planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
         settings = tuple(settings or saved.get("settings") or ())
-        return cls(name, folder, seeds, settings, progress, jobs, planned, tuple(registered))
+        return cls(name, folder, seeds, settings, progress, jobs, planned, tuple(registered), tuple(reuse))
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
@@ -137,15 +140,17 @@ class Study:
             for arm in (arm for arm in arms if arm.first is None or number < arm.first):
                 recipe = self.recipe(arm, seed)
                 path = self.folder / "runs" / f"{arm.name}-seed{seed}"
-                path, _ = plan.setdefault(config.to_toml(_nameless(recipe)), (path, recipe))
+                path, _ = plan.setdefault(equal_runs.nameless(recipe), (path, recipe))
                 runs[arm.name].append(path)
         for path, recipe in plan.values():
-            _refuse_if_other(path, recipe)
+            equal_runs.refuse_other(path, recipe)
             if not is_finished(path):
                 check(recipe)
         durable.make_folder(self.folder)
         begun = {"name": self.name, "seeds": self.seeds, "planned": self.planned, "settings": self.settings}
         durable.write_json(self.folder / "study.json", begun)
+        for path, original in equal_runs.copy_equal(dict(plan.values()), self.reuse).items():
+            self.progress.say(f"{path.name}: a copy of {original}")
         if self.jobs > 1:
             for path, recipe in plan.values():
                 if not (path / "recipe.toml").is_file():
@@ -243,6 +248,8 @@ class Study:
                 f" Registered with the seeds {', '.join(map(str, self.registered))}, and run with others, so every "
                 "verdict is exploratory."
             )
+        if copies := equal_runs.copies(self.folder / "runs"):
+            how += f" {len(copies)} runs, of equal recipes, were trained before for other studies: {', '.join(copies)}."
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
         path = write_study(self.folder / "study.html", title, f"{intro}\n\n{how}", sections)
@@ -316,30 +323,3 @@ def _saved(folder: Path) -> dict[str, Any]:
 def _plain(section: PageSection) -> dict[str, Any]:
     table = section.table or Table((), ())
     return {"heading": section.heading, "verdict": section.verdict, "columns": table.columns, "rows": table.rows}
-
-
-def _nameless(recipe: config.Recipe) -> config.Recipe:
-    return recipe.model_copy(update={"name": ""})
-
-
-def _trained(recipe: config.Recipe) -> config.Recipe:
-    """What of a recipe a run depends on. Labels by readers of its answers can be there only after it."""
-    gold = recipe.gold and recipe.gold.model_copy(update={"labels": ""})
-    return _nameless(recipe).model_copy(update={"gold": gold})
-
-
-def _refuse_if_other(path: Path, recipe: config.Recipe) -> None:
-    if not (path / "recipe.toml").is_file():
-        return
-    there, wanted = (_trained(one) for one in (rooted(config.load(path / "recipe.toml")), recipe))
-    if there != wanted:
-        lines = zip(config.to_toml(there).splitlines(), config.to_toml(wanted).splitlines(), strict=False)
-        old, new = next((pair for pair in lines if pair[0] != pair[1]), ("another recipe", "this one"))
-        raise BadInput(f"{path}: was made with {old}, now {new}; name another folder with --run")
-    if is_finished(path):
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        for name, base in bases(recipe).items():
-            if summary.get("bases", {}).get(name) != base:
-                raise BadInput(
-                    f"{path}: was trained on another base than {name} is now; name another folder with --run"
-                )
