@@ -190,6 +190,24 @@ def test_plain_lines_carry_the_figures_and_an_alarm_is_said_once():
     assert shown[2].startswith("training 3/3  reward 0.7  left 0:00") and len(shown) == 3
 
 
+def test_a_phase_that_goes_on_with_the_same_work_keeps_its_pace(monkeypatch):
+    out, now = io.StringIO(), 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with Progress([ProgressBar(out)]) as progress:
+        progress.start("round 1", 400)
+        now = 100.0
+        progress.advance(100)
+        progress.start("measuring round 1", 4)
+        progress.start("round 2", 400, 100)
+        now = 140.0
+        progress.advance(104)  # at the pace of these 4 steps alone it would be 49 minutes
+        progress.start("training", 400)  # of another agent or another run: from nothing
+        now = 150.0
+        progress.advance(100)
+    left = [line.partition("left ")[2] for line in out.getvalue().splitlines()]
+    assert left == ["5:00", clock(140 / 104 * 296), "0:30"]
+
+
 def test_a_terminal_gets_a_bar_with_the_same_figures(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -25,22 +25,23 @@ class ProgressBar(Callback):
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Any = None
+        self._begun: dict[int, tuple[float, int]] = {}  # by total: when its work began, and how much was done then
         self.on_phase("", 0, 0)
 
     def on_phase(self, label: str, total: int, done: int) -> None:
         self._close_bar()
-        self._label, self._total, self._first = label, total, done
-        self._began, self._printed = time.monotonic(), float("-inf")
+        if not done or total not in self._begun:  # else it goes on with an earlier phase, as a round of MACPO does
+            self._begun[total] = (time.monotonic(), done)
+        self._label, self._total, self._printed = label, total, float("-inf")
         if self._terminal and total:
             self._open_bar(done)
 
     def on_progress(self, done: int, figures: Mapping[str, float]) -> None:
-        shown = describe(figures)
+        shown, left = describe(figures), self._left(done)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, figures=shown)
+            self._bar.update(self._task, completed=done, figures=shown, left="" if left is None else clock(left))
         elif time.monotonic() - self._printed >= _PLAIN_SECONDS or done >= self._total:
             self._printed = time.monotonic()
-            left = self._left(done)
             parts = (f"{self._label} {done}/{self._total}", shown, "" if left is None else f"left {clock(left)}")
             self.on_message("  ".join(part for part in parts if part))
 
@@ -54,15 +55,16 @@ class ProgressBar(Callback):
         self._close_bar()
 
     def _left(self, done: int) -> float | None:
-        """Seconds left, at the pace of this process so far. None before a hundredth of the phase is done: the first
-        step also bears what the phase prepares."""
-        if done < self._total and 100 * (done - self._first) < self._total:
+        """Seconds left, at the pace of this process so far. None before a hundredth of the work is done: the first
+        step also bears what its phase prepares."""
+        began, first = self._begun[self._total]
+        if done < self._total and 100 * (done - first) < self._total:
             return None
-        return (time.monotonic() - self._began) / max(1, done - self._first) * max(0, self._total - done)
+        return (time.monotonic() - began) / max(1, done - first) * max(0, self._total - done)
 
     def _open_bar(self, done: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
         from rich.table import Column
 
@@ -72,7 +74,7 @@ class ProgressBar(Callback):
             TextColumn("{task.description}", table_column=whole()),
             BarColumn(12, table_column=whole()),
             MofNCompleteColumn(table_column=whole()),
-            TimeRemainingColumn(table_column=whole()),
+            TextColumn("{task.fields[left]}", markup=False, table_column=whole()),
             TextColumn("{task.fields[figures]}", markup=False, table_column=rest),
         )
         # Standard output is for results: rich would lead it through the console of the bar.
@@ -85,7 +87,7 @@ class ProgressBar(Callback):
             expand=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task(self._label, total=self._total, completed=done, figures="")
+        self._task = self._bar.add_task(self._label, total=self._total, completed=done, figures="", left="")
 
     def _close_bar(self) -> None:
         if self._bar is not None:
