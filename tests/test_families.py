@@ -10,7 +10,7 @@ from test_studies import entry, games
 
 from choreo.errors import BadInput
 from choreo.runs.progress import Progress
-from choreo.studies import waltz_sensitivity
+from choreo.studies import waltz_limits, waltz_sensitivity
 from choreo.studies.shared import convergence
 from choreo.studies.shared.arms import Study
 from choreo.studies.shared.paired import Contrast, contrast_section, contrasts, family, tables
@@ -90,6 +90,16 @@ def test_seeds_are_planned_before_the_first_run_and_a_change_is_told(tmp_path):
     Study.open("waltz-limits", tmp_path, None, (), Progress(), registered=(5, 6)).write("T", "", [])
     assert "Registered with the seeds 5, 6, and run with others" in (tmp_path / "study.md").read_text()
     assert Study.open("waltz-table", tmp_path / "new", None, (), Progress(), registered=(5, 6)).seeds == (5, 6)
+
+
+def test_settings_of_a_study_stand_before_those_that_are_given(tmp_path):
+    own = waltz_limits.SETTINGS
+    mine = Study.open("mine", tmp_path, None, ("learning.steps=7",), Progress(), defaults=own)
+    recipe = mine.recipe(waltz_limits.ARMS[1], 0)
+    assert (recipe.learning.steps, recipe.stages.stage1_share, recipe.protocol.rounds) == (7, 0.32, 2)
+    mine.train([])
+    assert Study.open("mine", tmp_path, None, (), Progress(), defaults=own).settings == (*own, "learning.steps=7")
+    assert Study.open("mine", tmp_path / "new", None, (), Progress(), defaults=own).settings == own
 
 
 def test_a_run_of_before_says_that_it_lacks_its_games_and_what_makes_them(tmp_path):

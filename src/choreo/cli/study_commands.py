@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     study_command.add_argument(
         "--seeds",
         type=seeds,
-        metavar="S,S,…",
+        metavar="0,1,2 or 40-49",
         help="seeds, fixed before the first run (default: those that the study was registered with, else 0,1,2; with "
         "--resume, as before)",
     )
@@ -80,8 +80,10 @@ def study(args: argparse.Namespace) -> int:
     module = studies.load(args.name)
     with Progress([ProgressBar()]) as progress:
         try:
-            registered = getattr(module, "SEEDS", ())
-            opened = Study.open(args.name, folder, args.seeds, args.set, progress, args.jobs, registered, args.reuse)
+            registered, defaults = getattr(module, "SEEDS", ()), getattr(module, "SETTINGS", ())
+            opened = Study.open(
+                args.name, folder, args.seeds, args.set, progress, args.jobs, registered, args.reuse, defaults
+            )
             verdicts = module.run(opened)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"go on with: choreo study {args.name} --run {folder} --resume") from None

@@ -3,7 +3,8 @@
 To add a study, add a module here. The first line of its docstring is "`choreo study NAME`: " and what it answers, with
 hyphens in NAME for underscores. It defines `run(study: Study) -> str`, which trains and measures what is missing,
 writes the pages with `Study.write`, and returns the verdicts. `SEEDS`, where a study has them, are those that it was
-registered with (docs/studies/registered.md). What studies share is in `shared`; the studies on SWARM are in `swarm`.
+registered with (docs/studies/registered.md); `SETTINGS` hold for all its runs, unless --set says otherwise. What
+studies share is in `shared`; the studies on SWARM are in `swarm`.
 """
 
 from __future__ import annotations

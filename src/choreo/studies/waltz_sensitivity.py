@@ -14,13 +14,14 @@ from choreo.files import durable
 from choreo.models.resolve import base_folder
 from choreo.report import plots
 from choreo.report.page import DASH, PageSection, Table, quantity
+from choreo.studies import waltz_limits
 from choreo.studies.shared.arms import Arm, Entry, Runs, Study
 from choreo.studies.shared.convergence import CONVERGED, SMOOTHING, Curve, convergence, mean_curve, training_f1
 from choreo.studies.shared.paired import Contrast, Family, Finding, contrast_section, contrasts, family
 from choreo.types import KINDS
 
-# Registered (docs/studies/registered.md): the seeds of waltz-limits, whose runs with more rounds are also runs of this.
-SEEDS = tuple(range(50, 53))
+# Registered (docs/studies/registered.md) as waltz-limits, whose runs with more rounds are also runs of this.
+SEEDS, SETTINGS = waltz_limits.SEEDS, waltz_limits.SETTINGS
 ALPHAS = (0.0, 0.25, 0.65, 1.0)
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 BASELINES = ("none", "separate", "shared")

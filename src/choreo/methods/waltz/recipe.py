@@ -109,7 +109,7 @@ class Stages(Section):
         "both",
         description="conversation: single-agent RL (no feedback agent); feedback: conversation agent frozen throughout",
     )
-    stage1_share: Fraction = Field(0.32, description="stage 2 starts at the latest after this share of the steps")
+    stage1_share: Fraction = Field(0.2, description="stage 2 starts at the latest after this share of the steps")
     switch_label_accuracy: Fraction = Field(
         0.9, description="stage 2 starts once label accuracy and format rate reach these"
     )
@@ -124,7 +124,7 @@ def learners(stages: Stages, stage: int) -> tuple[str, ...]:
 
 
 class Learning(Section):
-    steps: Positive = 250
+    steps: Positive = 400
     prompts: Positive = Field(32, description="prompts per step, balanced over kinds")
     samples: Positive = Field(2, description="episodes per prompt")
     estimator: EstimatorName = Field("reinforce++", description="how advantages are estimated")

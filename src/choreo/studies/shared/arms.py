@@ -95,10 +95,12 @@ class Study:
         jobs: int = 1,
         registered: Sequence[int] = (),
         reuse: Sequence[Path] = (),
+        defaults: Sequence[str] = (),
     ) -> Study:
         """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
 
-        A new study has the registered seeds, or else SEEDS, where none are given.
+        A new study has the registered seeds, or else SEEDS, where none are given. defaults: settings of the study's
+        own, before those that are given.
 
         Raises BadInput when the folder holds another study, or when a setting is one that the seeds decide.
         """
@@ -112,7 +114,7 @@ class Study:
                 raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
         seeds = tuple(seeds or saved.get("seeds") or registered or SEEDS)
         planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
-        settings = tuple(settings or saved.get("settings") or ())
+        settings = tuple((*defaults, *settings) if settings else saved.get("settings", defaults))
         return cls(name, folder, seeds, settings, progress, jobs, planned, tuple(registered), tuple(reuse))
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
