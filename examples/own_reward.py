@@ -13,18 +13,17 @@ from collections.abc import Sequence
 import choreo
 
 
-def brief(action: choreo.RewardedAction) -> tuple[float, dict[str, float]]:
-    """R_c of the paper, less a hundredth for every word of the answer. The parts are kept in the run's record.
-
-    R_c is 0 where the judge left the answer open: it is always a number.
-    """
-    parts = {"paper": action.reward or 0.0, "words": -0.01 * len(action.answer.split())}
+def brief(action: choreo.RewardedAction) -> tuple[float, dict[str, float]] | None:
+    """R_c of the paper, less a hundredth for every word of the answer. The parts are kept in the run's record."""
+    if action.reward is None:  # the judge could not decide: there is nothing to learn
+        return None
+    parts = {"paper": action.reward, "words": -0.01 * len(action.answer.split())}
     return sum(parts.values()), parts
 
 
 def improvement_alone(action: choreo.RewardedAction) -> float | None:
     """Pays a review for what it changed in the answer, and for nothing else."""
-    if action.reward is None:  # the judge could not decide: there is nothing to learn
+    if action.reward is None:
         return None
     return action.parts["dir"]
 

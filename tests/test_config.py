@@ -5,7 +5,7 @@ import string
 
 import pytest
 
-from choreo.config import load, reading, to_toml
+from choreo.config import load, make, reading, to_toml
 from choreo.errors import BadInput
 from choreo.methods.waltz.recipe import WaltzRecipe
 
@@ -67,6 +67,7 @@ def test_a_mistake_in_a_file_is_named_by_file_line_and_field(recipe_file, text, 
         ("learning.lr=fast", "learning.lr: expected a number > 0, got 'fast'"),
         ("learning.lrr=1", "learning.lrr: unknown key; did you mean 'lr'?"),
         ("seed.x=3", "seed: expected a whole number >= 0, got a table"),
+        ("seed.x.y=3", "seed: expected a whole number >= 0, got a table"),
         ("learning.mix={harmful=0}", "learning.mix: must give at least one kind a positive share"),
         ("learning.estimator=gpo", "learning.estimator: expected one of 'reinforce++', 'reinforce++baseline', 'grpo',"),
         ("learning.lr", "expected section.key=value"),
@@ -93,6 +94,13 @@ def test_overrides_are_toml_values_or_plain_text_and_leave_the_rest(recipe_file)
     assert (recipe.learning.lr, recipe.learning.steps, recipe.learning.estimator) == (1e-5, 7, "rloo")
     assert recipe.learning.mix == {"harmful": 0.4, "benign": 0.4, "general": 0.0}
     assert (recipe.world.languages, recipe.seed) == (("en",), 3)
+
+
+def test_what_follows_from_a_setting_follows_where_it_is_overridden_too():
+    assert load("waltz").rewards.undetermined == "zero"  # the exact judge leaves nothing open that is an answer
+    for recipe in (load("waltz", ["judge.kind=offline"]), make({}, ["judge.kind=offline"])):
+        assert recipe.rewards.undetermined == "drop"
+    assert load("waltz", ["judge.kind=offline", "rewards.undetermined=zero"]).rewards.undetermined == "zero"
 
 
 def test_files_that_are_not_there(tmp_path):

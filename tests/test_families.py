@@ -98,7 +98,7 @@ def test_settings_of_a_study_stand_before_those_that_are_given(tmp_path):
     recipe = mine.recipe(waltz_limits.ARMS[1], 0)
     assert (recipe.learning.steps, recipe.stages.stage1_share, recipe.protocol.rounds) == (7, 0.32, 2)
     mine.train([])
-    assert Study.open("mine", tmp_path, None, (), Progress(), defaults=own).settings == (*own, "learning.steps=7")
+    assert Study.open("mine", tmp_path, None, (), Progress(), defaults=own).settings == ("learning.steps=7", own[1])
     assert Study.open("mine", tmp_path / "new", None, (), Progress(), defaults=own).settings == own
 
 

@@ -204,8 +204,11 @@ def test_a_phase_that_goes_on_with_the_same_work_keeps_its_pace(monkeypatch):
         progress.start("training", 400)  # of another agent or another run: from nothing
         now = 150.0
         progress.advance(100)
+        progress.start("training", 400, 300)  # of a run that was resumed
+        now = 160.0
+        progress.advance(310)
     left = [line.partition("left ")[2] for line in out.getvalue().splitlines()]
-    assert left == ["5:00", clock(140 / 104 * 296), "0:30"]
+    assert left == ["5:00", clock(140 / 104 * 296), "0:30", "1:30"]
 
 
 def test_a_terminal_gets_a_bar_with_the_same_figures(monkeypatch):

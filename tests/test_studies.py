@@ -28,14 +28,8 @@ from choreo.studies.shared import equal_runs, kept
 from choreo.studies.shared.arms import Arm, Study
 
 SHORT = (
-    "learning.steps=2",
-    "learning.prompts=5",
-    "learning.samples=1",
-    "world.train_prompts=60",
-    "world.heldout_prompts=1",
-    "protocol.answer_tokens=6",
-    "protocol.feedback_tokens=8",
-    "checkpoint_every=1",
+    *("learning.steps=2", "learning.prompts=5", "learning.samples=1", "checkpoint_every=1"),
+    *("world.train_prompts=60", "world.heldout_prompts=1", "protocol.answer_tokens=6", "protocol.feedback_tokens=8"),
 )
 SET = [word for setting in SHORT for word in ("--set", setting)]
 
@@ -255,27 +249,30 @@ def test_the_table_measures_every_system_and_a_study_keeps_to_its_recipe(bases, 
 
 
 def test_finished_runs_of_equal_recipes_are_copied_from_another_study(bases, tmp_path):
-    one, two = waltz_limits.ARMS[:2]
-    made("waltz-limits", tmp_path / "first", (one, two), {one.name: entry(10, 20), two.name: entry(30, 40)}, {})
-    study = Study.open("mine", tmp_path / "second", SEEDS, (), Progress(), reuse=(tmp_path / "first",))
-    runs = study.train([replace(two, name="again")])["again"]  # all are there, so nothing is trained
+    arm, first = waltz_limits.ARMS[1], tmp_path / "first"
+    made("waltz-limits", first, (arm,), {arm.name: entry(30, 40)}, {})
+    study = Study.open("mine", tmp_path / "second", SEEDS, (), Progress(), reuse=(first,))
+    runs = study.train([replace(arm, name="again")])["again"]  # all are there, so nothing is trained
     assert [e["asr"]["value"] for e in study.trained(runs, "waltz")] == [30 / 900] * len(SEEDS)
     study.write("T", "I", [])
-    assert f"trained before for other studies: {runs[0].name}, " in (tmp_path / "second" / "study.md").read_text()
+    assert f"trained before for other studies: {runs[0].name}, " in (study.folder / "study.md").read_text()
+    assert Study.open("mine", study.folder, None, (), Progress()).reuse == (first,)
 
-    def taken(arm):
-        wanted = {tmp_path / "third" / "runs" / "x": study.recipe(arm, SEEDS[0])}
-        return equal_runs.copy_equal(wanted, [tmp_path / "first"])
+    def taken(*settings):
+        wanted = {tmp_path / "x": study.recipe(replace(arm, settings=(*arm.settings, *settings)), SEEDS[0])}
+        return equal_runs.copy_equal(wanted, equal_runs.finished_elsewhere([first], tmp_path))
 
-    assert not taken(Arm("x", settings=("protocol.rounds=2", "learning.steps=7")))
-    tokenizer = bases / "micro-llama" / "tokenizer.json"
-    text = tokenizer.read_text()
-    tokenizer.write_text(text + "\n")
-    assert not taken(two), "a base of that name, and another one"
-    tokenizer.write_text(text)
-    assert taken(two)
-    with pytest.raises(BadInput, match="holds no study"):
-        equal_runs.copy_equal({}, [tmp_path])
+    assert not taken("learning.steps=7")
+    tokenizer, info = bases / "micro-llama" / "tokenizer.json", first / "runs" / f"{arm.name}-seed{SEEDS[0]}/run.json"
+    for file, other in ((tokenizer, tokenizer.read_text() + "\n"), (info, '{"source": {"world": "another"}}')):
+        text = file.read_text()
+        file.write_text(other)
+        assert not taken(), "another base, or another microworld, of the same name"
+        file.write_text(text)
+    assert taken()
+    for folder, why in ((tmp_path, "holds no study"), (study.folder, "of this study itself")):
+        with pytest.raises(BadInput, match=why):
+            equal_runs.finished_elsewhere([folder], study.folder)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------
@@ -316,15 +313,15 @@ def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monk
         return line
 
     monkeypatch.chdir(tmp_path)
-    assert listed("waltz-limits").split(None, 1)[1] == "not run here: 15 runs, 3 seeds"
+    assert listed("waltz-limits").split(None, 1)[1] == "not run here: 12 runs, 3 seeds"
     folder = tmp_path / "runs" / "waltz-limits"
     (tmp_path / "runs").mkdir()
-    there = {arm.name: entry(10, 20) for arm in waltz_limits.ARMS}
+    there = {arm.name: entry(10, 20) for arm in waltz_limits.ARMS if arm.name != waltz_limits.ALL}  # that is rounds-1
     made("waltz-limits", folder, waltz_limits.ARMS, there, {})
-    assert listed("waltz-limits").endswith("10 of 10 runs are done")
+    assert listed("waltz-limits").endswith("8 of 8 runs are done")
     study = Study.open("waltz-limits", folder, SEEDS, (), Progress())
     study.write("Limits", "", [])
-    assert "10 runs, 0:00 of training" in listed("waltz-limits")
+    assert "8 runs, 0:00 of training" in listed("waltz-limits")
     assert listed("waltz-limits").endswith("up to date")
     (tmp_path / "docs" / "results").mkdir(parents=True)
     (folder / "answers.json").rename(tmp_path / "docs" / "results" / "waltz-limits.json")
@@ -348,7 +345,7 @@ def test_the_list_says_what_is_run_and_what_of_it_is_stale(bases, tmp_path, monk
     gone.write_text(gone.read_text().replace('"settings": []', '"settings": ["protocol.gone=1"]'))
     assert "stale, other now: a setting (" in listed("waltz-limits")
     assert main(["study", "--list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["waltz-limits"]["finished"] == 10
+    assert json.loads(capsys.readouterr().out)["waltz-limits"]["finished"] == 8
     assert "--list goes with --json alone" in refused(capsys, "study", "waltz-table", "--list")
 
 

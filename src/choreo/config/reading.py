@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ LATER = {
     ("agents", "temperature"),
     ("learning", "feedback_lr"),
     ("protocol", "reasoning_tokens"),
+    ("tuning", "student_epochs"),
 }
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -45,18 +47,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = find(path)
     data, lines = toml.read(file)
-    return _overridden(_check(data, lambda keys: f"{file}:{toml.line_of(lines, keys)}"), overrides)
+    return _checked(data, overrides, lambda keys: f"{file}:{toml.line_of(lines, keys)}")
 
 
 def make(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `data`, nested as a TOML file would be. Raises BadInput with one line that names the field."""
-    return _overridden(_check(dict(data), lambda keys: "recipe"), overrides)
+    return _checked(data, overrides, lambda keys: "recipe")
 
 
-def _overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+def _checked(data: Mapping[str, Any], overrides: Sequence[str], where: Callable[[toml.Keys], str]) -> Recipe:
+    recipe = _check(dict(data), where)
     if not overrides:
         return recipe
-    merged: dict[str, Any] = recipe.model_dump()
+    # Into what was written and not into the whole recipe: a default may follow from a setting that is overridden. But a
+    # table inside a section, as learning.mix, is changed in part: it begins as its default.
+    merged, whole = deepcopy(dict(data)), recipe.model_dump()
+    for section, key, *inner in (toml.assign({}, argument) for argument in overrides if "." in argument):
+        table = whole.get(section)
+        if inner and isinstance(table, dict) and isinstance(table.get(key), dict):
+            merged.setdefault(section, {}).setdefault(key, table[key])
     paths = {argument: toml.assign(merged, argument) for argument in overrides}
     return _check(merged, lambda keys: f"--set {_blame(paths, keys)}")
 

@@ -40,7 +40,8 @@ def _read(file: Path, kind: type, name: str) -> Any:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: not JSON: {instead(content[:64], len(content)) or first_line(error)}") from None
+        why = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise BadInput(f"{file}: not JSON: {instead(content[:64], len(content)) or why}") from None
     if not isinstance(value, kind):
         raise BadInput(f"{file}: expected a JSON {name}")
     return value

@@ -26,17 +26,19 @@ class ProgressBar(Callback):
         self._terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Any = None
         self._begun: dict[int, tuple[float, int]] = {}  # by total: when its work began, and how much was done then
+        self._reached: dict[int, int] = {}  # by total: how much is done
         self.on_phase("", 0, 0)
 
     def on_phase(self, label: str, total: int, done: int) -> None:
         self._close_bar()
-        if not done or total not in self._begun:  # else it goes on with an earlier phase, as a round of MACPO does
+        if not done or self._reached.get(total) != done:  # else it goes on where a phase ended, as a round of MACPO
             self._begun[total] = (time.monotonic(), done)
         self._label, self._total, self._printed = label, total, float("-inf")
         if self._terminal and total:
             self._open_bar(done)
 
     def on_progress(self, done: int, figures: Mapping[str, float]) -> None:
+        self._reached[self._total] = done
         shown, left = describe(figures), self._left(done)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=shown, left="" if left is None else clock(left))

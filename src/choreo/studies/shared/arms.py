@@ -72,6 +72,7 @@ class Study:
     jobs: how many runs are trained at once, each in a process of its own.
     registered: the seeds that the study was written down with (docs/studies/registered.md); none: it was not.
     reuse: folders of other studies, from which finished runs of equal recipes are copied.
+    defaults: settings of the study's own, with which it was registered.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Study:
     planned: tuple[int, ...] = ()
     registered: tuple[int, ...] = ()
     reuse: tuple[Path, ...] = ()
+    defaults: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -114,8 +116,13 @@ class Study:
                 raise BadInput(f"--set {setting}: {'.'.join(keys)} differs between the runs of a study; see --seeds")
         seeds = tuple(seeds or saved.get("seeds") or registered or SEEDS)
         planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
-        settings = tuple((*defaults, *settings) if settings else saved.get("settings", defaults))
-        return cls(name, folder, seeds, settings, progress, jobs, planned, tuple(registered), tuple(reuse))
+        # Of two that set the same key the later one, as when a recipe is read.
+        latest = {toml.assign({}, setting): setting for setting in (*defaults, *settings)}
+        kept_settings = tuple(latest.values() if settings else saved.get("settings", defaults))
+        # A study that was stopped while it copied goes on with it. What is gone since then is trained.
+        before = [folder for folder in map(Path, saved.get("reuse", ())) if (folder / "study.json").is_file()]
+        rest = tuple(registered), tuple(reuse or before), tuple(defaults)
+        return cls(name, folder, seeds, kept_settings, progress, jobs, planned, *rest)
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
@@ -144,14 +151,16 @@ class Study:
                 path = self.folder / "runs" / f"{arm.name}-seed{seed}"
                 path, _ = plan.setdefault(equal_runs.nameless(recipe), (path, recipe))
                 runs[arm.name].append(path)
+        elsewhere = equal_runs.finished_elsewhere(self.reuse, self.folder)
         for path, recipe in plan.values():
             equal_runs.refuse_other(path, recipe)
             if not is_finished(path):
                 check(recipe)
         durable.make_folder(self.folder)
         begun = {"name": self.name, "seeds": self.seeds, "planned": self.planned, "settings": self.settings}
-        durable.write_json(self.folder / "study.json", begun)
-        for path, original in equal_runs.copy_equal(dict(plan.values()), self.reuse).items():
+        reuse = [str(folder.resolve()) for folder in self.reuse]
+        durable.write_json(self.folder / "study.json", begun | {"reuse": reuse})
+        for path, original in equal_runs.copy_equal(dict(plan.values()), elsewhere).items():
             self.progress.say(f"{path.name}: a copy of {original}")
         if self.jobs > 1:
             for path, recipe in plan.values():
@@ -250,10 +259,16 @@ class Study:
                 f" Registered with the seeds {', '.join(map(str, self.registered))}, and run with others, so every "
                 "verdict is exploratory."
             )
+        if self.registered and set(self.settings) != set(self.defaults):
+            how += " Registered with other settings, so every verdict is exploratory."
         if copies := equal_runs.copies(self.folder / "runs"):
             how += f" {len(copies)} runs, of equal recipes, were trained before for other studies: {', '.join(copies)}."
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
+        made = kept.made(self.folder)
+        if self.registered:
+            how += " Its hypotheses are in docs/studies/registered.md."
+        how += f" `choreo study {self.name}` made this page: {kept.told(made)}."
         path = write_study(self.folder / "study.html", title, f"{intro}\n\n{how}", sections)
         answers = {
             "schema": 1,
@@ -262,7 +277,7 @@ class Study:
             "planned": self.planned,
             "settings": self.settings,
             "page": str(path),
-            "made": kept.made(self.folder),
+            "made": made,
             "sections": [_plain(section) for section in sections],
         }
         durable.write_json(self.folder / "answers.json", answers)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from choreo import config
@@ -13,6 +14,9 @@ from choreo.experiment.run import bases
 from choreo.files import durable
 from choreo.files.json_file import read_object
 from choreo.runs.folder import is_finished, read_info
+from choreo.studies.shared import kept
+
+Found = Mapping[str, Sequence[Path]]  # finished runs by what they were trained with
 
 
 def nameless(recipe: config.Recipe) -> str:
@@ -33,38 +37,68 @@ def refuse_other(path: Path, recipe: config.Recipe) -> None:
         raise BadInput(f"{path}: was trained on another base than {name} is now; name another folder with --run")
 
 
-def copy_equal(wanted: Mapping[Path, config.Recipe], studies: Iterable[Path]) -> dict[Path, Path]:
-    """Copies finished runs of other studies to the paths of `wanted` where no run is yet. Their recipes are equal but
-    for their names, and their bases are the same. A copy that is interrupted leaves nothing at its path.
+def finished_elsewhere(studies: Iterable[Path], own: Path) -> Found:
+    """The finished runs of other studies that may be copied: of this microworld, and with every setting of now.
 
-    wanted: the recipe of each path. studies: folders of studies. Returns the original of every path that was filled.
-    Raises BadInput where a folder holds no study.
+    studies: their folders. own: the folder of the study that asks. Raises BadInput where a folder holds no study, or is
+    the own one.
     """
-    there: dict[str, Path] = {}
-    for study in studies:
+    found: dict[str, list[Path]] = {}
+    for study in (folder.resolve() for folder in studies):
         if not (study / "study.json").is_file():
-            raise BadInput(f"{study}: holds no study (no study.json), so no run can be taken from it")
-        for path in filter(is_finished, sorted((study / "runs").iterdir())):
-            there.setdefault(_what_trained(path), path)
-    taken: dict[Path, Path] = {}
+            raise BadInput(f"--reuse {study}: holds no study (no study.json), so no run can be taken from it")
+        if study == own.resolve():
+            raise BadInput(f"--reuse {study}: is the folder of this study itself; --resume keeps its runs")
+        world = kept.world()
+        for path in sorted((study / "runs").glob("*-seed*")):
+            if is_finished(path) and read_info(path).get("source", {}).get("world") == world and _is_of_now(path):
+                found.setdefault(_what_trained(path), []).append(path)
+    return found
+
+
+def copy_equal(wanted: Mapping[Path, config.Recipe], found: Found) -> dict[Path, Path]:
+    """Copies finished runs to the paths of `wanted` where nothing is yet, if their recipes are equal but for their
+    names, and their bases are those of now. A copy that is interrupted leaves nothing at its path.
+
+    wanted: the recipe of each path. Returns the original of every path that was filled. Raises BadInput where a run
+    cannot be copied.
+    """
+    copied: dict[Path, Path] = {}
     for path, recipe in wanted.items():
-        found = None if path.exists() else there.get(_depends_on(recipe))
-        if found is not None and not _base_that_changed(found, recipe):
-            copy = path.parent.parent / f"copy-of-{path.name}"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(found, copy)
-            durable.write_json(
-                copy / "run.json", read_info(copy) | {"copy_of": f"{found.parent.parent.name}, {found.name}"}
-            )
-            path.parent.mkdir(exist_ok=True)
-            copy.rename(path)
-            taken[path] = found
-    return taken
+        originals = () if os.path.lexists(path) else found.get(_depends_on(recipe), ())
+        original = next((one for one in originals if not _base_that_changed(one, recipe)), None)
+        if original is not None:
+            _copy(original, path)
+            copied[path] = original
+    return copied
 
 
 def copies(runs: Path) -> list[str]:
-    """The names of those runs in a folder that `copy_equal` made."""
-    return sorted(path.name for path in runs.glob("*-seed*") if "copy_of" in read_info(path))
+    """The names of those finished runs in a folder that `copy_equal` made."""
+    return sorted(path.name for path in runs.glob("*-seed*") if is_finished(path) and "copy_of" in read_info(path))
+
+
+def _copy(original: Path, path: Path) -> None:
+    part = path.parent / ".copy"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(original, part)
+        origin = {"copy_of": f"{original.parent.parent.name}, {original.name}"}
+        durable.write_json(part / "run.json", read_info(original) | origin)
+        part.rename(path)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise BadInput(f"{original}: cannot be copied to {path}: {error}") from None
+
+
+def _is_of_now(path: Path) -> bool:
+    """Whether its recipe can be read and says everything. One of an older choreo may not."""
+    try:
+        config.load(path / "recipe.toml")
+        return not config.unset(path / "recipe.toml")
+    except BadInput:
+        return False
 
 
 def _what_trained(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +15,7 @@ from choreo.environments.microworld.world import World
 from choreo.errors import BadInput
 from choreo.experiment.run import bases
 from choreo.files.json_file import read_object
+from choreo.runs.bar import clock
 from choreo.runs.folder import is_finished, read_info, versions
 
 REPEATED = ("name", "seed", "world.split_seed")  # in which repetitions of one training may differ
@@ -46,6 +47,13 @@ def made(folder: Path) -> dict[str, Any]:
         "commits": sorted({found.get("commit", "") for found in sources}),
         "worlds": sorted({found.get("world", "") for found in sources}),
     }
+
+
+def told(made: Mapping[str, Any]) -> str:
+    """What `made` gives, in one line."""
+    commits = ", ".join(commit[:8] + "+" * commit.endswith("+") for commit in made["commits"] if commit)
+    took = f"{made['runs']} runs, {clock(made['seconds'])} of training, {made['date']}"
+    return f"{took}, commit {commits or 'not known'}"
 
 
 def world() -> str:

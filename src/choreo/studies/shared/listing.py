@@ -10,10 +10,9 @@ from typing import Any
 from choreo import studies
 from choreo.errors import BadInput
 from choreo.files.json_file import read_object
-from choreo.runs.bar import clock
 from choreo.runs.folder import is_finished
 from choreo.runs.progress import Progress
-from choreo.studies.shared import kept
+from choreo.studies.shared import equal_runs, kept
 from choreo.studies.shared.arms import SEEDS, Study
 
 State = dict[str, Any]
@@ -36,12 +35,10 @@ def words(state: Mapping[str, Any]) -> str:
             return f"{state['finished']} of {runs or state['begun']} runs are done"
         return "not run here" if runs is None else f"not run here: {runs} runs, {state['seeds']} seeds"
     made = state["made"]
-    commits = ", ".join(commit[:8] + "+" * commit.endswith("+") for commit in made["commits"] if commit)
     how = f"stale, other now: {', '.join(state['stale'])}" if state["stale"] else "up to date"
     if not state["compared"]:
         how += " (its recipes are not compared)"
-    took = f"{made['runs']} runs, {clock(made['seconds'])} of training, {made['date']}"
-    return f"{took}, commit {commits or 'not known'}: {how}"
+    return f"{kept.told(made)}: {how}"
 
 
 def _state(name: str, runs: Path, results: Path) -> State:
@@ -71,7 +68,11 @@ def _planned(module: ModuleType, seeds: Sequence[int]) -> int | None:
     """How many runs a study has. None where its module does not declare its arms (ARMS)."""
     if not hasattr(module, "ARMS"):
         return None
-    return sum(min(arm.first or len(seeds), len(seeds)) for arm in module.ARMS)
+    study, runs = Study("", Path(), (0,), tuple(getattr(module, "SETTINGS", ())), Progress()), dict[str, int]()
+    for arm in module.ARMS:  # of equal recipes one is trained
+        recipe = equal_runs.nameless(study.recipe(arm, 0))
+        runs[recipe] = max(runs.get(recipe, 0), min(arm.first or len(seeds), len(seeds)))
+    return sum(runs.values())
 
 
 def _latest(*files: Path) -> State | None:
