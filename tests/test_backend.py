@@ -107,9 +107,10 @@ def asked(number: int) -> Request:
 
 
 def test_it_is_trained_by_the_command(tmp_path, capsys):
-    given = [word for one in settings(tmp_path) for word in ("--set", one)]
+    both = ("checkpoint_every=1", "stages.stage1_share=0.5")  # in step 1 the feedback agent learns alone
+    given = [word for one in (*settings(tmp_path), *both) for word in ("--set", one)]
     run = tmp_path / "run"
-    assert main(["train", "waltz", "--run", str(run), "--set", "checkpoint_every=1", *given]) == 0
+    assert main(["train", "waltz", "--run", str(run), *given]) == 0
     assert [row["step"] for row in lines(run)] == [1, 2] and [*checkpoints(run)] == [1, 2]
     capsys.readouterr()
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2

@@ -76,6 +76,7 @@ def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path):
     assert "already exists" in refused(capsys, "study", "waltz-table", "--run", tmp_path)
     (tmp_path / "file").write_text("mine")
     assert "no study.json" in refused(capsys, "study", "waltz-table", "--run", tmp_path, "--resume")
+    assert "no study to go on with" in refused(capsys, "study", "waltz-table", "--run", tmp_path / "typo", "--resume")
     below = tmp_path / "file" / "sub"
     assert "cannot make this folder" in refused(capsys, "study", "waltz-table", "--run", below, "--seeds=0")
     assert "cannot make this folder" in refused(capsys, "world", "pretrain", "--out", below)

@@ -76,17 +76,17 @@ def test_what_waltz_computes_by_hand():
     found = waltz_passes(config.load("waltz"), Lengths(10, 3, 5, 2))
     feedback = [one for one in found if one.new == 96]
     assert [(one.kind, one.rows, one.context, one.times) for one in feedback] == [
-        ("sample", 64, 55, 250),
-        ("score", 64, 55, 250),
-        ("learn", 64, 55, 250),
+        ("sample", 64, 55, 400),
+        ("score", 64, 55, 400),
+        ("learn", 64, 55, 400),
     ]
     # The revision comes after the prompt, the answer, the review's words and their frame; stage 1 has 80 steps.
     rest = [(one.kind, one.context, one.times, one.distinct) for one in found if one.new == 40]
     assert rest == [
-        ("sample", 13, 250, 32),
-        ("sample", 151, 250, None),
-        ("score", 82, 170, None),
-        ("learn", 82, 170, None),
+        ("sample", 13, 400, 32),
+        ("sample", 151, 400, None),
+        ("score", 82, 320, None),
+        ("learn", 82, 320, None),
     ]
     alone = waltz_passes(config.load("single-agent"), Lengths(10, 3, 5, 2))
-    assert [one.kind for one in alone] == ["sample", "score", "learn"] and alone[2].times == 250
+    assert [one.kind for one in alone] == ["sample", "score", "learn"] and alone[2].times == 400

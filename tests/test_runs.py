@@ -131,6 +131,15 @@ def test_rewind_cuts_the_record_to_the_last_checkpoint_exactly(tmp_path):
     assert not list(run.path.rglob("*.tmp"))
 
 
+def test_a_finished_run_whose_checkpoints_are_gone_keeps_its_record(tmp_path):
+    with Run.create(tmp_path / "run", WaltzRecipe()) as run:
+        run.log(1, {"seconds": 1.0})
+        run.finish({})
+        with pytest.raises(BadInput, match="its checkpoints are gone"):
+            run.rewind()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_rewind_without_a_checkpoint_starts_over(tmp_path):
     with Run.create(tmp_path / "run", WaltzRecipe()) as run:
         assert run.rewind() == (0, None)

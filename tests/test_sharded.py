@@ -218,10 +218,10 @@ def test_a_plan_counts_a_ranks_share(capsys):
     for name in ("agents", "optimisers"):
         assert alone["memory"][name] == 4 * shared["memory"][name]
     assert shared["sampling"] - alone["sampling"] == 4 * alone["parameters"]  # an agent, gathered whole
-    # 80 updates of the feedback agent alone, and 170 of both, each of one micro-batch: the weights twice, a gradient.
+    # 80 updates of the feedback agent alone, and 320 of both, each of one micro-batch: the weights twice, a gradient.
     each = 3 / 4 * 4 * alone["parameters"]
     learnt = four["cost"]["traffic"]["gradients"] / (3 * each)
-    assert learnt == pytest.approx(round(learnt)) and round(learnt) >= 420
-    assert four["cost"]["traffic"]["weights"] == pytest.approx(3 * 250 * each)
+    assert learnt == pytest.approx(round(learnt)) and round(learnt) >= 720
+    assert four["cost"]["traffic"]["weights"] == pytest.approx(3 * 400 * each)
     assert main([*command, "--gpus", "4"]) == 0
     assert "one of 4 ranks" in (said := capsys.readouterr().out) and "a share of every agent" in said

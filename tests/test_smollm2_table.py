@@ -17,7 +17,8 @@ from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.runs.progress import Progress
 from choreo.studies import smollm2_table
-from choreo.studies.shared.arms import Study, _refuse_if_other
+from choreo.studies.shared.arms import Study
+from choreo.studies.shared.equal_runs import refuse_other
 from choreo.studies.shared.paired import contrasts
 from choreo.studies.shared.readers import by_readers
 from choreo.types import Prompt
@@ -149,6 +150,6 @@ def test_labels_that_came_later_leave_a_run_as_it_is(tmp_path):
     arm = smollm2_table.ARMS[0]
     durable.write_text(tmp_path / "recipe.toml", config.to_toml(study.recipe(arm, 0)))
     later = replace(study, settings=(*SETTINGS, "gold.labels=choreo:english/answers.jsonl"))
-    _refuse_if_other(tmp_path, later.recipe(arm, 0))
+    refuse_other(tmp_path, later.recipe(arm, 0))
     with pytest.raises(BadInput, match="lr"):
-        _refuse_if_other(tmp_path, replace(study, settings=(*SETTINGS, "learning.lr=1e-5")).recipe(arm, 0))
+        refuse_other(tmp_path, replace(study, settings=(*SETTINGS, "learning.lr=1e-5")).recipe(arm, 0))

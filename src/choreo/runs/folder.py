@@ -223,6 +223,8 @@ class Run:
 
     def _rewind(self) -> tuple[int, Path | None]:
         step, path = max(checkpoints(self.path).items(), default=(0, None))
+        if path is None and is_finished(self.path):
+            raise BadInput(f"{self.path}: its checkpoints are gone, and training anew would erase its record")
         durable.cut_after(self.path / "metrics.jsonl", step)
         for file in self.path.glob("episodes/step-*.jsonl.gz"):
             if _step(file) > step:
