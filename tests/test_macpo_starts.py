@@ -73,3 +73,4 @@ def test_the_confident_loss_shifts_weight_to_the_students_own_answers(tiny_folde
         assert [[set(s.advantages) for s in pair] for pair in mixed] == [[{1 - a}, {a}]] * len(weak)
         assert [(w.ids, o.ids) for w, o in mixed] == [(w.ids, t.ids) for w, t in zip(weak, own, strict=True)]
         assert all(w.context == o.context for w, o in mixed)
+    assert confident(writer, weak[1:], 2) == mixed[1:]  # the answer to the first prompt failed

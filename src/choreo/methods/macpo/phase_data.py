@@ -94,11 +94,9 @@ def confident(writer: AnswerWriter, units: Sequence[Unit], epoch: int) -> Sequen
     if not a:
         return units
     own = writer.write(0, student, student.positive, f"own-{epoch}", temperature=0.0)
-    return [
-        (_weighted(weak, 1 - a), _weighted(_sample(student.positive, turn.context, turn.ids), a))
-        for weak, turn in zip(units, own, strict=True)
-        if isinstance(weak, Sample)
-    ]
+    greedy = {turn.context: _sample(student.positive, turn.context, turn.ids) for turn in own}
+    # By context: a prompt whose weak answer failed has an answer of the student's and no unit.
+    return [(_weighted(weak, 1 - a), _weighted(greedy[weak.context], a)) for weak in units if isinstance(weak, Sample)]
 
 
 def _start(writer: AnswerWriter, data: PromptSplit, agent: MacpoAgent, positive: bool) -> list[tuple[Prompt, Ids]]:
