@@ -221,24 +221,6 @@ def test_an_exact_judge_over_a_model_of_another_language_is_said(tiny_folder, tm
     assert f"! {alien} has a chat template of its own" in capsys.readouterr().err
 
 
-def test_a_resume_on_other_prompts_is_refused(tiny_folder, tmp_path):
-    two = {"steps": 2, "prompts": 2, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}}
-    recipe = config.load(on_files(tmp_path, tiny_folder, FEW, ["Who?"], learning=two, checkpoint_every=1))
-    path, file = tmp_path / "run", tmp_path / "train.jsonl"
-    with Run.create(path, recipe) as run, Progress() as progress:
-        train(recipe, run, progress)
-    shutil.rmtree(checkpoints(path)[2])  # as if it had been killed in step 2
-    whole = file.read_text()
-    for now in (whole.replace("a lamp", "a vase"), whole.replace('"harmful"', '"benign"', 1), whole + "\n" + OTHER):
-        file.write_text(now)
-        with Run.open(path) as run, Progress() as progress, pytest.raises(BadInput, match="other prompts than the fil"):
-            train(recipe, run, progress)
-    file.write_text(whole)
-    with Run.open(path) as run, Progress() as progress:
-        train(recipe, run, progress)
-    assert max(checkpoints(path)) == 2
-
-
 class Edits(Callback):
     """Writes `text` into `file` when the first step is done, as somebody at an editor would."""
 
@@ -249,17 +231,20 @@ class Edits(Callback):
         self.file.write_text(self.text)
 
 
-def test_a_file_that_is_edited_while_a_run_trains_on_it_is_other_prompts_at_resume(tiny_folder, tmp_path):
+def test_a_resume_on_other_prompts_is_refused_also_where_they_changed_during_training(tiny_folder, tmp_path):
     two = {"steps": 2, "prompts": 2, "samples": 1, "mix": {"harmful": 0.5, "benign": 0.5}}
     recipe = config.load(on_files(tmp_path, tiny_folder, FEW, ["Who?"], learning=two, checkpoint_every=1))
     path, file = tmp_path / "run", tmp_path / "train.jsonl"
     whole = file.read_text()
+    longer = whole + "\n" + OTHER
     with Run.create(path, recipe) as run, Progress() as progress:
-        run.callbacks = (Edits(file, whole + "\n" + OTHER),)
+        run.callbacks = (Edits(file, longer),)
         train(recipe, run, progress)
-    shutil.rmtree(checkpoints(path)[2])
-    with Run.open(path) as run, Progress() as progress, pytest.raises(BadInput, match="other prompts than the fil"):
-        train(recipe, run, progress)
+    shutil.rmtree(checkpoints(path)[2])  # as if it had been killed in step 2
+    for now in (longer, whole.replace("a lamp", "a vase"), whole.replace('"harmful"', '"benign"', 1)):
+        file.write_text(now)
+        with Run.open(path) as run, Progress() as progress, pytest.raises(BadInput, match="other prompts than the fil"):
+            train(recipe, run, progress)
     file.write_text(whole)
     with Run.open(path) as run, Progress() as progress:
         train(recipe, run, progress)

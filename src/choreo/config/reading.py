@@ -59,8 +59,8 @@ def _checked(data: Mapping[str, Any], overrides: Sequence[str], where: Callable[
     recipe = _check(dict(data), where)
     if not overrides:
         return recipe
-    # Into what was written and not into the whole recipe: a default may follow from a setting that is overridden. But a
-    # table inside a section, as learning.mix, is changed in part: it begins as its default.
+    # Overrides change what was written, not the whole recipe: a default may depend on a setting that is overridden. But
+    # a table inside a section, such as learning.mix, is changed in part: it begins as its default.
     merged, whole = deepcopy(dict(data)), recipe.model_dump()
     for section, key, *inner in (toml.assign({}, argument) for argument in overrides if "." in argument):
         table = whole.get(section)

@@ -31,7 +31,8 @@ class ProgressBar(Callback):
 
     def on_phase(self, label: str, total: int, done: int) -> None:
         self._close_bar()
-        if not done or self._reached.get(total) != done:  # else it goes on where a phase ended, as a round of MACPO
+        # A phase that begins where one of the same total ended goes on with its work, as a round of MACPO does.
+        if not done or self._reached.get(total) != done:
             self._begun[total] = (time.monotonic(), done)
         self._label, self._total, self._printed = label, total, float("-inf")
         if self._terminal and total:

@@ -95,7 +95,7 @@ def confident(writer: AnswerWriter, units: Sequence[Unit], epoch: int) -> Sequen
         return units
     own = writer.write(0, student, student.positive, f"own-{epoch}", temperature=0.0)
     greedy = {turn.context: _sample(student.positive, turn.context, turn.ids) for turn in own}
-    # By context: a prompt whose weak answer failed has an answer of the student's and no unit.
+    # Matched by context: where the weak answer to a prompt failed, the prompt has no unit.
     return [(_weighted(weak, 1 - a), _weighted(greedy[weak.context], a)) for weak in units if isinstance(weak, Sample)]
 
 

@@ -101,8 +101,8 @@ class Study:
     ) -> Study:
         """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
 
-        A new study has the registered seeds, or else SEEDS, where none are given. defaults: settings of the study's
-        own, before those that are given.
+        A new study has the registered seeds, or else SEEDS, where none are given. It has the settings `defaults`; a
+        given setting takes the place of one of these with the same key.
 
         Raises BadInput when the folder holds another study, or when a setting is one that the seeds decide.
         """
@@ -118,11 +118,21 @@ class Study:
         planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
         # Of two that set the same key the later one, as when a recipe is read.
         latest = {toml.assign({}, setting): setting for setting in (*defaults, *settings)}
-        kept_settings = tuple(latest.values() if settings else saved.get("settings", defaults))
-        # A study that was stopped while it copied goes on with it. What is gone since then is trained.
-        before = [folder for folder in map(Path, saved.get("reuse", ())) if (folder / "study.json").is_file()]
-        rest = tuple(registered), tuple(reuse or before), tuple(defaults)
-        return cls(name, folder, seeds, kept_settings, progress, jobs, planned, *rest)
+        settings = tuple(latest.values() if settings else saved.get("settings", defaults))
+        # A study that was stopped while it copied goes on copying. Runs of a study that is gone are trained.
+        before = [path for path in map(Path, saved.get("reuse", ())) if (path / "study.json").is_file()]
+        return cls(
+            name,
+            folder,
+            seeds,
+            settings,
+            progress,
+            jobs,
+            planned,
+            registered=tuple(registered),
+            reuse=tuple(reuse or before),
+            defaults=tuple(defaults),
+        )
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
         """The recipe of one run. Raises BadInput as `config.load` does."""
