@@ -19,7 +19,8 @@ from choreo.game.play import play
 from choreo.methods.waltz.batches import draw, training_prompts
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore, train
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS
 

@@ -22,7 +22,8 @@ from choreo.files import durable
 from choreo.methods.attacker.play import AttackedPair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import train
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
 WORLD = {"heldout_prompts": 2, "train_prompts": 60}

@@ -13,7 +13,7 @@ from choreo.cli import main
 from choreo.engine.losses import PolicyLoss
 from choreo.engine.requests import Request
 from choreo.methods.waltz.remote import RemotePair
-from choreo.runs.folder import checkpoints
+from choreo.runs.checkpoints import checkpoints
 from choreo.types import CONVERSATION, FEEDBACK
 
 MINE = """

@@ -32,8 +32,9 @@ from choreo.methods.waltz.cotraining.schedule import attacked, author
 from choreo.methods.waltz.cotraining.settings import ATTACKER, CoTraining
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import train
+from choreo.runs.checkpoints import checkpoints
 from choreo.runs.episodes import episode_of
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Episode, Sample, Verdict
 

@@ -26,7 +26,8 @@ from choreo.methods.waltz import trainer as waltz
 from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS
 

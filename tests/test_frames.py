@@ -17,7 +17,8 @@ from choreo.errors import BadInput
 from choreo.methods.macpo.agents import MacpoAgents
 from choreo.methods.waltz import trainer
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.server.pair import Resident
 

@@ -29,7 +29,7 @@ from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.measure import UNTRAINED, evaluate
 from choreo.methods.waltz.method import WALTZ as METHOD
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.runs.folder import checkpoints
+from choreo.runs.checkpoints import checkpoints
 from choreo.types import CONVERSATION, Episode, Prompt, TextTurn, Verdict
 
 # The training judge pays for length alone, so that a policy learns to repeat a letter. The gold judge sees that.

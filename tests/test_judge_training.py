@@ -23,7 +23,8 @@ from choreo.judges.formats.wildguard import WildGuard
 from choreo.judges.local import LocalJudge
 from choreo.methods.waltz.trainer import train
 from choreo.models.hub import fingerprint
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import Prompt
 

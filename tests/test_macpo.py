@@ -27,7 +27,8 @@ from choreo.methods.macpo.phase_data import phase_data
 from choreo.methods.macpo.schedule import Phase, schedule
 from choreo.methods.macpo.split import LabelledPrompt, noisy, split_prompts
 from choreo.methods.macpo.trainer import train
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.text.thinking import THOUGHT
 from choreo.types import Feedback, Prompt, Turn

@@ -21,7 +21,8 @@ from choreo.methods.macpo.measure import _nats, describe, distinct, duel, pgr, w
 from choreo.methods.macpo.recipe import MacpoRecipe
 from choreo.methods.macpo.run import run_macpo
 from choreo.runs.bar import ProgressBar
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.heldout import heldout_games
 from choreo.runs.progress import Progress
 from choreo.studies.shared.paired import tables

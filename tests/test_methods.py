@@ -22,7 +22,7 @@ from choreo.errors import BadInput
 from choreo.methods import METHODS
 from choreo.methods.attacker.recipe import AttackerRecipe
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.runs.folder import checkpoints
+from choreo.runs.checkpoints import checkpoints
 from choreo.types import Prompt
 
 PROMPTS = [Prompt(str(i), text, "benign", "asked") for i, text in enumerate(("How do I open a jar?", "Why?"))]

@@ -31,7 +31,8 @@ from choreo.methods.macpo.trainer import train as train_macpo
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import restore, train
 from choreo.models import model_folder
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
 W, C, T = "model.safetensors", "config.json", "tokenizer.json"

@@ -22,7 +22,8 @@ from choreo.config.track import Track
 from choreo.engine import checkpoint
 from choreo.files import durable
 from choreo.methods.waltz.trainer import train
-from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -19,7 +19,8 @@ from choreo.methods.waltz.agents import Pair
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.models.resolve import base_folder
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK
 

@@ -9,14 +9,20 @@ import sys
 
 import pytest
 
+import choreo
 from choreo import config
+from choreo.attacks.targets import RunTarget
 from choreo.errors import BadInput, Unavailable
+from choreo.experiment.export import export_run
 from choreo.files import durable
+from choreo.integrations.loading import partners
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.runs import folder
 from choreo.runs.bar import ProgressBar, clock, describe
+from choreo.runs.checkpoints import checkpoint_at, last_checkpoint
 from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
+from choreo.server.pair import Resident
 from choreo.types import CONVERSATION, FEEDBACK, Episode, Feedback, Prompt, Turn, Verdict
 
 
@@ -239,3 +245,33 @@ def test_figures_in_words():
     figures = {"kl/conversation": 0.01234, "format_rate": 1.0, "label_accuracy": None}
     assert describe(figures) == "KL/conversation 0.0123  format rate 100.0 %"
     assert (clock(59.6), clock(3661)) == ("1:00", "1:01:01")
+
+
+@pytest.mark.parametrize("use", ["load", "serve", "attack", "partner", "evaluate", "export"])
+def test_a_finished_run_that_has_lost_its_checkpoints_is_not_taken_for_an_untrained_one(use, tmp_path):
+    with Run.create(tmp_path / "run", WaltzRecipe()) as run:
+        run.finish({})
+    uses = {
+        "load": lambda: choreo.load(run.path),
+        "serve": lambda: Resident(run.path),
+        "attack": lambda: RunTarget(run.path, seed=0),
+        "partner": lambda: partners(str(run.path), WaltzRecipe()),
+        "evaluate": lambda: choreo.evaluate(run.path),
+        "export": lambda: export_run(run.path, tmp_path / "out"),
+    }
+    with pytest.raises(BadInput, match="is a finished run without checkpoints"):
+        uses[use]()
+
+
+def test_a_run_without_its_first_checkpoint_is_untrained_and_steps_are_named(tmp_path):
+    with Run.create(tmp_path / "run", WaltzRecipe()) as run:
+        assert checkpoint_at(run.path) == (0, None)
+        with pytest.raises(BadInput, match="has no checkpoint yet; go on with"):
+            last_checkpoint(run.path)
+        for step in (10, 20):
+            run.checkpoint(step).mkdir()
+        run.finish({})
+    assert checkpoint_at(run.path) == last_checkpoint(run.path) == (20, run.checkpoint(20))
+    assert checkpoint_at(run.path, 10) == (10, run.checkpoint(10)) and checkpoint_at(run.path, 0) == (0, None)
+    with pytest.raises(BadInput, match="no checkpoint of step 15; there are 10, 20, and 0 is untrained"):
+        checkpoint_at(run.path, 15)

@@ -31,7 +31,8 @@ from choreo.experiment import sizing
 from choreo.methods.waltz.trainer import train
 from choreo.models.resolve import base_folder
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress
 
 STEPS = 3

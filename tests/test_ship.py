@@ -8,7 +8,7 @@ from choreo import api
 from choreo.errors import BadInput
 from choreo.experiment.ship import ship
 from choreo.runs import shipped
-from choreo.runs.folder import checkpoints
+from choreo.runs.checkpoints import checkpoints
 
 pytestmark = pytest.mark.slow
 

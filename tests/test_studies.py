@@ -20,7 +20,8 @@ from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.report import published
 from choreo.runs.bar import ProgressBar
-from choreo.runs.folder import checkpoints, is_finished, read_info
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import is_finished, read_info
 from choreo.runs.heldout import games_of, measured_file
 from choreo.runs.progress import Progress
 from choreo.studies import waltz_limits, waltz_sensitivity, waltz_table

@@ -33,7 +33,8 @@ from choreo.methods.base import method_of
 from choreo.methods.waltz.recipe import WaltzRecipe
 from choreo.methods.waltz.system_messages import once_more, under_some
 from choreo.methods.waltz.trainer import train
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.server.app import application
 from choreo.server.guardrail import PATH

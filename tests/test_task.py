@@ -27,7 +27,8 @@ from choreo.methods.waltz.recipe import Model, WaltzRecipe
 from choreo.methods.waltz.trainer import train
 from choreo.runs.bar import ProgressBar
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 
 

@@ -29,7 +29,7 @@ from choreo.files.json_file import read_object
 from choreo.methods.waltz.alarms import alarms
 from choreo.methods.waltz.remote import RemotePair
 from choreo.models.resolve import base_folder
-from choreo.runs.folder import checkpoints
+from choreo.runs.checkpoints import checkpoints
 from choreo.types import AGENTS, CONVERSATION, FEEDBACK
 
 pytest.importorskip("tinker", reason="needs choreo-rl[tinker]")

@@ -28,8 +28,9 @@ from choreo.methods.waltz.trainer import restore, train
 from choreo.methods.waltz.updates import learning_rate, policy_loss
 from choreo.models.resolve import base_folder
 from choreo.runs.callbacks import Callback
+from choreo.runs.checkpoints import checkpoints
 from choreo.runs.episodes import record
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import CONVERSATION, FEEDBACK
 

@@ -34,7 +34,8 @@ from choreo.methods.waltz.trainer import restore, train
 from choreo.models.chat import Chat
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.server.pair import Resident
 from choreo.server.session import SessionOptions, play_session

@@ -23,7 +23,8 @@ from choreo.methods.waltz.warmup.answers import answers_of_files, gather, read, 
 from choreo.methods.waltz.warmup.settings import Warmup
 from choreo.report.record import Record
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.text.feedback import render_feedback
 from choreo.types import FEEDBACK, Limits

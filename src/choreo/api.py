@@ -22,7 +22,8 @@ from choreo.evaluation.folder import evaluation_folder
 from choreo.files import columns, shipped
 from choreo.methods.loaded import LoadedAgents
 from choreo.runs.callbacks import Callback, notify
-from choreo.runs.folder import Run, checkpoints, new_folder
+from choreo.runs.checkpoints import checkpoint_at
+from choreo.runs.folder import Run, new_folder
 from choreo.runs.progress import Progress
 from choreo.runs.shipped import placed
 from choreo.types import Episode
@@ -241,16 +242,13 @@ def attack(
 
 def load(run: str | Path | Run, step: int | None = None) -> LoadedAgents:
     """The agents of a run, or of a shipped pair by its name, as its checkpoint of `step` has them, by default the last;
-    untrained where it has none.
+    untrained at step 0, and where it has none yet.
 
-    Raises BadInput where there is no such run or checkpoint.
+    Raises BadInput where there is no such run or checkpoint, and where a finished run has lost its checkpoints.
     """
     held = run if isinstance(run, Run) else Run.read(placed(run))
-    found = checkpoints(held.path)
-    if step is not None and step not in found:
-        raise BadInput(f"{held.path}: no checkpoint of step {step}; there are {', '.join(map(str, found)) or 'none'}")
+    _, checkpoint = checkpoint_at(held.path, step)
     quiet()
-    checkpoint = found[step] if step is not None else max(found.items(), default=(0, None))[1]
     return LoadedAgents(held.recipe, METHODS.get(held.recipe.method).load(held.recipe, checkpoint))
 
 

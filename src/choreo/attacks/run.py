@@ -44,7 +44,8 @@ from choreo.methods.base import method_of
 from choreo.models.hub import fingerprint
 from choreo.models.resolve import base_folder
 from choreo.runs.callbacks import Callback
-from choreo.runs.folder import checkpoint_digest, checkpoints, is_finished, versions
+from choreo.runs.checkpoints import checkpoint_at, checkpoint_digest
+from choreo.runs.folder import is_finished, versions
 from choreo.runs.lock import take
 from choreo.runs.progress import Progress
 from choreo.types import Prompt, Verdict
@@ -304,7 +305,7 @@ def _trained_writer(run: Path, measured: Any) -> tuple[Agent[Any], dict[str, Any
         raise BadInput(f"--writer {run}: is a run of {method}; a writer is a model, or a run of {ATTACKER.name}")
     if measured is not None and not measured.from_files():
         recipe.same_world(measured, "what is attacked")
-    step, folder = max(checkpoints(run).items(), default=(0, None))
+    step, folder = checkpoint_at(run)
     agents = ATTACKER.load(recipe, folder)
     about = {"step": step, "base": agents.model.fingerprint, "checkpoint": checkpoint_digest(folder)}
     return AttackerAgent(agents), about | ({"target": agents.begun} if agents.begun else {})

@@ -153,7 +153,7 @@ def run_in_cluster(address: str, processes: int, words: Sequence[str], run: Path
     see. Returns the exit code of the first rank that fails, if any; 1 where ranks are lost again and again without a
     new checkpoint. Raises BadInput without Ray, Unavailable where no cluster can be reached, or has no room.
     """
-    from choreo.runs.folder import checkpoints
+    from choreo.runs.checkpoints import checkpoints
 
     stop, tries, reached = Stop(), 0, -1
     with _connected(address), stop.listening():

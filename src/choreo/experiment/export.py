@@ -24,7 +24,8 @@ from choreo.models.gguf import is_gguf
 from choreo.models.hub import is_name
 from choreo.models.resolve import base_folder, is_ours
 from choreo.report.page import percent
-from choreo.runs.folder import checkpoints, read_info
+from choreo.runs.checkpoints import last_checkpoint
+from choreo.runs.folder import read_info
 
 
 def export_run(
@@ -43,7 +44,7 @@ def export_run(
     """
     read_info(path)
     recipe = config.load(path / "recipe.toml")
-    step, checkpoint = last_checkpoint(path, recipe)
+    step, checkpoint = exportable(path, recipe)
     check_room(out)
     how = recipe.weights()
     if merged is False and how.train == "full":
@@ -74,13 +75,10 @@ def export_run(
     return written
 
 
-def last_checkpoint(path: Path, recipe: config.Recipe) -> tuple[int, Path]:
+def exportable(path: Path, recipe: config.Recipe) -> tuple[int, Path]:
     """The last step of which the run at `path` has a checkpoint, and the checkpoint. Raises BadInput where there is
     none, or a service has the weights."""
-    found = checkpoints(path)
-    if not found:
-        raise BadInput(f"{path}: has no checkpoint to export; go on with choreo train --resume {path}")
-    step, checkpoint = max(found.items())
+    step, checkpoint = last_checkpoint(path)
     if recipe.engine.remote:
         raise BadInput(f"{path}: {kept_there(recipe.engine.backend, checkpoint)}")
     return step, checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 from choreo import config
 from choreo.engine.policies import LowRank
 from choreo.errors import BadInput, opening
-from choreo.experiment.export import check_room, last_checkpoint
+from choreo.experiment.export import check_room, exportable
 from choreo.files import durable
 from choreo.methods.base import method_of
 from choreo.models.gguf import is_gguf
@@ -32,7 +32,7 @@ def export_gguf(path: Path, out: Path) -> tuple[list[Path], str]:
     method = method_of(recipe)
     if not method.has_pair:
         raise BadInput(f"{path}: is a run of {method.name}; --gguf writes a pair alone")
-    _, checkpoint = last_checkpoint(path, recipe)
+    _, checkpoint = exportable(path, recipe)
     if recipe.weights().train == "full":
         raise BadInput(f"{path}: the run trained whole models, so it has no adapter to write (--gguf)")
     if len(recipe.bases()) > 1:

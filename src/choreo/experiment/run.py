@@ -34,7 +34,8 @@ from choreo.models.hub import fingerprint, is_whole
 from choreo.models.load import load_chat
 from choreo.models.resolve import base_folder
 from choreo.models.template import TemplateChat
-from choreo.runs.folder import Run, checkpoints, versions
+from choreo.runs.checkpoints import last_checkpoint
+from choreo.runs.folder import Run, versions
 from choreo.runs.progress import Progress
 from choreo.trackers.base import require_trackers
 from choreo.types import Episode, Part
@@ -196,10 +197,7 @@ def evaluate_run(
     if not (engine.local or method.has_pair):
         raise BadInput(f"{path}: is a run of {method.name}; a server samples for a pair alone (engine.rollouts)")
     check(recipe, trains=False)
-    found = checkpoints(path)
-    if not found:
-        raise BadInput(f"{path}: has no checkpoint to measure; go on with choreo train --resume {path}")
-    step, folder = max(found.items())
+    step, folder = last_checkpoint(path)
     task = Task(recipe, cache or Path(path))
     for name, source in task.sources.items():
         progress.say(taken(name, source))

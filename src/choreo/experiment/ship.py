@@ -22,7 +22,8 @@ from choreo.experiment.export import figures, licence_of, licence_terms, limits
 from choreo.files import durable
 from choreo.files.shipped import is_shipped
 from choreo.methods.base import method_of
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import last_checkpoint
+from choreo.runs.folder import Run
 from choreo.runs.shipped import PAIRS
 
 KEPT = ("summary.json", "dialogues.json")
@@ -40,7 +41,7 @@ def ship(run: str | Path, out: Path) -> Path:
         raise BadInput(f"{held.path}: its weights are on {held.recipe.engine.backend}, and none is here")
     if out.exists():
         raise BadInput(f"{out}: already exists")
-    step, newest = max(checkpoints(held.path).items())
+    step, newest = last_checkpoint(held.path)
     saved = checkpoint.load(newest)
     agents = {name: {"agent": _halved(state["agent"])} for name, state in saved["agents"].items()}
     state = {"step": step, "base": saved["base"], "frames": saved["frames"], "agents": agents}

@@ -15,18 +15,20 @@ from choreo.evaluation.collaboration import local_agent
 from choreo.methods.agents import Agents
 from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.runs.folder import checkpoints, read_info
+from choreo.runs.checkpoints import checkpoint_at
+from choreo.runs.folder import read_info
 from choreo.types import AGENTS, CONVERSATION, AnyTurn
 
 
 def run_agents(path: Path) -> tuple[Recipe, Agents]:
     """The recipe of the run at `path`, and its agents as the newest checkpoint has them.
 
-    A run without a checkpoint gives the untrained agents. Raises BadInput where `path` is no run.
+    A run that has not come to its first checkpoint gives the untrained agents. Raises BadInput where `path` is no run,
+    or is a finished one whose checkpoints are gone.
     """
     read_info(path)
     recipe = config.load(path / "recipe.toml")
-    _, newest = max(checkpoints(path).items(), default=(0, None))
+    _, newest = checkpoint_at(path)
     return recipe, method_of(recipe).load(recipe, newest)
 
 

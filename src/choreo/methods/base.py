@@ -27,7 +27,8 @@ from choreo.errors import BadInput, Interrupted
 from choreo.methods import cards
 from choreo.methods.agents import Agents
 from choreo.methods.passes import Lengths, Pass
-from choreo.runs.folder import checkpoints, read_info
+from choreo.runs.checkpoints import checkpoint_at
+from choreo.runs.folder import read_info
 from choreo.types import Episode, Part, Prompt
 
 if TYPE_CHECKING:  # these load PyTorch, NumPy or matplotlib
@@ -258,12 +259,7 @@ def run_of_a_pair(run: Path, step: int | None = None) -> tuple[Any, int, Path | 
     if not method.has_pair:
         pairs = " or ".join(methods_with_a_pair())
         raise BadInput(f"{run}: is a run of {method.name}; expected one of a pair, by {pairs}")
-    found = checkpoints(run)
-    chosen = max(found, default=0) if step is None else step
-    if chosen and chosen not in found:
-        there = ", ".join(map(str, found)) or "none"
-        raise BadInput(f"{run}: no checkpoint of step {step}; there are {there}, and 0 is untrained")
-    return recipe, chosen, found.get(chosen)
+    return recipe, *checkpoint_at(run, step)
 
 
 def methods_with_a_pair() -> list[str]:

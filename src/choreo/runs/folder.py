@@ -24,7 +24,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
 from choreo.runs import shipped
 from choreo.runs.callbacks import Callback, notify
+from choreo.runs.checkpoints import checkpoints, step_of
 from choreo.runs.episodes import earlier_of, episode_of, record
 from choreo.runs.heldout import games_of, measured_file, write_measured
 from choreo.runs.lock import LOCK, take
@@ -227,7 +227,7 @@ class Run:
             raise BadInput(f"{self.path}: its checkpoints are gone, and training anew would erase its record")
         durable.cut_after(self.path / "metrics.jsonl", step)
         for file in self.path.glob("episodes/step-*.jsonl.gz"):
-            if _step(file) > step:
+            if step_of(file) > step:
                 file.unlink()
         return step, path
 
@@ -309,25 +309,6 @@ def read_info(path: str | Path) -> dict[str, Any]:
     return read_object(path / "run.json")
 
 
-def checkpoints(path: str | Path) -> dict[int, Path]:
-    """The finished checkpoints of the run at `path`, by step. A folder with a temporary name is not finished."""
-    folders = (folder for folder in Path(path).glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", folder.name))
-    return {_step(folder): folder for folder in sorted(folders)}
-
-
-def checkpoint_digest(folder: Path | None) -> str:
-    """16 hex digits of what the checkpoint in `folder` holds; "" for None, which is untrained."""
-    if folder is None:
-        return ""
-    digest = blake2b(digest_size=8)
-    for file in sorted(one for one in folder.rglob("*") if one.is_file()):
-        with open(file, "rb") as stream:
-            digest.update(f"{file.relative_to(folder)}/{file.stat().st_size}/".encode())
-            while piece := stream.read(2**20):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
 def is_finished(path: str | Path) -> bool:
     """Whether the run at `path` has a summary."""
     return (Path(path) / "summary.json").is_file()
@@ -342,10 +323,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-").split(".")[0])
 
 
 def _now() -> str:

@@ -16,7 +16,8 @@ from choreo.engine.local import LocalEngine
 from choreo.errors import BadInput, Unsupported
 from choreo.methods.base import method_of, methods_with_a_pair
 from choreo.methods.waltz.agents import Pair
-from choreo.runs.folder import checkpoints, read_info
+from choreo.runs.checkpoints import checkpoint_at
+from choreo.runs.folder import read_info
 from choreo.server.local import WorkerAgent
 from choreo.server.session import SessionAgent
 from choreo.server.worker import Worker
@@ -63,7 +64,7 @@ class Resident:
 
     def _load(self) -> tuple[Pair, str]:
         """The pair as the newest checkpoint has it; a run without one serves the untrained pair."""
-        step, folder = max(checkpoints(self.path).items(), default=(0, None))
+        step, folder = checkpoint_at(self.path)
         pair: Pair = method_of(self.recipe).load(self.recipe, folder)
         return pair, f"step-{step:06d}/{pair.base}"
 

@@ -15,7 +15,8 @@ from choreo.config import MICROWORLD
 from choreo.config.addresses import LOOPBACK
 from choreo.config.rollouts import Rollouts, answering
 from choreo.errors import BadInput
-from choreo.runs.folder import checkpoints, read_info
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import read_info
 from choreo.server import keys as keyring
 from choreo.server.app import application
 from choreo.server.figures import log

@@ -12,7 +12,7 @@ from choreo.errors import BadInput
 from choreo.methods.base import method_of, run_of_a_pair
 from choreo.methods.one_model import OneModel
 from choreo.methods.waltz.pair import AnyPair
-from choreo.runs.folder import checkpoint_digest
+from choreo.runs.checkpoints import checkpoint_digest
 from choreo.types import Episode, Limits, Prompt, TextTurn, Turn
 
 

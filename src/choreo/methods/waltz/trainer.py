@@ -39,7 +39,8 @@ from choreo.methods.waltz.system_messages import digest_of, told_figures, traine
 from choreo.methods.waltz.updates import learning_rate, policy_loss, value_baseline, with_advantages, with_old
 from choreo.methods.waltz.warmup.train import warm_start
 from choreo.models.resolve import base_folder
-from choreo.runs.folder import Run, checkpoints
+from choreo.runs.checkpoints import checkpoints
+from choreo.runs.folder import Run
 from choreo.runs.progress import Progress
 from choreo.types import AGENTS, Episode, Prompt, Sample
 

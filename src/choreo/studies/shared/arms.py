@@ -32,7 +32,8 @@ from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback, notify
-from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.checkpoints import last_checkpoint
+from choreo.runs.folder import Run, is_finished
 from choreo.runs.heldout import games_of, heldout_games, measured_file, write_measured
 from choreo.runs.progress import Progress
 from choreo.studies.shared import equal_runs, kept
@@ -207,7 +208,7 @@ class Study:
             if not file.is_file() or not games_of(file).is_file():
                 recipe = config.load(run / "recipe.toml")
                 method = method_of(recipe)
-                agents = method.load(recipe, max(checkpoints(run).items())[1] if trained else None)
+                agents = method.load(recipe, last_checkpoint(run)[1] if trained else None)
                 prompts = World(recipe.world).suites("heldout", (language,) if language else None)
                 self.progress.start(f"measuring {label}, seed {seed}", len(prompts))
                 task, on_progress = Task(recipe), reporting(self.progress)

@@ -28,7 +28,8 @@ from choreo.methods.waltz.warmup.answers import sample_of
 from choreo.methods.waltz.warmup.draw import VERDICTS, epoch_rows, measured_rows, repeats, set_apart
 from choreo.methods.waltz.warmup.measure import measure_reviews
 from choreo.methods.waltz.warmup.report import FOLDER, in_words
-from choreo.runs.folder import Run, checkpoints, is_finished
+from choreo.runs.checkpoints import checkpoints, last_checkpoint
+from choreo.runs.folder import Run, is_finished
 from choreo.runs.progress import Progress
 from choreo.types import FEEDBACK, ReviewedAnswer
 
@@ -77,7 +78,7 @@ def finished(recipe: WaltzRecipe, pair: Pair, task: Task) -> Path:
 
 def _state(pair: Pair, folder: Path) -> dict[str, Any]:
     """The feedback agent as a finished warm start leaves it. Raises BadInput where `pair` has another one."""
-    _, path = max(checkpoints(folder).items())
+    _, path = last_checkpoint(folder)
     saved = pair.read_checkpoint(path)
     checkpoint.check(path, saved, {"agents": {FEEDBACK: {"agent": pair.team(FEEDBACK).example(FEEDBACK)}}})
     state: dict[str, Any] = saved["agents"][FEEDBACK]["agent"]

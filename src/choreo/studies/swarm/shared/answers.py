@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from choreo.methods.macpo.schedule import STUDENT, phases_done, schedule
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.runs.folder import checkpoints, read_info
+from choreo.runs.checkpoints import checkpoint_digest, checkpoints, last_checkpoint
+from choreo.runs.folder import read_info
 from choreo.swarm.answers import Answer, Answers, Truth, cached, truth_of
 from choreo.types import Episode, Prompt, Turn
 
@@ -40,22 +40,13 @@ def load_recipe(run: Path, method: Method[R, Any]) -> R:
     recipe = config.load(run / "recipe.toml")
     if not isinstance(recipe, method.recipe):
         raise BadInput(f"{run}: is a run of {recipe.method}, and this study takes runs of {method.name}")
-    if not checkpoints(run):
-        raise BadInput(f"{run}: has no checkpoint; train it first with choreo train --resume {run}")
+    last_checkpoint(run)
     return recipe
 
 
 def heldout_prompts(recipe: config.Recipe) -> list[Prompt]:
     """Held-out prompts of the suites that users bring."""
     return [prompt for prompt in World(recipe.world).suites("heldout") if prompt.suite in SUITES]
-
-
-def weights_of(folder: Path) -> str:
-    """16 hex digits of a checkpoint's bytes."""
-    digest = blake2b(digest_size=8)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def training_answers(run: Path, recipe: config.Recipe) -> list[Answer]:
@@ -94,7 +85,7 @@ def waltz_answers(
     no_feedback, adaptive_untrained: before training, alone and with its feedback agent; trained_alone, adaptive,
     always_on: after it, alone, with feedback when the feedback agent asks for a revision, and revising every answer.
     """
-    _, last = max(checkpoints(run).items())
+    _, last = last_checkpoint(run)
     prompts, base = heldout_prompts(recipe), "+".join(bases(recipe).values())
     pairs: dict[bool, AnyPair[Any]] = {}
     found = {}
@@ -112,7 +103,7 @@ def waltz_answers(
                 pairs[trained] = WALTZ.load(recipe, last if trained else None)
             return _played(pairs[trained], recipe, prompts, rounds, always)
 
-        weights = f"{base}/{weights_of(last)}" if trained else base
+        weights = f"{base}/{checkpoint_digest(last)}" if trained else base
         key = {"arm": arm, "checkpoint": weights, "seed": recipe.seed, **_how(recipe)}
         found[arm] = cached(cache, key, prompts, write, partial(_label, World(recipe.world)))
     return found
@@ -175,7 +166,7 @@ def macpo_answers(
             return _written(loaded[0], recipe, policy, prompts)
 
         key = {
-            "checkpoint": weights_of(folder),
+            "checkpoint": checkpoint_digest(folder),
             "bases": [*bases(recipe).values()],
             "seed": recipe.seed,
             "temperature": recipe.evaluation.temperature,
