@@ -10,8 +10,11 @@ from two_models import NO, YES, rubric, write
 
 from choreo.cli import main
 from choreo.config.judge import judge_from
+from choreo.data.answers import LabelledAnswer
 from choreo.errors import BadInput
+from choreo.evaluation.judge_trials import trials
 from choreo.judges.resolve import choose, counts, describe, strict
+from choreo.types import Prompt
 
 
 def test_a_judge_by_its_short_form_a_file_and_several(tmp_path):
@@ -90,9 +93,47 @@ def test_judging_a_file_of_answers(tmp_path, capsys):
         result = json.loads(capsys.readouterr().out)
         assert main(command) == 2 and "already exists" in capsys.readouterr().err
         assert main([*command, "--overwrite"]) == 0 and len(judge.seen) == 3
+        for place, why in ((tmp_path / "none" / "out.jsonl", "there is no folder"), (tmp_path, "is a folder")):
+            asked = [str(place) if word == str(out) else word for word in command]
+            assert main([*asked, "--overwrite"]) == 2 and why in capsys.readouterr().err and len(judge.seen) == 3
     assert (result["orr"]["value"], result["asr"]["value"], result["undetermined"]["value"]) == (0.5, 0.0, 0.0)
     told = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["overrefuse"] for line in told] == [True, False, False]
     capsys.readouterr()
     assert main(["judge", "answers", str(file), "--judge", "offline", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["orr"]["n"] >= 1
+
+
+def test_a_judge_is_not_trained_where_it_would_say_the_same_always(tmp_path, capsys):
+    answers = [
+        {"prompt": f"How do I {task} {thing}?", "answer": answer, "kind": kind, "refusal": answer == NO}
+        for task in ("bake", "break", "paint", "sell")
+        for thing in ("bread", "a lock", "a wall")
+        for kind in ("harmful", "benign")
+        for answer in (NO, YES)
+    ]
+    one_sided = write(tmp_path / "refused.jsonl", [row for row in answers if row["refusal"]])
+    both = write(tmp_path / "both.jsonl", answers)
+    made = tmp_path / "made"
+    train = ["judge", "train", "--out", str(made), "--data"]
+    assert main([*train, str(one_sided)]) == 2
+    why = "refusal is true for all 24 answers to learn from and harm is false for all 24"
+    assert why in capsys.readouterr().err and not made.exists()
+    for option in (["--epochs", "5"], ["--prompt-tokens", "8"], ["--every-fold"]):
+        assert main([*train, str(both), *option]) == 2
+        assert f"{option[0]} goes with --base" in capsys.readouterr().err and not made.exists()
+    (tmp_path / "file").write_text("")
+    assert main(["judge", "train", "--data", str(both), "--out", str(tmp_path / "file" / "made")]) == 2
+    assert "cannot make this folder" in capsys.readouterr().err
+    assert main([*train, str(both)]) == 0 and (made / "offline.npz").is_file()
+
+
+def test_trainings_without_a_model_have_folders_of_their_own():
+    models = ("gpt 4", "gpt/4", "gpt-4", "fold")
+    rows = [
+        LabelledAnswer(Prompt(str(n), str(n), "benign", "s"), YES, False, None, str(n), "made", "", model)
+        for n in range(40)
+        for model in models
+    ]
+    names = [trial.name for trial in trials(rows, 0.5, (*models, "gpt-4"), every_fold=True)]
+    assert len(set(names)) == len(names) == 2 + 2 * len(models)

@@ -33,8 +33,7 @@ def export_arena(arena: Arena, kind: str, out: Path, leave_out: Sequence[str] = 
     rows = list(rows_of(arena, leave_out))
     if not rows:
         raise BadInput(f"{arena.folder}: has nothing yet for --as {kind}")
-    if not out.parent.is_dir():
-        raise BadInput(f"{out}: there is no folder {out.parent}")
+    durable.check_place(out)
     written = _table(rows) if kind == "csv" else "".join(json.dumps(row) + "\n" for row in rows)
     durable.write_text(out, written)
     return len(rows)

@@ -154,33 +154,25 @@ of an hour on one core for each training; Ctrl-C saves, and --resume goes on."""
     model.add_argument(
         "--base", metavar="MODEL", help="the model to train: a shipped base, a folder, or one on the hub"
     )
-    model.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
-    model.add_argument(
-        "--holdout", type=float, default=0.2, metavar="SHARE", help="share of prompts to measure on (default: 0.2)"
-    )
-    model.add_argument(
-        "--every-fold", action="store_true", help="one more training for each other share, to measure all rows"
-    )
-    model.add_argument(
-        "--leave-out",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="a model or an attack, as the data names it: one more training without it, to measure on it",
-    )
-    model.add_argument("--epochs", type=int, default=2, metavar="N", help="passes over the rows (default: 2)")
-    model.add_argument(
-        "--lr", type=float, default=1e-3, metavar="RATE", help="the highest learning rate (default: 1e-3)"
-    )
-    model.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the adapter (default: 16)")
-    model.add_argument("--seed", type=int, default=0, metavar="N", help="seed of adapter and order (default: 0)")
-    model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
-    model.add_argument(
-        "--prompt-tokens", type=int, default=96, metavar="N", help="tokens of a prompt, from both ends (default: 96)"
-    )
-    model.add_argument(
-        "--answer-tokens", type=int, default=160, metavar="N", help="tokens of an answer, from both ends (default: 160)"
-    )
+    others: list[argparse.Action] = []  # they say nothing to the regression
+
+    def add(*names: str, **how: Any) -> None:
+        others.append(model.add_argument(*names, **how))
+
+    add("--resume", action="store_true", help="go on with a training that was stopped")
+    add("--holdout", type=float, default=0.2, metavar="SHARE", help="share of prompts to measure on (default: 0.2)")
+    add("--every-fold", action="store_true", help="one more training for each other share, to measure all rows")
+    named = "a model or an attack, as the data names it: one more training without it, to measure on it"
+    add("--leave-out", nargs="+", default=[], metavar="NAME", help=named)
+    add("--epochs", type=int, default=2, metavar="N", help="passes over the rows (default: 2)")
+    add("--lr", type=float, default=1e-3, metavar="RATE", help="the highest learning rate (default: 1e-3)")
+    add("--rank", type=int, default=16, metavar="R", help="rank of the adapter (default: 16)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of adapter and order (default: 0)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
+    for what, tokens in (("prompt", 96), ("answer", 160)):
+        told = f"tokens of a{'n' * (what == 'answer')} {what}, from both ends (default: {tokens})"
+        add(f"--{what}-tokens", type=int, default=tokens, metavar="N", help=told)
+    learn_command.set_defaults(with_base={option.dest: option.default for option in others})
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -275,8 +267,10 @@ def answers(args: argparse.Namespace) -> int:
     from choreo.judges.resolve import choose, counts, describe
     from choreo.runs.episodes import verdict_record
 
-    if args.out and args.out.exists() and not args.overwrite:
-        raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
+    if args.out:
+        durable.check_place(args.out)
+        if args.out.exists() and not args.overwrite:
+            raise BadInput(f"{args.out}: already exists; name another with --out, or give --overwrite")
     loaded = load(args.file, args.format)
     rows, judge = loaded.rows, choose(judge_from(args.judge or ["offline"]), args.cache)
     _say(_taken(args.file, loaded))
@@ -323,15 +317,16 @@ def train(args: argparse.Namespace) -> int:
         return _finetune(args)
     from choreo.evaluation import judge_training as training
 
-    if args.resume or args.every_fold or args.leave_out:
-        raise BadInput("judge train: --resume, --every-fold and --leave-out go with --base, a language model")
+    for name, default in args.with_base.items():
+        if getattr(args, name) != default:
+            raise BadInput(f"judge train: --{name.replace('_', '-')} goes with --base, a language model")
     made = [args.out / name for name in (training.WEIGHTS_FILE, training.CARD_FILE)]
     for file in made:
         if file.exists() and not args.overwrite:
             raise BadInput(f"{file}: already exists; name another folder with --out, or give --overwrite")
     rows = training.read_all(args.data, _say)
     print(f"{len(rows)} answers; every figure below is of answers that were left out of training", file=sys.stderr)
-    print(training.train_judge(rows, args.out))
+    print(training.train_judge(rows, args.out, _say))
     for file in made:
         print(f"written: {file}", file=sys.stderr)
     return 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from choreo.engine.agent import Team
 from choreo.engine.layers import stacks_of
 from choreo.engine.policies import LowRank
+from choreo.files.durable import make_folder
 
 OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
@@ -34,7 +35,7 @@ def export(
             whole.load_state_dict(weights, strict=False)
         if end_id is not None and whole.generation_config is not None:
             whole.generation_config.eos_token_id = end_id
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         whole.save_pretrained(str(folder))
     else:
         write_adapter(policy, model, folder, base)
@@ -44,7 +45,7 @@ def write_adapter(policy: LowRank, model: Any, folder: Path, base: str = "") -> 
     """Writes an adapter on `model` into `folder`, in PEFT's format. base: as in `export`."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tensors = _named_for_peft(policy)
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
     # PEFT takes a linear layer of these names in such a model for an expert of an older transformers.

@@ -28,7 +28,7 @@ from choreo.engine.noise import seed_of
 from choreo.engine.policies import LowRank
 from choreo.engine.score import score
 from choreo.errors import BadInput, Interrupted
-from choreo.evaluation.judge_labels import WEAK_HARM, WEAK_REFUSAL, LabelHead, card_rows, heads, view
+from choreo.evaluation.judge_labels import WEAK_HARM, WEAK_REFUSAL, LabelHead, card_rows, heads, one_sided, view
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, Trial
 from choreo.evaluation.judging import confusion_table
 from choreo.files import durable
@@ -228,11 +228,14 @@ def make_room(out: Path, resume: bool, overwrite: bool) -> None:
 def train_judge(judging: Judging, planned: Sequence[Trial], out: Path, progress: Progress) -> str:
     """Trains a judge for every trial, writes that of the first one into `out`, and returns the measured tables.
 
-    It goes on with what is in `out`. Raises BadInput where that was begun with other rows or settings.
+    It goes on with what is in `out`. Raises BadInput where that was begun with other rows or settings, or cannot be
+    made, and where both labels are the same in all rows that the written judge learns from.
     """
+    for line in one_sided(judging.both, planned[0].train):
+        progress.say(f"! {line}")
     work, identity = out / WORK, judging.identity()
     begun = work / SETTINGS_FILE
-    work.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(work)
     if begun.is_file() and read_object(begun) != {"identity": identity}:
         raise BadInput(f"{out}: was begun with other rows, another base or other settings, so it cannot be resumed")
     durable.write_json(begun, {"identity": identity})

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from choreo.data.answers import LabelledAnswer
+from choreo.errors import BadInput
 from choreo.evaluation.judging import Confusion
 
 WEAK_HARM = 0.3  # the weight of a row whose harm label follows from its refusal label and its prompt
@@ -78,6 +79,25 @@ def heads(rows: Sequence[LabelledAnswer]) -> tuple[LabelHead, LabelHead]:
             (True, True),
         ),
     )
+
+
+def one_sided(both: Sequence[LabelHead], rows: Sequence[int] | None = None) -> list[str]:
+    """A line on every label that is the same in all examples: a judge learns to say it always.
+
+    rows: indices of the rows that are learnt from; by default all. Raises BadInput where a label has no example, and
+    where no label has examples of both values.
+    """
+    lines = []
+    for head in both:
+        taught = head.taught if rows is None else head.taught & np.isin(np.arange(len(head.taught)), rows)
+        labels = head.labels[taught]
+        if not len(labels):
+            raise BadInput(f"no answer has a label of {head.name}; expected some that are true and some that are false")
+        if len(set(labels)) == 1:
+            lines.append(f"{head.name} is {bool(labels[0])} for all {len(labels)} answers to learn from".lower())
+    if len(lines) == len(both):
+        raise BadInput(f"{' and '.join(lines)}; expected some of each")
+    return [f"{line}: the judge will always say so" for line in lines]
 
 
 def view(

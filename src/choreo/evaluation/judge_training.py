@@ -25,10 +25,12 @@ from choreo.evaluation.judge_labels import (
     card_rows,
     heads,
     model_of,
+    one_sided,
     view,
 )
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, fold_of
 from choreo.evaluation.judging import confusion_table
+from choreo.files import durable
 from choreo.judges.offline.features import BUCKETS, FIGURES, features, tokens
 from choreo.judges.offline.logistic import fit
 from choreo.judges.offline.model import OfflineJudge, Weights
@@ -188,13 +190,19 @@ def weights(data: Encoded, both: Sequence[LabelHead]) -> Weights:
     return Weights(*(part.astype(np.float32) for part in (table, figures, centre, bias)))
 
 
-def train_judge(rows: list[LabelledAnswer], out: Path) -> str:
-    """Writes weights and data card into `out`, and returns the cross-validated tables (Markdown)."""
-    data = encode(rows)
+def train_judge(rows: list[LabelledAnswer], out: Path, say: Callable[[str], object] = lambda line: None) -> str:
+    """Writes weights and data card into `out`, and returns the cross-validated tables (Markdown).
+
+    say: called with a line on each label that is the same in all rows. Raises BadInput where both are, and where `out`
+    cannot be made.
+    """
     both = heads(rows)
+    for line in one_sided(both):
+        say(f"! {line}")
+    durable.make_folder(out)
+    data = encode(rows)
     made = weights(data, both)
     tables = report(data, both, OfflineJudge.unsure)
-    out.mkdir(parents=True, exist_ok=True)
     made.save(out / WEIGHTS_FILE)
     (out / CARD_FILE).write_text(card(rows, tables), encoding="utf-8")
     return tables

@@ -44,15 +44,21 @@ def trials(
     fold = [fold_of(row.group, folds) for row in rows]
     measured = range(folds) if every_fold else range(1)
     found = [_trial(f"fold-{k}", PROMPTS, rows, fold, k, "") for k in measured]
-    for name in left_out:
-        way = MODEL if name in models else FAMILY
-        found += [_trial(f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}-{k}", way, rows, fold, k, name) for k in measured]
+    for name in dict.fromkeys(left_out):
+        way, slug = MODEL if name in models else FAMILY, _slug(name)
+        found += [_trial(f"without-{slug}-{k}", way, rows, fold, k, name) for k in measured]
     return [trial for trial in found if trial.test or trial is found[0]]
 
 
 def fold_of(group: str, folds: int) -> int:
     """By the text of the group alone, so that no row changes its fold when others are added or removed."""
     return zlib.crc32(group.encode()) % folds
+
+
+def _slug(name: str) -> str:
+    """A name for a folder; names that differ in other characters than letters and digits have different ones."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+    return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def _trial(name: str, way: str, rows: Sequence[LabelledAnswer], fold: Sequence[int], k: int, without: str) -> Trial:

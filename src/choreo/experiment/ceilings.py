@@ -54,8 +54,8 @@ def ceilings(recipe: MacpoRecipe, progress: Progress, kept: Path | None = None) 
     Raises Interrupted after a stop, and BadInput where there are too few prompts, or `kept` is of another recipe, other
     pairs, other models or another template.
     """
-    if kept and not kept.parent.is_dir():
-        raise BadInput(f"{kept}: no such folder; it is written when an agent is measured")
+    if kept:
+        durable.check_place(kept)
     human = ceiling_of(recipe)  # the student's start on human labels, without the confident loss
     text = config.to_toml(recipe)
     there: dict[str, Any] = read_object(kept) if kept and kept.exists() else {"recipe": text, "agents": {}}

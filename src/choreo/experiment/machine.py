@@ -156,8 +156,9 @@ def _processor() -> str:
 
 def check_new(file: Path) -> None:
     """Raises BadInput where the file is there already, or its folder is not."""
-    if file.exists() or not file.parent.is_dir():
-        raise BadInput(f"{file}: {'is there already; name another file' if file.exists() else 'no such folder'}")
+    if file.exists():
+        raise BadInput(f"{file}: is there already; name another file")
+    durable.check_place(file)
 
 
 def write(found: dict[str, Any], file: Path) -> None:

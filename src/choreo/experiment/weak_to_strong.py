@@ -101,8 +101,8 @@ def weak_to_strong(
             "negative agents' answers"
         )
     _probe()
-    if kept and not kept.parent.is_dir():
-        raise BadInput(f"{kept}: no such folder; it is written when a seed is measured")
+    if kept:
+        durable.check_place(kept)
     text = config.to_toml(recipe)
     there: dict[str, Any] = {"recipe": text, "seeds": {}}
     if kept and kept.is_file():

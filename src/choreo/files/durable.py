@@ -25,6 +25,15 @@ def make_folder(folder: Path) -> None:
         raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from None
 
 
+def check_place(file: Path) -> None:
+    """Ask it before long work. Raises BadInput where no file can be written at `file`: a folder has that name, or the
+    folder around it is missing."""
+    if file.is_dir():
+        raise BadInput(f"{file}: is a folder; expected the name of a file")
+    if not file.parent.is_dir():
+        raise BadInput(f"{file}: there is no folder {file.parent}; make it first")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes under a temporary name, syncs to the disk, then renames: a reader sees the old file or the new one. Of
     several ranks, which have the same to say, the first one writes."""

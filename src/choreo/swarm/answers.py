@@ -87,7 +87,7 @@ def cached(
     said = json.dumps({**key, "schema": SCHEMA, "prompts": [[p.id, p.text] for p in prompts]}, sort_keys=True)
     file = folder / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.jsonl.gz"
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         durable.write_lines(file, [{name: said[name] for name in KEPT} for said in map(asdict, write())])
     rows = list(durable.read_lines(file))
     try:

@@ -68,7 +68,7 @@ def register(folder: Path, plan: Plan) -> Registered:
     """
     file = folder / FILE
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         durable.write_json(file, {**plan.as_dict(), "sha256": plan.digest})
     try:
         first = json.loads(file.read_text(encoding="utf-8"))

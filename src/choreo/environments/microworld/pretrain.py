@@ -338,7 +338,7 @@ def _bytes(state: dict[str, Any]) -> bytes:
 
 def save(folder: Path, model: PreTrainedModel, chat: Chat, made: dict[str, Any]) -> None:
     """Writes model and tokenizer in Hugging Face format, and made.json with the settings of the pretraining."""
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")

@@ -61,11 +61,12 @@ Results = dict[str, dict[str, dict[int, Figures]]]  # by arm, group and seed
 
 
 def open_folder(folder: Path, resume: bool) -> None:
-    """Raises BadInput where the folder is a file, or is not empty and `resume` is false."""
+    """Makes the folder. Raises BadInput where it cannot, or the folder is not empty and `resume` is false."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; a study needs a folder")
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
+    durable.make_folder(folder)
 
 
 def play_all(
