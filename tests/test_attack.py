@@ -150,7 +150,9 @@ def test_what_differs_from_the_attack_that_goes_on_is_said_in_words():
     assert difference("writer", {}, writer) == "none, and not runs/a; go on without --writer"
     assert difference("writer", writer, {}) == "runs/a, and not none; go on with --writer runs/a"
     assert difference("writer", writer, {**writer, "step": 80}) == "runs/a at step 60, and it is at 80 now"
-    assert difference("judge", "offline", "microworld") == "offline, and not microworld"
+    judge = {"judge": "offline/offline", "weights": "e5"}
+    assert difference("judge", {"judge": "microworld"}, judge) == "microworld, and not offline/offline"
+    assert difference("judge", judge, {**judge, "weights": "f6"}) == "offline/offline, of which weights changed"
     same = {"count": 8, "digest": "1"}
     assert difference("prompts", same, {**same, "digest": "2"}).startswith("as many, 8, but not the same")
 

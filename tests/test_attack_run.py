@@ -172,6 +172,10 @@ def test_text_is_attacked_with_a_writer_and_nothing_is_asked_twice(tmp_path, cap
         seen = len(stub.seen)
         assert main([*command, "--resume"]) == 0
         assert json.loads(capsys.readouterr().out) == summary and len(stub.seen) == seen
+        begun = json.loads((info := tmp_path / "out" / "run.json").read_text())
+        info.write_text(json.dumps(begun | {"judge": begun["judge"] | {"source": "0" * 64}}))
+        assert main([*command, "--resume"]) == 2
+        assert "was begun with another judge: judge, of which source changed" in capsys.readouterr().err
         bodies = [body for body in stub.seen if body["model"] == "pair"]
         assert {body["choreo"]["mode"] for body in bodies} == {"adaptive", "off"}
         assert all("temperature" not in body for body in bodies)  # the server has its own

@@ -36,7 +36,7 @@ from choreo.experiment.run import measured_on
 from choreo.files import durable
 from choreo.files.json_file import read_object
 from choreo.judges.base import Judge
-from choreo.judges.resolve import choose, counts, describe, probe, unread_history
+from choreo.judges.resolve import choose, counts, describe, identity, probe, unread_history
 from choreo.methods.attacker.method import ATTACKER
 from choreo.methods.attacker.play import AttackerAgent
 from choreo.methods.attacker.recipe import AttackerRecipe
@@ -324,11 +324,13 @@ def _begin(
         "target": target.about,
         "seed": plan.seed,
         "prompts": {"count": len(rows), "digest": blake2b(repr(rows).encode(), digest_size=8).hexdigest()},
-        "judge": judge.name,
+        "judge": identity(judge),
         "writer": writer,
     }
     file = folder / INFO
     before = read_object(file) if file.is_file() else {}
+    if before.get("judge") == judge.name:  # an older choreo noted the name alone
+        before["judge"] = same["judge"]
     for name, value in same.items():
         if before and before.get(name) != value:
             other = f"other {name}" if name == "prompts" else f"another {name}"

@@ -16,8 +16,8 @@ def difference(name: str, before: Any, now: Any) -> str:
     it that are not the same.
     """
     told: dict[str, Callable[[Any, Any], str]]
-    told = {"target": _target, "seed": _seed, "prompts": _prompts, "writer": _writer}
-    return told.get(name, _name)(before, now)
+    told = {"target": _target, "seed": _seed, "prompts": _prompts, "judge": _judge, "writer": _writer}
+    return told[name](before, now)
 
 
 def _target(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -55,5 +55,9 @@ def _writer(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
     return f"the weights of {named} are others now"
 
 
-def _name(before: Any, now: Any) -> str:
-    return f"{str(before)[:LETTERS]}, and not {str(now)[:LETTERS]}"
+def _judge(before: Mapping[str, Any] | str, now: Mapping[str, Any]) -> str:
+    was = before if isinstance(before, str) else before.get("judge")
+    if was != now["judge"] or isinstance(before, str):
+        return f"{str(was)[:LETTERS]}, and not {str(now['judge'])[:LETTERS]}"
+    others = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return f"{str(was)[:LETTERS]}, of which {', '.join(others)} changed"

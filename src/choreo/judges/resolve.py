@@ -121,6 +121,19 @@ def describe(judge: Judge) -> dict[str, Any]:
     )
 
 
+def identity(judge: Judge) -> dict[str, Any]:
+    """What the verdicts of a judge depend on: its record (`describe`) without the address of a server and how patiently
+    it is asked."""
+
+    def kept(record: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(record)
+        if "endpoint" in found:
+            found["endpoint"] = {name: found["endpoint"][name] for name in ("model", "extra")}
+        return found | ({"parts": [kept(one) for one in found["parts"]]} if "parts" in found else {})
+
+    return kept(describe(judge))
+
+
 # What a judge's record may hold that another one had better not hold too, and what that is.
 SHARED = {
     "weights": "weights",

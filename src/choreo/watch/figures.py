@@ -145,7 +145,8 @@ class WatchedRun:
     def _judges(self) -> dict[str, str]:
         """The judges by role: training, and gold where there is one. An attack has one, which trains nothing."""
         if is_attack(self.info):
-            return {"attack": str(self.info["judge"])} if self.info.get("judge") else {}
+            judge = self.info.get("judge")
+            return names({"attack": judge if isinstance(judge, dict) else {"judge": judge}}) if judge else {}
         told = {"training": self.info.get("judge"), "gold": self.info.get("gold")}
         if known := {role: one for role, one in told.items() if isinstance(one, dict)}:
             return names(known)
