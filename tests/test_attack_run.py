@@ -247,7 +247,7 @@ def test_what_cannot_be_attacked_is_said_in_one_line(tmp_path, capsys):
         ([str(tmp_path / "none")], "no such run folder"),
         ([str(tmp_path / "empty")], "not a run folder"),
         ([str(tmp_path / "attacked")], "attacked: is the folder of an attack; expected a run"),
-        ([str(run), "--resume"], "--out DIR says in which"),
+        ([str(run), "--resume"], "attack: --resume goes on in a folder; name it with --out DIR"),
         ([str(run), "--resume", "--out", str(tmp_path / "none")], "none: no such folder; --resume goes on in one"),
         ([str(run), "--attack", "trained"], "a run of attacker"),
         ([str(run), "--attack", "gcg"], "no attack 'gcg'; there are best-of-n"),

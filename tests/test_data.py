@@ -81,6 +81,9 @@ def test_a_mixture_draws_by_weight_wraps_and_holds_out(tmp_path):
     mixed = mixture(sources, seed=0)
     assert Counter(prompt.suite for prompt in mixed.prompts) == {"big-harmful": 300, "small-harmful": 20}
     assert mixed.counts["small"]["read"] == 30 and mixed.counts["small"]["used"] == 20
+    both = mixture({**sources, "more": Source(file=str(small)), "again": Source(file=str(small), most=5)}, 0).counts
+    told = [count for one in both.values() for what, count in one.items() if "earlier source" in what]
+    assert told == [5]  # what is wrapped is another prompt
     small_texts = {prompt.text for prompt in mixed.prompts if prompt.suite == "small-harmful"}
     assert all(text.startswith(("Play along: s", "No rules.\n\ns")) for text in small_texts) and len(small_texts) == 20
     assert wrapped([Prompt("1", r"a\1", "benign", "")], ["[PROMPT]"], "k")[0].text == r"a\1"

@@ -217,12 +217,22 @@ def test_an_environment_needs_prompts_alone_and_is_checked(mine):
     assert found.judge is None and found.refuses(prompt, "I'm sorry, but I cannot help you with that request.")
     with pytest.raises(BadInput, match="has no method training"):
         environment_of(recipe.model_copy(update={"environment": "mine.py:Watchword", "environment_options": {}}))
-    from choreo.environments.base import by_kind
+    from choreo.environments.base import by_kind, to_measure_on
 
     with pytest.raises(BadInput, match="two prompts have the id 'a'"):
         by_kind({"benign": [Prompt("a", "x", "benign", ""), Prompt("a", "y", "benign", "")]}, "e")
     with pytest.raises(BadInput, match="expected prompts of kind benign, got one of kind general"):
         by_kind({"benign": [Prompt("a", "x", "general", "")]}, "e")
+    a = Prompt("a", "x", "benign", "s")
+    for measured, why in (
+        (iter([a]), "must give a list of prompts"),
+        (["a"], "expected prompts, got 'a'"),
+        ([a, Prompt("b", "y", "odd", "s")], "prompt 'b': kind: expected one of harmful, benign, general, got 'odd'"),
+        ([Prompt("a", "x", "benign", "")], "prompt 'a': suite: expected a name"),
+        ([a, a], "two prompts have the id 'a'"),
+    ):
+        with pytest.raises(BadInput, match=rf"environment 'e': suites\(\).*{why}"):
+            to_measure_on(measured, "e")
 
 
 def test_an_installed_package_adds_parts_by_entry_points(tmp_path, monkeypatch, capsys):

@@ -247,6 +247,18 @@ def test_figures_in_words():
     assert (clock(59.6), clock(3661)) == ("1:00", "1:01:01")
 
 
+def test_a_damaged_record_is_refused_unless_it_is_cut_anyway(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    whole = '{"step": 1}\n{"step": 2}\n'
+    for damaged in ("[]\n", "no json\n", '{"step": "two"}\n', '{"reward": 1}\n', "\0\0\n"):
+        file.write_text(whole + damaged + '{"step": 3}\n')
+        with pytest.raises(BadInput, match=r"metrics.jsonl:3: is damaged"):
+            durable.cut_after(file, 3)
+        assert file.read_text() == whole + damaged + '{"step": 3}\n'
+        durable.cut_after(file, 2)
+        assert file.read_text() == whole
+
+
 @pytest.mark.parametrize("use", ["load", "serve", "attack", "partner", "evaluate", "export"])
 def test_a_finished_run_that_has_lost_its_checkpoints_is_not_taken_for_an_untrained_one(use, tmp_path):
     with Run.create(tmp_path / "run", WaltzRecipe()) as run:

@@ -18,6 +18,7 @@ from choreo.cli import main
 from choreo.clients.http import Endpoint
 from choreo.config.collaboration import sources
 from choreo.errors import BadInput
+from choreo.evaluation.folder import evaluation_folder
 from choreo.text.thinking import after_thinking
 from choreo.types import CONVERSATION, Episode, Limits, Prompt, TextTurn
 
@@ -274,3 +275,20 @@ def test_a_wrong_key_stops_the_work_and_is_what_is_said():
             with pytest.raises(BadInput, match=r"who are you\?.*the key in OPENAI_API_KEY wrong"):
                 agent.turns(games, CONVERSATION, Limits(1, 8, 8), key=(), temperature=None)
             agent.close()
+
+
+def test_an_evaluation_goes_on_in_a_folder_of_its_own_alone(tmp_path, capsys):
+    letters = tmp_path / "letters"
+    letters.mkdir()
+    (letters / "dear.txt").write_text("mine")
+    for folder, why in ((letters, "holds 'dear.txt' and no evaluation"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(BadInput, match=why), evaluation_folder(folder, into_existing=True):
+            raise AssertionError("it must not begin")
+    assert [file.name for file in letters.iterdir()] == ["dear.txt"] and not (tmp_path / "none").exists()
+    with evaluation_folder(tmp_path / "own", into_existing=False) as own:
+        (own / "judgements.sqlite").write_text("")
+        (own / "notes.txt").write_text("beside it")
+    with evaluation_folder(own, into_existing=True) as again:
+        assert again == own
+    assert main(["eval", "smollm2", "--resume"]) == 2
+    assert "eval: --resume goes on in a folder; name it with --out DIR" in capsys.readouterr().err

@@ -101,6 +101,17 @@ def test_a_run_is_running_interrupted_or_finished_by_its_lock_and_summary(watche
     assert "summary.json: not JSON" in told(watcher)["runs"][0]["problem"]
 
 
+def test_games_after_a_round_are_found_beside_those_at_the_end(watcher, tmp_path):
+    with Run.create(tmp_path / "mine", WaltzRecipe()) as run:
+        run.save_measured("student+", {}, [episode(0)])
+        run.save_measured("student+", {}, [episode(1), episode(2)], round=3)
+        (run.path / "heldout" / "round-3" / "teacher-1+.jsonl.gz").write_bytes(b"no games")
+    (row,) = told(watcher)["runs"]
+    found = watcher.index.choices([row["number"]])["source"]
+    assert found == ["student+", "student+ after round 3"] and watcher.index.games == 3
+    assert "teacher-1+.jsonl.gz: is damaged" in row["problem"]
+
+
 def test_a_run_that_a_study_has_not_begun_waits(watcher, tmp_path):
     Run.create(tmp_path / "table" / "runs" / "waltz-seed0", WaltzRecipe()).close()
     assert [row["state"] for row in told(watcher)["runs"]] == ["interrupted"]

@@ -55,6 +55,12 @@ def add_group(under: Any, name: str, line: str, description: str, examples: str)
     return group.add_subparsers(title="commands", metavar="COMMAND", dest="COMMAND", required=True)
 
 
+def check_resume(args: argparse.Namespace, command: str) -> None:
+    """Raises BadInput where --resume is given without the folder that --out has to name."""
+    if args.resume and args.out is None:
+        raise BadInput(f"{command}: --resume goes on in a folder; name it with --out DIR")
+
+
 def list_parts(command: argparse.ArgumentParser, *settings: str) -> None:
     """Lets the command's help list the names that these settings may have. Without settings: all that have names."""
     if isinstance(command, Parser):

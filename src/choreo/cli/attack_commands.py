@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import JUDGE_HELP, add_command, count, json_option, list_parts, natural, seconds
+from choreo.cli.arguments import JUDGE_HELP, add_command, check_resume, count, json_option, list_parts, natural, seconds
 from choreo.cli.output import print_json
-from choreo.errors import BadInput, Interrupted
+from choreo.errors import Interrupted
 from choreo.text.tables import plain_columns
 
 
@@ -86,9 +86,7 @@ def attack(args: argparse.Namespace) -> int:
     from choreo import api
     from choreo.runs.bar import ProgressBar
 
-    if args.resume and not (args.out and args.out.is_dir()):
-        where = f"{args.out}: no such folder" if args.out else "attack: --out DIR says in which"
-        raise BadInput(f"{where}; --resume goes on in one that is there")
+    check_resume(args, "attack")
     folder = args.out or api.new_folder("attack")
     try:
         summary = api.attack(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from choreo.cli.arguments import JUDGE_HELP, add_command, json_option, list_parts
+from choreo.cli.arguments import JUDGE_HELP, add_command, check_resume, json_option, list_parts
 from choreo.cli.output import print_result
 from choreo.errors import BadInput, Interrupted
 
@@ -78,6 +78,7 @@ It prints ASR, ORR, FTR and what the judge left open, with 95 % intervals, and w
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    check_resume(args, "eval")
     pairing = args.conversation or (args.what is not None and args.what.suffix == ".toml")
     if args.what is None and not pairing:
         raise BadInput("eval: give a run folder, a .toml file, or --conversation MODEL (choreo eval --help)")

@@ -16,7 +16,7 @@ from choreo.data.prompts import load
 from choreo.data.reading import counted
 from choreo.errors import BadInput
 from choreo.files.rows import rows
-from choreo.types import Prompt
+from choreo.types import Prompt, Turns
 
 HELD_OUT = 10  # one prompt in so many is held out
 # The place for the request in a wrapper. A wrapper without one gets the request at its end.
@@ -28,7 +28,9 @@ PLACE = re.compile(
 @dataclass(frozen=True)
 class Mixture:
     """prompts: of all sources, in their order. weights: of one prompt, by suite, such that a source is drawn as often
-    as its weight says, whatever its size. counts: how many rows were read, used and left out, by source."""
+    as its weight says, whatever its size. counts: how many rows were read, used and left out, by source.
+
+    A prompt that two sources have is used in both, and counted."""
 
     prompts: tuple[Prompt, ...]
     weights: dict[str, float]
@@ -40,6 +42,7 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
     prompts: list[Prompt] = []
     weights: dict[str, float] = {}
     counts: dict[str, dict[str, Any]] = {}
+    seen: set[Turns] = set()
     for name, source in sources.items():
         loaded = load(source.file, source.format or None, kind=source.kind or None, name=name)
         own = loaded.rows
@@ -55,6 +58,9 @@ def mixture(sources: Mapping[str, Source], seed: int) -> Mixture:
         prompts += own
         counts[name] = {"file": source.file} | counted(loaded) | {"used": len(own)}
         counts[name] |= Counter(prompt.kind for prompt in own)
+        if again := sum(prompt.turns in seen for prompt in own):
+            counts[name] |= {"of these in an earlier source, too": again}
+        seen |= {prompt.turns for prompt in own}
     return Mixture(tuple(prompts), weights, counts)
 
 

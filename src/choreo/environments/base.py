@@ -10,6 +10,7 @@ A user's own is a class, best a subclass of `Environment`, that needs `training`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -112,8 +113,27 @@ def by_kind(found: Mapping[Kind, Sequence[Prompt]], name: str) -> dict[Kind, lis
             if not isinstance(prompt, Prompt) or prompt.kind != kind:
                 got = f"one of kind {prompt.kind}" if isinstance(prompt, Prompt) else repr(prompt)[:60]
                 raise BadInput(f"environment {name!r}: training(): expected prompts of kind {kind}, got {got}")
-    ids = [prompt.id for some in prompts.values() for prompt in some]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise BadInput(f"environment {name!r}: training(): two prompts have the id {twice!r}")
+    _refuse_twice([prompt for some in prompts.values() for prompt in some], f"environment {name!r}: training()")
     return prompts
+
+
+def to_measure_on(found: Sequence[Prompt], name: str) -> list[Prompt]:
+    """An environment's prompts to measure on, checked before anything is trained. Raises BadInput."""
+    where = f"environment {name!r}: suites()"
+    if not isinstance(found, Sequence):
+        raise BadInput(f"{where} must give a list of prompts, got {found!r:.60}")
+    for prompt in found:
+        if not isinstance(prompt, Prompt):
+            raise BadInput(f"{where}: expected prompts, got {prompt!r:.60}")
+        if prompt.kind not in KINDS:
+            expected = ", ".join(KINDS)
+            raise BadInput(f"{where}: prompt {prompt.id!r}: kind: expected one of {expected}, got {prompt.kind!r}")
+        if not isinstance(prompt.suite, str) or not prompt.suite:
+            raise BadInput(f"{where}: prompt {prompt.id!r}: suite: expected a name, got {prompt.suite!r}")
+    _refuse_twice(found, where)
+    return list(found)
+
+
+def _refuse_twice(prompts: Sequence[Prompt], where: str) -> None:
+    if twice := next((name for name, count in Counter(p.id for p in prompts).items() if count > 1), None):
+        raise BadInput(f"{where}: two prompts have the id {twice!r}")

@@ -15,7 +15,7 @@ from choreo.config.judge import Judge as JudgeSettings
 from choreo.config.prompts import Prompts
 from choreo.data.mixture import Mixture, mixture, parted
 from choreo.data.overlap import overlaps
-from choreo.environments.base import Environment, TextOnly, by_kind, environment_of
+from choreo.environments.base import Environment, TextOnly, by_kind, environment_of, to_measure_on
 from choreo.errors import BadInput
 from choreo.judges.base import Judge
 from choreo.judges.resolve import choose
@@ -125,12 +125,7 @@ class Task:
     def suites(self, part: Part) -> list[Prompt]:
         """The prompts that are measured on: held out, or those that were trained on."""
         if not self._files:
-            found = self.environment.suites(part)
-            if not isinstance(found, Sequence):
-                raise BadInput(
-                    f"environment {self.recipe.environment!r}: suites() must give a list of prompts, got {found!r:.60}"
-                )
-            return list(found)
+            return to_measure_on(self.environment.suites(part), self.recipe.environment)
         if part == "heldout":
             return self._files[1]
         return [prompt for prompts in self.training().values() for prompt in prompts]

@@ -13,20 +13,31 @@ from choreo.files.json_file import read_object
 from choreo.runs.folder import new_folder
 from choreo.runs.lock import LOCK
 
+BEGUN = ("run.json", "dialogues.json", "summary.json")  # one of these, or a judge's replies, is of an evaluation
+
 
 @contextmanager
 def evaluation_folder(out: str | Path | None, into_existing: bool, name: str = "eval") -> Iterator[Path]:
     """Where an evaluation's replies and report go. A folder that was made for it goes again where the input was wrong,
     so that the same command can be typed once more.
 
-    name: of a folder that is not named, and what a run.json that is there must have as its method."""
+    name: of a folder that is not named, and what a run.json that is there must have as its method. into_existing: goes
+    on in a folder that an evaluation has begun.
+
+    Raises BadInput where that cannot be, or something is there already.
+    """
     folder = Path(out) if out else new_folder(name)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; --out names a folder")
     info = folder / "run.json"
     if info.is_file() and read_object(info).get("method") != name:  # its summary and its page are of what was trained
         raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
-    if folder.is_dir() and any(folder.iterdir()) and not into_existing:
+    if into_existing and not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; --resume goes on in one that is there")
+    there = [one.name for one in folder.iterdir() if one.name != LOCK] if folder.is_dir() else []
+    if into_existing and there and not any(one in BEGUN or one.endswith(".sqlite") for one in there):
+        raise BadInput(f"{folder}: holds {min(there)!r} and no evaluation to go on with; name another with --out")
+    if there and not into_existing:
         raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     durable.make_folder(folder)

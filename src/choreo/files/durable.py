@@ -97,13 +97,19 @@ def cut_half_line(path: Path) -> None:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Truncates a JSONL file after its last whole line whose "step" is at most `step`."""
+    """Truncates a JSONL file after its last whole line whose "step" is at most `step`. Raises BadInput where a line
+    before that is damaged, and leaves the file as it is."""
     if parallel.rank() == 0 and path.exists():
-        kept = 0
-        for data, end in _whole_lines(path.read_bytes()):
-            if data["step"] > step:
-                break
-            kept = end
+        kept, last, raw = 0, 0, path.read_bytes()
+        try:
+            for data, end in _whole_lines(raw):
+                if data["step"] > step:
+                    break
+                kept, last = end, data["step"]
+        except (ValueError, KeyError, TypeError):
+            if last < step:  # what is behind `step` goes in any case
+                line = raw[:kept].count(b"\n") + 1
+                raise BadInput(f"{path}:{line}: is damaged: expected a JSON object with a step") from None
         with open(path, "r+b") as file:
             file.truncate(kept)
             os.fsync(file.fileno())

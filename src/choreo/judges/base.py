@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from choreo import parallel
 from choreo.errors import BadInput, Interrupted
@@ -72,11 +72,14 @@ class FormatEntry:
 
     make: the format, called with the named settings of [judge], and with [judge.options].
     on_hub: models for this format are published, so that the name of one on the hub is enough.
+    reads: of a conversation the last message and its answer ("last"), all messages of user and assistant ("turns"), or
+    the system's too ("all").
     """
 
     make: Callable[..., Format]
     settings: tuple[str, ...] = ()
     on_hub: bool = False
+    reads: Literal["last", "turns", "all"] = "all"
 
 
 def undetermined(reason: str) -> Verdict:

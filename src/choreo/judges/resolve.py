@@ -22,11 +22,7 @@ from choreo.models.hub import is_name
 from choreo.models.resolve import is_here, is_ours
 from choreo.types import Prompt
 
-LAST_ALONE = frozenset({"offline", TRAINED, "wildguard", "strongreject"})
-"""Kinds of judges that do not read the conversation before a prompt."""
-
-UNTOLD = LAST_ALONE | {"llama-guard-3", "llama-guard-4"}
-"""Kinds of judges that do not read system messages."""
+LAST_ALONE = frozenset({"offline", TRAINED})  # of the judges that are no formats: they read the last message alone
 
 
 def choose(settings: Settings, cache: Path | None = None) -> Judge:
@@ -87,7 +83,7 @@ def _one(one: OneJudge, cache: Path | None) -> Judge:
 def unread_history(settings: Sequence[Settings], prompts: Sequence[Prompt]) -> str:
     """A line where one of the judges reads the last message alone and some of `prompts` have others before it; else
     ""."""
-    blind = sorted(LAST_ALONE & {kind for one in settings for kind in one.kinds()})
+    blind = sorted(kind for kind in {kind for one in settings for kind in one.kinds()} if _reads(kind) == "last")
     count = sum(bool(prompt.earlier) for prompt in prompts)
     if not blind or not count:
         return ""
@@ -95,6 +91,16 @@ def unread_history(settings: Sequence[Settings], prompts: Sequence[Prompt]) -> s
         f"! {count} of {len(prompts)} prompts have other messages before them, and the judge ({', '.join(blind)}) "
         "reads the last message alone; rubric reads them all, and llama-guard all but system messages"
     )
+
+
+def without_system_messages(settings: Settings) -> list[str]:
+    """The kinds of the judges in `settings` that do not read system messages."""
+    return sorted(kind for kind in settings.kinds() if _reads(kind) != "all")
+
+
+def _reads(kind: str) -> str:
+    """What a kind of judge reads of a conversation, as `FormatEntry.reads`. Of a user's own it is not known: "all"."""
+    return "last" if kind in LAST_ALONE else getattr(JUDGES.ours().get(kind), "reads", "all")
 
 
 def format_of(one: OneJudge) -> Format:

@@ -159,8 +159,13 @@ class Watcher:
         return self._last[number][1]
 
     def _problem(self, run: WatchedRun) -> str:
-        damaged = (said for file, said in self._damaged.items() if run.path in (file.parent.parent, file.parent))
+        damaged = (said for file, said in self._damaged.items() if run.path == _run_of(file))
         return run.problem or next(damaged, "")
+
+
+def _run_of(file: Path) -> Path | None:
+    """The run folder that a file of games is of."""
+    return next((place.parent for place in file.parents if place.name in ("episodes", "heldout", "attempts")), None)
 
 
 def games_of_run(path: Path) -> Iterator[tuple[Path, str, int | None]]:
@@ -168,9 +173,10 @@ def games_of_run(path: Path) -> Iterator[tuple[Path, str, int | None]]:
     for file in path.glob("episodes/step-*.jsonl.gz"):
         if step := re.fullmatch(r"step-(\d+)\.jsonl\.gz", file.name):
             yield file, TRAINING, int(step[1])
-    for file in path.glob("heldout/*.jsonl.gz"):
+    for file in (*path.glob("heldout/*.jsonl.gz"), *path.glob("heldout/round-*/*.jsonl.gz")):
         if not file.name.startswith("."):
-            yield file, unquote(file.name.removesuffix(".jsonl.gz")), None
+            after = "" if file.parent.name == "heldout" else f" after {file.parent.name.replace('-', ' ')}"
+            yield file, unquote(file.name.removesuffix(".jsonl.gz")) + after, None
     for file in path.glob("attempts/*.jsonl.gz"):  # of an attack: SYSTEM, ATTACK.TRY-CHUNK
         if not file.name.startswith("."):
             yield file, unquote(file.name.removesuffix(".jsonl.gz").rpartition(".")[0]), None

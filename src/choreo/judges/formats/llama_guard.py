@@ -113,6 +113,6 @@ class LlamaGuard:
 
 
 FORMATS = {
-    "llama-guard-3": FormatEntry(partial(LlamaGuard, 3), on_hub=True),
-    "llama-guard-4": FormatEntry(partial(LlamaGuard, 4), on_hub=True),
+    "llama-guard-3": FormatEntry(partial(LlamaGuard, 3), on_hub=True, reads="turns"),
+    "llama-guard-4": FormatEntry(partial(LlamaGuard, 4), on_hub=True, reads="turns"),
 }

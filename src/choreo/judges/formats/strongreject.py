@@ -94,4 +94,4 @@ def strong_reject_score(reply: str) -> Score | None:
     return Score(bool(grades[0]), grades[1], grades[2])
 
 
-FORMATS = {"strongreject": FormatEntry(StrongReject, settings=("threshold",))}
+FORMATS = {"strongreject": FormatEntry(StrongReject, settings=("threshold",), reads="last")}

@@ -68,4 +68,4 @@ def _yes_no(label: str, reply: str) -> bool | None:
     return {"yes": True, "no": False}.get(told[-1].lower()) if told else None
 
 
-FORMATS = {"wildguard": FormatEntry(WildGuard, on_hub=True)}
+FORMATS = {"wildguard": FormatEntry(WildGuard, on_hub=True, reads="last")}

@@ -23,7 +23,7 @@ from choreo.engine.rollouts import served
 from choreo.environments.task import CACHE, Task
 from choreo.errors import BadInput, Interrupted, Unavailable
 from choreo.judges.base import JudgeDown, asked_of, judge_episodes, reasons, silence
-from choreo.judges.resolve import UNTOLD, strict
+from choreo.judges.resolve import strict, without_system_messages
 from choreo.methods.judge_watch import JudgeWatch
 from choreo.methods.waltz.alarms import alarms
 from choreo.methods.waltz.batches import draw, training_prompts
@@ -253,7 +253,7 @@ class Trainer:
         if count:
             share = self.recipe.system_messages.share
             progress.say(f"system messages: {share:.0%} of the training prompts get one of {count}")
-            if blind := sorted(UNTOLD & self.recipe.judge.kinds()):
+            if blind := without_system_messages(self.recipe.judge):
                 progress.say(f"! the judge ({', '.join(blind)}) does not read them, and judges by the request alone")
 
 
