@@ -335,8 +335,16 @@ def test_a_run_of_parts_of_ones_own_goes_on_from_another_folder(mine, tiny_folde
     assert kept.rewards.feedback == f"{mine}/mine.py:heard" and kept.judge.kind == f"{mine}/mine.py:judge"
     (elsewhere := mine / "elsewhere").mkdir()
     monkeypatch.chdir(elsewhere)
+    began = json.loads((info := mine / "run" / "run.json").read_text())
+    assert began["code"].keys() == {
+        f"{mine}/mine.py:{name}" for name in ("Harbour", "brief", "heard", "judge", "per_length")
+    }
+    edited = began["code"] | {f"{mine}/mine.py:heard": "0" * 64}
+    info.write_text(json.dumps(began | {"code": edited}))
     assert main(["train", "--resume", "../run", "--json"]) == 0
-    assert "waltz" in json.loads(capsys.readouterr().out)["systems"]
+    told = capsys.readouterr()
+    assert "waltz" in json.loads(told.out)["systems"]
+    assert told.err.count("since this run began") == 1 and f"! the code of {mine}/mine.py:heard changed" in told.err
     steps = [json.loads(line) for line in (mine / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert all(step["part/one"] == 1.0 and step["reward/conversation"] <= 0 for step in steps)

@@ -168,6 +168,17 @@ def origin(name: str, found: Any) -> dict[str, str]:
     return {"object": name, "source": imported or sha256(Path(file).read_bytes()).hexdigest()}
 
 
+def digest_of(name: str) -> str:
+    """SHA-256 of the file in which an object of the user's stands, as it was when it was imported; "" where there is no
+    file of its own. Raises BadInput as `load_object`."""
+    load_object(name)
+    where = name.rpartition(":")[0]
+    file = _file_of(where) or Path(getattr(sys.modules.get(where), "__file__", None) or "")
+    if not file.is_file():
+        return ""
+    return _SOURCES.get(str(file.resolve())) or sha256(file.read_bytes()).hexdigest()
+
+
 def discover(package: str, attribute: str, *, folders: bool = False) -> dict[str, Any]:
     """What every module of `package` gives in its mapping `attribute`, joined; modules without one give nothing.
 

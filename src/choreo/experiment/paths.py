@@ -7,10 +7,10 @@ from typing import Any
 
 from choreo import config
 from choreo.errors import BadInput
-from choreo.files import columns, shipped, utf8
+from choreo.files import columns, shipped, toml, utf8
 from choreo.judges.trained.folder import JUDGE_FILE
 from choreo.models.resolve import BASES, is_here
-from choreo.registry import anchored
+from choreo.registry import anchored, digest_of, is_own
 
 # The settings of a recipe that may name a part of the user's own, as file.py:object.
 PARTS = {"method", "backend", "environment", "estimator", "kind", "format", "conversation", "feedback"}
@@ -21,6 +21,13 @@ FILES = {"file", "wrap", "weights", "cache", "gold.labels", "warmup.run", "targe
 FILES |= {"system_messages.train", "system_messages.heldout"}
 TEMPLATES = {"template", "feedback_template", "student_template"}  # a file, or the name of one that the tokenizer has
 MODELS = {"base", "feedback_base", "student", "teachers", "model"}
+
+
+def code_of(recipe: config.Recipe) -> dict[str, str]:
+    """The digest of the code of every part of the user's own that a recipe names (`digest_of`), by its name."""
+    settings = toml.leaves(recipe.model_dump()).items()
+    named = {value for keys, value in settings if keys[-1] in PARTS and OPTIONS.isdisjoint(keys)}
+    return {name: digest_of(name) for name in sorted(filter(is_own, named))}
 
 
 def rooted(recipe: config.Recipe) -> config.Recipe:

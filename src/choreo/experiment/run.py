@@ -23,6 +23,7 @@ from choreo.evaluation.agreement import agreement
 from choreo.evaluation.dialogues import dialogue_records
 from choreo.evaluation.judge_training import CARD_FILE, training_sources
 from choreo.evaluation.judging import failure_lines, open_verdict_lines
+from choreo.experiment.paths import code_of
 from choreo.experiment.sizing import slower, unreached
 from choreo.files import durable
 from choreo.judges.base import Judge
@@ -50,8 +51,8 @@ def run_recipe(run: Run, progress: Progress) -> dict[str, Any]:
     Writes dialogues.json; the caller writes summary.json (`Run.finish`). Raises Interrupted with its state saved.
     """
     recipe = run.recipe
-    for change in run.changed(torch.get_num_threads()):
-        progress.say(f"! {change} since this run began: the run goes on, but its numbers may differ in the last digits")
+    for change in run.changed(torch.get_num_threads(), code_of(recipe)):
+        progress.say(f"! {change} since this run began: the run goes on, but its numbers may be others")
     task = Task(recipe, run.path)
     run.note(**{name: describe(judge) for name, judge in zip(("judge", "gold"), task.judges.values(), strict=False)})
     if task.gold and (same := in_common(task.judge, task.gold) + _rows_in_common(task.judge, task.gold)):

@@ -141,17 +141,20 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def changed(self, threads: int) -> list[str]:
-        """What has changed since the run began, such as "torch 2.12.0 became 2.13.0". A new run notes `threads`.
+    def changed(self, threads: int, code: Mapping[str, str]) -> list[str]:
+        """What has changed since the run began, such as "torch 2.12.0 became 2.13.0". A new run notes both arguments.
 
-        threads: of PyTorch. Sums are divided over them, so another number of threads adds in another order.
+        threads: of PyTorch. Sums are divided over them, so another number of threads adds in another order. code: the
+        digest of what each part of the user's own is made of, by its name in the recipe.
         """
-        if "threads" not in self.info:
-            self.note(threads=threads)
+        facts = {"threads": threads, "code": dict(code)}
+        self.note(**{name: fact for name, fact in facts.items() if name not in self.info})
         then = {**self.info.get("versions", {}), "threads": self.info["threads"]}
         now = {**versions(), "threads": threads}
         names = [name for name in now if then.get(name, now[name]) != now[name]]
-        return [f"{name} {then[name]} became {now[name]}" for name in names]
+        edited = [name for name, digest in code.items() if self.info["code"].get(name, digest) != digest]
+        became = [f"{name} {then[name]} became {now[name]}" for name in names]
+        return became + [f"the code of {name} changed" for name in edited]
 
     def note(self, **facts: Any) -> None:
         """Adds facts to run.json, such as device="cuda:0"."""
