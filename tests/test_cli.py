@@ -208,3 +208,17 @@ def test_a_run_is_trained_measured_and_measured_again_to_the_same_figures(capfd,
         clock = {"latency_added": None}
         assert again["systems"][name] | clock == system | clock
     assert summary["seconds"] > 0 and summary["device"] == "cpu" and (run / "report.html").is_file()
+
+
+def test_recipes_are_listed_printed_and_compared(capsys, tmp_path):
+    assert main(["recipe"]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert listed == config.shipped_names() and all(config.purpose(name) for name in listed)
+    assert main(["recipe", "macpo", "--set", "rounds.count=5"]) == 0
+    (mine := tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    assert config.load(mine) == config.load("macpo", ["rounds.count=5"]) and not config.unset(mine)
+    assert main(["recipe", str(mine), "--against", "macpo"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [["rounds.count", "5", "3"]]
+    assert main(["recipe", "waltz", "--against", "waltz"]) == 0
+    assert "the same settings" in capsys.readouterr().out
+    assert "name one" in refused(capsys, "recipe", "--set", "seed=1")

@@ -168,7 +168,7 @@ def origin(name: str, found: Any) -> dict[str, str]:
     return {"object": name, "source": imported or sha256(Path(file).read_bytes()).hexdigest()}
 
 
-def digest_of(name: str) -> str:
+def code_digest(name: str) -> str:
     """SHA-256 of the file in which an object of the user's stands, as it was when it was imported; "" where there is no
     file of its own. Raises BadInput as `load_object`."""
     load_object(name)

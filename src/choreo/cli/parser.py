@@ -13,6 +13,7 @@ from choreo.cli import (
     data_commands,
     eval_commands,
     judge_commands,
+    recipe_commands,
     serve_commands,
     study_commands,
     swarm_commands,
@@ -25,6 +26,7 @@ from choreo.cli.arguments import Parser
 # In the order in which --help lists them.
 MODULES = (
     train_commands,
+    recipe_commands,
     watch_commands,
     eval_commands,
     attack_commands,

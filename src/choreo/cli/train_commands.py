@@ -27,10 +27,7 @@ def add(commands: Any) -> None:
   choreo train waltz --processes 2                with two processes that share the work
   torchrun --nproc-per-node 8 -m -- choreo train mine.toml --run runs/mine   the same, by PyTorch's own command
   choreo train mine.toml --cluster auto           on the machines of the Ray cluster that this one belongs to
-Shipped recipes: waltz, waltz-published, waltz-frozen-conversation, single-agent, waltz-no-label,
-waltz-no-label-anywhere; macpo, macpo-published, macpo-as-labelled, macpo-rehearse, macpo-no-mp, macpo-no-hn,
-macpo-no-iw, macpo-coins, naive-sft, consensus, confident-loss, spin, self-rewarding, ceiling; against a pair: attacker;
-English text on a laptop: smollm2, macpo-real; for models of real sizes: waltz-8b, macpo-7b.
+choreo recipe lists the shipped recipes, and prints all settings of one.
 Paths in a recipe are relative to where the command runs. A run folder's recipe.toml lists every setting, with
 absolute paths, and can be trained again.""",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -74,9 +75,8 @@ def find(path: str | Path) -> Path:
     """The recipe file that `path` means: a bare name without a suffix is a shipped recipe. Raises BadInput."""
     file = Path(path)
     if len(file.parts) == 1 and not file.suffix:
-        shipped = sorted(p.stem for p in SHIPPED.glob("*.toml"))
-        if file.name not in shipped:
-            raise BadInput(f"{path}: no shipped recipe has this name{suggest(file.name, shipped)}")
+        if file.name not in (names := shipped_names()):
+            raise BadInput(f"{path}: no shipped recipe has this name{suggest(file.name, names)}")
         return SHIPPED / f"{file.name}.toml"
     if not file.is_file():
         info = file.with_name("run.json")
@@ -84,6 +84,17 @@ def find(path: str | Path) -> Path:
             raise BadInput(f"{file.parent}: is the folder of an attack; expected a run")
         raise BadInput(f"{path}: no such recipe file")
     return file
+
+
+def shipped_names() -> list[str]:
+    """The names of the shipped recipes, sorted."""
+    return sorted(file.stem for file in SHIPPED.glob("*.toml"))
+
+
+def purpose(path: str | Path) -> str:
+    """What a recipe is for: the comment that its file begins with, as one line; "" where it begins with none."""
+    lines = find(path).read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line[:1] == "#", lines))
 
 
 def unset(file: Path) -> list[str]:

@@ -10,7 +10,7 @@ from choreo.errors import BadInput
 from choreo.files import columns, shipped, toml, utf8
 from choreo.judges.trained.folder import JUDGE_FILE
 from choreo.models.resolve import BASES, is_here
-from choreo.registry import anchored, digest_of, is_own
+from choreo.registry import anchored, code_digest, is_own
 
 # The settings of a recipe that may name a part of the user's own, as file.py:object.
 PARTS = {"method", "backend", "environment", "estimator", "kind", "format", "conversation", "feedback"}
@@ -24,10 +24,10 @@ MODELS = {"base", "feedback_base", "student", "teachers", "model"}
 
 
 def code_of(recipe: config.Recipe) -> dict[str, str]:
-    """The digest of the code of every part of the user's own that a recipe names (`digest_of`), by its name."""
+    """The digest of the code of every part of the user's own that a recipe names (`code_digest`), by its name."""
     settings = toml.leaves(recipe.model_dump()).items()
     named = {value for keys, value in settings if keys[-1] in PARTS and OPTIONS.isdisjoint(keys)}
-    return {name: digest_of(name) for name in sorted(filter(is_own, named))}
+    return {name: code_digest(name) for name in sorted(filter(is_own, named))}
 
 
 def rooted(recipe: config.Recipe) -> config.Recipe:

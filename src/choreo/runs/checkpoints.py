@@ -12,7 +12,7 @@ from choreo.errors import BadInput
 def checkpoints(path: str | Path) -> dict[int, Path]:
     """The finished checkpoints of the run at `path`, by step. A folder with a temporary name is not finished."""
     folders = (folder for folder in Path(path).glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", folder.name))
-    return {step_of(folder): folder for folder in sorted(folders)}
+    return {step_named(folder): folder for folder in sorted(folders)}
 
 
 def checkpoint_at(path: str | Path, step: int | None = None) -> tuple[int, Path | None]:
@@ -53,6 +53,6 @@ def checkpoint_digest(folder: Path | None) -> str:
     return digest.hexdigest()
 
 
-def step_of(path: Path) -> int:
+def step_named(path: Path) -> int:
     """The step in the name of a folder or file, such as step-000010 or step-000010.jsonl.gz."""
     return int(path.name.removeprefix("step-").split(".")[0])

@@ -35,7 +35,7 @@ from choreo.files import durable
 from choreo.files.json_file import read_array, read_object
 from choreo.runs import shipped
 from choreo.runs.callbacks import Callback, notify
-from choreo.runs.checkpoints import checkpoints, step_of
+from choreo.runs.checkpoints import checkpoints, step_named
 from choreo.runs.episodes import earlier_of, episode_of, record
 from choreo.runs.heldout import games_of, measured_file, write_measured
 from choreo.runs.lock import LOCK, take
@@ -230,7 +230,7 @@ class Run:
             raise BadInput(f"{self.path}: its checkpoints are gone, and training anew would erase its record")
         durable.cut_after(self.path / "metrics.jsonl", step)
         for file in self.path.glob("episodes/step-*.jsonl.gz"):
-            if step_of(file) > step:
+            if step_named(file) > step:
                 file.unlink()
         return step, path
 
