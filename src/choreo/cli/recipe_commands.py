@@ -43,9 +43,8 @@ def recipe(args: argparse.Namespace) -> int:
         if args.set or args.against:
             raise BadInput("recipe: --set and --against go with a recipe; name one")
         for name in config.shipped_names():
-            print(
-                f"{name}\n{textwrap.fill(config.purpose(name), 100, initial_indent=INDENT, subsequent_indent=INDENT)}"
-            )
+            print(name)
+            print(textwrap.fill(config.purpose(name), 100, initial_indent=INDENT, subsequent_indent=INDENT))
         return 0
     one = config.load(args.recipe, args.set)
     if args.against is None:
