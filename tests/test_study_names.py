@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from choreo import studies
+from choreo.cli import main
+from choreo.errors import BadInput
 
 
 def test_a_module_in_the_package_is_a_study(tmp_path, monkeypatch):
@@ -16,7 +21,7 @@ def test_a_module_in_the_package_is_a_study(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
     assert studies.questions() == known | {"pair-size": "does a pair need size? Two bases."}
     assert studies.load("pair-size").__doc__.startswith("`choreo study pair-size`")
-    with pytest.raises(ValueError, match="no study 'pair'; there are macpo-baselines, "):
+    with pytest.raises(BadInput, match=r"no study 'pair'; there are macpo-baselines, .* or FILE\.py of your own"):
         studies.load("pair")
 
 
@@ -31,3 +36,29 @@ def test_the_names_of_the_studies_load_none_of_them():
     code = "import sys; from choreo import studies; studies.questions(); print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_study_of_ones_own_is_a_file_and_its_page_says_where_it_was_edited(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mine = Path("mine.py")
+    mine.write_text(
+        "SEEDS = (7, 8)\n\ndef run(study):\n    study.train(())\n    return study.write('Mine', 'Why.', ())\n"
+    )
+    code = sha256(mine.read_bytes()).hexdigest()
+    assert main(["study", "mine.py"]) == 0
+    assert json.loads(Path("runs/mine/study.json").read_text())["code"] == code
+    page = Path("runs/mine/study.md").read_text()
+    assert "Seeds 7, 8;" in page and f"in mine.py, SHA-256 {code[:16]}…." in page and "exploratory" not in page
+    begun = json.loads(Path("runs/mine/study.json").read_text()) | {"code": "0" * 64}
+    Path("runs/mine/study.json").write_text(json.dumps(begun))
+    assert main(["study", "mine.py", "--resume"]) == 0
+    assert "edited after the first run began, so every verdict is exploratory" in Path("runs/mine/study.md").read_text()
+    assert json.loads(Path("runs/mine/study.json").read_text())["code"] == "0" * 64
+    Path("empty.py").write_text("x = 1\n")
+    for name, why in (
+        ("empty.py", "has no function run(study)"),
+        ("none.py", "no such file"),
+        ("mine", "no study 'mine'"),
+    ):
+        assert main(["study", name, "--run", "other"]) == 2 and why in capsys.readouterr().err
+    assert not Path("other").exists()

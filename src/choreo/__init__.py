@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from choreo.runs.bar import ProgressBar as ProgressBar
     from choreo.runs.callbacks import Callback as Callback
     from choreo.runs.folder import Run as Run
+    from choreo.studies.shared.arms import Arm as Arm
+    from choreo.studies.shared.arms import Study as Study
+    from choreo.studies.shared.compare_arms import compare_arms as compare_arms
+    from choreo.studies.shared.paired import contrasts as contrasts
     from choreo.types import Episode as Episode
     from choreo.types import Feedback as Feedback
     from choreo.types import Limits as Limits
@@ -78,6 +82,9 @@ _HOMES = {
     "choreo.runs.bar": "ProgressBar",
     "choreo.runs.callbacks": "Callback",
     "choreo.runs.folder": "Run",
+    "choreo.studies.shared.arms": "Arm Study",
+    "choreo.studies.shared.compare_arms": "compare_arms",
+    "choreo.studies.shared.paired": "contrasts",
     "choreo.types": "Episode Feedback Limits Preference Prompt Sample Turn Verdict",
 }
 _MODULE = {name: module for module, names in _HOMES.items() for name in names.split()}

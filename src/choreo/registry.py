@@ -76,6 +76,12 @@ class Registry:
         return found
 
 
+def load_module(file: Path, what: str = "file") -> ModuleType:
+    """The module in a user's file. what: the kind of thing, in messages. Raises BadInput where there is none, or it
+    raises while it is imported."""
+    return _loaded(str(file), lambda: _from_file(file), f"{what} {str(file)!r}")
+
+
 def load_object(name: str, what: str = "object") -> Any:
     """The object that `name` means, as `module:object` or `file.py:object`.
 
@@ -86,17 +92,8 @@ def load_object(name: str, what: str = "object") -> Any:
     if match is None:
         raise BadInput(f"{what} {name!r}: expected module:object, or file.py:object")
     where, attribute = match["where"], match["attribute"]
-    try:
-        file = _file_of(where)
-        module = _from_file(file) if file else _from_path(where)
-    except BadInput:  # it says itself what it needs
-        raise
-    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
-        reason, kind = first_line(error), type(error).__name__
-        if not isinstance(error, _NoFile) and not reason.startswith(kind):
-            reason = f"{kind}: {reason}"
-        raise BadInput(f"{what} {name!r}: {where} cannot be imported: {reason}{_line_in(error, where)}") from error
-    found: Any = module
+    file = _file_of(where)
+    found: Any = _loaded(where, lambda: _from_file(file) if file else _from_path(where), f"{what} {name!r}")
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise BadInput(f"{what} {name!r}: {where} has no {attribute}")
@@ -163,9 +160,7 @@ def origin(name: str, found: Any) -> dict[str, str]:
         file = None
     if not file or not Path(file).is_file():
         return {"object": name}
-    # A file may have been changed since it was imported: what counts is what runs.
-    imported = _SOURCES.get(str(Path(file).resolve()))
-    return {"object": name, "source": imported or sha256(Path(file).read_bytes()).hexdigest()}
+    return {"object": name, "source": file_digest(Path(file))}
 
 
 def code_digest(name: str) -> str:
@@ -174,8 +169,11 @@ def code_digest(name: str) -> str:
     load_object(name)
     where = name.rpartition(":")[0]
     file = _file_of(where) or Path(getattr(sys.modules.get(where), "__file__", None) or "")
-    if not file.is_file():
-        return ""
+    return file_digest(file) if file.is_file() else ""
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file of the user's, as it was when it was imported: what counts is what runs."""
     return _SOURCES.get(str(file.resolve())) or sha256(file.read_bytes()).hexdigest()
 
 
@@ -189,6 +187,19 @@ def discover(package: str, attribute: str, *, folders: bool = False) -> dict[str
         if module.ispkg or not folders:
             found |= getattr(importlib.import_module(f"{package}.{module.name}"), attribute, {})
     return found
+
+
+def _loaded(where: str, load: Callable[[], ModuleType], named: str) -> ModuleType:
+    """What `load` imports from `where`. Raises BadInput, which begins with `named`, where that fails."""
+    try:
+        return load()
+    except BadInput:  # it says itself what it needs
+        raise
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
+        reason, kind = first_line(error), type(error).__name__
+        if not isinstance(error, _NoFile) and not reason.startswith(kind):
+            reason = f"{kind}: {reason}"
+        raise BadInput(f"{named}: {where} cannot be imported: {reason}{_line_in(error, where)}") from error
 
 
 _IMPORTING = threading.RLock()

@@ -27,10 +27,11 @@ def add(commands: Any) -> None:
   choreo study waltz-table --resume        finished runs are kept, the others go on
   choreo study macpo-noise --reuse runs/macpo-table runs/macpo-baselines     what is trained there is not trained again
   choreo study waltz-limits --set learning.steps=20 --set world.heldout_prompts=60     a short look
+  choreo study mine.py                     a study of your own (docs/your-study.md)
 --set holds for every run of the study, except where the study itself varies the setting.""",
     )
     study_command.add_argument(
-        "name", nargs="?", choices=list(known), metavar="NAME", help=f"one of {', '.join(known)}"
+        "name", nargs="?", metavar="NAME", help=f"one of {', '.join(known)}; or FILE.py, a study of your own"
     )
     study_command.add_argument(
         "--list",
@@ -66,7 +67,7 @@ def study(args: argparse.Namespace) -> int:
         return _list(args.json)
     if args.name is None:
         raise BadInput("study: expected the NAME of a study, or --list (choreo study --help)")
-    folder = args.run or Path("runs") / args.name
+    folder = args.run or Path("runs") / Path(args.name).stem
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; a study needs a folder")
     if args.resume and not folder.is_dir():
@@ -74,17 +75,19 @@ def study(args: argparse.Namespace) -> int:
     if not args.resume and folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: already exists; name another with --run, or go on with --resume")
     from choreo.api import quiet
+    from choreo.registry import file_digest
     from choreo.runs.bar import ProgressBar
     from choreo.runs.progress import Progress
     from choreo.studies.shared.arms import Study
 
     quiet()
-    module = studies.load(args.name)
+    module, name = studies.load(args.name), Path(args.name).name
+    code = file_digest(Path(args.name)) if name.endswith(".py") else ""
     with Progress([ProgressBar()]) as progress:
         try:
             registered, defaults = getattr(module, "SEEDS", ()), getattr(module, "SETTINGS", ())
             opened = Study.open(
-                args.name, folder, args.seeds, args.set, progress, args.jobs, registered, args.reuse, defaults
+                name, folder, args.seeds, args.set, progress, args.jobs, registered, args.reuse, defaults, code
             )
             verdicts = module.run(opened)
         except (Interrupted, KeyboardInterrupt):

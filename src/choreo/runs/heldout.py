@@ -13,7 +13,7 @@ from choreo.runs.episodes import record
 from choreo.types import AGAIN, Episode
 
 
-def heldout_games(path: Path, system: str, round: int | None = None) -> list[dict[str, Any]]:
+def heldout_games(path: str | Path, system: str, round: int | None = None) -> list[dict[str, Any]]:
     """The records of a system's judged games on held-out prompts, but for those that were played once more under a
     system message. Raises BadInput where the run has none of them."""
     if not (file := measured_file(path, system, round)).is_file():
@@ -24,14 +24,14 @@ def heldout_games(path: Path, system: str, round: int | None = None) -> list[dic
     return [game for game in durable.read_lines(games_of(file)) if not game["prompt"]["suite"].endswith(AGAIN)]
 
 
-def systems_of(run: Path, round: int | None = None) -> list[str]:
+def systems_of(run: str | Path, round: int | None = None) -> list[str]:
     """The systems that were measured on held-out prompts, at the end or after a round of MACPO."""
     return sorted(unquote(one.stem) for one in measured_file(run, "any", round).parent.glob("*.json"))
 
 
-def measured_file(run: Path, system: str, round: int | None = None) -> Path:
+def measured_file(run: str | Path, system: str, round: int | None = None) -> Path:
     """The measures of a system on held-out prompts. round: of a policy as it was after that round; None: at the end."""
-    folder = run / "heldout" if round is None else run / "heldout" / f"round-{round}"
+    folder = Path(run, "heldout") if round is None else Path(run, "heldout", f"round-{round}")
     return folder / f"{quote(system, safe='+')}.json"
 
 

@@ -74,6 +74,7 @@ class Study:
     registered: the seeds that the study was written down with (docs/studies/registered.md); none: it was not.
     reuse: folders of other studies, from which finished runs of equal recipes are copied.
     defaults: settings of the study's own, with which it was registered.
+    code: SHA-256 of the file of a user's own study when its first run began; "" for choreo's. edited: it changed since.
     """
 
     name: str
@@ -86,6 +87,8 @@ class Study:
     registered: tuple[int, ...] = ()
     reuse: tuple[Path, ...] = ()
     defaults: tuple[str, ...] = ()
+    code: str = ""
+    edited: bool = False
 
     @classmethod
     def open(
@@ -99,6 +102,7 @@ class Study:
         registered: Sequence[int] = (),
         reuse: Sequence[Path] = (),
         defaults: Sequence[str] = (),
+        code: str = "",
     ) -> Study:
         """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
 
@@ -133,6 +137,8 @@ class Study:
             registered=tuple(registered),
             reuse=tuple(reuse or before),
             defaults=tuple(defaults),
+            code=saved.get("code", code),
+            edited=saved.get("code", code) != code,
         )
 
     def recipe(self, arm: Arm, seed: int) -> config.Recipe:
@@ -170,7 +176,7 @@ class Study:
         durable.make_folder(self.folder)
         begun = {"name": self.name, "seeds": self.seeds, "planned": self.planned, "settings": self.settings}
         reuse = [str(folder.resolve()) for folder in self.reuse]
-        durable.write_json(self.folder / "study.json", begun | {"reuse": reuse})
+        durable.write_json(self.folder / "study.json", begun | {"reuse": reuse, "code": self.code})
         for path, original in equal_runs.copy_equal(dict(plan.values()), elsewhere).items():
             self.progress.say(f"{path.name}: a copy of {original}")
         if self.jobs > 1:
@@ -277,7 +283,10 @@ class Study:
         if self.settings:
             how += f" Changed from the shipped recipes in every run: {', '.join(self.settings)}."
         made = kept.made(self.folder)
-        if self.registered:
+        if self.code:
+            edited = ", edited after the first run began, so every verdict is exploratory" if self.edited else ""
+            how += f" Its arms, seeds and contrasts are in {self.name}, SHA-256 {self.code[:16]}…{edited}."
+        elif self.registered:
             how += " Its hypotheses are in docs/studies/registered.md."
         how += f" `choreo study {self.name}` made this page: {kept.told(made)}."
         path = write_study(self.folder / "study.html", title, f"{intro}\n\n{how}", sections)
