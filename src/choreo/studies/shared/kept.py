@@ -25,7 +25,7 @@ PROMPTS = 20  # of every suite, by which a change of the world is seen
 def source() -> dict[str, str]:
     """What a run is begun with. commit: of the checkout, "" outside one, with "+" at its end where something was
     changed since; world: a digest of the microworld."""
-    return {"commit": _commit(), "world": world()}
+    return {"commit": commit(), "world": world()}
 
 
 def made(folder: Path) -> dict[str, Any]:
@@ -111,7 +111,8 @@ def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of the checkout that runs, with "+" at its end where something was changed since; "" outside one."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

@@ -12,6 +12,7 @@ from choreo.config.checking import suggest
 from choreo.errors import BadInput
 from choreo.runs.progress import Progress
 from choreo.studies import swarm
+from choreo.studies.shared.kept import commit
 from choreo.studies.swarm.shared import levers, pages, results
 from choreo.studies.swarm.shared.design import STATISTICS
 from choreo.studies.swarm.shared.folder import ScenarioArm, arm_digests, open_folder, play_all
@@ -79,7 +80,7 @@ def run(
             methods=f"{text.methods.format(fitted=design.fitted)}\n\n{STATISTICS}",
             limitations=text.limitations,
             next=text.next,
-            versions=swarm_versions(),
+            versions=swarm_versions() | {"commit": commit() or "not known"},
         ),
     )
     return pages.write(folder)
