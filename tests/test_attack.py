@@ -151,6 +151,7 @@ def test_what_differs_from_the_attack_that_goes_on_is_said_in_words():
     assert difference("writer", writer, {}) == "runs/a, and not none; go on with --writer runs/a"
     assert difference("writer", writer, {**writer, "step": 80}) == "runs/a at step 60, and it is at 80 now"
     judge = {"judge": "offline/offline", "weights": "e5"}
+    assert difference("judge", None, judge) == "None, and not offline/offline"
     assert difference("judge", {"judge": "microworld"}, judge) == "microworld, and not offline/offline"
     assert difference("judge", judge, {**judge, "weights": "f6"}) == "offline/offline, of which weights changed"
     same = {"count": 8, "digest": "1"}

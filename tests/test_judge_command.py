@@ -13,7 +13,7 @@ from choreo.config.judge import judge_from
 from choreo.data.answers import LabelledAnswer
 from choreo.errors import BadInput
 from choreo.evaluation.judge_trials import trials
-from choreo.judges.resolve import choose, counts, describe, strict
+from choreo.judges.resolve import choose, counts, describe, identity, strict
 from choreo.types import Prompt
 
 
@@ -137,3 +137,18 @@ def test_trainings_without_a_model_have_folders_of_their_own():
     ]
     names = [trial.name for trial in trials(rows, 0.5, (*models, "gpt-4"), every_fold=True)]
     assert len(set(names)) == len(names) == 2 + 2 * len(models)
+
+
+def test_what_a_judge_is_survives_a_file_and_knows_no_address():
+    class Own:
+        name = "own"
+
+        def describe(self):
+            return {"judge": self.name, "labels": ("a", "b"), 3: float("nan"), "endpoint": "http://x"}
+
+    assert identity(Own()) == {"judge": "own", "labels": ["a", "b"], "3": None, "endpoint": "http://x"}
+    one, other = (choose(judge_from([f"rubric:m@http://{host}/v1"])) for host in ("a", "b"))
+    assert identity(one) == identity(other) and identity(one)["endpoint"]["model"] == "m"
+    assert identity(choose(judge_from(["rubric:n@http://a/v1"]))) != identity(one)
+    several = identity(choose(judge_from(["offline", "rubric:m@http://a/v1"])))
+    assert several["parts"][1] == identity(one) and "weights" in several["parts"][0]

@@ -6,6 +6,7 @@ import json
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from choreo.config.reading import METHODS
 from choreo.environments.base import environment_of
 from choreo.errors import BadInput
 from choreo.judges.resolve import choose, describe, format_of
-from choreo.registry import anchored, load_object, origin
+from choreo.registry import anchored, code_digest, load_object, origin
 from choreo.types import Prompt, Verdict
 
 PARTS = '''
@@ -384,3 +385,12 @@ def test_threads_that_load_one_file_get_it_whole_and_the_record_is_of_what_runs(
     before = origin("slow.py:reward", found[0])
     file.write_text("def reward(action):\n    return 1.0\n")
     assert origin("slow.py:reward", REWARDS.get("slow.py:reward")) == before and found[0](None) == 0.0
+
+
+def test_the_code_of_a_part_is_its_own_file_and_the_one_that_names_it(mine):
+    Path("deep.py").write_text("def reward(action):\n    return 0.0\n")
+    Path("shown.py").write_text("from deep import reward\n")
+    named, both = code_digest("deep.py:reward"), code_digest("shown.py:reward")
+    assert both == f"{sha256(Path('shown.py').read_bytes()).hexdigest()}+{named}"
+    # An object of one of choreo's classes changes with the user's file alone.
+    assert code_digest("mine.py:per_length") == sha256(Path("mine.py").read_bytes()).hexdigest()

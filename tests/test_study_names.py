@@ -13,6 +13,7 @@ import pytest
 from choreo import studies
 from choreo.cli import main
 from choreo.errors import BadInput
+from choreo.studies.shared.arms import MEASURED_OF, _is_of
 
 
 def test_a_module_in_the_package_is_a_study(tmp_path, monkeypatch):
@@ -62,3 +63,12 @@ def test_a_study_of_ones_own_is_a_file_and_its_page_says_where_it_was_edited(tmp
     ):
         assert main(["study", name, "--run", "other"]) == 2 and why in capsys.readouterr().err
     assert not Path("other").exists()
+
+
+def test_measures_of_another_checkpoint_are_not_taken_for_a_runs_own(tmp_path):
+    file = tmp_path / "measured.json"
+    assert not _is_of(file, "a1")
+    file.write_text('{"f1": {}}')
+    assert _is_of(file, "a1")  # an older choreo did not say
+    file.write_text(json.dumps({"f1": {}, MEASURED_OF: "a1"}))
+    assert _is_of(file, "a1") and _is_of(file, None) and not _is_of(file, "b2") and not _is_of(file, "")

@@ -200,10 +200,10 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(base, tmp_path):
         with Progress([Stop(after)]) as progress, pytest.raises(Interrupted, match="saved"):
             training.train_judge(judging, trials(ROWS, 0.25), tmp_path / "cut", progress)
     with pytest.raises(BadInput, match=r"already exists; .* or --resume"):
-        training.make_room(tmp_path / "cut", False, False)
+        training.refuse_taken(tmp_path / "cut", False)
     with pytest.raises(BadInput, match="begun with other rows"):
         run(base, tmp_path / "cut", lr=1e-3)
-    training.make_room(tmp_path / "cut", True, False)
+    training.refuse_taken(tmp_path / "cut", True)
     run(base, tmp_path / "cut")
     for name in ("adapter_model.safetensors", "judge.json", "DATA_CARD.md"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -255,6 +255,12 @@ def test_the_command(base, tmp_path, capsys):
     assert main(given) == 0
     assert "### Refusal" in (told := capsys.readouterr()).out and "held out" in told.err
     assert main(given) == 2 and "already exists" in capsys.readouterr().err
+    one_sided = tmp_path / "one-sided.jsonl"
+    one_sided.write_text("\n".join(json.dumps(row) for row in rows if row["refusal"]))
+    before = {one.name: one.read_bytes() for one in (tmp_path / "made").iterdir()}
+    refused = [str(one_sided) if word == str(file) else word for word in given]
+    assert main([*refused, "--overwrite"]) == 2 and "refusal is true for all" in capsys.readouterr().err
+    assert before == {one.name: one.read_bytes() for one in (tmp_path / "made").iterdir()}
     assert main([*given, "--overwrite"]) == 0 and not (tmp_path / "made" / "training").exists()
 
 

@@ -103,12 +103,13 @@ def test_a_run_is_running_interrupted_or_finished_by_its_lock_and_summary(watche
 
 def test_games_after_a_round_are_found_beside_those_at_the_end(watcher, tmp_path):
     with Run.create(tmp_path / "mine", WaltzRecipe()) as run:
-        run.save_measured("student+", {}, [episode(0)])
-        run.save_measured("student+", {}, [episode(1), episode(2)], round=3)
-        (run.path / "heldout" / "round-3" / "teacher-1+.jsonl.gz").write_bytes(b"no games")
+        for number in (0, 9, 10):
+            run.save_measured("student+", {}, [episode(number), episode(number + 1)], round=number)
+        run.save_measured("student+", {}, [episode(10), episode(11)])  # of the last round, at the end
+        (run.path / "heldout" / "round-9" / "teacher-1+.jsonl.gz").write_bytes(b"no games")
     (row,) = told(watcher)["runs"]
-    found = watcher.index.choices([row["number"]])["source"]
-    assert found == ["student+", "student+ after round 3"] and watcher.index.games == 3
+    found = [name for name, _ in watcher.index.choices([row["run"]])["source"]]
+    assert found == ["student+", "student+ after round 0", "student+ after round 9"] and watcher.index.games == 6
     assert "teacher-1+.jsonl.gz: is damaged" in row["problem"]
 
 

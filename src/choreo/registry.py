@@ -152,24 +152,28 @@ def takes(*positional: str, named: Sequence[str] = ()) -> Callable[[Any], str]:
 
 
 def origin(name: str, found: Any) -> dict[str, str]:
-    """Where an object of the user's comes from, for the record: its name, and the SHA-256 of its file."""
-    made = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
-    try:
-        file = inspect.getsourcefile(made)
-    except TypeError:
-        file = None
-    if not file or not Path(file).is_file():
-        return {"object": name}
-    return {"object": name, "source": file_digest(Path(file))}
+    """Where an object of the user's comes from, for the record: its name, and in "source" the SHA-256 of the file that
+    the name points to and, behind a "+", of the one in which the object stands, where that is another."""
+    digests = dict.fromkeys(map(file_digest, _files_of(name, found)))
+    return {"object": name} | ({"source": "+".join(digests)} if digests else {})
 
 
 def code_digest(name: str) -> str:
-    """SHA-256 of the file in which an object of the user's stands, as it was when it was imported; "" where there is no
-    file of its own. Raises BadInput as `load_object`."""
-    load_object(name)
+    """The "source" of what `name` means, as `origin` has it; "" without a file. Raises BadInput as `load_object`."""
+    return origin(name, load_object(name)).get("source", "")
+
+
+def _files_of(name: str, found: Any) -> list[Path]:
+    """The files of an object of the user's, none of choreo's own: an object may be of one of choreo's classes."""
     where = name.rpartition(":")[0]
-    file = _file_of(where) or Path(getattr(sys.modules.get(where), "__file__", None) or "")
-    return file_digest(file) if file.is_file() else ""
+    named = _file_of(where) or getattr(sys.modules.get(where), "__file__", None)
+    made = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
+    try:
+        stands = inspect.getsourcefile(made)
+    except TypeError:
+        stands = None
+    files = [Path(file).resolve() for file in (named, stands) if file]
+    return [file for file in files if file.is_file() and Path(__file__).parent not in file.parents]
 
 
 def file_digest(file: Path) -> str:

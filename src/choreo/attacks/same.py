@@ -55,9 +55,9 @@ def _writer(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
     return f"the weights of {named} are others now"
 
 
-def _judge(before: Mapping[str, Any] | str, now: Mapping[str, Any]) -> str:
-    was = before if isinstance(before, str) else before.get("judge")
-    if was != now["judge"] or isinstance(before, str):
+def _judge(before: Mapping[str, Any] | str | None, now: Mapping[str, Any]) -> str:
+    was = before.get("judge") if isinstance(before, Mapping) else before
+    if was != now["judge"] or not isinstance(before, Mapping):
         return f"{str(was)[:LETTERS]}, and not {str(now['judge'])[:LETTERS]}"
     others = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return f"{str(was)[:LETTERS]}, of which {', '.join(others)} changed"

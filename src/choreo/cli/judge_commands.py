@@ -343,6 +343,7 @@ def _finetune(args: argparse.Namespace) -> int:
         raise BadInput(f"--lr {args.lr}: expected a number between 0 and 1")
     from choreo.api import quiet
     from choreo.evaluation import judge_finetuning as training
+    from choreo.evaluation.judge_labels import heads, one_sided, refuse_one_sided
     from choreo.evaluation.judge_training import read_all
     from choreo.evaluation.judge_trials import trials
     from choreo.judges.trained.folder import JUDGE_FILE
@@ -351,19 +352,20 @@ def _finetune(args: argparse.Namespace) -> int:
     from choreo.runs.progress import Progress
 
     quiet()
-    training.make_room(args.out, args.resume, args.overwrite)
+    if not args.overwrite:
+        training.refuse_taken(args.out, args.resume)
     rows = read_all(args.data, _say)
     planned = trials(rows, args.holdout, args.leave_out, args.every_fold)
+    refuse_one_sided(both := heads(rows), planned[0].train)
+    for line in (f"! {trial.name}: {line}" for trial in planned for line in one_sided(both, trial.train)):
+        _say(line)
+    question = question_of(args.prompt_tokens, args.answer_tokens)
     how = training.Training(
-        args.base,
-        args.epochs,
-        args.lr,
-        args.rank,
-        seed=args.seed,
-        device=args.device,
-        question=question_of(args.prompt_tokens, args.answer_tokens),
+        args.base, args.epochs, args.lr, args.rank, seed=args.seed, device=args.device, question=question
     )
     judging = training.Judging(how, rows)
+    if args.overwrite:
+        training.clear(args.out)
     _say(f"{len(rows)} answers, {len(planned[0].test)} of them held out; trainings: {len(planned)}")
     try:
         with Progress([ProgressBar()]) as progress:

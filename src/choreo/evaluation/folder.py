@@ -13,7 +13,11 @@ from choreo.files.json_file import read_object
 from choreo.runs.folder import new_folder
 from choreo.runs.lock import LOCK
 
-BEGUN = ("run.json", "dialogues.json", "summary.json")  # one of these, or a judge's replies, is of an evaluation
+# What a folder has one of, once it was begun.
+BEGUN = {
+    "eval": ("eval.toml", "dialogues.json", "judgements.sqlite", "replies.sqlite"),
+    "attack": ("run.json",),
+}
 
 
 @contextmanager
@@ -35,8 +39,8 @@ def evaluation_folder(out: str | Path | None, into_existing: bool, name: str = "
     if into_existing and not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; --resume goes on in one that is there")
     there = [one.name for one in folder.iterdir() if one.name != LOCK] if folder.is_dir() else []
-    if into_existing and there and not any(one in BEGUN or one.endswith(".sqlite") for one in there):
-        raise BadInput(f"{folder}: holds {min(there)!r} and no evaluation to go on with; name another with --out")
+    if into_existing and there and not set(BEGUN[name]) & set(there):
+        raise BadInput(f"{folder}: holds {min(there)!r} and no {name} to go on with; name another with --out")
     if there and not into_existing:
         raise BadInput(f"{folder}: already exists; name another with --out, or go on with --resume")
     made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -28,7 +28,7 @@ from choreo.engine.noise import seed_of
 from choreo.engine.policies import LowRank
 from choreo.engine.score import score
 from choreo.errors import BadInput, Interrupted
-from choreo.evaluation.judge_labels import WEAK_HARM, WEAK_REFUSAL, LabelHead, card_rows, heads, one_sided, view
+from choreo.evaluation.judge_labels import WEAK_HARM, WEAK_REFUSAL, LabelHead, card_rows, heads, view
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, Trial
 from choreo.evaluation.judging import confusion_table
 from choreo.files import durable
@@ -208,31 +208,33 @@ class Judging:
         return found
 
 
-def make_room(out: Path, resume: bool, overwrite: bool) -> None:
-    """Raises BadInput where a judge is in `out`, or one half made, and neither `resume` nor `overwrite` is given.
+WRITTEN = (WORK, JUDGE_FILE, ADAPTER_FILE, ADAPTER_CONFIG, CARD_FILE)
 
-    overwrite: what is there goes, of the files and folders that this module writes.
-    """
-    made = [out / name for name in (WORK, JUDGE_FILE, ADAPTER_FILE, ADAPTER_CONFIG, CARD_FILE)]
-    if overwrite:
-        shutil.rmtree(made[0], ignore_errors=True)
-        for file in made[1:]:
-            file.unlink(missing_ok=True)
-    elif resume and not made[0].is_dir():
+
+def refuse_taken(out: Path, resume: bool) -> None:
+    """Raises BadInput where a judge is in `out`, or one half made, and `resume` is not given; or where it is, and there
+    is none half made."""
+    made = [out / name for name in WRITTEN]
+    if resume and not made[0].is_dir():
         raise BadInput(f"{out}: holds no training that was stopped")
-    elif not resume and (there := next((one for one in made if one.exists()), None)):
+    if not resume and (there := next((one for one in made if one.exists()), None)):
         more = ", or --resume, which goes on with it" if there == made[0] else ""
         raise BadInput(f"{there}: already exists; name another folder with --out, or give --overwrite{more}")
+
+
+def clear(out: Path) -> None:
+    """Removes a judge from `out`, and one half made: of the files and folders there those that this module writes."""
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    for name in WRITTEN[1:]:
+        (out / name).unlink(missing_ok=True)
 
 
 def train_judge(judging: Judging, planned: Sequence[Trial], out: Path, progress: Progress) -> str:
     """Trains a judge for every trial, writes that of the first one into `out`, and returns the measured tables.
 
     It goes on with what is in `out`. Raises BadInput where that was begun with other rows or settings, or cannot be
-    made, and where both labels are the same in all rows that the written judge learns from.
+    made.
     """
-    for line in one_sided(judging.both, planned[0].train):
-        progress.say(f"! {line}")
     work, identity = out / WORK, judging.identity()
     begun = work / SETTINGS_FILE
     durable.make_folder(work)

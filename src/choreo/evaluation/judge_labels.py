@@ -82,22 +82,27 @@ def heads(rows: Sequence[LabelledAnswer]) -> tuple[LabelHead, LabelHead]:
 
 
 def one_sided(both: Sequence[LabelHead], rows: Sequence[int] | None = None) -> list[str]:
-    """A line on every label that is the same in all examples: a judge learns to say it always.
+    """A line on every label that no example has, or that is the same in all of them: a judge learns to say it always.
 
-    rows: indices of the rows that are learnt from; by default all. Raises BadInput where a label has no example, and
-    where no label has examples of both values.
+    rows: indices of the rows that are learnt from; by default all.
     """
     lines = []
     for head in both:
-        taught = head.taught if rows is None else head.taught & np.isin(np.arange(len(head.taught)), rows)
-        labels = head.labels[taught]
+        labels = head.labels[head.taught if rows is None else head.taught & np.isin(np.arange(len(head.taught)), rows)]
         if not len(labels):
-            raise BadInput(f"no answer has a label of {head.name}; expected some that are true and some that are false")
-        if len(set(labels)) == 1:
-            lines.append(f"{head.name} is {bool(labels[0])} for all {len(labels)} answers to learn from".lower())
-    if len(lines) == len(both):
-        raise BadInput(f"{' and '.join(lines)}; expected some of each")
-    return [f"{line}: the judge will always say so" for line in lines]
+            lines.append(f"no answer has, or implies, a label of {head.name}")
+        elif len(set(labels)) == 1:
+            lines.append(
+                f"{head.name} is {'true' if labels[0] else 'false'} for all {len(labels)} answers to learn from"
+            )
+    return lines
+
+
+def refuse_one_sided(both: Sequence[LabelHead], rows: Sequence[int] | None = None) -> None:
+    """Raises BadInput where a label has no example, and where both labels are the same in all: see `one_sided`."""
+    lines = one_sided(both, rows)
+    if len(lines) == len(both) or any(line.startswith("no answer") for line in lines):
+        raise BadInput(f"{' and '.join(lines)}; expected some that are true and some that are false")
 
 
 def view(

@@ -26,6 +26,7 @@ from choreo.evaluation.judge_labels import (
     heads,
     model_of,
     one_sided,
+    refuse_one_sided,
     view,
 )
 from choreo.evaluation.judge_trials import FAMILY, MODEL, PROMPTS, fold_of
@@ -197,6 +198,7 @@ def train_judge(rows: list[LabelledAnswer], out: Path, say: Callable[[str], obje
     cannot be made.
     """
     both = heads(rows)
+    refuse_one_sided(both)
     for line in one_sided(both):
         say(f"! {line}")
     durable.make_folder(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import product
@@ -14,6 +15,7 @@ from choreo.config.judge import Judge as Settings
 from choreo.config.parts import JUDGES, is_format
 from choreo.errors import BadInput
 from choreo.files import shipped
+from choreo.files.durable import finite
 from choreo.judges.base import Format, FormatEntry, Judge, judge_all
 from choreo.judges.majority import Majority
 from choreo.judges.offline.model import WEIGHTS, OfflineJudge
@@ -129,15 +131,18 @@ def describe(judge: Judge) -> dict[str, Any]:
 
 def identity(judge: Judge) -> dict[str, Any]:
     """What the verdicts of a judge depend on: its record (`describe`) without the address of a server and how patiently
-    it is asked."""
+    it is asked; as a file of JSON gives it back."""
 
-    def kept(record: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(record)
-        if "endpoint" in found:
-            found["endpoint"] = {name: found["endpoint"][name] for name in ("model", "extra")}
-        return found | ({"parts": [kept(one) for one in found["parts"]]} if "parts" in found else {})
+    def kept(one: Judge) -> dict[str, Any]:
+        if isinstance(one, Majority):
+            return {"judge": one.name, "parts": [kept(inner) for inner in parts(one)]}
+        found = describe(one)
+        if isinstance(endpoint := found.get("endpoint"), Mapping):
+            found |= {"endpoint": {name: endpoint[name] for name in ("model", "extra") if name in endpoint}}
+        return found
 
-    return kept(describe(judge))
+    read_back: dict[str, Any] = json.loads(json.dumps(finite(kept(judge)), default=str))
+    return read_back
 
 
 # What a judge's record may hold that another one had better not hold too, and what that is.

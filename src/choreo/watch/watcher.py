@@ -173,10 +173,15 @@ def games_of_run(path: Path) -> Iterator[tuple[Path, str, int | None]]:
     for file in path.glob("episodes/step-*.jsonl.gz"):
         if step := re.fullmatch(r"step-(\d+)\.jsonl\.gz", file.name):
             yield file, TRAINING, int(step[1])
-    for file in (*path.glob("heldout/*.jsonl.gz"), *path.glob("heldout/round-*/*.jsonl.gz")):
+    for file in path.glob("heldout/*.jsonl.gz"):
         if not file.name.startswith("."):
-            after = "" if file.parent.name == "heldout" else f" after {file.parent.name.replace('-', ' ')}"
-            yield file, unquote(file.name.removesuffix(".jsonl.gz")) + after, None
+            yield file, unquote(file.name.removesuffix(".jsonl.gz")), None
+    rounds = {int(found[1]): one for one in path.glob("heldout/*") if (found := re.fullmatch(r"round-(\d+)", one.name))}
+    for number, folder in sorted(rounds.items()):
+        for file in folder.glob("*.jsonl.gz"):
+            at_the_end = number == max(rounds) and (path / "heldout" / file.name).is_file()  # the same games
+            if not (at_the_end or file.name.startswith(".")):
+                yield file, f"{unquote(file.name.removesuffix('.jsonl.gz'))} after round {number}", None
     for file in path.glob("attempts/*.jsonl.gz"):  # of an attack: SYSTEM, ATTACK.TRY-CHUNK
         if not file.name.startswith("."):
             yield file, unquote(file.name.removesuffix(".jsonl.gz").rpartition(".")[0]), None

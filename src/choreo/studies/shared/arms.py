@@ -32,7 +32,7 @@ from choreo.files.json_file import read_object
 from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback, notify
-from choreo.runs.checkpoints import last_checkpoint
+from choreo.runs.checkpoints import checkpoint_digest, checkpoints, last_checkpoint
 from choreo.runs.folder import Run, is_finished
 from choreo.runs.heldout import games_of, heldout_games, measured_file, write_measured
 from choreo.runs.progress import Progress
@@ -41,6 +41,7 @@ from choreo.studies.shared.paired import tables
 from choreo.studies.shared.parallel_runs import train_in_parallel
 
 SEEDS = (0, 1, 2)
+MEASURED_OF = "checkpoint"  # in a file of measures: the digest of the checkpoint that they are of; "" is untrained
 _OF_SEEDS = {("seed",), ("world", "split_seed"), ("name",)}
 
 Entry = dict[str, Any]  # one system of one seed, as `metrics.measure` gives it
@@ -210,8 +211,10 @@ class Study:
         """
         entries = []
         for seed, run in zip(self.seeds, runs, strict=False):  # an arm may have the first seeds alone
-            file = self._measured_file(label, seed)
-            if not file.is_file() or not games_of(file).is_file():
+            file, found = self._measured_file(label, seed), checkpoints(run)
+            measured_of = checkpoint_digest(found[max(found)] if trained and found else None)
+            # Checkpoints may be removed once all is measured.
+            if not games_of(file).is_file() or not _is_of(file, measured_of if found else None):
                 recipe = config.load(run / "recipe.toml")
                 method = method_of(recipe)
                 agents = method.load(recipe, last_checkpoint(run)[1] if trained else None)
@@ -220,8 +223,8 @@ class Study:
                 task, on_progress = Task(recipe), reporting(self.progress)
                 entry, games = method.measure_system(system, recipe, agents, prompts, task, on_progress)
                 file.parent.mkdir(exist_ok=True)
-                write_measured(file, entry, games)
-            entries.append(json.loads(file.read_text(encoding="utf-8")))
+                write_measured(file, entry | {MEASURED_OF: measured_of}, games)
+            entries.append({key: value for key, value in read_object(file).items() if key != MEASURED_OF})
         return entries
 
     def outcomes(self, system: str, runs: Sequence[Path], round: int | None = None) -> list[Tables]:
@@ -336,6 +339,12 @@ class _OneRun(Callback):
 
     def wants_stop(self) -> bool:
         return self._study.interrupted
+
+
+def _is_of(file: Path, checkpoint: str | None) -> bool:
+    """Whether the measures in `file` are of this checkpoint. Those of an older choreo do not say, and are taken; so are
+    all where nobody knows the checkpoint (None)."""
+    return file.is_file() and checkpoint in (None, read_object(file).get(MEASURED_OF, checkpoint))
 
 
 def _created(path: Path, recipe: config.Recipe) -> Run:

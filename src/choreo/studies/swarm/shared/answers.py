@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from choreo.methods.macpo.schedule import STUDENT, phases_done, schedule
 from choreo.methods.waltz.method import WALTZ
 from choreo.methods.waltz.pair import AnyPair
 from choreo.methods.waltz.recipe import WaltzRecipe
-from choreo.runs.checkpoints import checkpoint_digest, checkpoints, last_checkpoint
+from choreo.runs.checkpoints import checkpoints, last_checkpoint
 from choreo.runs.folder import read_info
 from choreo.swarm.answers import Answer, Answers, Truth, cached, truth_of
 from choreo.types import Episode, Prompt, Turn
@@ -47,6 +48,14 @@ def load_recipe(run: Path, method: Method[R, Any]) -> R:
 def heldout_prompts(recipe: config.Recipe) -> list[Prompt]:
     """Held-out prompts of the suites that users bring."""
     return [prompt for prompt in World(recipe.world).suites("heldout") if prompt.suite in SUITES]
+
+
+def weights_key(folder: Path) -> str:
+    """16 hex digits of a checkpoint's bytes. Kept answers are named by it, so it stays as it is."""
+    digest = blake2b(digest_size=8)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def training_answers(run: Path, recipe: config.Recipe) -> list[Answer]:
@@ -103,7 +112,7 @@ def waltz_answers(
                 pairs[trained] = WALTZ.load(recipe, last if trained else None)
             return _played(pairs[trained], recipe, prompts, rounds, always)
 
-        weights = f"{base}/{checkpoint_digest(last)}" if trained else base
+        weights = f"{base}/{weights_key(last)}" if trained else base
         key = {"arm": arm, "checkpoint": weights, "seed": recipe.seed, **_how(recipe)}
         found[arm] = cached(cache, key, prompts, write, partial(_label, World(recipe.world)))
     return found
@@ -166,7 +175,7 @@ def macpo_answers(
             return _written(loaded[0], recipe, policy, prompts)
 
         key = {
-            "checkpoint": checkpoint_digest(folder),
+            "checkpoint": weights_key(folder),
             "bases": [*bases(recipe).values()],
             "seed": recipe.seed,
             "temperature": recipe.evaluation.temperature,
