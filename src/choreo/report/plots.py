@@ -112,7 +112,7 @@ def lines(
                 linewidth=1.9,
                 marker=marker,
                 markersize=4.5,
-                label=plain_name(line.name),
+                label=plain_name(line.name, 40),
             )
         if percent:
             use_percent(axes.yaxis)
@@ -264,7 +264,13 @@ def trails(series: Sequence[Line], title: str, x_label: str, y_label: str) -> st
         for index, line in enumerate(series):
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
             axes.plot(
-                line.x, line.y, color=colour, marker=marker, linewidth=1.6, markersize=5, label=plain_name(line.name)
+                line.x,
+                line.y,
+                color=colour,
+                marker=marker,
+                linewidth=1.6,
+                markersize=5,
+                label=plain_name(line.name, 40),
             )
             for number, at in enumerate(zip(line.x, line.y, strict=True)):
                 axes.annotate(str(number), at, (4, 5), textcoords="offset points", fontsize=9, color=colour)

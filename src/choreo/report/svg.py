@@ -79,9 +79,14 @@ def use_percent(axis: Any) -> None:
 
 
 def add_legend(figure: Figure, axes: Any, entries: int) -> None:
-    """A legend below the axes: one row of up to four entries, or rows of three."""
+    """A legend below the axes: one row of up to four entries, or rows of three; fewer in a row where names are long."""
     handles, labels = axes.get_legend_handles_labels()
     columns = entries if entries <= 4 else 3
+    letters = 14 * figure.get_figwidth()  # that a row has room for
+    while columns > 1 and columns * (max(map(len, labels)) + 8) > letters:
+        columns -= 1
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.22 * max(0, rows - 2))  # or the axes would lose their height
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4)
 
 

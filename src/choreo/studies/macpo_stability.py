@@ -51,7 +51,7 @@ def _ends(rounds: dict[str, BySeed]) -> PageSection:
             pooled = [over_seeds(at(runs, number, measure), 1.0) for number in range(len(runs[0]))]
             best = max(pooled, key=lambda e: e["value"])
             rows.append([rule, name, pooled[0], pooled[PAPERS], best, pooled[-1]])
-            series.append(plots.Line.through(f"{rule}: {measure.replace('_', ' ')}", pooled))
+            series.append(plots.Line.through(f"{rule}: {name}", pooled))
     columns = ("student of", "measure", "start", f"round {PAPERS}", "highest", f"round {ROUNDS}")
     figure = plots.lines(series, "The student over ten rounds", "round", percent=True)
     said = "Reward and refusals of the student. The highest of many rounds is high by luck too."

@@ -35,17 +35,22 @@ def run(study: Study) -> str:
             over_seeds(at(found, 0, "general"), 1.0),
             over_seeds(final(found, "general"), 1.0),
             over_seeds(final(found), 1.0),
+            *(over_seeds(at(found, number, "asr"), 1.0) for number in (0, -1)),
+            over_seeds(final(found, "orr"), 1.0),
         ]
         for name, found in rounds.items()
     ]
-    columns = ("student of", "start", "end", "all suites, end")
+    columns = ("student of", "start", "end", "reward, all suites", "ASR, start", "ASR, end", "ORR, end")
     series = {"general ability": [over_seeds(final(found, "general"), 1.0) for found in rounds.values()]}
     figure = plots.bars(list(rounds), series, "General ability of the student at the end", "correct answers")
     intro = (
         "Labelled and unlabelled prompts are general ones alone. General ability is the share of held-out general "
         "prompts that are answered correctly."
     )
-    said = "General ability of each student at its start and at its end, and its reward over all suites."
+    said = (
+        "General ability of each student at its start and at its end; beside it the reward over all suites, and what "
+        "became of unsafe answers and refusals, which nothing here trains."
+    )
     sections = [
         PageSection("Does it carry over?", said, Table(columns, rows), figure),
         contrast_section("MACPO against the others, and against its start", paired_rounds(study, runs, REGISTERED)),
