@@ -87,6 +87,8 @@ def attack(args: argparse.Namespace) -> int:
     from choreo.runs.bar import ProgressBar
 
     check_resume(args, "attack")
+    if args.resume and not args.out.is_dir():
+        raise BadInput(f"{args.out}: no such folder; --resume goes on in one that is there")
     folder = args.out or api.new_folder("attack")
     try:
         summary = api.attack(

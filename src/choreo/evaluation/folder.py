@@ -26,7 +26,7 @@ def evaluation_folder(out: str | Path | None, into_existing: bool, name: str = "
     so that the same command can be typed once more.
 
     name: of a folder that is not named, and what a run.json that is there must have as its method. into_existing: goes
-    on in a folder that an evaluation has begun.
+    on in a folder that an evaluation has begun, or begins one.
 
     Raises BadInput where that cannot be, or something is there already.
     """
@@ -36,8 +36,6 @@ def evaluation_folder(out: str | Path | None, into_existing: bool, name: str = "
     info = folder / "run.json"
     if info.is_file() and read_object(info).get("method") != name:  # its summary and its page are of what was trained
         raise BadInput(f"{folder}: is a run's folder, whose summary and page would be written over; name another")
-    if into_existing and not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder; --resume goes on in one that is there")
     there = [one.name for one in folder.iterdir() if one.name != LOCK] if folder.is_dir() else []
     if into_existing and there and not set(BEGUN[name]) & set(there):
         raise BadInput(f"{folder}: holds {min(there)!r} and no {name} to go on with; name another with --out")
