@@ -281,7 +281,7 @@ def test_an_evaluation_goes_on_in_a_folder_of_its_own_alone(tmp_path, capsys):
     letters = tmp_path / "letters"
     letters.mkdir()
     (letters / "dear.txt").write_text("mine")
-    with pytest.raises(BadInput, match="holds 'dear.txt' and no eval to go on"), evaluation_folder(letters, True):
+    with pytest.raises(BadInput, match=r"holds 'dear\.txt' and no eval to go on"), evaluation_folder(letters, True):
         raise AssertionError("it must not begin")
     assert [file.name for file in letters.iterdir()] == ["dear.txt"]
     with evaluation_folder(tmp_path / "own", into_existing=False) as own:

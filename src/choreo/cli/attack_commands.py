@@ -9,7 +9,7 @@ from typing import Any
 
 from choreo.cli.arguments import JUDGE_HELP, add_command, check_resume, count, json_option, list_parts, natural, seconds
 from choreo.cli.output import print_json
-from choreo.errors import Interrupted
+from choreo.errors import BadInput, Interrupted
 from choreo.text.tables import plain_columns
 
 
