@@ -72,3 +72,29 @@ def test_measures_of_another_checkpoint_are_not_taken_for_a_runs_own(tmp_path):
     assert _is_of(file, "a1")  # an older choreo did not say
     file.write_text(json.dumps({"f1": {}, MEASURED_OF: "a1"}))
     assert _is_of(file, "a1") and _is_of(file, None) and not _is_of(file, "b2") and not _is_of(file, "")
+
+
+def test_mistakes_of_a_users_study_are_found_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    begin = "from choreo import Arm, compare_arms, contrasts\nSEEDS, ALSO, MEASURE, PAIRS = (1, 2), {}, 'F1', ['ba']\n"
+    run = "def run(study):\n    study.write('T', 'I', compare_arms(study, ARMS, contrasts(PAIRS, MEASURE), ALSO))\n"
+    for number, (line, why) in enumerate(
+        {
+            "ARMS = (Arm('a'), Arm('b'), Arm('a'))": "two arms have one name",
+            "ARMS = (Arm('a'), Arm('b', settings='learning.lr=1e-3'))": "arm b: settings: expected several texts",
+            "ARMS = (Arm('a'), Arm('b', first=0))": "arm b: first: expected a whole number of 1 or more, got 0",
+            "ARMS = (Arm('a'), Arm('b', settings=('learning.lrr=1',)))": "arm b: --set learning.lrr=1: ",
+            "ARMS = (Arm('a'), Arm('c'))": "a contrast names 'b'; there are the arms a, c",
+            "ARMS = ()": "a contrast names 'b'; there are the arms (none)",
+            "ARMS, ALSO = (Arm('a'), Arm('b')), {'start': ('d', 'base')}": "also names 'd'; there are the arms a, b",
+            "ARMS, MEASURE = (Arm('a'), Arm('b')), 'ARS'": "no measure 'ARS'; there are ASR, ORR, F1, ",
+            "ARMS, SEEDS = (Arm('a'), Arm('b')), (1, 1)": "SEEDS: expected different whole numbers",
+        }.items()
+    ):
+        Path(f"mine{number}.py").write_text(f"{begin}{line}\n{run}")
+        assert main(["study", f"mine{number}.py"]) == 2
+        assert why in (told := capsys.readouterr().err) and told.count("\n") == 1, told
+        assert not Path("runs").exists()
+    Path("empty").mkdir()
+    assert main(["study", "mine0.py", "--run", "empty", "--resume"]) == 2
+    assert "no study to go on with" in capsys.readouterr().err

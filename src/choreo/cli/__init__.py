@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not utf8.is_text(word):  # Python reads a byte that is not UTF-8 as half a surrogate pair
                 raise BadInput(f"{utf8.printable(word)!r}: is not UTF-8")
         args = parser().parse_args(words)
-        return args.command(args) or 0
+        code = args.command(args) or 0
+        sys.stdout.flush()  # here, where a reader that is gone is no error
+        return code
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has enough, as in `choreo recipe waltz | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        raise
     except BadInput as error:
         say("choreo: " + str(error).replace("\n", "\\n"), "error")  # one line, whatever the user typed
         return 1 if isinstance(error, Unavailable) else 2

@@ -70,7 +70,7 @@ def study(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs") / Path(args.name).stem
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; a study needs a folder")
-    if args.resume and not folder.is_dir():
+    if args.resume and not (folder.is_dir() and any(folder.iterdir())):
         raise BadInput(f"{folder}: there is no study to go on with; begin one without --resume")
     if not args.resume and folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: already exists; name another with --run, or go on with --resume")

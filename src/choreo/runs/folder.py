@@ -153,6 +153,8 @@ class Run:
         now = {**versions(), "threads": threads}
         names = [name for name in now if then.get(name, now[name]) != now[name]]
         edited = [name for name, digest in code.items() if self.info["code"].get(name, digest) != digest]
+        if edited:
+            self.note(edited=sorted({*self.info.get("edited", ()), *edited}))
         became = [f"{name} {then[name]} became {now[name]}" for name in names]
         return became + [f"the code of {name} changed" for name in edited]
 

@@ -33,7 +33,7 @@ from choreo.methods.base import method_of, reporting
 from choreo.report.page import PageSection, Table, write_study
 from choreo.runs.callbacks import Callback, notify
 from choreo.runs.checkpoints import checkpoint_digest, checkpoints, last_checkpoint
-from choreo.runs.folder import Run, is_finished
+from choreo.runs.folder import Run, is_finished, read_info
 from choreo.runs.heldout import games_of, heldout_games, measured_file, write_measured
 from choreo.runs.progress import Progress
 from choreo.studies.shared import equal_runs, kept
@@ -63,6 +63,14 @@ class Arm:
     of_file: bool = True
     first: int | None = None
     longer: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for what is no arm: a user writes them by hand."""
+        if isinstance(self.settings, str):
+            raise BadInput(f"arm {self.name}: settings: expected several texts, as ({self.settings!r},)")
+        for what in ("first", "longer"):
+            if (number := getattr(self, what)) is not None and number < 1:
+                raise BadInput(f"arm {self.name}: {what}: expected a whole number of 1 or more, got {number}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,8 @@ class Study:
 
         Raises BadInput when the folder holds another study, or when a setting is one that the seeds decide.
         """
+        if len({*registered}) < len(registered) or any(type(seed) is not int or seed < 0 for seed in registered):
+            raise BadInput(f"{name}: SEEDS: expected different whole numbers, such as (100, 101), got {registered!r}")
         saved = _saved(folder)
         if saved and saved["name"] != name:
             raise BadInput(f"{folder}: holds the study {saved['name']}, not {name}")
@@ -147,7 +157,10 @@ class Study:
         seeded = (f"seed={seed}", f"world.split_seed={seed}")
         own = toml.read(config.find(arm.recipe))[1] if arm.of_file else {}
         shared = [setting for setting in self.settings if toml.assign({}, setting) not in own]
-        recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded))
+        try:
+            recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded))
+        except BadInput as error:
+            raise BadInput(f"arm {arm.name}: {error}") from None
         if arm.longer > 1:
             steps = f"learning.steps={arm.longer * recipe.model_dump()['learning']['steps']}"
             recipe = config.load(arm.recipe, (*shared, *arm.settings, *seeded, steps))
@@ -160,7 +173,7 @@ class Study:
         Interrupted, with all state saved, after a stop.
         """
         if len({arm.name for arm in arms}) < len(arms):
-            raise ValueError("two arms have one name: their seeds would be counted twice")
+            raise BadInput(f"{self.name}: two arms have one name: their seeds would be counted twice")
         plan: dict[str, tuple[Path, config.Recipe]] = {}
         runs: dict[str, list[Path]] = {arm.name: [] for arm in arms}
         for number, seed in enumerate(self.seeds):
@@ -281,6 +294,9 @@ class Study:
             )
         if self.registered and set(self.settings) != set(self.defaults):
             how += " Registered with other settings, so every verdict is exploratory."
+        infos = [read_info(path) for path in (self.folder / "runs").glob("*-seed*")]
+        if altered := sorted({name for info in infos for name in info.get("edited", ())}):
+            how += f" The code of {', '.join(altered)} changed in the middle of a run, so verdicts are exploratory."
         if copies := equal_runs.copies(self.folder / "runs"):
             how += f" {len(copies)} runs, of equal recipes, were trained before for other studies: {', '.join(copies)}."
         if self.settings:

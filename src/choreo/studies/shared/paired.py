@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from choreo.errors import BadInput
 from choreo.evaluation.metrics import HEADLINE, satisfactory
 from choreo.evaluation.paired import (
     ALPHA,
@@ -73,7 +74,10 @@ Family = dict[Contrast, Finding]
 
 
 def contrasts(pairs: Iterable[tuple[Hashable, Hashable]], *measures: str) -> tuple[Contrast, ...]:
-    """A contrast of every pair (a, b) in every measure."""
+    """A contrast of every pair (a, b) in every measure. Raises BadInput for a measure that there is none of."""
+    for measure in measures:
+        if measure not in STATISTICS:
+            raise BadInput(f"contrasts: no measure {measure!r}; there are {', '.join(STATISTICS)}")
     return tuple(Contrast(a, b, measure) for a, b in pairs for measure in measures)
 
 
