@@ -212,8 +212,8 @@ WRITTEN = (WORK, JUDGE_FILE, ADAPTER_FILE, ADAPTER_CONFIG, CARD_FILE)
 
 
 def refuse_taken(out: Path, resume: bool) -> None:
-    """Raises BadInput where a judge is in `out`, or one half made, and `resume` is not given; or where it is, and there
-    is none half made."""
+    """Raises BadInput where a new training finds a judge in `out`, whole or half made, and where `resume` finds no
+    half-made one."""
     made = [out / name for name in WRITTEN]
     if resume and not made[0].is_dir():
         raise BadInput(f"{out}: holds no training that was stopped")
