@@ -50,9 +50,13 @@ def test_a_study_of_ones_own_is_a_file_and_its_page_says_where_it_was_edited(tmp
     assert json.loads(Path("runs/mine/study.json").read_text())["code"] == code
     page = Path("runs/mine/study.md").read_text()
     assert "Seeds 7, 8;" in page and f"in mine.py, SHA-256 {code[:16]}…." in page and "exploratory" not in page
-    begun = json.loads(Path("runs/mine/study.json").read_text()) | {"code": "0" * 64}
+    begun = json.loads(Path("runs/mine/study.json").read_text()) | {"code": "0" * 64, "settings": ["learning.steps=9"]}
     Path("runs/mine/study.json").write_text(json.dumps(begun))
-    assert main(["study", "mine.py", "--resume"]) == 0
+    assert main(["study", "mine.py", "--resume", "--set", "learning.lr=0.1"]) == 0
+    assert json.loads(Path("runs/mine/study.json").read_text())["settings"] == ["learning.steps=9", "learning.lr=0.1"]
+    capsys.readouterr()
+    assert main(["study", "--list"]) == 0
+    assert "\nmine                 0 runs, 0:00 of training" in capsys.readouterr().out
     assert "edited after the first run began, so every verdict is exploratory" in Path("runs/mine/study.md").read_text()
     assert json.loads(Path("runs/mine/study.json").read_text())["code"] == "0" * 64
     Path("empty.py").write_text("x = 1\n")

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     study_command.add_argument(
         "--list",
         action="store_true",
-        help="for every study: what was run (under runs/ and docs/results/), how long it took, and what is stale",
+        help="for every study, and your own under runs/: what was run, how long it took, and what is stale",
     )
     study_command.add_argument(
         "--seeds",

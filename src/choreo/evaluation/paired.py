@@ -74,7 +74,11 @@ def paired_difference(
     differences are shrunk to what they spread beyond what their prompts explain, so that the luck of prompts is not
     counted twice (Davison and Hinkley 1997, "Bootstrap Methods", section 3.8). Few seeds can agree by chance, so the
     interval is never narrower, nor p smaller, than by Student's t over the seeds' own differences.
+
+    Raises ValueError where a and b have not equally many seeds.
     """
+    if len(a) != len(b):
+        raise ValueError(f"a and b need the same seeds, one table for each; they have {len(a)} and {len(b)}")
     seeds = [_paired(one, other, statistic.measures) for one, other in zip(a, b, strict=True)]
     seeds = [found for found in seeds if all(found.values())]
     if not seeds:

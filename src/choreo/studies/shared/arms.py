@@ -116,7 +116,7 @@ class Study:
         """The study in `folder`, new or begun before. Seeds and settings that are not given are those of the folder.
 
         A new study has the registered seeds, or else SEEDS, where none are given. It has the settings `defaults`; a
-        given setting takes the place of one of these with the same key.
+        given setting takes the place of one of these, or of the folder's, with the same key.
 
         Raises BadInput when the folder holds another study, or when a setting is one that the seeds decide.
         """
@@ -133,8 +133,8 @@ class Study:
         seeds = tuple(seeds or saved.get("seeds") or registered or SEEDS)
         planned = tuple(saved.get("planned") or saved.get("seeds") or seeds)
         # Of two that set the same key the later one, as when a recipe is read.
-        latest = {toml.assign({}, setting): setting for setting in (*defaults, *settings)}
-        settings = tuple(latest.values() if settings else saved.get("settings", defaults))
+        latest = {toml.assign({}, setting): setting for setting in (*saved.get("settings", defaults), *settings)}
+        settings = tuple(latest.values())
         # A study that was stopped while it copied goes on copying. Runs of a study that is gone are trained.
         before = [path for path in map(Path, saved.get("reuse", ())) if (path / "study.json").is_file()]
         return cls(

@@ -22,9 +22,12 @@ def states(names: Iterable[str], runs: Path, results: Path) -> dict[str, State]:
     """The state of every study: {planned, seeds, begun, finished}, of its runs. Where answers are kept, also {made,
     stale, compared}: with what they were made (`kept.made`), what differs now, and whether recipes were compared.
 
-    runs: a study's own folder is RUNS/NAME. results: answers may also be kept in RESULTS/NAME.json.
+    runs: a study's own folder is RUNS/NAME. results: answers may also be kept in RESULTS/NAME.json. A study of a user's
+    own that was begun in RUNS stands under the name of its folder; what it plans is not known here.
     """
-    return {name: _state(name, runs, results) for name in names}
+    shipped = {name: _state(studies.load(name), runs / name, results / f"{name}.json") for name in names}
+    own = (file.parent for file in sorted(runs.glob("*/study.json")) if read_object(file).get("code"))
+    return shipped | {folder.name: _state(None, folder, results / f"{folder.name}.json") for folder in own}
 
 
 def words(state: Mapping[str, Any]) -> str:
@@ -41,20 +44,20 @@ def words(state: Mapping[str, Any]) -> str:
     return f"{kept.told(made)}: {how}"
 
 
-def _state(name: str, runs: Path, results: Path) -> State:
-    module, file = studies.load(name), runs / name / "study.json"
+def _state(module: ModuleType | None, folder: Path, kept_answers: Path) -> State:
+    file = folder / "study.json"
     seeds = getattr(module, "SEEDS", SEEDS)
     if file.is_file():
         seeds = read_object(file).get("seeds", seeds)
-    begun = list((runs / name / "runs").glob("*-seed*"))
+    begun = list((folder / "runs").glob("*-seed*"))
     state: State = {
         "planned": _planned(module, seeds),
         "seeds": len(seeds),
         "begun": len(begun),
         "finished": sum(map(is_finished, begun)),
     }
-    if answers := _latest(runs / name / "answers.json", results / f"{name}.json"):
-        study = Study(name, Path(), (0,), tuple(answers["settings"]), Progress())
+    if answers := _latest(folder / "answers.json", kept_answers):
+        study = Study(folder.name, Path(), (0,), tuple(answers["settings"]), Progress())
         try:
             recipes = [study.recipe(arm, 0) for arm in getattr(module, "ARMS", ())]
             stale = kept.changed(answers["made"], recipes)
@@ -64,7 +67,7 @@ def _state(name: str, runs: Path, results: Path) -> State:
     return state
 
 
-def _planned(module: ModuleType, seeds: Sequence[int]) -> int | None:
+def _planned(module: ModuleType | None, seeds: Sequence[int]) -> int | None:
     """How many runs a study has. None where its module does not declare its arms (ARMS)."""
     if not hasattr(module, "ARMS"):
         return None

@@ -175,7 +175,7 @@ def _p(p: float, floor: float) -> str:
 def _smallest(difference: float | None) -> str:
     if difference is None:
         return "–"
-    return f"{100 * difference:.1f} points" if difference <= 1 else "no difference"  # shares differ by 1 at most
+    return f"{100 * difference:.1f} points" if difference <= 1 else "above 100 points"  # shares differ by 1 at most
 
 
 # ---- outcomes of games ---------------------------------------------------------------------------------
