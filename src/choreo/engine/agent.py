@@ -133,6 +133,16 @@ class Team:
         """The dtype of the base."""
         return next(self.decoder.parameters()).dtype
 
+    def alias(self, agent: str, of: str) -> None:
+        """Makes `agent` a second name of the policy `of`: what is learnt under one name is learnt under both."""
+        self.agents[agent] = self.agents[of]
+        self.version[agent] = self.version[of]
+
+    def count_update(self, agent: str) -> None:
+        """Counts an update of the policy of `agent`, under all of its names."""
+        for name, policy in self.agents.items():
+            self.version[name] += policy is self.agents[agent]
+
     def weights(self, agent: str | None) -> Weights:
         """The weights to lay over the base for `agent`. None is the reference, which is the base itself."""
         return {} if agent is None else self.agents[agent].weights()

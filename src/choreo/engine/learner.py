@@ -117,7 +117,7 @@ class Learner:
             raise FloatingPointError(f"the gradient of agent {self.agent!r} is not finite; its weights are untouched")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.team.version[self.agent] += 1
+        self.team.count_update(self.agent)
         return float(norm)
 
     def forget(self) -> None:

@@ -47,7 +47,10 @@ class Pair(AnyPair[LocalEngine]):
             chat = load_chat(folder, template, rounds=recipe.protocol.rounds, wording=recipe.protocol.wording)
             self._named.append((base, chat))
             kept = [START] if recipe.warmup.on and FEEDBACK in roles else []
-            team = Team.open(folder, [*roles, *kept], seed=recipe.seed, **recipe.model.loading())
+            policies = [CONVERSATION] if recipe.model.one_policy else [*roles, *kept]
+            team = Team.open(folder, policies, seed=recipe.seed, **recipe.model.loading())
+            if recipe.model.one_policy:
+                team.alias(FEEDBACK, CONVERSATION)
             engine = LocalEngine(team, pad_id=chat.pad_id, end_id=chat.end_id)
             writer = self.agents[CONVERSATION].chat if CONVERSATION in self.agents else chat
             grammar = _grammar(chat, recipe.protocol, base) if FEEDBACK in roles else None

@@ -22,6 +22,7 @@ REFUSED: dict[str, tuple[NotThere, ...]] = {
     "model": (
         NotThere("train", "the service trains adapters, not whole models"),
         NotThere("feedback_base", "the service has one base for both agents"),
+        NotThere("one_policy", "the service has an adapter for each agent"),
         *(NotThere(key, NO_EFFECT) for key in ("alpha", "targets", "dtype", "device", "shard", "recompute")),
         NotThere("temperature", "the service learns at temperature 1"),
     ),

@@ -157,7 +157,7 @@ class Waltz(Method[WaltzRecipe, "AnyPair[Any]"]):
                 "the process that plays",
                 base,
                 template,
-                policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),
+                policies=recipe.model.policies(agents, recipe.warmup.on),
                 optimisers=0,
                 judged=False,
             )
@@ -169,7 +169,7 @@ class Waltz(Method[WaltzRecipe, "AnyPair[Any]"]):
                 whose=agents_on(agents),
                 base=base,
                 template=template,
-                policies=len(agents) + (recipe.warmup.on and FEEDBACK in agents),
+                policies=recipe.model.policies(agents, recipe.warmup.on),
                 optimisers=len(learn & {*agents}),
                 judged=CONVERSATION in agents,
                 rounds=recipe.protocol.rounds,

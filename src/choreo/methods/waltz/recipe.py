@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -27,6 +28,9 @@ class Model(Weights):
     )
     feedback_base: str = Field("", description="the feedback agent's base, if it is another one; none: both share one")
     feedback_template: str = Field("", description="a file with a chat template for feedback_base")
+    one_policy: bool = Field(
+        False, description="both agents are one policy: a single model reviews its own answers, and learns both roles"
+    )
 
     def of(self, agent: str) -> tuple[str, str]:
         """The base of `agent`, and the file with its chat template ("" for its own)."""
@@ -47,6 +51,17 @@ class Model(Weights):
         if value and not info.data.get("feedback_base"):
             raise ValueError("goes with feedback_base alone; where both agents are on one base, template is for both")
         return value
+
+    @field_validator("one_policy")
+    @classmethod
+    def _of_one_base(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("feedback_base"):
+            raise ValueError("one policy has one base, and feedback_base names a second one")
+        return value
+
+    def policies(self, agents: Sequence[str], warm: bool) -> int:
+        """How many policies the agents on one base have. warm: whether the start of the feedback agent is kept, too."""
+        return 1 if self.one_policy else len(agents) + (warm and FEEDBACK in agents)
 
 
 class Protocol(Section):
@@ -255,6 +270,8 @@ class WaltzRecipe(Recipe):
     def _of_an_agent_that_learns(cls, value: Warmup, info: ValidationInfo) -> Warmup:
         if value.on and "stages" in info.data and info.data["stages"].train == "conversation":
             raise ValueError('stages.train = "conversation" plays without a feedback agent; rows = 0 leaves it out')
+        if value.on and "model" in info.data and info.data["model"].one_policy:
+            raise ValueError("trains the feedback agent alone, which model.one_policy cannot; rows = 0 leaves it out")
         return value
 
     @field_validator("stages")
@@ -262,6 +279,8 @@ class WaltzRecipe(Recipe):
     def _feedback_is_played(cls, value: Stages, info: ValidationInfo) -> Stages:
         if value.train != "conversation" and "protocol" in info.data and info.data["protocol"].rounds == 0:
             raise ValueError(f'train = "{value.train}" needs feedback, and protocol.rounds = 0 plays without')
+        if value.train != "both" and "model" in info.data and info.data["model"].one_policy:
+            raise ValueError(f'train = "{value.train}" trains one agent alone, which model.one_policy cannot')
         return value
 
 
