@@ -1,4 +1,4 @@
-"""One policy for both roles (`model.one_policy`): what either role learns is learnt by both, and all else is a pair's."""
+"""One policy for both roles (`model.one_policy`): what either role learns is learnt by both; all else is a pair's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SET = [
 
 
 def trained(made: WaltzRecipe, path: Path) -> Pair:
-    with (Run.open(path) if path.exists() else Run.create(path, made)) as run, Progress() as progress:
+    with Run.open(path) if path.exists() else Run.create(path, made) as run, Progress() as progress:
         return train(made, run, progress)
 
 

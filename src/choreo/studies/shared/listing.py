@@ -69,7 +69,7 @@ def _state(module: ModuleType | None, folder: Path, kept_answers: Path) -> State
 
 def _planned(module: ModuleType | None, seeds: Sequence[int]) -> int | None:
     """How many runs a study has. None where its module does not declare its arms (ARMS)."""
-    if not hasattr(module, "ARMS"):
+    if module is None or not hasattr(module, "ARMS"):
         return None
     study, runs = Study("", Path(), (0,), tuple(getattr(module, "SETTINGS", ())), Progress()), dict[str, int]()
     for arm in module.ARMS:  # of equal recipes one is trained
